@@ -1,0 +1,75 @@
+"""Command-line flags derived from config dataclasses, and the manners all binaries share."""
+
+import dataclasses
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from absl import app, flags
+
+from preqn_jax.options import UserError
+
+Config = TypeVar("Config")
+
+
+def define(*configs: type) -> None:
+    """One flag for each field of each dataclass, with its name, default and help; `--help` groups them by dataclass."""
+    for config in configs:
+        hints = typing.get_type_hints(config)
+        for field in dataclasses.fields(config):
+            _define_one(field, _inner_type(hints[field.name]), f"experiments: {config.__name__}")
+
+
+def _inner_type(hint: Any) -> Any:
+    """The type of a flag's value: `X` of `X | None`."""
+    if isinstance(hint, types.UnionType):
+        return next(t for t in typing.get_args(hint) if t is not type(None))
+    return hint
+
+
+def _define_one(field: dataclasses.Field, kind: Any, group: str) -> None:
+    help_text, default = field.metadata["help"], field.default
+    if kind is bool:
+        flags.DEFINE_bool(field.name, default, help_text, module_name=group)
+    elif kind is int:
+        flags.DEFINE_integer(field.name, default, help_text, module_name=group)
+    elif kind is float:
+        flags.DEFINE_float(field.name, default, help_text, module_name=group)
+    elif kind == tuple[int, ...]:
+        flags.DEFINE_list(field.name, [str(v) for v in default], help_text, module_name=group)
+    else:
+        flags.DEFINE_string(field.name, default, help_text, module_name=group)
+
+
+def parse(config: type[Config]) -> Config:
+    """The config that the flags describe. Raises UserError for a list entry that is not a number."""
+    hints = typing.get_type_hints(config)
+    values = {}
+    for field in dataclasses.fields(config):  # pyright: ignore[reportArgumentType]
+        value = getattr(flags.FLAGS, field.name)
+        if hints[field.name] == tuple[int, ...]:
+            value = _integers(field.name, value)
+        values[field.name] = value
+    return config(**values)
+
+
+def _integers(name: str, entries: Sequence[str]) -> tuple[int, ...]:
+    try:
+        return tuple(int(entry) for entry in entries)
+    except ValueError:
+        raise UserError(f"{name} is {','.join(entries)!r}, but it must be whole numbers with commas between, as in 0,1,2") from None
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """`app.run`, with a person's mistakes as one sentence on stderr and exit status 1."""
+
+    def guarded(argv: list[str]) -> int | None:
+        try:
+            return main(argv)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+
+    app.run(guarded)

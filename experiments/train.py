@@ -1,0 +1,279 @@
+"""Train one algorithm on one environment, with any number of seeds side by side.
+
+    python -m experiments.train --algorithm=preqn --env=HalfCheetah-v5 --seeds=0 --num_steps=1000000 --logdir=runs/x
+
+The run directory holds config.json, metrics.jsonl, tensorboard/, checkpoints/, and at the end curve.png and DONE. The same
+command on a directory that holds a checkpoint goes on from there, and ends as if it had never been stopped.
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging as absl_logging
+from tqdm import tqdm
+
+from experiments import flags, plot
+from preqn_jax import agents, envs
+from preqn_jax.options import UserError, check, option
+from preqn_jax.training import evaluate, loop
+from preqn_jax.training.checkpoint import Checkpointer
+from preqn_jax.training.record import Recorder, read
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What to run on, and what to keep of it."""
+
+    env: str = option("HalfCheetah-v5", "a Gymnasium environment with Box observations and actions, or a probe (probe/delay)")
+    logdir: str = option("runs/preqn", "the run directory; an unfinished run in it goes on")
+    eval_every: int = option(5000, "steps between noiseless evaluations", at_least=1)
+    eval_episodes: int = option(10, "episodes of an evaluation", at_least=1)
+    log_every: int = option(1000, "steps between lines of metrics.jsonl, each the mean since the last", at_least=1)
+    checkpoint_every: int = option(10_000, "steps between checkpoints", at_least=1)
+
+
+CONFIGS = (RunConfig, agents.AgentConfig, loop.LoopConfig)
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}; flags start with --, as in --env=Walker2d-v5")
+    run, agent_config, loop_config = (flags.parse(config) for config in CONFIGS)
+    return train(run, agents.resolve(agent_config), loop_config)
+
+
+def train(run: RunConfig, agent_config: agents.AgentConfig, loop_config: loop.LoopConfig) -> int:
+    """A whole run, or what is left of it. Returns the exit status; raises UserError."""
+    absl_logging.set_verbosity(absl_logging.WARNING)  # orbax narrates its saves
+    _validate(run, loop_config)
+    seeds = loop_config.seeds
+    with contextlib.ExitStack() as stack:
+        train_env = envs.make(run.env, len(seeds) * loop_config.num_envs)
+        eval_env = envs.make(run.env, len(seeds) * run.eval_episodes)
+        stack.callback(train_env.close)
+        stack.callback(eval_env.close)
+        agent = agents.make(agent_config, train_env.spec)
+        logdir = _open(run, agent_config, loop_config)
+        if (logdir / "DONE").exists():
+            print(f"{logdir} holds a finished run of this command; nothing to do")
+            _summarize(logdir, run, loop_config)
+            return 0
+        session = _Session(run, loop_config, agent, train_env, eval_env, logdir)
+        stack.callback(session.close)
+        if not session.run():
+            return 0
+    _summarize(logdir, run, loop_config)
+    plot.draw([logdir], logdir / "curve.png")
+    print(f"curves: {logdir / 'curve.png'}")
+    (logdir / "DONE").touch()
+    return 0
+
+
+class _Session:
+    """One process's share of a run: folds logging, evaluation and checkpoints over the rounds."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        config: loop.LoopConfig,
+        agent: agents.Agent,
+        train_env: envs.VectorEnv,
+        eval_env: envs.VectorEnv,
+        logdir: Path,
+    ):
+        self.run_config, self.config, self.agent, self.env = run, config, agent, train_env
+        self.learner, self.host = loop.init(agent, train_env, config)
+        self.pending: list[dict[str, Any]] = []  # measured since the last line of metrics.jsonl
+        self.checkpoints = Checkpointer(logdir / "checkpoints")
+        self.start = 0
+        restored = self.checkpoints.restore(self.learner)
+        if restored is not None:
+            self.start, self.learner, self.host, env_state, extra = restored
+            self.host.obs = train_env.load(env_state)
+            self.pending = extra["pending"]
+            print(f"resuming {logdir} at step {self.start}", file=sys.stderr)
+        self.recorder = Recorder(logdir, config.seeds, self.start)
+        self.evaluate = evaluate.make(agent, eval_env, config.seeds, run.eval_episodes)
+        self.latest = np.full(len(config.seeds), np.nan)
+        self.stopped = False
+
+    def run(self) -> bool:
+        """To the end, or to a SIGTERM or Ctrl-C, after which a checkpoint is written. Returns whether it reached the end."""
+        every, num_steps = self.run_config, self.config.num_steps
+        mark = (time.monotonic(), self.start, self.host.updates)
+        with self._signals(), self._progress() as bar:
+            for done in loop.rounds(self.agent, self.env, self.config, self.learner, self.host):
+                self.learner, step = done.learner, done.step
+                self._note(done)
+                last = step == num_steps
+                if step % every.log_every == 0 or last:
+                    mark = self._log(step, mark)
+                if step % every.eval_every == 0 or last:
+                    mark = self._eval(step, mark)
+                if step % every.checkpoint_every == 0 or last or self.stopped:
+                    self._save(step)
+                bar.update(self.config.update_every)
+                bar.set_postfix_str(f"return {np.mean(self.latest):.0f}", refresh=False)
+                if self.stopped and not last:
+                    bar.close()
+                    print(f"stopped at step {step}; the same command goes on from there", file=sys.stderr)
+                    return False
+        return True
+
+    def _note(self, done: loop.Round) -> None:
+        """Keep a round's numbers, as plain floats that a checkpoint can hold."""
+        self.pending.append(
+            {
+                "metrics": {name: [float(x).hex() for x in value] for name, value in done.metrics.items()},
+                "episodes": [[i, total.hex()] for i, total in done.episodes],
+            }
+        )
+
+    def _log(self, step: int, mark: tuple[float, int, int]) -> tuple[float, int, int]:
+        now = (time.monotonic(), step, self.host.updates)
+        elapsed = max(now[0] - mark[0], 1e-9)
+        for i, seed in enumerate(self.config.seeds):
+            sums: dict[str, list[float]] = {}
+            for noted in self.pending:
+                for name, values in noted["metrics"].items():
+                    sums.setdefault(name, []).append(float.fromhex(values[i]))
+                sums.setdefault("train/return", []).extend(float.fromhex(r) for j, r in noted["episodes"] if j == i)
+            line = {name: float(np.nanmean(v)) if np.isfinite(v).any() else np.nan for name, v in sums.items() if v}
+            line["time/steps_per_s"] = (now[1] - mark[1]) / elapsed
+            line["time/updates_per_s"] = (now[2] - mark[2]) / elapsed
+            self.recorder.write(step, seed, line)
+        self.pending = []
+        return now
+
+    def _eval(self, step: int, mark: tuple[float, int, int]) -> tuple[float, int, int]:
+        began = time.monotonic()
+        returns = self.evaluate(self.learner.agent.actor, step)
+        for seed, row in zip(self.config.seeds, returns, strict=True):
+            line = {"eval/return_mean": row.mean(), "eval/return_std": row.std(), "eval/episodes": len(row)}
+            self.recorder.write(step, seed, line)
+        self.latest = returns.mean(axis=1)
+        return (mark[0] + time.monotonic() - began, *mark[1:])  # evaluation is not training time
+
+    def _save(self, step: int) -> None:
+        self.recorder.flush()
+        self.checkpoints.save(step, self.learner, self.host, self.env.save(), {"pending": self.pending})
+
+    def _progress(self) -> tqdm:
+        return tqdm(
+            total=self.config.num_steps,
+            initial=self.start,
+            unit="step",
+            desc=self.run_config.env,
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+            dynamic_ncols=True,
+        )
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        def stop(signum: int, frame: Any) -> None:
+            self.stopped = True
+
+        old = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for s, handler in old.items():
+                signal.signal(s, handler)
+
+    def close(self) -> None:
+        self.recorder.close()
+        self.checkpoints.close()
+
+
+def _validate(run: RunConfig, config: loop.LoopConfig) -> None:
+    check(run)
+    loop.validate(config)
+    for name in ("eval_every", "log_every", "checkpoint_every"):
+        if getattr(run, name) % config.update_every:
+            raise UserError(f"{name} is {getattr(run, name)}, but it must be a multiple of update_every ({config.update_every})")
+
+
+def _open(run: RunConfig, agent_config: agents.AgentConfig, loop_config: loop.LoopConfig) -> Path:
+    """The run directory with its config.json; refuses one that holds another configuration."""
+    logdir = Path(run.logdir)
+    config = {**dataclasses.asdict(run), **dataclasses.asdict(agent_config), **dataclasses.asdict(loop_config)}
+    config.pop("logdir")  # a run may be moved
+    config = json.loads(json.dumps(config))
+    path = logdir / "config.json"
+    try:
+        logdir.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _compare(path, config)
+        elif any(logdir.iterdir()):
+            raise UserError(f"logdir {str(logdir)!r} holds other files and no config.json; give an empty or a new directory")
+        else:
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps({"config": config, **_provenance()}, indent=2) + "\n")
+            os.replace(temporary, path)
+        if not os.access(logdir, os.W_OK):
+            raise PermissionError("not writable")
+    except OSError as error:
+        raise UserError(f"cannot write to logdir {str(logdir)!r}: {error.strerror or error}; give another --logdir") from error
+    return logdir
+
+
+def _compare(path: Path, config: dict[str, Any]) -> None:
+    try:
+        old = json.loads(path.read_text())["config"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a run's config.json; give another --logdir") from error
+    for name in sorted({*old, *config}):
+        if old.get(name) != config.get(name):
+            raise UserError(
+                f"logdir {str(path.parent)!r} holds a run with {name}={old.get(name)!r}, but this command says {config.get(name)!r}; "
+                f"use the same {name} to go on with it, or another --logdir"
+            )
+
+
+def _provenance() -> dict[str, Any]:
+    packages = ("preqn_jax", "jax", "jaxlib", "flax", "optax", "gymnasium", "mujoco", "numpy", "orbax-checkpoint")
+    versions = {}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    device = jax.devices()[0]
+    return {
+        "versions": {"python": sys.version.split()[0], **versions},
+        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
+        "precision": {"type": "float32", "networks": jax.config.jax_default_matmul_precision or "default", "kernel": "highest"},
+    }
+
+
+def _summarize(logdir: Path, run: RunConfig, config: loop.LoopConfig) -> None:
+    """The result of a run, in a few lines."""
+    lines = read(logdir / "metrics.jsonl")
+    print(f"{run.env}, {config.num_steps} steps, noiseless returns over {run.eval_episodes} episodes")
+    print(f"{'seed':>6} {'last':>10} {'last three':>11} {'best':>10}")
+    for seed in config.seeds:
+        evals = [line["eval/return_mean"] for line in lines if line["seed"] == seed and "eval/return_mean" in line]
+        print(f"{seed:>6} {evals[-1]:>10.1f} {np.mean(evals[-3:]):>11.1f} {max(evals):>10.1f}")
+    for name, words in (
+        ("critic/alignment", "mean alignment of updates"),
+        ("linesearch/accepted", "share of updates accepted by the linesearch"),
+        ("solve/finite", "share of solves that ended finite"),
+        ("time/steps_per_s", "environment steps a second, of each seed"),
+    ):
+        values = [line[name] for line in lines if line.get(name) is not None and line["step"] > config.update_after]
+        if values:
+            print(f"{words}: {np.mean(values):.4g}")
+
+
+if __name__ == "__main__":
+    flags.define(*CONFIGS)
+    flags.run(main)

@@ -1,0 +1,56 @@
+"""What the training loop needs of an environment: a vector of them, on the host, whose state can be saved exactly."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from preqn_jax.types import Spec
+
+
+class Step(NamedTuple):
+    """One step of every environment; finished ones have already been reset in `obs`."""
+
+    reward: np.ndarray  # `[n]` float32
+    terminated: np.ndarray  # `[n]` bool, the episode ended by the task's own rule: nothing follows
+    truncated: np.ndarray  # `[n]` bool, it was cut off by a time limit: the value goes on
+    next_obs: np.ndarray  # `[n, obs]` float32, the true successor, also where the episode ended
+    obs: np.ndarray  # `[n, obs]` float32, where to act from next: `next_obs`, or a new episode's first observation
+
+
+class VectorEnv(Protocol):
+    """Several environments stepped as one. Actions are in [-1, 1] and scaled to the environment's bounds inside."""
+
+    spec: Spec
+    num_envs: int
+
+    def reset(self, seeds: Sequence[int]) -> np.ndarray:
+        """Start a new episode in each from its seed; `[n, obs]` float32."""
+        ...
+
+    def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> Step:
+        """Advance all, or those where `active [n]` is true; the others' rows are zero."""
+        ...
+
+    def save(self) -> Any:
+        """All that the next steps depend on, as plain JSON (`envs.codec`)."""
+        ...
+
+    def load(self, state: Any) -> np.ndarray:
+        """Go on from a saved state, bit for bit; returns the observations `[n, obs]` to act from."""
+        ...
+
+    def close(self) -> None:
+        """Free what the environments hold."""
+        ...
+
+
+def scale(spec: Spec, actions: np.ndarray) -> np.ndarray:
+    """[-1, 1] to the environment's bounds; exactly the identity where these are [-1, 1]."""
+    centre, half = (spec.action_high + spec.action_low) / 2, (spec.action_high - spec.action_low) / 2
+    return centre + half * np.clip(actions, -1, 1)
+
+
+def derive_seed(*words: int) -> int:
+    """A seed for an environment from numbers that name it, as (seed of the run, purpose, index)."""
+    return int(np.random.SeedSequence(words).generate_state(1)[0])

@@ -1,0 +1,94 @@
+"""Environments as pure functions, and the vector that runs them where the loop expects one."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from preqn_jax.envs import codec
+from preqn_jax.envs.base import Step, scale
+from preqn_jax.types import Array, Key, Spec
+
+EnvState = Any
+
+
+class Outcome(NamedTuple):
+    """What one step of a functional environment returns beside its state."""
+
+    reward: Array  # []
+    terminated: Array  # [] bool
+
+
+class FunctionalEnv(NamedTuple):
+    """A Markov decision process as pure functions of one environment.
+
+    reset: `key -> state`.
+    step: `(state, action [act] in the spec's bounds, key) -> (state, Outcome)`.
+    observe: `state -> obs [obs]`.
+    time_limit: steps after which an episode is cut off (truncated, not terminated); 0 for none.
+    """
+
+    spec: Spec
+    reset: Callable[[Key], EnvState]
+    step: Callable[[EnvState, Array, Key], tuple[EnvState, Outcome]]
+    observe: Callable[[EnvState], Array]
+    time_limit: int = 0
+
+
+class FunctionalVector:
+    """`VectorEnv` of a functional environment; its whole state is a pytree."""
+
+    def __init__(self, env: FunctionalEnv, num_envs: int):
+        self.spec, self.num_envs = env.spec, num_envs
+
+        def start(key: Key) -> tuple[EnvState, Array, Array]:
+            return env.reset(jax.random.fold_in(key, 0)), jnp.int32(0), jnp.int32(1)
+
+        def advance(state: tuple[EnvState, Array, Array], action: Array, key: Key):
+            inner, elapsed, count = state  # steps of this episode; keys used by this environment
+            inner, outcome = env.step(inner, action, jax.random.fold_in(key, 2 * count))
+            elapsed = elapsed + 1
+            truncated = (elapsed >= env.time_limit) & (env.time_limit > 0)
+            ended = outcome.terminated | truncated
+            fresh = env.reset(jax.random.fold_in(key, 2 * count + 1))
+            after = jax.tree.map(lambda new, old: jnp.where(ended, new, old), fresh, inner)
+            state = (after, jnp.where(ended, 0, elapsed), count + 1)
+            return state, (outcome.reward, outcome.terminated, truncated, env.observe(inner), env.observe(after))
+
+        self._start, self._advance = jax.jit(jax.vmap(start)), jax.jit(jax.vmap(advance))
+        self._observe = jax.jit(jax.vmap(lambda state: env.observe(state[0])))
+        self._state: Any = None
+        self._keys: Any = None
+        self._seeds: list[int] = []
+
+    def reset(self, seeds: Sequence[int]) -> np.ndarray:
+        self._seeds = [int(seed) for seed in seeds]
+        self._keys = jax.vmap(jax.random.key)(jnp.asarray(self._seeds, jnp.uint32))
+        self._state = self._start(self._keys)
+        return np.asarray(self._observe(self._state), np.float32)
+
+    def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> Step:
+        state, outcome = self._advance(self._state, scale(self.spec, actions).astype(np.float32), self._keys)
+        reward, terminated, truncated, next_obs, obs = (np.array(x) for x in outcome)
+        if active is not None:
+            keep = jnp.asarray(active)
+            state = jax.tree.map(lambda new, old: jax.vmap(jnp.where)(keep, new, old), state, self._state)
+            reward, terminated, truncated = reward * active, terminated & active, truncated & active
+            next_obs = next_obs * active[:, None]
+        self._state = state
+        return Step(reward.astype(np.float32), terminated, truncated, next_obs.astype(np.float32), obs.astype(np.float32))
+
+    def save(self) -> Any:
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(self._state)]
+        return {"leaves": codec.encode(leaves), "seeds": self._seeds}
+
+    def load(self, state: Any) -> np.ndarray:
+        self.reset(state["seeds"])
+        leaves = [jnp.asarray(leaf) for leaf in codec.decode(state["leaves"])]
+        self._state = jax.tree.unflatten(jax.tree.structure(self._state), leaves)
+        return np.asarray(self._observe(self._state), np.float32)
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,180 @@
+"""Gymnasium environments, MuJoCo's among them: the only file that imports either.
+
+Exact resume needs the whole state of an environment. For MuJoCo that is the integration state, and every array of
+`MjData` besides: Ant's reward reads a body position derived in the last sub-step, which the integration state does not
+determine. Whatever else wrappers and environments hold in plain attributes is saved too; an environment with state in other
+objects cannot be saved, says so, and starts a new episode on resume.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import mujoco
+import numpy as np
+
+from preqn_jax.envs import codec
+from preqn_jax.envs.base import Step, derive_seed, scale
+from preqn_jax.options import UserError
+from preqn_jax.types import Spec
+
+_log = logging.getLogger(__name__)
+# Objects an environment holds that are the same in every copy of it, or pure machinery.
+_CONSTANT = (gymnasium.Space, gymnasium.envs.registration.EnvSpec, mujoco.MjModel, mujoco.MjData, np.random.Generator)
+_CONSTANT_NAMES = {"env", "metadata", "mujoco_renderer", "observation_structure", "viewer", "screen", "clock", "surf", "renderer"}
+
+
+class GymVector:
+    """`VectorEnv` of copies of one Gymnasium environment, stepped one after the other."""
+
+    def __init__(self, env_id: str, num_envs: int):
+        """Raises UserError for an unknown id, or spaces that are not boxes."""
+        _route_mujoco_warnings()
+        self._envs = [_make(env_id) for _ in range(num_envs)]
+        self.num_envs = num_envs
+        self.spec = _spec(env_id, self._envs[0])
+        self._obs = np.zeros((num_envs, self.spec.obs_size), np.float32)
+        self._seeds: list[int] = [0] * num_envs
+        self._steps = 0
+
+    def reset(self, seeds: Sequence[int]) -> np.ndarray:
+        self._seeds, self._steps = list(seeds), 0
+        for i, (env, seed) in enumerate(zip(self._envs, seeds, strict=True)):
+            self._obs[i] = env.reset(seed=int(seed))[0].reshape(-1)
+        return self._obs.copy()
+
+    def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> Step:
+        n = self.num_envs
+        reward, ended, next_obs = np.zeros(n, np.float32), np.zeros((2, n), bool), np.zeros_like(self._obs)
+        actions = scale(self.spec, actions).astype(np.float32)
+        for i, env in enumerate(self._envs):
+            if active is not None and not active[i]:
+                continue
+            obs, reward[i], ended[0, i], ended[1, i], _ = env.step(actions[i].reshape(env.action_space.shape))
+            next_obs[i] = obs.reshape(-1)
+            self._obs[i] = env.reset()[0].reshape(-1) if ended[:, i].any() else next_obs[i]
+        self._steps += 1
+        return Step(reward, ended[0], ended[1], next_obs, self._obs.copy())
+
+    def save(self) -> Any:
+        envs: list[Any] = []
+        for env in self._envs:
+            try:
+                envs.append(codec.encode(_save(env)))
+            except TypeError as error:
+                _log.warning("%s cannot be saved (%s): a resumed run will start a new episode", env.unwrapped, error)
+                envs.append(None)
+        return {"envs": envs, "obs": codec.encode(self._obs), "seeds": self._seeds, "steps": self._steps}
+
+    def load(self, state: Any) -> np.ndarray:
+        self._obs, self._seeds, self._steps = codec.decode(state["obs"]), list(state["seeds"]), state["steps"]
+        for i, (env, saved) in enumerate(zip(self._envs, state["envs"], strict=True)):
+            first = env.reset(seed=derive_seed(self._seeds[i], self._steps))[0]  # also lets step() be called
+            if saved is None:
+                self._obs[i] = first.reshape(-1)
+            else:
+                _load(env, codec.decode(saved))
+        return self._obs.copy()
+
+    def close(self) -> None:
+        for env in self._envs:
+            env.close()
+
+
+def _make(env_id: str) -> gymnasium.Env:
+    try:
+        return gymnasium.make(env_id, disable_env_checker=True)
+    except gymnasium.error.Error as error:
+        raise UserError(f"cannot make environment {env_id!r}: {str(error).strip().rstrip('.')}") from error
+    except (ImportError, ModuleNotFoundError) as error:
+        raise UserError(f"environment {env_id!r} needs a package that is not installed: {error}") from error
+
+
+def _spec(env_id: str, env: gymnasium.Env) -> Spec:
+    obs, action = env.observation_space, env.action_space
+    for what, space in (("action", action), ("observation", obs)):
+        if not isinstance(space, gymnasium.spaces.Box) or not np.issubdtype(space.dtype, np.floating):
+            raise UserError(
+                f"environment {env_id!r} has the {what} space {space}, but these algorithms need a Box of floats, "
+                "as in HalfCheetah-v5"
+            )
+    assert isinstance(action, gymnasium.spaces.Box) and obs.shape is not None
+    low, high = action.low.reshape(-1), action.high.reshape(-1)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise UserError(f"environment {env_id!r} has unbounded actions {action}, but actions are scaled from [-1, 1] to their bounds")
+    return Spec(int(np.prod(obs.shape)), int(np.prod(action.shape)), low.astype(np.float64), high.astype(np.float64))
+
+
+def _layers(env: gymnasium.Env) -> list[gymnasium.Env]:
+    """The wrappers from the outside in, and the environment itself."""
+    layers = [env]
+    while isinstance(layers[-1], gymnasium.Wrapper):
+        layers.append(layers[-1].env)
+    return layers
+
+
+def _plain(layer: gymnasium.Env) -> dict[str, Any]:
+    """The attributes of one layer that make up its state. Raises TypeError for one that cannot be saved."""
+    state = {}
+    for name, value in vars(layer).items():
+        if name in _CONSTANT_NAMES or isinstance(value, _CONSTANT) or callable(value):
+            continue
+        try:
+            codec.encode(value)
+        except TypeError as error:
+            raise TypeError(f"its attribute {name}: {error}") from error
+        state[name] = value
+    return state
+
+
+def _save(env: gymnasium.Env) -> dict[str, Any]:
+    base = env.unwrapped
+    state = {"layers": [_plain(layer) for layer in _layers(env)], "rng": base.np_random.bit_generator.state}
+    data = getattr(base, "data", None)
+    if isinstance(data, mujoco.MjData):
+        state["integration"] = np.zeros(mujoco.mj_stateSize(data.model, _INTEGRATION))
+        mujoco.mj_getState(data.model, data, state["integration"], _INTEGRATION)
+        state["derived"] = {name: getattr(data, name) for name in _derived(data)}
+    return state
+
+
+def _load(env: gymnasium.Env, state: dict[str, Any]) -> None:
+    for layer, saved in zip(_layers(env), state["layers"], strict=True):
+        for name, value in saved.items():
+            setattr(layer, name, value)
+    base: Any = env.unwrapped
+    base.np_random.bit_generator.state = state["rng"]
+    if "integration" in state:
+        mujoco.mj_setState(base.model, base.data, state["integration"], _INTEGRATION)
+        for name, value in state["derived"].items():
+            getattr(base.data, name)[:] = value
+
+
+_INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION
+
+
+def _derived(data: mujoco.MjData) -> list[str]:
+    """Arrays of `MjData` with a size the model fixes; the rest lie in an arena that every step lays out anew."""
+    fresh = mujoco.MjData(data.model)
+
+    def fixed(name: str) -> bool:
+        try:
+            now, empty = getattr(data, name), getattr(fresh, name)
+        except Exception:
+            return False
+        numbers = isinstance(now, np.ndarray) and now.dtype.kind in "fib" and now.flags.writeable
+        return numbers and now.size > 0 and now.shape == empty.shape
+
+    return [name for name in dir(mujoco.MjData) if not name.startswith("_") and fixed(name)]
+
+
+def _route_mujoco_warnings() -> None:
+    """MuJoCo's warnings to `logging`, instead of the console and a MUJOCO_LOG.TXT in the current folder."""
+
+    def handler(message: str) -> None:
+        # Gymnasium's own model files use this attribute; there is nothing a user could do about it.
+        _log.log(logging.DEBUG if "settotalmass" in message else logging.WARNING, "MuJoCo: %s", message)
+
+    if mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(handler)

@@ -1,0 +1,79 @@
+"""Probe environments: problems so small that the right values are known by hand, each of which catches one kind of bug.
+
+With discount gamma and the greedy policy:
+
+| id | task | right values |
+|---|---|---|
+| probe/constant | one step, reward 1 | Q = 1 |
+| probe/observation | one step, reward equal to the observation, -1 or 1 | Q(s) = s |
+| probe/delay | two steps, reward 1 after the second | Q(first) = gamma, Q(second) = 1 |
+| probe/action | one step, reward 1 - (a - 0.5)^2 | mu = 0.5, Q(mu) = 1 |
+| probe/time-limit | reward 1 at every step, cut off after 5, never terminal | Q = 1 / (1 - gamma); a bug gives less |
+| probe/nan | as probe/constant, but the reward turns to NaN after some steps | a run must stop and say so |
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from preqn_jax.envs.functional import FunctionalEnv, Outcome
+from preqn_jax.types import Array, Key, Spec
+
+_SPEC = Spec(1, 1, np.full(1, -1.0), np.full(1, 1.0))
+_TRUE = jnp.array(True)
+
+
+def _observe(state: Array) -> Array:
+    return jnp.atleast_1d(state).astype(jnp.float32)
+
+
+def constant() -> FunctionalEnv:
+    def step(state: Array, action: Array, key: Key) -> tuple[Array, Outcome]:
+        return state, Outcome(jnp.float32(1), _TRUE)
+
+    return FunctionalEnv(_SPEC, lambda key: jnp.float32(0), step, _observe)
+
+
+def observation() -> FunctionalEnv:
+    def step(state: Array, action: Array, key: Key) -> tuple[Array, Outcome]:
+        return state, Outcome(state, _TRUE)
+
+    return FunctionalEnv(_SPEC, lambda key: jax.random.rademacher(key, (), jnp.float32), step, _observe)
+
+
+def delay() -> FunctionalEnv:
+    def step(state: Array, action: Array, key: Key) -> tuple[Array, Outcome]:
+        return state + 1, Outcome(jnp.where(state > 0, 1.0, 0.0), state > 0)
+
+    return FunctionalEnv(_SPEC, lambda key: jnp.float32(0), step, _observe)
+
+
+def action() -> FunctionalEnv:
+    def step(state: Array, action: Array, key: Key) -> tuple[Array, Outcome]:
+        return state, Outcome(1 - (action[0] - 0.5) ** 2, _TRUE)
+
+    return FunctionalEnv(_SPEC, lambda key: jnp.float32(0), step, _observe)
+
+
+def time_limit() -> FunctionalEnv:
+    def step(state: Array, action: Array, key: Key) -> tuple[Array, Outcome]:
+        return state, Outcome(jnp.float32(1), ~_TRUE)
+
+    return FunctionalEnv(_SPEC, lambda key: jnp.float32(0), step, _observe, time_limit=5)
+
+
+def nan() -> FunctionalEnv:
+    def step(state: Array, action: Array, key: Key) -> tuple[Array, Outcome]:
+        return state + 1, Outcome(jnp.where(state >= 130, jnp.nan, 1.0), ~_TRUE)
+
+    return FunctionalEnv(_SPEC, lambda key: jnp.float32(0), step, lambda state: _observe(state * 0))
+
+
+PROBES = {
+    "probe/constant": constant,
+    "probe/observation": observation,
+    "probe/delay": delay,
+    "probe/action": action,
+    "probe/time-limit": time_limit,
+    "probe/nan": nan,
+}

@@ -1,0 +1,70 @@
+"""The linesearch of Algorithm 1, line 13: shorten a step by exponential decay until it is accepted (Eq. 24)."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from preqn_jax.types import Array
+
+Accept = Callable[[Array], tuple[Array, Any]]
+"""`scale [] -> (accepted [] bool, aux)`: judge the candidate `theta + scale * step`; `aux` is whatever it measured."""
+
+
+class Search(NamedTuple):
+    """How a search ended."""
+
+    scale: Array  # [], factor of the accepted step; 0 where none was accepted, so theta stays
+    accepted: Array  # [] bool
+    backtracks: Array  # [] int32, candidates rejected
+    aux: Any  # what `accept` measured at the last candidate tried
+
+
+def backtrack(accept: Accept, *, decay: float = 0.5, max_steps: int = 12) -> Search:
+    """The first accepted of the scales 1, decay, decay^2, ..., at most `max_steps` of them.
+
+    The paper's loop has no end; this one has, because there are batches that no step satisfies (a solve that
+    lost the alignment by itself is not helped by a shorter step). A failed search takes a zero step and
+    says so.
+
+    Args:
+      accept: judges one scale; usually one forward pass.
+      decay: factor between candidates, in (0, 1).
+      max_steps: candidates at most, at least 1.
+
+    Raises:
+      ValueError: `decay` or `max_steps` out of range.
+    """
+    if not 0 < decay < 1:
+        raise ValueError(f"decay must lie in (0, 1), got {decay}")
+    if max_steps < 1:
+        raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+
+    def trial(scale: Array, count: Array) -> tuple[Array, Array, Array, Any]:
+        accepted, aux = accept(scale)
+        return scale, accepted, count, aux
+
+    def searching(state: tuple[Array, Array, Array, Any]) -> Array:
+        _, accepted, count, _ = state
+        return ~accepted & (count < max_steps)
+
+    def shorten(state: tuple[Array, Array, Array, Any]) -> tuple[Array, Array, Array, Any]:
+        scale, _, count, _ = state
+        return trial(scale * decay, count + 1)
+
+    # The first candidate nearly always passes: outside of the loop, so that XLA can fuse it with what comes before.
+    first = trial(jnp.float32(1), jnp.int32(1))
+    scale, accepted, count, aux = jax.lax.while_loop(searching, shorten, first)
+    return Search(jnp.where(accepted, scale, 0), accepted, count - accepted.astype(jnp.int32), aux)
+
+
+def cosine(a: Array, b: Array) -> Array:
+    """cos(a, b) of two `[B]` vectors, the alignment of Eq. 24; 0 where either is zero, NaN where either holds one.
+
+    Both are scaled by their largest entry first: squares of float32 overflow at 2e19, which a diverging Q passes.
+    """
+    a, b = (v / jnp.where(largest > 0, largest, 1) for v, largest in ((a, jnp.max(jnp.abs(a))), (b, jnp.max(jnp.abs(b)))))
+    norms = jnp.linalg.norm(a) * jnp.linalg.norm(b)
+    inner = jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
+    return jnp.where(norms == 0, 0, inner / jnp.where(norms == 0, 1, norms))

@@ -1,0 +1,101 @@
+"""Actor and critic networks, written for one example; the only room that knows Flax.
+
+A network is a Flax module; what agents and steps take is its `apply`, the pure function `(params, *inputs) -> output`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from preqn_jax import sine
+from preqn_jax.options import choose
+from preqn_jax.types import Array, Key
+
+Activation = Callable[[Array], Array]
+Initializer = Callable[..., Array]
+
+ACTIVATIONS: dict[str, Activation] = {"sin": sine.sin, "relu": nn.relu, "tanh": jnp.tanh}
+
+
+def _pytorch_uniform(key: Key, shape: Sequence[int], fan_in: int, dtype=jnp.float32) -> Array:
+    bound = 1 / math.sqrt(fan_in)
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def _siren_uniform(key: Key, shape: Sequence[int], fan_in: int, dtype=jnp.float32) -> Array:
+    bound = math.sqrt(6 / fan_in)
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def _zeros(key: Key, shape: Sequence[int], fan_in: int, dtype=jnp.float32) -> Array:
+    return jnp.zeros(shape, dtype)
+
+
+def _by_fan_in(rule: Callable[..., Array]) -> Initializer:
+    return lambda key, shape, dtype=jnp.float32: rule(key, shape, shape[0], dtype)
+
+
+# name -> (weights, biases); the bias rule sees the layer's fan-in.
+INITIALIZERS: dict[str, tuple[Initializer, Callable[..., Array]]] = {
+    # Glorot and Bengio 2010, with zero biases: the Spinning Up (TensorFlow) default that the paper's code base used.
+    "glorot": (nn.initializers.glorot_uniform(), _zeros),
+    # LeCun et al. 1998: variance 1 / fan-in, zero biases; Flax's own default.
+    "lecun": (nn.initializers.lecun_normal(), _zeros),
+    # torch.nn.Linear: weights and biases uniform within 1 / sqrt(fan-in).
+    "pytorch": (_by_fan_in(_pytorch_uniform), _pytorch_uniform),
+    # Sitzmann et al. 2020, without its omega_0 = 30, which is for images: weights uniform within sqrt(6 / fan-in).
+    "siren": (_by_fan_in(_siren_uniform), _pytorch_uniform),
+}
+
+
+class MLP(nn.Module):
+    """`hidden_sizes` layers with `activation`, then a linear layer of `output_size`."""
+
+    hidden_sizes: tuple[int, ...]
+    output_size: int
+    activation: str = "sin"
+    initializer: str = "glorot"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[in] -> [output_size]`."""
+        act = ACTIVATIONS[choose("activation", self.activation, ACTIVATIONS)]
+        weights, biases = INITIALIZERS[choose("initializer", self.initializer, INITIALIZERS)]
+        for i, size in enumerate((*self.hidden_sizes, self.output_size)):
+            fan_in = x.shape[-1]
+            layer = nn.Dense(
+                size, kernel_init=weights, bias_init=lambda key, shape, dtype, n=fan_in: biases(key, shape, n, dtype)
+            )
+            x = layer(x) if i == len(self.hidden_sizes) else act(layer(x))
+        return x
+
+
+class Critic(nn.Module):
+    """Q(s, a), an MLP on the two joined."""
+
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    activation: str = "sin"
+    initializer: str = "glorot"
+
+    @nn.compact
+    def __call__(self, obs: Array, action: Array) -> Array:
+        """`[obs], [act] -> []`."""
+        joined = jnp.concatenate([obs, action])
+        return MLP(self.hidden_sizes, 1, self.activation, self.initializer, name="mlp")(joined)[0]
+
+
+class Actor(nn.Module):
+    """mu(s) in [-1, 1], an MLP with a tanh at its end."""
+
+    action_size: int
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    activation: str = "sin"
+    initializer: str = "glorot"
+
+    @nn.compact
+    def __call__(self, obs: Array) -> Array:
+        """`[obs] -> [act]`."""
+        return jnp.tanh(MLP(self.hidden_sizes, self.action_size, self.activation, self.initializer, name="mlp")(obs))

@@ -1,0 +1,47 @@
+"""Configuration: frozen dataclasses whose fields say what they are, and the one error that is a person's to mend."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+
+class UserError(ValueError):
+    """A mistake in a flag, an environment, a checkpoint or a config: one sentence says what was seen and what to do."""
+
+
+def option(default: Any, help: str, *, above: float | None = None, at_least: float | None = None, below: float | None = None):
+    """A dataclass field with its help text and its range; ranges hold for each entry of a tuple, and None passes."""
+    metadata = {"help": help, "above": above, "at_least": at_least, "below": below}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check(config: Any) -> None:
+    """Raises UserError where a field of a config lies out of its range."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for entry in value if isinstance(value, tuple) else (value,):
+            if isinstance(entry, int | float) and not isinstance(entry, bool):
+                _check_range(field.name, entry, field.metadata)
+
+
+def _check_range(name: str, value: float, metadata: Any) -> None:
+    above, at_least, below = metadata["above"], metadata["at_least"], metadata["below"]
+    good = math.isfinite(value)
+    good = good and (above is None or value > above) and (at_least is None or value >= at_least)
+    if good and (below is None or value < below):
+        return
+    words = [f"above {above}"] * (above is not None) + [f"at least {at_least}"] * (at_least is not None)
+    words += [f"below {below}"] * (below is not None)
+    raise UserError(f"{name} is {value}, but it must be {' and '.join(words) or 'finite'}")
+
+
+def choose(kind: str, name: str, choices: Iterable[str]) -> str:
+    """`name`, if it is one of the choices. Raises UserError naming them, and the nearest."""
+    choices = sorted(choices)
+    if name in choices:
+        return name
+    near = difflib.get_close_matches(name, choices, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise UserError(f"unknown {kind} {name!r}{hint}; choose one of {', '.join(choices)}")

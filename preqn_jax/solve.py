@@ -1,0 +1,117 @@
+"""Least-squares solutions of K Z = Delta (Eq. 22), one function a method.
+
+Each constructor returns a `Solve`: `(gram, delta) -> (z, info)`. K is symmetric and positive semi-definite, and in practice singular:
+a minibatch drawn with replacement holds duplicate rows, and smooth networks map different inputs to nearly
+parallel gradients. What to do with the null directions is the whole difference between the methods; none of them hides a
+failure, which shows in `SolveInfo.finite`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from preqn_jax.types import Array
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class SolveInfo(NamedTuple):
+    """What a solve did; all scalars."""
+
+    residual: Array  # |K z - delta| / |delta|, 0 where delta is 0
+    rank: Array  # directions kept (eigh, lstsq), else B
+    damping: Array  # absolute number added to K's diagonal (cholesky, cg), else 0
+    finite: Array  # bool: every entry of z is finite
+
+
+Solve = Callable[[Array, Array], tuple[Array, SolveInfo]]
+"""`(gram [B, B], delta [B]) -> (z [B], SolveInfo)`."""
+
+
+def eigh(rcond: float | None = None) -> Solve:
+    """Minimum-norm least squares by the eigendecomposition of K, the paper's "least-squares solution" to the letter.
+
+    Args:
+      rcond: eigenvalues at or below ``rcond`` times the largest count as zero; None is eps * B of K's type.
+
+    A cut above the largest part of Delta's spectrum costs alignment that no shorter step can bring back: at 1e-3 the linesearch
+    mostly cannot pass.
+    """
+
+    def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
+        values, vectors = jnp.linalg.eigh(gram)
+        keep = values > _rcond(rcond, gram) * values[-1]  # strictly: with a zero matrix nothing is kept
+        weights = jnp.where(keep, jnp.dot(delta, vectors, precision=_HIGHEST) / jnp.where(keep, values, 1), 0)
+        z = jnp.dot(vectors, weights, precision=_HIGHEST)
+        return z, _info(gram, delta, z, rank=jnp.sum(keep))
+
+    return solve
+
+
+def cholesky(damping: float = 1e-3) -> Solve:
+    """``(K + damping * mean(diag K) * I) z = delta`` by a Cholesky factorisation: the cheapest, and differentiable.
+
+    Args:
+      damping: relative to the mean diagonal of K, so the same number serves every network width. Zero or too small
+        a value on a singular K ends in NaN, reported by `SolveInfo.finite`.
+    """
+
+    def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
+        absolute = damping * jnp.mean(jnp.diagonal(gram))
+        factor = jax.scipy.linalg.cho_factor(gram + absolute * jnp.eye(gram.shape[0], dtype=gram.dtype), lower=True)
+        z = jax.scipy.linalg.cho_solve(factor, delta)
+        return z, _info(gram, delta, z, damping=absolute)
+
+    return solve
+
+
+def lstsq(rcond: float | None = None) -> Solve:
+    """Minimum-norm least squares by the singular values of K (`jnp.linalg.lstsq`); slower than `eigh`, the same answer.
+
+    Args:
+      rcond: singular values at or below ``rcond`` times the largest count as zero; None is eps * B of K's type.
+    """
+
+    def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
+        z, _, rank, _ = jnp.linalg.lstsq(gram, delta, rcond=_rcond(rcond, gram))
+        return z, _info(gram, delta, z, rank=rank)
+
+    return solve
+
+
+def cg(tol: float = 1e-5, max_steps: int = 100, damping: float = 0.0) -> Solve:
+    """Conjugate gradients from zero, which stays in the range of K: early stopping is its regularisation.
+
+    Args:
+      tol: stops at ``|K z - delta| <= tol * |delta|``.
+      max_steps: bound on the iterations.
+      damping: as for `cholesky`.
+    """
+
+    def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
+        absolute = damping * jnp.mean(jnp.diagonal(gram))
+
+        def matvec(v: Array) -> Array:
+            return jnp.dot(gram, v, precision=_HIGHEST) + absolute * v
+
+        z, _ = jax.scipy.sparse.linalg.cg(matvec, delta, tol=tol, maxiter=max_steps)
+        return z, _info(gram, delta, z, damping=absolute)
+
+    return solve
+
+
+def _rcond(rcond: float | None, gram: Array) -> float:
+    return float(jnp.finfo(gram.dtype).eps) * gram.shape[0] if rcond is None else rcond
+
+
+def _info(gram: Array, delta: Array, z: Array, rank: Array | None = None, damping: Array | None = None) -> SolveInfo:
+    error = jnp.linalg.norm(jnp.dot(gram, z, precision=_HIGHEST) - delta)
+    size = jnp.linalg.norm(delta)
+    return SolveInfo(
+        residual=jnp.where(size > 0, error / jnp.where(size > 0, size, 1), error),
+        rank=jnp.asarray(gram.shape[0] if rank is None else rank, jnp.int32),
+        damping=jnp.zeros((), gram.dtype) if damping is None else damping,
+        finite=jnp.all(jnp.isfinite(z)),
+    )

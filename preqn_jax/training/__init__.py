@@ -1,0 +1,1 @@
+"""Training: rounds, evaluation, checkpoints and records."""
