@@ -30,7 +30,8 @@ def _inner_type(hint: Any) -> Any:
 
 
 def _define_one(field: dataclasses.Field, kind: Any, group: str) -> None:
-    help_text, default = field.metadata["help"], field.default
+    help_text: str = field.metadata["help"]
+    default: Any = field.default
     if kind is bool:
         flags.DEFINE_bool(field.name, default, help_text, module_name=group)
     elif kind is int:
@@ -59,7 +60,9 @@ def _integers(name: str, entries: Sequence[str]) -> tuple[int, ...]:
     try:
         return tuple(int(entry) for entry in entries)
     except ValueError:
-        raise UserError(f"{name} is {','.join(entries)!r}, but it must be whole numbers with commas between, as in 0,1,2") from None
+        raise UserError(
+            f"{name} is {','.join(entries)!r}, but it must be whole numbers with commas between, as in 0,1,2"
+        ) from None
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:

@@ -1,6 +1,6 @@
 """Learning curves of any runs, with the spread over seeds, and panels of Q, alignment and TD error below them.
 
-    python -m experiments.plot RUN [RUN ...] --out=curve.png
+python -m experiments.plot RUN [RUN ...] --out=curve.png
 """
 
 import json
@@ -55,7 +55,9 @@ def draw(runs: Sequence[Path], out: Path) -> None:
             if not len(steps):
                 continue
             mean, spread = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
-            axes[row, column].plot(steps, mean, color=colour, label=f"{label} ({len(curves)} seed{'s' * (len(curves) > 1)})", lw=1.5)
+            axes[row, column].plot(
+                steps, mean, color=colour, label=f"{label} ({len(curves)} seed{'s' * (len(curves) > 1)})", lw=1.5
+            )
             axes[row, column].fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.2, lw=0)
     for column, env in enumerate(envs):
         axes[0, column].set_title(env)
@@ -99,7 +101,7 @@ def _group(runs: list[tuple[dict[str, Any], list[dict[str, Any]]]]) -> list[tupl
 
 
 def _labels(configs: list[dict[str, Any]]) -> list[str]:
-    """"preqn-sin", and whatever else tells the groups of one environment apart."""
+    """ "preqn-sin", and whatever else tells the groups of one environment apart."""
     ignored = {"seeds", "env", "algorithm", "activation"}
     base = [f"{c['algorithm']}-{c['activation']}" for c in configs]
     labels = []

@@ -49,8 +49,8 @@ CONFIGS = (RunConfig, agents.AgentConfig, loop.LoopConfig)
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; flags start with --, as in --env=Walker2d-v5")
-    run, agent_config, loop_config = (flags.parse(config) for config in CONFIGS)
-    return train(run, agents.resolve(agent_config), loop_config)
+    agent_config = agents.resolve(flags.parse(agents.AgentConfig))
+    return train(flags.parse(RunConfig), agent_config, flags.parse(loop.LoopConfig))
 
 
 def train(run: RunConfig, agent_config: agents.AgentConfig, loop_config: loop.LoopConfig) -> int:
@@ -236,8 +236,8 @@ def _compare(path: Path, config: dict[str, Any]) -> None:
     for name in sorted({*old, *config}):
         if old.get(name) != config.get(name):
             raise UserError(
-                f"logdir {str(path.parent)!r} holds a run with {name}={old.get(name)!r}, but this command says {config.get(name)!r}; "
-                f"use the same {name} to go on with it, or another --logdir"
+                f"logdir {str(path.parent)!r} holds a run with {name}={old.get(name)!r}, but this command says "
+                f"{config.get(name)!r}; use the same {name} to go on with it, or another --logdir"
             )
 
 
@@ -251,7 +251,11 @@ def _provenance() -> dict[str, Any]:
     return {
         "versions": {"python": sys.version.split()[0], **versions},
         "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
-        "precision": {"type": "float32", "networks": jax.config.jax_default_matmul_precision or "default", "kernel": "highest"},
+        "precision": {
+            "type": "float32",
+            "networks": jax.config.read("jax_default_matmul_precision") or "default",
+            "kernel": "highest",
+        },
     }
 
 

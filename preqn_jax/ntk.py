@@ -114,8 +114,8 @@ def kernel(
 
 def batch_size(inputs: Inputs) -> int:
     """The B shared by all arrays of `inputs`. Raises ValueError where they disagree."""
-    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(inputs)}
-    if len(sizes) != 1 or None in sizes:
+    sizes = {leaf.shape[0] if leaf.ndim else -1 for leaf in jax.tree.leaves(inputs)}
+    if len(sizes) != 1 or -1 in sizes:
         shapes = [leaf.shape for leaf in jax.tree.leaves(inputs)]
         raise ValueError(f"every array of inputs must lead with the same batch axis, got shapes {shapes}")
     return sizes.pop()
@@ -381,6 +381,13 @@ def _dense_gram(x: Array, d: Array, y: Array, e: Array) -> Array:
     return jnp.sum(_dot("iguc,jgvc->ijguv", x, y) * _dot("iguf,jgvf->ijguv", d, e), axis=(2, 3, 4))
 
 
+def _dense_pullback(x: Array, d: Array, z: Array) -> Array:
+    """`[G, in, out]`: the sum of z_i x_i (outer) d_i over examples and uses, of one weight."""
+    if x.shape[1] == x.shape[2] == 1:  # a plain product, which XLA's CPU backend would not make of the general one
+        return _dot("ic,if->cf", x[:, 0, 0] * z[:, None], d[:, 0, 0])[None]
+    return _dot("iguc,iguf->gcf", x * z[:, None, None, None], d)
+
+
 def _pullback(layout: _Layout, feats: Features, z: Array) -> Params:
     """sum_i z_i grad Q(x_i), one product a layer."""
     leaves: dict[int, Array] = {}
@@ -388,7 +395,7 @@ def _pullback(layout: _Layout, feats: Features, z: Array) -> Params:
     for (leaf, positions), (x, d) in zip(layout.dense.items(), feats.dense, strict=True):
         axes = sum(layout.uses[positions[0]].weight_axes, ())
         axes += tuple(a for a in range(len(shapes[leaf])) if a not in axes)
-        total = _dot("iguc,iguf->gcf", x * z[:, None, None, None], d)
+        total = _dense_pullback(x, d, z)
         ordered = total.reshape([shapes[leaf][a] for a in axes])
         leaves[leaf] = ordered.transpose([axes.index(a) for a in range(len(axes))])
     for leaf, jacobian in zip(layout.direct, feats.direct, strict=True):

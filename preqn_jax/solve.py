@@ -1,9 +1,9 @@
 """Least-squares solutions of K Z = Delta (Eq. 22), one function a method.
 
-Each constructor returns a `Solve`: `(gram, delta) -> (z, info)`. K is symmetric and positive semi-definite, and in practice singular:
-a minibatch drawn with replacement holds duplicate rows, and smooth networks map different inputs to nearly
-parallel gradients. What to do with the null directions is the whole difference between the methods; none of them hides a
-failure, which shows in `SolveInfo.finite`.
+Each constructor returns a `Solve`: `(gram, delta) -> (z, info)`. K is symmetric and positive semi-definite, and in
+practice singular: a minibatch drawn with replacement holds duplicate rows, and smooth networks map different inputs to
+nearly parallel gradients. What to do with the null directions is the whole difference between the methods; none of them
+hides a failure, which shows in `SolveInfo.finite`.
 """
 
 from collections.abc import Callable

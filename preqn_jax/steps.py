@@ -31,8 +31,8 @@ class ValueStep(NamedTuple):
     """An optax-shaped pair of pure functions; `update` takes targets where optax takes gradients.
 
     init: `params -> state`, the step's own memory (an optimiser's moments, or nothing).
-    update: `(params, state, inputs, targets [B]) -> (params, state, StepInfo)`. Keeps the types and shapes of its arguments. It leaves
-      `params` as they are where it finds no acceptable step, and reports that.
+    update: `(params, state, inputs, targets [B]) -> (params, state, StepInfo)`. Keeps the types and shapes of its arguments.
+      It leaves `params` as they are where it finds no acceptable step, and reports that.
     """
 
     init: Callable[[Params], State]

@@ -29,11 +29,11 @@ QFunction = Callable[..., Array]
 class Transition(NamedTuple):
     """One step of experience, `(s, a, r, d, s')`; arrays may carry leading axes, `[B]` in a minibatch."""
 
-    obs: Array  # `[obs]`, s
-    action: Array  # `[act]`, a in [-1, 1]; the environment's own units are the environment's business
-    reward: Array  # `[]`, r
-    discount: Array  # `[]`, 1 - terminated. A time limit is not a terminal: it leaves 1 here
-    next_obs: Array  # `[obs]`, the true successor s', also where an episode ends
+    obs: Array | np.ndarray  # `[obs]`, s
+    action: Array | np.ndarray  # `[act]`, a in [-1, 1]; the environment's own units are the environment's business
+    reward: Array | np.ndarray  # `[]`, r
+    discount: Array | np.ndarray  # `[]`, 1 - terminated. A time limit is not a terminal: it leaves 1 here
+    next_obs: Array | np.ndarray  # `[obs]`, the true successor s', also where an episode ends
 
 
 class Spec(NamedTuple):

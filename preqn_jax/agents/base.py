@@ -2,11 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import optax
 
-from preqn_jax import networks, solve, steps
+from preqn_jax import networks, ntk, solve, steps
 from preqn_jax.options import UserError, check, choose, option
 from preqn_jax.types import Array, Key, Metrics, Params, QFunction, Transition
 
@@ -19,9 +19,9 @@ class Agent(NamedTuple):
     init: `key -> state`.
     act: `(actor params, obs [obs]) -> action [act]` in [-1, 1], without noise.
     explore: `(actor params, obs [obs], key) -> action [act]` in [-1, 1], with the noise of data collection.
-    update: `(state, batch of transitions [B], key, count) -> (state, metrics)`: one gradient step of everything. `count` is the number of
-      updates before this one; it is an argument, not state, so that under a `vmap` over seeds it stays one number and a delayed
-      policy update is skipped rather than computed and thrown away.
+    update: `(state, batch of transitions [B], key, count) -> (state, metrics)`: one gradient step of everything. `count` is the
+      number of updates before this one; it is an argument, not state, so that under a `vmap` over seeds it stays one number and
+      a delayed policy update is skipped rather than computed and thrown away.
     """
 
     init: Callable[[Key], AgentState]
@@ -43,7 +43,9 @@ class AgentConfig:
     """Everything about the algorithm. None stands for the algorithm's own value, filled in by `resolve`."""
 
     algorithm: str = option("preqn", "the algorithm: preqn, ngql, ddpg or td3")
-    activation: str | None = option(None, "hidden layers of actor and critic: sin, relu or tanh (sin for preqn and ngql, else relu)")
+    activation: str | None = option(
+        None, "hidden layers of actor and critic: sin, relu or tanh (sin for preqn and ngql, else relu)"
+    )
     hidden_sizes: tuple[int, ...] = option((256, 256), "widths of the hidden layers of actor and critic", at_least=1)
     initializer: str = option("glorot", "initial weights: glorot (zero biases), lecun, pytorch or siren")
     discount: float = option(0.99, "gamma, the discount factor", at_least=0, below=1)
@@ -52,6 +54,7 @@ class AgentConfig:
         None, "alpha_q: of Eq. 23 for preconditioned and natural steps (0.1), Adam's for gradient steps (0.001)", above=0
     )
     critic_step: str | None = option(None, "how Q moves: preconditioned (preqn), natural_gradient (ngql), gradient (ddpg, td3)")
+    kernel: str = option("structured", "how K (Eq. 9) is computed: structured, or jacobian (the reference, slow)")
     solver: str = option("cholesky", "how K Z = Delta (Eq. 22) is solved: cholesky, eigh, lstsq or cg")
     damping: float = option(1e-3, "added to K's diagonal, relative to its mean (cholesky, cg, natural_gradient)", at_least=0)
     rcond: float | None = option(None, "eigenvalues of K up to this share of the largest count as zero (eigh, lstsq)", at_least=0)
@@ -86,7 +89,7 @@ STEP_LEARNING_RATES = {"preconditioned": 0.1, "natural_gradient": 0.1, "gradient
 
 
 def resolve(config: AgentConfig) -> AgentConfig:
-    """The config with every None replaced by its algorithm's value (`rcond` keeps its None). Raises UserError if it makes no sense."""
+    """The config with every None but `rcond`'s replaced by its algorithm's value. Raises UserError if it makes no sense."""
     choose("algorithm", config.algorithm, ALGORITHMS)
     values = {**_PLAIN, **ALGORITHMS[config.algorithm]}
     config = dataclasses.replace(config, **{k: v for k, v in values.items() if getattr(config, k) is None})
@@ -95,6 +98,7 @@ def resolve(config: AgentConfig) -> AgentConfig:
         config = dataclasses.replace(config, critic_learning_rate=STEP_LEARNING_RATES[str(config.critic_step)])
     choose("activation", str(config.activation), networks.ACTIVATIONS)
     choose("initializer", config.initializer, networks.INITIALIZERS)
+    choose("kernel", config.kernel, ntk.METHODS)
     choose("solver", config.solver, SOLVERS)
     check(config)
     if not config.hidden_sizes:
@@ -115,6 +119,7 @@ def critic_step(config: AgentConfig, q: QFunction) -> steps.ValueStep:
         rate,
         config.eta,
         SOLVERS[config.solver](config),
+        method=cast(ntk.Method, config.kernel),
         decay=config.linesearch_decay,
         max_steps=config.linesearch_max_steps,
     )

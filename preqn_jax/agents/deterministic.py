@@ -3,7 +3,8 @@
 The paper: "these two algorithms [PreQN and TD3] are equivalent except for the Q-learning component".
 """
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import flax.struct
 import jax
@@ -12,7 +13,7 @@ import optax
 
 from preqn_jax import networks, steps
 from preqn_jax.agents import base
-from preqn_jax.types import Array, Key, Metrics, Params, Spec, Transition
+from preqn_jax.types import Array, Key, Metrics, Params, QFunction, Spec, Transition
 
 
 @flax.struct.dataclass
@@ -41,18 +42,18 @@ def make(config: base.AgentConfig, spec: Spec) -> base.Agent:
 
 def deterministic(config: base.AgentConfig, spec: Spec, actor: networks.Actor, critic: networks.Critic) -> base.Agent:
     """An agent from a resolved config and two networks."""
-    policy, q = actor.apply, critic.apply
+    policy, q = cast(QFunction, actor.apply), cast(QFunction, critic.apply)
     step = steps.ensemble(base.critic_step(config, q))
     optimizer = optax.adam(config.actor_learning_rate)
-    delay = config.policy_delay or 1
+    delay, members = config.policy_delay or 1, config.num_critics or 1
 
     def init(key: Key) -> State:
         actor_key, critic_key = jax.random.split(key)
         obs, action = jnp.zeros(spec.obs_size), jnp.zeros(spec.action_size)
         phi = actor.init(actor_key, obs)
-        theta = jax.vmap(critic.init, in_axes=(0, None, None))(jax.random.split(critic_key, config.num_critics), obs, action)
-        targets = jax.tree.map(jnp.copy, (phi, theta)) if config.target_networks else (None, None)
-        return State(phi, theta, *targets, optimizer.init(phi), step.init(theta))
+        theta = jax.vmap(critic.init, in_axes=(0, None, None))(jax.random.split(critic_key, members), obs, action)
+        slow_phi, slow_theta = jax.tree.map(jnp.copy, (phi, theta)) if config.target_networks else (None, None)
+        return State(phi, theta, slow_phi, slow_theta, optimizer.init(phi), step.init(theta))
 
     def act(phi: Params, obs: Array) -> Array:
         return policy(phi, obs)
@@ -70,7 +71,7 @@ def deterministic(config: base.AgentConfig, spec: Spec, actor: networks.Actor, c
             noise = config.target_noise * jax.random.normal(key, action.shape)
             action = jnp.clip(action + jnp.clip(noise, -config.target_noise_clip, config.target_noise_clip), -1, 1)
         values = jax.vmap(jax.vmap(q, in_axes=(None, 0, 0)), in_axes=(0, None, None))(theta, batch.next_obs, action)
-        return batch.reward + config.discount * batch.discount * jnp.min(values, axis=0)
+        return jnp.asarray(batch.reward) + config.discount * batch.discount * jnp.min(values, axis=0)
 
     def improve(state: State, batch: Transition) -> State:
         """The policy's ascent (Algorithm 1, line 14), on the first critic, and the target networks' step."""
@@ -81,17 +82,17 @@ def deterministic(config: base.AgentConfig, spec: Spec, actor: networks.Actor, c
             return -jnp.mean(jax.vmap(q, in_axes=(None, 0, 0))(first, batch.obs, action))
 
         updates, optimizer_state = optimizer.update(jax.grad(loss)(state.actor), state.actor_optimizer, state.actor)
-        state = state.replace(actor=optax.apply_updates(state.actor, updates), actor_optimizer=optimizer_state)
+        state = replace(state, actor=optax.apply_updates(state.actor, updates), actor_optimizer=optimizer_state)
         if not config.target_networks:
             return state
-        online, slow = (state.actor, state.critic), (state.target_actor, state.target_critic)
-        target_actor, target_critic = optax.incremental_update(online, slow, 1 - config.polyak)
-        return state.replace(target_actor=target_actor, target_critic=target_critic)
+        slow: Any = (state.target_actor, state.target_critic)
+        slow = optax.incremental_update((state.actor, state.critic), slow, 1 - config.polyak)
+        return replace(state, target_actor=slow[0], target_critic=slow[1])
 
     def update(state: State, batch: Transition, key: Key, count: Array) -> tuple[State, Metrics]:
         y = targets(state, batch, key)
         theta, step_state, info = step.update(state.critic, state.critic_step, (batch.obs, batch.action), y)
-        state = state.replace(critic=theta, critic_step=step_state)
+        state = replace(state, critic=theta, critic_step=step_state)
         if delay == 1:
             state = improve(state, batch)
         else:

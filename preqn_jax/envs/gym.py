@@ -6,6 +6,9 @@ determine. Whatever else wrappers and environments hold in plain attributes is s
 objects cannot be saved, says so, and starts a new episode on resume.
 """
 
+# MuJoCo's bindings are compiled and carry no types that a checker could read.
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
+
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -102,7 +105,9 @@ def _spec(env_id: str, env: gymnasium.Env) -> Spec:
     assert isinstance(action, gymnasium.spaces.Box) and obs.shape is not None
     low, high = action.low.reshape(-1), action.high.reshape(-1)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise UserError(f"environment {env_id!r} has unbounded actions {action}, but actions are scaled from [-1, 1] to their bounds")
+        raise UserError(
+            f"environment {env_id!r} has unbounded actions {action}, but actions are scaled from [-1, 1] to their bounds"
+        )
     return Spec(int(np.prod(obs.shape)), int(np.prod(action.shape)), low.astype(np.float64), high.astype(np.float64))
 
 

@@ -7,6 +7,7 @@ counters, a checksum of every array). Nothing in it is executable.
 import dataclasses
 import logging
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Checkpointer:
         """Write one. `env` is what `VectorEnv.save` returned; `extra` is JSON of the caller's own."""
         filled = int(jnp.max(learner.replay.size))
         data = jax.tree.map(lambda ring: ring[:, :filled], learner.replay.data)
-        arrays = jax.device_get(_as_dict(learner.replace(replay=learner.replay.replace(data=data))))
+        arrays = jax.device_get(_as_dict(replace(learner, replay=replace(learner.replay, data=data))))
         note = {
             "host": codec.encode(dataclasses.asdict(host)),
             "env": env,
@@ -78,7 +79,7 @@ class Checkpointer:
     def _read(self, step: int, like: Learner) -> tuple[Learner, Host, Any, Any]:
         note = self._manager.restore(step, args=ocp.args.Composite(note=ocp.args.JsonRestore()))["note"]
         short = jax.tree.map(lambda ring: ring[:, : note["filled"]], like.replay.data)
-        target = _as_dict(like.replace(replay=like.replay.replace(data=short)))
+        target = _as_dict(replace(like, replay=replace(like.replay, data=short)))
         abstract = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), target)
         arrays = self._manager.restore(step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract)))["arrays"]
         shapes = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), arrays, abstract)
@@ -105,7 +106,7 @@ def _from_dict(arrays: dict[str, Any], like: Learner) -> Learner:
         return ring.at[:, : short.shape[1]].set(short)
 
     data = Transition(*jax.tree.map(fill, tuple(learner.replay.data), tuple(like.replay.data)))
-    return learner.replace(replay=learner.replay.replace(data=data))
+    return replace(learner, replay=replace(learner.replay, data=data))
 
 
 def _checksums(arrays: dict[str, Any]) -> dict[str, int]:

@@ -52,7 +52,9 @@ def validate(config: LoopConfig) -> None:
         )
     for name in ("num_steps", "update_after"):
         if getattr(config, name) % config.update_every:
-            raise UserError(f"{name} is {getattr(config, name)}, but it must be a multiple of update_every ({config.update_every})")
+            raise UserError(
+                f"{name} is {getattr(config, name)}, but it must be a multiple of update_every ({config.update_every})"
+            )
     if config.update_every % config.num_envs:
         raise UserError(f"update_every is {config.update_every}, but it must be a multiple of num_envs ({config.num_envs})")
     if config.replay_capacity < config.update_every:
@@ -111,9 +113,7 @@ def init(agent: Agent, env: VectorEnv, config: LoopConfig) -> tuple[Learner, Hos
     return Learner(states, buffers), Host(0, 0, obs, np.zeros(env.num_envs))
 
 
-def rounds(
-    agent: Agent, env: VectorEnv, config: LoopConfig, learner: Learner, host: Host
-) -> Iterator[Round]:
+def rounds(agent: Agent, env: VectorEnv, config: LoopConfig, learner: Learner, host: Host) -> Iterator[Round]:
     """Train until `num_steps`, yielding after every round. `env` holds S*E environments, a seed's E side by side.
 
     Raises:
@@ -131,7 +131,7 @@ def rounds(
         yield Round(step, learner, host, measured, episodes)
 
 
-Act = Callable[[Params, Any, Array, Array], Array]
+Act = Callable[[Params, Any, Any, Any], Array]
 Learn = Callable[[Learner, Transition, Array, Array, int], tuple[Learner, Metrics]]
 
 
@@ -194,7 +194,9 @@ def _norm(params: Params) -> Array:
     return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params)))
 
 
-def _collect(act: Act, env: VectorEnv, config: LoopConfig, actor: Params, host: Host) -> tuple[Transition, list[tuple[int, float]]]:
+def _collect(
+    act: Act, env: VectorEnv, config: LoopConfig, actor: Params, host: Host
+) -> tuple[Transition, list[tuple[int, float]]]:
     """Step the environments through one round with a frozen policy; transitions `[S, n]`, a seed's in order of time."""
     seeds, envs = len(config.seeds), config.num_envs
     steps, episodes = [], []
