@@ -253,7 +253,7 @@ def _provenance() -> dict[str, Any]:
         "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
         "precision": {
             "type": "float32",
-            "networks": jax.config.read("jax_default_matmul_precision") or "default",
+            "networks": getattr(jax.config, "jax_default_matmul_precision", None) or "default",
             "kernel": "highest",
         },
     }

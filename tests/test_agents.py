@@ -1,0 +1,331 @@
+"""One law table for every agent, and the targets worked by hand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from preqn_jax import agents, networks
+from preqn_jax.agents import base, deterministic
+from preqn_jax.options import UserError
+from preqn_jax.types import Spec, Transition
+
+SPEC = Spec(3, 2, -np.ones(2), np.ones(2))
+SMALL = {"hidden_sizes": (16, 16)}
+TABLE = {
+    "preqn": {"algorithm": "preqn"},
+    "preqn-relu-eigh": {"algorithm": "preqn", "activation": "relu", "solver": "eigh"},
+    "preqn-lstsq": {"algorithm": "preqn", "solver": "lstsq"},
+    "preqn-cg": {"algorithm": "preqn", "solver": "cg", "eta": 0.5},
+    "preqn-jacobian": {"algorithm": "preqn", "kernel": "jacobian"},
+    "preqn-target-networks": {"algorithm": "preqn", "target_networks": True},
+    "preqn-two-critics-smoothed": {"algorithm": "preqn", "num_critics": 2, "target_noise": 0.2},
+    "ngql": {"algorithm": "ngql"},
+    "ddpg": {"algorithm": "ddpg"},
+    "ddpg-no-targets": {"algorithm": "ddpg", "target_networks": False},
+    "td3": {"algorithm": "td3"},
+    "td3-preconditioned": {"algorithm": "td3", "critic_step": "preconditioned"},
+    "td3-sin": {"algorithm": "td3", "activation": "sin"},
+}
+laws = pytest.mark.parametrize("fields", TABLE.values(), ids=TABLE.keys())
+
+
+def make(fields):
+    return agents.make(agents.AgentConfig(**{**SMALL, **fields}), SPEC)
+
+
+_made = {}
+
+
+def compiled(fields):
+    """An agent with its functions compiled once for all laws."""
+    key = str(fields)
+    if key not in _made:
+        agent = make(fields)
+        _made[key] = agent._replace(init=jax.jit(agent.init), update=jax.jit(agent.update))
+    return _made[key]
+
+
+def transitions(seed=0, n=32):
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=(n, *shape)), jnp.float32)
+    return Transition(normal(3), jnp.tanh(normal(2)), normal(), jnp.asarray(rng.random(n) < 0.8, jnp.float32), normal(3))
+
+
+def learn(agent, state, updates=4, key=0):
+    for i in range(updates):
+        state, metrics = agent.update(state, transitions(i), jax.random.fold_in(jax.random.key(key), i), jnp.int32(i))
+    return state, metrics
+
+
+def leaves(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def same(a, b):
+    return all((x == y).all() for x, y in zip(leaves(a), leaves(b), strict=True))
+
+
+@laws
+def test_learning_moves_actor_and_critic_and_stays_finite(fields):
+    agent = compiled(fields)
+    start = agent.init(jax.random.key(0))
+    end, metrics = learn(agent, start)
+    assert not same(start.actor, end.actor) and not same(start.critic, end.critic)
+    assert all(np.isfinite(leaf).all() for leaf in leaves(end))
+    assert {"critic/q_mean", "critic/td_abs", "critic/alignment"} <= set(metrics)
+    assert all(m.shape == () for m in metrics.values())
+
+
+@laws
+def test_the_same_seed_repeats_and_different_seeds_differ(fields):
+    agent = compiled(fields)
+    run = lambda seed: learn(agent, agent.init(jax.random.key(seed)))[0]
+    assert same(run(0), run(0))
+    one, other = run(0), run(1)
+    assert not same(one.actor, other.actor) and not same(one.critic, other.critic)
+
+
+@laws
+def test_types_and_shapes_are_kept(fields):
+    agent = compiled(fields)
+    start = agent.init(jax.random.key(0))
+    end, _ = learn(agent, start, 1)
+    assert jax.tree.structure(start) == jax.tree.structure(end)
+    for a, b in zip(leaves(start), leaves(end), strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype and a.dtype in (np.float32, np.int32)
+
+
+@laws
+def test_two_calls_one_trace(fields):
+    agent, traces = make(fields), []
+
+    @jax.jit
+    def update(*args):
+        traces.append(1)
+        return agent.update(*args)
+
+    state = agent.init(jax.random.key(0))
+    for i in range(3):
+        state, _ = update(state, transitions(i), jax.random.key(i), jnp.int32(i))
+    assert len(traces) == 1
+
+
+@laws
+def test_the_state_can_be_donated(fields):
+    agent = compiled(fields)
+    update = jax.jit(agent.update, donate_argnums=0)
+    start = agent.init(jax.random.key(0))
+    expected, _ = agent.update(start, transitions(), jax.random.key(1), jnp.int32(1))
+    end, _ = update(start, transitions(), jax.random.key(1), jnp.int32(1))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((start.actor, start.critic)))
+    assert same(end, expected)
+
+
+@laws
+def test_no_key_is_used_twice(fields):
+    with jax.debug_key_reuse(True):
+        agent = make(fields)
+        state = agent.init(jax.random.key(0))
+        jax.jit(agent.update)(state, transitions(), jax.random.key(1), jnp.int32(0))
+        agent.explore(state.actor, jnp.zeros(3), jax.random.key(2))
+
+
+@laws
+def test_nothing_is_sent_to_the_host_in_the_second_update(fields):
+    agent = compiled(fields)
+    update, batch, key, count = agent.update, transitions(), jax.random.key(1), jnp.int32(1)
+    state, _ = update(agent.init(jax.random.key(0)), batch, key, count)
+    with jax.transfer_guard("disallow"):
+        update(state, batch, key, count)
+
+
+@laws
+def test_a_vmap_over_seeds_is_a_loop(fields):
+    agent = compiled(fields)
+    keys = jax.random.split(jax.random.key(7), 3)
+    states, batches = jax.vmap(agent.init)(keys), jax.tree.map(lambda *x: jnp.stack(x), *[transitions(s) for s in range(3)])
+    together, metrics = jax.jit(jax.vmap(agent.update, in_axes=(0, 0, 0, None)))(states, batches, keys, jnp.int32(1))
+    for s in range(3):
+        state = jax.tree.map(lambda leaf, s=s: leaf[s], states)
+        alone, alone_metrics = agent.update(state, transitions(s), keys[s], jnp.int32(1))
+        # one float32 step: batched products may sum in another order, which the solve amplifies by K's condition
+        for a, b in zip(leaves(alone), leaves(together), strict=True):
+            np.testing.assert_allclose(a, b[s], rtol=2e-2, atol=2e-3)
+        np.testing.assert_allclose(alone_metrics["critic/td_abs"], metrics["critic/td_abs"][s], rtol=1e-4)
+
+
+@laws
+def test_actions_stay_in_the_box(fields):
+    agent = make({**fields, "exploration_noise": 2.0})
+    state = agent.init(jax.random.key(0))
+    act = jax.vmap(lambda key: agent.explore(state.actor, jnp.ones(3), key))(jax.random.split(jax.random.key(0), 200))
+    assert act.shape == (200, 2) and float(jnp.abs(act).max()) == 1
+    assert len(np.unique(np.asarray(act)[:, 0])) > 20
+    assert (agent.act(state.actor, jnp.ones(3)) == agent.act(state.actor, jnp.ones(3))).all()
+
+
+@pytest.mark.parametrize(("delay", "moves"), [(1, [1, 1, 1, 1]), (2, [0, 1, 0, 1]), (3, [0, 0, 1, 0])])
+def test_the_policy_and_the_targets_wait_for_their_turn(delay, moves):
+    agent = make({"algorithm": "td3", "policy_delay": delay})
+    state, moved = agent.init(jax.random.key(0)), []
+    for i in range(4):
+        after, _ = agent.update(state, transitions(i), jax.random.key(i), jnp.int32(i))
+        assert not same(state.critic, after.critic)
+        assert same(state.actor, after.actor) == same(state.target_critic, after.target_critic)
+        moved.append(int(not same(state.actor, after.actor)))
+        state = after
+    assert moved == moves
+
+
+def test_target_networks_move_by_polyak_averaging():
+    agent = make({"algorithm": "ddpg", "polyak": 0.9})
+    start = agent.init(jax.random.key(0))
+    end, _ = agent.update(start, transitions(), jax.random.key(1), jnp.int32(0))
+    for slow, old, new in zip(*map(leaves, (end.target_critic, start.target_critic, end.critic)), strict=True):
+        np.testing.assert_allclose(slow, 0.9 * old + 0.1 * new, rtol=1e-6, atol=1e-7)
+
+
+class Affine:
+    """Stands in for a network: Q = c * (sum obs + 10 * sum action), mu = clip(m * obs[:2]), for values worked by hand."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def init(self, key, *inputs):
+        return {"w": jnp.float32(self.value)}
+
+
+class HandCritic(Affine):
+    def apply(self, params, obs, action):
+        return params["w"] * (jnp.sum(obs) + 10 * jnp.sum(action))
+
+
+class HandActor(Affine):
+    def apply(self, params, obs):
+        return jnp.clip(params["w"] * obs[:2], -1, 1)
+
+
+def hand_agent(monkeypatch, seen, **fields):
+    """An agent on hand-made networks whose critic step records its targets and leaves the parameters alone."""
+
+    def record(config, q):
+        def update(params, state, inputs, targets):
+            seen.append(targets)
+            return params, state, base.steps.StepInfo(targets * 0, targets, {"critic/alignment": jnp.float32(1)})
+
+        return base.steps.ValueStep(lambda params: (), update)
+
+    monkeypatch.setattr(base, "critic_step", record)
+    config = agents.resolve(agents.AgentConfig(discount=0.5, actor_learning_rate=1e-9, **fields))
+    return deterministic.deterministic(config, SPEC, HandActor(0.5), HandCritic(2.0))  # pyright: ignore
+
+
+HAND_BATCH = Transition(
+    obs=jnp.zeros((2, 3)),
+    action=jnp.zeros((2, 2)),
+    reward=jnp.array([1.0, 1.0]),
+    discount=jnp.array([0.0, 1.0]),  # a terminal, and a time limit: the second bootstraps
+    next_obs=jnp.array([[1.0, 0.0, 0.0], [1.0, 0.4, 2.0]]),
+)
+
+
+def test_ddpg_targets_by_hand_at_a_terminal_and_at_a_time_limit(monkeypatch):
+    seen = []
+    agent = hand_agent(monkeypatch, seen, algorithm="ddpg")
+    state = agent.init(jax.random.key(0))
+    state = dataclasses.replace(state, target_critic=jax.tree.map(lambda w: w * 0 + 3, state.target_critic))
+    with jax.disable_jit():
+        agent.update(state, HAND_BATCH, jax.random.key(1), jnp.int32(0))
+    # mu(s') = 0.5 * (1, 0.4) = (0.5, 0.2); the target critic gives 3 * (3.4 + 10 * 0.7) = 31.2; y = 1 + 0.5 * 31.2
+    np.testing.assert_allclose(np.ravel(seen[0]), [1.0, 16.6], rtol=1e-6)
+
+
+def test_preqn_bootstraps_from_the_online_networks(monkeypatch):
+    seen = []
+    agent = hand_agent(monkeypatch, seen, algorithm="preqn")
+    state = agent.init(jax.random.key(0))
+    assert state.target_critic is None and state.target_actor is None
+    with jax.disable_jit():
+        agent.update(state, HAND_BATCH, jax.random.key(1), jnp.int32(0))
+    # the online critic gives 2 * (3.4 + 7) = 20.8
+    np.testing.assert_allclose(np.ravel(seen[0]), [1.0, 11.4], rtol=1e-6)
+
+
+def test_td3_targets_by_hand_take_the_least_critic_and_clipped_noise(monkeypatch):
+    seen = []
+    agent = hand_agent(monkeypatch, seen, algorithm="td3", target_noise=100.0, target_noise_clip=0.25)
+    state = agent.init(jax.random.key(0))
+    state = dataclasses.replace(state, target_critic={"w": jnp.array([3.0, 2.0])})
+    with jax.disable_jit():
+        agent.update(state, HAND_BATCH, jax.random.key(1), jnp.int32(1))
+    # noise of deviation 100 is clipped to +-0.25 in each of the two actions: (0.5 +- 0.25) + (0.2 +- 0.25) is 0.2, 0.7 or 1.2;
+    # the least of w = 3 and w = 2 is 2 times 3.4 + 10 * that
+    first, second = np.ravel(seen[0])[:2]
+    assert first == 1
+    assert min(abs(second - (1 + 0.5 * 2 * (3.4 + 10 * a))) for a in (0.2, 0.7, 1.2)) < 1e-3
+
+
+def test_smoothed_actions_stay_in_the_box(monkeypatch):
+    seen = []
+    agent = hand_agent(monkeypatch, seen, algorithm="td3", target_noise=100.0, target_noise_clip=50.0)
+    state = agent.init(jax.random.key(0))
+    with jax.disable_jit():
+        agent.update(state, HAND_BATCH, jax.random.key(1), jnp.int32(1))
+    sums = [(np.ravel(seen[0])[1] - 1) / 0.5 / 2 - 3.4]  # 10 * (a1 + a2), each a at an edge of the box
+    assert min(abs(sums[0] - 10 * s) for s in (-2, 0, 2)) < 1e-3
+
+
+def test_the_policy_climbs_the_first_critic():
+    agent = make({"algorithm": "td3", "policy_delay": 1, "actor_learning_rate": 1e-3})
+    start = agent.init(jax.random.key(0))
+    batch = transitions()
+    end, _ = agent.update(start, batch, jax.random.key(1), jnp.int32(0))
+    critic = networks.Critic((16, 16), "relu")
+    first = jax.tree.map(lambda leaf: leaf[0], end.critic)
+
+    def objective(phi):
+        action = jax.vmap(agent.act, in_axes=(None, 0))(phi, batch.obs)
+        return jnp.mean(jax.vmap(critic.apply, in_axes=(None, 0, 0))(first, batch.obs, action))
+
+    assert objective(end.actor) > objective(start.actor)
+    grads = jax.grad(lambda phi: -objective(phi))(start.actor)
+    updates, _ = optax.adam(1e-3).update(grads, optax.adam(1e-3).init(start.actor))
+    for a, b in zip(leaves(optax.apply_updates(start.actor, updates)), leaves(end.actor), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_defaults_are_the_rows_of_appendix_b():
+    preqn, td3 = (agents.resolve(agents.AgentConfig(algorithm=a)) for a in ("preqn", "td3"))
+    assert (preqn.discount, preqn.hidden_sizes, preqn.actor_learning_rate, preqn.exploration_noise) == (0.99, (256, 256), 1e-3, 0.1)
+    assert (preqn.critic_learning_rate, td3.critic_learning_rate, preqn.eta, td3.polyak) == (0.1, 1e-3, 0.97, 0.995)
+    assert (preqn.activation, preqn.num_critics, preqn.target_networks, preqn.critic_step) == ("sin", 1, False, "preconditioned")
+    # "target policy smoothing and policy delay were taken from (Fujimoto et al., 2018b) without modification"
+    assert (td3.num_critics, td3.target_noise, td3.target_noise_clip, td3.policy_delay) == (2, 0.2, 0.5, 2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"algorithm": "prequel"}, "unknown algorithm 'prequel'.*did you mean 'preqn'"),
+        ({"activation": "gelu"}, "unknown activation 'gelu'.*relu, sin, tanh"),
+        ({"solver": "qr"}, "unknown solver 'qr'.*cholesky"),
+        ({"kernel": "fast"}, "unknown kernel"),
+        ({"initializer": "he"}, "unknown initializer"),
+        ({"critic_step": "sgd"}, "unknown critic_step"),
+        ({"eta": 1.0}, "eta is 1.0, but it must be above -1 and below 1"),
+        ({"eta": -1.0}, "eta is -1.0"),
+        ({"critic_learning_rate": 0.0}, "critic_learning_rate is 0.0, but it must be above 0"),
+        ({"actor_learning_rate": -1.0}, "actor_learning_rate is -1.0"),
+        ({"discount": 1.0}, "discount is 1.0"),
+        ({"hidden_sizes": (256, 0)}, "hidden_sizes is 0"),
+        ({"hidden_sizes": ()}, "hidden_sizes is empty"),
+        ({"damping": float("nan")}, "damping is nan"),
+    ],
+)
+def test_a_wrong_setting_is_named(fields, words):
+    with pytest.raises(UserError, match=words):
+        agents.make(agents.AgentConfig(**fields), SPEC)

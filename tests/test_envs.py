@@ -1,0 +1,165 @@
+import json
+import logging
+
+import gymnasium
+import numpy as np
+import pytest
+
+from preqn_jax import envs
+from preqn_jax.envs import codec, gym
+from preqn_jax.options import UserError
+
+PAPER = ["HalfCheetah-v5", "Walker2d-v5", "Hopper-v5", "Ant-v5", "Swimmer-v5"]
+OTHERS = ["InvertedDoublePendulum-v5", "Walker2d-v4", "Pendulum-v1", "probe/delay", "probe/observation"]
+
+
+def actions(env, steps, seed=0):
+    return np.random.default_rng(seed).uniform(-1, 1, (steps, env.num_envs, env.spec.action_size)).astype(np.float32)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("env_id", PAPER + OTHERS)
+def test_a_saved_state_goes_on_bit_for_bit(env_id):
+    env = envs.make(env_id, 2)
+    env.reset([3, 4])
+    script = actions(env, 260)
+    for action in script[:87]:
+        obs = env.step(action).obs
+    text = json.dumps(env.save())  # through real JSON
+    other = envs.make(env_id, 2)
+    other.reset([8, 9])
+    assert (other.load(json.loads(text)) == obs).all()
+    for action in script[87:]:
+        for mine, theirs in zip(env.step(action), other.step(action), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "probe/observation"])
+def test_seeds_decide_the_episode(env_id):
+    env = envs.make(env_id, 12)
+    first = env.reset(list(range(12)))
+    assert (env.reset(list(range(12))) == first).all()
+    assert len(np.unique(first[:, 0])) > 1
+
+
+def test_the_successor_is_the_true_one_where_an_episode_ends():
+    env, alone = envs.make("Hopper-v5", 1), gymnasium.make("Hopper-v5")
+    obs = env.reset([5])
+    np.testing.assert_array_equal(obs[0], alone.reset(seed=5)[0].astype(np.float32))
+    for action in actions(env, 200):
+        out = env.step(action)
+        next_obs, reward, terminated, truncated, _ = alone.step(action[0])
+        np.testing.assert_array_equal(out.next_obs[0], next_obs.astype(np.float32))
+        assert out.reward[0] == np.float32(reward) and out.terminated[0] == terminated and out.truncated[0] == truncated
+        if terminated:
+            break
+    assert terminated
+    np.testing.assert_array_equal(out.obs[0], alone.reset()[0].astype(np.float32))
+    assert (out.obs != out.next_obs).any()
+
+
+def test_a_time_limit_truncates_and_does_not_terminate():
+    env = envs.make("Pendulum-v1", 1)
+    env.reset([0])
+    ends = [env.step(action) for action in actions(env, 200)]
+    assert [out.truncated[0] for out in ends] == [False] * 199 + [True]
+    assert not any(out.terminated[0] for out in ends)
+
+
+def test_actions_are_scaled_to_the_bounds():
+    env, alone = envs.make("Pendulum-v1", 1), gymnasium.make("Pendulum-v1")  # torque in [-2, 2]
+    env.reset([1]), alone.reset(seed=1)
+    out = env.step(np.array([[0.5]], np.float32))
+    np.testing.assert_array_equal(out.next_obs[0], alone.step(np.array([1.0], np.float32))[0])
+
+
+def test_inactive_environments_stand_still():
+    env, alone = envs.make("HalfCheetah-v5", 2), envs.make("HalfCheetah-v5", 2)
+    env.reset([0, 1]), alone.reset([0, 1])
+    script = actions(env, 6)
+    for action in script[:3]:
+        out = env.step(action, np.array([True, False]))
+        assert out.reward[1] == 0 and (out.next_obs[1] == 0).all()
+    for action, same in zip(script[3:], script[:3], strict=True):
+        second = env.step(np.stack([action[0], same[1]])).next_obs[1]
+    for action in script[:3]:
+        expected = alone.step(action).next_obs[1]
+    np.testing.assert_array_equal(second, expected)
+
+
+def test_probes_do_what_their_table_says():
+    def rollout(name, steps, action=0.0):
+        env = envs.make(f"probe/{name}", 1)
+        env.reset([0])
+        outs = [env.step(np.full((1, 1), action, np.float32)) for _ in range(steps)]
+        return [(float(o.reward[0]), bool(o.terminated[0]), bool(o.truncated[0])) for o in outs]
+
+    assert rollout("constant", 3) == [(1, True, False)] * 3
+    assert rollout("delay", 4) == [(0, False, False), (1, True, False)] * 2
+    assert rollout("time-limit", 10) == ([(1, False, False)] * 4 + [(1, False, True)]) * 2
+    assert rollout("action", 1, 0.5) == [(1, True, False)]
+    assert rollout("action", 1, 0.0) == [(0.75, True, False)]
+    assert np.isnan(rollout("nan", 140)[-1][0])
+    env = envs.make("probe/observation", 64)
+    obs = env.reset(list(range(64)))
+    assert (env.step(np.zeros((64, 1), np.float32)).reward == obs[:, 0]).all() and set(obs[:, 0]) == {-1.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("env_id", "words"),
+    [
+        ("NoSuchEnv-v5", "NoSuchEnv"),
+        ("HalfCheetah-v77", "HalfCheetah-v77"),
+        ("CartPole-v1", "action space Discrete"),
+        ("FrozenLake-v1", "Box"),
+        ("probe/dely", "did you mean 'probe/delay'"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_one_sentence(env_id, words):
+    with pytest.raises(UserError, match=words) as caught:
+        envs.make(env_id, 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_environment_with_hidden_state_says_so_and_starts_a_new_episode(caplog):
+    class Secret:
+        pass
+
+    env = envs.make("Pendulum-v1", 1)
+    env.reset([0])
+    env._envs[0].unwrapped.secret = Secret()  # pyright: ignore
+    out = env.step(np.zeros((1, 1), np.float32))
+    with caplog.at_level(logging.WARNING):
+        state = env.save()
+    assert "attribute secret" in caplog.text and state["envs"] == [None]
+    obs = env.load(state)
+    assert obs.shape == out.obs.shape and (obs != out.obs).any()
+    assert (env.load(state) == obs).all()
+
+
+def test_mujoco_is_quiet_and_leaves_no_file(tmp_path, capfd):
+    gym.GymVector("HalfCheetah-v5", 1).close()
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, True, 3, 2**120, -1.5, float("inf"), "x", [1, [2.5]], (1, ("a", None)), {"a": (1, 2), "b": {}}],
+)
+def test_json_round_trips_exactly(value):
+    back = codec.decode(json.loads(json.dumps(codec.encode(value))))
+    assert back == value and type(back) is type(value)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "int32", "uint8", "bool"])
+def test_json_round_trips_arrays_exactly(dtype):
+    value = np.random.default_rng(0).normal(size=(3, 4)).astype(dtype)
+    back = codec.decode(json.loads(json.dumps(codec.encode({"x": value, "nan": float("nan")}))))
+    assert back["x"].dtype == value.dtype and (back["x"] == value).all() and np.isnan(back["nan"])
+
+
+def test_json_refuses_what_it_cannot_hold():
+    for value in (object(), {1: 2}, np.array([object()])):
+        with pytest.raises(TypeError):
+            codec.encode(value)

@@ -1,0 +1,60 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from preqn_jax import replay
+from preqn_jax.types import Spec, Transition
+
+SPEC = Spec(3, 2, -np.ones(2), np.ones(2))
+
+
+def numbered(start, n):
+    """Transitions whose every entry is their number."""
+    ids = np.arange(start, start + n, dtype=np.float32)
+    return Transition(np.tile(ids[:, None], 3), np.tile(ids[:, None], 2), ids, ids, np.tile(ids[:, None], 3))
+
+
+@pytest.mark.parametrize("sizes", [(4, 4), (7, 7, 7), (3, 5, 2, 6, 10)])
+def test_holds_the_newest_and_overwrites_the_oldest(sizes):
+    capacity, buffer, start = 10, replay.init(SPEC, 10), 0
+    for n in sizes:
+        buffer = jax.jit(replay.add)(buffer, numbered(start, n))
+        start += n
+    kept = set(range(max(0, start - capacity), start))
+    assert int(buffer.size) == len(kept)
+    assert set(np.asarray(buffer.data.reward)[: len(kept)].tolist()) == kept
+    assert int(buffer.position) == start % capacity
+
+
+def test_rows_stay_together():
+    buffer = replay.add(replay.init(SPEC, 16), numbered(5, 11))
+    rows = replay.sample(buffer, jax.random.key(0), (64,))
+    for leaf in rows:
+        assert (np.asarray(leaf).reshape(64, -1) == np.asarray(rows.reward)[:, None]).all()
+
+
+def test_samples_uniformly_from_the_filled_part_only():
+    buffer = replay.add(replay.init(SPEC, 1000), numbered(1, 20))
+    rows = np.asarray(replay.sample(buffer, jax.random.key(1), (200, 100)).reward)
+    counts = np.bincount(rows.astype(int).ravel(), minlength=21)
+    assert counts[0] == 0 and len(counts) == 21
+    # 20,000 draws over 20 rows: 1,000 each, standard deviation 31
+    assert np.abs(counts[1:] - 1000).max() < 5 * 31
+
+
+def test_keys_decide_the_sample():
+    buffer = replay.add(replay.init(SPEC, 50), numbered(0, 50))
+    draw = lambda seed: np.asarray(replay.sample(buffer, jax.random.key(seed), (8, 4)).reward)
+    assert (draw(0) == draw(0)).all() and (draw(0) != draw(1)).any()
+    assert draw(0).shape == (8, 4)
+
+
+def test_more_than_the_capacity_is_refused():
+    with pytest.raises(ValueError, match="11 transitions .* capacity 10"):
+        replay.add(replay.init(SPEC, 10), numbered(0, 11))
+
+
+def test_stores_float32():
+    buffer = replay.add(replay.init(SPEC, 8), jax.tree.map(lambda x: x.astype(np.float64), numbered(0, 4)))
+    assert all(leaf.dtype == jnp.float32 for leaf in buffer.data)
