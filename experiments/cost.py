@@ -186,9 +186,7 @@ def _machine() -> str:
 
 def _print(config: CostConfig, whole: list[dict[str, Any]], parts: list[dict[str, Any]]) -> None:
     widths = ",".join(map(str, config.hidden_sizes))
-    print(
-        f"B={config.batch_size}, hidden sizes {widths}, median of {config.repeats} scans of {config.updates} updates; {_machine()}"
-    )
+    print(f"B={config.batch_size}, hidden sizes {widths}, median of {config.repeats} scans of {config.updates}; {_machine()}")
     print(f"{'an update of':<28} {'ms':>9} {'min':>9} {'max':>9}   ratio to {REFERENCE}")
     for row in whole:
         print(f"{row['name']:<28} {row['ms']:>9.3f} {row['min']:>9.3f} {row['max']:>9.3f} {row['ratio']:>8.2f}")

@@ -7,6 +7,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import jax
 from absl import app, flags
 
 from preqn_jax.options import UserError
@@ -65,14 +66,16 @@ def _integers(name: str, entries: Sequence[str]) -> tuple[int, ...]:
         ) from None
 
 
-def run(main: Callable[[list[str]], int | None]) -> None:
+def run(main: Callable[[list[str]], int]) -> None:
     """`app.run`, with a person's mistakes as one sentence on stderr and exit status 1."""
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    app.run(lambda argv: guard(main, argv))
 
-    def guarded(argv: list[str]) -> int | None:
-        try:
-            return main(argv)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
 
-    app.run(guarded)
+def guard(main: Callable[[list[str]], int], argv: list[str]) -> int:
+    """`main(argv)`; a UserError is printed, and 1 returned."""
+    try:
+        return main(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1

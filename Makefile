@@ -1,0 +1,46 @@
+# Everything the project needs is installed into .venv by its own pyproject.toml.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check slow-test solver-study clean
+
+# A short PreQN run on HalfCheetah-v5: a few minutes, a summary and a picture.
+demo: .venv/installed
+	$(BIN)/python -m experiments.train --algorithm=preqn --env=HalfCheetah-v5 --seeds=0 --num_steps=20000 --logdir=runs/demo
+
+# Lint, types and the fast tests.
+test: check
+	$(BIN)/python -m pytest -n 2 --dist=worksteal
+
+check: .venv/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# The tests that take minutes: resume on every environment of the paper, learning.
+slow-test: .venv/installed-dev
+	$(BIN)/python -m pytest -m slow
+
+# The study behind the default solver (BUILD.md, "The default solver"): eight runs, about 20 minutes on two cores.
+solver-study: .venv/installed
+	for env in HalfCheetah-v5 Walker2d-v5; do \
+	  for damping in 1e-4 1e-3 1e-2; do \
+	    $(BIN)/python -m experiments.train --env=$$env --damping=$$damping --num_steps=30000 --logdir=runs/solver-study/$$env-cholesky-$$damping || exit 1; \
+	  done; \
+	  $(BIN)/python -m experiments.train --env=$$env --solver=eigh --num_steps=30000 --logdir=runs/solver-study/$$env-eigh || exit 1; \
+	done
+	$(BIN)/python -m experiments.plot runs/solver-study/* --out=runs/solver-study.png
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than Python 3.11; name a newer one, as in: make demo PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs *.egg-info

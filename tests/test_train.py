@@ -1,0 +1,280 @@
+"""The training binary, as a person uses it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags as absl_flags
+from absl.testing import flagsaver
+
+from experiments import flags, plot, train
+from preqn_jax.training.record import read
+
+ROOT = Path(__file__).parent.parent
+PAPER = ["HalfCheetah-v5", "Walker2d-v5", "Hopper-v5", "Ant-v5", "Swimmer-v5"]
+SMALL = [
+    "--hidden_sizes=16,16",
+    "--num_steps=600",
+    "--start_steps=100",
+    "--update_after=200",
+    "--batch_size=16",
+    "--eval_every=300",
+    "--eval_episodes=2",
+    "--log_every=100",
+    "--checkpoint_every=200",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _defined():
+    if "algorithm" not in absl_flags.FLAGS:
+        flags.define(*train.CONFIGS)
+
+
+def call(*args):
+    """`main` in this process, with the manners of the command line."""
+    with flagsaver.flagsaver():
+        absl_flags.FLAGS(["train", *args])
+        return flags.guard(train.main, ["train"])
+
+
+def start(*args, module="experiments.train"):
+    """The command itself."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", module, *args]
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finished(process, timeout=300):
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err
+
+
+def records(logdir):
+    """metrics.jsonl without the clock."""
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in read(Path(logdir) / "metrics.jsonl")]
+
+
+def test_a_run_ends_with_a_summary_a_picture_and_all_its_records(tmp_path, capsys):
+    assert call("--env=Pendulum-v1", "--seeds=0,3", "--logdir=x", *SMALL) == 0
+    out = capsys.readouterr().out
+    assert "last three" in out and "mean alignment of updates" in out
+    assert {p.name for p in Path("x").iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "curve.png",
+        "DONE",
+    }
+    config = json.loads(Path("x/config.json").read_text())
+    assert config["config"]["eta"] == 0.97 and config["config"]["seeds"] == [0, 3] and config["versions"]["jax"]
+    lines = read("x/metrics.jsonl")
+    assert {line["seed"] for line in lines} == {0, 3}
+    named = set().union(*lines)
+    assert named >= {
+        "step",
+        "eval/return_mean",
+        "eval/return_std",
+        "eval/episodes",
+        "train/return",
+        "critic/q_mean",
+        "critic/td_abs",
+        "critic/alignment",
+        "linesearch/backtracks",
+        "linesearch/accepted",
+        "solve/residual",
+        "ntk/diagonal_mean",
+        "ntk/row_ratio_mean",
+        "time/steps_per_s",
+        "time/updates_per_s",
+    }
+    assert [line["step"] for line in lines if line["seed"] == 0 and "eval/return_mean" in line] == [300, 600]
+    assert list(Path("x/tensorboard/seed_3").iterdir())
+
+
+def test_a_finished_run_is_left_alone(capsys):
+    args = ["--env=probe/delay", "--logdir=x", *SMALL]
+    assert call(*args) == 0
+    before = {p: p.stat().st_mtime_ns for p in Path("x").rglob("*") if p.is_file()}
+    assert call(*args) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in Path("x").rglob("*") if p.is_file()}
+
+
+def test_the_same_command_gives_the_same_numbers():
+    for logdir in ("a", "b"):
+        assert call("--env=Pendulum-v1", f"--logdir={logdir}", *SMALL) == 0
+    assert records("a") == records("b")
+
+
+def killed_and_resumed(tmp_path, env_id, how, *extra):
+    """The records of a run that is stopped after its first checkpoint and run again, and of one that is not."""
+    args = [f"--env={env_id}", "--seeds=0,1", *SMALL, *extra]
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    code, _, err = finished(start(f"--logdir={straight}", *args))
+    assert code == 0, err
+    process = start(f"--logdir={broken}", *args)
+    deadline = time.monotonic() + 240
+    while not any((broken / "checkpoints" / str(step)).exists() for step in (200, 400)):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(how)
+    code, _, err = finished(process)
+    assert not (broken / "DONE").exists()
+    if how == signal.SIGKILL:
+        assert code == -signal.SIGKILL
+    else:
+        assert code == 0 and re.search(r"stopped at step \d+; the same command goes on from there", err)
+    code, _, err = finished(start(f"--logdir={broken}", *args))
+    assert code == 0 and "resuming" in err, err
+    assert (broken / "DONE").exists()
+    return records(broken), records(straight)
+
+
+def test_kill_9_and_again_is_bit_for_bit_the_run_that_was_never_killed(tmp_path):
+    resumed, straight = killed_and_resumed(tmp_path, "Ant-v5", signal.SIGKILL)
+    assert resumed == straight
+
+
+def test_sigterm_writes_a_checkpoint_and_the_run_goes_on_bit_for_bit(tmp_path):
+    resumed, straight = killed_and_resumed(tmp_path, "Hopper-v5", signal.SIGTERM, "--algorithm=td3")
+    assert resumed == straight
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", PAPER)
+def test_kill_9_on_every_environment_of_the_paper(tmp_path, env_id):
+    resumed, straight = killed_and_resumed(
+        tmp_path, env_id, signal.SIGKILL, "--num_steps=3000", "--update_after=200", "--checkpoint_every=700", "--num_envs=2"
+    )
+    assert resumed == straight
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--algorithm=dqn"], "unknown algorithm 'dqn'"),
+        (["--env=NoSuch-v0"], "cannot make environment 'NoSuch-v0'"),
+        (["--env=CartPole-v1"], "'CartPole-v1' has the action space Discrete"),
+        (["--activation=swish"], "unknown activation 'swish'; choose one of relu, sin, tanh"),
+        (["--solver=lu"], "unknown solver 'lu'"),
+        (["--batch_size=0"], "batch_size is 0, but it must be at least 1"),
+        (["--batch_size=-5"], "batch_size is -5"),
+        (["--num_steps=0"], "num_steps is 0"),
+        (["--num_steps=-100"], "num_steps is -100"),
+        (["--critic_learning_rate=0"], "critic_learning_rate is 0.0, but it must be above 0"),
+        (["--actor_learning_rate=-0.1"], "actor_learning_rate is -0.1"),
+        (["--eta=1"], "eta is 1.0, but it must be above -1 and below 1"),
+        (["--eta=-1.5"], "eta is -1.5"),
+        (["--num_steps=150"], r"num_steps is 150, below update_after (200)"),
+        (["--seeds=1,x"], "seeds is '1,x', but it must be whole numbers"),
+        (["--seeds=1,1"], "each seed trains once"),
+        (["--eval_every=70"], "eval_every is 70, but it must be a multiple of update_every (50)"),
+        (["--logdir=/dev/null/x"], "cannot write to logdir '/dev/null/x'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_touches_nothing(args, words, capsys, tmp_path):
+    assert call(*["--env=probe/delay", "--logdir=x", *SMALL, *args]) == 1
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ") and words in err and err.count("\n") == 1 and out == ""
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("args", [["--unknown_flag=1"], ["--batch_size=many"], ["--algorithm=dqn"], ["stray"]])
+def test_the_command_itself_fails_without_a_traceback(args):
+    code, _, err = finished(start(*args))
+    assert code != 0 and "Traceback" not in err and len(err.strip().splitlines()) <= 3
+    assert any(word in err for word in ("unknown_flag", "batch_size", "dqn", "stray"))
+
+
+def test_another_configuration_in_the_same_logdir_is_refused_and_the_field_is_named(capsys):
+    args = ["--env=probe/delay", "--logdir=x", *SMALL]
+    assert call(*args) == 0
+    before = {p: p.read_bytes() for p in Path("x").rglob("*") if p.is_file()}
+    capsys.readouterr()
+    assert call(*args, "--eta=0.5") == 1
+    assert "holds a run with eta=0.97, but this command says 0.5" in capsys.readouterr().err
+    assert before == {p: p.read_bytes() for p in Path("x").rglob("*") if p.is_file()}
+
+
+def test_a_folder_of_other_things_is_not_written_to(capsys):
+    Path("x").mkdir()
+    Path("x/thesis.tex").write_text("years of work")
+    assert call("--env=probe/delay", "--logdir=x", *SMALL) == 1
+    assert "holds other files and no config.json" in capsys.readouterr().err
+    assert [p.name for p in Path("x").iterdir()] == ["thesis.tex"]
+
+
+def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(capsys):
+    assert call("--env=probe/nan", "--logdir=x", *SMALL, "--checkpoint_every=100", "--seeds=7") == 1
+    err = capsys.readouterr().err
+    assert "the environment's reward is not finite at step 131, seed 7" in err
+    assert "Traceback" not in err
+    assert [p.name for p in Path("x/checkpoints").iterdir()] == ["100"] and not Path("x/DONE").exists()
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(capsys, caplog):
+    args = ["--env=Pendulum-v1", "--logdir=x", *SMALL]
+    assert call(*args) == 0
+    expected = records("x")
+    Path("x/DONE").unlink()
+    for path in Path("x/checkpoints/600").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert call(*args) == 0
+    assert "the checkpoint of step 600 cannot be read" in caplog.text
+    assert "resuming x at step 400" in capsys.readouterr().err
+    assert records("x") == expected
+
+
+def test_help_names_every_flag_with_its_meaning():
+    code, out, _ = finished(start("--help"))
+    assert code == 1  # absl's own
+    for name in ("algorithm", "eta", "critic_learning_rate", "seeds", "logdir", "update_every"):
+        assert f"--{name}" in out or f"--[no]{name}" in out
+    for words in ("AgentConfig", "LoopConfig", "RunConfig", "gamma", "alpha_q", "Eq. 24"):
+        assert words in out
+
+
+def fake_run(folder, algorithm, env="E-v1", seeds=(0, 1), **fields):
+    folder.mkdir()
+    config = {"algorithm": algorithm, "activation": "sin", "env": env, "seeds": list(seeds), **fields}
+    (folder / "config.json").write_text(json.dumps({"config": config}))
+    lines = [{"step": s, "seed": k, "eval/return_mean": s * (k + 1.0), "critic/q_mean": 1.0} for s in (10, 20) for k in seeds]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 30, "se')
+    return folder
+
+
+def test_plot_draws_any_runs(tmp_path):
+    runs = [fake_run(tmp_path / "a", "preqn"), fake_run(tmp_path / "b", "td3"), fake_run(tmp_path / "c", "td3", env="F-v1")]
+    plot.draw(runs, tmp_path / "deep" / "curve.png")
+    assert (tmp_path / "deep" / "curve.png").stat().st_size > 10_000
+
+
+def test_plot_joins_seeds_of_one_configuration_and_tells_configurations_apart(tmp_path):
+    runs = [
+        plot._load(fake_run(tmp_path / "a", "preqn", seeds=(0,), eta=0.9)),
+        plot._load(fake_run(tmp_path / "b", "preqn", seeds=(1,), eta=0.9)),
+        plot._load(fake_run(tmp_path / "c", "preqn", eta=0.5)),
+    ]
+    groups = plot._group(runs)
+    assert [len(curves) for _, curves in groups] == [2, 2]
+    assert plot._labels([config for config, _ in groups]) == ["preqn-sin, eta=0.9", "preqn-sin, eta=0.5"]
+    steps, values = plot._matrix(groups[0][1], "eval/return_mean")
+    np.testing.assert_array_equal(steps, [10, 20])
+    np.testing.assert_array_equal(values, [[10, 20], [20, 40]])
+
+
+@pytest.mark.parametrize("args", [[], ["nowhere"], ["empty"]])
+def test_plot_says_what_is_no_run(args, tmp_path):
+    (tmp_path / "empty").mkdir()
+    code, _, err = finished(start(*[str(tmp_path / a) for a in args], module="experiments.plot"))
+    assert code == 1 and err.startswith("error: ") and "Traceback" not in err

@@ -1,0 +1,266 @@
+"""Rounds, evaluation and checkpoints, on probes whose right values are known."""
+
+import dataclasses
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from preqn_jax import agents, envs, networks
+from preqn_jax.options import UserError
+from preqn_jax.training import evaluate, loop
+from preqn_jax.training.checkpoint import Checkpointer
+
+LOOP = loop.LoopConfig(num_steps=600, start_steps=100, update_after=100, batch_size=32, replay_capacity=1000)
+NETS = {"hidden_sizes": (32, 32)}
+
+
+def setup(env_id="probe/observation", agent_fields=None, **loop_fields):
+    config = dataclasses.replace(LOOP, **loop_fields)
+    env = envs.make(env_id, len(config.seeds) * config.num_envs)
+    agent = agents.make(agents.AgentConfig(**{**NETS, **(agent_fields or {})}), env.spec)
+    return agent, env, config, *loop.init(agent, env, config)
+
+
+def run(*args):
+    """All rounds of a run; the learner of the last."""
+    done = list(loop.rounds(*args))
+    return done, done[-1].learner
+
+
+def q_at(agent_fields, learner, obs, action):
+    activation = agents.resolve(agents.AgentConfig(**agent_fields)).activation
+    critic = networks.Critic(NETS["hidden_sizes"], str(activation))
+    first = jax.tree.map(lambda leaf: leaf[0, 0], learner.agent.critic)
+    return float(critic.apply(first, jnp.array([obs], jnp.float32), jnp.array([action], jnp.float32)))
+
+
+def mu_at(agent, learner, obs):
+    return float(agent.act(jax.tree.map(lambda leaf: leaf[0], learner.agent.actor), jnp.array([obs], jnp.float32))[0])
+
+
+ALGORITHMS = {
+    "preqn": {"algorithm": "preqn"},
+    "ngql": {"algorithm": "ngql"},
+    "ddpg": {"algorithm": "ddpg", "polyak": 0.9, "critic_learning_rate": 3e-3},
+    "td3": {"algorithm": "td3", "polyak": 0.9, "critic_learning_rate": 3e-3},
+}
+HALF = {"discount": 0.5}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_finds_the_right_values_of_the_probes(name):
+    fields = {**ALGORITHMS[name], **HALF}
+    for env_id, checks in (
+        ("probe/observation", [(-1.0, -1.0), (1.0, 1.0)]),
+        ("probe/delay", [(0.0, 0.5), (1.0, 1.0)]),
+        ("probe/time-limit", [(0.0, 2.0)]),  # taking the time limit for a terminal would give at most 1.94
+    ):
+        agent, env, config, learner, host = setup(env_id, fields, num_steps=1500)
+        _, learner = run(agent, env, config, learner, host)
+        for obs, value in checks:
+            for action in (-0.5, 0.5):
+                assert abs(q_at(fields, learner, obs, action) - value) < 0.05, (env_id, obs, action)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_finds_the_best_action(name):
+    agent, env, config, learner, host = setup("probe/action", {**ALGORITHMS[name], **HALF}, num_steps=1500)
+    _, learner = run(agent, env, config, learner, host)
+    assert abs(mu_at(agent, learner, 0.0) - 0.5) < 0.1
+    env = envs.make("probe/action", 3)
+    returns = evaluate.make(agent, env, (0,), 3)(learner.agent.actor, 0)
+    assert returns.shape == (1, 3) and (returns > 0.98).all()
+
+
+def test_a_round_collects_and_updates_one_for_one_after_update_after():
+    agent, env, config, learner, host = setup(update_after=200)
+    done, learner = run(agent, env, config, learner, host)
+    assert [d.step for d in done] == list(range(50, 650, 50))
+    assert [bool(d.metrics) for d in done] == [False] * 3 + [True] * 9
+    assert done[-1].host.updates == 450
+    assert int(learner.replay.size[0]) == 600
+    assert sum(len(d.episodes) for d in done) == 600  # one-step episodes
+
+
+def test_start_steps_act_uniformly_and_then_the_policy_does():
+    agent, env, config, learner, host = setup(agent_fields={"exploration_noise": 0.0}, num_steps=400, update_after=400)
+    _, learner = run(agent, env, config, learner, host)
+    obs, action = (np.asarray(x)[0, :400, 0] for x in (learner.replay.data.obs, learner.replay.data.action))
+    assert action[:100].std() == pytest.approx(1 / np.sqrt(3), rel=0.2) and len(np.unique(action[:100])) == 100
+    for side in (-1, 1):
+        assert len(np.unique(action[100:][obs[100:] == side])) == 1
+
+
+def test_the_replay_holds_what_happened():
+    agent, env, config, learner, host = setup("probe/time-limit", num_steps=100)
+    _, learner = run(agent, env, config, learner, host)
+    data = jax.tree.map(lambda leaf: np.asarray(leaf)[0, :100], learner.replay.data)
+    assert (data.discount == 1).all() and (data.reward == 1).all()
+    agent, env, config, learner, host = setup("probe/delay", num_steps=100)
+    _, learner = run(agent, env, config, learner, host)
+    data = jax.tree.map(lambda leaf: np.asarray(leaf)[0, :100], learner.replay.data)
+    assert (data.obs[:, 0] == np.tile([0, 1], 50)).all() and (data.next_obs[:, 0] == np.tile([1, 2], 50)).all()
+    assert (data.discount == np.tile([1, 0], 50)).all()
+
+
+def test_several_environments_feed_one_seed():
+    agent, env, config, learner, host = setup("probe/delay", num_envs=5)
+    done, learner = run(agent, env, config, learner, host)
+    assert len(done) == 12 and int(learner.replay.size[0]) == 600
+    assert (np.asarray(learner.replay.data.obs)[0, :15, 0] == [0] * 5 + [1] * 5 + [0] * 5).all()
+
+
+def test_the_update_compiles_once():
+    agent, env, config, learner, host = setup()
+    made = loop.make_learn(agent, config)
+    act = loop.make_act(agent, config)
+    for i in range(5):
+        transitions, _ = loop._collect(act, env, config, learner.agent.actor, host)
+        learner, _ = made(learner, transitions, jnp.uint32(i), jnp.int32(50 * i), 50)
+    assert made._cache_size() == 1 and act._cache_size() == 1  # pyright: ignore
+
+
+def test_the_same_seeds_repeat_and_each_seed_is_itself_in_any_company():
+    together = run(*setup(seeds=(3, 5)))[1]
+    again = run(*setup(seeds=(3, 5)))[1]
+    alone = run(*setup(seeds=(5,)))[1]
+    for a, b, c in zip(*map(jax.tree.leaves, (together, again, alone)), strict=True):
+        np.testing.assert_array_equal(a, b)
+        # batched products may sum in another order, and 500 updates amplify it
+        np.testing.assert_allclose(np.asarray(a)[1], np.asarray(c)[0], rtol=0.1, atol=0.05)
+    assert (np.asarray(together.replay.data.action)[0] != np.asarray(together.replay.data.action)[1]).any()
+    first = np.asarray(together.replay.data.action)[1, :100], np.asarray(alone.replay.data.action)[0, :100]
+    np.testing.assert_array_equal(*first)
+
+
+def test_a_nan_from_the_environment_stops_the_run_and_is_named():
+    with pytest.raises(loop.Diverged, match=r"the environment's reward is not finite at step 131, seed 4"):
+        run(*setup("probe/nan", seeds=(4, 9)))
+
+
+def test_a_nan_in_an_update_stops_the_run_and_is_named():
+    agent, env, config, learner, host = setup(seeds=(4, 9))
+
+    def update(state, batch, key, count):
+        state, metrics = agent.update(state, batch, key, count)
+        return state, {**metrics, "critic/q_mean": jnp.where(count >= 60, jnp.nan, metrics["critic/q_mean"])}
+
+    with pytest.raises(loop.Diverged, match=r"critic/q_mean is not finite at step 150, seed 4"):
+        run(agent._replace(update=update), env, config, learner, host)
+
+
+def test_a_failed_solve_is_counted_and_does_not_stop_the_run():
+    done, _ = run(*setup(agent_fields={"damping": 0.0}, num_steps=300))  # K of one-state probes is singular
+    last = done[-1].metrics
+    assert last["solve/finite"][0] < 1 and last["linesearch/accepted"][0] < 1
+    assert np.isfinite(last["critic/q_mean"]).all()
+
+
+def test_evaluation_depends_on_its_seeds_alone_and_is_noiseless():
+    agent, env, config, learner, host = setup("Pendulum-v1", {"exploration_noise": 1.0}, seeds=(1, 2))
+    evaluation = evaluate.make(agent, envs.make("Pendulum-v1", 6), (1, 2), 3)
+    first, other = evaluation(learner.agent.actor, 0), evaluation(learner.agent.actor, 50)
+    assert first.shape == (2, 3) and (first == evaluation(learner.agent.actor, 0)).all() and (first != other).any()
+
+
+def save_and_load(tmp_path, stop_at, **kwargs):
+    """A run that is saved after a round and goes on from disk, and the same run straight through."""
+    agent, env, config, learner, host = setup(**kwargs)
+    checkpoints = Checkpointer(tmp_path / "checkpoints")
+    for done in loop.rounds(agent, env, config, learner, host):
+        if done.step == stop_at:
+            checkpoints.save(stop_at, done.learner, done.host, env.save(), {"note": [1, "x"]})
+            break
+    agent, env, config, learner, host = setup(**kwargs)
+    step, learner, host, env_state, extra = Checkpointer(tmp_path / "checkpoints").restore(learner)
+    assert step == stop_at and extra == {"note": [1, "x"]}
+    host.obs = env.load(env_state)
+    resumed, last = run(agent, env, config, learner, host)
+    return resumed, last, *run(*setup(**kwargs))
+
+
+@pytest.mark.parametrize("name", ["preqn", "td3"])
+def test_save_and_resume_is_straight_through(tmp_path, name):
+    kwargs = {"env_id": "probe/time-limit", "agent_fields": {"algorithm": name}, "seeds": (0, 1), "replay_capacity": 450}
+    resumed, last, straight, expected = save_and_load(tmp_path, 250, **kwargs)
+    for a, b in zip(jax.tree.leaves(last), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(resumed, straight[5:], strict=True):
+        assert a.step == b.step and a.episodes == b.episodes
+        assert all((a.metrics[k] == b.metrics[k]).all() for k in b.metrics)
+
+
+def checkpointed(tmp_path):
+    agent, env, config, learner, host = setup(num_steps=150)
+    checkpoints = Checkpointer(tmp_path / "c")
+    for done in loop.rounds(agent, env, config, learner, host):
+        checkpoints.save(done.step, done.learner, done.host, env.save(), {})
+    return setup(num_steps=150)[3], done.learner
+
+
+def damage(folder, how):
+    """Spoil the biggest data file of a checkpoint."""
+    path = max((p for p in folder.rglob("*") if p.is_file() and "arrays" in p.parts), key=lambda p: p.stat().st_size)
+    data = bytearray(path.read_bytes())
+    if how == "truncated":
+        del data[len(data) // 2 :]
+    else:
+        data[len(data) // 2] ^= 0xFF
+    path.write_bytes(bytes(data))
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    like, _ = checkpointed(tmp_path)
+    assert Checkpointer(tmp_path / "c").steps() == [100, 150]
+    assert Checkpointer(tmp_path / "c").restore(like)[0] == 150
+
+
+@pytest.mark.parametrize("how", ["truncated", "corrupted", "emptied"])
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before_and_says_so(tmp_path, caplog, how):
+    like, _ = checkpointed(tmp_path)
+    folder = tmp_path / "c" / "150"
+    if how == "emptied":
+        shutil.rmtree(folder / "arrays")
+    else:
+        damage(folder, how)
+    step, *_ = Checkpointer(tmp_path / "c").restore(like)
+    assert step == 100
+    assert "the checkpoint of step 150 cannot be read" in caplog.text
+
+
+def test_no_whole_checkpoint_is_an_error_and_none_at_all_is_not(tmp_path):
+    like, _ = checkpointed(tmp_path)
+    assert Checkpointer(tmp_path / "empty").restore(like) is None
+    for step in (100, 150):
+        damage(tmp_path / "c" / str(step), "truncated")
+    with pytest.raises(UserError, match=r"none of the checkpoints in .* can be read \(steps \[100, 150\]\)"):
+        Checkpointer(tmp_path / "c").restore(like)
+
+
+def test_a_checkpoint_of_another_network_is_not_restored_without_a_word(tmp_path):
+    checkpointed(tmp_path)
+    other = setup(num_steps=150, agent_fields={"hidden_sizes": (16, 16)})[3]
+    with pytest.raises(UserError, match="none of the checkpoints"):
+        Checkpointer(tmp_path / "c").restore(other)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"num_steps": 50}, r"num_steps is 50, below update_after \(100\)"),
+        ({"batch_size": 0}, "batch_size is 0, but it must be at least 1"),
+        ({"batch_size": -3}, "batch_size is -3"),
+        ({"num_steps": 610}, r"num_steps is 610, but it must be a multiple of update_every \(50\)"),
+        ({"seeds": ()}, "seeds are"),
+        ({"seeds": (1, 1)}, "seeds are"),
+        ({"seeds": (-1,)}, "seeds is -1"),
+        ({"num_envs": 3}, "multiple of num_envs"),
+        ({"replay_capacity": 10}, "replay_capacity is 10"),
+    ],
+)
+def test_a_wrong_number_is_named(fields, words):
+    with pytest.raises(UserError, match=words):
+        loop.validate(dataclasses.replace(LOOP, **fields))
