@@ -13,14 +13,16 @@ from absl import app, flags
 from preqn_jax.options import UserError
 
 Config = TypeVar("Config")
+_groups: list[str] = []  # dataclasses with flags, in the order of --help
 
 
 def define(*configs: type) -> None:
     """One flag for each field of each dataclass, with its name, default and help; `--help` groups them by dataclass."""
     for config in configs:
+        _groups.append(config.__name__)
         hints = typing.get_type_hints(config)
         for field in dataclasses.fields(config):
-            _define_one(field, _inner_type(hints[field.name]), f"experiments: {config.__name__}")
+            _define_one(field, _inner_type(hints[field.name]), config.__name__)
 
 
 def _inner_type(hint: Any) -> Any:
@@ -68,6 +70,10 @@ def _integers(name: str, entries: Sequence[str]) -> tuple[int, ...]:
 
 def run(main: Callable[[list[str]], int]) -> None:
     """`app.run`, with a person's mistakes as one sentence on stderr and exit status 1."""
+    if {"--help", "-help", "-h"} & set(sys.argv[1:]):
+        print(sys.modules["__main__"].__doc__)
+        print("\n".join(flags.FLAGS.module_help(group) for group in _groups))
+        return
     jax.config.update("jax_numpy_rank_promotion", "raise")
     app.run(lambda argv: guard(main, argv))
 

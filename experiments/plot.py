@@ -3,6 +3,7 @@
 python -m experiments.plot RUN [RUN ...] --out=curve.png
 """
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +14,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from absl import flags as absl_flags
 
 from experiments import flags
-from preqn_jax.options import UserError
+from preqn_jax.options import UserError, option
 from preqn_jax.training.record import read
 
 PANELS = (
@@ -28,10 +28,17 @@ PANELS = (
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, colour-blind safe
 
 
+@dataclasses.dataclass(frozen=True)
+class PlotConfig:
+    """Where the figure goes."""
+
+    out: str = option("curve.png", "the picture to write: .png, .pdf or .svg")
+
+
 def main(argv: list[str]) -> int:
     if len(argv) < 2:
         raise UserError("no run given; name run directories, as in: python -m experiments.plot runs/x --out=curve.png")
-    out = Path(absl_flags.FLAGS.out)
+    out = Path(flags.parse(PlotConfig).out)
     draw([Path(run) for run in argv[1:]], out)
     print(out)
     return 0
@@ -120,5 +127,5 @@ def _matrix(curves: list[list[dict[str, Any]]], name: str) -> tuple[np.ndarray, 
 
 
 if __name__ == "__main__":
-    absl_flags.DEFINE_string("out", "curve.png", "the picture to write: .png, .pdf or .svg")
+    flags.define(PlotConfig)
     flags.run(main)

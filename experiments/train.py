@@ -71,8 +71,13 @@ def train(run: RunConfig, agent_config: agents.AgentConfig, loop_config: loop.Lo
             return 0
         session = _Session(run, loop_config, agent, train_env, eval_env, logdir)
         stack.callback(session.close)
-        if not session.run():
-            return 0
+        try:
+            if not session.run():
+                return 0
+        except loop.Diverged as error:
+            kept = session.checkpoints.steps()
+            where = f"the checkpoint of step {kept[-1]} is kept in {logdir}" if kept else "there was no checkpoint yet"
+            raise UserError(f"{error}; {where}") from error
     _summarize(logdir, run, loop_config)
     plot.draw([logdir], logdir / "curve.png")
     print(f"curves: {logdir / 'curve.png'}")
@@ -124,7 +129,8 @@ class _Session:
                 if step % every.checkpoint_every == 0 or last or self.stopped:
                     self._save(step)
                 bar.update(self.config.update_every)
-                bar.set_postfix_str(f"return {np.mean(self.latest):.0f}", refresh=False)
+                if np.isfinite(self.latest).all():
+                    bar.set_postfix_str(f"return {np.mean(self.latest):.0f}", refresh=False)
                 if self.stopped and not last:
                     bar.close()
                     print(f"stopped at step {step}; the same command goes on from there", file=sys.stderr)

@@ -5,7 +5,13 @@ and then its weights, layer by layer, which is also the order of `jax.tree.leave
 Phi is `[d, B]` as in section 4: a column is grad Q of one example.
 """
 
+import itertools
+
 import numpy as np
+
+# For `jax.jit(..., compiler_options=QUICK)`: compiling is most of what a test costs, five times less of it without the
+# optimiser, and algebra does not depend on that.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True, "xla_cpu_use_fusion_emitters": False}
 
 RCOND = 1e-12  # below it an eigenvalue is rounding of zero: eps * d is about 1e-14, and the batches of the tests stay above 1e-9
 
@@ -14,6 +20,18 @@ ACTIVATIONS = {  # name -> (function, its derivative)
     "tanh": (np.tanh, lambda x: 1 - np.tanh(x) ** 2),
     "relu": (lambda x: np.maximum(x, 0), lambda x: (x > 0).astype(np.float64)),
 }
+
+
+def random_layers(seed, sizes):
+    """Layers of the given sizes, input and output included, with normal weights of unit gain and normal biases."""
+    rng = np.random.default_rng(seed)
+    pairs = itertools.pairwise(sizes)
+    return [(rng.normal(size=(a, b)) / np.sqrt(a), 0.5 * rng.normal(size=b)) for a, b in pairs]
+
+
+def critic_params(layers):
+    """The parameters of `networks.Critic` with these layers."""
+    return {"params": {"mlp": {f"Dense_{i}": {"kernel": w, "bias": b} for i, (w, b) in enumerate(layers)}}}
 
 
 def layers_of(params):

@@ -300,7 +300,12 @@ def test_the_policy_climbs_the_first_critic():
 
 def test_defaults_are_the_rows_of_appendix_b():
     preqn, td3 = (agents.resolve(agents.AgentConfig(algorithm=a)) for a in ("preqn", "td3"))
-    assert (preqn.discount, preqn.hidden_sizes, preqn.actor_learning_rate, preqn.exploration_noise) == (0.99, (256, 256), 1e-3, 0.1)
+    assert (preqn.discount, preqn.hidden_sizes, preqn.actor_learning_rate, preqn.exploration_noise) == (
+        0.99,
+        (256, 256),
+        1e-3,
+        0.1,
+    )
     assert (preqn.critic_learning_rate, td3.critic_learning_rate, preqn.eta, td3.polyak) == (0.1, 1e-3, 0.97, 0.995)
     assert (preqn.activation, preqn.num_critics, preqn.target_networks, preqn.critic_step) == ("sin", 1, False, "preconditioned")
     # "target policy smoothing and policy delay were taken from (Fujimoto et al., 2018b) without modification"

@@ -216,7 +216,7 @@ def test_a_folder_of_other_things_is_not_written_to(capsys):
 def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(capsys):
     assert call("--env=probe/nan", "--logdir=x", *SMALL, "--checkpoint_every=100", "--seeds=7") == 1
     err = capsys.readouterr().err
-    assert "the environment's reward is not finite at step 131, seed 7" in err
+    assert "the environment's reward is not finite at step 131, seed 7; the checkpoint of step 100 is kept in x" in err
     assert "Traceback" not in err
     assert [p.name for p in Path("x/checkpoints").iterdir()] == ["100"] and not Path("x/DONE").exists()
 
@@ -237,7 +237,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(capsys, caplog):
 
 def test_help_names_every_flag_with_its_meaning():
     code, out, _ = finished(start("--help"))
-    assert code == 1  # absl's own
+    assert code == 0
     for name in ("algorithm", "eta", "critic_learning_rate", "seeds", "logdir", "update_every"):
         assert f"--{name}" in out or f"--[no]{name}" in out
     for words in ("AgentConfig", "LoopConfig", "RunConfig", "gamma", "alpha_q", "Eq. 24"):
