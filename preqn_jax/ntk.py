@@ -331,7 +331,8 @@ def _evaluate(layout: _Layout, args: list[Array], shifts: list[Array] | None) ->
     recorded: list[Array] = []
     dense = set(layout.dense)
 
-    def run(closed: jex.ClosedJaxpr, args: Sequence[Array], leaf_of: dict[Any, int]) -> list[Array]:
+    def run(closed: jex.ClosedJaxpr, args: Sequence[Array], leaf_of: dict[Any, int]) -> tuple[list[Array], list[int | None]]:
+        """The outputs, and for each the leaf it is, as in `_Scan.visit`."""
         jaxpr = closed.jaxpr
         env: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *args], strict=True))
         leaf_of = dict(leaf_of)
@@ -342,10 +343,8 @@ def _evaluate(layout: _Layout, args: list[Array], shifts: list[Array] | None) ->
             inner = _inner(eqn) if used else None
             if inner is not None:
                 inside = {v: leaf for v, leaf in zip(inner.jaxpr.invars, operands, strict=True) if leaf is not None}
-                results = run(inner, values, inside)
-                for outer, v in zip(eqn.outvars, inner.jaxpr.outvars, strict=True):
-                    if _lookup(inside, v) is not None:
-                        leaf_of[outer] = inside[v]
+                results, passed = run(inner, values, inside)
+                leaf_of.update({v: leaf for v, leaf in zip(eqn.outvars, passed, strict=True) if leaf is not None})
             else:
                 results = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
                 results = list(results) if eqn.primitive.multiple_results else [results]
@@ -356,10 +355,11 @@ def _evaluate(layout: _Layout, args: list[Array], shifts: list[Array] | None) ->
                         results[0] = results[0] + shifts[len(recorded)]
                         recorded.append(values[1] if operands[0] is not None else values[0])
             env.update(zip(eqn.outvars, results, strict=True))
-        return [v.val if isinstance(v, jex.Literal) else env[v] for v in jaxpr.outvars]
+        outputs = [v.val if isinstance(v, jex.Literal) else env[v] for v in jaxpr.outvars]
+        return outputs, [_lookup(leaf_of, v) for v in jaxpr.outvars]
 
     top = dict(zip(layout.jaxpr.jaxpr.invars, range(layout.treedef.num_leaves), strict=False))
-    (value,) = run(layout.jaxpr, args, top)
+    ((value,), _) = run(layout.jaxpr, args, top)
     return value, recorded
 
 

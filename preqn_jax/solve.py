@@ -88,6 +88,9 @@ def cg(tol: float = 1e-5, max_steps: int = 100, damping: float = 0.0) -> Solve:
       tol: stops at ``|K z - delta| <= tol * |delta|``.
       max_steps: bound on the iterations.
       damping: as for `cholesky`.
+
+    Without damping, on a singular K and a delta outside of its range, the iterates grow without bound: one that is worse than
+    z = 0 is given up for it, which shows as a residual of 1.
     """
 
     def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
@@ -97,6 +100,8 @@ def cg(tol: float = 1e-5, max_steps: int = 100, damping: float = 0.0) -> Solve:
             return jnp.dot(gram, v, precision=_HIGHEST) + absolute * v
 
         z, _ = jax.scipy.sparse.linalg.cg(matvec, delta, tol=tol, maxiter=max_steps)
+        worse = jnp.linalg.norm(matvec(z) - delta) > jnp.linalg.norm(delta)  # False for a NaN, which stays to be seen
+        z = jnp.where(worse, 0, z)
         return z, _info(gram, delta, z, damping=absolute)
 
     return solve
