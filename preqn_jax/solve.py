@@ -23,7 +23,7 @@ class SolveInfo(NamedTuple):
     residual: Array  # |K z - delta| / |delta|, 0 where delta is 0
     rank: Array  # directions kept (eigh, lstsq), else B
     damping: Array  # absolute number added to K's diagonal (cholesky, cg), else 0
-    finite: Array  # bool: every entry of z is finite
+    finite: Array  # bool: z and its residual are finite
 
 
 Solve = Callable[[Array, Array], tuple[Array, SolveInfo]]
@@ -100,8 +100,8 @@ def cg(tol: float = 1e-5, max_steps: int = 100, damping: float = 0.0) -> Solve:
             return jnp.dot(gram, v, precision=_HIGHEST) + absolute * v
 
         z, _ = jax.scipy.sparse.linalg.cg(matvec, delta, tol=tol, maxiter=max_steps)
-        worse = jnp.linalg.norm(matvec(z) - delta) > jnp.linalg.norm(delta)  # False for a NaN, which stays to be seen
-        z = jnp.where(worse, 0, z)
+        error, size = jnp.linalg.norm(matvec(z) - delta), jnp.linalg.norm(delta)
+        z = jnp.where(error <= size, z, jnp.where(error > size, 0, jnp.nan))  # a NaN stays to be seen
         return z, _info(gram, delta, z, damping=absolute)
 
     return solve
@@ -118,5 +118,5 @@ def _info(gram: Array, delta: Array, z: Array, rank: Array | None = None, dampin
         residual=jnp.where(size > 0, error / jnp.where(size > 0, size, 1), error),
         rank=jnp.asarray(gram.shape[0] if rank is None else rank, jnp.int32),
         damping=jnp.zeros((), gram.dtype) if damping is None else damping,
-        finite=jnp.all(jnp.isfinite(z)),
+        finite=jnp.isfinite(error) & jnp.all(jnp.isfinite(z)),
     )

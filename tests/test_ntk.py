@@ -658,15 +658,29 @@ def test_duplicate_rows_have_equal_rows_of_the_kernel():
     assert np.linalg.matrix_rank(np.asarray(gram, np.float64), tol=1e-5 * float(gram.max())) <= BATCH
 
 
-def test_a_big_weight_on_either_side_is_taken_apart_without_a_warning():
-    big = {"w": jnp.asarray(weights(1, 50, 60), jnp.float32)}
+def _either_side(w, x):
+    return jnp.tanh(x @ w) * jnp.sin(jnp.einsum("io,i->o", w, x))
 
-    def q(p, x):
-        return jnp.sum(jnp.tanh(x @ p["w"])) + jnp.sum(jnp.sin(jnp.einsum("io,i->o", p["w"], x)))
 
+BIG = {
+    "either side": (_either_side, (50, 60)),
+    "jit": (jax.jit(_either_side), (50, 60)),
+    "remat": (jax.checkpoint(_either_side), (50, 60)),
+    "jit in remat in jit": (jax.jit(jax.checkpoint(jax.jit(_either_side))), (50, 60)),
+    "members": (lambda w, x: jnp.einsum("i,gio->go", x, w), (3, 50, 20)),
+    "members with inputs": (lambda w, x: jax.vmap(jnp.matmul)(x.reshape(2, 25), w), (2, 25, 30)),
+    "two axes": (lambda w, x: jnp.einsum("ij,ijo->o", x.reshape(2, 25), w), (2, 25, 30)),
+}
+
+
+@pytest.mark.parametrize("name", BIG)
+def test_a_weight_used_by_products_alone_is_taken_apart_without_a_warning(name):
+    layer, shape = BIG[name]
+    q = lambda p, x: jnp.sum(jnp.tanh(layer(p["w"], x)))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        jax.eval_shape(lambda p, x: ntk.linearize(q, p, (x,)).gram, big, jnp.zeros((2, 50)))
+        found = jax.eval_shape(lambda p, x: ntk.linearize(q, p, (x,)).gram, {"w": jnp.zeros(shape)}, jnp.zeros((2, 50)))
+    assert found.shape == (2, 2)
 
 
 @pytest.mark.parametrize("width, warns", [(16, False), (80, True)])
