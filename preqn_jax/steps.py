@@ -95,7 +95,7 @@ def preconditioned(
         move = lin.pullback(z)  # Eq. 23
 
         def candidate(scale: Array) -> Params:
-            return jax.tree.map(lambda p, m: p + (learning_rate * scale).astype(p.dtype) * m, params, move)
+            return jax.tree.map(lambda p, m: p + learning_rate * scale.astype(p.dtype) * m, params, move)
 
         def accept(scale: Array) -> tuple[Array, Array]:
             change = batch(candidate(scale), inputs) - lin.values

@@ -699,13 +699,36 @@ def test_only_a_big_leaf_on_the_slow_way_is_named_in_a_warning(width, warns):
         assert "filters" in texts[0] and "conv_general_dilated" in texts[0] and "Dense" not in texts[0]
 
 
-def largest_intermediate(jaxpr):
-    """Entries of the largest array that any equation of a jaxpr makes, inner ones included."""
-    sizes = [0]
+def equations(jaxpr):
+    """Every equation of a jaxpr, inner ones included."""
     for eqn in jaxpr.eqns:
-        sizes += [math.prod(v.aval.shape) for v in eqn.outvars]
-        sizes += [largest_intermediate(inner) for inner in jex.jaxprs_in_params(eqn.params)]
-    return max(sizes)
+        yield eqn
+        for inner in jex.jaxprs_in_params(eqn.params):
+            yield from equations(inner)
+
+
+def largest_intermediate(jaxpr):
+    """Entries of the largest array that any equation makes."""
+    return max(math.prod(v.aval.shape) for eqn in equations(jaxpr) for v in eqn.outvars)
+
+
+@pytest.mark.parametrize("method", ntk.METHODS)
+@pytest.mark.parametrize("positions", [1, 2, 11])
+def test_no_product_leaves_its_precision_to_a_default(positions, method):
+    """An accelerator's default puts errors of 1e-3 into K. The network here asks for HIGH, the kernel for HIGHEST."""
+    high, highest = jax.lax.Precision.HIGH, jax.lax.Precision.HIGHEST
+
+    def body(x):
+        return nn.Dense(1, precision=high)(jnp.mean(jnp.tanh(nn.Dense(8, precision=high)(x)), axis=0))
+
+    q, params, inputs = flax_case(Net(body), "float32", (positions, 5))
+
+    def run(params, z):
+        lin = ntk.linearize(q, params, inputs, method=method)
+        return lin.gram, lin.pullback(z), ntk.kernel(q, params, inputs, method=method)
+
+    products = [e for e in equations(jax.make_jaxpr(run)(params, jnp.ones(BATCH)).jaxpr) if e.primitive.name == "dot_general"]
+    assert {e.params["precision"] for e in products} == {(high, high), (highest, highest)}
 
 
 @pytest.mark.parametrize("what", ["gram and pullback", "kernel"])

@@ -143,8 +143,12 @@ def test_rcond_cuts_relative_to_the_largest(make, rcond, rank, x64):
 
 
 @pytest.mark.parametrize("make", [solve.eigh, solve.lstsq])
-def test_the_default_cut_is_of_the_kernels_own_precision(make, x64):
-    """One and the same matrix has full rank in float64 and not in float32."""
+def test_the_default_cut_is_of_the_kernels_own_precision_and_size(make, x64):
+    """One and the same matrix has full rank in float64 and not in float32; and the cut is B times the precision."""
+    eps = np.finfo(np.float64).eps
+    for last, rank in ((0.5 * BATCH * eps, BATCH - 1), (2 * BATCH * eps, BATCH)):
+        gram = jnp.diag(jnp.ones(BATCH).at[-1].set(last))
+        assert jit(make())(gram, jnp.ones(BATCH))[1].rank == rank
     gram = np.diag([1.0, 1e-3, 1e-10])
     ranks = {dtype: jit(make())(jnp.asarray(gram, dtype), jnp.ones(3, dtype))[1].rank for dtype in (jnp.float32, jnp.float64)}
     assert ranks == {jnp.float32: 2, jnp.float64: 3}
@@ -213,3 +217,10 @@ def test_one_bad_seed_spoils_no_other(x64):
     z, info = jit(jax.vmap(solve.cholesky()))(jnp.asarray(grams), jnp.asarray(deltas))
     assert info.finite.tolist() == [True, False, True]
     assert oracles.relative_error(z[2], run("cholesky_damped", grams[2], deltas[2])[0]) < 1e-10
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_no_product_leaves_its_precision_to_a_default(name):
+    """As in the kernel: a product in less than float32 is an error of 1e-3, times the condition of K."""
+    text = str(jax.make_jaxpr(SOLVERS[name][0])(jnp.eye(BATCH), jnp.ones(BATCH)))
+    assert text.count("dot_general[") == text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") >= 1
