@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +94,8 @@ def _part_scans(config: CostConfig) -> dict[str, Callable[[], Any]]:
     agent_config = base.resolve(base.AgentConfig(hidden_sizes=config.hidden_sizes))
     network: dict[str, Any] = {"hidden_sizes": config.hidden_sizes, "activation": agent_config.activation}
     critic, actor = networks.Critic(**network), networks.Actor(config.action_size, **network)
-    q, policy = cast(QFunction, critic.apply), cast(QFunction, actor.apply)
+    q: QFunction = critic.apply
+    policy: Callable[..., Any] = actor.apply
     batch = jax.tree.map(jnp.asarray, _transitions(config, config.batch_size))
     inputs = (batch.obs, batch.action)
     theta = critic.init(jax.random.key(0), batch.obs[0], batch.action[0])

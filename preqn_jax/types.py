@@ -22,8 +22,8 @@ Inputs = tuple[Any, ...]
 Metrics = dict[str, Array]
 """Scalars by their name in `metrics.jsonl`, as `"critic/td_abs"`."""
 
-QFunction = Callable[..., Array]
-"""`q(params, *inputs) -> scalar`, pure, written for ONE example. Batches are `jax.vmap`'s work."""
+QFunction = Callable[..., Any]
+"""`q(params, *inputs) -> scalar`, pure, written for ONE example, as a Flax module's `apply`. Batches are `jax.vmap`'s work."""
 
 
 class Transition(NamedTuple):

@@ -175,7 +175,9 @@ def save_and_load(tmp_path, stop_at, **kwargs):
             checkpoints.save(stop_at, done.learner, done.host, env.save(), {"note": [1, "x"]})
             break
     agent, env, config, learner, host = setup(**kwargs)
-    step, learner, host, env_state, extra = Checkpointer(tmp_path / "checkpoints").restore(learner)
+    restored = Checkpointer(tmp_path / "checkpoints").restore(learner)
+    assert restored is not None
+    step, learner, host, env_state, extra = restored
     assert step == stop_at and extra == {"note": [1, "x"]}
     host.obs = env.load(env_state)
     resumed, last = run(agent, env, config, learner, host)
@@ -226,8 +228,9 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before_and_says_so(tmp
         shutil.rmtree(folder / "arrays")
     else:
         damage(folder, how)
-    step, *_ = Checkpointer(tmp_path / "c").restore(like)
-    assert step == 100
+    restored = Checkpointer(tmp_path / "c").restore(like)
+    assert restored is not None
+    assert restored[0] == 100
     assert "the checkpoint of step 150 cannot be read" in caplog.text
 
 

@@ -3,8 +3,9 @@
 The paper: "these two algorithms [PreQN and TD3] are equivalent except for the Q-learning component".
 """
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import flax.struct
 import jax
@@ -42,7 +43,8 @@ def make(config: base.AgentConfig, spec: Spec) -> base.Agent:
 
 def deterministic(config: base.AgentConfig, spec: Spec, actor: networks.Actor, critic: networks.Critic) -> base.Agent:
     """An agent from a resolved config and two networks."""
-    policy, q = cast(QFunction, actor.apply), cast(QFunction, critic.apply)
+    policy: Callable[..., Any] = actor.apply
+    q: QFunction = critic.apply
     step = steps.ensemble(base.critic_step(config, q))
     optimizer = optax.adam(config.actor_learning_rate)
     delay, members = config.policy_delay or 1, config.num_critics or 1
