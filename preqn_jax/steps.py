@@ -196,7 +196,9 @@ def _primal_direction(q: QFunction, damping: float, max_steps: int) -> Callable:
             return jax.tree.map(lambda a, b: a + shift * b, image, v)
 
         (g,) = pull((targets - values) / size)  # Eq. 5
-        move, _ = jax.scipy.sparse.linalg.cg(fisher, g, tol=0.0, atol=0.0, maxiter=max_steps)
+        # Past convergence the iterates would run away, along directions that F knows only as rounding.
+        tol = 10 * float(jnp.finfo(values.dtype).eps)
+        move, _ = jax.scipy.sparse.linalg.cg(fisher, g, tol=tol, maxiter=max_steps)
         return values, move, {}
 
     return direction

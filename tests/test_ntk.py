@@ -782,7 +782,7 @@ def test_block_must_be_positive(block):
         ntk.kernel(q, params, inputs, block=block)
 
 
-@pytest.mark.parametrize("shapes", [((6, 5), (4, 5)), ((6, 5), ()), ()])
+@pytest.mark.parametrize("shapes", [((6, 5), (4, 5)), ((6, 5), ()), ((), ()), ()])
 def test_inputs_must_share_their_batch_axis(shapes):
     q, params, _ = _critic_of(lambda y: y)
     inputs = tuple(jnp.zeros(shape) for shape in shapes)

@@ -52,6 +52,7 @@ def test_the_fast_way_is_taken():
 OFF = {
     "beyond the limit": np.array([1e5, -3e7, 1e30], np.float32),
     "one element beyond": np.array([0.5, -2.0, 3.1e4], np.float32),
+    "one element below": np.array([0.5, -2.0, -1e6], np.float32),
     "inf": np.array([0.5, np.inf], np.float32),
     "-inf": np.array([0.5, -np.inf], np.float32),
     "nan": np.array([0.5, np.nan], np.float32),
