@@ -95,7 +95,7 @@ def preconditioned(
         move = lin.pullback(z)  # Eq. 23
 
         def candidate(scale: Array) -> Params:
-            return jax.tree.map(lambda p, m: p + learning_rate * scale.astype(p.dtype) * m, params, move)
+            return jax.tree.map(lambda p, m: (p + learning_rate * scale.astype(p.dtype) * m).astype(p.dtype), params, move)
 
         def accept(scale: Array) -> tuple[Array, Array]:
             change = batch(candidate(scale), inputs) - lin.values
@@ -148,7 +148,7 @@ def natural_gradient(
     def update(params: Params, state: State, inputs: Inputs, targets: Targets) -> tuple[Params, State, StepInfo]:
         values, move, metrics = direction(params, inputs, targets)
         delta = targets - values
-        params = jax.tree.map(lambda p, m: p + learning_rate * m, params, move)
+        params = jax.tree.map(lambda p, m: (p + learning_rate * m).astype(p.dtype), params, move)
         change = batch(params, inputs) - values
         return params, state, StepInfo(values, delta, {"critic/alignment": diagnostics.alignment(change, delta), **metrics})
 

@@ -424,3 +424,11 @@ def test_ensemble_equals_a_loop_over_members(name, x64):
         assert len({float(m["linesearch/backtracks"]) for m in metrics}) > 1
     without = [(p, s, i._replace(metrics={})) for p, s, i in alone]
     check_members(new, state, info._replace(metrics={}), without)
+
+
+@pytest.mark.parametrize("make", [steps.preconditioned, steps.natural_gradient], ids=["preqn", "ngql"])
+def test_leaves_of_a_shorter_type_keep_it(make):
+    params, inputs, targets, _ = case(dtype="float32")
+    mixed = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) if leaf.ndim == 1 else leaf, params)
+    new, _, _ = take(make(critic()), mixed, inputs, targets)
+    assert [leaf.dtype for leaf in jax.tree.leaves(new)] == [leaf.dtype for leaf in jax.tree.leaves(mixed)]
