@@ -7,7 +7,7 @@ it with its neighbours. The reduction has two ways, of which every element takes
 * up to `LIMIT`, multiples of pi in four exact parts (Cody and Waite, "Software manual for the elementary functions", 1980):
   correct to a few units in the last place, also next to the zeros;
 * beyond, the fraction of x / (2 pi) in fixed point, from the bits of 1 / (2 pi) that matter for the exponent of x (Payne and
-  Hanek, "Radian reduction for trigonometric functions", SIGNUM Newsletter 18(1), 1983): absolute error 2e-7, up to the last float.
+  Hanek, "Radian reduction for trigonometric functions", SIGNUM Newsletter 18(1), 1983): absolute error 2e-7 everywhere.
 
 Other types and other backends take XLA's own `sin` and `cos`.
 """

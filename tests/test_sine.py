@@ -173,6 +173,7 @@ def test_one_large_element_changes_no_other(name):
 def test_nothing_stands_between_it_and_its_neighbours(f):
     """A branch, a reduction or a call would keep XLA from fusing it, which is most of its price."""
     compiled = jax.jit(jax.vmap(jax.vmap(lambda x: 2 * f(x + 1)))).lower(jnp.asarray(X)).compile().as_text()
+    assert compiled
     for what in ("conditional(", "while(", "reduce(", "custom-call("):
         assert f" {what}" not in compiled
     if jax.default_backend() == "cpu":
@@ -184,6 +185,7 @@ def test_nothing_stands_between_it_and_its_neighbours(f):
 def test_a_broadcast_does_not_compute_it_anew_for_every_use(f):
     """As in a per-example Jacobian, whose entries are products of all pairs: recomputing made it four times slower."""
     compiled = jax.jit(lambda x, y: f(x)[:, :, None] * y[:, None, :]).lower(jnp.asarray(X), jnp.asarray(X)).compile().as_text()
+    assert compiled
     blocks = compiled.split("\n}\n")
     rounding, product = ([b for b in blocks if what in b] for what in ("round-nearest-even", "f32[3,4,4]{2,1,0} multiply("))
     assert rounding and product and not set(rounding) & set(product)
