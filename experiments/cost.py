@@ -48,6 +48,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "NGQL sin": {"algorithm": "ngql"},
     "DDPG relu": {"algorithm": "ddpg"},
     "TD3 relu": {"algorithm": "td3"},
+    "SAC relu": {"algorithm": "sac"},
 }
 REFERENCE = "TD3 relu"
 

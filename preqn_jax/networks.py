@@ -99,3 +99,22 @@ class Actor(nn.Module):
     def __call__(self, obs: Array) -> Array:
         """`[obs] -> [act]`."""
         return jnp.tanh(MLP(self.hidden_sizes, self.action_size, self.activation, self.initializer, name="mlp")(obs))
+
+
+LOG_STD_BOUNDS = (-20.0, 2.0)  # Spinning Up's; the paper names none
+
+
+class GaussianActor(nn.Module):
+    """Mean and logarithm of the standard deviation of a Gaussian over actions before their tanh: one MLP, both at its end."""
+
+    action_size: int
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    activation: str = "sin"
+    initializer: str = "glorot"
+
+    @nn.compact
+    def __call__(self, obs: Array) -> tuple[Array, Array]:
+        """`[obs] -> ([act], [act])`, the second within `LOG_STD_BOUNDS`."""
+        both = MLP(self.hidden_sizes, 2 * self.action_size, self.activation, self.initializer, name="mlp")(obs)
+        mean, log_std = jnp.split(both, 2)
+        return mean, jnp.clip(log_std, *LOG_STD_BOUNDS)

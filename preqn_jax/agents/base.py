@@ -42,7 +42,7 @@ SOLVERS: dict[str, Callable[["AgentConfig"], solve.Solve]] = {
 class AgentConfig:
     """Everything about the algorithm. None stands for the algorithm's own value, filled in by `resolve`."""
 
-    algorithm: str = option("preqn", "the algorithm: preqn, ngql, ddpg or td3")
+    algorithm: str = option("preqn", "the algorithm: preqn, ngql, ddpg, td3 or sac")
     activation: str | None = option(
         None, "hidden layers of actor and critic: sin, relu or tanh (sin for preqn and ngql, else relu)"
     )
@@ -53,7 +53,9 @@ class AgentConfig:
     critic_learning_rate: float | None = option(
         None, "alpha_q: of Eq. 23 for preconditioned and natural steps (0.1), Adam's for gradient steps (0.001)", above=0
     )
-    critic_step: str | None = option(None, "how Q moves: preconditioned (preqn), natural_gradient (ngql), gradient (ddpg, td3)")
+    critic_step: str | None = option(
+        None, "how Q moves: preconditioned (preqn), natural_gradient (ngql), gradient (ddpg, td3, sac)"
+    )
     kernel: str = option("structured", "how K (Eq. 9) is computed: structured, or jacobian (the reference, slow)")
     solver: str = option("cholesky", "how K Z = Delta (Eq. 22) is solved: cholesky, eigh, lstsq or cg")
     damping: float = option(1e-3, "added to K's diagonal, relative to its mean (cholesky, cg, natural_gradient)", at_least=0)
@@ -61,13 +63,21 @@ class AgentConfig:
     eta: float = option(0.97, "eta, the alignment a preconditioned step must reach (Eq. 24)", above=-1, below=1)
     linesearch_decay: float = option(0.5, "factor between candidates of the linesearch", above=0, below=1)
     linesearch_max_steps: int = option(12, "candidates of the linesearch at most; if none passes, theta stays", at_least=1)
-    num_critics: int | None = option(None, "critics; the least of them bootstraps (2 for td3, else 1)", at_least=1)
-    target_networks: bool | None = option(None, "bootstrap from slowly moving copies (on for ddpg and td3)")
+    num_critics: int | None = option(None, "critics; the least of them bootstraps (2 for td3 and sac, else 1)", at_least=1)
+    target_networks: bool | None = option(None, "bootstrap from slowly moving copies (on for ddpg, td3 and sac)")
     polyak: float = option(0.995, "share of a target network that an update keeps", at_least=0, below=1)
-    exploration_noise: float = option(0.1, "standard deviation of the action noise, actions in [-1, 1]", at_least=0)
+    exploration_noise: float = option(
+        0.1, "standard deviation of the action noise, actions in [-1, 1] (sac samples instead)", at_least=0
+    )
     target_noise: float | None = option(None, "standard deviation of target policy smoothing (0.2 for td3, else 0)", at_least=0)
     target_noise_clip: float = option(0.5, "bound on the target policy smoothing noise", at_least=0)
     policy_delay: int | None = option(None, "critic updates for one update of policy and targets (2 for td3, else 1)", at_least=1)
+    temperature: float | None = option(
+        None, "alpha, the weight of the policy's entropy (0.1 for sac); a number makes any policy stochastic", above=0
+    )
+    automatic_temperature: bool | None = option(None, "tune alpha, from there, towards the target entropy (off)")
+    target_entropy: float | None = option(None, "entropy that tuning alpha should reach (minus the number of actions, -|A|)")
+    temperature_learning_rate: float | None = option(None, "Adam's step size for log alpha, where it is tuned (0.0003)", above=0)
 
 
 # What differs among the algorithms: the paper calls PreQN and TD3 "equivalent except for the Q-learning component".
@@ -83,13 +93,15 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "target_noise": 0.2,
         "policy_delay": 2,
     },
+    "sac": {"activation": "relu", "critic_step": "gradient", "target_networks": True, "num_critics": 2, "temperature": 0.1},
 }
 _PLAIN = {"num_critics": 1, "target_networks": False, "target_noise": 0.0, "policy_delay": 1}
 STEP_LEARNING_RATES = {"preconditioned": 0.1, "natural_gradient": 0.1, "gradient": 1e-3}
+TEMPERATURE_LEARNING_RATE = 3e-4  # Haarnoja et al. 2018b, Appendix D; the paper's SAC does not tune
 
 
 def resolve(config: AgentConfig) -> AgentConfig:
-    """The config with every None but `rcond`'s replaced by its algorithm's value. Raises UserError if it makes no sense."""
+    """The config with its algorithm's value for every None that has one. Raises UserError if it makes no sense."""
     choose("algorithm", config.algorithm, ALGORITHMS)
     values = {**_PLAIN, **ALGORITHMS[config.algorithm]}
     config = dataclasses.replace(config, **{k: v for k, v in values.items() if getattr(config, k) is None})
@@ -103,6 +115,26 @@ def resolve(config: AgentConfig) -> AgentConfig:
     check(config)
     if not config.hidden_sizes:
         raise UserError("hidden_sizes is empty, but a network needs at least one hidden layer, as in --hidden_sizes=256,256")
+    return _resolve_temperature(config)
+
+
+def _resolve_temperature(config: AgentConfig) -> AgentConfig:
+    """A deterministic policy has no temperature, a stochastic one no noise but its own."""
+    if config.temperature is not None and config.target_noise:
+        raise UserError(
+            f"target_noise is {config.target_noise}, but smoothing is for deterministic policies and temperature "
+            f"{config.temperature} makes this one stochastic: use --target_noise=0, or leave the temperature out"
+        )
+    if config.automatic_temperature and config.temperature is None:
+        raise UserError(
+            f"automatic_temperature is on, but the policy of {config.algorithm} is deterministic: "
+            "use --algorithm=sac, or give a --temperature to start from"
+        )
+    if config.automatic_temperature and config.temperature_learning_rate is None:
+        config = dataclasses.replace(config, temperature_learning_rate=TEMPERATURE_LEARNING_RATE)
+    for name in ("target_entropy", "temperature_learning_rate"):
+        if getattr(config, name) is not None and not config.automatic_temperature:
+            raise UserError(f"{name} is {getattr(config, name)}, but nothing tunes the temperature: add --automatic_temperature")
     return config
 
 
