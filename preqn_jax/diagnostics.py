@@ -1,5 +1,5 @@
-"""What the paper measures: the row ratio of a kernel (section 5.1), the alignment of an update (section 5.2), and how far an update
-is from a contraction (Theorem 2).
+"""What the paper measures: the row ratio of a kernel (section 5.1), the alignment of an update (section 5.2), and how far
+an update is from a contraction (Theorem 2).
 """
 
 import jax.numpy as jnp

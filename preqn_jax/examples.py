@@ -179,5 +179,5 @@ def _example(
 ) -> Example:
     mdp = tabular.check(MDP(transition, reward, gamma))
     ends = jnp.arange(len(rho)) == (-1 if terminal is None else terminal)
-    as_given = (jnp.asarray(values, mdp.reward.dtype) for values in (features, rho, theta))
-    return Example(mdp, *as_given, ends, note, reference)
+    phi, data, weights = (jnp.asarray(values, mdp.reward.dtype) for values in (features, rho, theta))
+    return Example(mdp, phi, data, weights, ends, note, reference)
