@@ -274,8 +274,10 @@ def test_lemma_1_u1_contracts_with_its_modulus_and_no_less():
     np.testing.assert_allclose(found, closed, rtol=1e-12)  # never above, and attained by shifts
     np.testing.assert_allclose(moduli(mdps, alpha, ones, eye), closed, rtol=1e-12)
     np.testing.assert_allclose(bounds(eye, ones, alpha, mdps.gamma), closed, rtol=1e-12)
-    star = optimal(one(mdps, 0))
-    np.testing.assert_allclose(tabular.u1(one(mdps, 0), star, 0.5), star, atol=1e-12)
+    mdp, star = one(mdps, 0), optimal(one(mdps, 0))
+    np.testing.assert_allclose(tabular.u1(mdp, star, 0.5), star, atol=1e-12)
+    shifted = tabular.u1(mdp, star + 1, alpha[0]) - tabular.u1(mdp, star, alpha[0])
+    np.testing.assert_allclose(shifted, np.full((S, A), closed[0]), atol=1e-12)
 
 
 def test_lemma_2_u2_contracts_with_its_modulus_and_no_less():
@@ -287,8 +289,10 @@ def test_lemma_2_u2_contracts_with_its_modulus_and_no_less():
     np.testing.assert_allclose(estimates(_u2, jax.random.key(8), mdps, alpha, rho), closed, rtol=1e-12)
     np.testing.assert_allclose(moduli(mdps, alpha, rho, eye), closed, rtol=1e-12)
     np.testing.assert_allclose(bounds(eye, rho, alpha, mdps.gamma), closed, rtol=1e-12)
-    star = optimal(one(mdps, 0))
-    np.testing.assert_allclose(tabular.u2(one(mdps, 0), star, alpha[0], rho[0]), star, atol=1e-12)
+    mdp, star = one(mdps, 0), optimal(one(mdps, 0))
+    np.testing.assert_allclose(tabular.u2(mdp, star, alpha[0], rho[0]), star, atol=1e-12)
+    shifted = tabular.u2(mdp, star + 1, alpha[0], rho[0]) - tabular.u2(mdp, star, alpha[0], rho[0])
+    np.testing.assert_allclose(shifted, 1 - (1 - mdps.gamma[0]) * alpha[0] * rho[0], atol=1e-12)
 
 
 def test_lemma_2_without_data_on_a_pair_u2_expands_nothing_and_is_no_contraction():
