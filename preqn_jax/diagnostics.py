@@ -1,4 +1,6 @@
-"""What the paper measures: the row ratio of a kernel (section 5.1) and the alignment of an update (section 5.2)."""
+"""What the paper measures: the row ratio of a kernel (section 5.1), the alignment of an update (section 5.2), and how far
+an update is from a contraction (Theorem 2).
+"""
 
 import jax.numpy as jnp
 
@@ -19,3 +21,45 @@ def row_ratio(gram: Array) -> Array:
 def alignment(change: Array, delta: Array) -> Array:
     """cos(Q' - Q, y - Q): how well an update moved Q `[B]` towards its targets (section 5.2, Figure 3)."""
     return cosine(change, delta)
+
+
+def overshoot_slack(gram: Array, rho: Array | float, alpha: Array | float) -> Array:
+    """1 - alpha K_ii rho_i, `[N]`: Eq. 16 holds at i where it is positive. Below zero lies failure mode 2, overshooting.
+
+    `gram` is K `[N, N]`; `rho` is the data's distribution `[N]`, or 1 / N for a minibatch of N. `alpha` is the step of Eq. 5.
+    """
+    return 1 - alpha * jnp.diagonal(gram) * _over(gram, rho)
+
+
+def generalization_slack(gram: Array, rho: Array | float, gamma: Array | float) -> Array:
+    """(1 - gamma) K_ii rho_i - (1 + gamma) sum_{j != i} |K_ij| rho_j, `[N]`: Eq. 17 holds at i where it is not negative.
+
+    Below zero lies failure mode 3, over-generalization. At zero the bound of Theorem 2 is 1 and promises nothing. Arguments as
+    for `overshoot_slack`; where that is positive, ``contraction_bound = 1 - alpha min_i generalization_slack_i``.
+    """
+    diagonal, off_diagonal = _weighted(gram, rho)
+    return (1 - gamma) * diagonal - (1 + gamma) * off_diagonal
+
+
+def contraction_bound(gram: Array, rho: Array | float, alpha: Array | float, gamma: Array | float) -> Array:
+    """beta(K) = max_i sum_j (|delta_ij - alpha K_ij rho_j| + alpha gamma |K_ij| rho_j), `[]`: the modulus in Theorem 2's proof.
+
+    An upper bound of the sup-norm modulus of Eq. 11: below 1 the update is a contraction, above it may still be one. With K = I
+    it is Lemma 2's modulus, 1 - (1 - gamma) alpha min rho for alpha max rho < 1, and with rho = 1 too it is Lemma 1's,
+    1 - (1 - gamma) alpha. Arguments as for `overshoot_slack`.
+    """
+    diagonal, off_diagonal = _weighted(gram, rho)
+    return jnp.max(jnp.abs(1 - alpha * diagonal) + alpha * gamma * jnp.abs(diagonal) + alpha * (1 + gamma) * off_diagonal)
+
+
+def _over(gram: Array, rho: Array | float) -> Array:
+    return jnp.broadcast_to(jnp.asarray(rho, gram.dtype), gram.shape[:1])
+
+
+def _weighted(gram: Array, rho: Array | float) -> tuple[Array, Array]:
+    """K_ii rho_i `[N]` and sum_{j != i} |K_ij| rho_j `[N]`."""
+    weighted = gram * _over(gram, rho)[None, :]
+    diagonal = jnp.diagonal(weighted)
+    # Summed without the diagonal rather than with it and less it: the two differ by rounding where K is nearly diagonal.
+    off_diagonal = jnp.sum(jnp.abs(weighted) * (1 - jnp.eye(gram.shape[0], dtype=gram.dtype)), axis=1)
+    return diagonal, off_diagonal

@@ -1,0 +1,288 @@
+"""The four failure modes of section 3.2, one small experiment each: a quantity crosses its line, Q diverges, a remedy works.
+
+    python -m experiments.failure_modes --out=failure_modes.png --json=failure_modes.json
+
+1. Linearization breaks: a network, and steps so long that the second-order terms of Eq. 10 are as large as the first.
+2. Overshooting: a table with one entry that moves too far, alpha K_ii rho_i > 1 (Eq. 16).
+3. Over-generalization: two states whose values pull each other up (Eq. 17).
+4. Extrapolation error: the same with a little less generalization, and no data on the second state (Lemma 2).
+
+Everything is exact and deterministic: whole problems, expected updates, no sampling but that of the network's first weights.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from experiments import flags
+from preqn_jax import diagnostics, examples, networks, ntk, steps, tabular
+from preqn_jax.options import UserError, check, option
+from preqn_jax.types import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class FailureModesConfig:
+    """What is run, and where it goes."""
+
+    updates: int = option(300, "updates in every run", at_least=1)
+    seed: int = option(0, "of the network's first weights", at_least=0)
+    out: str = option("failure_modes.png", "the picture to write: .png, .pdf or .svg")
+    json: str = option("", "also write the table to this file")
+
+
+class Run(NamedTuple):
+    """How one update went on."""
+
+    name: str
+    remedy: bool
+    error: np.ndarray  # `[updates + 1]`, max |Q - Q*|
+
+
+class Mode(NamedTuple):
+    """A failure mode made visible."""
+
+    name: str
+    parameter: str  # what is varied
+    quantity: str  # what is watched
+    xs: np.ndarray  # `[n]`, values of the parameter
+    ys: np.ndarray  # `[n]`, the quantity there
+    line: float  # where it should stay below
+    bad: float  # the parameter of the failing run
+    good: float  # the parameter of the remedied runs, where that is the remedy
+    runs: list[Run]
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}; flags start with --, as in --out=failure_modes.png")
+    config = flags.parse(FailureModesConfig)
+    check(config)
+    makers = (linearization, overshooting, generalization, extrapolation)
+    modes = [make(config) for make in tqdm(makers, desc="failure modes")]
+    table = [row for mode in modes for row in _rows(mode)]
+    _print(table, config)
+    _draw(modes, Path(config.out))
+    print(config.out)
+    if config.json:
+        _write(config, table)
+    return 0
+
+
+def linearization(config: FailureModesConfig) -> Mode:
+    """A critic on a chain, Eq. 5 with the whole chain as its minibatch; the quantity is |Q' - U Q| / |U Q - Q| at the first step."""
+    problem = examples.chain(5)
+    (states, actions), mdp = problem.rho.shape, problem.mdp
+    critic = networks.Critic((32,))
+    state, action = (index.ravel() for index in np.indices((states, actions)))
+    inputs = (jnp.eye(states)[state], jnp.linspace(-1, 1, actions)[action][:, None])
+    first = critic.init(jax.random.key(config.seed), inputs[0][0], inputs[1][0])
+
+    def table(params: Any) -> Array:
+        return jax.vmap(critic.apply, in_axes=(None, 0, 0))(params, *inputs).reshape(states, actions)
+
+    def update(params: Any, step: steps.ValueStep) -> Any:
+        targets = tabular.backup(mdp, table(params)).reshape(-1)
+        return step.update(params, step.init(params), inputs, targets)[0]
+
+    kernel = ntk.kernel(critic.apply, first, inputs)
+
+    @jax.jit
+    def remainder(alpha: Array) -> Array:
+        before, after = table(first), table(update(first, steps.gradient(critic.apply, optax.sgd(alpha))))
+        leading = tabular.u(mdp, before, alpha, problem.rho, kernel)
+        return jnp.max(jnp.abs(after - leading)) / jnp.max(jnp.abs(leading - before))
+
+    star = tabular.value_iteration(mdp, 1e-4).q
+
+    def run(name: str, remedy: bool, step: steps.ValueStep) -> Run:
+        def advance(params: Any, _: None) -> tuple[Any, Array]:
+            return update(params, step), jnp.max(jnp.abs(table(params) - star))
+
+        return Run(name, remedy, np.asarray(jax.jit(lambda p: jax.lax.scan(advance, p, length=config.updates + 1)[1])(first)))
+
+    alphas, bad, good = np.geomspace(0.02, 20, 40), 8.0, 0.2
+    return Mode(
+        "1. linearization breaks",
+        "step alpha",
+        "second order / first order of Q' - Q",
+        alphas,
+        np.array([remainder(jnp.float32(alpha)) for alpha in alphas]),
+        1.0,
+        bad,
+        good,
+        [
+            run(f"gradient, alpha = {bad}", False, steps.gradient(critic.apply, optax.sgd(bad))),
+            run(f"gradient, alpha = {good}", True, steps.gradient(critic.apply, optax.sgd(good))),
+            run("PreQN, with its linesearch", True, steps.preconditioned(critic.apply, 0.5)),
+        ],
+    )
+
+
+def overshooting(config: FailureModesConfig) -> Mode:
+    """A table on a chain, but for one entry of K's diagonal; alpha and rho give every other pair a step of a half."""
+    problem = examples.chain(5, width=0.01)
+    mdp, rho, size = problem.mdp, problem.rho, problem.rho.size
+    alpha = 0.5 * size
+
+    def kernel(scale: Array | float) -> Array:
+        return jnp.eye(size).at[5, 5].set(scale)
+
+    scales, bad = np.linspace(0.25, 6, 47), 5.0
+    return Mode(
+        "2. overshooting",
+        "one entry of K's diagonal",
+        r"$\max_i\ \alpha K_{ii}\rho_i$ (Eq. 16)",
+        scales,
+        np.array([1 - diagnostics.overshoot_slack(kernel(s), rho.ravel(), alpha).min() for s in scales]),
+        1.0,
+        bad,
+        bad,
+        [
+            _run("U3", False, problem, lambda q: tabular.u3(mdp, q, alpha, rho, kernel(bad)), config),
+            _run("U3, a third of the step", True, problem, lambda q: tabular.u3(mdp, q, alpha / 3, rho, kernel(bad)), config),
+            _run("preconditioned", True, problem, lambda q: tabular.preconditioned(mdp, q, 0.5, rho, kernel(bad)), config),
+        ],
+    )
+
+
+def generalization(config: FailureModesConfig) -> Mode:
+    """Two states with K = [[1, 2c], [2c, 4]]: at c = 1 the one weight of w-to-2w."""
+    problem = examples.w_to_2w(gamma=0.9)
+    mdp, rho = problem.mdp, problem.rho
+    cs, bad = np.linspace(0, 0.95, 39), 0.95
+
+    def ratio(c: float) -> float:  # of the two sides of Eq. 17, in the tightest row
+        gamma, k = float(mdp.gamma), np.asarray(_two_states(c)) * np.asarray(rho).ravel()
+        return float(np.max((1 + gamma) * k[[0, 1], [1, 0]] / ((1 - gamma) * np.diagonal(k))))
+
+    return Mode(
+        "3. over-generalization",
+        "off-diagonal of K, as c in [[1, 2c], [2c, 4]]",
+        "left over right side of Eq. 17",
+        cs,
+        np.array([ratio(c) for c in cs]),
+        1.0,
+        bad,
+        bad,
+        [
+            _run("U3", False, problem, lambda q: tabular.u3(mdp, q, 0.4, rho, _two_states(bad)), config),
+            _run("preconditioned", True, problem, lambda q: tabular.preconditioned(mdp, q, 0.4, rho, _two_states(bad)), config),
+        ],
+    )
+
+
+def extrapolation(config: FailureModesConfig) -> Mode:
+    """c = 0.6, which uniform data endure; the quantity is the spectral radius of the update, linear with its one action."""
+    problem, kernel = examples.w_to_2w(gamma=0.9), _two_states(0.6)
+    mdp = problem.mdp
+    shares, bad, good = np.linspace(0, 0.5, 51), 0.0, 0.5
+
+    def rho(share: float | Array) -> Array:
+        return jnp.stack([1 - jnp.asarray(share), jnp.asarray(share)])[:, None]
+
+    def matrix(share: Array) -> Array:
+        return jax.jacobian(lambda q: tabular.u3(mdp, q[:, None], 0.4, rho(share), kernel)[:, 0])(jnp.zeros(2))
+
+    radii = np.abs(np.linalg.eigvals(jax.vmap(matrix)(jnp.asarray(shares)))).max(axis=1)
+    return Mode(
+        "4. extrapolation error",
+        r"$\rho$ of the second state",
+        "spectral radius of the update",
+        shares,
+        radii,
+        1.0,
+        bad,
+        good,
+        [
+            _run("U3, no data there", False, problem, lambda q: tabular.u3(mdp, q, 0.4, rho(bad), kernel), config),
+            _run(
+                "preconditioned, no data there",
+                False,
+                problem,
+                lambda q: tabular.preconditioned(mdp, q, 0.4, rho(bad), kernel),
+                config,
+            ),
+            _run("U3, half of the data there", True, problem, lambda q: tabular.u3(mdp, q, 0.4, rho(good), kernel), config),
+        ],
+    )
+
+
+def _two_states(c: float) -> Array:
+    return jnp.array([[1, 2 * c], [2 * c, 4]])
+
+
+def _run(name: str, remedy: bool, problem: examples.Example, operator: Callable, config: FailureModesConfig) -> Run:
+    path = tabular.iterate(operator, problem.start, config.updates)
+    star = np.asarray(tabular.value_iteration(problem.mdp, 1e-5).q)
+    return Run(name, remedy, np.abs(np.asarray(path) - star).max(axis=(1, 2)))
+
+
+def _rows(mode: Mode) -> list[dict[str, Any]]:
+    rows = []
+    for run in mode.runs:
+        x = mode.good if run.remedy else mode.bad
+        row = {"mode": mode.name, "run": run.name, "remedy": run.remedy, "first": float(run.error[0])}
+        rows.append({**row, "quantity": float(np.interp(x, mode.xs, mode.ys)), "last": float(run.error[-1])})
+    return rows
+
+
+def _print(table: list[dict[str, Any]], config: FailureModesConfig) -> None:
+    print(f"{'':<26}{'':<32}{'max |Q - Q*| first':>19}{f'after {config.updates}':>13}")
+    for row in table:
+        print(f"{row['mode']:<26}{row['run']:<32}{row['first']:>19.3g}{row['last']:>13.3g}")
+
+
+def _draw(modes: list[Mode], out: Path) -> None:
+    figure, axes = plt.subplots(2, len(modes), figsize=(4.2 * len(modes), 7), constrained_layout=True)
+    for mode, top, bottom in zip(modes, axes[0], axes[1], strict=True):
+        top.plot(mode.xs, mode.ys, color="#0072B2")
+        top.axhline(mode.line, color="k", lw=0.8, ls="--")
+        top.axvline(mode.bad, color="#D55E00", lw=1, ls=":", label="fails")
+        if mode.good != mode.bad:
+            top.axvline(mode.good, color="#009E73", lw=1, ls="-.", label="remedy")
+        top.set(title=mode.name, xlabel=mode.parameter, ylabel=mode.quantity)
+        top.legend(frameon=False, fontsize=8)
+        if mode.xs[0] > 0 and mode.xs[-1] / mode.xs[0] > 100:
+            top.set(xscale="log", yscale="log")
+        colours = {False: iter(("#D55E00", "#E69F00")), True: iter(("#009E73", "#0072B2"))}
+        for run, style in zip(mode.runs, ("-", "--", "-."), strict=False):
+            bottom.semilogy(
+                np.where(np.isfinite(run.error), run.error, np.nan), style, color=next(colours[run.remedy]), label=run.name
+            )
+        bottom.set(xlabel="update", ylabel=r"$\max\ |Q - Q^*|$")
+        bottom.legend(frameon=False, fontsize=8)
+    for ax in axes.flat:
+        ax.grid(alpha=0.3)
+        ax.spines[["top", "right"]].set_visible(False)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, dpi=110)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write the figure {str(out)!r}: {error}") from error
+    finally:
+        plt.close(figure)
+
+
+def _write(config: FailureModesConfig, rows: list[dict[str, Any]]) -> None:
+    finite = [{k: v if not isinstance(v, float) or np.isfinite(v) else None for k, v in row.items()} for row in rows]
+    try:
+        Path(config.json).write_text(json.dumps({"config": dataclasses.asdict(config), "rows": finite}, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {config.json!r}: {error.strerror}; give another --json") from error
+
+
+if __name__ == "__main__":
+    flags.define(FailureModesConfig)
+    flags.run(main)
