@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -32,7 +33,7 @@ from experiments import flags
 from experiments.plot import COLOURS
 from preqn_jax import diagnostics, envs, networks, ntk
 from preqn_jax.options import UserError, check, choose, option
-from preqn_jax.types import Array, Params, QFunction
+from preqn_jax.types import Array, Key, Params, QFunction
 
 DEPTH = 2  # hidden layers of the networks of `widths`
 WIDTH = 64  # hidden units of the networks of `depths`
@@ -97,8 +98,11 @@ def run(config: NtkInitConfig) -> dict[str, Any]:
     pairs = {env: collect(env, config.points, config.data_seed) for env in config.envs if any(env == c[0] for c in missing)}
     for env, found in pairs.items():
         _same_data(path, data, env, found)
+    if missing:  # what cannot be written is said now, and nothing is left behind by a misspelt environment
+        _write(path, data, "out")
     for env, activation, hidden_sizes, initializer in tqdm(missing, desc="kernels"):
-        row_ratio, diagonal = measure(pairs[env], hidden_sizes, activation, initializer, config.seeds)
+        keys = _keys(config.seeds, f"{env}/{activation}/{hidden_sizes}/{initializer}")
+        row_ratio, diagonal = measure(pairs[env], hidden_sizes, activation, initializer, keys)
         cell = {"env": env, "initializer": initializer, "activation": activation, "hidden_sizes": list(hidden_sizes)}
         if not np.isfinite([row_ratio, diagonal]).all():
             raise UserError(f"the kernel of {cell} is not finite; look at the observations of {env}")
@@ -124,15 +128,20 @@ def collect(env_id: str, points: int, seed: int) -> Pairs:
 
 
 def measure(
-    pairs: Pairs, hidden_sizes: Sequence[int], activation: str, initializer: str, seeds: Sequence[int]
+    pairs: Pairs, hidden_sizes: Sequence[int], activation: str, initializer: str, keys: Key
 ) -> tuple[list[float], list[float]]:
-    """The average row ratio `[S]` and the average diagonal `[S]` of K, one critic for each seed, all on the same pairs."""
+    """The average row ratio `[S]` and the average diagonal `[S]` of K, one critic for each of `keys [S]`, on the same pairs."""
     critic = networks.Critic(tuple(hidden_sizes), activation, initializer)
     obs, action = jnp.asarray(pairs.obs), jnp.asarray(pairs.action)
-    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
     params = jax.vmap(critic.init, (0, None, None))(keys, obs[0], action[0])
     row_ratio, diagonal = _statistics(tuple(hidden_sizes), activation)(params, obs, action)
     return np.asarray(row_ratio).tolist(), np.asarray(diagonal).tolist()
+
+
+def _keys(seeds: Sequence[int], cell: str) -> Key:
+    """`[S]`, of this cell alone: critics of one shape must not share their draws where environments count as evidence."""
+    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, zlib.crc32(cell.encode()))
 
 
 @functools.lru_cache
@@ -207,23 +216,17 @@ def _open(path: Path, config: NtkInitConfig) -> dict[str, Any]:
                     f"{wanted.get(name)!r}; use the same {name} to go on with them, or another --out"
                 )
         return data
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if any(other != _temporary(path) for other in path.parent.iterdir()):
-            raise UserError(f"out {str(path.parent)!r} holds other files and no data.json; give an empty or a new folder")
-    except OSError as error:
-        raise UserError(f"cannot write to {str(path.parent)!r}: {error.strerror}; give another --out") from error
+    if path.parent.is_dir() and any(other != _temporary(path) for other in path.parent.iterdir()):
+        raise UserError(f"out {str(path.parent)!r} holds other files and no data.json; give an empty or a new folder")
     versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "gymnasium", "mujoco", "numpy")}
     device = jax.devices()[0]
-    data = {
+    return {
         "config": wanted,
         "versions": versions,
         "device": f"{device.platform} ({device.device_kind})",
         "data": {},
         "cells": [],
     }
-    _write(path, data, "out")
-    return data
 
 
 def _same_data(path: Path, data: dict[str, Any], env: str, pairs: Pairs) -> None:
@@ -243,8 +246,9 @@ def _temporary(path: Path) -> Path:
 
 
 def _write(path: Path, content: Any, flag: str) -> None:
-    """JSON, all of it or nothing."""
+    """JSON, all of it or nothing; `flag` is the one to mend where that fails."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         _temporary(path).write_text(json.dumps(content, indent=1) + "\n")
         os.replace(_temporary(path), path)
     except OSError as error:
@@ -255,10 +259,11 @@ def _write(path: Path, content: Any, flag: str) -> None:
 
 RULES = """\
 Clear: beyond two standard errors, over initialisations. A series is one environment and one activation; it rises or falls where
-the least-squares slope of all its values (against log2 width, or depth) is clear. A tendency is borne out if, for every
-activation, it is clear in more than half of the environments; "no correlation", if neither tendency is. A statement on relu or
-sin is borne out if it is clear for more than half of all pairs of an environment and a network size. A finding is, if both of
-its halves are."""
+the least-squares slope of all its values (against log2 width, or depth) is clear. An activation rises or falls if it does so
+in more than half of the environments. A tendency is borne out if all activations show it; "neither", if no activation shows
+either. A statement on relu or sin is borne out if it is clear for more than half of all pairs of an environment and a network
+size. A finding is borne out if both of its halves are. x1.2: the largest network's mean over the smallest's, geometric mean over
+environments."""
 
 
 class Half(NamedTuple):
@@ -310,24 +315,28 @@ def findings(data: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _trend(data: dict[str, Any], initializer: str, sweep: str, quantity: str, direction: str | None) -> Half:
-    """Whether `quantity` "rises" or "falls" along a sweep, or (None) does neither."""
+    """Whether `quantity` "rises" or "falls" along a sweep with every activation, or (None) does neither with any."""
     said = f"{_WORDS[quantity]} {direction or 'neither rises nor falls'} with {sweep}"
     sizes, config = _sizes(data, sweep), data["config"]
     if len(sizes) < 2:
         return Half(said, f"needs two {sweep}s", None)
     x = np.log2(list(sizes)) if sweep == "width" else np.array(list(sizes), np.float64)
-    clear: dict[str, dict[str, int]] = {"rises": {}, "falls": {}}
+    ways, evidence = [], []  # of each activation
     for activation in config["activations"]:
-        slopes = []
-        for env in config["envs"]:
-            cells = (_values(data, env, activation, hidden, initializer, quantity) for hidden in sizes.values())
-            slopes.append(_slope(x, np.array(list(cells))))
-        clear["rises"][activation] = sum(slope > 2 * error for slope, error in slopes)
-        clear["falls"][activation] = sum(-slope > 2 * error for slope, error in slopes)
-    n = len(config["envs"])
-    tends = {way: all(2 * count > n for count in counts.values()) for way, counts in clear.items()}
-    evidence = "; ".join(f"{a} {way} in {k} of {n}" for way, counts in clear.items() for a, k in counts.items() if k)
-    return Half(said, evidence or "no clear series", not any(tends.values()) if direction is None else tends[direction])
+        series = [
+            np.array([_values(data, env, activation, hidden, initializer, quantity) for hidden in sizes.values()])
+            for env in config["envs"]
+        ]
+        slopes = [_slope(x, values) for values in series]
+        clear = {
+            "rises": sum(slope > 2 * error for slope, error in slopes),
+            "falls": sum(-slope > 2 * error for slope, error in slopes),
+        }
+        ways.append(next((way for way, count in clear.items() if 2 * count > len(series)), None))
+        factor = math.exp(np.mean([np.log(values[-1].mean() / values[0].mean()) for values in series]))
+        counts = ", ".join(f"{way} in {count}" for way, count in clear.items() if count) or "no clear trend"
+        evidence.append(f"{activation} x{factor:.2f}, {counts} of {len(series)}")
+    return Half(said, "; ".join(evidence), all(way == direction for way in ways))
 
 
 def _lead(
@@ -434,7 +443,6 @@ def _figure(data: dict[str, Any], env: str, sweep: str, quantities: Sequence[str
         len(config["initializers"]),
         figsize=(1 + 3.3 * len(config["initializers"]), 1.2 + 2.5 * len(quantities)),
         squeeze=False,
-        sharey=False,
         constrained_layout=True,
     )
     for column, initializer in enumerate(config["initializers"]):
