@@ -53,10 +53,7 @@ def folder(small):
 # --- the numbers -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("activation", "hidden_sizes", "initializer"),
-    [("sin", (6, 6), "glorot"), ("relu", (5,), "lecun"), ("tanh", (4, 4, 4), "pytorch")],
-)
+@pytest.mark.parametrize(("activation", "hidden_sizes", "initializer"), [("sin", (6, 6), "glorot"), ("relu", (5,), "pytorch")])
 def test_a_cell_equals_the_formula_on_explicit_jacobians(activation, hidden_sizes, initializer, monkeypatch):
     """Eq. 9 and R_i in float64, averaged; with more than one block, the last of them not full."""
     monkeypatch.setattr(ntk_init, "_BLOCK", 7)
