@@ -41,7 +41,7 @@ def _define_one(field: dataclasses.Field, kind: Any, group: str) -> None:
         flags.DEFINE_integer(field.name, default, help_text, module_name=group)
     elif kind is float:
         flags.DEFINE_float(field.name, default, help_text, module_name=group)
-    elif kind == tuple[int, ...]:
+    elif kind in (tuple[int, ...], tuple[str, ...]):
         flags.DEFINE_list(field.name, [str(v) for v in default], help_text, module_name=group)
     else:
         flags.DEFINE_string(field.name, default, help_text, module_name=group)
@@ -55,6 +55,8 @@ def parse(config: type[Config]) -> Config:
         value = getattr(flags.FLAGS, field.name)
         if hints[field.name] == tuple[int, ...]:
             value = _integers(field.name, value)
+        elif hints[field.name] == tuple[str, ...]:
+            value = tuple(value)
         values[field.name] = value
     return config(**values)
 
