@@ -206,7 +206,8 @@ def _print(config: GrowthConfig, rows: list[dict], kernel: list[dict], points: i
 
 def _head(first: str, columns: Iterable[str], ratio: str) -> str:
     names = [*columns, ratio]
-    return f"{'':<8}{''.join(f'{name:>26}' for name in names)}\n{first:<8}{f'{"ms":>15}{"MiB":>11}' * len(names)}"
+    units = f"{'ms':>15}{'MiB':>11}" * len(names)
+    return f"{'':<8}{''.join(f'{name:>26}' for name in names)}\n{first:<8}{units}"
 
 
 def _line(value: int, by_method: dict[str, dict[str, Any]], methods: Iterable[str]) -> str:

@@ -3,8 +3,8 @@
     python -m experiments.throughput --json=throughput.json
     python -m experiments.throughput --peers=td3,sac   # and agents of SBX, another JAX library (BUILD.md, "Peers")
 
-Each row is one run with one seed, that goes on by `--segment` steps whenever its turn comes; the first segment, in which everything
-is compiled, is not timed. Ours run in `training.loop.rounds`; those of SBX in its `learn`, whose logging is part of it.
+Each row is one run with one seed, that goes on by `--segment` steps whenever its turn comes; the first segment, in which
+everything is compiled, is not timed. Ours run in `training.loop.rounds`; those of SBX in its `learn`, its logging included.
 """
 
 import dataclasses
@@ -120,7 +120,8 @@ def _print(config: ThroughputConfig, rows: list[dict[str, Any]], references: lis
     widths = ",".join(map(str, config.hidden_sizes))
     print(
         f"{config.env}, one seed, B={config.batch_size}, hidden sizes {widths}, "
-        f"{config.update_every} updates every {config.update_every} steps, median of {config.repeats} segments of {config.segment} steps; {timing.machine()}"
+        f"{config.update_every} updates every {config.update_every} steps, "
+        f"median of {config.repeats} segments of {config.segment} steps; {timing.machine()}"
     )
     if config.peers:
         print(f"SBX: {peers.versions()}")
