@@ -50,8 +50,13 @@ STORED = 5000  # transitions in the replay buffer
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; flags start with --, as in --json=cost.json")
-    config = flags.parse(CostConfig)
+    return run(flags.parse(CostConfig))
+
+
+def run(config: CostConfig) -> int:
+    """Measure, print, and write what is asked for. Returns the exit status; raises UserError."""
     check(config)
+    timing.check_output("json", config.json)
     if config.grid:
         return growth.run(config)
     names = peers.parse(config.peers)

@@ -1,13 +1,14 @@
 """How a critic step grows with batch, width, depth and seeds, in time and in memory: `python -m experiments.cost --grid`.
 
-One of the four numbers is varied at a time, the others stay as `--batch_size` and `--hidden_sizes` say, with one seed. A step is
-that of `steps`, from the forward pass to the moved parameters, on the same sin network and the same random batch at every
-iteration; the linesearch takes its first candidate, as it nearly always does in training. Peak memory is XLA's own plan for
-the compiled step (its arguments, results and scratch space), which is the same on every call. `ntk.kernel` on a thousand
-inputs, the analysis of section 5.1, is measured beside it.
+One of the four numbers is varied at a time; the others stay as `--batch_size` and `--hidden_sizes` say, with one seed. A step is
+that of `steps`, from the forward pass to the moved parameters, of the same sin network; the linesearch takes its first
+candidate, as it nearly always does in training. Peak memory is XLA's own plan for the compiled steps (their arguments, results
+and scratch space), which is the same on every call. `ntk.kernel` on a thousand inputs, the analysis of section 5.1, is
+measured beside it.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ import optax
 from experiments import timing
 from preqn_jax import networks, ntk, steps
 from preqn_jax.options import UserError, option
-from preqn_jax.types import Params, QFunction
+from preqn_jax.types import Array, Params, QFunction, Transition
 
 MIB, GIB = 2**20, 2**30
 
@@ -62,7 +63,7 @@ WORDS = {"batch": "batch size B", "width": "width of a hidden layer", "depth": "
 METHODS = {"structured": "PreQN, structured kernel", "jacobian": "PreQN, Jacobian kernel", "gradient": "gradient (Adam)"}
 STYLES = {"structured": ("#0072B2", "o", "-"), "jacobian": ("#D55E00", "s", "--"), "gradient": ("#009E73", "^", ":")}
 KERNEL = {"structured": (100, 250, 1000), "jacobian": (100, 250, 1000)}  # method -> blocks
-SAMPLE = 0.05  # seconds of work in one timing
+SAMPLE = 0.2  # seconds of work in one timing, about
 
 Run = Callable[[int], Any]  # so many updates
 
@@ -73,6 +74,7 @@ def run(config: GrowthConfig, axes: dict[str, tuple[int, ...]] = AXES, points: i
         raise UserError(f"hidden_sizes are {list(config.hidden_sizes)}, but a grid needs layers of one width, as in 256,256")
     if config.figure and Path(config.figure).suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"figure is {config.figure!r}, but it must end in .png, .pdf or .svg")
+    timing.check_output("figure", config.figure)
     rows, kernel = measure(config, axes, points)
     _print(config, rows, kernel, points)
     if config.json:
@@ -122,9 +124,9 @@ def measure(config: GrowthConfig, axes: dict[str, tuple[int, ...]], points: int)
 
 
 def _count(go: Run) -> int:
-    """How many updates make up a timing: one, if it takes long."""
+    """How many updates make up a timing. More than one: the first also waits for its memory."""
     jax.block_until_ready(go(1))
-    return max(1, min(200, round(SAMPLE / timing.seconds(lambda: go(1)))))
+    return max(2, min(200, round(SAMPLE / timing.seconds(lambda: go(1)))))
 
 
 def _critic(config: GrowthConfig, point: Point) -> tuple[QFunction, Callable[..., Params]]:
@@ -150,38 +152,41 @@ def _step(config: GrowthConfig, point: Point, method: str) -> tuple[Run, int]:
     step = _value_step(q, method)
     theta = jax.vmap(init)(jax.random.split(jax.random.key(0), point.seeds))
     state = jax.vmap(step.init)(theta)
-    data = timing.transitions(config.obs_size, config.action_size, point.seeds * point.batch)
-    obs, action, reward = (jnp.reshape(leaf, (point.seeds, point.batch, *leaf.shape[1:])) for leaf in data[:3])
 
-    def body(_: Any, carry: Any) -> Any:
+    def body(batch: Transition, carry: Any) -> Any:
         theta, state = carry
-        moved, state, _ = jax.vmap(step.update)(theta, state, (obs, action), reward)
+        moved, state, _ = jax.vmap(step.update)(theta, state, (batch.obs, batch.action), jnp.asarray(batch.reward))
         # Every iteration needs the one before, and yet theta stays, so that the last costs what the first does.
         return jax.tree.map(lambda old, new: old + 1e-6 * (new - old), theta, moved), state
 
-    return _compile(lambda n, *carry: jax.lax.fori_loop(0, n, body, carry), theta, state)
+    return _compile(config, body, (theta, state), (point.seeds, point.batch))
 
 
 def _kernel(config: GrowthConfig, point: Point, method: str, points: int, block: int) -> tuple[Run, int]:
     """The same of so many kernels between `points` inputs."""
     q, init = _critic(config, point)
-    data = timing.transitions(config.obs_size, config.action_size, points)
 
-    def body(_: Any, carry: Any) -> Any:
+    def body(data: Transition, carry: Any) -> Any:
         theta, _ = carry
         gram = ntk.kernel(q, theta, (data.obs, data.action), method=cast(ntk.Method, method), block=block)
         return jax.tree.map(lambda leaf: leaf + 1e-9 * gram[0, 0], theta), gram
 
-    start = (init(jax.random.key(0)), jnp.zeros((points, points)))
-    return _compile(lambda n, *carry: jax.lax.fori_loop(0, n, body, carry), *start)
+    return _compile(config, body, (init(jax.random.key(0)), jnp.zeros((points, points))), (points,))
 
 
-def _compile(function: Callable, *carry: Any) -> tuple[Run, int]:
-    compiled = jax.jit(function).lower(jnp.int32(1), *carry).compile()
+def _compile(config: GrowthConfig, body: Callable, start: Any, sizes: tuple[int, ...]) -> tuple[Run, int]:
+    """`body(transitions, carry)` as a loop over two batches of `sizes` in turn: with one, XLA would compute X X^T only once."""
+    flat = timing.transitions(config.obs_size, config.action_size, 2 * math.prod(sizes))
+    data = jax.tree.map(lambda leaf: jnp.reshape(leaf, (2, *sizes, *leaf.shape[1:])), flat)
+
+    def loop(n: Array, carry: Any, data: Transition) -> Any:
+        return jax.lax.fori_loop(0, n, lambda i, c: body(jax.tree.map(lambda leaf: leaf[i % 2], data), c), carry)
+
+    compiled = jax.jit(loop).lower(jnp.int32(1), start, data).compile()
     plan = compiled.memory_analysis()
     assert plan is not None
     size = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes + plan.temp_size_in_bytes
-    return lambda n: compiled(jnp.int32(n), *carry), size
+    return lambda n: compiled(jnp.int32(n), start, data), size
 
 
 def _print(config: GrowthConfig, rows: list[dict], kernel: list[dict], points: int) -> None:
@@ -201,7 +206,7 @@ def _print(config: GrowthConfig, rows: list[dict], kernel: list[dict], points: i
     for row in (*rows, *kernel):
         if "needs" in row:
             where = f"{row['axis']} {row['value']}" if "axis" in row else f"ntk.kernel, block {row['block']}"
-            print(f"left out: {where}, whose Jacobian has {row['needs'] / GIB:.2f} GiB (--jacobian_gib={config.jacobian_gib:g})")
+            print(f"left out: {where}, whose Jacobian has {row['needs'] / GIB:.2g} GiB (--jacobian_gib={config.jacobian_gib:g})")
 
 
 def _head(first: str, columns: Iterable[str], ratio: str) -> str:
@@ -249,7 +254,8 @@ def draw(config: GrowthConfig, rows: list[dict], out: Path) -> None:
     panels[0, 0].legend(frameon=False, fontsize=8)
     widths = ",".join(map(str, config.hidden_sizes))
     figure.suptitle(
-        f"around B = {config.batch_size}, hidden sizes {widths}, one seed; medians of {config.repeats}, bands from least to most",
+        f"sin networks around B = {config.batch_size}, hidden sizes {widths}, one seed; "
+        f"medians of {config.repeats}, bands from least to most; memory as XLA plans it",
         fontsize=9,
     )
     try:

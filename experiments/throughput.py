@@ -44,7 +44,11 @@ REFERENCE = "TD3 relu"
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; flags start with --, as in --json=throughput.json")
-    config = flags.parse(ThroughputConfig)
+    return run(flags.parse(ThroughputConfig))
+
+
+def run(config: ThroughputConfig) -> int:
+    """Measure, print, and write what is asked for. Returns the exit status; raises UserError."""
     _validate(config)
     names = peers.parse(config.peers)
     runs = {name: _run(config, fields) for name, fields in ROWS.items()}
@@ -63,9 +67,12 @@ def main(argv: list[str]) -> int:
 
 def _validate(config: ThroughputConfig) -> None:
     check(config)
-    loop.validate(_loop_config(config))
-    if config.segment % config.update_every:
-        raise UserError(f"segment is {config.segment}, but it must be a multiple of update_every ({config.update_every})")
+    timing.check_output("json", config.json)
+    for name in ("update_after", "segment"):
+        if getattr(config, name) % config.update_every:
+            raise UserError(
+                f"{name} is {getattr(config, name)}, but it must be a multiple of update_every ({config.update_every})"
+            )
     if config.peers and config.env.startswith("probe/"):
         raise UserError(f"SBX does not know the environment {config.env!r}; give a Gymnasium environment, or leave out --peers")
 

@@ -58,6 +58,12 @@ def machine() -> str:
     return f"{device.platform} ({device.device_kind}), {os.cpu_count()} cores, jax {jax.__version__}, XLA_FLAGS={xla_flags!r}"
 
 
+def check_output(name: str, path: str) -> None:
+    """Raises UserError, before anything is measured, if the file of the flag `name` has no folder to lie in."""
+    if path and not os.access(Path(path).parent, os.W_OK):
+        raise UserError(f"cannot write {path!r}: {str(Path(path).parent)!r} is no folder to write to; give another --{name}")
+
+
 def write(path: str, config: Any, results: dict[str, Any]) -> None:
     """Config, machine and results as one JSON object. Raises UserError where the file cannot be written."""
     table = {"config": dataclasses.asdict(config), "machine": machine(), **results}
