@@ -1,25 +1,23 @@
 """What an update costs: every algorithm in one run, and the parts of a PreQN update (section 5.3).
 
     python -m experiments.cost --json=cost.json
+    python -m experiments.cost --peers=td3,sac,ddpg,crossq   # and agents of SBX, another JAX library (BUILD.md, "Peers")
+    python -m experiments.cost --grid --json=growth.json     # how a critic step grows: a table of time and memory, a picture
 
 Each figure is milliseconds an update inside one compiled scan of `--updates`, on transitions of HalfCheetah's sizes. Rows are
-timed in turn, round after round, so that a drift of the machine's speed hits all alike; read the ratios.
+timed in turn, round after round, so that a drift of the machine's speed hits all alike; read the ratios. Sampling the minibatches
+from a full replay buffer is part of it, for SBX, whose buffer lies on the host, as for us.
 """
 
 import dataclasses
-import json
-import os
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from experiments import flags
+from experiments import flags, growth, peers, timing
 from preqn_jax import agents, linesearch, networks, ntk, replay
 from preqn_jax.agents import base
 from preqn_jax.options import UserError, check, option
@@ -28,16 +26,12 @@ from preqn_jax.types import Array, QFunction, Spec, Transition
 
 
 @dataclasses.dataclass(frozen=True)
-class CostConfig:
+class CostConfig(growth.GrowthConfig):
     """What is timed."""
 
-    batch_size: int = option(256, "B, transitions in a minibatch", at_least=1)
-    hidden_sizes: tuple[int, ...] = option((256, 256), "widths of the hidden layers", at_least=1)
-    obs_size: int = option(17, "numbers in an observation (HalfCheetah: 17)", at_least=1)
-    action_size: int = option(6, "numbers in an action (HalfCheetah: 6)", at_least=1)
     updates: int = option(50, "updates in a scan", at_least=1)
-    repeats: int = option(11, "times each row is timed; medians are printed", at_least=1)
-    json: str = option("", "also write the table to this file")
+    peers: str = option("", peers.HELP)
+    grid: bool = option(False, "instead: a critic step over grids of batch, width, depth and seeds, in time and memory")
 
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -51,33 +45,41 @@ ROWS: dict[str, dict[str, Any]] = {
     "SAC relu": {"algorithm": "sac"},
 }
 REFERENCE = "TD3 relu"
+STORED = 5000  # transitions in the replay buffer
 
 
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; flags start with --, as in --json=cost.json")
-    config = flags.parse(CostConfig)
+    return run(flags.parse(CostConfig))
+
+
+def run(config: CostConfig) -> int:
+    """Measure, print, and write what is asked for. Returns the exit status; raises UserError."""
     check(config)
+    timing.check_output("json", config.json)
+    if config.grid:
+        return growth.run(config)
+    names = peers.parse(config.peers)
     whole = {name: _agent_scan(config, fields) for name, fields in ROWS.items()}
+    whole |= {peers.label(name): _peer_scan(config, name) for name in names}
     parts = _part_scans(config)
-    times = _time({**whole, **parts}, config.repeats)
-    rows = [_row(name, times[name], config.updates) for name in (*whole, *parts)]
-    reference = next(row["ms"] for row in rows if row["name"] == REFERENCE)
-    for row in rows:
-        row["ratio"] = row["ms"] / reference
-    _print(config, rows[: len(whole)], rows[len(whole) :])
+    times = timing.in_turn({**whole, **parts}, config.repeats)
+    references = [REFERENCE, *({peers.REFERENCE} & set(whole))]
+    rows = [_row(name, times, references, config.updates) for name in times]
+    _print(config, rows[: len(whole)], rows[len(whole) :], references)
     if config.json:
-        _write(config, rows)
+        timing.write(config.json, config, {"rows": rows, **({"peers": peers.versions()} if names else {})})
     return 0
 
 
 def _agent_scan(config: CostConfig, fields: dict[str, Any]) -> Callable[[], Any]:
     """A function that takes `updates` gradient steps, as training does."""
-    spec = Spec(config.obs_size, config.action_size, -np.ones(config.action_size), np.ones(config.action_size))
+    spec = _spec(config)
     agent = agents.make(base.AgentConfig(hidden_sizes=config.hidden_sizes, **fields), spec)
     loop_config = loop.LoopConfig(batch_size=config.batch_size)
-    stored = jax.tree.map(lambda leaf: leaf[None], _transitions(config, 5000))
-    buffer = jax.vmap(replay.add)(jax.tree.map(lambda leaf: leaf[None], replay.init(spec, 5000)), stored)
+    stored = jax.tree.map(lambda leaf: leaf[None], _transitions(config, STORED))
+    buffer = jax.vmap(replay.add)(jax.tree.map(lambda leaf: leaf[None], replay.init(spec, STORED)), stored)
     state = [loop.Learner(jax.vmap(agent.init)(loop.keys((0,))), buffer)]
     new = jax.tree.map(lambda leaf: leaf[None], _transitions(config, config.updates))
     learn, done = loop.make_learn(agent, loop_config), [0]
@@ -88,6 +90,11 @@ def _agent_scan(config: CostConfig, fields: dict[str, Any]) -> Callable[[], Any]
         return state[0].agent, metrics
 
     return run
+
+
+def _peer_scan(config: CostConfig, name: str) -> Callable[[], Any]:
+    stored = _transitions(config, STORED)
+    return peers.updates(name, _spec(config), stored, config.batch_size, config.hidden_sizes, config.updates)
 
 
 def _part_scans(config: CostConfig) -> dict[str, Callable[[], Any]]:
@@ -153,59 +160,49 @@ def _part_scans(config: CostConfig) -> dict[str, Callable[[], Any]]:
     }
 
 
+def _spec(config: CostConfig) -> Spec:
+    return Spec(config.obs_size, config.action_size, -np.ones(config.action_size), np.ones(config.action_size))
+
+
 def _transitions(config: CostConfig, n: int) -> Transition:
-    rng = np.random.default_rng(0)
-
-    def normal(*shape: int) -> np.ndarray:
-        return rng.normal(size=(n, *shape)).astype(np.float32)
-
-    action = np.clip(normal(config.action_size), -1, 1)
-    return Transition(normal(config.obs_size), action, normal(), np.ones(n, np.float32), normal(config.obs_size))
+    return timing.transitions(config.obs_size, config.action_size, n)
 
 
-def _time(scans: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each scan, `repeats` times, in turn."""
-    for run in tqdm(scans.values(), desc="compiling"):
-        jax.block_until_ready(run())
-    times: dict[str, list[float]] = {name: [] for name in scans}
-    for _ in tqdm(range(repeats), desc="timing"):
-        for name, run in scans.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            times[name].append(time.perf_counter() - start)
-    return times
+def _row(name: str, times: dict[str, list[float]], references: list[str], updates: int) -> dict[str, Any]:
+    """Milliseconds an update, and the ratio to each reference: of the medians, and from the least to the largest round."""
+    row: dict[str, Any] = {"name": name, **timing.spread([1e3 * t / updates for t in times[name]], "ms"), "ratios": {}}
+    for reference in references:
+        rounds = np.array(times[name]) / np.array(times[reference])
+        ratio = float(np.median(times[name]) / np.median(times[reference]))
+        row["ratios"][reference] = {"ratio": ratio, "min": float(rounds.min()), "max": float(rounds.max())}
+    return row
 
 
-def _row(name: str, seconds: list[float], updates: int) -> dict[str, Any]:
-    ms = 1e3 * np.array(seconds) / updates
-    return {"name": name, "ms": float(np.median(ms)), "min": float(ms.min()), "max": float(ms.max())}
-
-
-def _machine() -> str:
-    device, xla_flags = jax.devices()[0], os.environ["XLA_FLAGS"]
-    return f"{device.platform} ({device.device_kind}), {os.cpu_count()} cores, jax {jax.__version__}, XLA_FLAGS={xla_flags!r}"
-
-
-def _print(config: CostConfig, whole: list[dict[str, Any]], parts: list[dict[str, Any]]) -> None:
+def _print(config: CostConfig, whole: list[dict[str, Any]], parts: list[dict[str, Any]], references: list[str]) -> None:
     widths = ",".join(map(str, config.hidden_sizes))
-    print(f"B={config.batch_size}, hidden sizes {widths}, median of {config.repeats} scans of {config.updates}; {_machine()}")
-    print(f"{'an update of':<28} {'ms':>9} {'min':>9} {'max':>9}   ratio to {REFERENCE}")
+    print(
+        f"B={config.batch_size}, hidden sizes {widths}, median of {config.repeats} scans of {config.updates}; {timing.machine()}"
+    )
+    if config.peers:
+        print(f"SBX: {peers.versions()}")
+    print(f"{'an update of':<28} {'ms':>9} {'min':>9} {'max':>9}   " + "   ".join(f"ratio to {name}" for name in references))
     for row in whole:
-        print(f"{row['name']:<28} {row['ms']:>9.3f} {row['min']:>9.3f} {row['max']:>9.3f} {row['ratio']:>8.2f}")
+        print(_line(row, ""))
     print("the parts of PreQN sin, each alone in a scan")
     for row in parts:
-        print(f"  {row['name']:<26} {row['ms']:>9.3f} {row['min']:>9.3f} {row['max']:>9.3f} {row['ratio']:>8.2f}")
-    ms = {row["name"]: row["ms"] for row in whole}
-    print(f"PreQN sin / PreQN relu: {ms['PreQN sin'] / ms['PreQN relu']:.2f}")
-    print(f"Jacobian kernel / structured kernel: {ms['PreQN sin, Jacobian kernel'] / ms['PreQN sin']:.1f}")
+        print(_line(row, "  "))
+    table = {row["name"]: row for row in whole}
+    print(f"PreQN sin / PreQN relu: {table['PreQN sin']['ms'] / table['PreQN relu']['ms']:.2f}")
+    ms = table["PreQN sin, Jacobian kernel"]["ms"]
+    print(f"Jacobian kernel / structured kernel: {ms / table['PreQN sin']['ms']:.1f}")
+    for reference in references:
+        ratio = table["PreQN sin"]["ratios"][reference]
+        print(f"PreQN sin / {reference}: {ratio['ratio']:.2f} (rounds {ratio['min']:.2f} to {ratio['max']:.2f})")
 
 
-def _write(config: CostConfig, rows: list[dict[str, Any]]) -> None:
-    table = {"config": dataclasses.asdict(config), "machine": _machine(), "rows": rows}
-    try:
-        Path(config.json).write_text(json.dumps(table, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {config.json!r}: {error.strerror}; give another --json") from error
+def _line(row: dict[str, Any], indent: str) -> str:
+    ratios = "".join(f"{ratio['ratio']:>{11 + len(name)}.2f}" for name, ratio in row["ratios"].items())
+    return f"{indent + row['name']:<28} {row['ms']:>9.3f} {row['min']:>9.3f} {row['max']:>9.3f} {ratios}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,143 @@
+"""Environment steps a second in whole training: acting, the environment, the replay buffer and the updates; no evaluation.
+
+    python -m experiments.throughput --json=throughput.json
+    python -m experiments.throughput --peers=td3,sac   # and agents of SBX, another JAX library (BUILD.md, "Peers")
+
+Each row is one run with one seed, that goes on by `--segment` steps whenever its turn comes; the first segment, in which
+everything is compiled, is not timed. Ours run in `training.loop.rounds`; those of SBX in its `learn`, its logging included.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from experiments import flags, peers, timing
+from preqn_jax import agents, envs
+from preqn_jax.options import UserError, check, option
+from preqn_jax.training import loop
+
+
+@dataclasses.dataclass(frozen=True)
+class ThroughputConfig:
+    """What is timed; steps are environment steps."""
+
+    env: str = option("HalfCheetah-v5", "a Gymnasium environment with Box observations and actions, or a probe (probe/delay)")
+    peers: str = option("", peers.HELP)
+    batch_size: int = option(256, "B, transitions in a minibatch", at_least=1)
+    hidden_sizes: tuple[int, ...] = option((256, 256), "widths of the hidden layers", at_least=1)
+    update_every: int = option(50, "steps between occasions of updating, and updates at each", at_least=1)
+    update_after: int = option(1000, "steps before the first update, taken at random", at_least=1)
+    segment: int = option(500, "steps in a timing", at_least=1)
+    repeats: int = option(11, "times each row is timed; medians are printed", at_least=1)
+    json: str = option("", "also write the table to this file")
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "PreQN sin": {"algorithm": "preqn"},
+    "PreQN relu": {"algorithm": "preqn", "activation": "relu"},
+    "DDPG relu": {"algorithm": "ddpg"},
+    "TD3 relu": {"algorithm": "td3"},
+}
+REFERENCE = "TD3 relu"
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}; flags start with --, as in --json=throughput.json")
+    return run(flags.parse(ThroughputConfig))
+
+
+def run(config: ThroughputConfig) -> int:
+    """Measure, print, and write what is asked for. Returns the exit status; raises UserError."""
+    _validate(config)
+    names = peers.parse(config.peers)
+    runs = {name: _run(config, fields) for name, fields in ROWS.items()}
+    runs |= {peers.label(name): _peer_run(config, name) for name in names}
+    times = timing.in_turn(runs, config.repeats)
+    references = [REFERENCE, *({peers.REFERENCE} & set(runs))]
+    rows = [{"name": name, **timing.spread([config.segment / t for t in times[name]], "steps_per_s")} for name in runs]
+    rates = {row["name"]: row["steps_per_s"] for row in rows}
+    for row in rows:
+        row["ratios"] = {name: row["steps_per_s"] / rates[name] for name in references}
+    _print(config, rows, references)
+    if config.json:
+        timing.write(config.json, config, {"rows": rows, **({"peers": peers.versions()} if names else {})})
+    return 0
+
+
+def _validate(config: ThroughputConfig) -> None:
+    check(config)
+    timing.check_output("json", config.json)
+    for name in ("update_after", "segment"):
+        if getattr(config, name) % config.update_every:
+            raise UserError(
+                f"{name} is {getattr(config, name)}, but it must be a multiple of update_every ({config.update_every})"
+            )
+    if config.peers and config.env.startswith("probe/"):
+        raise UserError(f"SBX does not know the environment {config.env!r}; give a Gymnasium environment, or leave out --peers")
+
+
+def _loop_config(config: ThroughputConfig) -> loop.LoopConfig:
+    return loop.LoopConfig(
+        num_steps=_total(config),
+        start_steps=config.update_after,
+        update_after=config.update_after,
+        update_every=config.update_every,
+        batch_size=config.batch_size,
+    )
+
+
+def _total(config: ThroughputConfig) -> int:
+    """Steps of a row: those before the first update, and a segment to compile in."""
+    return config.update_after + (1 + config.repeats) * config.segment
+
+
+def _run(config: ThroughputConfig, fields: dict[str, Any]) -> Callable[[], Any]:
+    """A function that goes on with a run of ours for a segment; the first call starts it."""
+    loop_config = _loop_config(config)
+    env = envs.make(config.env, 1)
+    agent = agents.make(agents.AgentConfig(hidden_sizes=config.hidden_sizes, **fields), env.spec)
+    rounds = loop.rounds(agent, env, loop_config, *loop.init(agent, env, loop_config))
+    steps = [0, config.update_after]  # done, and to do before the next call returns
+
+    def run() -> Any:
+        steps[1] += config.segment
+        done = None
+        while steps[0] < steps[1]:
+            done = next(rounds)
+            steps[0] = done.step
+        assert done is not None
+        return done.learner.agent
+
+    return run
+
+
+def _peer_run(config: ThroughputConfig, name: str) -> Callable[[], Any]:
+    settings = {"batch_size": config.batch_size, "hidden_sizes": config.hidden_sizes, "every": config.update_every}
+    capacity, first = _total(config), [config.update_after]
+    go = peers.training(name, config.env, capacity=capacity, learning_starts=config.update_after, **settings)
+
+    def run() -> Any:
+        return go(config.segment + (first.pop() if first else 0))
+
+    return run
+
+
+def _print(config: ThroughputConfig, rows: list[dict[str, Any]], references: list[str]) -> None:
+    widths = ",".join(map(str, config.hidden_sizes))
+    print(
+        f"{config.env}, one seed, B={config.batch_size}, hidden sizes {widths}, "
+        f"{config.update_every} updates every {config.update_every} steps, "
+        f"median of {config.repeats} segments of {config.segment} steps; {timing.machine()}"
+    )
+    if config.peers:
+        print(f"SBX: {peers.versions()}")
+    print(f"{'steps a second':<28} {'median':>9} {'min':>9} {'max':>9}   " + "   ".join(f"ratio to {r}" for r in references))
+    for row in rows:
+        ratios = "".join(f"{ratio:>{11 + len(name)}.2f}" for name, ratio in row["ratios"].items())
+        print(f"{row['name']:<28} {row['steps_per_s']:>9.1f} {row['min']:>9.1f} {row['max']:>9.1f} {ratios}")
+
+
+if __name__ == "__main__":
+    flags.define(ThroughputConfig)
+    flags.run(main)

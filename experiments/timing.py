@@ -1,0 +1,73 @@
+"""What the benchmarks share: rows timed in turn, random data, the machine in words, results as JSON."""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from preqn_jax.options import UserError
+from preqn_jax.types import Transition
+
+
+def in_turn(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each run, `repeats` times, in turn, so that a drift of the machine's speed hits all alike.
+
+    Each is called once before, untimed, to compile. A run returns arrays, and is over when they are there.
+    """
+    for run in tqdm(runs.values(), desc="compiling"):
+        jax.block_until_ready(run())
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in tqdm(range(repeats), desc="timing"):
+        for name, run in runs.items():
+            times[name].append(seconds(run))
+    return times
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """How long one call takes, until its arrays are there."""
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
+def spread(values: Sequence[float], name: str) -> dict[str, float]:
+    """The median of `values` under `name`, and their `min` and `max`."""
+    return {name: float(np.median(values)), "min": float(np.min(values)), "max": float(np.max(values))}
+
+
+def transitions(obs_size: int, action_size: int, n: int) -> Transition:
+    """`n` random transitions, the same ones at every call."""
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.normal(size=(n, *shape)).astype(np.float32)
+
+    action = np.clip(normal(action_size), -1, 1)
+    return Transition(normal(obs_size), action, normal(), np.ones(n, np.float32), normal(obs_size))
+
+
+def machine() -> str:
+    device, xla_flags = jax.devices()[0], os.environ["XLA_FLAGS"]
+    return f"{device.platform} ({device.device_kind}), {os.cpu_count()} cores, jax {jax.__version__}, XLA_FLAGS={xla_flags!r}"
+
+
+def check_output(name: str, path: str) -> None:
+    """Raises UserError, before anything is measured, if the file of the flag `name` has no folder to lie in."""
+    if path and not os.access(Path(path).parent, os.W_OK):
+        raise UserError(f"cannot write {path!r}: {str(Path(path).parent)!r} is no folder to write to; give another --{name}")
+
+
+def write(path: str, config: Any, results: dict[str, Any]) -> None:
+    """Config, machine and results as one JSON object. Raises UserError where the file cannot be written."""
+    table = {"config": dataclasses.asdict(config), "machine": machine(), **results}
+    try:
+        Path(path).write_text(json.dumps(table, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path!r}: {error.strerror}; give another --json") from error

@@ -1,0 +1,157 @@
+"""The benchmarks at tiny sizes: their tables, and what they say to a mistake. How fast anything is, is not tested."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import cost, flags, growth, peers, throughput, timing
+
+ROOT = Path(__file__).parent.parent
+TINY = {"batch_size": 8, "hidden_sizes": (8, 8), "repeats": 2}
+
+
+def guarded(run, config):
+    """With the manners of the command line."""
+    return flags.guard(lambda _: run(config), [])
+
+
+def check_cost_table(out):
+    table = json.loads(Path("cost.json").read_text())
+    rows = {row["name"]: row for row in table["rows"]}
+    assert {*cost.ROWS, "solve", "actor"} <= set(rows) and "peers" not in table
+    for row in rows.values():
+        assert 0 < row["min"] <= row["ms"] <= row["max"]
+        assert row["ratios"]["TD3 relu"]["ratio"] == pytest.approx(row["ms"] / rows["TD3 relu"]["ms"])
+    assert "PreQN sin / TD3 relu" in out and jax.__version__ in out
+
+
+def test_the_cost_table_has_every_row_and_its_ratios(capsys, monkeypatch):
+    monkeypatch.setattr(cost, "_agent_scan", lambda config, fields: lambda: jnp.zeros(3) + 1)
+    monkeypatch.setattr(cost, "_part_scans", lambda config: {"solve": lambda: jnp.zeros(2), "actor": lambda: jnp.zeros(4)})
+    assert guarded(cost.run, cost.CostConfig(**TINY, updates=2, json="cost.json")) == 0
+    check_cost_table(capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_the_cost_of_every_algorithm_and_part_can_be_measured(capsys):
+    assert guarded(cost.run, cost.CostConfig(**TINY, updates=2, json="cost.json")) == 0
+    check_cost_table(capsys.readouterr().out)
+
+
+def test_rows_of_a_peer_stand_in_the_same_table(capsys, monkeypatch):
+    scans = {"_agent_scan": lambda config, fields: lambda: jnp.zeros(3), "_part_scans": lambda config: {}}
+    for name, scan in scans.items():
+        monkeypatch.setattr(cost, name, scan)
+    monkeypatch.setattr(peers, "_sbx", lambda: None)
+    monkeypatch.setattr(peers, "updates", lambda *args: lambda: jnp.zeros(3))
+    monkeypatch.setattr(peers, "versions", lambda: "sbx-rl 0.0")
+    assert guarded(cost.run, cost.CostConfig(**TINY, peers="sac,td3", json="cost.json")) == 0
+    table = json.loads(Path("cost.json").read_text())
+    assert [row["name"] for row in table["rows"]] == [*cost.ROWS, "SBX SAC", "SBX TD3"]
+    assert all(set(row["ratios"]) == {"TD3 relu", "SBX TD3"} for row in table["rows"])
+    out = capsys.readouterr().out
+    assert table["peers"] in out and "PreQN sin / SBX TD3: " in out.splitlines()[-1]
+
+
+def test_ratios_are_of_medians_and_their_spread_is_over_rounds():
+    row = cost._row("a", {"a": [0.1, 0.3, 0.2], "b": [0.1, 0.1, 0.4]}, ["b"], updates=10)
+    assert (row["ms"], row["min"], row["max"]) == pytest.approx((20, 10, 30))
+    assert row["ratios"]["b"] == pytest.approx({"ratio": 2, "min": 0.5, "max": 3})
+
+
+def test_rows_are_timed_in_turn_after_a_first_call_that_is_not():
+    calls = []
+    times = timing.in_turn({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    assert calls == list("ab" * 4) and [len(t) for t in times.values()] == [3, 3]
+
+
+def test_a_grid_has_time_and_memory_of_every_method_and_a_picture(capsys, monkeypatch):
+    monkeypatch.setattr(growth, "KERNEL", {"structured": (10,), "jacobian": (10,)})
+    config = growth.GrowthConfig(**TINY, json="growth.json", figure="growth.png", jacobian_gib=1e-5)
+    assert guarded(lambda c: growth.run(c, {"batch": (8, 64)}, points=20), config) == 0
+    table = json.loads(Path("growth.json").read_text())
+    rows = {(row["value"], row["method"]): row for row in table["rows"]}
+    assert len(rows) == 2 * 3
+    parameters = (17 + 6) * 8 + 8 + 8 * 8 + 8 + 8 + 1
+    left_out = rows.pop((64, "jacobian"))  # the only one of more than 10 KiB
+    assert left_out["needs"] == 4 * 64 * parameters and "ms" not in left_out
+    assert all(0 < row["min"] <= row["ms"] <= row["max"] for row in rows.values())
+    assert all(row["bytes"] >= 2 * 4 * parameters for row in rows.values())  # theta goes in, and comes out
+    assert rows[8, "structured"]["bytes"] < rows[8, "jacobian"]["bytes"]
+    assert rows[8, "structured"]["bytes"] < rows[64, "structured"]["bytes"]
+    structured, jacobian = table["kernel"]
+    assert structured["ms"] > 0 and jacobian["needs"] == 2 * 4 * 10 * parameters
+    out = capsys.readouterr().out
+    assert "left out: batch 64, whose Jacobian has 7e-05 GiB" in out and "ntk.kernel of 20 inputs" in out
+    assert Path("growth.png").stat().st_size > 10_000
+
+
+def test_a_benchmark_step_moves_no_further_however_often_it_is_taken():
+    config = growth.GrowthConfig(**TINY)
+    for method in growth.METHODS:
+        go, _ = growth._step(config, growth.Point(8, 8, 2, 2), method)
+        (once, _), (often, _) = go(1), go(200)
+        for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(often), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-2)
+            assert np.isfinite(b).all()
+        assert any((a != b).any() for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(often), strict=True))
+
+
+def test_throughput_counts_the_steps_of_a_run_that_goes_on(capsys, monkeypatch):
+    monkeypatch.setattr(throughput, "ROWS", {"TD3 relu": {"algorithm": "td3"}})
+    sizes = {"update_every": 5, "update_after": 10, "segment": 10}
+    config = throughput.ThroughputConfig(env="probe/delay", **TINY, **sizes, json="throughput.json")
+    assert guarded(throughput.run, config) == 0
+    rows = {row["name"]: row for row in json.loads(Path("throughput.json").read_text())["rows"]}
+    for row in rows.values():
+        assert 0 < row["min"] <= row["steps_per_s"] <= row["max"]
+        assert row["ratios"] == {"TD3 relu": pytest.approx(row["steps_per_s"] / rows["TD3 relu"]["steps_per_s"])}
+    assert "steps a second" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("run", "config", "words"),
+    [
+        (cost.run, cost.CostConfig(batch_size=0), "batch_size is 0, but it must be at least 1"),
+        (cost.run, cost.CostConfig(peers="td3,ppo"), "unknown peer 'ppo'; choose one of crossq, ddpg, sac, td3"),
+        (cost.run, cost.CostConfig(peers="td3"), "--peers needs SBX"),
+        (cost.run, cost.CostConfig(grid=True, jacobian_gib=0), "jacobian_gib is 0, but it must be above 0"),
+        (cost.run, cost.CostConfig(grid=True, hidden_sizes=(8, 16)), "a grid needs layers of one width"),
+        (cost.run, cost.CostConfig(grid=True, figure="growth"), "figure is 'growth', but it must end in .png, .pdf or .svg"),
+        (cost.run, cost.CostConfig(json="no/such/cost.json"), "cannot write 'no/such/cost.json': 'no/such' is no folder"),
+        (
+            throughput.run,
+            throughput.ThroughputConfig(segment=70),
+            "segment is 70, but it must be a multiple of update_every (50)",
+        ),
+        (throughput.run, throughput.ThroughputConfig(env="NoSuch-v0"), "cannot make environment 'NoSuch-v0'"),
+        (throughput.run, throughput.ThroughputConfig(peers="sac"), 'pip install -e ".[peers]"'),
+        (throughput.run, throughput.ThroughputConfig(peers="td3", env="probe/delay"), "SBX does not know the environment"),
+    ],
+)
+def test_a_mistake_is_one_sentence(run, config, words, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sbx", None)  # as if it were not installed
+    assert guarded(run, config) == 1
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ") and words in err and err.count("\n") == 1 and out == ""
+
+
+def test_peers_are_named_once_each(monkeypatch):
+    monkeypatch.setattr(peers, "_sbx", lambda: None)
+    assert peers.parse("") == [] and peers.parse("td3, sac,td3") == ["td3", "sac"]
+
+
+@pytest.mark.parametrize("module", ["cost", "throughput"])
+def test_the_command_itself_fails_without_a_traceback(module):
+    command = [sys.executable, "-m", f"experiments.{module}", "--peers=ppo"]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1 and done.stderr.startswith("error: unknown peer 'ppo'") and "Traceback" not in done.stderr
