@@ -29,7 +29,7 @@ from tqdm import tqdm
 from experiments import flags
 from preqn_jax import diagnostics, examples, networks, ntk, steps, tabular
 from preqn_jax.options import UserError, check, option
-from preqn_jax.types import Array
+from preqn_jax.types import Array, QFunction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,26 +81,27 @@ def main(argv: list[str]) -> int:
 
 
 def linearization(config: FailureModesConfig) -> Mode:
-    """A critic on a chain, Eq. 5 with the whole chain as its minibatch; the quantity is |Q' - U Q| / |U Q - Q| at the first step."""
+    """A critic on a chain, Eq. 5 with all of it as the minibatch; the quantity is |Q' - U Q| / |U Q - Q| at the first step."""
     problem = examples.chain(5)
     (states, actions), mdp = problem.rho.shape, problem.mdp
     critic = networks.Critic((32,))
+    q: QFunction = critic.apply
     state, action = (index.ravel() for index in np.indices((states, actions)))
     inputs = (jnp.eye(states)[state], jnp.linspace(-1, 1, actions)[action][:, None])
     first = critic.init(jax.random.key(config.seed), inputs[0][0], inputs[1][0])
 
     def table(params: Any) -> Array:
-        return jax.vmap(critic.apply, in_axes=(None, 0, 0))(params, *inputs).reshape(states, actions)
+        return jax.vmap(q, in_axes=(None, 0, 0))(params, *inputs).reshape(states, actions)
 
     def update(params: Any, step: steps.ValueStep) -> Any:
         targets = tabular.backup(mdp, table(params)).reshape(-1)
         return step.update(params, step.init(params), inputs, targets)[0]
 
-    kernel = ntk.kernel(critic.apply, first, inputs)
+    kernel = ntk.kernel(q, first, inputs)
 
     @jax.jit
     def remainder(alpha: Array) -> Array:
-        before, after = table(first), table(update(first, steps.gradient(critic.apply, optax.sgd(alpha))))
+        before, after = table(first), table(update(first, steps.gradient(q, optax.sgd(alpha))))
         leading = tabular.u(mdp, before, alpha, problem.rho, kernel)
         return jnp.max(jnp.abs(after - leading)) / jnp.max(jnp.abs(leading - before))
 
@@ -123,8 +124,8 @@ def linearization(config: FailureModesConfig) -> Mode:
         bad,
         good,
         [
-            run(f"gradient, alpha = {bad}", False, steps.gradient(critic.apply, optax.sgd(bad))),
-            run(f"gradient, alpha = {good}", True, steps.gradient(critic.apply, optax.sgd(good))),
+            run(f"gradient, alpha = {bad}", False, steps.gradient(q, optax.sgd(bad))),
+            run(f"gradient, alpha = {good}", True, steps.gradient(q, optax.sgd(good))),
             run("PreQN, with its linesearch", True, steps.preconditioned(critic.apply, 0.5)),
         ],
     )

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from preqn_jax import agents, networks
-from preqn_jax.agents import base, deterministic
+from preqn_jax.agents import base, deterministic, stochastic
 from preqn_jax.options import UserError
 from preqn_jax.types import Spec, Transition
 
@@ -29,6 +29,9 @@ TABLE = {
     "td3": {"algorithm": "td3"},
     "td3-preconditioned": {"algorithm": "td3", "critic_step": "preconditioned"},
     "td3-sin": {"algorithm": "td3", "activation": "sin"},
+    "sac": {"algorithm": "sac"},
+    "sac-automatic-temperature": {"algorithm": "sac", "automatic_temperature": True},
+    "sac-preconditioned": {"algorithm": "sac", "critic_step": "preconditioned"},
 }
 laws = pytest.mark.parametrize("fields", TABLE.values(), ids=TABLE.keys())
 
@@ -163,7 +166,7 @@ def test_actions_stay_in_the_box(fields):
     agent = make({**fields, "exploration_noise": 2.0})
     state = agent.init(jax.random.key(0))
     act = jax.vmap(lambda key: agent.explore(state.actor, jnp.ones(3), key))(jax.random.split(jax.random.key(0), 200))
-    assert act.shape == (200, 2) and float(jnp.abs(act).max()) == 1
+    assert act.shape == (200, 2) and 0.9 < float(jnp.abs(act).max()) <= 1
     assert len(np.unique(np.asarray(act)[:, 0])) > 20
     assert (agent.act(state.actor, jnp.ones(3)) == agent.act(state.actor, jnp.ones(3))).all()
 
@@ -298,6 +301,114 @@ def test_the_policy_climbs_the_first_critic():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+def log_prob_oracle(mean, log_std, noise):
+    """log pi of a = tanh(u) by the change of variables, in float64: 1 - tanh(u)^2 = 1 / cosh(u)^2."""
+    mean, log_std, noise = (np.asarray(v, np.float64) for v in (mean, log_std, noise))
+    u, std = mean + np.exp(log_std) * noise, np.exp(log_std)
+    normal = np.exp(-0.5 * ((u - mean) / std) ** 2) / (std * np.sqrt(2 * np.pi))
+    log_cosh = np.abs(u) + np.log1p(np.exp(-2 * np.abs(u))) - np.log(2)
+    return np.sum(np.log(normal) + 2 * log_cosh)
+
+
+@pytest.mark.parametrize("mean", [0.0, -0.7, 10.0, -40.0])
+@pytest.mark.parametrize("log_std", [-5.0, 0.0, 2.0])
+def test_log_probability_of_a_squashed_gaussian(mean, log_std):
+    """Also where tanh(u) rounds to 1: no infinity, and a finite gradient."""
+    mean, log_std, noise = jnp.array([mean, 0.1]), jnp.array([log_std, -1.0]), jnp.array([0.3, -1.2])
+    action, log_prob = stochastic.tanh_gaussian(mean, log_std, noise)
+    np.testing.assert_allclose(action, np.tanh(np.asarray(mean + jnp.exp(log_std) * noise, np.float64)), atol=1e-6)
+    np.testing.assert_allclose(log_prob, log_prob_oracle(mean, log_std, noise), rtol=1e-5, atol=1e-5)
+    gradients = jax.grad(lambda m, s: stochastic.tanh_gaussian(m, s, noise)[1], argnums=(0, 1))(mean, log_std)
+    assert all(np.isfinite(g).all() for g in gradients)
+
+
+def test_the_squashed_density_integrates_to_one(x64):
+    """Over a in (-1, 1), for one action: pi(a|s) = exp(log pi) on a grid of u, with da = (1 - a^2) du."""
+    noise = jnp.linspace(-9, 9, 20_001)
+    action, log_prob = jax.vmap(lambda n: stochastic.tanh_gaussian(jnp.array([0.4]), jnp.array([-0.3]), n[None]))(noise)
+    np.testing.assert_allclose(np.trapezoid(np.exp(log_prob), action[:, 0]), 1, atol=1e-6)
+
+
+class HandGaussian(Affine):
+    """Mean w * obs[:2], standard deviation all but zero: the action is tanh of the mean, up to 1e-6."""
+
+    def apply(self, params, obs):
+        return params["w"] * obs[:2], jnp.full(2, -14.0)
+
+
+def hand_sac(monkeypatch, seen, **fields):
+    hand_agent(monkeypatch, seen, algorithm="ddpg")  # for its critic step, which records
+    config = agents.resolve(agents.AgentConfig(discount=0.5, actor_learning_rate=1e-9, algorithm="sac", **fields))
+    return stochastic.stochastic(config, SPEC, HandGaussian(0.5), HandCritic(2.0))  # pyright: ignore
+
+
+def test_sac_targets_by_hand_take_the_least_target_critic_and_the_entropy(monkeypatch):
+    seen = []
+    agent = hand_sac(monkeypatch, seen, temperature=0.1)
+    state = agent.init(jax.random.key(0))
+    state = dataclasses.replace(state, target_critic={"w": jnp.array([3.0, 2.0])})
+    with jax.disable_jit():
+        _, metrics = agent.update(state, HAND_BATCH, jax.random.key(1), jnp.int32(0))
+    # mu(s') = tanh(0.5, 0.2); the least critic gives 2 * (3.4 + 10 * sum mu); log pi without the drawn noise's share, which is
+    # -noise^2 / 2 in each action, is log_prob_oracle at noise 0
+    mean = np.array([0.5, 0.2])
+    value, log_prob = 2 * (3.4 + 10 * np.tanh(mean).sum()), log_prob_oracle(mean, np.full(2, -14.0), np.zeros(2))
+    first, second = np.ravel(seen[-1])[:2]
+    share = (second - (1 + 0.5 * (value - 0.1 * log_prob))) / (0.5 * 0.1)  # sum of noise^2 / 2
+    assert first == 1 and 0 < share < 15
+    assert float(metrics["actor/temperature"]) == np.float32(0.1)
+    np.testing.assert_allclose(-metrics["actor/entropy"], log_prob - share, atol=8)  # a mean over two states
+
+
+def test_sac_policy_climbs_what_its_loss_says():
+    """The agent's own step, on average over draws of the noise, raises E[min Q - alpha log pi]."""
+    agent = make({"algorithm": "sac", "actor_learning_rate": 1e-3})
+    start, batch = agent.init(jax.random.key(0)), transitions()
+    end, _ = jax.jit(agent.update)(start, batch, jax.random.key(1), jnp.int32(0))
+    critic, actor = networks.Critic((16, 16), "relu"), networks.GaussianActor(2, (16, 16), "relu")
+    noise = jax.random.normal(jax.random.key(5), (64, 32, 2))
+
+    def objective(phi):
+        def one(obs, noise):
+            action, log_prob = stochastic.tanh_gaussian(*actor.apply(phi, obs), noise)
+            return jnp.min(jax.vmap(critic.apply, in_axes=(0, None, None))(end.critic, obs, action)) - 0.1 * log_prob
+
+        return jnp.mean(jax.vmap(jax.vmap(one), in_axes=(None, 0))(batch.obs, noise))
+
+    assert objective(end.actor) > objective(start.actor)
+
+
+@pytest.mark.parametrize(("target", "direction"), [(100.0, 1), (-100.0, -1)])
+def test_the_temperature_moves_towards_the_target_entropy(target, direction):
+    """An entropy too low raises the temperature, one too high lowers it."""
+    agent = make({"algorithm": "sac", "automatic_temperature": True, "target_entropy": target, "temperature": 0.2})
+    start = agent.init(jax.random.key(0))
+    end, metrics = learn(agent._replace(update=jax.jit(agent.update)), start)
+    np.testing.assert_allclose(np.exp(start.temperature.log), 0.2, rtol=1e-6)
+    assert direction * float(end.temperature.log - start.temperature.log) > 0
+    # the metric is the temperature that the last update's targets used: one of its steps behind
+    assert direction * (float(end.temperature.log) - np.log(float(metrics["actor/temperature"]))) > 0
+
+
+def test_sac_explores_by_sampling_and_acts_by_the_mean():
+    agent = make({"algorithm": "sac"})
+    phi = agent.init(jax.random.key(0)).actor
+    actor = networks.GaussianActor(2, (16, 16), "relu")
+    mean, log_std = actor.apply(phi, jnp.ones(3))
+    np.testing.assert_allclose(agent.act(phi, jnp.ones(3)), jnp.tanh(mean), rtol=1e-6)
+    drawn = jax.vmap(lambda key: agent.explore(phi, jnp.ones(3), key))(jax.random.split(jax.random.key(0), 4000))
+    before = np.arctanh(np.asarray(drawn, np.float64))
+    np.testing.assert_allclose(before.mean(axis=0), mean, atol=0.1)
+    np.testing.assert_allclose(before.std(axis=0), np.exp(log_std), rtol=0.1)
+
+
+def test_sac_defaults():
+    """Appendix B: temperature 0.1, polyak 0.995; two critics and no delay from Haarnoja et al. 2018b."""
+    sac = agents.resolve(agents.AgentConfig(algorithm="sac"))
+    assert (sac.temperature, sac.polyak, sac.num_critics, sac.policy_delay) == (0.1, 0.995, 2, 1)
+    assert (sac.activation, sac.target_networks, sac.automatic_temperature) == ("relu", True, None)
+
+
 def test_defaults_are_the_rows_of_appendix_b():
     preqn, td3 = (agents.resolve(agents.AgentConfig(algorithm=a)) for a in ("preqn", "td3"))
     assert (preqn.discount, preqn.hidden_sizes, preqn.actor_learning_rate, preqn.exploration_noise) == (
@@ -329,6 +440,10 @@ def test_defaults_are_the_rows_of_appendix_b():
         ({"hidden_sizes": (256, 0)}, "hidden_sizes is 0"),
         ({"hidden_sizes": ()}, "hidden_sizes is empty"),
         ({"damping": float("nan")}, "damping is nan"),
+        ({"temperature": 0.0, "algorithm": "sac"}, "temperature is 0.0, but it must be above 0"),
+        ({"algorithm": "sac", "target_noise": 0.2}, "target_noise is 0.2.*deterministic"),
+        ({"automatic_temperature": True}, "policy of preqn is deterministic"),
+        ({"algorithm": "sac", "target_entropy": -3.0}, "nothing tunes the temperature"),
     ],
 )
 def test_a_wrong_setting_is_named(fields, words):
