@@ -370,7 +370,8 @@ def test_sac_policy_climbs_what_its_loss_says():
 
     def objective(phi):
         def one(obs, noise):
-            action, log_prob = stochastic.tanh_gaussian(*actor.apply(phi, obs), noise)
+            mean, log_std = actor.apply(phi, obs)  # pyright: ignore
+            action, log_prob = stochastic.tanh_gaussian(mean, log_std, noise)
             return jnp.min(jax.vmap(critic.apply, in_axes=(0, None, None))(end.critic, obs, action)) - 0.1 * log_prob
 
         return jnp.mean(jax.vmap(jax.vmap(one), in_axes=(None, 0))(batch.obs, noise))
@@ -394,12 +395,12 @@ def test_sac_explores_by_sampling_and_acts_by_the_mean():
     agent = make({"algorithm": "sac"})
     phi = agent.init(jax.random.key(0)).actor
     actor = networks.GaussianActor(2, (16, 16), "relu")
-    mean, log_std = actor.apply(phi, jnp.ones(3))
+    mean, log_std = actor.apply(phi, jnp.ones(3))  # pyright: ignore
     np.testing.assert_allclose(agent.act(phi, jnp.ones(3)), jnp.tanh(mean), rtol=1e-6)
     drawn = jax.vmap(lambda key: agent.explore(phi, jnp.ones(3), key))(jax.random.split(jax.random.key(0), 4000))
     before = np.arctanh(np.asarray(drawn, np.float64))
     np.testing.assert_allclose(before.mean(axis=0), mean, atol=0.1)
-    np.testing.assert_allclose(before.std(axis=0), np.exp(log_std), rtol=0.1)
+    np.testing.assert_allclose(before.std(axis=0), jnp.exp(jnp.asarray(log_std)), rtol=0.1)
 
 
 def test_sac_defaults():
