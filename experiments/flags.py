@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import jax
 from absl import app, flags
+from absl import logging as absl_logging
 
 from preqn_jax.options import UserError
 
@@ -77,6 +78,7 @@ def run(main: Callable[[list[str]], int]) -> None:
         print("\n".join(flags.FLAGS.module_help(group) for group in _groups))
         return
     jax.config.update("jax_numpy_rank_promotion", "raise")
+    absl_logging.set_verbosity(absl_logging.WARNING)  # jax and orbax narrate
     app.run(lambda argv: guard(main, argv))
 
 

@@ -74,6 +74,7 @@ def test_rows_are_timed_in_turn_after_a_first_call_that_is_not():
     assert calls == list("ab" * 4) and [len(t) for t in times.values()] == [3, 3]
 
 
+@pytest.mark.slow
 def test_a_grid_has_time_and_memory_of_every_method_and_a_picture(capsys, monkeypatch):
     monkeypatch.setattr(growth, "SAMPLE", 1e-3)
     monkeypatch.setattr(growth, "KERNEL", {"structured": (10,), "jacobian": (10,)})
