@@ -2,7 +2,8 @@
 
     python -m experiments.failure_modes --out=failure_modes.png --json=failure_modes.json
 
-1. Linearization breaks: a network, and steps so long that the second-order terms of Eq. 10 are as large as the first.
+1. Linearization breaks: a network, and steps so long that the second-order terms of Eq. 10 are as large as the first. By itself
+   that does not make Q diverge: with alpha = 0.3, where Eq. 16 still holds, Q stalls far from Q*. At alpha = 1 Q overshoots too.
 2. Overshooting: a table with one entry that moves too far, alpha K_ii rho_i > 1 (Eq. 16).
 3. Over-generalization: two states whose values pull each other up (Eq. 17).
 4. Extrapolation error: the same with a little less generalization, and no data on the second state (Lemma 2).
@@ -36,7 +37,7 @@ from preqn_jax.types import Array, QFunction
 class FailureModesConfig:
     """What is run, and where it goes."""
 
-    updates: int = option(300, "updates in every run", at_least=1)
+    updates: int = option(1000, "updates in every run", at_least=1)
     seed: int = option(0, "of the network's first weights", at_least=0)
     out: str = option("failure_modes.png", "the picture to write: .png, .pdf or .svg")
     json: str = option("", "also write the table to this file")
@@ -57,10 +58,9 @@ class Mode(NamedTuple):
     parameter: str  # what is varied
     quantity: str  # what is watched
     xs: np.ndarray  # `[n]`, values of the parameter
-    ys: np.ndarray  # `[n]`, the quantity there
-    line: float  # where it should stay below
+    ys: np.ndarray  # `[n]`, the quantity there, which should stay below 1
     bad: float  # the parameter of the failing run
-    good: float  # the parameter of the remedied runs, where that is the remedy
+    good: float  # the parameter of the remedied run, `bad` where the remedy is another
     runs: list[Run]
 
 
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
     modes = [make(config) for make in tqdm(makers, desc="failure modes")]
     table = [row for mode in modes for row in _rows(mode)]
     _print(table, config)
-    _draw(modes, Path(config.out))
+    _draw(modes, Path(config.out), config)
     print(config.out)
     if config.json:
         _write(config, table)
@@ -81,9 +81,13 @@ def main(argv: list[str]) -> int:
 
 
 def linearization(config: FailureModesConfig) -> Mode:
-    """A critic on a chain, Eq. 5 with all of it as the minibatch; the quantity is |Q' - U Q| / |U Q - Q| at the first step."""
+    """A critic on a chain with large rewards, Eq. 5 with the whole chain as its minibatch.
+
+    The quantity is |Q' - U Q| / |U Q - Q| at the first step. Rewards scale it, but not Eq. 16: they tell the two modes apart.
+    """
     problem = examples.chain(5)
-    (states, actions), mdp = problem.rho.shape, problem.mdp
+    mdp = problem.mdp._replace(reward=100 * problem.mdp.reward)
+    states, actions = problem.rho.shape
     critic = networks.Critic((32,))
     q: QFunction = critic.apply
     state, action = (index.ravel() for index in np.indices((states, actions)))
@@ -93,6 +97,9 @@ def linearization(config: FailureModesConfig) -> Mode:
     def table(params: Any) -> Array:
         return jax.vmap(q, in_axes=(None, 0, 0))(params, *inputs).reshape(states, actions)
 
+    def gradient(alpha: Array | float) -> steps.ValueStep:
+        return steps.gradient(q, optax.sgd(alpha))
+
     def update(params: Any, step: steps.ValueStep) -> Any:
         targets = tabular.backup(mdp, table(params)).reshape(-1)
         return step.update(params, step.init(params), inputs, targets)[0]
@@ -101,7 +108,7 @@ def linearization(config: FailureModesConfig) -> Mode:
 
     @jax.jit
     def remainder(alpha: Array) -> Array:
-        before, after = table(first), table(update(first, steps.gradient(q, optax.sgd(alpha))))
+        before, after = table(first), table(update(first, gradient(alpha)))
         leading = tabular.u(mdp, before, alpha, problem.rho, kernel)
         return jnp.max(jnp.abs(after - leading)) / jnp.max(jnp.abs(leading - before))
 
@@ -113,20 +120,20 @@ def linearization(config: FailureModesConfig) -> Mode:
 
         return Run(name, remedy, np.asarray(jax.jit(lambda p: jax.lax.scan(advance, p, length=config.updates + 1)[1])(first)))
 
-    alphas, bad, good = np.geomspace(0.02, 20, 40), 8.0, 0.2
+    alphas, bad, good = np.geomspace(0.001, 3, 60), 0.3, 0.003
     return Mode(
         "1. linearization breaks",
-        "step alpha",
-        "second order / first order of Q' - Q",
+        r"step $\alpha$",
+        r"$|Q'-UQ|\,/\,|UQ-Q|$ at the first step",
         alphas,
         np.array([remainder(jnp.float32(alpha)) for alpha in alphas]),
-        1.0,
         bad,
         good,
         [
-            run(f"gradient, alpha = {bad}", False, steps.gradient(q, optax.sgd(bad))),
-            run(f"gradient, alpha = {good}", True, steps.gradient(q, optax.sgd(good))),
-            run("PreQN, with its linesearch", True, steps.preconditioned(critic.apply, 0.5)),
+            run(f"gradient, alpha = {bad}", False, gradient(bad)),
+            run("gradient, alpha = 1", False, gradient(1.0)),
+            run(f"gradient, alpha = {good}", True, gradient(good)),
+            run("PreQN, with its linesearch", True, steps.preconditioned(q, 0.5)),
         ],
     )
 
@@ -147,7 +154,6 @@ def overshooting(config: FailureModesConfig) -> Mode:
         r"$\max_i\ \alpha K_{ii}\rho_i$ (Eq. 16)",
         scales,
         np.array([1 - diagnostics.overshoot_slack(kernel(s), rho.ravel(), alpha).min() for s in scales]),
-        1.0,
         bad,
         bad,
         [
@@ -174,7 +180,6 @@ def generalization(config: FailureModesConfig) -> Mode:
         "left over right side of Eq. 17",
         cs,
         np.array([ratio(c) for c in cs]),
-        1.0,
         bad,
         bad,
         [
@@ -203,7 +208,6 @@ def extrapolation(config: FailureModesConfig) -> Mode:
         "spectral radius of the update",
         shares,
         radii,
-        1.0,
         bad,
         good,
         [
@@ -231,25 +235,34 @@ def _run(name: str, remedy: bool, problem: examples.Example, operator: Callable,
 
 
 def _rows(mode: Mode) -> list[dict[str, Any]]:
-    rows = []
-    for run in mode.runs:
-        x = mode.good if run.remedy else mode.bad
-        row = {"mode": mode.name, "run": run.name, "remedy": run.remedy, "first": float(run.error[0])}
-        rows.append({**row, "quantity": float(np.interp(x, mode.xs, mode.ys)), "last": float(run.error[-1])})
-    return rows
+    """One for each run; `quantity` is that of the failing setting, where its line is at 1."""
+    quantity = float(np.interp(mode.bad, mode.xs, mode.ys))
+    return [
+        {
+            "mode": mode.name,
+            "quantity": quantity,
+            "run": run.name,
+            "remedy": run.remedy,
+            "first": run.error[0],
+            "last": run.error[-1],
+        }
+        for run in mode.runs
+    ]
 
 
 def _print(table: list[dict[str, Any]], config: FailureModesConfig) -> None:
-    print(f"{'':<26}{'':<32}{'max |Q - Q*| first':>19}{f'after {config.updates}':>13}")
+    print(f"max |Q - Q*| at the start and after {config.updates} updates; the quantity is the failing setting's, its line 1")
+    print(f"{'':<26}{'quantity':>9}  {'':<32}{'start':>10}{'end':>10}")
     for row in table:
-        print(f"{row['mode']:<26}{row['run']:<32}{row['first']:>19.3g}{row['last']:>13.3g}")
+        end = f"{row['last']:.3g}" if np.isfinite(row["last"]) else "overflow"
+        print(f"{row['mode']:<26}{row['quantity']:>9.3g}  {row['run']:<32}{row['first']:>10.3g}{end:>10}")
 
 
-def _draw(modes: list[Mode], out: Path) -> None:
+def _draw(modes: list[Mode], out: Path, config: FailureModesConfig) -> None:
     figure, axes = plt.subplots(2, len(modes), figsize=(4.2 * len(modes), 7), constrained_layout=True)
     for mode, top, bottom in zip(modes, axes[0], axes[1], strict=True):
         top.plot(mode.xs, mode.ys, color="#0072B2")
-        top.axhline(mode.line, color="k", lw=0.8, ls="--")
+        top.axhline(1, color="k", lw=0.8, ls="--")
         top.axvline(mode.bad, color="#D55E00", lw=1, ls=":", label="fails")
         if mode.good != mode.bad:
             top.axvline(mode.good, color="#009E73", lw=1, ls="-.", label="remedy")
@@ -258,12 +271,13 @@ def _draw(modes: list[Mode], out: Path) -> None:
         if mode.xs[0] > 0 and mode.xs[-1] / mode.xs[0] > 100:
             top.set(xscale="log", yscale="log")
         colours = {False: iter(("#D55E00", "#E69F00")), True: iter(("#009E73", "#0072B2"))}
-        for run, style in zip(mode.runs, ("-", "--", "-."), strict=False):
+        for run, style in zip(mode.runs, ("-", "--", "-.", ":"), strict=False):
             bottom.semilogy(
                 np.where(np.isfinite(run.error), run.error, np.nan), style, color=next(colours[run.remedy]), label=run.name
             )
         bottom.set(xlabel="update", ylabel=r"$\max\ |Q - Q^*|$")
         bottom.legend(frameon=False, fontsize=8)
+    figure.suptitle(f"expected updates of whole problems; the network of panel 1 from seed {config.seed}", fontsize=9)
     for ax in axes.flat:
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
@@ -277,9 +291,10 @@ def _draw(modes: list[Mode], out: Path) -> None:
 
 
 def _write(config: FailureModesConfig, rows: list[dict[str, Any]]) -> None:
-    finite = [{k: v if not isinstance(v, float) or np.isfinite(v) else None for k, v in row.items()} for row in rows]
+    last = [float(row["last"]) if np.isfinite(row["last"]) else None for row in rows]  # JSON has no infinity
+    rows = [{**row, "first": float(row["first"]), "last": end} for row, end in zip(rows, last, strict=True)]
     try:
-        Path(config.json).write_text(json.dumps({"config": dataclasses.asdict(config), "rows": finite}, indent=2) + "\n")
+        Path(config.json).write_text(json.dumps({"config": dataclasses.asdict(config), "rows": rows}, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"cannot write {config.json!r}: {error.strerror}; give another --json") from error
 

@@ -34,7 +34,16 @@ TABLE = {
     "sac-preconditioned": {"algorithm": "sac", "critic_step": "preconditioned"},
 }
 # Every solver, option and mix keeps the laws; the fast tests hold one of each kind to them.
-SLOW = {"preqn-lstsq", "preqn-cg", "preqn-two-critics-smoothed", "ddpg-no-targets", "td3-sin", "sac-preconditioned"}
+SLOW = {
+    "preqn-jacobian",
+    "preqn-target-networks",
+    "preqn-lstsq",
+    "preqn-cg",
+    "preqn-two-critics-smoothed",
+    "ddpg-no-targets",
+    "td3-sin",
+    "sac-preconditioned",
+}
 rows = [pytest.param(fields, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, fields in TABLE.items()]
 laws = pytest.mark.parametrize("fields", rows)
 

@@ -1,0 +1,37 @@
+"""The four failure modes fail and their remedies work; the binary writes what it says."""
+
+import json
+
+import numpy as np
+import pytest
+from absl import flags as absl_flags
+
+from experiments import failure_modes as binary
+from experiments import flags
+
+
+@pytest.mark.slow
+def test_every_mode_crosses_its_line_and_every_remedy_works(tmp_path, capsys):
+    flags.define(binary.FailureModesConfig)
+    out, table = tmp_path / "new" / "modes.png", tmp_path / "modes.json"
+    absl_flags.FLAGS(["x", "--updates=400", f"--out={out}", f"--json={table}"])
+    assert binary.main(["x"]) == 0
+    assert out.stat().st_size > 10_000 and "overflow" in capsys.readouterr().out
+    rows = json.loads(table.read_text())["rows"]
+    assert [sum(row["mode"].startswith(str(k)) for row in rows) for k in (1, 2, 3, 4)] == [4, 3, 2, 3]
+    for row in rows:
+        assert row["quantity"] > 1
+        end = np.inf if row["last"] is None else row["last"]
+        if row["remedy"]:
+            assert end < 0.6 * row["first"]
+        elif row["run"] == "gradient, alpha = 0.3":
+            assert 0.6 * row["first"] < end < row["first"]  # stalls
+        else:
+            assert end > 1e3 * row["first"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("maker", [binary.overshooting, binary.generalization, binary.extrapolation])
+def test_the_quantity_is_below_its_line_on_the_safe_side(maker):
+    mode = maker(binary.FailureModesConfig(updates=1))
+    assert mode.ys.min() < 1 < np.interp(mode.bad, mode.xs, mode.ys)
