@@ -107,6 +107,15 @@ def row_ratio(gram):
     return np.array([sum(abs(gram[i, j]) for j in range(n) if j != i) / gram[i, i] / n for i in range(n)])
 
 
+def tanh_gaussian_log_prob(mean, log_std, noise):
+    """log pi(tanh(u)|s) `[...]` at u = mean + std noise, `[..., act]`: a change of variables, 1 - tanh(u)^2 = 1 / cosh(u)^2."""
+    mean, log_std, noise = (np.asarray(v, np.float64) for v in (mean, log_std, noise))
+    u = mean + np.exp(log_std) * noise
+    log_normal = -0.5 * noise**2 - log_std - 0.5 * np.log(2 * np.pi)
+    log_cosh = np.abs(u) + np.log1p(np.exp(-2 * np.abs(u))) - np.log(2)
+    return np.sum(log_normal + 2 * log_cosh, axis=-1)
+
+
 def relative_error(got, expected):
     """The largest difference in units of the largest expected entry, or absolute where all of these are zero."""
     got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)

@@ -51,6 +51,19 @@ def test_an_actor_ends_in_a_tanh(activation, x64):
     np.testing.assert_allclose(actions, np.tanh(oracles.ACTIVATIONS[activation][0](obs @ w + b) @ v + c), rtol=1e-12)
 
 
+def test_a_gaussian_actor_ends_in_a_mean_and_a_bounded_log_std(x64):
+    layers = oracles.random_layers(0, (5, 9, 6))
+    layers[1][1][3:] = [-30, 0, 5]  # of the last layer's biases, those of log_std: below its bounds, within, above
+    obs = np.random.default_rng(1).normal(size=(6, 5))
+    params = jax.tree.map(jnp.asarray, oracles.critic_params(layers))
+    mean, log_std = jit(jax.vmap(networks.GaussianActor(3, (9,)).apply, in_axes=(None, 0)))(params, obs)  # pyright: ignore
+    (w, b), (v, c) = layers
+    out = np.sin(obs @ w + b) @ v + c
+    np.testing.assert_allclose(mean, out[:, :3], rtol=1e-12)
+    np.testing.assert_allclose(log_std, np.clip(out[:, 3:], -20, 2), rtol=1e-12)
+    assert (log_std[:, 0] == -20).all() and (log_std[:, 2] == 2).all()
+
+
 SIZES = (150, 250, 200, 100)  # enough weights that 4 % is ten standard errors of their variance
 RULES = {  # name -> (bound of weights, variance of weights, bound of biases), given fan-in and fan-out
     "glorot": lambda i, o: (np.sqrt(6 / (i + o)), 2 / (i + o), 0.0),

@@ -1,0 +1,79 @@
+"""Stochastic policies: the gradients of policy and temperature against float64 oracles, and where both together end."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+import oracles
+from preqn_jax import agents
+from preqn_jax.types import Spec, Transition
+
+OBS, ACT, BATCH = 3, 2, 16
+SPEC = Spec(OBS, ACT, -np.ones(ACT), np.ones(ACT))
+
+
+def small(**fields):
+    config = agents.AgentConfig(algorithm="sac", activation="sin", hidden_sizes=(5,), **fields)
+    return agents.make(config, SPEC)
+
+
+def transitions(dtype=np.float32):
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=(BATCH, *shape)), dtype)
+    return Transition(normal(OBS), jnp.tanh(normal(ACT)), normal(), jnp.ones(BATCH, dtype), normal(OBS))
+
+
+def test_gradients_of_policy_and_temperature_by_finite_differences(monkeypatch, x64):
+    alpha, step = 0.3, 1e-5
+    noise = np.random.default_rng(1).normal(size=(BATCH, ACT))
+    agent, batch = small(temperature=alpha, automatic_temperature=True), transitions(np.float64)
+    start = jax.jit(agent.init)(jax.random.key(0))
+    monkeypatch.setattr(jax.random, "normal", lambda key, shape: jnp.asarray(noise))
+    end, _ = jax.jit(agent.update)(start, batch, jax.random.key(1), jnp.int32(0))
+    critics = [oracles.layers_of(jax.tree.map(lambda leaf, i=i: leaf[i], end.critic)) for i in range(2)]
+    phi, unravel = ravel_pytree(start.actor)
+
+    def terms(phi):
+        """log pi(a|s) and Q `[2, B]`, both critics', at the policy's actions."""
+        (w, b), (v, c) = oracles.layers_of(unravel(phi))
+        mean, log_std = np.split(np.sin(np.asarray(batch.obs) @ w + b) @ v + c, 2, axis=1)
+        inputs = np.concatenate([batch.obs, np.tanh(mean + np.exp(log_std) * noise)], axis=1)
+        return oracles.tanh_gaussian_log_prob(mean, log_std, noise), np.stack(
+            [oracles.mlp(layers, "sin", inputs)[0] for layers in critics]
+        )
+
+    def loss(phi):
+        log_prob, values = terms(phi)
+        return np.mean(alpha * log_prob - values.min(axis=0))
+
+    log_prob, values = terms(phi)
+    assert 0 < np.sum(values[0] < values[1]) < BATCH  # each critic is the least somewhere
+    expected = [(loss(phi + step * e) - loss(phi - step * e)) / (2 * step) for e in np.eye(phi.size)]
+    got = ravel_pytree(end.actor_optimizer[0].mu)[0] / 0.1  # Adam's first mean is a tenth of the gradient
+    assert oracles.relative_error(got, expected) < 1e-7
+    np.testing.assert_allclose(end.temperature.optimizer[0].mu / 0.1, -alpha * (log_prob.mean() - ACT), rtol=1e-10)
+
+
+def test_a_tuned_temperature_brings_the_entropy_to_its_target():
+    """With critics that stand still; the entropy starts above the target, and falls below it before alpha has grown."""
+    target = -1.5
+    rates = {"temperature_learning_rate": 0.01, "actor_learning_rate": 0.01, "critic_learning_rate": 1e-9}
+    agent = small(automatic_temperature=True, temperature=0.01, target_entropy=target, **rates)
+    batch = transitions()
+    batch = batch._replace(next_obs=batch.obs)  # the reported entropy is of the policy at s', the tuned one at s
+
+    @jax.jit
+    def run(state):
+        def body(state, i):
+            state, metrics = agent.update(state, batch, jax.random.fold_in(jax.random.key(1), i), i)
+            return state, (metrics["actor/entropy"], metrics["actor/temperature"])
+
+        return jax.lax.scan(body, state, jnp.arange(2000))[1]
+
+    entropy, alpha = map(np.asarray, run(jax.jit(agent.init)(jax.random.key(0))))
+    assert entropy[:5].min() > target + 1
+    np.testing.assert_allclose(np.log(alpha[:5]), np.log(0.01) - 0.01 * np.arange(5), rtol=1e-4)  # Adam's first steps
+    lowest = entropy.argmin()
+    assert entropy[lowest] < target - 1 and alpha[lowest + 100] > 1.5 * alpha[lowest]
+    assert abs(entropy[-1000:].mean() - target) < 0.1
