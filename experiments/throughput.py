@@ -9,12 +9,13 @@ everything is compiled, is not timed. Ours run in `training.loop.rounds`; those 
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from experiments import flags, peers, timing
 from preqn_jax import agents, envs
 from preqn_jax.options import UserError, check, option
-from preqn_jax.training import loop
+from preqn_jax.training import collect, loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +96,10 @@ def _total(config: ThroughputConfig) -> int:
 def _run(config: ThroughputConfig, fields: dict[str, Any]) -> Callable[[], Any]:
     """A function that goes on with a run of ours for a segment; the first call starts it."""
     loop_config = _loop_config(config)
-    env = envs.make(config.env, 1)
-    agent = agents.make(agents.AgentConfig(hidden_sizes=config.hidden_sizes, **fields), env.spec)
-    rounds = loop.rounds(agent, env, loop_config, *loop.init(agent, env, loop_config))
+    make_agent = partial(agents.make, agents.AgentConfig(hidden_sizes=config.hidden_sizes, **fields))
+    spec = envs.spec(config.env)
+    agent, collector = make_agent(spec), collect.Collector(collect.Recipe(make_agent, config.env, loop_config, eval_episodes=1))
+    rounds = loop.rounds(agent, collector, loop_config, *loop.init(agent, spec, loop_config))
     steps = [0, config.update_after]  # done, and to do before the next call returns
 
     def run() -> Any:

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from tqdm import tqdm
 from experiments import flags, plot
 from preqn_jax import agents, envs
 from preqn_jax.options import UserError, check, option
-from preqn_jax.training import evaluate, loop
+from preqn_jax.training import collect, loop
 from preqn_jax.training.checkpoint import Checkpointer
+from preqn_jax.training.config import Stopped
 from preqn_jax.training.record import Recorder, read
+from preqn_jax.types import Spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,12 @@ class RunConfig:
     eval_episodes: int = option(10, "episodes of an evaluation", at_least=1)
     log_every: int = option(1000, "steps between lines of metrics.jsonl, each the mean since the last", at_least=1)
     checkpoint_every: int = option(10_000, "steps between checkpoints", at_least=1)
+    workers: int | None = option(
+        None,
+        "processes that step the environments, each for whole seeds; 0 for none, with the same numbers "
+        "(as many as there are cores or seeds; 0 for one seed)",
+        at_least=0,
+    )
 
 
 CONFIGS = (RunConfig, agents.AgentConfig, loop.LoopConfig)
@@ -57,24 +66,23 @@ def train(run: RunConfig, agent_config: agents.AgentConfig, loop_config: loop.Lo
     """A whole run, or what is left of it. Returns the exit status; raises UserError."""
     absl_logging.set_verbosity(absl_logging.WARNING)  # orbax narrates its saves
     _validate(run, loop_config)
-    seeds = loop_config.seeds
     with contextlib.ExitStack() as stack:
-        train_env = envs.make(run.env, len(seeds) * loop_config.num_envs)
-        eval_env = envs.make(run.env, len(seeds) * run.eval_episodes)
-        stack.callback(train_env.close)
-        stack.callback(eval_env.close)
-        agent = agents.make(agent_config, train_env.spec)
+        spec = envs.spec(run.env)
+        agent = agents.make(agent_config, spec)
         logdir = _open(run, agent_config, loop_config)
         if (logdir / "DONE").exists():
             print(f"{logdir} holds a finished run of this command; nothing to do")
             _summarize(logdir, run, loop_config)
             return 0
-        session = _Session(run, loop_config, agent, train_env, eval_env, logdir)
+        recipe = collect.Recipe(partial(agents.make, agent_config), run.env, loop_config, run.eval_episodes)
+        workers = collect.default_workers(len(loop_config.seeds)) if run.workers is None else run.workers
+        collector = stack.enter_context(contextlib.closing(collect.Collector(recipe, workers)))
+        session = _Session(run, loop_config, agent, spec, collector, logdir)
         stack.callback(session.close)
         try:
             if not session.run():
                 return 0
-        except loop.Diverged as error:
+        except Stopped as error:
             kept = session.checkpoints.steps()
             where = f"the checkpoint of step {kept[-1]} is kept in {logdir}" if kept else "there was no checkpoint yet"
             raise UserError(f"{error}; {where}") from error
@@ -93,32 +101,31 @@ class _Session:
         run: RunConfig,
         config: loop.LoopConfig,
         agent: agents.Agent,
-        train_env: envs.VectorEnv,
-        eval_env: envs.VectorEnv,
+        spec: Spec,
+        collector: collect.Collector,
         logdir: Path,
     ):
-        self.run_config, self.config, self.agent, self.env = run, config, agent, train_env
-        self.learner, self.host = loop.init(agent, train_env, config)
+        self.run_config, self.config, self.agent, self.collector = run, config, agent, collector
+        self.learner, self.counters = loop.init(agent, spec, config)
         self.pending: list[dict[str, Any]] = []  # measured since the last line of metrics.jsonl
         self.checkpoints = Checkpointer(logdir / "checkpoints")
         self.start = 0
         restored = self.checkpoints.restore(self.learner)
         if restored is not None:
-            self.start, self.learner, self.host, env_state, extra = restored
-            self.host.obs = train_env.load(env_state)
+            self.start, self.learner, self.counters, state, extra = restored
+            collector.load(state)
             self.pending = extra["pending"]
             print(f"resuming {logdir} at step {self.start}", file=sys.stderr)
         self.recorder = Recorder(logdir, config.seeds, self.start)
-        self.evaluate = evaluate.make(agent, eval_env, config.seeds, run.eval_episodes)
         self.latest = np.full(len(config.seeds), np.nan)
         self.stopped = False
 
     def run(self) -> bool:
         """To the end, or to a SIGTERM or Ctrl-C, after which a checkpoint is written. Returns whether it reached the end."""
         every, num_steps = self.run_config, self.config.num_steps
-        mark = (time.monotonic(), self.start, self.host.updates)
+        mark = (time.monotonic(), self.start, self.counters.updates)
         with self._signals(), self._progress() as bar:
-            for done in loop.rounds(self.agent, self.env, self.config, self.learner, self.host):
+            for done in loop.rounds(self.agent, self.collector, self.config, self.learner, self.counters):
                 self.learner, step = done.learner, done.step
                 self._note(done)
                 last = step == num_steps
@@ -147,7 +154,7 @@ class _Session:
         )
 
     def _log(self, step: int, mark: tuple[float, int, int]) -> tuple[float, int, int]:
-        now = (time.monotonic(), step, self.host.updates)
+        now = (time.monotonic(), step, self.counters.updates)
         elapsed = max(now[0] - mark[0], 1e-9)
         for i, seed in enumerate(self.config.seeds):
             sums: dict[str, list[float]] = {}
@@ -164,7 +171,7 @@ class _Session:
 
     def _eval(self, step: int, mark: tuple[float, int, int]) -> tuple[float, int, int]:
         began = time.monotonic()
-        returns = self.evaluate(self.learner.agent.actor, step)
+        returns = self.collector.evaluate(self.learner.agent.actor, step)
         for seed, row in zip(self.config.seeds, returns, strict=True):
             line = {"eval/return_mean": row.mean(), "eval/return_std": row.std(), "eval/episodes": len(row)}
             self.recorder.write(step, seed, line)
@@ -173,7 +180,7 @@ class _Session:
 
     def _save(self, step: int) -> None:
         self.recorder.flush()
-        self.checkpoints.save(step, self.learner, self.host, self.env.save(), {"pending": self.pending})
+        self.checkpoints.save(step, self.learner, self.counters, self.collector.save(), {"pending": self.pending})
 
     def _progress(self) -> tqdm:
         return tqdm(
@@ -214,7 +221,8 @@ def _open(run: RunConfig, agent_config: agents.AgentConfig, loop_config: loop.Lo
     """The run directory with its config.json; refuses one that holds another configuration."""
     logdir = Path(run.logdir)
     config = {**dataclasses.asdict(run), **dataclasses.asdict(agent_config), **dataclasses.asdict(loop_config)}
-    config.pop("logdir")  # a run may be moved
+    for name in ("logdir", "workers"):  # a run may be moved, and go on with other processes
+        config.pop(name)
     config = json.loads(json.dumps(config))
     path = logdir / "config.json"
     try:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +11,20 @@ import pytest
 
 from preqn_jax import agents, envs, networks
 from preqn_jax.options import UserError
-from preqn_jax.training import evaluate, loop
+from preqn_jax.training import collect, loop
 from preqn_jax.training.checkpoint import Checkpointer
 
 LOOP = loop.LoopConfig(num_steps=600, start_steps=100, update_after=100, batch_size=32, replay_capacity=1000)
 NETS = {"hidden_sizes": (32, 32)}
+EPISODES = 3  # of an evaluation
 
 
-def setup(env_id="probe/observation", agent_fields=None, **loop_fields):
+def setup(env_id="probe/observation", agent_fields=None, workers=0, **loop_fields):
     config = dataclasses.replace(LOOP, **loop_fields)
-    env = envs.make(env_id, len(config.seeds) * config.num_envs)
-    agent = agents.make(agents.AgentConfig(**{**NETS, **(agent_fields or {})}), env.spec)
-    return agent, env, config, *loop.init(agent, env, config)
+    make_agent = partial(agents.make, agents.AgentConfig(**{**NETS, **(agent_fields or {})}))
+    agent, spec = make_agent(envs.spec(env_id)), envs.spec(env_id)
+    collector = collect.Collector(collect.Recipe(make_agent, env_id, config, EPISODES), workers)
+    return agent, collector, config, *loop.init(agent, spec, config)
 
 
 def run(*args):
@@ -60,8 +63,8 @@ def test_every_algorithm_finds_the_right_values_of_the_probes(name):
         ("probe/delay", [(0.0, 0.5), (1.0, 1.0)]),
         ("probe/time-limit", [(0.0, 2.0)]),  # taking the time limit for a terminal would give at most 1.94
     ):
-        agent, env, config, learner, host = setup(env_id, fields, num_steps=1500)
-        _, learner = run(agent, env, config, learner, host)
+        agent, collector, config, learner, counters = setup(env_id, fields, num_steps=1500)
+        _, learner = run(agent, collector, config, learner, counters)
         for obs, value in checks:
             for action in (-0.5, 0.5):
                 assert abs(q_at(fields, learner, obs, action) - value) < 0.05, (env_id, obs, action)
@@ -70,27 +73,26 @@ def test_every_algorithm_finds_the_right_values_of_the_probes(name):
 @pytest.mark.parametrize("name", EACH)
 def test_every_algorithm_finds_the_best_action(name):
     steps = 5000 if name == "sac" else 1500  # the tanh of its mean is the best action once its spread is small
-    agent, env, config, learner, host = setup("probe/action", {**ALGORITHMS[name], **HALF}, num_steps=steps)
-    _, learner = run(agent, env, config, learner, host)
+    agent, collector, config, learner, counters = setup("probe/action", {**ALGORITHMS[name], **HALF}, num_steps=steps)
+    _, learner = run(agent, collector, config, learner, counters)
     assert abs(mu_at(agent, learner, 0.0) - 0.5) < 0.1
-    env = envs.make("probe/action", 3)
-    returns = evaluate.make(agent, env, (0,), 3)(learner.agent.actor, 0)
-    assert returns.shape == (1, 3) and (returns > 0.98).all()
+    returns = collector.evaluate(learner.agent.actor, 0)
+    assert returns.shape == (1, EPISODES) and (returns > 0.98).all()
 
 
 def test_a_round_collects_and_updates_one_for_one_after_update_after():
-    agent, env, config, learner, host = setup(update_after=200)
-    done, learner = run(agent, env, config, learner, host)
+    agent, collector, config, learner, counters = setup(update_after=200)
+    done, learner = run(agent, collector, config, learner, counters)
     assert [d.step for d in done] == list(range(50, 650, 50))
     assert [bool(d.metrics) for d in done] == [False] * 3 + [True] * 9
-    assert done[-1].host.updates == 450
+    assert done[-1].counters.updates == 450
     assert int(learner.replay.size[0]) == 600
     assert sum(len(d.episodes) for d in done) == 600  # one-step episodes
 
 
 def test_start_steps_act_uniformly_and_then_the_policy_does():
-    agent, env, config, learner, host = setup(agent_fields={"exploration_noise": 0.0}, num_steps=400, update_after=400)
-    _, learner = run(agent, env, config, learner, host)
+    agent, collector, config, learner, counters = setup(agent_fields={"exploration_noise": 0.0}, num_steps=400, update_after=400)
+    _, learner = run(agent, collector, config, learner, counters)
     obs, action = (np.asarray(x)[0, :400, 0] for x in (learner.replay.data.obs, learner.replay.data.action))
     assert action[:100].std() == pytest.approx(1 / np.sqrt(3), rel=0.2) and len(np.unique(action[:100])) == 100
     for side in (-1, 1):
@@ -98,32 +100,32 @@ def test_start_steps_act_uniformly_and_then_the_policy_does():
 
 
 def test_the_replay_holds_what_happened():
-    agent, env, config, learner, host = setup("probe/time-limit", num_steps=100)
-    _, learner = run(agent, env, config, learner, host)
+    agent, collector, config, learner, counters = setup("probe/time-limit", num_steps=100)
+    _, learner = run(agent, collector, config, learner, counters)
     data = jax.tree.map(lambda leaf: np.asarray(leaf)[0, :100], learner.replay.data)
     assert (data.discount == 1).all() and (data.reward == 1).all()
-    agent, env, config, learner, host = setup("probe/delay", num_steps=100)
-    _, learner = run(agent, env, config, learner, host)
+    agent, collector, config, learner, counters = setup("probe/delay", num_steps=100)
+    _, learner = run(agent, collector, config, learner, counters)
     data = jax.tree.map(lambda leaf: np.asarray(leaf)[0, :100], learner.replay.data)
     assert (data.obs[:, 0] == np.tile([0, 1], 50)).all() and (data.next_obs[:, 0] == np.tile([1, 2], 50)).all()
     assert (data.discount == np.tile([1, 0], 50)).all()
 
 
 def test_several_environments_feed_one_seed():
-    agent, env, config, learner, host = setup("probe/delay", num_envs=5)
-    done, learner = run(agent, env, config, learner, host)
+    agent, collector, config, learner, counters = setup("probe/delay", num_envs=5)
+    done, learner = run(agent, collector, config, learner, counters)
     assert len(done) == 12 and int(learner.replay.size[0]) == 600
     assert (np.asarray(learner.replay.data.obs)[0, :15, 0] == [0] * 5 + [1] * 5 + [0] * 5).all()
 
 
 def test_the_update_compiles_once():
-    agent, env, config, learner, host = setup()
-    made = loop.make_learn(agent, config)
-    act = loop.make_act(agent, config)
+    agent, collector, config, learner, counters = setup()
+    learn = loop.make_learn(agent, config)
     for i in range(5):
-        transitions, _ = loop._collect(act, env, config, learner.agent.actor, host)
-        learner, _ = made(learner, transitions, jnp.uint32(i), jnp.int32(50 * i), 50)
-    assert made._cache_size() == 1 and act._cache_size() == 1  # pyright: ignore
+        transitions, _ = collector.collect(learner.agent.actor, i)
+        learner, _ = learn(learner, transitions, jnp.uint32(i), jnp.int32(50 * i), 50)
+    policy = collector._pool._rollouts[0]._policy  # pyright: ignore
+    assert [made._cache_size() for made in (learn, policy.draw, policy.explore)] == [1, 1, 1]  # pyright: ignore
 
 
 def test_the_same_seeds_repeat_and_each_seed_is_itself_in_any_company():
@@ -145,14 +147,14 @@ def test_a_nan_from_the_environment_stops_the_run_and_is_named():
 
 
 def test_a_nan_in_an_update_stops_the_run_and_is_named():
-    agent, env, config, learner, host = setup(seeds=(4, 9))
+    agent, collector, config, learner, counters = setup(seeds=(4, 9))
 
     def update(state, batch, key, count):
         state, metrics = agent.update(state, batch, key, count)
         return state, {**metrics, "critic/q_mean": jnp.where(count >= 60, jnp.nan, metrics["critic/q_mean"])}
 
     with pytest.raises(loop.Diverged, match=r"critic/q_mean is not finite at step 150, seed 4"):
-        run(agent._replace(update=update), env, config, learner, host)
+        run(agent._replace(update=update), collector, config, learner, counters)
 
 
 def test_a_failed_solve_is_counted_and_does_not_stop_the_run():
@@ -163,27 +165,26 @@ def test_a_failed_solve_is_counted_and_does_not_stop_the_run():
 
 
 def test_evaluation_depends_on_its_seeds_alone_and_is_noiseless():
-    agent, env, config, learner, host = setup("Pendulum-v1", {"exploration_noise": 1.0}, seeds=(1, 2))
-    evaluation = evaluate.make(agent, envs.make("Pendulum-v1", 6), (1, 2), 3)
-    first, other = evaluation(learner.agent.actor, 0), evaluation(learner.agent.actor, 50)
-    assert first.shape == (2, 3) and (first == evaluation(learner.agent.actor, 0)).all() and (first != other).any()
+    agent, collector, config, learner, counters = setup("Pendulum-v1", {"exploration_noise": 1.0}, seeds=(1, 2))
+    first, other, again = (collector.evaluate(learner.agent.actor, step) for step in (0, 50, 0))
+    assert first.shape == (2, EPISODES) and (first == again).all() and (first != other).any()
 
 
 def save_and_load(tmp_path, stop_at, **kwargs):
     """A run that is saved after a round and goes on from disk, and the same run straight through."""
-    agent, env, config, learner, host = setup(**kwargs)
+    agent, collector, config, learner, counters = setup(**kwargs)
     checkpoints = Checkpointer(tmp_path / "checkpoints")
-    for done in loop.rounds(agent, env, config, learner, host):
+    for done in loop.rounds(agent, collector, config, learner, counters):
         if done.step == stop_at:
-            checkpoints.save(stop_at, done.learner, done.host, env.save(), {"note": [1, "x"]})
+            checkpoints.save(stop_at, done.learner, done.counters, collector.save(), {"note": [1, "x"]})
             break
-    agent, env, config, learner, host = setup(**kwargs)
+    agent, collector, config, learner, counters = setup(**kwargs)
     restored = Checkpointer(tmp_path / "checkpoints").restore(learner)
     assert restored is not None
-    step, learner, host, env_state, extra = restored
+    step, learner, counters, state, extra = restored
     assert step == stop_at and extra == {"note": [1, "x"]}
-    host.obs = env.load(env_state)
-    resumed, last = run(agent, env, config, learner, host)
+    collector.load(state)
+    resumed, last = run(agent, collector, config, learner, counters)
     return resumed, last, *run(*setup(**kwargs))
 
 
@@ -200,10 +201,10 @@ def test_save_and_resume_is_straight_through(tmp_path, name):
 
 
 def checkpointed(tmp_path):
-    agent, env, config, learner, host = setup(num_steps=150)
+    agent, collector, config, learner, counters = setup(num_steps=150)
     checkpoints = Checkpointer(tmp_path / "c")
-    for done in loop.rounds(agent, env, config, learner, host):
-        checkpoints.save(done.step, done.learner, done.host, env.save(), {})
+    for done in loop.rounds(agent, collector, config, learner, counters):
+        checkpoints.save(done.step, done.learner, done.counters, collector.save(), {})
     return setup(num_steps=150)[3], done.learner
 
 

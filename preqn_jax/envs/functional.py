@@ -1,5 +1,6 @@
 """Environments as pure functions, and the vector that runs them where the loop expects one."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ class Outcome(NamedTuple):
     """What one step of a functional environment returns beside its state."""
 
     reward: Array  # []
-    terminated: Array  # [] bool
+    terminated: Array | np.bool_  # [] bool
 
 
 class FunctionalEnv(NamedTuple):
@@ -37,28 +38,36 @@ class FunctionalEnv(NamedTuple):
     time_limit: int = 0
 
 
+@functools.cache
+def _compiled(reset: Callable, step: Callable, observe: Callable, time_limit: int) -> tuple[Callable, Callable, Callable]:
+    """Start, advance and observe a vector of the environment with these functions; its other vectors share them."""
+
+    def start(key: Key) -> tuple[EnvState, Array, Array]:
+        return reset(jax.random.fold_in(key, 0)), jnp.int32(0), jnp.int32(1)
+
+    def advance(state: tuple[EnvState, Array, Array], action: Array, key: Key):
+        inner, elapsed, count = state  # steps of this episode; keys used by this environment
+        inner, outcome = step(inner, action, jax.random.fold_in(key, 2 * count))
+        elapsed = elapsed + 1
+        truncated = (elapsed >= time_limit) & (time_limit > 0)
+        ended = outcome.terminated | truncated
+        fresh = reset(jax.random.fold_in(key, 2 * count + 1))
+        after = jax.tree.map(lambda new, old: jnp.where(ended, new, old), fresh, inner)
+        state = (after, jnp.where(ended, 0, elapsed), count + 1)
+        return state, (outcome.reward, outcome.terminated, truncated, observe(inner), observe(after))
+
+    def look(state: tuple[EnvState, Array, Array]) -> Array:
+        return observe(state[0])
+
+    return jax.jit(jax.vmap(start)), jax.jit(jax.vmap(advance)), jax.jit(jax.vmap(look))
+
+
 class FunctionalVector:
     """`VectorEnv` of a functional environment; its whole state is a pytree."""
 
     def __init__(self, env: FunctionalEnv, num_envs: int):
         self.spec, self.num_envs = env.spec, num_envs
-
-        def start(key: Key) -> tuple[EnvState, Array, Array]:
-            return env.reset(jax.random.fold_in(key, 0)), jnp.int32(0), jnp.int32(1)
-
-        def advance(state: tuple[EnvState, Array, Array], action: Array, key: Key):
-            inner, elapsed, count = state  # steps of this episode; keys used by this environment
-            inner, outcome = env.step(inner, action, jax.random.fold_in(key, 2 * count))
-            elapsed = elapsed + 1
-            truncated = (elapsed >= env.time_limit) & (env.time_limit > 0)
-            ended = outcome.terminated | truncated
-            fresh = env.reset(jax.random.fold_in(key, 2 * count + 1))
-            after = jax.tree.map(lambda new, old: jnp.where(ended, new, old), fresh, inner)
-            state = (after, jnp.where(ended, 0, elapsed), count + 1)
-            return state, (outcome.reward, outcome.terminated, truncated, env.observe(inner), env.observe(after))
-
-        self._start, self._advance = jax.jit(jax.vmap(start)), jax.jit(jax.vmap(advance))
-        self._observe = jax.jit(jax.vmap(lambda state: env.observe(state[0])))
+        self._start, self._advance, self._observe = _compiled(env.reset, env.step, env.observe, env.time_limit)
         self._state: Any = None
         self._keys: Any = None
         self._seeds: list[int] = []

@@ -20,7 +20,7 @@ from preqn_jax.envs.functional import FunctionalEnv, Outcome
 from preqn_jax.types import Array, Key, Spec
 
 _SPEC = Spec(1, 1, np.full(1, -1.0), np.full(1, 1.0))
-_TRUE = jnp.array(True)
+_TRUE = np.True_
 
 
 def _observe(state: Array) -> Array:

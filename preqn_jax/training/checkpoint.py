@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from preqn_jax.envs import codec
 from preqn_jax.options import UserError
-from preqn_jax.training.loop import Host, Learner
+from preqn_jax.training.loop import Counters, Learner
 from preqn_jax.types import Transition
 
 _log = logging.getLogger(__name__)
@@ -36,14 +35,14 @@ class Checkpointer:
         """Steps of the checkpoints on disk, in order."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, learner: Learner, host: Host, env: Any, extra: Any) -> None:
-        """Write one. `env` is what `VectorEnv.save` returned; `extra` is JSON of the caller's own."""
+    def save(self, step: int, learner: Learner, counters: Counters, collector: Any, extra: Any) -> None:
+        """Write one. `collector` is what `Collector.save` returned; `extra` is JSON of the caller's own."""
         filled = int(jnp.max(learner.replay.size))
         data = jax.tree.map(lambda ring: ring[:, :filled], learner.replay.data)
         arrays = jax.device_get(_as_dict(replace(learner, replay=replace(learner.replay, data=data))))
         note = {
-            "host": codec.encode(dataclasses.asdict(host)),
-            "env": env,
+            "counters": dataclasses.asdict(counters),
+            "collector": collector,
             "extra": extra,
             "filled": filled,
             "checksums": _checksums(arrays),
@@ -54,8 +53,8 @@ class Checkpointer:
         self._manager.save(step, args=args, force=True)
         self._manager.wait_until_finished()
 
-    def restore(self, like: Learner) -> tuple[int, Learner, Host, Any, Any] | None:
-        """The newest checkpoint that is whole: (step, learner, host, env, extra), or None if there is none.
+    def restore(self, like: Learner) -> tuple[int, Learner, Counters, Any, Any] | None:
+        """The newest checkpoint that is whole: (step, learner, counters, collector, extra), or None if there is none.
 
         A damaged one is passed over with a warning. `like` gives shapes and types, as `loop.init` returns.
 
@@ -76,7 +75,7 @@ class Checkpointer:
             )
         return None
 
-    def _read(self, step: int, like: Learner) -> tuple[Learner, Host, Any, Any]:
+    def _read(self, step: int, like: Learner) -> tuple[Learner, Counters, Any, Any]:
         note = self._manager.restore(step, args=ocp.args.Composite(note=ocp.args.JsonRestore()))["note"]
         short = jax.tree.map(lambda ring: ring[:, : note["filled"]], like.replay.data)
         target = _as_dict(replace(like, replay=replace(like.replay, data=short)))
@@ -86,7 +85,7 @@ class Checkpointer:
         if not all(jax.tree.leaves(shapes)) or _checksums(arrays) != note["checksums"]:
             raise ValueError("its contents do not match their checksums")
         learner = _from_dict(arrays, like)
-        return learner, Host(**codec.decode(note["host"])), note["env"], note["extra"]
+        return learner, Counters(**note["counters"]), note["collector"], note["extra"]
 
     def close(self) -> None:
         self._manager.close()

@@ -1,0 +1,120 @@
+"""One seed on the host: its environments, and the frozen policy that acts in them.
+
+Everything is compiled for one seed, and nothing here is shared among seeds: whoever steps a seed, and in whatever company, gets
+the same numbers, bit for bit. The random numbers of a round are drawn in one call; what is left to each step is the policy
+itself and the environment.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from preqn_jax.agents import Agent
+from preqn_jax.envs import VectorEnv, codec, derive_seed
+from preqn_jax.training.config import ACT, EVAL_ENV, TRAIN_ENV, Diverged, LoopConfig
+from preqn_jax.types import Array, Params, Spec, Transition
+
+
+class Policy(NamedTuple):
+    """What acting needs, compiled; T is the number of vector steps in a round.
+
+    draw: `(seed, round) -> (key data [T, E, ...], uniform actions [T, E, act])`.
+    explore: `(actor params, obs [E, obs], key data [E, ...]) -> actions [E, act]`, with the noise of data collection.
+    act: `(actor params, obs [n, obs]) -> actions [n, act]`, without noise.
+    """
+
+    draw: Callable[[Any, Any], tuple[Array, Array]]
+    explore: Callable[[Params, Any, Any], Array]
+    act: Callable[[Params, Any], Array]
+
+
+def make_policy(agent: Agent, spec: Spec, config: LoopConfig) -> Policy:
+    """The policy of any seed of a run."""
+    envs = config.num_envs
+
+    @jax.jit
+    def draw(seed: Array, round_: Array) -> tuple[Array, Array]:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), ACT), round_)
+
+        def one_step(t: Array) -> tuple[Array, Array]:
+            explore_key, uniform_key = jax.random.split(jax.random.fold_in(key, t))
+            uniform = jax.random.uniform(uniform_key, (envs, spec.action_size), minval=-1, maxval=1)
+            return jax.random.key_data(jax.random.split(explore_key, envs)), uniform
+
+        return jax.vmap(one_step)(jnp.arange(config.update_every // envs, dtype=jnp.uint32))
+
+    @jax.jit
+    def explore(actor: Params, obs: Array, key_data: Array) -> Array:
+        return jax.vmap(agent.explore, in_axes=(None, 0, 0))(actor, obs, jax.random.wrap_key_data(key_data))
+
+    return Policy(draw, explore, jax.jit(jax.vmap(agent.act, in_axes=(None, 0))))
+
+
+class Rollout:
+    """Where one seed's environments stand."""
+
+    def __init__(self, policy: Policy, env: VectorEnv, eval_env: VectorEnv, config: LoopConfig, seed: int):
+        """`env` holds E environments, which are reset; `eval_env` may be lent to several seeds in turn."""
+        self._policy, self._env, self._eval_env, self._config, self._seed = policy, env, eval_env, config, seed
+        self._obs = env.reset([derive_seed(seed, TRAIN_ENV, e) for e in range(config.num_envs)])  # `[E, obs]`
+        self._returns = np.zeros(config.num_envs)  # rewards of the unfinished episodes so far
+
+    def collect(self, actor: Params, round_: int) -> tuple[Transition, list[float]]:
+        """Act for one round: transitions `[update_every]` in order of time, and the returns of the episodes that ended.
+
+        The first `start_steps` act uniformly at random. Raises Diverged for a NaN or an infinity from the environment.
+        """
+        config, actor = self._config, jax.device_put(actor)
+        keys, uniform = (np.asarray(x) for x in self._policy.draw(np.uint32(self._seed), np.uint32(round_)))
+        start = round_ * config.update_every
+        steps, episodes = [], []
+        for t in range(len(keys)):
+            obs = self._obs
+            random = start + t * config.num_envs < config.start_steps
+            action = uniform[t] if random else np.asarray(self._policy.explore(actor, obs, keys[t]))
+            out = self._env.step(action)
+            steps.append(Transition(obs, action, out.reward, 1 - out.terminated.astype(np.float32), out.next_obs))
+            self._obs, self._returns = out.obs, self._returns + out.reward
+            for i in np.flatnonzero(out.terminated | out.truncated):
+                episodes.append(float(self._returns[i]))
+                self._returns[i] = 0
+        transitions = Transition(*(np.concatenate(leaves) for leaves in zip(*steps, strict=True)))
+        self._check(transitions, start)
+        return transitions, episodes
+
+    def _check(self, transitions: Transition, start: int) -> None:
+        """Once a round: a policy and an environment that go on from a NaN for some steps do no harm."""
+        for quantity, value in (
+            ("the environment's observation", transitions.next_obs),
+            ("the environment's reward", transitions.reward),
+        ):
+            bad = ~np.isfinite(value).reshape(len(value), -1).all(axis=1)
+            if bad.any():
+                envs = self._config.num_envs
+                raise Diverged(quantity, self._seed, start + (int(np.argmax(bad)) // envs + 1) * envs)
+
+    def evaluate(self, actor: Params, step: int) -> np.ndarray:
+        """Noiseless returns `[episodes]`, one episode of each evaluation environment.
+
+        The episodes begin from seeds derived of (seed, step, episode), so that an evaluation depends on nothing before it.
+        """
+        env, actor = self._eval_env, jax.device_put(actor)
+        obs = env.reset([derive_seed(self._seed, EVAL_ENV, step, e) for e in range(env.num_envs)])
+        returns, running = np.zeros(env.num_envs), np.ones(env.num_envs, bool)
+        while running.any():
+            out = env.step(np.asarray(self._policy.act(actor, obs)), running)
+            returns += np.where(running, out.reward, 0)
+            running &= ~(out.terminated | out.truncated)
+            obs = out.obs
+        return returns
+
+    def save(self) -> Any:
+        """All that the next rounds depend on beside the actor, as plain JSON."""
+        return {"env": self._env.save(), "returns": codec.encode(self._returns)}
+
+    def load(self, state: Any) -> None:
+        """Go on from a saved state, bit for bit."""
+        self._obs, self._returns = self._env.load(state["env"]), codec.decode(state["returns"])
