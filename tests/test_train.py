@@ -29,6 +29,7 @@ SMALL = [
     "--eval_episodes=2",
     "--log_every=100",
     "--checkpoint_every=200",
+    "--workers=0",
 ]
 
 
@@ -115,27 +116,38 @@ def test_the_same_command_gives_the_same_numbers():
     assert records("a") == records("b")
 
 
-def killed_and_resumed(tmp_path, env_id, how, *extra):
-    """The records of a run that is stopped after its first checkpoint and run again, and of one that is not."""
+def interrupted(tmp_path, env_id, strike, *extra):
+    """A run that `strike` hits after its first checkpoint: its exit status, stderr, folder and arguments."""
     args = [f"--env={env_id}", "--seeds=0,1", *SMALL, *extra]
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    code, _, err = finished(start(f"--logdir={straight}", *args))
-    assert code == 0, err
+    broken = tmp_path / "broken"
     process = start(f"--logdir={broken}", *args)
     deadline = time.monotonic() + 240
     while not any(path.name.isdigit() for path in broken.glob("checkpoints/*")):  # a name with a suffix is still being written
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
-    process.send_signal(how)
+    strike(process)
     code, _, err = finished(process)
     assert not (broken / "DONE").exists()
+    return code, err, broken, args
+
+
+def killed_and_resumed(tmp_path, env_id, how, *extra):
+    """The records of a run that is stopped after its first checkpoint and run again, and of one that is not."""
+    code, err, broken, args = interrupted(tmp_path, env_id, lambda process: process.send_signal(how), *extra)
     if how == signal.SIGKILL:
         assert code == -signal.SIGKILL
     else:
         assert code == 0 and re.search(r"stopped at step \d+; the same command goes on from there", err)
+    return resumed_and_straight(tmp_path, broken, args)
+
+
+def resumed_and_straight(tmp_path, broken, args):
     code, _, err = finished(start(f"--logdir={broken}", *args))
     assert code == 0 and "resuming" in err, err
     assert (broken / "DONE").exists()
+    straight = tmp_path / "straight"
+    code, _, err = finished(start(f"--logdir={straight}", *args))
+    assert code == 0, err
     return records(broken), records(straight)
 
 
@@ -146,6 +158,44 @@ def test_kill_9_and_again_is_bit_for_bit_the_run_that_was_never_killed(tmp_path)
 
 def test_sigterm_writes_a_checkpoint_and_the_run_goes_on_bit_for_bit(tmp_path):
     resumed, straight = killed_and_resumed(tmp_path, "Hopper-v5", signal.SIGTERM, "--algorithm=td3")
+    assert resumed == straight
+
+
+def children(process):
+    """Process ids of the workers, and of what multiprocessing starts beside them."""
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
+@pytest.mark.parametrize("victim", ["command", "everyone", "worker"])
+def test_a_run_with_workers_leaves_none_behind_and_goes_on_without_them(tmp_path, victim):
+    started = []
+
+    def strike(process):
+        started.extend(children(process))
+        workers = [pid for pid in started if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert len(workers) == 2
+        if victim == "command":
+            process.kill()
+        elif victim == "everyone":
+            for pid in (*started, process.pid):
+                os.kill(pid, signal.SIGTERM)
+        else:
+            os.kill(workers[1], signal.SIGKILL)
+
+    code, err, broken, args = interrupted(tmp_path, "Hopper-v5", strike, "--num_steps=1200", "--workers=2")
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in started):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert code == {"command": -signal.SIGKILL, "everyone": 0, "worker": 1}[victim]
+    if victim == "everyone":
+        assert "stopped at step" in err and "Traceback" not in err
+    if victim == "worker":
+        assert re.search(r"error: the worker process that steps seed 1 was killed by signal 9; .* is kept in", err)
+        assert "Traceback" not in err
+    resumed, straight = resumed_and_straight(tmp_path, broken, [*args, "--workers=0"])
     assert resumed == straight
 
 
@@ -177,6 +227,7 @@ def test_kill_9_on_every_environment_of_the_paper(tmp_path, env_id):
         (["--num_steps=150"], r"num_steps is 150, below update_after (200)"),
         (["--seeds=1,x"], "seeds is '1,x', but it must be whole numbers"),
         (["--seeds=1,1"], "each seed trains once"),
+        (["--workers=-1"], "workers is -1, but it must be at least 0"),
         (["--eval_every=70"], "eval_every is 70, but it must be a multiple of update_every (50)"),
         (["--logdir=/dev/null/x"], "cannot write to logdir '/dev/null/x'"),
     ],
@@ -202,6 +253,7 @@ def test_another_configuration_in_the_same_logdir_is_refused_and_the_field_is_na
     capsys.readouterr()
     assert call(*args, "--eta=0.5") == 1
     assert "holds a run with eta=0.97, but this command says 0.5" in capsys.readouterr().err
+    assert call(*args, "--workers=3") == 0  # which does not touch the numbers
     assert before == {p: p.read_bytes() for p in Path("x").rglob("*") if p.is_file()}
 
 

@@ -11,6 +11,7 @@ import os
 import signal
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, Protocol
@@ -175,10 +176,7 @@ class _Workers:
             code = worker.process.exitcode
             how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with status {code}"
             named = f"seed {worker.seeds[0]}" if len(worker.seeds) == 1 else f"seeds {', '.join(map(str, worker.seeds))}"
-            raise Stopped(
-                f"the worker process that steps {named} {how}; the same command goes on from the last checkpoint, "
-                "and with --workers=0 without such processes"
-            ) from error
+            raise Stopped(f"the worker process that steps {named} {how}; --workers=0 does without such processes") from error
 
     def close(self) -> None:
         self._end()
@@ -196,6 +194,7 @@ def _end(workers: list[_Worker]) -> None:
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
     """Processes started in here never see Ctrl-C or a SIGTERM to the group: the last checkpoint still needs their states."""
+    resource_tracker.ensure_running()  # starting it lets the signals through again
     old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield

@@ -1,0 +1,94 @@
+"""Collecting in worker processes is collecting in this one."""
+
+import json
+import os
+import signal
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from preqn_jax import agents, envs
+from preqn_jax.training import collect, loop
+from preqn_jax.training.config import Diverged, Stopped
+
+STEPS = {"num_steps": 600, "start_steps": 50, "update_after": 100}
+
+
+def recipe(env_id, algorithm="td3", **loop_fields):
+    config = agents.AgentConfig(algorithm=algorithm, hidden_sizes=(32, 32))
+    return collect.Recipe(partial(agents.make, config), env_id, loop.LoopConfig(**{**STEPS, **loop_fields}), eval_episodes=2)
+
+
+def actors(recipe):
+    agent = recipe.make_agent(envs.spec(recipe.env_id))
+    return jax.vmap(agent.init)(loop.keys(recipe.config.seeds)).actor
+
+
+def processes(collector):
+    return [worker.process for worker in collector._pool._workers]
+
+
+def assert_same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_workers_give_the_same_numbers_and_go_on_from_one_another():
+    built = recipe("Hopper-v5", "sac", seeds=(3, 1, 2), num_envs=2)
+    actor = actors(built)
+    here, there = collect.Collector(built), collect.Collector(built, workers=2)
+    rounds = []
+    for i in range(4):  # the first of them at random
+        rounds.append(here.collect(actor, i))
+        assert_same(rounds[-1], there.collect(actor, i))
+        if i == 1:
+            here_state, there_state = json.dumps(here.save()), json.dumps(there.save())
+    assert here_state == there_state
+    assert {i for _, episodes in rounds[2:] for i, _ in episodes} == {0, 1, 2}
+    assert_same(here.evaluate(actor, 100), there.evaluate(actor, 100))
+    here.load(json.loads(there_state)), there.load(json.loads(here_state))
+    for process in processes(there):  # as Ctrl-C and the end of a batch job reach them
+        os.kill(process.pid, signal.SIGINT), os.kill(process.pid, signal.SIGTERM)
+    for i in (2, 3):
+        assert_same(rounds[i], here.collect(actor, i))
+        assert_same(rounds[i], there.collect(actor, i))
+    ended = processes(there)
+    there.close(), here.close()
+    assert [process.exitcode for process in ended] == [0, 0]
+
+
+def test_what_ends_a_worker_or_its_run_is_said_in_one_sentence():
+    built = recipe("probe/nan", seeds=(7,))
+    actor = actors(built)
+    collector = collect.Collector(built, workers=4)
+    with pytest.raises(Diverged, match=r"the environment's reward is not finite at step 131, seed 7") as caught:
+        for i in range(3):
+            collector.collect(actor, i)
+    assert (caught.value.seed, caught.value.step) == (7, 131)
+    (process,) = processes(collector)
+    process.kill()
+    for _ in range(2):
+        with pytest.raises(Stopped, match=r"the worker process that steps seed 7 was killed by signal 9; ") as caught:
+            collector.collect(actor, 3)
+        assert "\n" not in str(caught.value)
+    collector.close()
+
+
+def test_the_first_bad_step_is_named():
+    built = recipe("probe/nan", seeds=(4, 9), num_envs=5)
+    actor, collector = actors(built), collect.Collector(built)
+    with pytest.raises(Diverged, match="step 655, seed 4"):
+        for i in range(20):
+            collector.collect(actor, i)
+
+
+@pytest.mark.parametrize(("cores", "seeds", "workers"), [(2, 1, 0), (2, 2, 2), (2, 5, 2), (8, 3, 3), (1, 4, 0)])
+def test_workers_by_default(monkeypatch, cores, seeds, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    assert collect.default_workers(seeds) == workers
+
+
+def test_fewer_than_no_workers_is_an_error():
+    with pytest.raises(ValueError, match="workers is -1, but it must be at least 0"):
+        collect.Collector(recipe("probe/delay"), workers=-1)
