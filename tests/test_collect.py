@@ -38,16 +38,16 @@ def test_workers_give_the_same_numbers_and_go_on_from_one_another():
     built = recipe("Hopper-v5", "sac", seeds=(3, 1, 2), num_envs=2)
     actor = actors(built)
     here, there = collect.Collector(built), collect.Collector(built, workers=2)
-    rounds = []
+    rounds, states = [], []
     for i in range(4):  # the first of them at random
         rounds.append(here.collect(actor, i))
         assert_same(rounds[-1], there.collect(actor, i))
         if i == 1:
-            here_state, there_state = json.dumps(here.save()), json.dumps(there.save())
-    assert here_state == there_state
+            states = [json.dumps(here.save()), json.dumps(there.save())]
+    assert states[0] == states[1]
     assert {i for _, episodes in rounds[2:] for i, _ in episodes} == {0, 1, 2}
     assert_same(here.evaluate(actor, 100), there.evaluate(actor, 100))
-    here.load(json.loads(there_state)), there.load(json.loads(here_state))
+    here.load(json.loads(states[1])), there.load(json.loads(states[0]))
     for process in processes(there):  # as Ctrl-C and the end of a batch job reach them
         os.kill(process.pid, signal.SIGINT), os.kill(process.pid, signal.SIGTERM)
     for i in (2, 3):
