@@ -3,7 +3,10 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -81,6 +84,15 @@ def test_the_first_bad_step_is_named():
     with pytest.raises(Diverged, match="step 655, seed 4"):
         for i in range(20):
             collector.collect(actor, i)
+
+
+def test_imports_start_no_backend():
+    """Or a worker, which must keep off the accelerator, would be on it before it could say so."""
+    modules = "experiments.train, preqn_jax.envs.gym"
+    code = f"import jax, {modules}; jax.config.update('jax_platforms', 'none-such'); print(jax.devices())"
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0 and "none-such" in done.stderr
 
 
 @pytest.mark.parametrize(("cores", "seeds", "workers"), [(2, 1, 0), (2, 2, 2), (2, 5, 2), (8, 3, 3), (1, 4, 0)])
