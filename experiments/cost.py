@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import flags, growth, peers, timing
+from experiments import flags, growth, output, peers, timing
 from preqn_jax import agents, linesearch, networks, ntk, replay
 from preqn_jax.agents import base
 from preqn_jax.options import UserError, check, option
@@ -57,9 +57,11 @@ def main(argv: list[str]) -> int:
 def run(config: CostConfig) -> int:
     """Measure, print, and write what is asked for. Returns the exit status; raises UserError."""
     check(config)
-    timing.check_output("json", config.json)
+    output.check_folder("json", config.json)
     if config.grid:
         return growth.run(config)
+    if config.figure:
+        raise UserError(f"figure is {config.figure!r}, but only a grid has a picture: add --grid, or leave --figure out")
     names = peers.parse(config.peers)
     whole = {name: _agent_scan(config, fields) for name, fields in ROWS.items()}
     whole |= {peers.label(name): _peer_scan(config, name) for name in names}

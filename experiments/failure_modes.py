@@ -12,22 +12,18 @@ Everything is exact and deterministic: whole problems, expected updates, no samp
 """
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from tqdm import tqdm
 
-from experiments import flags
+from experiments import flags, output
 from preqn_jax import diagnostics, examples, networks, ntk, steps, tabular
 from preqn_jax.options import UserError, check, option
 from preqn_jax.types import Array, QFunction
@@ -281,22 +277,13 @@ def _draw(modes: list[Mode], out: Path, config: FailureModesConfig) -> None:
     for ax in axes.flat:
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out, dpi=110)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write the figure {str(out)!r}: {error}") from error
-    finally:
-        plt.close(figure)
+    output.save_figure(figure, out, dpi=110)
 
 
 def _write(config: FailureModesConfig, rows: list[dict[str, Any]]) -> None:
     last = [float(row["last"]) if np.isfinite(row["last"]) else None for row in rows]  # JSON has no infinity
     rows = [{**row, "first": float(row["first"]), "last": end} for row, end in zip(rows, last, strict=True)]
-    try:
-        Path(config.json).write_text(json.dumps({"config": dataclasses.asdict(config), "rows": rows}, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {config.json!r}: {error.strerror}; give another --json") from error
+    output.write_json(Path(config.json), {"config": dataclasses.asdict(config), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -16,13 +16,10 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import optax
 
-from experiments import timing
+from experiments import output, timing
 from preqn_jax import networks, ntk, steps
 from preqn_jax.options import UserError, option
 from preqn_jax.types import Array, Params, QFunction, Transition
@@ -74,7 +71,7 @@ def run(config: GrowthConfig, axes: dict[str, tuple[int, ...]] = AXES, points: i
         raise UserError(f"hidden_sizes are {list(config.hidden_sizes)}, but a grid needs layers of one width, as in 256,256")
     if config.figure and Path(config.figure).suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"figure is {config.figure!r}, but it must end in .png, .pdf or .svg")
-    timing.check_output("figure", config.figure)
+    output.check_folder("figure", config.figure)
     rows, kernel = measure(config, axes, points)
     _print(config, rows, kernel, points)
     if config.json:
@@ -258,9 +255,4 @@ def draw(config: GrowthConfig, rows: list[dict], out: Path) -> None:
         f"medians of {config.repeats}, bands from least to most; memory as XLA plans it",
         fontsize=9,
     )
-    try:
-        figure.savefig(out, dpi=120)
-    except OSError as error:
-        raise UserError(f"cannot write the figure {str(out)!r}: {error.strerror}; give another --figure") from error
-    finally:
-        plt.close(figure)
+    output.save_figure(figure, out, "figure")

@@ -9,13 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import flags
+from experiments import flags, output
 from preqn_jax.options import UserError, option
 from preqn_jax.training.record import read
 
@@ -77,13 +74,7 @@ def draw(runs: Sequence[Path], out: Path) -> None:
         ax.spines[["top", "right"]].set_visible(False)
     if most_seeds > 1:
         figure.suptitle("mean over seeds; bands: one standard deviation over seeds", fontsize=9)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out, dpi=120)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write the figure {str(out)!r}: {error}") from error
-    finally:
-        plt.close(figure)
+    output.save_figure(figure, out)
 
 
 def _load(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

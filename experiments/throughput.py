@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from experiments import flags, peers, timing
+from experiments import flags, output, peers, timing
 from preqn_jax import agents, envs
 from preqn_jax.options import UserError, check, option
 from preqn_jax.training import collect, loop
@@ -68,7 +68,7 @@ def run(config: ThroughputConfig) -> int:
 
 def _validate(config: ThroughputConfig) -> None:
     check(config)
-    timing.check_output("json", config.json)
+    output.check_folder("json", config.json)
     for name in ("update_after", "segment"):
         if getattr(config, name) % config.update_every:
             raise UserError(

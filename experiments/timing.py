@@ -1,7 +1,6 @@
 """What the benchmarks share: rows timed in turn, random data, the machine in words, results as JSON."""
 
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from preqn_jax.options import UserError
+from experiments import output
 from preqn_jax.types import Transition
 
 
@@ -58,16 +57,6 @@ def machine() -> str:
     return f"{device.platform} ({device.device_kind}), {os.cpu_count()} cores, jax {jax.__version__}, XLA_FLAGS={xla_flags!r}"
 
 
-def check_output(name: str, path: str) -> None:
-    """Raises UserError, before anything is measured, if the file of the flag `name` has no folder to lie in."""
-    if path and not os.access(Path(path).parent, os.W_OK):
-        raise UserError(f"cannot write {path!r}: {str(Path(path).parent)!r} is no folder to write to; give another --{name}")
-
-
 def write(path: str, config: Any, results: dict[str, Any]) -> None:
     """Config, machine and results as one JSON object. Raises UserError where the file cannot be written."""
-    table = {"config": dataclasses.asdict(config), "machine": machine(), **results}
-    try:
-        Path(path).write_text(json.dumps(table, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {path!r}: {error.strerror}; give another --json") from error
+    output.write_json(Path(path), {"config": dataclasses.asdict(config), "machine": machine(), **results})

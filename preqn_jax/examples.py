@@ -26,9 +26,8 @@ class Example(NamedTuple):
     features: Array  # `[S, A, d]`, phi(s, a)
     rho: Array  # `[S, A]`, the distribution of the data
     theta: Array  # `[d]`, where the literature starts, or zeros
-    terminal: (
-        Array  # `[S]` bool: where an episode ends. Only states that stay with reward 0 may, and the counterexamples need theirs
-    )
+    # Where an episode ends. Only states that stay with reward 0 may, and the counterexamples need theirs to go on.
+    terminal: Array  # `[S]` bool
     note: str  # what it shows
     reference: str
 

@@ -131,6 +131,7 @@ def test_throughput_times_segments_of_a_run_that_goes_on(capsys, monkeypatch):
         (cost.run, cost.CostConfig(grid=True, hidden_sizes=(8, 16)), "a grid needs layers of one width"),
         (cost.run, cost.CostConfig(grid=True, figure="growth"), "figure is 'growth', but it must end in .png, .pdf or .svg"),
         (cost.run, cost.CostConfig(json="no/such/cost.json"), "cannot write 'no/such/cost.json': 'no/such' is no folder"),
+        (cost.run, cost.CostConfig(figure="growth.png"), "figure is 'growth.png', but only a grid has a picture: add --grid"),
         (
             throughput.run,
             throughput.ThroughputConfig(segment=70),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import oracles
-from experiments import ntk_init
+from experiments import ntk_init, ntk_report
 from preqn_jax import networks
 from preqn_jax.options import UserError
 
@@ -137,7 +137,7 @@ def test_a_run_that_is_stopped_keeps_the_finished_networks(monkeypatch, small):
     monkeypatch.setattr(ntk_init, "measure", stopping)
     with pytest.raises(KeyboardInterrupt):
         ntk_init.run(SMALL)
-    assert len(ntk_init.load(Path("x/data.json"))["cells"]) == 2
+    assert len(ntk_report.load(Path("x/data.json"))["cells"]) == 2
     ntk_init.run(SMALL)
     assert len(calls) == 3 + 2 and Path("x/data.json").read_text() == small
 
@@ -221,7 +221,7 @@ def test_the_command(folder):
     assert "initialisation: pytorch" in done.stdout and "average diagonal rises with width" in done.stdout
     assert Path("x/width_probe_observation.png").stat().st_size > 5000
     table = json.loads(Path("table.json").read_text())["findings"]
-    assert table == ntk_init.findings(ntk_init.load(folder))
+    assert table == ntk_report.findings(ntk_report.load(folder))
 
 
 # --- the findings' rules, on made-up numbers -------------------------------------------------------------------------
@@ -255,11 +255,11 @@ def made_up(diagonal=diagonal, row_ratio=row_ratio, spread=0.01, activations=("t
 
 
 def verdicts(data):
-    return [row["borne_out"] for row in ntk_init.findings(data)]
+    return [row["borne_out"] for row in ntk_report.findings(data)]
 
 
 def halves(data, finding):
-    return [half["borne_out"] for half in ntk_init.findings(data)[finding - 1]["halves"]]
+    return [half["borne_out"] for half in ntk_report.findings(data)[finding - 1]["halves"]]
 
 
 def test_findings_that_hold():
@@ -315,12 +315,12 @@ def test_slopes_are_of_least_squares_with_their_standard_error():
     design = np.stack([np.repeat(x, 2), np.ones(6)], axis=1)
     solution, residual, *_ = np.linalg.lstsq(design, values.ravel(), rcond=None)
     error = np.sqrt(residual[0] / 4 * np.linalg.inv(design.T @ design)[0, 0])
-    np.testing.assert_allclose(ntk_init._slope(x, values), (solution[0], error))
+    np.testing.assert_allclose(ntk_report._slope(x, values), (solution[0], error))
 
 
 def test_figures_are_named_after_the_papers(tmp_path):
     data = made_up(envs=["Walker2d-v5", "Ant-v5"], points=1000)
-    paths = ntk_init.draw(data, tmp_path / "deep")
+    paths = ntk_report.draw(data, tmp_path / "deep")
     assert sorted(p.name for p in paths) == ["figure_1.png", "figure_4.png", "figure_6.png", "figure_7.png", "figure_9.png"]
     assert all(p.stat().st_size > 5000 for p in paths)
 
@@ -329,4 +329,4 @@ def test_unfinished_numbers_are_not_drawn_or_judged():
     data = made_up()
     data["cells"].pop()
     with pytest.raises(ValueError, match="unfinished run"):
-        ntk_init.findings(data)
+        ntk_report.findings(data)

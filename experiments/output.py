@@ -1,0 +1,46 @@
+"""Files that the binaries leave: JSON, all of it or nothing, and figures; what cannot be written is said in one sentence."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from preqn_jax.options import UserError
+
+matplotlib.use("Agg")  # a terminal is all that a binary needs
+
+
+def check_folder(flag: str, path: str) -> None:
+    """Raises UserError, before anything is measured, if the file of `--flag` has no folder to lie in."""
+    if path and not os.access(Path(path).parent, os.W_OK):
+        raise UserError(f"cannot write {path!r}: {str(Path(path).parent)!r} is no folder to write to; give another --{flag}")
+
+
+def write_json(path: Path, content: Any, flag: str = "json") -> None:
+    """`path` and its folder; `flag` is the one to mend where that fails, in a UserError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary(path).write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(temporary(path), path)
+    except OSError as error:
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror}; give another --{flag}") from error
+
+
+def temporary(path: Path) -> Path:
+    """Where a file is written before it takes its place."""
+    return path.with_name(path.name + ".tmp")
+
+
+def save_figure(figure: Figure, path: Path, flag: str = "out", dpi: int = 120) -> None:
+    """Writes and closes a figure, and makes its folder. Raises UserError where that fails, or for an unknown kind of picture."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=dpi)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write the figure {str(path)!r}: {error}; give another --{flag}") from error
+    finally:
+        plt.close(figure)
