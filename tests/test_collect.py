@@ -15,6 +15,7 @@ import pytest
 from preqn_jax import agents, envs
 from preqn_jax.training import collect, loop
 from preqn_jax.training.config import Diverged, Stopped
+from preqn_jax.training.rollout import make_policy
 
 STEPS = {"num_steps": 600, "start_steps": 50, "update_after": 100}
 
@@ -96,3 +97,14 @@ def test_workers_by_default(monkeypatch, cores, seeds, workers):
 def test_fewer_than_no_workers_is_an_error():
     with pytest.raises(ValueError, match="workers is -1, but it must be at least 0"):
         collect.Collector(recipe("probe/delay"), workers=-1)
+
+
+def test_every_seed_round_and_step_draws_its_own_noise():
+    """Else seeds would explore alike, which no comparison of a run with itself would show."""
+    config = loop.LoopConfig(num_envs=2, update_every=6)
+    spec = envs.spec("probe/action")
+    policy = make_policy(agents.make(agents.AgentConfig(hidden_sizes=(4,)), spec), spec, config)
+    drawn = [policy.draw(np.uint32(seed), np.uint32(round_)) for seed in (0, 1) for round_ in (0, 1)]
+    keys = np.concatenate([np.asarray(keys).reshape(6, -1) for keys, _ in drawn])
+    uniform = np.concatenate([np.asarray(actions).reshape(6, -1) for _, actions in drawn])
+    assert len(np.unique(keys, axis=0)) == len(np.unique(uniform, axis=0)) == 2 * 2 * 6
