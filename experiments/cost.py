@@ -30,6 +30,7 @@ class CostConfig(growth.GrowthConfig):
     """What is timed."""
 
     updates: int = option(50, "updates in a scan", at_least=1)
+    peers_settings: str = option("default", peers.SETTINGS_HELP)
     peers: str = option("", peers.HELP)
     grid: bool = option(False, "instead: a critic step over grids of batch, width, depth and seeds, in time and memory")
 
@@ -64,7 +65,7 @@ def run(config: CostConfig) -> int:
         return growth.run(config)
     if config.figure:
         raise UserError(f"figure is {config.figure!r}, but only a grid has a picture: add --grid, or leave --figure out")
-    names = peers.parse(config.peers)
+    names = peers.parse(config.peers, config.peers_settings)
     whole = {name: _agent_scan(config, fields) for name, fields in ROWS.items()}
     whole[SEVERAL] = _agent_scan(config, ROWS["PreQN sin"], SEEDS)
     whole |= {peers.label(name): _peer_scan(config, name) for name in names}
@@ -102,7 +103,8 @@ def _agent_scan(config: CostConfig, fields: dict[str, Any], seeds: int = 1) -> C
 
 def _peer_scan(config: CostConfig, name: str) -> Callable[[], Any]:
     stored = _transitions(config, STORED)
-    return peers.updates(name, _spec(config), stored, config.batch_size, config.hidden_sizes, config.updates)
+    spec, sizes = _spec(config), config.hidden_sizes
+    return peers.apart(config.peers_settings, peers.updates, name, spec, stored, config.batch_size, sizes, config.updates)
 
 
 def _part_scans(config: CostConfig) -> dict[str, Callable[[], Any]]:
@@ -155,6 +157,12 @@ def _part_scans(config: CostConfig) -> dict[str, Callable[[], Any]]:
 
         return jax.tree.map(lambda a, g: a - 1e-6 * g, p, jax.grad(loss)(p))
 
+    width = config.hidden_sizes[-1]
+    square = jnp.eye(width)
+
+    def product(x: Array) -> Array:
+        return x @ square
+
     def scan(body: Callable[[Any], Any], start: Any) -> Callable[[], Any]:
         run = jax.jit(lambda carry: jax.lax.scan(lambda c, _: (body(c), None), carry, length=config.updates)[0])
         return lambda: run(start)
@@ -165,6 +173,7 @@ def _part_scans(config: CostConfig) -> dict[str, Callable[[], Any]]:
         "solve": scan(solving, jnp.zeros_like(delta)),
         "linesearch (one candidate)": scan(search, theta),
         "actor": scan(improving, phi),
+        f"one product, {config.batch_size} x {width} x {width}": scan(product, jnp.ones((config.batch_size, width))),
     }
 
 
@@ -192,7 +201,7 @@ def _print(config: CostConfig, whole: list[dict[str, Any]], parts: list[dict[str
         f"B={config.batch_size}, hidden sizes {widths}, median of {config.repeats} scans of {config.updates}; {timing.machine()}"
     )
     if config.peers:
-        print(f"SBX: {peers.versions()}")
+        print(f"SBX: {peers.versions()}; settings: {config.peers_settings}")
     print(f"{'an update of':<28} {'ms':>9} {'min':>9} {'max':>9}   " + "   ".join(f"ratio to {name}" for name in references))
     for row in whole:
         print(_line(row, ""))

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import pytest
 
 from experiments import cost, flags, growth, peers, throughput, timing
 from preqn_jax import envs
+from preqn_jax.options import UserError
 from preqn_jax.types import Spec
 
 ROOT = Path(__file__).parent.parent
@@ -52,7 +54,7 @@ def test_rows_of_a_peer_stand_in_the_same_table(capsys, monkeypatch):
     for name, scan in scans.items():
         monkeypatch.setattr(cost, name, scan)
     monkeypatch.setattr(peers, "_sbx", lambda: None)
-    monkeypatch.setattr(peers, "updates", lambda *args: lambda: jnp.zeros(3))
+    monkeypatch.setattr(peers, "apart", lambda *args: lambda: None)
     monkeypatch.setattr(peers, "versions", lambda: "sbx-rl 0.0")
     assert guarded(cost.run, cost.CostConfig(**TINY, peers="sac,td3", json="cost.json")) == 0
     table = json.loads(Path("cost.json").read_text())
@@ -127,6 +129,7 @@ def test_throughput_times_segments_of_a_run_that_goes_on(capsys, monkeypatch):
         (cost.run, cost.CostConfig(batch_size=0), "batch_size is 0, but it must be at least 1"),
         (cost.run, cost.CostConfig(peers="td3,ppo"), "unknown peer 'ppo'; choose one of crossq, ddpg, sac, td3"),
         (cost.run, cost.CostConfig(peers="td3"), "--peers needs SBX"),
+        (cost.run, cost.CostConfig(peers_settings="own"), "unknown peers_settings 'own'; choose one of default, ours"),
         (cost.run, cost.CostConfig(grid=True, jacobian_gib=0), "jacobian_gib is 0, but it must be above 0"),
         (cost.run, cost.CostConfig(grid=True, hidden_sizes=(8, 16)), "a grid needs layers of one width"),
         (cost.run, cost.CostConfig(grid=True, figure="growth"), "figure is 'growth', but it must end in .png, .pdf or .svg"),
@@ -151,7 +154,24 @@ def test_a_mistake_is_one_sentence(run, config, words, capsys, monkeypatch):
 
 def test_peers_are_named_once_each(monkeypatch):
     monkeypatch.setattr(peers, "_sbx", lambda: None)
-    assert peers.parse("") == [] and peers.parse("td3, sac,td3") == ["td3", "sac"]
+    assert peers.parse("", "ours") == [] and peers.parse("td3, sac,td3", "default") == ["td3", "sac"]
+
+
+@pytest.mark.parametrize("settings", peers.SETTINGS)
+def test_a_peer_lives_apart_under_the_settings_asked_for_and_its_errors_are_told(settings):
+    run = peers.apart(settings, partial, exec)  # a process that executes what it is told
+    default = settings == "default"
+    run(f"""
+import os, jax
+assert ("--xla_cpu_prefer_vector_width=256" in os.environ["XLA_FLAGS"]) == {default}
+assert (os.environ["XLA_FLAGS"] == {os.environ["XLA_FLAGS"]!r}) != {default}
+assert jax.config.values["jax_cpu_enable_async_dispatch"] == {default}
+assert jax.local_device_count() == {1 if default else jax.local_device_count()}
+""")
+    with pytest.raises(UserError, match=r"an agent of SBX cannot be timed: ZeroDivisionError: division by zero"):
+        run("1 / 0")
+    with pytest.raises(UserError, match=r"its process died"):
+        run("import os; os._exit(1)")
 
 
 @pytest.mark.parametrize("module", ["cost", "throughput"])

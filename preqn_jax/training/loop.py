@@ -96,7 +96,7 @@ def make_learn(agent: Agent, config: LoopConfig, side_by_side: bool | None = Non
     sharding = seed_sharding(config)
     split, same = sharding.spec, jax.sharding.PartitionSpec()
     if side_by_side is None:
-        side_by_side = sharding.mesh.devices.flat[0].platform != "cpu"
+        side_by_side = next(iter(sharding.device_set)).platform != "cpu"
 
     @partial(jax.jit, donate_argnums=0, static_argnums=4, out_shardings=sharding)
     def learn(learner: Learner, transitions: Transition, round_: Array, done: Array, updates: int):
@@ -105,7 +105,7 @@ def make_learn(agent: Agent, config: LoopConfig, side_by_side: bool | None = Non
         def share(learner: Learner, transitions: Transition, key: Key, round_: Array, done: Array):
             if side_by_side:
                 return jax.vmap(one, in_axes=(0, 0, 0, None, None))(learner, transitions, key, round_, done)
-            return jax.lax.map(lambda x: one(*x, round_, done), (learner, transitions, key))
+            return jax.lax.map(lambda x: one(x[0], x[1], x[2], round_, done), (learner, transitions, key))
 
         specs = (split, split, split, same, same)
         shares = jax.shard_map(share, mesh=sharding.mesh, in_specs=specs, out_specs=split, check_vma=False)
