@@ -31,6 +31,7 @@ from preqn_jax.training import collect, loop
 from preqn_jax.training.checkpoint import Checkpointer
 from preqn_jax.training.config import Diverged, Stopped
 from preqn_jax.training.record import Recorder, read
+from preqn_jax.training.rollout import attained
 from preqn_jax.types import Spec
 
 
@@ -77,7 +78,7 @@ def train(run: RunConfig, agent_config: agents.AgentConfig, loop_config: loop.Lo
         recipe = collect.Recipe(partial(agents.make, agent_config), run.env, loop_config, run.eval_episodes)
         workers = collect.default_workers(len(loop_config.seeds)) if run.workers is None else run.workers
         collector = stack.enter_context(contextlib.closing(collect.Collector(recipe, workers)))
-        session = _Session(run, loop_config, agent, spec, collector, logdir)
+        session = _Session(run, loop_config, agent, spec, collector, logdir, agent_config.discount)
         stack.callback(session.close)
         try:
             if not session.run():
@@ -106,8 +107,10 @@ class _Session:
         spec: Spec,
         collector: collect.Collector,
         logdir: Path,
+        discount: float,
     ):
         self.run_config, self.config, self.agent, self.collector = run, config, agent, collector
+        self.discount = discount
         self.learner, self.counters = loop.init(agent, spec, config)
         self.pending: list[dict[str, Any]] = []  # measured since the last line of metrics.jsonl
         self.checkpoints = Checkpointer(logdir / "checkpoints")
@@ -175,11 +178,12 @@ class _Session:
 
     def _eval(self, step: int, mark: tuple[float, int, int]) -> tuple[float, int, int]:
         began = time.monotonic()
-        returns = self.collector.evaluate(self.learner.agent.actor, step)
-        for seed, row in zip(self.config.seeds, returns, strict=True):
-            line = {"eval/return_mean": row.mean(), "eval/return_std": row.std(), "eval/episodes": len(row)}
-            self.recorder.write(step, seed, line)
-        self.latest = returns.mean(axis=1)
+        for i, rewards in enumerate(self.collector.evaluate(self.learner.agent.actor, step)):
+            returns = rewards.sum(axis=0)
+            line = {"eval/return_mean": returns.mean(), "eval/return_std": returns.std(), "eval/episodes": len(returns)}
+            line["eval/discounted_max"] = attained(rewards, self.discount)
+            self.recorder.write(step, self.config.seeds[i], line)
+            self.latest[i] = returns.mean()
         return (mark[0] + time.monotonic() - began, *mark[1:])  # evaluation is not training time
 
     def note_divergence(self, error: Diverged) -> None:

@@ -85,6 +85,7 @@ def test_a_run_ends_with_a_summary_a_picture_and_all_its_records(tmp_path, capsy
         "eval/return_mean",
         "eval/return_std",
         "eval/episodes",
+        "eval/discounted_max",
         "train/return",
         "critic/q_mean",
         "critic/td_abs",
@@ -266,11 +267,14 @@ def test_a_folder_of_other_things_is_not_written_to(capsys):
 
 
 def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(capsys):
-    assert call("--env=probe/nan", "--logdir=x", *SMALL, "--checkpoint_every=100", "--seeds=7") == 1
+    assert call("--env=probe/nan", "--logdir=x", *SMALL, "--checkpoint_every=100", "--seeds=7", "--log_every=200") == 1
     err = capsys.readouterr().err
     assert "the environment's reward is not finite at step 131, seed 7; the checkpoint of step 100 is kept in x" in err
     assert "Traceback" not in err
     assert [p.name for p in Path("x/checkpoints").iterdir()] == ["100"] and not Path("x/DONE").exists()
+    *before, last = read("x/metrics.jsonl")
+    assert last == {"step": 131, "seed": 7, "run/diverged": 1.0, "the environment's reward": None}
+    assert [line["step"] for line in before] == [100]
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(capsys, caplog):
