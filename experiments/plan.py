@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from experiments import flags, output, train
 from preqn_jax import agents, envs
 from preqn_jax.options import UserError, check, option
-from preqn_jax.training import collect, loop
+from preqn_jax.training import collect
 
 ENVS = ("HalfCheetah-v5", "Walker2d-v5", "Hopper-v5", "Ant-v5", "Swimmer-v5")
 _POLL = 0.2  # seconds between looks at the processes
@@ -82,7 +82,6 @@ def settle(kind: Kind, config: PlanConfig, extra: Sequence[str]) -> list[Run]:
       UserError: a flag out of range, an environment that does not exist, a plan or a run in root that says something else.
         Nothing is written then.
     """
-    check(config)
     root = Path(config.root)
     path = root / f"{kind.name}.json"
     old = load(path) if path.exists() else {}
@@ -363,20 +362,32 @@ def _bar(runs: Sequence[Run]) -> tqdm:
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def make(kind: Kind, config: PlanConfig, extra: Sequence[str]) -> tuple[int, bool]:
-    """All of the above, and a table of outcomes. Returns the exit status, and whether the plan was stopped."""
-    jax.config.update("jax_platforms", "cpu")  # of this process: accelerators belong to the runs
+Report = Callable[[Path, Sequence[str], Sequence[int] | None, Path], None]
+"""`(root, environments, seeds or None for all, folder for figures and tables)`; prints, and writes."""
+
+
+def main(kind: Kind, argv: Sequence[str], report: Report) -> int:
+    """Settles the plan, makes its runs, and reports on them. Returns the exit status; raises UserError."""
+    config, extra = flags.parse(PlanConfig), argv[1:]
     stray = [word for word in extra if not word.startswith("--")]
     if stray:
         raise UserError(f"unexpected argument {stray[0]!r}; flags start with --, as in --envs=Walker2d-v5")
-    loop.validate(loop.LoopConfig(seeds=config.seeds or (0,)))
-    runs = choose(settle(kind, config, extra), config.only)
-    outcomes = execute(runs, config.processes)
-    states = [outcome.state for outcome in outcomes]
-    print(f"{len(runs)} runs: {', '.join(f'{states.count(state)} {state}' for state in dict.fromkeys(states))}")
-    for outcome in outcomes:
-        if outcome.state in ("diverged", "failed", "elsewhere"):
-            print(_sentence(outcome))
-    if "stopped" in states:
-        print("stopped; the same command goes on from there")
-    return int("failed" in states), "stopped" in states
+    check(config)
+    status = 0
+    if not config.report:
+        jax.config.update("jax_platforms", "cpu")  # of this process: accelerators belong to the runs
+        outcomes = execute(choose(settle(kind, config, extra), config.only), config.processes)
+        states = [outcome.state for outcome in outcomes]
+        print(f"{len(outcomes)} runs: {', '.join(f'{states.count(state)} {state}' for state in dict.fromkeys(states))}")
+        for outcome in outcomes:
+            if outcome.state in ("diverged", "failed", "elsewhere"):
+                print(_sentence(outcome))
+        if "stopped" in states:
+            print("stopped; the same command goes on from there")
+            return 0
+        status = int("failed" in states)
+    path = Path(config.root) / f"{kind.name}.json"
+    known = load(path) if path.exists() else {}
+    seeds = config.seeds or known.get("seeds")
+    report(Path(config.root), config.envs or known.get("envs", ENVS), seeds, Path(config.out or path.with_suffix("")))
+    return status

@@ -14,7 +14,7 @@ import pytest
 from absl import flags as absl_flags
 from absl.testing import flagsaver
 
-from experiments import flags, plot, train
+from experiments import curves, flags, plot, train
 from preqn_jax.training.record import read
 
 ROOT = Path(__file__).parent.parent
@@ -317,14 +317,14 @@ def test_plot_draws_any_runs(tmp_path):
 
 def test_plot_joins_seeds_of_one_configuration_and_tells_configurations_apart(tmp_path):
     runs = [
-        plot._load(fake_run(tmp_path / "a", "preqn", seeds=(0,), eta=0.9)),
-        plot._load(fake_run(tmp_path / "b", "preqn", seeds=(1,), eta=0.9)),
-        plot._load(fake_run(tmp_path / "c", "preqn", eta=0.5)),
+        curves.load(fake_run(tmp_path / "a", "preqn", seeds=(0,), eta=0.9)),
+        curves.load(fake_run(tmp_path / "b", "preqn", seeds=(1,), eta=0.9)),
+        curves.load(fake_run(tmp_path / "c", "preqn", eta=0.5)),
     ]
     groups = plot._group(runs)
     assert [len(curves) for _, curves in groups] == [2, 2]
     assert plot._labels([config for config, _ in groups]) == ["preqn-sin, eta=0.9", "preqn-sin, eta=0.5"]
-    steps, values = plot._matrix(groups[0][1], "eval/return_mean")
+    steps, values = curves.matrix(groups[0][1], "eval/return_mean")
     np.testing.assert_array_equal(steps, [10, 20])
     np.testing.assert_array_equal(values, [[10, 20], [20, 40]])
 
