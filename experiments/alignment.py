@@ -24,7 +24,7 @@ ALIGNMENT = r"alignment $\cos(Q'-Q,\ y-Q)$"
 
 
 def main(argv: list[str]) -> int:
-    return plan.main(KIND, argv, report)
+    return plan.main(KIND, flags.parse(plan.PlanConfig), argv[1:], report)
 
 
 def report(root: Path, envs: Sequence[str], seeds: Sequence[int] | None, out: Path) -> None:

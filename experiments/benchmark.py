@@ -26,7 +26,7 @@ STEPS = (100_000, 300_000, 500_000, 1_000_000)
 
 
 def main(argv: list[str]) -> int:
-    return plan.main(KIND, argv, report)
+    return plan.main(KIND, flags.parse(plan.PlanConfig), argv[1:], report)
 
 
 def report(root: Path, envs: Sequence[str], seeds: Sequence[int] | None, out: Path) -> None:

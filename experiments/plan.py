@@ -366,9 +366,8 @@ Report = Callable[[Path, Sequence[str], Sequence[int] | None, Path], None]
 """`(root, environments, seeds or None for all, folder for figures and tables)`; prints, and writes."""
 
 
-def main(kind: Kind, argv: Sequence[str], report: Report) -> int:
+def main(kind: Kind, config: PlanConfig, extra: Sequence[str], report: Report) -> int:
     """Settles the plan, makes its runs, and reports on them. Returns the exit status; raises UserError."""
-    config, extra = flags.parse(PlanConfig), argv[1:]
     stray = [word for word in extra if not word.startswith("--")]
     if stray:
         raise UserError(f"unexpected argument {stray[0]!r}; flags start with --, as in --envs=Walker2d-v5")
