@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from experiments import flags, output
+from experiments import flags, output, style
 from preqn_jax import diagnostics, examples, networks, ntk, steps, tabular
 from preqn_jax.options import UserError, check, option
 from preqn_jax.types import Array, QFunction
@@ -257,26 +257,25 @@ def _print(table: list[dict[str, Any]], config: FailureModesConfig) -> None:
 def _draw(modes: list[Mode], out: Path, config: FailureModesConfig) -> None:
     figure, axes = plt.subplots(2, len(modes), figsize=(4.2 * len(modes), 7), constrained_layout=True)
     for mode, top, bottom in zip(modes, axes[0], axes[1], strict=True):
-        top.plot(mode.xs, mode.ys, color="#0072B2")
+        top.plot(mode.xs, mode.ys, color=style.COLOURS[0])
         top.axhline(1, color="k", lw=0.8, ls="--")
-        top.axvline(mode.bad, color="#D55E00", lw=1, ls=":", label="fails")
+        top.axvline(mode.bad, color=style.COLOURS[1], lw=1, ls=":", label="fails")
         if mode.good != mode.bad:
-            top.axvline(mode.good, color="#009E73", lw=1, ls="-.", label="remedy")
+            top.axvline(mode.good, color=style.COLOURS[2], lw=1, ls="-.", label="remedy")
         top.set(title=mode.name, xlabel=mode.parameter, ylabel=mode.quantity)
         top.legend(frameon=False, fontsize=8)
         if mode.xs[0] > 0 and mode.xs[-1] / mode.xs[0] > 100:
             top.set(xscale="log", yscale="log")
-        colours = {False: iter(("#D55E00", "#E69F00")), True: iter(("#009E73", "#0072B2"))}
-        for run, style in zip(mode.runs, ("-", "--", "-.", ":"), strict=False):
+        colours = {remedy: iter(style.COLOURS[i] for i in pair) for remedy, pair in ((False, (1, 4)), (True, (2, 0)))}
+        for run, dashes in zip(mode.runs, ("-", "--", "-.", ":"), strict=False):
             bottom.semilogy(
-                np.where(np.isfinite(run.error), run.error, np.nan), style, color=next(colours[run.remedy]), label=run.name
+                np.where(np.isfinite(run.error), run.error, np.nan), dashes, color=next(colours[run.remedy]), label=run.name
             )
         bottom.set(xlabel="update", ylabel=r"$\max\ |Q - Q^*|$")
         bottom.legend(frameon=False, fontsize=8)
     figure.suptitle(f"expected updates of whole problems; the network of panel 1 from seed {config.seed}", fontsize=9)
     for ax in axes.flat:
-        ax.grid(alpha=0.3)
-        ax.spines[["top", "right"]].set_visible(False)
+        style.tidy(ax)
     output.save_figure(figure, out, dpi=110)
 
 

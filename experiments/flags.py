@@ -17,13 +17,17 @@ Config = TypeVar("Config")
 _groups: list[str] = []  # dataclasses with flags, in the order of --help
 
 
-def define(*configs: type) -> None:
-    """One flag for each field of each dataclass, with its name, default and help; `--help` groups them by dataclass."""
+def define(*configs: type, values: flags.FlagValues = flags.FLAGS) -> None:
+    """One flag for each field of each dataclass, with its name, default and help; `--help` groups them by dataclass.
+
+    They are those of the command line, or of other `values`.
+    """
     for config in configs:
-        _groups.append(config.__name__)
+        if values is flags.FLAGS:
+            _groups.append(config.__name__)
         hints = typing.get_type_hints(config)
         for field in dataclasses.fields(config):
-            _define_one(field, _inner_type(hints[field.name]), config.__name__)
+            _define_one(field, _inner_type(hints[field.name]), config.__name__, values)
 
 
 def _inner_type(hint: Any) -> Any:
@@ -33,33 +37,47 @@ def _inner_type(hint: Any) -> Any:
     return hint
 
 
-def _define_one(field: dataclasses.Field, kind: Any, group: str) -> None:
+def _define_one(field: dataclasses.Field, kind: Any, group: str, values: flags.FlagValues) -> None:
     help_text: str = field.metadata["help"]
     default: Any = field.default
     if kind is bool:
-        flags.DEFINE_bool(field.name, default, help_text, module_name=group)
+        flags.DEFINE_bool(field.name, default, help_text, module_name=group, flag_values=values)
     elif kind is int:
-        flags.DEFINE_integer(field.name, default, help_text, module_name=group)
+        flags.DEFINE_integer(field.name, default, help_text, module_name=group, flag_values=values)
     elif kind is float:
-        flags.DEFINE_float(field.name, default, help_text, module_name=group)
+        flags.DEFINE_float(field.name, default, help_text, module_name=group, flag_values=values)
     elif kind in (tuple[int, ...], tuple[str, ...]):
-        flags.DEFINE_list(field.name, [str(v) for v in default], help_text, module_name=group)
+        entries = None if default is None else [str(v) for v in default]
+        flags.DEFINE_list(field.name, entries, help_text, module_name=group, flag_values=values)
     else:
-        flags.DEFINE_string(field.name, default, help_text, module_name=group)
+        flags.DEFINE_string(field.name, default, help_text, module_name=group, flag_values=values)
 
 
-def parse(config: type[Config]) -> Config:
+def parse(config: type[Config], values: flags.FlagValues = flags.FLAGS) -> Config:
     """The config that the flags describe. Raises UserError for a list entry that is not a number."""
     hints = typing.get_type_hints(config)
-    values = {}
+    fields = {}
     for field in dataclasses.fields(config):  # pyright: ignore[reportArgumentType]
-        value = getattr(flags.FLAGS, field.name)
-        if hints[field.name] == tuple[int, ...]:
+        value, kind = getattr(values, field.name), _inner_type(hints[field.name])
+        if value is not None and kind == tuple[int, ...]:
             value = _integers(field.name, value)
-        elif hints[field.name] == tuple[str, ...]:
+        elif value is not None and kind == tuple[str, ...]:
             value = tuple(value)
-        values[field.name] = value
-    return config(**values)
+        fields[field.name] = value
+    return config(**fields)
+
+
+def read(arguments: Sequence[str], *configs: type) -> tuple[Any, ...]:
+    """The configs that `arguments` describe as a command line of their own would. Raises UserError for what it would refuse."""
+    values = flags.FlagValues()
+    define(*configs, values=values)
+    try:
+        rest = values(["", *arguments])[1:]
+    except flags.Error as error:
+        raise UserError(str(error).splitlines()[0]) from None
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}; flags start with --, as in --env=Walker2d-v5")
+    return tuple(parse(config, values) for config in configs)
 
 
 def _integers(name: str, entries: Sequence[str]) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import optax
 
-from experiments import output, timing
+from experiments import output, style, timing
 from preqn_jax import networks, ntk, steps
 from preqn_jax.options import UserError, option
 from preqn_jax.types import Array, Params, QFunction, Transition
@@ -58,7 +58,11 @@ AXES: dict[str, tuple[int, ...]] = {
 }
 WORDS = {"batch": "batch size B", "width": "width of a hidden layer", "depth": "hidden layers", "seeds": "seeds side by side"}
 METHODS = {"structured": "PreQN, structured kernel", "jacobian": "PreQN, Jacobian kernel", "gradient": "gradient (Adam)"}
-STYLES = {"structured": ("#0072B2", "o", "-"), "jacobian": ("#D55E00", "s", "--"), "gradient": ("#009E73", "^", ":")}
+STYLES = {  # colour, marker, line
+    "structured": (style.COLOURS[0], "o", "-"),
+    "jacobian": (style.COLOURS[1], "s", "--"),
+    "gradient": (style.COLOURS[2], "^", ":"),
+}
 KERNEL = {"structured": (100, 250, 1000), "jacobian": (100, 250, 1000)}  # method -> blocks
 SAMPLE = 0.2  # seconds of work in one timing, about
 
@@ -229,10 +233,10 @@ def draw(config: GrowthConfig, rows: list[dict], out: Path) -> None:
     size = (1.5 + 3.0 * len(axes), 6.2)
     figure, panels = plt.subplots(2, len(axes), figsize=size, sharex="col", sharey="row", squeeze=False, layout="constrained")
     for column, axis in enumerate(axes):
-        for method, (colour, marker, style) in STYLES.items():
+        for method, (colour, marker, dashes) in STYLES.items():
             line = [row for row in rows if row["axis"] == axis and row["method"] == method and "ms" in row]
             x = [row["value"] for row in line]
-            look: dict[str, Any] = {"color": colour, "marker": marker, "ls": style, "ms": 4, "lw": 1.5, "label": METHODS[method]}
+            look: dict[str, Any] = {"color": colour, "marker": marker, "ls": dashes, "ms": 4, "lw": 1.5, "label": METHODS[method]}
             panels[0, column].plot(x, [row["ms"] for row in line], **look)
             panels[0, column].fill_between(
                 x, [row["min"] for row in line], [row["max"] for row in line], color=colour, alpha=0.2, lw=0
@@ -243,8 +247,7 @@ def draw(config: GrowthConfig, rows: list[dict], out: Path) -> None:
             panel.set_xscale("log", base=2)
             panel.set_yscale("log")
             panel.set_xticks(values, [str(v) for v in values])
-            panel.grid(alpha=0.3)
-            panel.spines[["top", "right"]].set_visible(False)
+            style.tidy(panel)
         panels[1, column].set_xlabel(WORDS[axis])
     panels[0, 0].set_ylabel("a critic step (ms)")
     panels[1, 0].set_ylabel("peak memory (MiB)")

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import output
-from experiments.plot import COLOURS
+from experiments import output, style
 from preqn_jax.options import UserError
 
 DEPTH = 2  # hidden layers of the networks of `widths`
@@ -260,12 +259,11 @@ def _bars(ax: Any, data: dict[str, Any], env: str, sweep: str, initializer: str,
             values.mean(axis=1),
             width,
             yerr=values.std(axis=1, ddof=1),
-            color=COLOURS[i % len(COLOURS)],
+            color=style.COLOURS[i % len(style.COLOURS)],
             label=activation,
             capsize=2,
             error_kw={"lw": 1},
         )
     ax.set_xticks(range(len(sizes)), [str(size) for size in sizes])
-    ax.grid(axis="y", alpha=0.3)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    style.tidy(ax)
+    ax.grid(visible=False, axis="x")

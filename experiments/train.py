@@ -29,8 +29,9 @@ from preqn_jax import agents, envs
 from preqn_jax.options import UserError, check, option
 from preqn_jax.training import collect, loop
 from preqn_jax.training.checkpoint import Checkpointer
-from preqn_jax.training.config import Stopped
+from preqn_jax.training.config import Diverged, Stopped
 from preqn_jax.training.record import Recorder, read
+from preqn_jax.training.rollout import attained
 from preqn_jax.types import Spec
 
 
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> int:
 def train(run: RunConfig, agent_config: agents.AgentConfig, loop_config: loop.LoopConfig) -> int:
     """A whole run, or what is left of it. Returns the exit status; raises UserError."""
     absl_logging.set_verbosity(absl_logging.WARNING)  # orbax narrates its saves
-    _validate(run, loop_config)
+    validate(run, loop_config)
     with contextlib.ExitStack() as stack:
         spec = envs.spec(run.env)
         agent = agents.make(agent_config, spec)
@@ -77,12 +78,14 @@ def train(run: RunConfig, agent_config: agents.AgentConfig, loop_config: loop.Lo
         recipe = collect.Recipe(partial(agents.make, agent_config), run.env, loop_config, run.eval_episodes)
         workers = collect.default_workers(len(loop_config.seeds)) if run.workers is None else run.workers
         collector = stack.enter_context(contextlib.closing(collect.Collector(recipe, workers)))
-        session = _Session(run, loop_config, agent, spec, collector, logdir)
+        session = _Session(run, loop_config, agent, spec, collector, logdir, agent_config.discount)
         stack.callback(session.close)
         try:
             if not session.run():
                 return 0
         except Stopped as error:
+            if isinstance(error, Diverged):
+                session.note_divergence(error)
             kept = session.checkpoints.steps()
             where = f"the checkpoint of step {kept[-1]} is kept in {logdir}" if kept else "there was no checkpoint yet"
             raise UserError(f"{error}; {where}") from error
@@ -104,8 +107,10 @@ class _Session:
         spec: Spec,
         collector: collect.Collector,
         logdir: Path,
+        discount: float,
     ):
         self.run_config, self.config, self.agent, self.collector = run, config, agent, collector
+        self.discount = discount
         self.learner, self.counters = loop.init(agent, spec, config)
         self.pending: list[dict[str, Any]] = []  # measured since the last line of metrics.jsonl
         self.checkpoints = Checkpointer(logdir / "checkpoints")
@@ -156,27 +161,38 @@ class _Session:
     def _log(self, step: int, mark: tuple[float, int, int]) -> tuple[float, int, int]:
         now = (time.monotonic(), step, self.counters.updates)
         elapsed = max(now[0] - mark[0], 1e-9)
+        clock = {"time/steps_per_s": (now[1] - mark[1]) / elapsed, "time/updates_per_s": (now[2] - mark[2]) / elapsed}
         for i, seed in enumerate(self.config.seeds):
-            sums: dict[str, list[float]] = {}
-            for noted in self.pending:
-                for name, values in noted["metrics"].items():
-                    sums.setdefault(name, []).append(float.fromhex(values[i]))
-                sums.setdefault("train/return", []).extend(float.fromhex(r) for j, r in noted["episodes"] if j == i)
-            line = {name: float(np.nanmean(v)) if np.isfinite(v).any() else np.nan for name, v in sums.items() if v}
-            line["time/steps_per_s"] = (now[1] - mark[1]) / elapsed
-            line["time/updates_per_s"] = (now[2] - mark[2]) / elapsed
-            self.recorder.write(step, seed, line)
+            self.recorder.write(step, seed, {**self._means(i), **clock})
         self.pending = []
         return now
 
+    def _means(self, i: int) -> dict[str, float]:
+        """Of one seed's numbers since the last line."""
+        sums: dict[str, list[float]] = {}
+        for noted in self.pending:
+            for name, values in noted["metrics"].items():
+                sums.setdefault(name, []).append(float.fromhex(values[i]))
+            sums.setdefault("train/return", []).extend(float.fromhex(r) for j, r in noted["episodes"] if j == i)
+        return {name: float(np.nanmean(v)) if np.isfinite(v).any() else np.nan for name, v in sums.items() if v}
+
     def _eval(self, step: int, mark: tuple[float, int, int]) -> tuple[float, int, int]:
         began = time.monotonic()
-        returns = self.collector.evaluate(self.learner.agent.actor, step)
-        for seed, row in zip(self.config.seeds, returns, strict=True):
-            line = {"eval/return_mean": row.mean(), "eval/return_std": row.std(), "eval/episodes": len(row)}
-            self.recorder.write(step, seed, line)
-        self.latest = returns.mean(axis=1)
+        for i, rewards in enumerate(self.collector.evaluate(self.learner.agent.actor, step)):
+            returns = rewards.sum(axis=0)
+            line = {"eval/return_mean": returns.mean(), "eval/return_std": returns.std(), "eval/episodes": len(returns)}
+            line["eval/discounted_max"] = attained(rewards, self.discount)
+            self.recorder.write(step, self.config.seeds[i], line)
+            self.latest[i] = returns.mean()
         return (mark[0] + time.monotonic() - began, *mark[1:])  # evaluation is not training time
+
+    def note_divergence(self, error: Diverged) -> None:
+        """The last lines of a run that diverged; one that goes on from a checkpoint drops them, with all that came after it."""
+        step = (error.step - 1) // self.config.update_every * self.config.update_every  # of the last whole round
+        for i, seed in enumerate(self.config.seeds):
+            if self.pending:
+                self.recorder.write(step, seed, self._means(i))
+        self.recorder.write(error.step, error.seed, {"run/diverged": 1.0, error.quantity: np.nan})
 
     def _save(self, step: int) -> None:
         self.recorder.flush()
@@ -209,7 +225,8 @@ class _Session:
         self.checkpoints.close()
 
 
-def _validate(run: RunConfig, config: loop.LoopConfig) -> None:
+def validate(run: RunConfig, config: loop.LoopConfig) -> None:
+    """Raises UserError where numbers are out of range or do not fit one another."""
     check(run)
     loop.validate(config)
     for name in ("eval_every", "log_every", "checkpoint_every"):
@@ -220,15 +237,12 @@ def _validate(run: RunConfig, config: loop.LoopConfig) -> None:
 def _open(run: RunConfig, agent_config: agents.AgentConfig, loop_config: loop.LoopConfig) -> Path:
     """The run directory with its config.json; refuses one that holds another configuration."""
     logdir = Path(run.logdir)
-    config = {**dataclasses.asdict(run), **dataclasses.asdict(agent_config), **dataclasses.asdict(loop_config)}
-    for name in ("logdir", "workers"):  # a run may be moved, and go on with other processes
-        config.pop(name)
-    config = json.loads(json.dumps(config))
+    config = configuration(run, agent_config, loop_config)
     path = logdir / "config.json"
     try:
         logdir.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            _compare(path, config)
+            compare(path, config)
         elif any(logdir.iterdir()):
             raise UserError(f"logdir {str(logdir)!r} holds other files and no config.json; give an empty or a new directory")
         else:
@@ -242,16 +256,25 @@ def _open(run: RunConfig, agent_config: agents.AgentConfig, loop_config: loop.Lo
     return logdir
 
 
-def _compare(path: Path, config: dict[str, Any]) -> None:
+def configuration(run: RunConfig, agent_config: agents.AgentConfig, loop_config: loop.LoopConfig) -> dict[str, Any]:
+    """What config.json says of a run: all that its numbers depend on, as plain JSON."""
+    config = {**dataclasses.asdict(run), **dataclasses.asdict(agent_config), **dataclasses.asdict(loop_config)}
+    for name in ("logdir", "workers"):  # a run may be moved, and go on with other processes
+        config.pop(name)
+    return json.loads(json.dumps(config))
+
+
+def compare(path: Path, config: dict[str, Any], flag: str = "logdir") -> None:
+    """Raises UserError if the config.json at `path` says something else; `flag` is the one that would lead elsewhere."""
     try:
         old = json.loads(path.read_text())["config"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a run's config.json; give another --logdir") from error
+        raise UserError(f"{path} is not a run's config.json; give another --{flag}") from error
     for name in sorted({*old, *config}):
         if old.get(name) != config.get(name):
             raise UserError(
                 f"logdir {str(path.parent)!r} holds a run with {name}={old.get(name)!r}, but this command says "
-                f"{config.get(name)!r}; use the same {name} to go on with it, or another --logdir"
+                f"{config.get(name)!r}; use the same {name} to go on with it, or another --{flag}"
             )
 
 

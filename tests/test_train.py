@@ -14,7 +14,7 @@ import pytest
 from absl import flags as absl_flags
 from absl.testing import flagsaver
 
-from experiments import flags, plot, train
+from experiments import curves, flags, plot, train
 from preqn_jax.training.record import read
 
 ROOT = Path(__file__).parent.parent
@@ -85,6 +85,7 @@ def test_a_run_ends_with_a_summary_a_picture_and_all_its_records(tmp_path, capsy
         "eval/return_mean",
         "eval/return_std",
         "eval/episodes",
+        "eval/discounted_max",
         "train/return",
         "critic/q_mean",
         "critic/td_abs",
@@ -266,11 +267,14 @@ def test_a_folder_of_other_things_is_not_written_to(capsys):
 
 
 def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(capsys):
-    assert call("--env=probe/nan", "--logdir=x", *SMALL, "--checkpoint_every=100", "--seeds=7") == 1
+    assert call("--env=probe/nan", "--logdir=x", *SMALL, "--checkpoint_every=100", "--seeds=7", "--log_every=200") == 1
     err = capsys.readouterr().err
     assert "the environment's reward is not finite at step 131, seed 7; the checkpoint of step 100 is kept in x" in err
     assert "Traceback" not in err
     assert [p.name for p in Path("x/checkpoints").iterdir()] == ["100"] and not Path("x/DONE").exists()
+    *before, last = read("x/metrics.jsonl")
+    assert last == {"step": 131, "seed": 7, "run/diverged": 1.0, "the environment's reward": None}
+    assert [line["step"] for line in before] == [100]
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(capsys, caplog):
@@ -313,14 +317,14 @@ def test_plot_draws_any_runs(tmp_path):
 
 def test_plot_joins_seeds_of_one_configuration_and_tells_configurations_apart(tmp_path):
     runs = [
-        plot._load(fake_run(tmp_path / "a", "preqn", seeds=(0,), eta=0.9)),
-        plot._load(fake_run(tmp_path / "b", "preqn", seeds=(1,), eta=0.9)),
-        plot._load(fake_run(tmp_path / "c", "preqn", eta=0.5)),
+        curves.load(fake_run(tmp_path / "a", "preqn", seeds=(0,), eta=0.9)),
+        curves.load(fake_run(tmp_path / "b", "preqn", seeds=(1,), eta=0.9)),
+        curves.load(fake_run(tmp_path / "c", "preqn", eta=0.5)),
     ]
     groups = plot._group(runs)
     assert [len(curves) for _, curves in groups] == [2, 2]
     assert plot._labels([config for config, _ in groups]) == ["preqn-sin, eta=0.9", "preqn-sin, eta=0.5"]
-    steps, values = plot._matrix(groups[0][1], "eval/return_mean")
+    steps, values = curves.matrix(groups[0][1], "eval/return_mean")
     np.testing.assert_array_equal(steps, [10, 20])
     np.testing.assert_array_equal(values, [[10, 20], [20, 40]])
 

@@ -13,6 +13,7 @@ from preqn_jax import agents, envs, networks
 from preqn_jax.options import UserError
 from preqn_jax.training import collect, loop
 from preqn_jax.training.checkpoint import Checkpointer
+from preqn_jax.training.rollout import attained
 
 LOOP = loop.LoopConfig(num_steps=600, start_steps=100, update_after=100, batch_size=32, replay_capacity=1000)
 NETS = {"hidden_sizes": (32, 32)}
@@ -76,8 +77,8 @@ def test_every_algorithm_finds_the_best_action(name):
     agent, collector, config, learner, counters = setup("probe/action", {**ALGORITHMS[name], **HALF}, num_steps=steps)
     _, learner = run(agent, collector, config, learner, counters)
     assert abs(mu_at(agent, learner, 0.0) - 0.5) < 0.1
-    returns = collector.evaluate(learner.agent.actor, 0)
-    assert returns.shape == (1, EPISODES) and (returns > 0.98).all()
+    (rewards,) = collector.evaluate(learner.agent.actor, 0)
+    assert rewards.shape == (1, EPISODES) and (rewards > 0.98).all()
 
 
 def test_a_round_collects_and_updates_one_for_one_after_update_after():
@@ -197,8 +198,14 @@ def test_a_failed_solve_is_counted_and_does_not_stop_the_run():
 
 def test_evaluation_depends_on_its_seeds_alone_and_is_noiseless():
     agent, collector, config, learner, counters = setup("Pendulum-v1", {"exploration_noise": 1.0}, seeds=(1, 2))
-    first, other, again = (collector.evaluate(learner.agent.actor, step) for step in (0, 50, 0))
-    assert first.shape == (2, EPISODES) and (first == again).all() and (first != other).any()
+    first, other, again = (np.stack(collector.evaluate(learner.agent.actor, step)) for step in (0, 50, 0))
+    assert first.shape == (2, 200, EPISODES) and (first == again).all() and (first != other).any()
+
+
+def test_the_largest_discounted_return_is_that_of_the_best_state_on_the_way():
+    rewards = np.random.default_rng(0).normal(size=(12, 3))
+    to_go = [sum(0.9**k * rewards[t + k, e] for k in range(12 - t)) for t in range(12) for e in range(3)]
+    np.testing.assert_allclose(attained(rewards, 0.9), max(to_go), rtol=1e-12)
 
 
 def save_and_load(tmp_path, stop_at, **kwargs):

@@ -72,9 +72,12 @@ class Collector:
         transitions = jax.tree.map(lambda *leaves: np.stack(leaves), *(row[0] for row in rows))
         return transitions, [(i, total) for i, row in enumerate(rows) for total in row[1]]
 
-    def evaluate(self, actor: Params, step: int) -> np.ndarray:
-        """Noiseless returns `[S, episodes]` of the actors `[S]`; they depend on nothing else but the step."""
-        return np.stack(self._pool.call("evaluate", [(params, step) for params in jax.device_get(self._split(actor))]))
+    def evaluate(self, actor: Params, step: int) -> list[np.ndarray]:
+        """Rewards `[T, episodes]` of noiseless episodes of each of the actors `[S]`, 0 after an episode's end.
+
+        They depend on nothing else but the step.
+        """
+        return self._pool.call("evaluate", [(params, step) for params in jax.device_get(self._split(actor))])
 
     def save(self) -> list[Any]:
         """The state of every seed's environments, as plain JSON."""

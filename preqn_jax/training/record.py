@@ -21,7 +21,7 @@ class Recorder:
             temporary = self._path.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
             os.replace(temporary, self._path)
-        self._file = self._path.open("a")
+        self._file = self._path.open("a", buffering=1)  # whole lines, for whoever follows the run
         folder = Path(logdir) / "tensorboard"
         self._boards = {seed: SummaryWriter(str(folder / f"seed_{seed}"), purge_step=resume_at + 1) for seed in seeds}
 

@@ -97,19 +97,19 @@ class Rollout:
                 raise Diverged(quantity, self._seed, start + (int(np.argmax(bad)) // envs + 1) * envs)
 
     def evaluate(self, actor: Params, step: int) -> np.ndarray:
-        """Noiseless returns `[episodes]`, one episode of each evaluation environment.
+        """Rewards `[T, episodes]` of a noiseless episode of each evaluation environment; 0 after its end.
 
         The episodes begin from seeds derived of (seed, step, episode), so that an evaluation depends on nothing before it.
         """
         env, actor = self._eval_env, jax.device_put(actor)
         obs = env.reset([derive_seed(self._seed, EVAL_ENV, step, e) for e in range(env.num_envs)])
-        returns, running = np.zeros(env.num_envs), np.ones(env.num_envs, bool)
+        rewards, running = [], np.ones(env.num_envs, bool)
         while running.any():
             out = env.step(np.asarray(self._policy.act(actor, obs)), running)
-            returns += np.where(running, out.reward, 0)
+            rewards.append(np.where(running, out.reward, 0))
             running &= ~(out.terminated | out.truncated)
             obs = out.obs
-        return returns
+        return np.stack(rewards)
 
     def save(self) -> Any:
         """All that the next rounds depend on beside the actor, as plain JSON."""
@@ -118,3 +118,12 @@ class Rollout:
     def load(self, state: Any) -> None:
         """Go on from a saved state, bit for bit."""
         self._obs, self._returns = self._env.load(state["env"]), codec.decode(state["returns"])
+
+
+def attained(rewards: np.ndarray, discount: float) -> float:
+    """The largest discounted return from any state that episodes with `rewards [T, episodes]` went through."""
+    best, to_go = -np.inf, np.zeros(rewards.shape[1])
+    for reward in rewards[::-1]:
+        to_go = reward + discount * to_go
+        best = max(best, float(to_go.max()))
+    return best

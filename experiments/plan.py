@@ -1,0 +1,392 @@
+"""Many training runs as one command: what they are, which of them are over, and making the others.
+
+A run is a run directory `<root>/<env>/<variant>` of `experiments.train`, all of its seeds in one program. Beside it lie
+`<variant>.log`, what it printed, and `<variant>.lock`, held by whatever process makes it. A plan may be stopped and started
+again at any time, also on another machine, and two at once on one root share the work.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import fnmatch
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from tqdm import tqdm
+
+from experiments import flags, output, train
+from preqn_jax import agents, envs
+from preqn_jax.options import UserError, check, option
+from preqn_jax.training import collect
+
+ENVS = ("HalfCheetah-v5", "Walker2d-v5", "Hopper-v5", "Ant-v5", "Swimmer-v5")
+_POLL = 0.2  # seconds between looks at the processes
+_LOOK = 2.0  # seconds between looks at how far the runs are
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanConfig:
+    """Which runs there should be, and where."""
+
+    root: str = option("runs/paper", "the folder of all runs, <root>/<env>/<variant>; what is there is not made again")
+    seeds: tuple[int, ...] | None = option(None, "seeds of every run (the plan in root's; a new one has the paper's many)")
+    num_steps: int | None = option(None, "environment steps of each seed (the plan in root's; 1,000,000 in a new one)")
+    envs: tuple[str, ...] | None = option(None, "environments (the plan in root's; the paper's five in a new one)")
+    only: tuple[str, ...] = option((), "make only these runs now, as in HalfCheetah-v5/preqn-sin,Swimmer-v5/*")
+    processes: int = option(1, "runs at a time, a process each", at_least=1)
+    report: bool = option(False, "make nothing, report on what is there")
+    out: str = option("", "folder for figures and tables (a folder in root with the command's name)")
+
+
+class Kind(NamedTuple):
+    """What a command's plans have in common."""
+
+    name: str  # of the command, and of the plan's file
+    variants: tuple[str, ...]  # each `<algorithm>-<activation>`
+    seeds: tuple[int, ...]  # of the paper
+
+
+class Run(NamedTuple):
+    """One run directory."""
+
+    name: str  # `<env>/<variant>`
+    folder: Path
+    flags: tuple[str, ...]  # of experiments.train, but for logdir and workers
+    seeds: tuple[int, ...]
+    num_steps: int
+
+    @property
+    def log(self) -> Path:
+        return self.folder.with_name(self.folder.name + ".log")
+
+    @property
+    def lock(self) -> Path:
+        return self.folder.with_name(self.folder.name + ".lock")
+
+
+# --- what the runs are -----------------------------------------------------------------------------------------------
+
+
+def settle(kind: Kind, config: PlanConfig, extra: Sequence[str]) -> list[Run]:
+    """All runs of the plan in `config.root`, which is written if it is new; `extra` are flags for every run.
+
+    Raises:
+      UserError: a flag out of range, an environment that does not exist, a plan or a run in root that says something else.
+        Nothing is written then.
+    """
+    root = Path(config.root)
+    path = root / f"{kind.name}.json"
+    old = load(path) if path.exists() else {}
+    wanted = {"seeds": config.seeds, "num_steps": config.num_steps, "envs": config.envs, "extra": tuple(extra) or None}
+    defaults = {"seeds": kind.seeds, "num_steps": 1_000_000, "envs": ENVS, "extra": ()}
+    settings: dict[str, Any] = {}
+    for name, default in defaults.items():
+        value = wanted[name] if wanted[name] is not None else old.get(name, default)
+        settings[name] = list(value) if isinstance(value, tuple) else value
+        _agree(path, name, old.get(name), settings[name])
+    runs = [
+        _run(root, env, variant, settings["seeds"], settings["num_steps"], settings["extra"])
+        for env in settings["envs"]
+        for variant in kind.variants
+    ]
+    plan = {**settings, "runs": {run.name: list(run.flags) for run in runs}}
+    if plan != old:
+        output.write_json(path, plan, "root")
+    return runs
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A plan's file. Raises UserError if it is none."""
+    try:
+        plan = json.loads(path.read_text())
+        if not {"seeds", "num_steps", "envs", "extra", "runs"} <= plan.keys():
+            raise KeyError("seeds, num_steps, envs, extra or runs")
+    except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError):
+        raise UserError(f"{str(path)!r} is not a plan of runs; move it away, or give another --root") from None
+    except OSError as error:
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror}; give another --root") from None
+    return plan
+
+
+def _agree(path: Path, name: str, old: Any, new: Any) -> None:
+    """A plan keeps its settings, but for environments that are added."""
+    if name == "envs" and old is not None and not set(old) <= set(new):
+        left = ", ".join(env for env in old if env not in new)
+        raise UserError(f"{str(path)!r} has {left} among its envs, but --envs leaves it out; to make a part of a plan use --only")
+    if name != "envs" and old is not None and old != new:
+        raise UserError(
+            f"{str(path)!r} says {name}={old!r}, but this command says {new!r}; "
+            f"use the same {name} to go on with it, or another --root"
+        )
+
+
+def _run(root: Path, env: str, variant: str, seeds: list[int], num_steps: int, extra: list[str]) -> Run:
+    """The run, with Appendix B's settings. One that another plan has begun with these seeds and more is taken as it is."""
+    algorithm, activation = variant.split("-")
+    folder = root / env / variant
+    with contextlib.suppress(OSError, json.JSONDecodeError, KeyError, TypeError):
+        begun = json.loads((folder / "config.json").read_text())["config"]["seeds"]
+        seeds = begun if set(seeds) <= set(begun) else seeds
+    given = (
+        f"--algorithm={algorithm}",
+        f"--activation={activation}",
+        f"--env={env}",
+        f"--seeds={','.join(map(str, seeds))}",
+        f"--num_steps={num_steps}",
+        "--eval_every=5000",
+        "--eval_episodes=10",
+        "--log_every=5000",
+        f"--checkpoint_every={max(10_000, num_steps // 20 // 5000 * 5000)}",
+        *extra,
+    )
+    run, agent, loop_config = flags.read(given, *train.CONFIGS)
+    described = train.configuration(run, agents.resolve(agent), loop_config)
+    train.validate(run, loop_config)
+    fixed = {"algorithm": algorithm, "activation": activation, "env": env, "seeds": seeds, "num_steps": num_steps}
+    changed = [name for name, value in fixed.items() if described[name] != value]
+    if changed or (run.logdir, run.workers) != (train.RunConfig.logdir, train.RunConfig.workers):
+        names = ", ".join(changed) or "logdir or workers"
+        raise UserError(f"{' '.join(extra)!r} after -- sets {names}, which the plan sets for each run; leave it out")
+    if (folder / "config.json").exists():
+        train.compare(folder / "config.json", described, flag="root")
+    else:
+        envs.spec(env)
+    return Run(f"{env}/{variant}", folder, given, tuple(seeds), num_steps)
+
+
+def choose(runs: Sequence[Run], patterns: Sequence[str]) -> list[Run]:
+    """Runs whose names match any of the patterns; all if there is none. Raises UserError for a pattern that matches no run."""
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(run.name, pattern) for run in runs):
+            raise UserError(f"only names {pattern!r}, but the runs of this plan are {', '.join(run.name for run in runs)}")
+    return [run for run in runs if not patterns or any(fnmatch.fnmatchcase(run.name, pattern) for pattern in patterns)]
+
+
+# --- how far they are ------------------------------------------------------------------------------------------------
+
+
+def state(run: Run) -> str:
+    """done, diverged, begun, new, or copied: records without the checkpoints that would let the run go on."""
+    last = _last(run)
+    if (run.folder / "DONE").exists():
+        return "done"
+    if last.get("run/diverged") is not None:
+        return "diverged"
+    if last and not (run.folder / "checkpoints").exists():
+        return "done" if last["step"] >= run.num_steps else "copied"
+    return "begun" if last else "new"
+
+
+def is_over(run: Run) -> bool:
+    """Whether nothing is left to do."""
+    return state(run) in ("done", "diverged")
+
+
+def progress(run: Run) -> int:
+    """Environment steps of all seeds so far; a run that is over counts as whole."""
+    step = run.num_steps if is_over(run) else min(_last(run).get("step", 0), run.num_steps)
+    return step * len(run.seeds)
+
+
+def _last(run: Run) -> dict[str, Any]:
+    """The last whole line of a run's records; {} if there is none."""
+    try:
+        with (run.folder / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
+            lines = file.read().splitlines(keepends=True)
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
+            if line.endswith(b"\n"):
+                return json.loads(line)
+    return {}
+
+
+# --- making them -----------------------------------------------------------------------------------------------------
+
+
+class Outcome(NamedTuple):
+    """What became of a run in this call."""
+
+    run: Run
+    state: str  # done, diverged, stopped, failed, or elsewhere: another process makes it
+    words: str  # the sentence it ended with, if it says more than the state
+
+
+class _Job(NamedTuple):
+    run: Run
+    process: subprocess.Popen
+
+
+def execute(runs: Sequence[Run], processes: int) -> list[Outcome]:
+    """Makes what is not over, `processes` at a time, and waits; Ctrl-C and SIGTERM are passed on, and each run checkpoints.
+
+    Returns the outcomes of all `runs`; a run that fails stops no other.
+    """
+    waiting, jobs, outcomes, passed_on = list(runs), [], [], 0
+    with _stop_signals() as stopping, _bar(runs) as bar:
+        try:
+            looked = 0.0
+            while waiting or jobs:
+                if len(stopping) > passed_on:
+                    passed_on = len(stopping)
+                    _terminate(jobs)
+                while waiting and (stopping or len(jobs) < processes):
+                    run = waiting.pop(0)
+                    started = _outcome(run, "stopped") if stopping and not is_over(run) else _start(run, processes)
+                    (jobs if isinstance(started, _Job) else outcomes).append(started)
+                for job in [job for job in jobs if job.process.poll() is not None]:
+                    jobs.remove(job)
+                    outcomes.append(_ended(job, bool(stopping)))
+                    bar.write(_sentence(outcomes[-1]), file=sys.stderr)
+                if time.monotonic() - looked > _LOOK or not jobs:
+                    looked = time.monotonic()
+                    bar.set_postfix_str(", ".join(job.run.name for job in jobs), refresh=False)
+                    bar.update(sum(map(progress, runs)) - bar.n)
+                time.sleep(_POLL if jobs else 0)
+        finally:  # whatever happened here, the runs are asked to end as well
+            _terminate(jobs)
+            for job in jobs:
+                job.process.wait()
+    order = [run.name for run in runs]
+    return sorted(outcomes, key=lambda outcome: order.index(outcome.run.name))
+
+
+def _start(run: Run, processes: int) -> _Job | Outcome:
+    """A process for the run, unless it is over, or another holds its lock, or there is nothing to go on from."""
+    if is_over(run):
+        return _outcome(run, state(run))
+    if state(run) == "copied":
+        return Outcome(
+            run, "failed", f"{str(run.folder)!r} holds records without checkpoints; to make the run, give another --root"
+        )
+    try:
+        run.folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"cannot write to {str(run.folder.parent)!r}: {error.strerror}; give another --root") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if is_over(run):  # by now
+            return _outcome(run, state(run))
+        with run.log.open("ab") as log:
+            # The process inherits the lock, and so it is held for just as long as the run lives, even if we do not.
+            process = subprocess.Popen(
+                _command(run, processes),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=_environment(processes),
+                pass_fds=(lock,),
+            )
+        return _Job(run, process)
+    except BlockingIOError:
+        return _outcome(run, "elsewhere")
+    finally:
+        os.close(lock)
+
+
+def _command(run: Run, processes: int) -> list[str]:
+    """What makes the run, with its share of the cores for stepping environments."""
+    cores = max(1, collect.default_workers(sys.maxsize) // processes)
+    workers = min(cores, len(run.seeds)) if min(cores, len(run.seeds)) > 1 else 0
+    return [sys.executable, "-m", "experiments.train", *run.flags, f"--logdir={run.folder}", f"--workers={workers}"]
+
+
+def _environment(processes: int) -> dict[str, str]:
+    """Several runs share an accelerator's memory: none may take most of it in advance."""
+    return ({} if processes == 1 else {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}) | dict(os.environ)
+
+
+def _ended(job: _Job, stopping: bool) -> Outcome:
+    """The outcome of a process that is no more."""
+    if is_over(job.run):
+        return _outcome(job.run, state(job.run))
+    return _outcome(job.run, "stopped" if job.process.returncode == 0 or stopping else "failed")
+
+
+def _outcome(run: Run, state: str) -> Outcome:
+    """With the last words of the log, where a run did not end well."""
+    words = ""
+    if state in ("diverged", "failed"):
+        with contextlib.suppress(OSError):
+            lines = run.log.read_text(errors="replace").replace("\r", "\n").split("\n")
+            words = next((line for line in reversed(lines) if line.strip()), "").removeprefix("error: ")
+    return Outcome(run, state, words)
+
+
+def _sentence(outcome: Outcome) -> str:
+    words = f"{outcome.run.name}: {outcome.state}{': ' if outcome.words else ''}{outcome.words}"
+    return words + (f" ({outcome.run.log})" if outcome.state == "failed" and outcome.run.log.exists() else "")
+
+
+def _terminate(jobs: Sequence[_Job]) -> None:
+    for job in jobs:
+        if job.process.poll() is None:
+            job.process.terminate()
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that holds the signals that asked to stop."""
+    seen: list[int] = []
+    old = {s: signal.signal(s, lambda number, frame: seen.append(number)) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    try:
+        yield seen
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _bar(runs: Sequence[Run]) -> tqdm:
+    return tqdm(
+        total=sum(run.num_steps * len(run.seeds) for run in runs),
+        initial=sum(map(progress, runs)),
+        unit="step",
+        unit_scale=True,
+        smoothing=0,  # the steps come in lumps
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+        dynamic_ncols=True,
+    )
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+Report = Callable[[Path, Sequence[str], Sequence[int] | None, Path], None]
+"""`(root, environments, seeds or None for all, folder for figures and tables)`; prints, and writes."""
+
+
+def main(kind: Kind, config: PlanConfig, extra: Sequence[str], report: Report) -> int:
+    """Settles the plan, makes its runs, and reports on them. Returns the exit status; raises UserError."""
+    stray = [word for word in extra if not word.startswith("--")]
+    if stray:
+        raise UserError(f"unexpected argument {stray[0]!r}; flags start with --, as in --envs=Walker2d-v5")
+    check(config)
+    status = 0
+    if not config.report:
+        jax.config.update("jax_platforms", "cpu")  # of this process: accelerators belong to the runs
+        outcomes = execute(choose(settle(kind, config, extra), config.only), config.processes)
+        states = [outcome.state for outcome in outcomes]
+        print(f"{len(outcomes)} runs: {', '.join(f'{states.count(state)} {state}' for state in dict.fromkeys(states))}")
+        for outcome in outcomes:
+            if outcome.state in ("diverged", "failed", "elsewhere"):
+                print(_sentence(outcome))
+        if "stopped" in states:
+            print("stopped; the same command goes on from there")
+            return 0
+        status = int("failed" in states)
+    path = Path(config.root) / f"{kind.name}.json"
+    known = load(path) if path.exists() else {}
+    seeds = config.seeds or known.get("seeds")
+    report(Path(config.root), config.envs or known.get("envs", ENVS), seeds, Path(config.out or path.with_suffix("")))
+    return status

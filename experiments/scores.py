@@ -1,0 +1,86 @@
+"""Returns as one number a run, and how sure one can be of means over few runs."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+WINDOW = 10  # evaluations in a score
+LEVEL = 0.95
+RESAMPLES = 9999
+RULES = f"""\
+A score is the mean of a seed's last {WINDOW} evaluations up to a step (of all, where there are fewer).
+Brackets hold {LEVEL:.0%} percentile bootstrap intervals of {RESAMPLES:,} resamples of the seeds. With few seeds these are narrow:
+of normal scores they hold the true mean 75 % of the time with three seeds, 88 % with seven."""
+
+
+class Estimate(NamedTuple):
+    """A statistic of a few runs, and its bootstrap interval: None, where a single run has no spread."""
+
+    value: float
+    interval: tuple[float, float] | None
+
+    def __str__(self) -> str:
+        return f"{self.value:,.0f}" + (f" [{self.interval[0]:,.0f}, {self.interval[1]:,.0f}]" if self.interval else "")
+
+
+def last(steps: np.ndarray, returns: np.ndarray, at: int) -> np.ndarray:
+    """Scores `[S]` at step `at`, from evaluations at `steps [T]` with mean returns `[S, T]`.
+
+    Raises ValueError if there was none yet.
+    """
+    upto = steps <= at
+    if not upto.any():
+        raise ValueError(f"there is no evaluation up to step {at}")
+    return returns[:, upto][:, -WINDOW:].mean(axis=1)
+
+
+def mean(scores: np.ndarray) -> Estimate:
+    """Of `scores [S]`."""
+    return _estimate((scores,), lambda x, axis=-1: np.mean(x, axis=axis))
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> Estimate:
+    """mean(a) - mean(b) of scores `[S]` and `[S']`, with Welch's interval, which keeps its level with few seeds."""
+    value = float(np.mean(a) - np.mean(b))
+    if min(len(a), len(b)) < 2 or not np.isfinite(value):
+        return Estimate(value, None)
+    if np.ptp(a) == np.ptp(b) == 0:  # no spread, of which Welch's formula makes 0 / 0
+        return Estimate(value, (value, value))
+    low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval(LEVEL)
+    return Estimate(value, (float(low), float(high)))
+
+
+def interquartile_mean(scores: Sequence[np.ndarray]) -> Estimate:
+    """Of the scores `[S]` of several tasks, all taken together; the bootstrap is stratified: seeds are resampled task by task.
+
+    The mean of what is left without the least and the largest quarter (Agarwal et al. 2021, "Deep Reinforcement Learning at the
+    Edge of the Statistical Precipice").
+    """
+    return _estimate(scores, lambda *x, axis=-1: stats.trim_mean(np.concatenate(x, axis=axis), 0.25, axis=axis))
+
+
+def _estimate(samples: Sequence[np.ndarray], statistic: Callable[..., Any]) -> Estimate:
+    value = float(statistic(*samples))
+    if any(len(sample) < 2 or not np.isfinite(sample).all() for sample in samples):
+        return Estimate(value, None)
+    result = stats.bootstrap(
+        tuple(samples),
+        statistic,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    low, high = result.confidence_interval
+    return Estimate(value, (float(low), float(high)))
+
+
+def clearly(estimate: Estimate) -> int:
+    """1 or -1 where a whole interval is above or below zero, else 0."""
+    if estimate.interval is None:
+        return 0
+    low, high = estimate.interval
+    return int(low > 0) - int(high < 0)

@@ -1,0 +1,66 @@
+"""How all figures look: one palette, one way to draw a mean with its spread."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from experiments.curves import Curves
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, colour-blind safe
+SPREAD = "mean over seeds; bands: one standard deviation over seeds"
+RETURN = "mean return of noiseless episodes"
+_VARIANTS = {  # told apart by dashes as well as by colour
+    "preqn-sin": (COLOURS[0], "-"),
+    "td3-relu": (COLOURS[1], "--"),
+    "sac-relu": (COLOURS[2], "-."),
+    "ddpg-relu": (COLOURS[3], ":"),
+    "preqn-relu": (COLOURS[5], (0, (6, 1, 1, 1, 1, 1))),
+    "td3-sin": (COLOURS[4], (0, (2, 1))),
+}
+
+
+def tidy(ax: Any) -> None:
+    """A grid, and no frame."""
+    ax.grid(alpha=0.3)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def of_variant(variant: str) -> dict[str, Any]:
+    """The look of a variant's line, the same in every figure."""
+    colour, dashes = _VARIANTS[variant]
+    return {"color": colour, "ls": dashes, "label": variant}
+
+
+def spread(ax: Any, steps: np.ndarray, values: np.ndarray, **look: Any) -> None:
+    """The mean of `values [S, T]` over seeds against `steps [T]`, in a band of one standard deviation; NaN is left out."""
+    mean, deviation = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
+    ax.plot(steps, mean, lw=1.5, **look)
+    ax.fill_between(steps, mean - deviation, mean + deviation, color=look["color"], alpha=0.2, lw=0)
+
+
+def panel(ax: Any, runs: Iterable[Curves], name: str) -> None:
+    """One metric of several variants against environment steps; a cross where a run diverged."""
+    for run in runs:
+        (steps, values), look = run.metric(name), of_variant(run.variant)
+        spread(ax, steps, values, **look)
+        if run.diverged:
+            ax.plot(steps[-1], np.nanmean(values[:, -1]), "x", color=look["color"], ms=8, mew=2)
+    thousands(ax)
+    tidy(ax)
+
+
+def thousands(ax: Any) -> None:
+    """Environment steps along x, without clutter."""
+    ax.set_xlabel("environment steps")
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k" if x >= 1e3 else f"{x:g}")
+
+
+def finish(figure: Any, axes: Any, title: str) -> None:
+    """One legend below all panels, with every label once, and the title above."""
+    handles = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=9, ncols=len(handles), loc="outside lower center")
+    figure.suptitle(
+        title + ("; x: diverged" if any(line.get_marker() == "x" for ax in axes.flat for line in ax.lines) else ""), fontsize=9
+    )
