@@ -4,7 +4,8 @@ Importing it chooses how the CPU runs the networks of this field, before JAX sta
 between threads, the LAPACK threads of the K-solve wake up slower than they solve, and XLA leaves half of an AVX-512 register
 unused. Instead each core is a device of its own, and several seeds are divided among them (`training.loop`). A computation runs
 in the thread that asks for it: handing over an evaluation of the policy to another takes longer than the policy itself.
-BUILD.md, "Performance", has the figures. Whatever the environment already sets wins.
+Batched LAPACK calls of two devices wait for each other in XLA's pool of threads, for ever if it has no more threads than
+cores: `NPROC` gives it twice as many. BUILD.md, "Performance", has the figures. Whatever the environment already sets wins.
 """
 
 import os
@@ -18,6 +19,7 @@ _XLA_FLAGS = {
 _given = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join([_given, *(f"--{k}={v}" for k, v in _XLA_FLAGS.items() if k not in _given)]).strip()
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("NPROC", str(2 * (_cores or 1)))
 
 import jax  # noqa: E402  (NumPy, which it imports, reads the variables)
 
