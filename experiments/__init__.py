@@ -2,13 +2,19 @@
 
 Importing it chooses how the CPU runs the networks of this field, before JAX starts: products of 256 x 256 are too small to share
 between threads, the LAPACK threads of the K-solve wake up slower than they solve, and XLA leaves half of an AVX-512 register
-unused. A computation runs in the thread that asks for it: handing over an evaluation of the policy to another takes
-longer than the policy itself. BUILD.md, "Performance", has the figures. Whatever the environment already sets wins.
+unused. Instead each core is a device of its own, and several seeds are divided among them (`training.loop`). A computation runs
+in the thread that asks for it: handing over an evaluation of the policy to another takes longer than the policy itself.
+BUILD.md, "Performance", has the figures. Whatever the environment already sets wins.
 """
 
 import os
 
-_XLA_FLAGS = {"xla_cpu_multi_thread_eigen": "false", "xla_cpu_prefer_vector_width": "512"}
+_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+_XLA_FLAGS = {
+    "xla_cpu_multi_thread_eigen": "false",
+    "xla_cpu_prefer_vector_width": "512",
+    "xla_force_host_platform_device_count": str(_cores),
+}
 _given = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join([_given, *(f"--{k}={v}" for k, v in _XLA_FLAGS.items() if k not in _given)]).strip()
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import flags, growth, output, peers, timing
-from preqn_jax import agents, linesearch, networks, ntk, replay
+from preqn_jax import agents, linesearch, networks, ntk
 from preqn_jax.agents import base
 from preqn_jax.options import UserError, check, option
 from preqn_jax.training import loop
@@ -30,6 +30,7 @@ class CostConfig(growth.GrowthConfig):
     """What is timed."""
 
     updates: int = option(50, "updates in a scan", at_least=1)
+    peers_settings: str = option("default", peers.SETTINGS_HELP)
     peers: str = option("", peers.HELP)
     grid: bool = option(False, "instead: a critic step over grids of batch, width, depth and seeds, in time and memory")
 
@@ -45,6 +46,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "SAC relu": {"algorithm": "sac"},
 }
 REFERENCE = "TD3 relu"
+SEEDS = 4  # of the row that shows what several cost together
+SEVERAL = f"PreQN sin, {SEEDS} seeds"
 STORED = 5000  # transitions in the replay buffer
 
 
@@ -62,8 +65,9 @@ def run(config: CostConfig) -> int:
         return growth.run(config)
     if config.figure:
         raise UserError(f"figure is {config.figure!r}, but only a grid has a picture: add --grid, or leave --figure out")
-    names = peers.parse(config.peers)
+    names = peers.parse(config.peers, config.peers_settings)
     whole = {name: _agent_scan(config, fields) for name, fields in ROWS.items()}
+    whole[SEVERAL] = _agent_scan(config, ROWS["PreQN sin"], SEEDS)
     whole |= {peers.label(name): _peer_scan(config, name) for name in names}
     parts = _part_scans(config)
     times = timing.in_turn({**whole, **parts}, config.repeats)
@@ -75,28 +79,32 @@ def run(config: CostConfig) -> int:
     return 0
 
 
-def _agent_scan(config: CostConfig, fields: dict[str, Any]) -> Callable[[], Any]:
-    """A function that takes `updates` gradient steps, as training does."""
+def _agent_scan(config: CostConfig, fields: dict[str, Any], seeds: int = 1) -> Callable[[], Any]:
+    """A function that takes `updates` gradient steps of each seed, as training does."""
     spec = _spec(config)
     agent = agents.make(base.AgentConfig(hidden_sizes=config.hidden_sizes, **fields), spec)
-    loop_config = loop.LoopConfig(batch_size=config.batch_size)
-    stored = jax.tree.map(lambda leaf: leaf[None], _transitions(config, STORED))
-    buffer = jax.vmap(replay.add)(jax.tree.map(lambda leaf: leaf[None], replay.init(spec, STORED)), stored)
-    state = [loop.Learner(jax.vmap(agent.init)(loop.keys((0,))), buffer)]
-    new = jax.tree.map(lambda leaf: leaf[None], _transitions(config, config.updates))
+    loop_config = loop.LoopConfig(tuple(range(seeds)), num_steps=STORED, batch_size=config.batch_size)
     learn, done = loop.make_learn(agent, loop_config), [0]
 
+    def new(n: int) -> Transition:
+        return jax.tree.map(lambda leaf: np.stack([leaf] * seeds), _transitions(config, n))
+
+    empty, _ = loop.init(agent, spec, loop_config)
+    learner = [learn(empty, new(STORED), jnp.uint32(0), jnp.int32(0), 0)[0]]
+    fresh = new(config.updates)
+
     def run() -> Any:
-        state[0], metrics = learn(state[0], new, jnp.uint32(done[0]), jnp.int32(done[0]), config.updates)
+        learner[0], metrics = learn(learner[0], fresh, jnp.uint32(done[0]), jnp.int32(done[0]), config.updates)
         done[0] += config.updates
-        return state[0].agent, metrics
+        return learner[0].agent, metrics
 
     return run
 
 
 def _peer_scan(config: CostConfig, name: str) -> Callable[[], Any]:
     stored = _transitions(config, STORED)
-    return peers.updates(name, _spec(config), stored, config.batch_size, config.hidden_sizes, config.updates)
+    spec, sizes = _spec(config), config.hidden_sizes
+    return peers.apart(config.peers_settings, peers.updates, name, spec, stored, config.batch_size, sizes, config.updates)
 
 
 def _part_scans(config: CostConfig) -> dict[str, Callable[[], Any]]:
@@ -149,6 +157,12 @@ def _part_scans(config: CostConfig) -> dict[str, Callable[[], Any]]:
 
         return jax.tree.map(lambda a, g: a - 1e-6 * g, p, jax.grad(loss)(p))
 
+    width = config.hidden_sizes[-1]
+    square = jnp.eye(width)
+
+    def product(x: Array) -> Array:
+        return x @ square
+
     def scan(body: Callable[[Any], Any], start: Any) -> Callable[[], Any]:
         run = jax.jit(lambda carry: jax.lax.scan(lambda c, _: (body(c), None), carry, length=config.updates)[0])
         return lambda: run(start)
@@ -159,6 +173,7 @@ def _part_scans(config: CostConfig) -> dict[str, Callable[[], Any]]:
         "solve": scan(solving, jnp.zeros_like(delta)),
         "linesearch (one candidate)": scan(search, theta),
         "actor": scan(improving, phi),
+        f"one product, {config.batch_size} x {width} x {width}": scan(product, jnp.ones((config.batch_size, width))),
     }
 
 
@@ -186,7 +201,7 @@ def _print(config: CostConfig, whole: list[dict[str, Any]], parts: list[dict[str
         f"B={config.batch_size}, hidden sizes {widths}, median of {config.repeats} scans of {config.updates}; {timing.machine()}"
     )
     if config.peers:
-        print(f"SBX: {peers.versions()}")
+        print(f"SBX: {peers.versions()}; settings: {config.peers_settings}")
     print(f"{'an update of':<28} {'ms':>9} {'min':>9} {'max':>9}   " + "   ".join(f"ratio to {name}" for name in references))
     for row in whole:
         print(_line(row, ""))
@@ -197,6 +212,7 @@ def _print(config: CostConfig, whole: list[dict[str, Any]], parts: list[dict[str
     print(f"PreQN sin / PreQN relu: {table['PreQN sin']['ms'] / table['PreQN relu']['ms']:.2f}")
     ms = table["PreQN sin, Jacobian kernel"]["ms"]
     print(f"Jacobian kernel / structured kernel: {ms / table['PreQN sin']['ms']:.1f}")
+    print(f"{SEVERAL} / one: {table[SEVERAL]['ms'] / table['PreQN sin']['ms']:.2f}, on {jax.local_device_count()} devices")
     for reference in references:
         ratio = table["PreQN sin"]["ratios"][reference]
         print(f"PreQN sin / {reference}: {ratio['ratio']:.2f} (rounds {ratio['min']:.2f} to {ratio['max']:.2f})")

@@ -2,13 +2,20 @@
 
 SBX is not among the project's dependencies: BUILD.md, "Peers", says how to install it. Nothing of it is imported before an
 agent is asked for. All agents get `hidden_sizes` for actor and critic, CrossQ too, whose critics are 1,024 wide by default, and
-keep SBX's defaults in everything else.
+keep SBX's defaults in everything else. Each runs in a process of its own, under JAX's default settings, as its users run it, or
+under those that the binaries here choose (`SETTINGS`).
 """
 
+import contextlib
 import importlib
 import importlib.metadata
+import multiprocessing
+import os
 from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
 from typing import Any
+from unittest import mock
 
 import gymnasium
 import jax
@@ -20,10 +27,18 @@ from preqn_jax.types import Spec, Transition
 AGENTS = {"td3": "TD3", "sac": "SAC", "ddpg": "DDPG", "crossq": "CrossQ"}
 REFERENCE = "SBX TD3"
 HELP = f"agents of SBX to time beside ours, with commas between: {','.join(AGENTS)} (default: none)"
+SETTINGS = ("default", "ours")
+SETTINGS_HELP = "XLA flags and threads of the agents of SBX: default, as JAX has them, or ours"
+# What XLA and OpenBLAS do when nothing is said. Said, because importing `experiments` says something else otherwise.
+_DEFAULTS = {
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=true --xla_cpu_prefer_vector_width=256 --xla_force_host_platform_device_count=1",
+    "OPENBLAS_NUM_THREADS": str(os.cpu_count()),
+}
 
 
-def parse(flag: str) -> list[str]:
+def parse(flag: str, settings: str) -> list[str]:
     """The agents that a `--peers` flag names. Raises UserError for one that does not exist, and if SBX is not installed."""
+    choose("peers_settings", settings, SETTINGS)
     names = [choose("peer", name.strip(), AGENTS) for name in flag.split(",") if name.strip()]
     if names:
         _sbx()
@@ -38,6 +53,44 @@ def label(name: str) -> str:
 def versions() -> str:
     """SBX and what it stands on."""
     return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("sbx-rl", "stable-baselines3", "torch"))
+
+
+def apart(settings: str, make: Callable[..., Callable[..., Any]], *args: Any, **kwargs: Any) -> Callable[..., None]:
+    """`make(*args, **kwargs)`, a function, living in a process of its own that runs it whenever it is called here.
+
+    `make` is a function of a module, and what it is given pickles. What goes wrong there is raised here, as a UserError.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    with mock.patch.dict(os.environ, _DEFAULTS if settings == "default" else {}):
+        target = partial(make, *args, **kwargs)
+        context.Process(target=_serve, args=(theirs, target, settings == "default"), daemon=True).start()
+    theirs.close()
+
+    def run(*args: Any) -> None:
+        try:
+            ours.send(args)
+            error = ours.recv()
+        except (EOFError, OSError):
+            error = "its process died"
+        if error is not None:
+            raise UserError(f"an agent of SBX cannot be timed: {error}")
+
+    return run
+
+
+def _serve(pipe: Connection, make: Callable[[], Callable[..., Any]], default: bool) -> None:
+    jax.config.update("jax_cpu_enable_async_dispatch", default)
+    run = None
+    with contextlib.suppress(EOFError, OSError):  # the other end is gone
+        while True:
+            args = pipe.recv()
+            try:
+                run = run or make()
+                jax.block_until_ready(run(*args))
+                pipe.send(None)
+            except Exception as error:
+                pipe.send(f"{type(error).__name__}: {error}")
 
 
 def updates(name: str, spec: Spec, stored: Transition, batch_size: int, hidden_sizes: tuple[int, ...], count: int) -> Callable:

@@ -23,6 +23,7 @@ class ThroughputConfig:
     """What is timed; steps are environment steps."""
 
     env: str = option("HalfCheetah-v5", "a Gymnasium environment with Box observations and actions, or a probe (probe/delay)")
+    peers_settings: str = option("default", peers.SETTINGS_HELP)
     peers: str = option("", peers.HELP)
     batch_size: int = option(256, "B, transitions in a minibatch", at_least=1)
     hidden_sizes: tuple[int, ...] = option((256, 256), "widths of the hidden layers", at_least=1)
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> int:
 def run(config: ThroughputConfig) -> int:
     """Measure, print, and write what is asked for. Returns the exit status; raises UserError."""
     _validate(config)
-    names = peers.parse(config.peers)
+    names = peers.parse(config.peers, config.peers_settings)
     runs = {name: _run(config, fields) for name, fields in ROWS.items()}
     runs |= {peers.label(name): _peer_run(config, name) for name in names}
     times = timing.in_turn(runs, config.repeats)
@@ -115,9 +116,14 @@ def _run(config: ThroughputConfig, fields: dict[str, Any]) -> Callable[[], Any]:
 
 
 def _peer_run(config: ThroughputConfig, name: str) -> Callable[[], Any]:
-    settings = {"batch_size": config.batch_size, "hidden_sizes": config.hidden_sizes, "every": config.update_every}
-    capacity, first = _total(config), [config.update_after]
-    go = peers.training(name, config.env, capacity=capacity, learning_starts=config.update_after, **settings)
+    settings: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "hidden_sizes": config.hidden_sizes,
+        "every": config.update_every,
+        "capacity": _total(config),
+        "learning_starts": config.update_after,
+    }
+    go, first = peers.apart(config.peers_settings, peers.training, name, config.env, **settings), [config.update_after]
 
     def run() -> Any:
         return go(config.segment + (first.pop() if first else 0))
@@ -133,7 +139,7 @@ def _print(config: ThroughputConfig, rows: list[dict[str, Any]], references: lis
         f"median of {config.repeats} segments of {config.segment} steps; {timing.machine()}"
     )
     if config.peers:
-        print(f"SBX: {peers.versions()}")
+        print(f"SBX: {peers.versions()}; settings: {config.peers_settings}")
     print(f"{'steps a second':<28} {'median':>9} {'min':>9} {'max':>9}   " + "   ".join(f"ratio to {r}" for r in references))
     for row in rows:
         ratios = "".join(f"{ratio:>{11 + len(name)}.2f}" for name, ratio in row["ratios"].items())

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import pytest
 
 from experiments import cost, flags, growth, peers, throughput, timing
 from preqn_jax import envs
+from preqn_jax.options import UserError
 from preqn_jax.types import Spec
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +29,7 @@ def guarded(run, config):
 def check_cost_table(out):
     table = json.loads(Path("cost.json").read_text())
     rows = {row["name"]: row for row in table["rows"]}
-    assert {*cost.ROWS, "solve", "actor"} <= set(rows) and "peers" not in table
+    assert {*cost.ROWS, cost.SEVERAL, "solve", "actor"} <= set(rows) and "peers" not in table
     for row in rows.values():
         assert 0 < row["min"] <= row["ms"] <= row["max"]
         assert row["ratios"]["TD3 relu"]["ratio"] == pytest.approx(row["ms"] / rows["TD3 relu"]["ms"])
@@ -35,7 +37,7 @@ def check_cost_table(out):
 
 
 def test_the_cost_table_has_every_row_and_its_ratios(capsys, monkeypatch):
-    monkeypatch.setattr(cost, "_agent_scan", lambda config, fields: lambda: jnp.zeros(3) + 1)
+    monkeypatch.setattr(cost, "_agent_scan", lambda *_: lambda: jnp.zeros(3) + 1)
     monkeypatch.setattr(cost, "_part_scans", lambda config: {"solve": lambda: jnp.zeros(2), "actor": lambda: jnp.zeros(4)})
     assert guarded(cost.run, cost.CostConfig(**TINY, updates=2, json="cost.json")) == 0
     check_cost_table(capsys.readouterr().out)
@@ -48,15 +50,15 @@ def test_the_cost_of_every_algorithm_and_part_can_be_measured(capsys):
 
 
 def test_rows_of_a_peer_stand_in_the_same_table(capsys, monkeypatch):
-    scans = {"_agent_scan": lambda config, fields: lambda: jnp.zeros(3), "_part_scans": lambda config: {}}
+    scans = {"_agent_scan": lambda *_: lambda: jnp.zeros(3), "_part_scans": lambda config: {}}
     for name, scan in scans.items():
         monkeypatch.setattr(cost, name, scan)
     monkeypatch.setattr(peers, "_sbx", lambda: None)
-    monkeypatch.setattr(peers, "updates", lambda *args: lambda: jnp.zeros(3))
+    monkeypatch.setattr(peers, "apart", lambda *args: lambda: None)
     monkeypatch.setattr(peers, "versions", lambda: "sbx-rl 0.0")
     assert guarded(cost.run, cost.CostConfig(**TINY, peers="sac,td3", json="cost.json")) == 0
     table = json.loads(Path("cost.json").read_text())
-    assert [row["name"] for row in table["rows"]] == [*cost.ROWS, "SBX SAC", "SBX TD3"]
+    assert [row["name"] for row in table["rows"]] == [*cost.ROWS, cost.SEVERAL, "SBX SAC", "SBX TD3"]
     assert all(set(row["ratios"]) == {"TD3 relu", "SBX TD3"} for row in table["rows"])
     out = capsys.readouterr().out
     assert table["peers"] in out and "PreQN sin / SBX TD3: " in out.splitlines()[-1]
@@ -127,6 +129,7 @@ def test_throughput_times_segments_of_a_run_that_goes_on(capsys, monkeypatch):
         (cost.run, cost.CostConfig(batch_size=0), "batch_size is 0, but it must be at least 1"),
         (cost.run, cost.CostConfig(peers="td3,ppo"), "unknown peer 'ppo'; choose one of crossq, ddpg, sac, td3"),
         (cost.run, cost.CostConfig(peers="td3"), "--peers needs SBX"),
+        (cost.run, cost.CostConfig(peers_settings="own"), "unknown peers_settings 'own'; choose one of default, ours"),
         (cost.run, cost.CostConfig(grid=True, jacobian_gib=0), "jacobian_gib is 0, but it must be above 0"),
         (cost.run, cost.CostConfig(grid=True, hidden_sizes=(8, 16)), "a grid needs layers of one width"),
         (cost.run, cost.CostConfig(grid=True, figure="growth"), "figure is 'growth', but it must end in .png, .pdf or .svg"),
@@ -151,7 +154,24 @@ def test_a_mistake_is_one_sentence(run, config, words, capsys, monkeypatch):
 
 def test_peers_are_named_once_each(monkeypatch):
     monkeypatch.setattr(peers, "_sbx", lambda: None)
-    assert peers.parse("") == [] and peers.parse("td3, sac,td3") == ["td3", "sac"]
+    assert peers.parse("", "ours") == [] and peers.parse("td3, sac,td3", "default") == ["td3", "sac"]
+
+
+@pytest.mark.parametrize("settings", peers.SETTINGS)
+def test_a_peer_lives_apart_under_the_settings_asked_for_and_its_errors_are_told(settings):
+    run = peers.apart(settings, partial, exec)  # a process that executes what it is told
+    default = settings == "default"
+    run(f"""
+import os, jax
+assert ("--xla_cpu_prefer_vector_width=256" in os.environ["XLA_FLAGS"]) == {default}
+assert (os.environ["XLA_FLAGS"] == {os.environ["XLA_FLAGS"]!r}) != {default}
+assert jax.config.values["jax_cpu_enable_async_dispatch"] == {default}
+assert jax.local_device_count() == {1 if default else jax.local_device_count()}
+""")
+    with pytest.raises(UserError, match=r"an agent of SBX cannot be timed: ZeroDivisionError: division by zero"):
+        run("1 / 0")
+    with pytest.raises(UserError, match=r"its process died"):
+        run("import os; os._exit(1)")
 
 
 @pytest.mark.parametrize("module", ["cost", "throughput"])

@@ -142,6 +142,37 @@ def test_the_same_seeds_repeat_and_each_seed_is_itself_in_any_company():
     np.testing.assert_array_equal(*first)
 
 
+def test_seeds_are_shared_out_among_devices_and_a_share_does_not_feel_the_others(monkeypatch):
+    seeds = (0, 1, 2, 3)
+    learner = run(*setup(seeds=seeds, num_steps=150))[1]
+    count = max(n for n in (1, 2, 4) if n <= jax.local_device_count())
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(learner)} == {count}
+    devices = jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda *_, **__: devices)
+    alone = run(*setup(seeds=seeds, num_steps=150))[1]
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(alone)} == {1}
+    jax.tree.map(np.testing.assert_array_equal, learner, alone)
+
+
+def test_three_seeds_on_two_devices_stay_on_one(monkeypatch):
+    devices = jax.local_devices()[:2]
+    monkeypatch.setattr(jax, "local_devices", lambda *_, **__: devices)
+    counts = [len(loop.seed_sharding(dataclasses.replace(LOOP, seeds=tuple(range(n)))).device_set) for n in (1, 2, 3, 4)]
+    assert counts == [1, len(devices), 1, len(devices)]
+
+
+def test_seeds_side_by_side_learn_what_they_learn_in_turn():
+    agent, collector, config, learner, _ = setup(agent_fields=ALGORITHMS["td3"], seeds=(3, 5))
+    transitions, _ = collector.collect(learner.agent.actor, 0)
+    args = transitions, jnp.uint32(0), jnp.int32(0), 5
+    vmapped = loop.make_learn(agent, config, side_by_side=True)
+    assert " cond[" in str(
+        jax.make_jaxpr(vmapped, static_argnums=4)(learner, *args)
+    )  # or the delayed step is computed, and thrown away
+    states = [learn(jax.tree.map(jnp.copy, learner), *args)[0].agent for learn in (vmapped, loop.make_learn(agent, config))]
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), *states)
+
+
 def test_a_nan_from_the_environment_stops_the_run_and_is_named():
     with pytest.raises(loop.Diverged, match=r"the environment's reward is not finite at step 131, seed 4"):
         run(*setup("probe/nan", seeds=(4, 9)))

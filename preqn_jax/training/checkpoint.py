@@ -98,14 +98,15 @@ def _as_dict(learner: Learner) -> dict[str, Any]:
 
 
 def _from_dict(arrays: dict[str, Any], like: Learner) -> Learner:
-    names = list(_as_dict(like))
-    learner = jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(arrays[name]) for name in names])
+    learner = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in _as_dict(like)])
 
     def fill(short: Any, ring: Any) -> Any:
-        return ring.at[:, : short.shape[1]].set(short)
+        return jnp.asarray(ring).at[:, : short.shape[1]].set(short)
 
     data = Transition(*jax.tree.map(fill, tuple(learner.replay.data), tuple(like.replay.data)))
-    return replace(learner, replay=replace(learner.replay, data=data))
+    return jax.device_put(
+        replace(learner, replay=replace(learner.replay, data=data)), jax.tree.map(lambda leaf: leaf.sharding, like)
+    )
 
 
 def _checksums(arrays: dict[str, Any]) -> dict[str, int]:

@@ -61,7 +61,7 @@ def init(agent: Agent, spec: Spec, config: LoopConfig) -> tuple[Learner, Counter
     states = jax.jit(jax.vmap(agent.init))(keys(config.seeds))
     buffer = replays.init(spec, capacity)
     buffers = jax.tree.map(lambda leaf: jnp.zeros((len(config.seeds), *leaf.shape), leaf.dtype), buffer)
-    return Learner(states, buffers), Counters()
+    return jax.device_put(Learner(states, buffers), seed_sharding(config)), Counters()
 
 
 def rounds(agent: Agent, collector: Collector, config: LoopConfig, learner: Learner, counters: Counters) -> Iterator[Round]:
@@ -86,37 +86,68 @@ def rounds(agent: Agent, collector: Collector, config: LoopConfig, learner: Lear
 Learn = Callable[[Learner, Transition, Array, Array, int], tuple[Learner, Metrics]]
 
 
-def make_learn(agent: Agent, config: LoopConfig) -> Learn:
+def make_learn(agent: Agent, config: LoopConfig, side_by_side: bool | None = None) -> Learn:
     """`(learner, transitions [S, n], round, updates done, updates to do) -> (learner, metrics [S])`: one compiled call.
 
-    The learner is donated. A scan over updates holds a `vmap` over seeds, in this order, so that the update counter is one
-    number for all seeds and a delayed policy update is really skipped.
+    The learner is donated. Every device has its share of the seeds and waits for no other. The seeds of a share learn side by
+    side (`vmap`), or one after the other (`lax.map`), which is the default on CPUs: one seed's arrays fit a core's cache,
+    several seeds' do not.
     """
+    sharding = seed_sharding(config)
+    split, same = sharding.spec, jax.sharding.PartitionSpec()
+    if side_by_side is None:
+        side_by_side = next(iter(sharding.device_set)).platform != "cpu"
 
-    @partial(jax.jit, donate_argnums=0, static_argnums=4)
+    @partial(jax.jit, donate_argnums=0, static_argnums=4, out_shardings=sharding)
     def learn(learner: Learner, transitions: Transition, round_: Array, done: Array, updates: int):
-        buffers = jax.vmap(replays.add)(learner.replay, transitions)
-        if not updates:
-            return Learner(learner.agent, buffers), {}
+        one = partial(_learn_one, agent, config, updates)
 
-        def draw(buffer: replays.Replay, key: Key) -> Transition:
-            key = jax.random.fold_in(jax.random.fold_in(key, SAMPLE), round_)
-            return replays.sample(buffer, key, (updates, config.batch_size))
+        def share(learner: Learner, transitions: Transition, key: Key, round_: Array, done: Array):
+            if side_by_side:
+                return jax.vmap(one, in_axes=(0, 0, 0, None, None))(learner, transitions, key, round_, done)
+            return jax.lax.map(lambda x: one(x[0], x[1], x[2], round_, done), (learner, transitions, key))
 
-        def update(state: Any, x: tuple[Transition, Array]):
-            batch, i = x
-            fold = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, UPDATE), done + i))
-            return jax.vmap(agent.update, in_axes=(0, 0, 0, None))(state, batch, fold(keys(config.seeds)), done + i)
-
-        batches = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), jax.vmap(draw)(buffers, keys(config.seeds)))
-        state, metrics = jax.lax.scan(update, learner.agent, (batches, jnp.arange(updates)))
-        # A failed solve has no residual: its metrics are means over the others, its failure is in "solve/finite".
-        means = {k: (jnp.nanmean if k.startswith("solve/") else jnp.mean)(m, axis=0) for k, m in metrics.items()}
-        means["actor/norm"] = jax.vmap(_norm)(state.actor)
-        means["critic/norm"] = jax.vmap(_norm)(state.critic)
-        return Learner(state, buffers), means
+        specs = (split, split, split, same, same)
+        shares = jax.shard_map(share, mesh=sharding.mesh, in_specs=specs, out_specs=split, check_vma=False)
+        return shares(learner, transitions, keys(config.seeds), round_, done)
 
     return learn
+
+
+def seed_sharding(config: LoopConfig) -> jax.sharding.NamedSharding:
+    """How leaves `[S, ...]` lie on the devices: on as many as can have equal shares of the seeds."""
+    devices = jax.local_devices()
+    count = max(n for n in range(1, len(devices) + 1) if len(config.seeds) % n == 0)
+    mesh = jax.make_mesh((count,), ("seeds",), (jax.sharding.AxisType.Auto,), devices=devices[:count])
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("seeds"))
+
+
+def _learn_one(
+    agent: Agent,
+    config: LoopConfig,
+    updates: int,
+    learner: Learner,
+    transitions: Transition,
+    key: Key,
+    round_: Array,
+    done: Array,
+) -> tuple[Learner, Metrics]:
+    """A round of one seed: leaves without `[S]`. The counters are the same for all seeds, so that under a `vmap` they stay one
+    number each and a delayed policy update is really skipped."""
+    buffer = replays.add(learner.replay, transitions)
+    if not updates:
+        return Learner(learner.agent, buffer), {}
+    sample_key = jax.random.fold_in(jax.random.fold_in(key, SAMPLE), round_)
+    batches = replays.sample(buffer, sample_key, (updates, config.batch_size))
+
+    def update(state: Any, x: tuple[Transition, Array]):
+        batch, i = x
+        return agent.update(state, batch, jax.random.fold_in(jax.random.fold_in(key, UPDATE), done + i), done + i)
+
+    state, metrics = jax.lax.scan(update, learner.agent, (batches, jnp.arange(updates)))
+    # A failed solve has no residual: its metrics are means over the others, its failure is in "solve/finite".
+    means = {k: (jnp.nanmean if k.startswith("solve/") else jnp.mean)(m) for k, m in metrics.items()}
+    return Learner(state, buffer), {**means, "actor/norm": _norm(state.actor), "critic/norm": _norm(state.critic)}
 
 
 def _norm(params: Params) -> Array:
