@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from test_train import SMALL, finished, records, start
 
+import experiments
 from experiments import flags, plan
 from preqn_jax.options import UserError
 from preqn_jax.training import collect
@@ -175,6 +176,16 @@ def test_workers_share_the_cores(monkeypatch, cores, processes, workers):
     monkeypatch.setattr(collect, "default_workers", lambda seeds: min(cores, seeds) if min(cores, seeds) > 1 else 0)
     run = plan.Run("e/v", Path("r/e/v"), ("--env=e",), (0, 1, 2), 400)
     assert plan._command(run, processes)[-3:] == ["--env=e", "--logdir=r/e/v", f"--workers={workers}"]
+
+
+def test_devices_share_the_cores_unless_the_environment_says_so(monkeypatch):
+    monkeypatch.setattr(collect, "default_workers", lambda seeds: 8)
+    monkeypatch.setattr(experiments, "XLA_FLAGS_GIVEN", "--xla_x=1")
+    assert plan._environment(1) == dict(os.environ)
+    assert plan._environment(3)["XLA_FLAGS"] == "--xla_x=1 --xla_force_host_platform_device_count=2"
+    assert plan._environment(3)["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+    monkeypatch.setattr(experiments, "XLA_FLAGS_GIVEN", "--xla_force_host_platform_device_count=5")
+    assert plan._environment(3)["XLA_FLAGS"] == "--xla_force_host_platform_device_count=5"
 
 
 # --- how runs are made -----------------------------------------------------------------------------------------------
