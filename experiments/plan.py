@@ -395,8 +395,14 @@ def main(kind: Kind, config: PlanConfig, extra: Sequence[str], report: Report) -
             print("stopped; the same command goes on from there")
             return 0
         status = int("failed" in states)
-    path = Path(config.root) / f"{kind.name}.json"
-    known = load(path) if path.exists() else {}
-    seeds = config.seeds or known.get("seeds")
-    report(Path(config.root), config.envs or known.get("envs", ENVS), seeds, Path(config.out or path.with_suffix("")))
+    known_envs, known_seeds = remembered(kind, Path(config.root))
+    out = Path(config.out or Path(config.root) / kind.name)
+    report(Path(config.root), config.envs or known_envs, config.seeds or known_seeds, out)
     return status
+
+
+def remembered(kind: Kind, root: Path) -> tuple[Sequence[str], Sequence[int] | None]:
+    """Environments and seeds of the plan in root; without one, the paper's environments, and None for all seeds there are."""
+    path = root / f"{kind.name}.json"
+    known = load(path) if path.exists() else {}
+    return known.get("envs", ENVS), known.get("seeds")

@@ -224,6 +224,17 @@ def test_a_run_that_another_process_makes_is_left_to_it(child):
     assert states(plan.execute(runs, 1)) == ["done", "done"]
 
 
+def test_a_run_that_another_process_ends_before_we_hold_the_lock_is_not_made_again(child, monkeypatch):
+    (run,) = fake_runs("a")
+
+    def lock_after_it_ended(lock, how):
+        run.folder.mkdir()
+        (run.folder / "DONE").touch()
+
+    monkeypatch.setattr(fcntl, "flock", lock_after_it_ended)
+    assert states(plan.execute([run], 1)) == ["done"] and not (run.folder / "starts").exists()
+
+
 def test_the_lock_is_the_runs_own_and_ends_with_it(child):
     (run,) = fake_runs("wait")
     job = plan._start(run, 1)

@@ -1,12 +1,14 @@
 """Reports on runs: statistics against the formulas, verdicts on fabricated records both ways, files."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments import alignment, benchmark, curves, published, scores, style, verdicts
+from experiments import alignment, benchmark, curves, figures, growth, published, scores, style, verdicts
 from preqn_jax.options import UserError
 
 ENVS = ("HalfCheetah-v5", "Swimmer-v5")
@@ -373,3 +375,41 @@ def test_a_figure_draws_means_bands_and_where_a_run_diverged():
     top = np.array(ax.collections[0].get_paths()[0].vertices)[:, 1].max()
     assert top == pytest.approx(160 + np.std([0, 10, 20]))
     plt.close(figure)
+
+
+# --- every figure ----------------------------------------------------------------------------------------------------
+
+
+RESULTS = Path(figures.__file__).parent / "results"
+
+
+def test_figures_are_drawn_from_what_is_there_and_the_rest_is_named(capsys):
+    for variant in SIX:
+        write("HalfCheetah-v5", variant)
+    Path("r").rename("paper")
+    assert figures.draw(Path(), Path("out")) == 1
+    out, err = capsys.readouterr()
+    drawn = {"figure_2.png", "figure_3.png", "figure_10.png"}
+    assert {path.name for path in Path("out").iterdir()} == drawn == {Path(line).name for line in out.split()}
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 4 and all("; made by: " in line for line in lines) and "python -m experiments.ntk_init" in lines[0]
+    assert "alignment: Swimmer-v5/td3-sin is missing" in err
+
+
+def test_figures_of_the_failure_modes_and_of_growth_come_from_their_files(monkeypatch, capsys):
+    kept = ("failure_modes/failure_modes.json", "growth.json", "halfcheetah")
+    monkeypatch.setattr(figures, "MAKERS", [maker for maker in figures.MAKERS if maker.data in kept])
+    row = {"axis": "batch", "value": 64, "ms": 1.0, "min": 0.9, "max": 1.2, "bytes": 5e6}
+    rows = [{**row, "method": method} for method in growth.METHODS] + [
+        {"axis": "batch", "value": 9, "method": "jacobian", "needs": 1}
+    ]
+    shutil.copytree(RESULTS, "results", ignore=lambda folder, names: [n for n in names if n.endswith(".png")])
+    Path("results/growth.json").write_text(json.dumps({"config": dataclasses.asdict(growth.GrowthConfig()), "rows": rows}))
+    assert figures.draw(Path("results"), Path("out")) == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == ["failure_modes.png", "growth.png", "halfcheetah.png"]
+    Path("results/growth.json").write_text("{}")
+    Path("results/failure_modes/failure_modes.json").write_text('{"rows": []}')
+    capsys.readouterr()
+    assert figures.draw(Path("results"), Path("out")) == 1
+    err = capsys.readouterr().err
+    assert "holds no rows of experiments.cost --grid" in err and "holds no curves of experiments.failure_modes" in err
