@@ -305,15 +305,20 @@ def test_a_run_with_a_damaged_config_is_a_sentence():
 def test_a_table_has_the_customary_steps_that_were_reached():
     write("HalfCheetah-v5", "preqn-sin", end=80, num_steps=400_000)
     write("HalfCheetah-v5", "td3-relu", end=25, num_steps=400_000)
+    write("HalfCheetah-v5", "sac-relu", end=3, num_steps=400_000, extra=[{"step": 17_000, "seed": 1, "run/diverged": 1.0}])
     runs, _ = curves.gather(Path("r"), ["HalfCheetah-v5"], benchmark.KIND.variants)
     at = benchmark.checkpoints(runs)
-    assert at == [100_000, 300_000, 400_000]
+    assert at == [100_000, 125_000, 300_000, 400_000]
     rows = benchmark.table(runs, at)
-    assert [(row["variant"], row["step"]) for row in rows] == [("preqn-sin", step) for step in at] + [("td3-relu", 100_000)]
+    assert [(row["variant"], row["step"]) for row in rows] == [("preqn-sin", step) for step in at] + [
+        ("td3-relu", 100_000),
+        ("td3-relu", 125_000),
+    ]
     expected = [1000 * np.mean(np.arange(11, 21) / 20) + 10 * seed for seed in (0, 1, 2)]
     np.testing.assert_allclose(rows[0]["scores"], expected)
     assert rows[0]["mean"] == pytest.approx(np.mean(expected))
-    pooled = benchmark.together(runs, at)
+    assert benchmark.together(runs, at) == []  # sac-relu has no score anywhere
+    pooled = benchmark.together(runs[:2], [100_000, 300_000])
     assert [(row["variant"], row["step"]) for row in pooled] == [("preqn-sin", 100_000), ("td3-relu", 100_000)]
     assert pooled[0]["mean"] == pytest.approx(expected[1] / 9755)  # of three values a quarter is none: the mean
 
