@@ -16,8 +16,10 @@ _XLA_FLAGS = {
     "xla_cpu_prefer_vector_width": "512",
     "xla_force_host_platform_device_count": str(_cores),
 }
-_given = os.environ.get("XLA_FLAGS", "")
-os.environ["XLA_FLAGS"] = " ".join([_given, *(f"--{k}={v}" for k, v in _XLA_FLAGS.items() if k not in _given)]).strip()
+XLA_FLAGS_GIVEN = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join(
+    [XLA_FLAGS_GIVEN, *(f"--{k}={v}" for k, v in _XLA_FLAGS.items() if k not in XLA_FLAGS_GIVEN)]
+).strip()
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("NPROC", str(2 * (_cores or 1)))
 

@@ -60,10 +60,11 @@ def report(root: Path, envs: Sequence[str], seeds: Sequence[int] | None, out: Pa
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 
-def checkpoints(runs: Iterable[Curves]) -> list[int]:
-    """The customary steps that some run has reached, and the ends of the runs that are shorter or stand between them."""
+def checkpoints(runs: Sequence[Curves]) -> list[int]:
+    """The customary steps that some run has reached, where the furthest stands, and where all stand that did not diverge."""
     reached = {run.reached for run in runs}
-    return sorted({step for step in STEPS if step <= max(reached)} | {max(reached)})
+    going = {run.reached for run in runs if not run.diverged} or reached
+    return sorted({step for step in STEPS if step <= max(reached)} | {min(going), max(reached)})
 
 
 def table(runs: Iterable[Curves], at: Sequence[int]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ Everything is exact and deterministic: whole problems, expected updates, no samp
 """
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ from experiments import flags, output, style
 from preqn_jax import diagnostics, examples, networks, ntk, steps, tabular
 from preqn_jax.options import UserError, check, option
 from preqn_jax.types import Array, QFunction
+
+EVERY = 5  # updates between the errors that --json keeps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Run(NamedTuple):
 
     name: str
     remedy: bool
-    error: np.ndarray  # `[updates + 1]`, max |Q - Q*|
+    error: np.ndarray  # max |Q - Q*|, at the start and every so many updates; infinite where Q overflowed
 
 
 class Mode(NamedTuple):
@@ -69,10 +72,10 @@ def main(argv: list[str]) -> int:
     modes = [make(config) for make in tqdm(makers, desc="failure modes")]
     table = [row for mode in modes for row in _rows(mode)]
     _print(table, config)
-    _draw(modes, Path(config.out), config)
+    draw(modes, Path(config.out), config.seed)
     print(config.out)
     if config.json:
-        _write(config, table)
+        _write(config, table, modes)
     return 0
 
 
@@ -254,7 +257,8 @@ def _print(table: list[dict[str, Any]], config: FailureModesConfig) -> None:
         print(f"{row['mode']:<26}{row['quantity']:>9.3g}  {row['run']:<32}{row['first']:>10.3g}{end:>10}")
 
 
-def _draw(modes: list[Mode], out: Path, config: FailureModesConfig) -> None:
+def draw(modes: list[Mode], out: Path, seed: int, every: int = 1) -> None:
+    """Each mode's quantity above, its runs below, whose errors are `every` so many updates. Raises UserError if it cannot."""
     figure, axes = plt.subplots(2, len(modes), figsize=(4.2 * len(modes), 7), constrained_layout=True)
     for mode, top, bottom in zip(modes, axes[0], axes[1], strict=True):
         top.plot(mode.xs, mode.ys, color=style.COLOURS[0])
@@ -268,21 +272,52 @@ def _draw(modes: list[Mode], out: Path, config: FailureModesConfig) -> None:
             top.set(xscale="log", yscale="log")
         colours = {remedy: iter(style.COLOURS[i] for i in pair) for remedy, pair in ((False, (1, 4)), (True, (2, 0)))}
         for run, dashes in zip(mode.runs, ("-", "--", "-.", ":"), strict=False):
-            bottom.semilogy(
-                np.where(np.isfinite(run.error), run.error, np.nan), dashes, color=next(colours[run.remedy]), label=run.name
-            )
+            error = np.where(np.isfinite(run.error), run.error, np.nan)
+            bottom.semilogy(every * np.arange(error.size), error, dashes, color=next(colours[run.remedy]), label=run.name)
         bottom.set(xlabel="update", ylabel=r"$\max\ |Q - Q^*|$")
         bottom.legend(frameon=False, fontsize=8)
-    figure.suptitle(f"expected updates of whole problems; the network of panel 1 from seed {config.seed}", fontsize=9)
+    figure.suptitle(f"expected updates of whole problems; the network of panel 1 from seed {seed}", fontsize=9)
     for ax in axes.flat:
         style.tidy(ax)
     output.save_figure(figure, out, dpi=110)
 
 
-def _write(config: FailureModesConfig, rows: list[dict[str, Any]]) -> None:
-    last = [float(row["last"]) if np.isfinite(row["last"]) else None for row in rows]  # JSON has no infinity
+def _write(config: FailureModesConfig, rows: list[dict[str, Any]], modes: list[Mode]) -> None:
+    last = [_number(row["last"]) for row in rows]
     rows = [{**row, "first": float(row["first"]), "last": end} for row, end in zip(rows, last, strict=True)]
-    output.write_json(Path(config.json), {"config": dataclasses.asdict(config), "rows": rows})
+    curves = [
+        {
+            **mode._asdict(),
+            "xs": [_number(x) for x in mode.xs],
+            "ys": [_number(y) for y in mode.ys],
+            "runs": [{**run._asdict(), "error": [_number(e) for e in run.error[::EVERY]]} for run in mode.runs],
+        }
+        for mode in modes
+    ]
+    output.write_json(Path(config.json), {"config": dataclasses.asdict(config), "rows": rows, "every": EVERY, "modes": curves})
+
+
+def _number(value: float) -> float | None:
+    """For JSON, which has no infinity, and no use for the digits that nobody sees."""
+    return float(f"{value:.7g}") if np.isfinite(value) else None
+
+
+def redraw(path: Path, out: Path) -> None:
+    """The figure from a file that `--json` wrote. Raises UserError if it is none."""
+    try:
+        data = json.loads(path.read_text())
+        modes = [
+            Mode(**{**mode, "xs": np.array(mode["xs"]), "ys": np.array(mode["ys"], np.float64), "runs": _runs(mode["runs"])})
+            for mode in data["modes"]
+        ]
+        every, seed = data["every"], data["config"]["seed"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{str(path)!r} holds no curves of experiments.failure_modes; make it anew with its --json") from error
+    draw(modes, out, seed, every)
+
+
+def _runs(rows: list[dict[str, Any]]) -> list[Run]:
+    return [Run(row["name"], row["remedy"], np.array(row["error"], np.float64)) for row in rows]
 
 
 if __name__ == "__main__":

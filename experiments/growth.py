@@ -8,6 +8,7 @@ measured beside it.
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -225,6 +226,19 @@ def _line(value: int, by_method: dict[str, dict[str, Any]], methods: Iterable[st
     if "ms" in jacobian:
         cells += f"{jacobian['ms'] / structured['ms']:>15.1f}{jacobian['bytes'] / structured['bytes']:>11.1f}"
     return f"{value:<8}{cells}"
+
+
+def redraw(path: Path, out: Path) -> None:
+    """The figure from a file that `--grid --json` wrote. Raises UserError if it is none."""
+    try:
+        data = json.loads(path.read_text())
+        names = [field.name for field in dataclasses.fields(GrowthConfig)]
+        config, rows = GrowthConfig(**{name: data["config"][name] for name in names}), data["rows"]
+        if not {"axis", "value", "method"} <= rows[0].keys():
+            raise KeyError("axis, value or method")
+    except (OSError, KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{str(path)!r} holds no rows of experiments.cost --grid; make it anew with its --json") from error
+    draw(config, rows, out)
 
 
 def draw(config: GrowthConfig, rows: list[dict], out: Path) -> None:

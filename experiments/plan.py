@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 from tqdm import tqdm
 
+import experiments
 from experiments import flags, output, train
 from preqn_jax import agents, envs
 from preqn_jax.options import UserError, check, option
@@ -297,14 +298,23 @@ def _start(run: Run, processes: int) -> _Job | Outcome:
 
 def _command(run: Run, processes: int) -> list[str]:
     """What makes the run, with its share of the cores for stepping environments."""
-    cores = max(1, collect.default_workers(sys.maxsize) // processes)
-    workers = min(cores, len(run.seeds)) if min(cores, len(run.seeds)) > 1 else 0
+    workers = min(_cores(processes), len(run.seeds))
+    workers = workers if workers > 1 else 0
     return [sys.executable, "-m", "experiments.train", *run.flags, f"--logdir={run.folder}", f"--workers={workers}"]
 
 
 def _environment(processes: int) -> dict[str, str]:
-    """Several runs share an accelerator's memory: none may take most of it in advance."""
-    return ({} if processes == 1 else {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}) | dict(os.environ)
+    """That of a run: with its share of the cores as devices, and no accelerator's memory taken in advance by one of several."""
+    if processes == 1:
+        return dict(os.environ)
+    name, given = "xla_force_host_platform_device_count", experiments.XLA_FLAGS_GIVEN
+    xla_flags = given if name in given else f"{given} --{name}={_cores(processes)}".strip()
+    return {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, "XLA_FLAGS": xla_flags}
+
+
+def _cores(processes: int) -> int:
+    """The share of each of so many processes."""
+    return max(1, collect.default_workers(sys.maxsize) // processes)
 
 
 def _ended(job: _Job, stopping: bool) -> Outcome:
@@ -385,8 +395,14 @@ def main(kind: Kind, config: PlanConfig, extra: Sequence[str], report: Report) -
             print("stopped; the same command goes on from there")
             return 0
         status = int("failed" in states)
-    path = Path(config.root) / f"{kind.name}.json"
-    known = load(path) if path.exists() else {}
-    seeds = config.seeds or known.get("seeds")
-    report(Path(config.root), config.envs or known.get("envs", ENVS), seeds, Path(config.out or path.with_suffix("")))
+    known_envs, known_seeds = remembered(kind, Path(config.root))
+    out = Path(config.out or Path(config.root) / kind.name)
+    report(Path(config.root), config.envs or known_envs, config.seeds or known_seeds, out)
     return status
+
+
+def remembered(kind: Kind, root: Path) -> tuple[Sequence[str], Sequence[int] | None]:
+    """Environments and seeds of the plan in root; without one, the paper's environments, and None for all seeds there are."""
+    path = root / f"{kind.name}.json"
+    known = load(path) if path.exists() else {}
+    return known.get("envs", ENVS), known.get("seeds")

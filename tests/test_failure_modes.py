@@ -19,6 +19,8 @@ def test_every_mode_crosses_its_line_and_every_remedy_works(tmp_path, capsys):
     assert out.stat().st_size > 10_000 and "overflow" in capsys.readouterr().out
     rows = json.loads(table.read_text())["rows"]
     assert [sum(row["mode"].startswith(str(k)) for row in rows) for k in (1, 2, 3, 4)] == [4, 3, 2, 3]
+    binary.redraw(table, tmp_path / "again.png")
+    assert abs((tmp_path / "again.png").stat().st_size / out.stat().st_size - 1) < 0.1
     for row in rows:
         assert row["quantity"] > 1
         end = np.inf if row["last"] is None else row["last"]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from test_train import SMALL, finished, records, start
 
+import experiments
 from experiments import flags, plan
 from preqn_jax.options import UserError
 from preqn_jax.training import collect
@@ -26,7 +27,7 @@ signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
 (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
 with (folder / "starts").open("a") as file:
     file.write(f"{time.time()} ")
-step, env, first = len(list((folder / "checkpoints").iterdir())), folder.parent.name, True
+step, env, deadline = len(list((folder / "checkpoints").iterdir())), folder.parent.name, time.time() + 60
 with (folder / "metrics.jsonl").open("a", buffering=1) as file:
     while step < 4 and not stopped:
         step += 1
@@ -36,10 +37,12 @@ with (folder / "metrics.jsonl").open("a", buffering=1) as file:
         if env == "nan" and step == 2:
             file.write(json.dumps({"step": 230, "seed": 0, "run/diverged": 1.0}) + "\\n")
             sys.exit("error: Q is not finite")
-        while env.startswith("meet") and len(list(folder.parent.parent.glob("meet*/x/starts"))) < 3:
+        while env.startswith("meet") and time.time() < deadline and len(list(folder.parent.parent.glob("meet*/x/starts"))) < 3:
             time.sleep(0.01)
-        while env.startswith("wait") and not stopped and not list((folder / "checkpoints").iterdir()):
+        while env.startswith("wait") and time.time() < deadline and not stopped and not list((folder / "checkpoints").iterdir()):
             time.sleep(0.01)
+    if time.time() > deadline:
+        sys.exit("error: nobody came")
     for i in range(step):
         (folder / "checkpoints" / str(i)).touch()
 (folder / "ends").write_text(str(time.time()))
@@ -175,6 +178,16 @@ def test_workers_share_the_cores(monkeypatch, cores, processes, workers):
     assert plan._command(run, processes)[-3:] == ["--env=e", "--logdir=r/e/v", f"--workers={workers}"]
 
 
+def test_devices_share_the_cores_unless_the_environment_says_so(monkeypatch):
+    monkeypatch.setattr(collect, "default_workers", lambda seeds: 8)
+    monkeypatch.setattr(experiments, "XLA_FLAGS_GIVEN", "--xla_x=1")
+    assert plan._environment(1) == dict(os.environ)
+    assert plan._environment(3)["XLA_FLAGS"] == "--xla_x=1 --xla_force_host_platform_device_count=2"
+    assert plan._environment(3)["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+    monkeypatch.setattr(experiments, "XLA_FLAGS_GIVEN", "--xla_force_host_platform_device_count=5")
+    assert plan._environment(3)["XLA_FLAGS"] == "--xla_force_host_platform_device_count=5"
+
+
 # --- how runs are made -----------------------------------------------------------------------------------------------
 
 
@@ -209,6 +222,17 @@ def test_a_run_that_another_process_makes_is_left_to_it(child):
         assert states(plan.execute(runs, 1)) == ["elsewhere", "done"]
         assert not runs[0].folder.exists()
     assert states(plan.execute(runs, 1)) == ["done", "done"]
+
+
+def test_a_run_that_another_process_ends_before_we_hold_the_lock_is_not_made_again(child, monkeypatch):
+    (run,) = fake_runs("a")
+
+    def lock_after_it_ended(lock, how):
+        run.folder.mkdir()
+        (run.folder / "DONE").touch()
+
+    monkeypatch.setattr(fcntl, "flock", lock_after_it_ended)
+    assert states(plan.execute([run], 1)) == ["done"] and not (run.folder / "starts").exists()
 
 
 def test_the_lock_is_the_runs_own_and_ends_with_it(child):
@@ -324,7 +348,7 @@ def test_the_command_stopped_anywhere_goes_on_and_ends_as_if_it_had_not(tmp_path
         assert records(folder) == records(tmp_path / "straight" / "Pendulum-v1" / folder.name)
 
 
-@pytest.mark.parametrize("args", [["stray"], ["--processes=0"], ["--only=Ant*"], ["--report"]])
+@pytest.mark.parametrize("args", [["stray"], ["--processes=0"], ["--only=Reacher*"], ["--report"]])
 @pytest.mark.slow
 def test_the_command_itself_fails_without_a_traceback(args, tmp_path):
     code, _, err = finished(start(f"--root={tmp_path / 'r'}", *args, module="experiments.alignment"))

@@ -1,0 +1,120 @@
+"""Every figure of the paper, and of the README, from the data that is kept in experiments/results; nothing is trained or timed.
+
+    python -m experiments.figures --out=figures
+
+A figure whose data is not there is named, with the command that makes it.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments import alignment, benchmark, curves, failure_modes, flags, growth, ntk_report, plan, plot
+from preqn_jax.options import UserError, option
+
+
+@dataclasses.dataclass(frozen=True)
+class FiguresConfig:
+    """Where from, and where to."""
+
+    results: str = option("experiments/results", "the folder of the data")
+    out: str = option("figures", "the folder of the pictures")
+
+
+class Maker(NamedTuple):
+    """Some figures, and where they come from."""
+
+    what: str
+    data: str  # below `results`
+    command: str  # that makes the data
+    draw: Callable[[Path, Path], list[Path]]  # (data, out) -> pictures; UserError where the data is not whole
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}; flags start with --, as in --out=figures")
+    config = flags.parse(FiguresConfig)
+    return draw(Path(config.results), Path(config.out))
+
+
+def draw(results: Path, out: Path) -> int:
+    """All figures that there is data for. Returns the exit status: 1 if that is not all of them."""
+    missing = 0
+    for maker in MAKERS:
+        try:
+            if not (results / maker.data).exists():
+                raise UserError(f"there is no {str(results / maker.data)!r}")
+            for path in maker.draw(results / maker.data, out):
+                print(path)
+        except UserError as error:
+            missing += 1
+            print(f"error: {maker.what}: {error}; made by: {maker.command}", file=sys.stderr)
+    return int(missing > 0)
+
+
+def _kernels(data: Path, out: Path) -> list[Path]:
+    return ntk_report.draw(ntk_report.load(data), out)
+
+
+def _benchmark(data: Path, out: Path) -> list[Path]:
+    runs, envs = _gather(benchmark.KIND, data)
+    benchmark.draw(runs, envs, out / "figure_2.png")
+    return [out / "figure_2.png"]
+
+
+def _alignment(data: Path, out: Path) -> list[Path]:
+    return alignment.draw(*_gather(alignment.KIND, data), out)
+
+
+def _gather(kind: plan.Kind, root: Path) -> tuple[list[curves.Curves], list[str]]:
+    """The runs of a plan, and its environments; what is not there or not whole is said."""
+    envs, seeds = plan.remembered(kind, root)
+    runs, notes = curves.gather(root, envs, kind.variants, seeds)
+    for note in notes:
+        print(f"{kind.name}: {note}", file=sys.stderr)
+    if not runs:
+        raise UserError(f"{str(root)!r} holds no run of experiments.{kind.name}")
+    return runs, list(envs)
+
+
+def _failures(data: Path, out: Path) -> list[Path]:
+    failure_modes.redraw(data, out / "failure_modes.png")
+    return [out / "failure_modes.png"]
+
+
+def _growth(data: Path, out: Path) -> list[Path]:
+    growth.redraw(data, out / "growth.png")
+    return [out / "growth.png"]
+
+
+def _readme(data: Path, out: Path) -> list[Path]:
+    plot.draw([data / "preqn", data / "td3"], out / "halfcheetah.png")
+    return [out / "halfcheetah.png"]
+
+
+KEEP = "and config.json and metrics.jsonl of each run copied to experiments/results/paper/<env>/<variant>"
+MAKERS = (
+    Maker(
+        "Figures 1 and 4 to 9",
+        "ntk_init/data.json",
+        "python -m experiments.ntk_init --out=experiments/results/ntk_init",
+        _kernels,
+    ),
+    Maker("Figure 2", "paper", f"python -m experiments.benchmark --root=runs/paper, {KEEP}", _benchmark),
+    Maker("Figures 3 and 10 to 14", "paper", f"python -m experiments.alignment --root=runs/paper, {KEEP}", _alignment),
+    Maker(
+        "the failure modes",
+        "failure_modes/failure_modes.json",
+        "python -m experiments.failure_modes --json=experiments/results/failure_modes/failure_modes.json",
+        _failures,
+    ),
+    Maker("how a step grows", "growth.json", "python -m experiments.cost --grid --json=experiments/results/growth.json", _growth),
+    Maker("the README's curves", "halfcheetah", "the commands below that picture", _readme),
+)
+
+
+if __name__ == "__main__":
+    flags.define(FiguresConfig)
+    flags.run(main)
