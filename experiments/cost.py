@@ -10,7 +10,9 @@ from a full replay buffer is part of it, for SBX, whose buffer lies on the host,
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,6 +32,7 @@ class CostConfig(growth.GrowthConfig):
     """What is timed."""
 
     updates: int = option(50, "updates in a scan", at_least=1)
+    many: tuple[int, ...] = option((4,), "numbers of seeds to time in one program beside a single one", at_least=1)
     peers_settings: str = option("default", peers.SETTINGS_HELP)
     peers: str = option("", peers.HELP)
     grid: bool = option(False, "instead: a critic step over grids of batch, width, depth and seeds, in time and memory")
@@ -46,8 +49,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "SAC relu": {"algorithm": "sac"},
 }
 REFERENCE = "TD3 relu"
-SEEDS = 4  # of the row that shows what several cost together
-SEVERAL = f"PreQN sin, {SEEDS} seeds"
+SEVERAL = ("PreQN sin", "TD3 relu")  # rows that `--many` times with several seeds
 STORED = 5000  # transitions in the replay buffer
 
 
@@ -67,7 +69,8 @@ def run(config: CostConfig) -> int:
         raise UserError(f"figure is {config.figure!r}, but only a grid has a picture: add --grid, or leave --figure out")
     names = peers.parse(config.peers, config.peers_settings)
     whole = {name: _agent_scan(config, fields) for name, fields in ROWS.items()}
-    whole[SEVERAL] = _agent_scan(config, ROWS["PreQN sin"], SEEDS)
+    for seeds, name in itertools.product(config.many, SEVERAL):
+        whole[several(name, seeds)] = _agent_scan(config, ROWS[name], seeds)
     whole |= {peers.label(name): _peer_scan(config, name) for name in names}
     parts = _part_scans(config)
     times = timing.in_turn({**whole, **parts}, config.repeats)
@@ -77,6 +80,11 @@ def run(config: CostConfig) -> int:
     if config.json:
         timing.write(config.json, config, {"rows": rows, **({"peers": peers.versions()} if names else {})})
     return 0
+
+
+def several(name: str, seeds: int) -> str:
+    """What the row of an algorithm with several seeds is called."""
+    return f"{name}, {seeds} seeds"
 
 
 def _agent_scan(config: CostConfig, fields: dict[str, Any], seeds: int = 1) -> Callable[[], Any]:
@@ -139,16 +147,21 @@ def _part_scans(config: CostConfig) -> dict[str, Callable[[], Any]]:
     def solving(carry: Any) -> Any:
         return 1e-6 * solve(lin[1], delta + carry)[0]
 
-    def search(p: Any) -> Any:
+    def accept(p: Any, scale: Array) -> tuple[Array, Array]:
         before = values(theta)  # hoisted: the step has it from the linearization
+        moved = jax.tree.map(lambda a, m: a + 1e-3 * scale * m, p, move)
+        cos = linesearch.cosine(values(moved) - before, delta)
+        return cos > -2, cos
 
-        def accept(scale: Array) -> tuple[Array, Array]:
-            moved = jax.tree.map(lambda a, m: a + 1e-3 * scale * m, p, move)
-            cos = linesearch.cosine(values(moved) - before, delta)
-            return cos > -2, cos
-
-        found = linesearch.backtrack(accept)
+    def search(p: Any) -> Any:
+        found = linesearch.backtrack(partial(accept, p))
         return jax.tree.map(lambda a, m: a + 1e-6 * found.scale * found.aux * m, p, move)
+
+    def eager(p: Any) -> Any:
+        scales = 0.5 ** jnp.arange(agent_config.linesearch_max_steps, dtype=jnp.float32)
+        accepted, cos = jax.vmap(partial(accept, p))(scales)
+        first = jnp.argmax(accepted)
+        return jax.tree.map(lambda a, m: a + 1e-6 * scales[first] * cos[first] * m, p, move)
 
     def improving(p: Any) -> Any:
         def loss(p: Any) -> Array:
@@ -172,6 +185,7 @@ def _part_scans(config: CostConfig) -> dict[str, Callable[[], Any]]:
         "kernel, values, pullback": scan(kernel, theta),
         "solve": scan(solving, jnp.zeros_like(delta)),
         "linesearch (one candidate)": scan(search, theta),
+        "linesearch, all at once": scan(eager, theta),
         "actor": scan(improving, phi),
         f"one product, {config.batch_size} x {width} x {width}": scan(product, jnp.ones((config.batch_size, width))),
     }
@@ -212,7 +226,12 @@ def _print(config: CostConfig, whole: list[dict[str, Any]], parts: list[dict[str
     print(f"PreQN sin / PreQN relu: {table['PreQN sin']['ms'] / table['PreQN relu']['ms']:.2f}")
     ms = table["PreQN sin, Jacobian kernel"]["ms"]
     print(f"Jacobian kernel / structured kernel: {ms / table['PreQN sin']['ms']:.1f}")
-    print(f"{SEVERAL} / one: {table[SEVERAL]['ms'] / table['PreQN sin']['ms']:.2f}, on {jax.local_device_count()} devices")
+    for seeds, name in itertools.product(config.many, SEVERAL):
+        ms = table[several(name, seeds)]["ms"]
+        print(
+            f"{several(name, seeds)} / one: {ms / table[name]['ms']:.2f}, on {jax.local_device_count()} devices; "
+            f"{1e3 * seeds / ms:.0f} updates a second in total"
+        )
     for reference in references:
         ratio = table["PreQN sin"]["ratios"][reference]
         print(f"PreQN sin / {reference}: {ratio['ratio']:.2f} (rounds {ratio['min']:.2f} to {ratio['max']:.2f})")

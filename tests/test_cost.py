@@ -18,6 +18,7 @@ from preqn_jax.options import UserError
 from preqn_jax.types import Spec
 
 ROOT = Path(__file__).parent.parent
+SEVERAL = ("PreQN sin, 4 seeds", "TD3 relu, 4 seeds")
 TINY = {"batch_size": 8, "hidden_sizes": (8, 8), "repeats": 2}
 
 
@@ -29,7 +30,7 @@ def guarded(run, config):
 def check_cost_table(out):
     table = json.loads(Path("cost.json").read_text())
     rows = {row["name"]: row for row in table["rows"]}
-    assert {*cost.ROWS, cost.SEVERAL, "solve", "actor"} <= set(rows) and "peers" not in table
+    assert {*cost.ROWS, *SEVERAL, "solve", "actor"} <= set(rows) and "peers" not in table
     for row in rows.values():
         assert 0 < row["min"] <= row["ms"] <= row["max"]
         assert row["ratios"]["TD3 relu"]["ratio"] == pytest.approx(row["ms"] / rows["TD3 relu"]["ms"])
@@ -58,7 +59,7 @@ def test_rows_of_a_peer_stand_in_the_same_table(capsys, monkeypatch):
     monkeypatch.setattr(peers, "versions", lambda: "sbx-rl 0.0")
     assert guarded(cost.run, cost.CostConfig(**TINY, peers="sac,td3", json="cost.json")) == 0
     table = json.loads(Path("cost.json").read_text())
-    assert [row["name"] for row in table["rows"]] == [*cost.ROWS, cost.SEVERAL, "SBX SAC", "SBX TD3"]
+    assert [row["name"] for row in table["rows"]] == [*cost.ROWS, *SEVERAL, "SBX SAC", "SBX TD3"]
     assert all(set(row["ratios"]) == {"TD3 relu", "SBX TD3"} for row in table["rows"])
     out = capsys.readouterr().out
     assert table["peers"] in out and "PreQN sin / SBX TD3: " in out.splitlines()[-1]
