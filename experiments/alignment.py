@@ -85,7 +85,7 @@ def draw(runs: Sequence[Curves], envs: Iterable[str], out: Path) -> list[Path]:
 def _figure_3(runs: Sequence[Curves], names: Sequence[str], path: Path) -> Path:
     """Alignment alone, a panel for each environment."""
     figure, axes = plt.subplots(
-        1, len(names), figsize=(1 + 3.6 * len(names), 3.8), sharey="row", squeeze=False, layout="constrained"
+        1, len(names), figsize=(max(6.5, 1 + 3.6 * len(names)), 3.8), sharey="row", squeeze=False, layout="constrained"
     )
     for ax, env in zip(axes[0], names, strict=True):
         style.panel(ax, [run for run in runs if run.env == env], "critic/alignment")

@@ -142,7 +142,7 @@ def _published(row: published.Return) -> str:
 def draw(runs: Sequence[Curves], envs: Iterable[str], path: Path) -> None:
     """Figure 2: learning curves, a panel for each environment. Raises UserError where it cannot be written."""
     names = [env for env in envs if any(run.env == env for run in runs)]
-    figure, axes = plt.subplots(1, len(names), figsize=(1 + 3.6 * len(names), 3.8), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(names), figsize=(max(6.5, 1 + 3.6 * len(names)), 3.8), squeeze=False, layout="constrained")
     for ax, env in zip(axes[0], names, strict=True):
         style.panel(ax, [run for run in runs if run.env == env], "eval/return_mean")
         ax.set_title(env, fontsize=10)
