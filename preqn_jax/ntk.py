@@ -44,6 +44,17 @@ class Linearization(NamedTuple):
     values: Array  # `[B]`, Q_theta(x_i)
     gram: Array  # `[B, B]`, K of Eq. 9
     pullback: Callable[[Array], Params]  # z `[B]` -> sum_i z_i grad Q(x_i), shaped as params (Eq. 23)
+    pushforward: Callable[[Params], Array]  # a change of params -> grad Q(x_i) . change, `[B]` (Eq. 6's first order)
+    elsewhere: Callable[[Inputs], "Elsewhere"]  # other inputs `[M]`, for one more forward and backward pass
+    layers: list[Array]  # what enters each weight matrix, in the order of evaluation, `[B, in]`; see `_layers`
+
+
+class Elsewhere(NamedTuple):
+    """Q at other inputs, and how the gradients there meet those of the minibatch."""
+
+    values: Array  # `[M]`
+    kernel: Array  # `[M, B]`, k(y_i, x_j)
+    layers: list[Array]  # `[M, in]` each
 
 
 class Features(NamedTuple):
@@ -75,7 +86,15 @@ def linearize(q: QFunction, params: Params, inputs: Inputs, *, method: Method = 
     def pullback(z: Array) -> Params:
         return _pullback(layout, feats, z)
 
-    return Linearization(feats.values, _gram(feats, feats), pullback)
+    def pushforward(change: Params) -> Array:
+        return _pushforward(layout, feats, change)
+
+    def elsewhere(ys: Inputs) -> Elsewhere:
+        batch_size(ys)
+        others = _features(layout, params, ys)
+        return Elsewhere(others.values, _gram(others, feats), _layers(layout, others))
+
+    return Linearization(feats.values, _gram(feats, feats), pullback, pushforward, elsewhere, _layers(layout, feats))
 
 
 def kernel(
@@ -175,6 +194,12 @@ class _Layout(NamedTuple):
     dense: dict[int, list[int]]  # leaf -> positions of its uses in `uses`
     uses: list[_Use]
     direct: tuple[int, ...]  # leaves that go through per-example Jacobians
+
+    def canonical(self, leaf: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The order in which a leaf's axes are those of `[G, in, out]`, and its shape."""
+        shape = self.jaxpr.jaxpr.invars[leaf].aval.shape
+        axes = sum(self.uses[self.dense[leaf][0]].weight_axes, ()) if leaf in self.dense else ()
+        return axes + tuple(a for a in range(len(shape)) if a not in axes), shape
 
 
 def _layout(q: QFunction, params: Params, inputs: Inputs, method: str) -> _Layout:
@@ -363,6 +388,15 @@ def _evaluate(layout: _Layout, args: list[Array], shifts: list[Array] | None) ->
     return value, recorded
 
 
+def _layers(layout: _Layout, feats: Features) -> list[Array]:
+    """What enters each weight that is taken apart and used once an example: the inputs first, then the hidden layers.
+
+    Of stacked members the first one's; nothing where K goes through Jacobians.
+    """
+    order = sorted(zip((positions[0] for positions in layout.dense.values()), feats.dense, strict=True), key=lambda pair: pair[0])
+    return [x[:, 0, 0] for _, (x, _) in order if x.shape[2] == 1]
+
+
 def _gram(left: Features, right: Features) -> Array:
     """`[B, C]`: inner products of every gradient on the left with every one on the right."""
     shares = [_dot("id,jd->ij", a, b) for a, b in zip(left.direct, right.direct, strict=True)]
@@ -391,13 +425,23 @@ def _dense_pullback(x: Array, d: Array, z: Array) -> Array:
 def _pullback(layout: _Layout, feats: Features, z: Array) -> Params:
     """sum_i z_i grad Q(x_i), one product a layer."""
     leaves: dict[int, Array] = {}
-    shapes = [v.aval.shape for v in layout.jaxpr.jaxpr.invars[: layout.treedef.num_leaves]]
-    for (leaf, positions), (x, d) in zip(layout.dense.items(), feats.dense, strict=True):
-        axes = sum(layout.uses[positions[0]].weight_axes, ())
-        axes += tuple(a for a in range(len(shapes[leaf])) if a not in axes)
+    for leaf, (x, d) in zip(layout.dense, feats.dense, strict=True):
+        axes, shape = layout.canonical(leaf)
         total = _dense_pullback(x, d, z)
-        ordered = total.reshape([shapes[leaf][a] for a in axes])
-        leaves[leaf] = ordered.transpose([axes.index(a) for a in range(len(axes))])
+        leaves[leaf] = total.reshape([shape[a] for a in axes]).transpose([axes.index(a) for a in range(len(axes))])
     for leaf, jacobian in zip(layout.direct, feats.direct, strict=True):
-        leaves[leaf] = _dot("i,id->d", z, jacobian).reshape(shapes[leaf])
+        leaves[leaf] = _dot("i,id->d", z, jacobian).reshape(layout.canonical(leaf)[1])
     return jax.tree.unflatten(layout.treedef, [leaves[i] for i in range(layout.treedef.num_leaves)])
+
+
+def _pushforward(layout: _Layout, feats: Features, change: Params) -> Array:
+    """grad Q(x_i) . change, one product a layer."""
+    leaves = jax.tree.leaves(change)
+    shares = [_dot("id,d->i", jacobian, leaves[leaf].ravel()) for leaf, jacobian in zip(layout.direct, feats.direct, strict=True)]
+    for leaf, (x, d) in zip(layout.dense, feats.dense, strict=True):
+        weight = leaves[leaf].transpose(layout.canonical(leaf)[0]).reshape(x.shape[1], x.shape[3], d.shape[3])
+        if x.shape[1] == x.shape[2] == 1:  # a plain product, as in `_dense_pullback`
+            shares.append(jnp.sum(_dot("ic,cf->if", x[:, 0, 0], weight[0]) * d[:, 0, 0], axis=1))
+        else:
+            shares.append(jnp.sum(_dot("iguc,gcf->iguf", x, weight) * d, axis=(1, 2, 3)))
+    return jnp.asarray(sum(shares))

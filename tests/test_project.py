@@ -25,7 +25,7 @@ ROOMS = {
     "linesearch": BOTTOM,
     "replay": BOTTOM,
     "networks": BOTTOM | {"sine"},
-    "diagnostics": BOTTOM | {"linesearch"},
+    "diagnostics": BOTTOM | {"ntk", "linesearch"},
     "tabular": BOTTOM | {"solve", "diagnostics"},
     "examples": BOTTOM | {"tabular"},
     "envs": BOTTOM | {"tabular", "examples"},

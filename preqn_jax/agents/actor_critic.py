@@ -30,6 +30,10 @@ class State:
     temperature: Any = None  # stochastic policies that tune theirs
 
 
+Act = Callable[[Params, Array], Array]
+Explore = Callable[[Params, Array, Key], Array]
+"""As in `base.Agent`."""
+
 Prepare = Callable[[State], State]
 """Adds to the first state what a kind of policy keeps beside actor and critics."""
 
@@ -45,16 +49,18 @@ def network_fields(config: base.AgentConfig) -> dict[str, Any]:
     return {"hidden_sizes": config.hidden_sizes, "activation": config.activation, "initializer": config.initializer}
 
 
-def functions(
+def make(
     config: base.AgentConfig,
     spec: Spec,
     actor: Any,
     critic: networks.Critic,
+    act: Act,
+    explore: Explore,
     prepare: Prepare,
     targets: Targets,
     improve: Improve,
-) -> tuple[Callable[[Key], State], Callable[[State, Transition, Key, Array], tuple[State, Metrics]]]:
-    """`init` and `update` of an agent, from a resolved config, two networks, and what is a kind of policy's own."""
+) -> base.Agent:
+    """An agent from a resolved config, two networks, and what is a kind of policy's own."""
     q: QFunction = critic.apply
     step = steps.ensemble(base.critic_step(config, q))
     optimizer, members, delay = actor_optimizer(config), config.num_critics or 1, config.policy_delay or 1
@@ -95,7 +101,13 @@ def functions(
         }
         return state, metrics
 
-    return init, update
+    def propose(state: State, batch: Transition, key: Key) -> base.Proposal:
+        y, _ = targets(state, batch, key)
+        moved, _, _ = step.update(state.critic, state.critic_step, (batch.obs, batch.action), y)
+        first, moved = (jax.tree.map(lambda leaf: leaf[0], theta) for theta in (state.critic, moved))
+        return base.Proposal(first, moved, y, jax.vmap(act, in_axes=(None, 0))(state.actor, jnp.asarray(batch.next_obs)))
+
+    return base.Agent(init, act, explore, update, q, propose)
 
 
 def actor_optimizer(config: base.AgentConfig) -> optax.GradientTransformation:

@@ -22,12 +22,25 @@ class Agent(NamedTuple):
     update: `(state, batch of transitions [B], key, count) -> (state, metrics)`: one gradient step of everything. `count` is the
       number of updates before this one; it is an argument, not state, so that under a `vmap` over seeds it stays one number and
       a delayed policy update is skipped rather than computed and thrown away.
+    q: `(params, obs [obs], action [act]) -> []`, one critic.
+    propose: `(state, batch of transitions [B], key) -> Proposal`: what the critic's step of `update` would do, for a diagnosis.
     """
 
     init: Callable[[Key], AgentState]
     act: Callable[[Params, Array], Array]
     explore: Callable[[Params, Array, Key], Array]
     update: Callable[[AgentState, Transition, Key, Array], tuple[AgentState, Metrics]]
+    q: QFunction
+    propose: Callable[[AgentState, Transition, Key], "Proposal"]
+
+
+class Proposal(NamedTuple):
+    """The first critic before and after a step, and what the step was for."""
+
+    params: Params  # theta
+    moved: Params  # theta'
+    targets: Array  # `[B]`, y
+    next_action: Array  # `[B, act]`, the policy's at s', without noise
 
 
 SOLVERS: dict[str, Callable[["AgentConfig"], solve.Solve]] = {

@@ -57,5 +57,4 @@ def deterministic(config: base.AgentConfig, spec: Spec, actor: networks.Actor, c
 
         return actor_critic.descend(config, loss, state)[0]
 
-    init, update = actor_critic.functions(config, spec, actor, critic, prepare, targets, improve)
-    return base.Agent(init, act, explore, update)
+    return actor_critic.make(config, spec, actor, critic, act, explore, prepare, targets, improve)

@@ -116,5 +116,4 @@ def stochastic(config: base.AgentConfig, spec: Spec, actor: networks.GaussianAct
         update, optimizer = tuner.update(grad, temperature.optimizer)
         return Temperature(optax.apply_updates(temperature.log, update), optimizer)  # pyright: ignore[reportArgumentType]
 
-    init, update = actor_critic.functions(config, spec, actor, critic, prepare, targets, improve)
-    return base.Agent(init, act, explore, update)
+    return actor_critic.make(config, spec, actor, critic, act, explore, prepare, targets, improve)

@@ -1,11 +1,12 @@
 """What the paper measures: the row ratio of a kernel (section 5.1), the alignment of an update (section 5.2), and how far
-an update is from a contraction (Theorem 2).
+an update is from a contraction (Theorem 2). And which members of a batch moved Q at a place of interest.
 """
 
 import jax.numpy as jnp
 
+from preqn_jax import ntk
 from preqn_jax.linesearch import cosine
-from preqn_jax.types import Array
+from preqn_jax.types import Array, Inputs, Params, QFunction
 
 
 def row_ratio(gram: Array) -> Array:
@@ -21,6 +22,49 @@ def row_ratio(gram: Array) -> Array:
 def alignment(change: Array, delta: Array) -> Array:
     """cos(Q' - Q, y - Q): how well an update moved Q `[B]` towards its targets (section 5.2, Figure 3)."""
     return cosine(change, delta)
+
+
+def gain(change: Array, delta: Array) -> Array:
+    """<Q' - Q, y - Q> / |y - Q|^2, `[]`: the share of the TD errors `[B]` that an update takes away. 0 where there are none.
+
+    With K diagonal it lies between the least and the largest alpha K_ii rho_i: above 1 Eq. 16 fails somewhere.
+    """
+    scale = jnp.max(jnp.abs(delta))
+    unit = delta / jnp.where(scale > 0, scale, 1)
+    return jnp.vdot(change, unit) / jnp.where(scale > 0, scale * jnp.vdot(unit, unit), 1)
+
+
+def interference(gram: Array, delta: Array) -> Array:
+    """sum_{i != j} delta_i delta_j K_ij / ((N - 1) sum_i delta_i^2 K_ii), `[]`, in about [-1, 1].
+
+    TD interference (Bengio et al. 2020): the inner product of two examples' semi-gradients, mean over pairs, as a share of its
+    mean over examples with themselves. At 1 every example pulls the parameters the same way.
+    """
+    weighted = gram * delta[:, None] * delta[None, :]
+    own = jnp.trace(weighted)
+    return (jnp.sum(weighted) - own) / ((gram.shape[0] - 1) * jnp.where(own > 0, own, 1))
+
+
+def attribution(q: QFunction, params: Params, inputs: Inputs, z: Array, at: Inputs, alpha: float = 1.0) -> Array:
+    """alpha K_ij z_j, `[M, B]`: how much member j of a minibatch moves Q at each of M other inputs, at leading order (Eq. 8).
+
+    Rows sum to the leading-order change of Q there, alpha sum_j K_ij z_j.
+
+    Args:
+      q: `q(params, *inputs) -> scalar`, for one example.
+      params: theta.
+      inputs: the minibatch, arrays leading with `[B]`.
+      z: `[B]`, what the update weighs the gradients with: delta / B for Eq. 5, K^-1 delta for PreQN (Eq. 22).
+      at: where to look, arrays leading with `[M]`.
+      alpha: the step size.
+
+    Raises:
+      ValueError: z does not fit inputs.
+    """
+    size = ntk.batch_size(inputs)
+    if jnp.shape(z) != (size,):
+        raise ValueError(f"z has the shape {jnp.shape(z)}, expected {(size,)}: a weight for each member of inputs")
+    return alpha * ntk.kernel(q, params, at, inputs) * z[None, :]
 
 
 def overshoot_slack(gram: Array, rho: Array | float, alpha: Array | float) -> Array:
