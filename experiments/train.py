@@ -25,11 +25,12 @@ from absl import logging as absl_logging
 from tqdm import tqdm
 
 from experiments import flags, plot
-from preqn_jax import agents, envs
+from preqn_jax import agents, diagnostics, envs
 from preqn_jax.options import UserError, check, option
 from preqn_jax.training import collect, loop
 from preqn_jax.training.checkpoint import Checkpointer
-from preqn_jax.training.config import Diverged, Stopped
+from preqn_jax.training.config import Diverged, Diverging, Stopped
+from preqn_jax.training.monitor import bias, make_monitor
 from preqn_jax.training.record import Recorder, read
 from preqn_jax.training.rollout import attained
 from preqn_jax.types import Spec
@@ -45,6 +46,10 @@ class RunConfig:
     eval_episodes: int = option(10, "episodes of an evaluation", at_least=1)
     log_every: int = option(1000, "steps between lines of metrics.jsonl, each the mean since the last", at_least=1)
     checkpoint_every: int = option(10_000, "steps between checkpoints", at_least=1)
+    diagnose_every: int = option(
+        0, "steps between diagnoses of the critic, which say when it begins to diverge and how; 0 for none", at_least=0
+    )
+    stop_on_divergence: bool = option(False, "end the run when a diagnosis finds that Q diverges, with the checkpoints before it")
     workers: int | None = option(
         None,
         "processes that step the environments, each for whole seeds; 0 for none, with the same numbers "
@@ -84,7 +89,7 @@ def train(run: RunConfig, agent_config: agents.AgentConfig, loop_config: loop.Lo
             if not session.run():
                 return 0
         except Stopped as error:
-            if isinstance(error, Diverged):
+            if isinstance(error, Diverged | Diverging):
                 session.note_divergence(error)
             kept = session.checkpoints.steps()
             where = f"the checkpoint of step {kept[-1]} is kept in {logdir}" if kept else "there was no checkpoint yet"
@@ -123,6 +128,8 @@ class _Session:
             print(f"resuming {logdir} at step {self.start}", file=sys.stderr)
         self.recorder = Recorder(logdir, config.seeds, self.start)
         self.latest = np.full(len(config.seeds), np.nan)
+        self.look = make_monitor(agent, config, discount)
+        self.found: dict[int, str] = {}  # seed -> the failure it was last warned of
         self.stopped = False
 
     def run(self) -> bool:
@@ -136,6 +143,8 @@ class _Session:
                 last = step == num_steps
                 if step % every.log_every == 0 or last:
                     mark = self._log(step, mark)
+                if every.diagnose_every and step % every.diagnose_every == 0 and self.counters.updates:
+                    mark = self._diagnose(step, mark)
                 if step % every.eval_every == 0 or last:
                     mark = self._eval(step, mark)
                 if step % every.checkpoint_every == 0 or last or self.stopped:
@@ -178,21 +187,45 @@ class _Session:
 
     def _eval(self, step: int, mark: tuple[float, int, int]) -> tuple[float, int, int]:
         began = time.monotonic()
-        for i, rewards in enumerate(self.collector.evaluate(self.learner.agent.actor, step)):
-            returns = rewards.sum(axis=0)
+        for i, evaluation in enumerate(self.collector.evaluate(self.learner.agent.actor, step)):
+            returns = evaluation.rewards.sum(axis=0)
             line = {"eval/return_mean": returns.mean(), "eval/return_std": returns.std(), "eval/episodes": len(returns)}
-            line["eval/discounted_max"] = attained(rewards, self.discount)
+            line["eval/discounted_max"] = attained(evaluation.rewards, self.discount)
+            if self.run_config.diagnose_every:
+                critic = jax.tree.map(lambda leaf, i=i: leaf[i], self.learner.agent.critic)
+                off = bias(self.agent, critic, evaluation, self.discount)
+                line |= {f"diagnose/{name}": value for name, value in off.items()}
             self.recorder.write(step, self.config.seeds[i], line)
             self.latest[i] = returns.mean()
         return (mark[0] + time.monotonic() - began, *mark[1:])  # evaluation is not training time
 
-    def note_divergence(self, error: Diverged) -> None:
+    def _diagnose(self, step: int, mark: tuple[float, int, int]) -> tuple[float, int, int]:
+        """Records a diagnosis of every seed, and says what failure is building up, once for each that a seed comes to.
+
+        Raises Diverging where there is one and the run should end.
+        """
+        began, worst = time.monotonic(), None
+        for seed, measured in zip(self.config.seeds, self.look(self.learner, self.counters.round), strict=True):
+            finding = diagnostics.failure(measured)
+            line = {f"diagnose/{name}": value for name, value in measured.items()}
+            line["diagnose/failure"] = 1 + diagnostics.FAILURES.index(finding.mode) if finding else 0
+            self.recorder.write(step, seed, line)
+            if finding and self.found.get(seed) != finding.mode:
+                self.found[seed] = finding.mode
+                tqdm.write(f"step {step}, seed {seed}: {finding.mode}: {finding.evidence}; {finding.remedy}", file=sys.stderr)
+            worst = worst or (finding and Diverging(finding, seed, step))
+        if worst and self.run_config.stop_on_divergence:
+            raise worst
+        return (mark[0] + time.monotonic() - began, *mark[1:])
+
+    def note_divergence(self, error: Diverged | Diverging) -> None:
         """The last lines of a run that diverged; one that goes on from a checkpoint drops them, with all that came after it."""
         step = (error.step - 1) // self.config.update_every * self.config.update_every  # of the last whole round
         for i, seed in enumerate(self.config.seeds):
             if self.pending:
                 self.recorder.write(step, seed, self._means(i))
-        self.recorder.write(error.step, error.seed, {"run/diverged": 1.0, error.quantity: np.nan})
+        quantity = {error.quantity: np.nan} if isinstance(error, Diverged) else {}
+        self.recorder.write(error.step, error.seed, {"run/diverged": 1.0, **quantity})
 
     def _save(self, step: int) -> None:
         self.recorder.flush()
@@ -229,7 +262,9 @@ def validate(run: RunConfig, config: loop.LoopConfig) -> None:
     """Raises UserError where numbers are out of range or do not fit one another."""
     check(run)
     loop.validate(config)
-    for name in ("eval_every", "log_every", "checkpoint_every"):
+    if run.stop_on_divergence and not run.diagnose_every:
+        raise UserError("stop_on_divergence is on, but nothing looks for divergence: add --diagnose_every=1000")
+    for name in ("eval_every", "log_every", "checkpoint_every", "diagnose_every"):
         if getattr(run, name) % config.update_every:
             raise UserError(f"{name} is {getattr(run, name)}, but it must be a multiple of update_every ({config.update_every})")
 
@@ -259,7 +294,7 @@ def _open(run: RunConfig, agent_config: agents.AgentConfig, loop_config: loop.Lo
 def configuration(run: RunConfig, agent_config: agents.AgentConfig, loop_config: loop.LoopConfig) -> dict[str, Any]:
     """What config.json says of a run: all that its numbers depend on, as plain JSON."""
     config = {**dataclasses.asdict(run), **dataclasses.asdict(agent_config), **dataclasses.asdict(loop_config)}
-    for name in ("logdir", "workers"):  # a run may be moved, and go on with other processes
+    for name in ("logdir", "workers", "stop_on_divergence"):  # a run may be moved, and go on with other processes, or after all
         config.pop(name)
     return json.loads(json.dumps(config))
 
@@ -270,6 +305,8 @@ def compare(path: Path, config: dict[str, Any], flag: str = "logdir") -> None:
         old = json.loads(path.read_text())["config"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a run's config.json; give another --{flag}") from error
+    since = {f.name: f.default for c in CONFIGS for f in dataclasses.fields(c) if f.name not in old}  # runs of earlier versions
+    old = {**json.loads(json.dumps({name: default for name, default in since.items() if name in config})), **old}
     for name in sorted({*old, *config}):
         if old.get(name) != config.get(name):
             raise UserError(

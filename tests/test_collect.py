@@ -50,9 +50,9 @@ def test_workers_give_the_same_numbers_and_go_on_from_one_another():
             states = [json.dumps(here.save()), json.dumps(there.save())]
     assert states[0] == states[1]
     assert {i for _, episodes in rounds[2:] for i, _ in episodes} == {0, 1, 2}
-    rewards = here.evaluate(actor, 100)
-    assert_same(rewards, there.evaluate(actor, 100))
-    alive = [seed != 0 for seed in rewards]  # Hopper pays at every step
+    evaluations = here.evaluate(actor, 100)
+    assert_same(evaluations, there.evaluate(actor, 100))
+    alive = [seed.rewards != 0 for seed in evaluations]  # Hopper pays at every step
     assert all((seed[1:] <= seed[:-1]).all() for seed in alive)
     assert len({int(n) for seed in alive for n in seed.sum(axis=0)}) > 1
     here.load(json.loads(states[1])), there.load(json.loads(states[0]))

@@ -31,7 +31,7 @@ ROOMS = {
     "envs": BOTTOM | {"tabular", "examples"},
     "steps": BOTTOM | {"ntk", "solve", "linesearch", "diagnostics"},
     "agents": BOTTOM | {"ntk", "solve", "networks", "steps", "diagnostics"},
-    "training": BOTTOM | {"replay", "envs", "agents"},
+    "training": BOTTOM | {"replay", "envs", "agents", "diagnostics"},
 }
 
 

@@ -77,7 +77,7 @@ def test_every_algorithm_finds_the_best_action(name):
     agent, collector, config, learner, counters = setup("probe/action", {**ALGORITHMS[name], **HALF}, num_steps=steps)
     _, learner = run(agent, collector, config, learner, counters)
     assert abs(mu_at(agent, learner, 0.0) - 0.5) < 0.1
-    (rewards,) = collector.evaluate(learner.agent.actor, 0)
+    ((rewards, *_),) = collector.evaluate(learner.agent.actor, 0)
     assert rewards.shape == (1, EPISODES) and (rewards > 0.98).all()
 
 
@@ -198,7 +198,9 @@ def test_a_failed_solve_is_counted_and_does_not_stop_the_run():
 
 def test_evaluation_depends_on_its_seeds_alone_and_is_noiseless():
     agent, collector, config, learner, counters = setup("Pendulum-v1", {"exploration_noise": 1.0}, seeds=(1, 2))
-    first, other, again = (np.stack(collector.evaluate(learner.agent.actor, step)) for step in (0, 50, 0))
+    first, other, again = (
+        np.stack([one.rewards for one in collector.evaluate(learner.agent.actor, step)]) for step in (0, 50, 0)
+    )
     assert first.shape == (2, 200, EPISODES) and (first == again).all() and (first != other).any()
 
 

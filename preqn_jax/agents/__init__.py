@@ -1,10 +1,10 @@
 """Agents: `make(config, spec)` builds any of them."""
 
 from preqn_jax.agents import deterministic, stochastic
-from preqn_jax.agents.base import ALGORITHMS, Agent, AgentConfig, resolve
+from preqn_jax.agents.base import ALGORITHMS, Agent, AgentConfig, Proposal, resolve
 from preqn_jax.types import Spec
 
-__all__ = ["ALGORITHMS", "Agent", "AgentConfig", "make", "resolve"]
+__all__ = ["ALGORITHMS", "Agent", "AgentConfig", "Proposal", "make", "resolve"]
 
 
 def make(config: AgentConfig, spec: Spec) -> Agent:

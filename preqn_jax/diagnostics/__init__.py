@@ -1,6 +1,6 @@
 """What can be seen of a value function's stability: the paper's measures, and one look at a critic that puts them together."""
 
-from preqn_jax.diagnostics.diagnosis import FAILURES, GLOSSARY, Entry, Finding, diagnose, failure
+from preqn_jax.diagnostics.diagnosis import FAILURES, GLOSSARY, Entry, Finding, bias, diagnose, failure
 from preqn_jax.diagnostics.measures import (
     alignment,
     attribution,
@@ -19,6 +19,7 @@ __all__ = [
     "Finding",
     "alignment",
     "attribution",
+    "bias",
     "contraction_bound",
     "diagnose",
     "failure",

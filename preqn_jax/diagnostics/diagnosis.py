@@ -185,7 +185,7 @@ def diagnose(
     numbers = {name: float(value) for name, value in measured.items()}
     numbers["self_excitation"] = _rightmost(hessenberg.astype(np.float64)) / float(scale)
     if returns is not None:
-        numbers.update(_bias(q, params, *returns))
+        numbers.update(bias(q, params, *returns))
     return {name: numbers[name] for name in GLOSSARY if name in numbers}
 
 
@@ -307,7 +307,11 @@ def _rightmost(hessenberg: np.ndarray) -> float:
     return float(np.linalg.eigvals(hessenberg).real.max()) if np.isfinite(hessenberg).all() else float("nan")
 
 
-def _bias(q: QFunction, params: Params, inputs: Inputs, returns: Any) -> dict[str, float]:
+def bias(q: QFunction, params: Params, inputs: Inputs, returns: Any) -> dict[str, float]:
+    """{"bias", "bias_relative"} of `GLOSSARY`: Q at `inputs` `[M]` against the returns G `[M]` from there.
+
+    Raises ValueError where the two do not fit.
+    """
     returns = jnp.asarray(returns)
     size = ntk.batch_size(inputs)
     if returns.shape != (size,):
@@ -372,5 +376,27 @@ class Finding(NamedTuple):
     remedy: str
 
 
+_SIGNS = (  # what names a failure, the surest first: the number, its line, the mode, the number in words
+    ("linearization_error", 1.0, FAILURES[0], "an update changes Q by {:.2g} times its first-order change beside that change"),
+    ("gain", 1.0, FAILURES[1], "an update changes Q by {:.2g} times the TD errors"),
+    ("extrapolation", 1.0, FAILURES[3], "Q at the policy's next actions lies {:.2g} standard deviations above Q at the data"),
+    ("self_excitation", -np.inf, FAILURES[2], "a rise of Q feeds {:.2g} times the mean K_ii back into itself"),
+)
+
+
 def failure(measured: Mapping[str, float]) -> Finding | None:
-    return None
+    """The failure that is building up, of what `diagnose` measured; None while Q stays within what can be earned.
+
+    A critic is on its way once |Q| passes r_max / (1 - gamma), the soft divergence of van Hasselt et al. 2018. Before that the
+    other numbers are no verdict: healthy critics cross their lines now and then, Theorem 2's nearly always. From there on they say
+    which failure it is: the first of these that crosses its line, linearization error, gain, extrapolation; and if none does, what
+    is left is that pairs move one another, over-generalization.
+    """
+    excess = measured["soft_divergence"]
+    if not excess > 1:
+        return None
+    name, mode, words = next((name, mode, words) for name, line, mode, words in _SIGNS if not measured[name] <= line)
+    seen = [f"|Q| is {excess:.3g} times what any policy can earn", words.format(measured[name])]
+    if mode == FAILURES[2]:
+        seen.append(f"and updates have an alignment of {measured['alignment']:.2f} with the TD errors")
+    return Finding(mode, ", ".join(seen), GLOSSARY[name].remedy)

@@ -23,7 +23,7 @@ from preqn_jax import envs
 from preqn_jax.agents import Agent
 from preqn_jax.options import UserError
 from preqn_jax.training.config import LoopConfig, Stopped
-from preqn_jax.training.rollout import Rollout, make_policy
+from preqn_jax.training.rollout import Evaluation, Rollout, make_policy
 from preqn_jax.types import Params, Spec, Transition
 
 
@@ -72,8 +72,8 @@ class Collector:
         transitions = jax.tree.map(lambda *leaves: np.stack(leaves), *(row[0] for row in rows))
         return transitions, [(i, total) for i, row in enumerate(rows) for total in row[1]]
 
-    def evaluate(self, actor: Params, step: int) -> list[np.ndarray]:
-        """Rewards `[T, episodes]` of noiseless episodes of each of the actors `[S]`, 0 after an episode's end.
+    def evaluate(self, actor: Params, step: int) -> list[Evaluation]:
+        """Noiseless episodes of each of the actors `[S]`.
 
         They depend on nothing else but the step.
         """

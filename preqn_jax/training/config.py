@@ -2,9 +2,10 @@
 
 import dataclasses
 
+from preqn_jax.diagnostics import Finding
 from preqn_jax.options import UserError, check, option
 
-ACT, SAMPLE, UPDATE = range(3)  # purposes of keys
+ACT, SAMPLE, UPDATE, LOOK = range(4)  # purposes of keys
 TRAIN_ENV, EVAL_ENV = range(2)  # purposes of environment seeds
 
 
@@ -56,3 +57,11 @@ class Diverged(Stopped):
 
     def __reduce__(self):  # it may come from another process
         return Diverged, (self.quantity, self.seed, self.step)
+
+
+class Diverging(Stopped):
+    """A diagnosis says that Q is on its way."""
+
+    def __init__(self, finding: Finding, seed: int, step: int):
+        super().__init__(f"Q of seed {seed} diverges at step {step}, by {finding.mode}: {finding.evidence}; {finding.remedy}")
+        self.finding, self.seed, self.step = finding, seed, step

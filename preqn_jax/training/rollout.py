@@ -31,6 +31,16 @@ class Policy(NamedTuple):
     act: Callable[[Params, Any], Array]
 
 
+class Evaluation(NamedTuple):
+    """What happened in an evaluation of n episodes, the longest of T steps."""
+
+    rewards: np.ndarray  # `[T, n]`, 0 after an episode's end
+    obs: np.ndarray  # `[T, n, obs]`, meaningless there
+    action: np.ndarray  # `[T, n, act]`, in [-1, 1]
+    lengths: np.ndarray  # `[n]`, steps of each episode
+    terminated: np.ndarray  # `[n]`, whether it ended in a terminal, and not at a time limit
+
+
 def make_policy(agent: Agent, spec: Spec, config: LoopConfig) -> Policy:
     """The policy of any seed of a run."""
     envs = config.num_envs
@@ -96,20 +106,25 @@ class Rollout:
                 envs = self._config.num_envs
                 raise Diverged(quantity, self._seed, start + (int(np.argmax(bad)) // envs + 1) * envs)
 
-    def evaluate(self, actor: Params, step: int) -> np.ndarray:
-        """Rewards `[T, episodes]` of a noiseless episode of each evaluation environment; 0 after its end.
+    def evaluate(self, actor: Params, step: int) -> Evaluation:
+        """A noiseless episode of each evaluation environment.
 
         The episodes begin from seeds derived of (seed, step, episode), so that an evaluation depends on nothing before it.
         """
         env, actor = self._eval_env, jax.device_put(actor)
         obs = env.reset([derive_seed(self._seed, EVAL_ENV, step, e) for e in range(env.num_envs)])
-        rewards, running = [], np.ones(env.num_envs, bool)
+        steps, running, terminated = [], np.ones(env.num_envs, bool), np.zeros(env.num_envs, bool)
+        lengths = np.zeros(env.num_envs, int)
         while running.any():
-            out = env.step(np.asarray(self._policy.act(actor, obs)), running)
-            rewards.append(np.where(running, out.reward, 0))
+            action = np.asarray(self._policy.act(actor, obs))
+            out = env.step(action, running)
+            steps.append((np.where(running, out.reward, 0), obs, action))
+            lengths += running
+            terminated |= running & out.terminated
             running &= ~(out.terminated | out.truncated)
             obs = out.obs
-        return np.stack(rewards)
+        rewards, seen, actions = (np.stack(leaves) for leaves in zip(*steps, strict=True))
+        return Evaluation(rewards, seen, actions, lengths, terminated)
 
     def save(self) -> Any:
         """All that the next rounds depend on beside the actor, as plain JSON."""

@@ -1,0 +1,238 @@
+"""Why did my Q explode? What the diagnoses of a run say: when it went wrong, which of the paper's failures it was, the evidence.
+
+    python -m experiments.train --algorithm=ddpg --notarget_networks --env=Hopper-v5 --diagnose_every=500 --logdir=runs/x
+    python -m experiments.diagnose runs/x
+
+prints the report, and writes diagnosis.png and diagnosis.json into the run directory, or into --out. From the newest checkpoint,
+if there is one, it also says which members of a minibatch move Q where it is largest.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+
+from experiments import curves, flags, output, style
+from preqn_jax import agents, diagnostics, envs
+from preqn_jax.options import UserError, option
+from preqn_jax.training import loop, monitor
+from preqn_jax.training.checkpoint import Checkpointer
+
+PANELS = (  # names, words, line that matters
+    (("q_largest",), "largest |Q| of the minibatch", None),
+    (("alignment", "gain"), "alignment, gain", 1.0),
+    (("linearization_error",), "linearization error", 1.0),
+    (("self_excitation",), "self-excitation", 0.0),
+    (("extrapolation",), "extrapolation", 1.0),
+    (("row_ratio", "coadaptation"), "row ratio, co-adaptation", None),
+)
+LARGEST = 8  # members of a minibatch that are shown
+
+
+@dataclasses.dataclass(frozen=True)
+class DiagnoseConfig:
+    """Where the report goes."""
+
+    out: str = option("", "folder for diagnosis.png and diagnosis.json (the run directory)")
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) != 2:
+        raise UserError("give one run directory, as in: python -m experiments.diagnose runs/x")
+    run, out = Path(argv[1]), Path(flags.parse(DiagnoseConfig).out or argv[1])
+    config, lines = curves.load(run)
+    seeds = [[line for line in lines if line["seed"] == seed] for seed in config["seeds"]]
+    looks = [[_look(line) for line in mine if "diagnose/q_mean" in line] for mine in seeds]
+    if not any(looks):
+        raise UserError(f"the run {str(run)!r} was not diagnosed; train it with --diagnose_every=1000 and another --logdir")
+    reports = [report(seed, look, mine) for seed, look, mine in zip(config["seeds"], looks, seeds, strict=True) if look]
+    print(f"{config['algorithm']} ({config['activation']}) on {config['env']}, {len(reports)} seeds, as far as {str(run)!r} goes")
+    for one in reports:
+        show(one)
+    moved = attribution(run, config)
+    if moved:
+        show_attribution(moved)
+    output.write_json(out / "diagnosis.json", {"run": str(run), "seeds": reports, "attribution": moved}, "out")
+    draw(config, reports, seeds, out / "diagnosis.png")
+    print(out / "diagnosis.png")
+    return 0
+
+
+def _look(line: dict[str, Any]) -> dict[str, Any]:
+    """One diagnosis: its step, and its numbers by their names in `diagnostics.GLOSSARY`."""
+    return {"step": line["step"], **{k.removeprefix("diagnose/"): v for k, v in line.items() if k.startswith("diagnose/")}}
+
+
+# --- when, which, and why --------------------------------------------------------------------------------------------
+
+
+def report(seed: int, looks: Sequence[dict[str, Any]], lines: curves.Lines) -> dict[str, Any]:
+    """What happened to one seed: {"seed", "failed" (a step, or None), "mode", "evidence", "remedy", "first", "then", "last"}.
+
+    The last three are diagnoses: the first there is, that of the failure (the one before the last without), the last.
+    """
+    found = [(look, diagnostics.failure(_numbers(look))) for look in looks]
+    failed = next(((look, finding) for look, finding in found if finding), None)
+    look, finding = failed or (looks[max(0, len(looks) - 2)], None)
+    returns = [line["eval/return_mean"] for line in lines if line.get("eval/return_mean") is not None]
+    diverged = next((line["step"] for line in lines if line.get("run/diverged") is not None), None)
+    modes = [one.mode for _, one in found if one]
+    return {
+        "seed": seed,
+        "failed": look["step"] if finding else None,
+        "mode": finding.mode if finding else None,
+        "evidence": finding.evidence if finding else None,
+        "remedy": finding.remedy if finding else None,
+        "diagnoses": len(looks),
+        "failing": {mode: modes.count(mode) for mode in diagnostics.FAILURES if mode in modes},
+        "diverged": diverged,
+        "best_return": max(returns, default=None),
+        "looks": list(looks),
+        "at": {"first": looks[0]["step"], "then": look["step"], "last": looks[-1]["step"]},
+    }
+
+
+def _numbers(look: dict[str, Any]) -> dict[str, float]:
+    """In records null stands for what is too large for a number."""
+    return {name: np.inf if value is None else value for name, value in look.items() if name in diagnostics.GLOSSARY}
+
+
+def show(one: dict[str, Any]) -> None:
+    print(f"\nseed {one['seed']}: ", end="")
+    if one["mode"] is None:
+        print(f"healthy in all of {one['diagnoses']} diagnoses")
+    else:
+        shares = ", ".join(f"{mode} {count}" for mode, count in one["failing"].items())
+        print(f"went wrong at step {one['failed']:,}, by {one['mode']}: {one['evidence']}")
+        print(f"  what to do: {one['remedy']}")
+        print(f"  of {one['diagnoses']} diagnoses: {shares}")
+    if one["diverged"] is not None:
+        print(f"  the run ended at step {one['diverged']:,}, diverged")
+    by_step = {look["step"]: look for look in one["looks"]}
+    steps = list(dict.fromkeys(one["at"].values()))
+    print(f"  {'':<22}" + "".join(f"{f'step {step:,}':>14}" for step in steps))
+    for name, entry in diagnostics.GLOSSARY.items():
+        values = [by_step[step].get(name) for step in steps]
+        if any(value is not None for value in values):
+            cells = "".join(f"{'' if value is None else f'{value:.4g}':>14}" for value in values)
+            print(f"  {name:<22}{cells}  {entry.high}")
+
+
+# --- who moved Q -----------------------------------------------------------------------------------------------------
+
+
+def attribution(run: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """For each seed of the newest checkpoint, the members of a minibatch that move Q most where |Q| is largest in it.
+
+    Shares are those of a plain step (Eq. 5): K_ij delta_j over the sum of its absolute values. [] without a checkpoint.
+    """
+    if not (run / "checkpoints").is_dir():
+        return []
+    agent_config, loop_config = _of(agents.AgentConfig, config), _of(loop.LoopConfig, config)
+    spec = envs.spec(config["env"])
+    agent = agents.make(agent_config, spec)
+    checkpoints = Checkpointer(run / "checkpoints")
+    try:
+        restored = checkpoints.restore(loop.init(agent, spec, loop_config)[0])
+    finally:
+        checkpoints.close()
+    if restored is None:
+        return []
+    step, learner, counters, *_ = restored
+    results = []
+    for seed, (batch, proposal, _) in zip(
+        config["seeds"], monitor.make_looks(agent, loop_config)(learner, counters.round), strict=True
+    ):
+        values = jax.vmap(agent.q, in_axes=(None, 0, 0))(proposal.params, batch.obs, batch.action)
+        delta = proposal.targets - values
+        where = int(np.argmax(np.abs(values)))
+        at = (batch.obs[where : where + 1], batch.action[where : where + 1])
+        moves = np.asarray(diagnostics.attribution(agent.q, proposal.params, (batch.obs, batch.action), delta, at))[0]
+        order = np.argsort(-np.abs(moves))[:LARGEST]
+        total = float(np.abs(moves).sum()) or 1.0
+        members = [
+            {
+                "member": int(j),
+                "share": float(moves[j] / total),
+                "td_error": float(delta[j]),
+                "q": float(values[j]),
+                "reward": float(batch.reward[j]),
+                "distance": float(np.linalg.norm(batch.obs[j] - batch.obs[where])),
+            }
+            for j in order
+        ]
+        own = float(moves[where] / total)
+        results.append({"seed": seed, "step": step, "q": float(values[where]), "own_share": own, "members": members})
+    return results
+
+
+def _of(kind: type, config: dict[str, Any]) -> Any:
+    """A config dataclass from what config.json says."""
+    fields = {field.name: config[field.name] for field in dataclasses.fields(kind) if field.name in config}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+
+
+def show_attribution(moved: Sequence[dict[str, Any]]) -> None:
+    for one in moved:
+        print(
+            f"\nseed {one['seed']}, checkpoint of step {one['step']:,}: what a plain step (Eq. 5) would do where |Q| is largest, "
+            f"Q = {one['q']:.4g}. Its own TD error has {one['own_share']:+.1%} of it; the largest shares:"
+        )
+        print(f"  {'member':>8}{'share':>9}{'TD error':>12}{'Q':>12}{'reward':>10}{'distance of s':>16}")
+        for row in one["members"]:
+            print(
+                f"  {row['member']:>8}{row['share']:>+9.1%}{row['td_error']:>12.4g}{row['q']:>12.4g}{row['reward']:>10.3g}"
+                f"{row['distance']:>16.3g}"
+            )
+
+
+# --- the picture -----------------------------------------------------------------------------------------------------
+
+
+def draw(config: dict[str, Any], reports: Sequence[dict[str, Any]], seeds: Sequence[curves.Lines], path: Path) -> None:
+    """A panel for each group of numbers, a line for each seed, a vertical line where a seed went wrong."""
+    figure, axes = plt.subplots(2, 3, figsize=(13, 6.6), squeeze=False, layout="constrained", sharex=True)
+    for ax, (names, words, line) in zip(axes.flat, PANELS, strict=True):
+        for i, one in enumerate(reports):
+            colour = style.COLOURS[i % len(style.COLOURS)]
+            for name, dashes in zip(names, ("-", ":"), strict=False):
+                steps, values = curves.matrix([one["looks"]], name)
+                label = f"seed {one['seed']}" if name == names[0] else None
+                if len(steps):
+                    ax.plot(steps, values[0], dashes, color=colour, lw=1.3, label=label)
+            if one["failed"] is not None:
+                ax.axvline(one["failed"], color=colour, lw=0.8, ls="--")
+        if line is not None:
+            ax.axhline(line, color="black", lw=0.7)
+        ax.set_ylabel(words + (" (dotted)" if len(names) > 1 else ""))
+        style.thousands(ax)
+        style.tidy(ax)
+    axes[0, 0].set_yscale("log")
+    _attainable(axes[0, 0], config, seeds)
+    for ax in (axes[0, 2], axes[1, 0], axes[1, 1]):
+        ax.set_yscale("symlog", linthresh=1)
+    modes = sorted({f"seed {one['seed']}: {one['mode']}" for one in reports if one["mode"]})
+    title = f"{config['algorithm']}-{config['activation']} on {config['env']}"
+    dashes = "; dashed: where a seed went wrong (" + ", ".join(modes) + ")" if modes else "; no failure found"
+    style.finish(figure, axes, title + dashes)
+    output.save_figure(figure, path)
+
+
+def _attainable(ax: Any, config: dict[str, Any], seeds: Sequence[curves.Lines]) -> None:
+    """The largest |Q| that there can be, r_max / (1 - gamma), as far as rewards have been seen, and the largest return."""
+    looks = [_look(line) for lines in seeds for line in lines if line.get("diagnose/soft_divergence")]
+    if looks:
+        last = looks[-1]
+        ax.axhline(last["q_largest"] / last["soft_divergence"], color="black", lw=0.7, label=r"$r_{max}/(1-\gamma)$")
+    best = [line["eval/discounted_max"] for lines in seeds for line in lines if line.get("eval/discounted_max")]
+    if best and max(best) > 0:
+        ax.axhline(max(best), color="gray", lw=0.7, ls=":", label="largest discounted return")
+
+
+if __name__ == "__main__":
+    flags.define(DiagnoseConfig)
+    flags.run(main)

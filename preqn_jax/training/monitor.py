@@ -1,0 +1,110 @@
+"""Diagnoses in training: what `diagnostics.diagnose` says of every seed's critic on a minibatch of its own.
+
+Looking draws from keys of its own and changes nothing: a run with a monitor learns what it would have learned without.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from preqn_jax import diagnostics
+from preqn_jax import replay as replays
+from preqn_jax.agents import Agent, Proposal
+from preqn_jax.training.config import LOOK, LoopConfig
+from preqn_jax.training.loop import Learner, keys
+from preqn_jax.training.rollout import Evaluation
+from preqn_jax.types import Array, Key, Params, Transition
+
+Monitor = Callable[[Learner, int], list[dict[str, float]]]
+"""`(learner [S], round) -> what diagnose measured, for each seed`."""
+
+_BIAS_PAIRS = 256  # of an evaluation
+_TAIL = 0.05  # the largest share of a return that may lie beyond the time limit
+
+
+class Look(NamedTuple):
+    """What there is to see of one seed."""
+
+    batch: Transition  # `[B]`, drawn for this alone
+    proposal: Proposal
+    reward_bound: float  # the largest |r| in the replay
+
+
+def make_looks(agent: Agent, config: LoopConfig) -> Callable[[Learner, int], list[Look]]:
+    """`(learner [S], round) -> a look at each seed`."""
+
+    @jax.jit
+    def draw(replay: replays.Replay, round_: Array) -> tuple[Transition, Array, Array]:
+        def one(replay: replays.Replay, key: Key) -> tuple[Transition, Array, Array]:
+            sample_key, step_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, LOOK), round_))
+            bound = jnp.max(jnp.abs(jnp.asarray(replay.data.reward)))  # rows not filled yet are 0
+            return replays.sample(replay, sample_key, (config.batch_size,)), jax.random.key_data(step_key), bound
+
+        return jax.vmap(one)(replay, keys(config.seeds))
+
+    @jax.jit
+    def propose(state: Any, batch: Transition, key_data: Array) -> Proposal:
+        return agent.propose(state, batch, jax.random.wrap_key_data(key_data))
+
+    def looks(learner: Learner, round_: int) -> list[Look]:
+        drawn, states = jax.device_get((draw(learner.replay, jnp.uint32(round_)), learner.agent))
+        found = []
+        for i in range(len(config.seeds)):
+            state, (batch, key_data, bound) = jax.tree.map(lambda leaf, i=i: leaf[i], (states, drawn))
+            found.append(Look(batch, propose(state, batch, key_data), float(bound)))
+        return found
+
+    return looks
+
+
+def make_monitor(agent: Agent, config: LoopConfig, discount: float) -> Monitor:
+    """A monitor of the runs that `config` describes. Measures the first critic, and the step that `update` would take with it."""
+    looks = make_looks(agent, config)
+
+    def measure(look: Look) -> dict[str, float]:
+        step = look.proposal
+        return diagnostics.diagnose(
+            agent.q,
+            step.params,
+            look.batch,
+            step.next_action,
+            gamma=discount,
+            targets=step.targets,
+            moved=step.moved,
+            reward_bound=look.reward_bound or None,
+            spectrum_rows=None,
+        )
+
+    return lambda learner, round_: [measure(look) for look in looks(learner, round_)]
+
+
+def bias(agent: Agent, critic: Params, evaluation: Evaluation, discount: float) -> dict[str, float]:
+    """The first critic's bias against the returns of an evaluation; nothing where the time limit cuts all of them short.
+
+    `critic` is one seed's, leaves `[M, ...]`.
+    """
+    pairs = returns_to_go(evaluation, discount)
+    if len(pairs[2]) == 0:
+        return {}
+    chosen = np.linspace(0, len(pairs[2]) - 1, _BIAS_PAIRS).astype(int)  # repeats some where there are fewer
+    obs, action, returns = (leaf[chosen] for leaf in pairs)
+    first = jax.tree.map(lambda leaf: leaf[0], critic)
+    return diagnostics.bias(agent.q, first, (obs, action), returns)
+
+
+def returns_to_go(evaluation: Evaluation, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(obs `[N, obs]`, action `[N, act]`, discounted return from there `[N]`) of all steps whose return is known to 5 %.
+
+    Of an episode that ended in a terminal those are all; of one cut off by a time limit those long enough before it.
+    """
+    length = evaluation.rewards.shape[0]
+    to_go, returns = np.zeros(evaluation.rewards.shape[1]), np.zeros_like(evaluation.rewards)
+    for t in reversed(range(length)):
+        to_go = evaluation.rewards[t] + discount * to_go
+        returns[t] = to_go
+    left = evaluation.lengths[None, :] - np.arange(length)[:, None]  # steps from here to the end, `[T, n]`
+    known = (left > 0) & (evaluation.terminated[None, :] | (discount**left <= _TAIL))
+    return evaluation.obs[known], evaluation.action[known], returns[known].astype(np.float32)
