@@ -206,6 +206,8 @@ class _Session:
         """
         began, worst = time.monotonic(), None
         for seed, measured in zip(self.config.seeds, self.look(self.learner, self.counters.round), strict=True):
+            if not measured:
+                raise Diverged("the critic's next step", seed, step)
             finding = diagnostics.failure(measured)
             line = {f"diagnose/{name}": value for name, value in measured.items()}
             line["diagnose/failure"] = 1 + diagnostics.FAILURES.index(finding.mode) if finding else 0

@@ -8,6 +8,7 @@ it bootstraps from, X* = (s', a'). `GLOSSARY` says of every number what it is, w
 what to do about it.
 """
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -376,27 +377,37 @@ class Finding(NamedTuple):
     remedy: str
 
 
-_SIGNS = (  # what names a failure, the surest first: the number, its line, the mode, the number in words
-    ("linearization_error", 1.0, FAILURES[0], "an update changes Q by {:.2g} times its first-order change beside that change"),
-    ("gain", 1.0, FAILURES[1], "an update changes Q by {:.2g} times the TD errors"),
-    ("extrapolation", 1.0, FAILURES[3], "Q at the policy's next actions lies {:.2g} standard deviations above Q at the data"),
-    ("self_excitation", -np.inf, FAILURES[2], "a rise of Q feeds {:.2g} times the mean K_ii back into itself"),
+_SIGNS = (  # what names a failure, the surest first: the number, whether it is beyond its line, the mode, the number in words
+    ("linearization_error", lambda x: x > 1, FAILURES[0], "updates change Q by {:.2g} times their first order beside it"),
+    ("gain", lambda x: x > 1, FAILURES[1], "updates change Q by {:.2g} times the TD errors"),
+    (
+        "extrapolation",
+        lambda x: x > 1,
+        FAILURES[3],
+        "Q at the policy's next actions is {:.2g} standard deviations above the data's",
+    ),
+    ("alignment", lambda x: x < math.sqrt(0.5), FAILURES[2], "updates have an alignment of {:.2f} with the TD errors"),
 )
+_BEYOND_DOUBT = 10.0  # of soft divergence
 
 
 def failure(measured: Mapping[str, float]) -> Finding | None:
-    """The failure that is building up, of what `diagnose` measured; None while Q stays within what can be earned.
+    """The failure that is building up, of what `diagnose` measured; None while there is none to see.
 
-    A critic is on its way once |Q| passes r_max / (1 - gamma), the soft divergence of van Hasselt et al. 2018. Before that the
-    other numbers are no verdict: healthy critics cross their lines now and then, Theorem 2's nearly always. From there on they say
-    which failure it is: the first of these that crosses its line, linearization error, gain, extrapolation; and if none does, what
-    is left is that pairs move one another, over-generalization.
+    A critic may be on its way once |Q| passes r_max / (1 - gamma), the soft divergence of van Hasselt et al. 2018. Before that
+    the other numbers are no verdict: healthy critics cross their lines now and then, Theorem 2's nearly always. From there on the
+    first of these that crosses its line names the failure: linearization error above 1, gain above 1, extrapolation above 1,
+    alignment below cos 45 degrees, where an update moves Q as much aside as towards its targets (over-generalization). If none
+    does, Q is too high and yet follows its targets: that may pass. Ten times beyond r_max / (1 - gamma) it will not, and the
+    targets themselves must be what runs away: extrapolation error.
     """
     excess = measured["soft_divergence"]
     if not excess > 1:
         return None
-    name, mode, words = next((name, mode, words) for name, line, mode, words in _SIGNS if not measured[name] <= line)
-    seen = [f"|Q| is {excess:.3g} times what any policy can earn", words.format(measured[name])]
-    if mode == FAILURES[2]:
-        seen.append(f"and updates have an alignment of {measured['alignment']:.2f} with the TD errors")
-    return Finding(mode, ", ".join(seen), GLOSSARY[name].remedy)
+    signs = [(name, mode, words.format(measured[name])) for name, beyond, mode, words in _SIGNS if beyond(measured[name])]
+    if not signs and excess > _BEYOND_DOUBT:
+        signs = [("extrapolation", FAILURES[3], "updates follow their targets, so these run away")]
+    if not signs:
+        return None
+    name, mode, words = signs[0]
+    return Finding(mode, f"|Q| is {excess:.3g} times what any policy can earn, and {words}", GLOSSARY[name].remedy)

@@ -19,7 +19,7 @@ from preqn_jax.training.rollout import Evaluation
 from preqn_jax.types import Array, Key, Params, Transition
 
 Monitor = Callable[[Learner, int], list[dict[str, float]]]
-"""`(learner [S], round) -> what diagnose measured, for each seed`."""
+"""`(learner [S], round) -> what diagnose measured, for each seed`; nothing where the step of the critic is not finite."""
 
 _BIAS_PAIRS = 256  # of an evaluation
 _TAIL = 0.05  # the largest share of a return that may lie beyond the time limit
@@ -66,6 +66,8 @@ def make_monitor(agent: Agent, config: LoopConfig, discount: float) -> Monitor:
 
     def measure(look: Look) -> dict[str, float]:
         step = look.proposal
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(step))):
+            return {}
         return diagnostics.diagnose(
             agent.q,
             step.params,

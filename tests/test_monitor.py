@@ -1,0 +1,314 @@
+"""Diagnoses in training: the verdict on small problems whose failure is known, the monitor, and the report on a run."""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import flags as absl_flags
+from absl.testing import flagsaver
+
+from experiments import diagnose as binary
+from experiments import flags, train
+from preqn_jax import agents, diagnostics, ntk, solve, steps
+from preqn_jax.options import UserError
+from preqn_jax.training.monitor import returns_to_go
+from preqn_jax.training.record import read
+from preqn_jax.training.rollout import Evaluation
+from preqn_jax.types import Spec, Transition
+
+SMALL = [
+    "--env=Pendulum-v1",
+    "--hidden_sizes=16,16",
+    "--num_steps=600",
+    "--start_steps=100",
+    "--update_after=200",
+    "--batch_size=16",
+    "--eval_every=300",
+    "--eval_episodes=2",
+    "--log_every=100",
+    "--checkpoint_every=200",
+    "--workers=0",
+]
+DIVERGING = ["--hidden_sizes=32,32", "--batch_size=32", "--algorithm=ddpg", "--notarget_networks", "--critic_learning_rate=0.1"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _defined():
+    for configs in (train.CONFIGS, (binary.DiagnoseConfig,)):
+        if any(field not in absl_flags.FLAGS for config in configs for field in config.__dataclass_fields__):
+            flags.define(*configs)
+
+
+def call(*args, main=train.main, name="train"):
+    with flagsaver.flagsaver():
+        rest = absl_flags.FLAGS([name, *args])
+        return flags.guard(main, rest)
+
+
+report = partial(call, main=binary.main, name="diagnose")
+
+
+def records(logdir):
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in read(Path(logdir) / "metrics.jsonl")]
+
+
+# --- the verdict -----------------------------------------------------------------------------------------------------
+
+
+def linear(params, obs, action):
+    return jnp.dot(params, obs)
+
+
+def curved(params, obs, action):
+    """Second order as soon as steps are not short."""
+    return jnp.dot(params**3, obs)
+
+
+def batch(obs, next_obs, reward, discount=1.0):
+    obs, next_obs = jnp.asarray(obs, jnp.float32), jnp.asarray(next_obs, jnp.float32)
+    action, discount = jnp.zeros((len(obs), 1)), jnp.full(len(obs), discount)
+    return Transition(obs, action, jnp.asarray(reward, jnp.float32), discount, next_obs)
+
+
+E, W, TWO = np.eye(4), [1.0], [2.0]
+PROBLEMS = {  # what fails: (q, first params, transitions, gamma, alpha of Eq. 5)
+    "linearization breaks": (curved, [0.5, 0.5], batch([[1, 0], [0, 1]] * 2, [[1, 0], [0, 1]] * 2, [1] * 4), 0.9, 4.0),
+    # One pair's K_ii alpha / B is 3, the others' a half.
+    "overshooting": (linear, [0.0] * 4, batch(E * np.sqrt([6, 1, 1, 1]), E, [1] * 4, 0.0), 0.9, 2.0),
+    # w -> 2w with data on both states; the second returns to the first one time in ten.
+    "over-generalization": (linear, [1.0], batch([W] * 10 + [TWO] * 10, [TWO] * 19 + [W], [0.1] * 20), 0.95, 0.1),
+    "extrapolation error": (linear, [1.0], batch([W] * 4, [TWO] * 4, [0.1] * 4), 0.95, 0.1),
+}
+
+
+def first_failure(q, params, data, gamma, step, most=400):
+    """The first finding on the way of `step`, and |Q| by then; `step` is `(params, targets) -> params`."""
+    params = jnp.asarray(params, jnp.float32)
+    for _ in range(most):
+        targets = data.reward + gamma * data.discount * jax.vmap(q, (None, 0, 0))(params, data.next_obs, data.action)
+        moved = step(params, targets)
+        measured = diagnostics.diagnose(q, params, data, data.action, gamma=gamma, moved=moved)
+        finding = diagnostics.failure(measured)
+        if finding:
+            return finding, measured
+        params = moved
+    return None, measured
+
+
+@pytest.mark.parametrize("mode", PROBLEMS)
+def test_each_of_the_papers_failures_is_named_where_it_is_the_only_one(mode):
+    q, params, data, gamma, alpha = PROBLEMS[mode]
+    inputs = (data.obs, data.action)
+
+    @jax.jit
+    def step(params, targets):
+        lin = ntk.linearize(q, params, inputs)
+        return params + alpha * lin.pullback((targets - lin.values) / len(targets))
+
+    finding, measured = first_failure(q, params, data, gamma, step)
+    assert finding.mode == mode and finding.mode in diagnostics.FAILURES
+    assert finding.remedy and f"{measured['soft_divergence']:.3g} times what any policy can earn" in finding.evidence
+
+
+@pytest.mark.parametrize("mode", ["linearization breaks", "overshooting"])
+def test_preqn_mends_what_it_can_and_is_not_flagged(mode):
+    q, params, data, gamma, _ = PROBLEMS[mode]
+    preqn = steps.preconditioned(q, 0.1, solve=solve.eigh())
+
+    @jax.jit
+    def step(params, targets):
+        return preqn.update(params, (), (data.obs, data.action), targets)[0]
+
+    finding, _ = first_failure(q, params, data, gamma, step, most=60)
+    assert finding is None
+
+
+HEALTHY = {"soft_divergence": 0.9, "linearization_error": 5.0, "gain": 3.0, "extrapolation": 2.0, "alignment": -0.1}
+CALM = {"soft_divergence": 1.5, "linearization_error": 0.1, "gain": 0.1, "extrapolation": 0.1, "alignment": 0.9}
+
+
+def test_within_what_can_be_earned_nothing_is_said():
+    assert diagnostics.failure(HEALTHY) is None
+    assert diagnostics.failure({**HEALTHY, "soft_divergence": 1.1}).mode == "linearization breaks"
+
+
+def test_a_q_that_is_too_high_and_follows_its_targets_is_given_time():
+    assert diagnostics.failure(CALM) is None
+    assert diagnostics.failure({**CALM, "soft_divergence": 11.0}).mode == "extrapolation error"
+    assert diagnostics.failure({**CALM, "soft_divergence": np.inf, "gain": 1.1}).mode == "overshooting"
+
+
+# --- the monitor -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", agents.ALGORITHMS)
+def test_what_an_agent_proposes_is_what_its_update_does(algorithm):
+    spec = Spec(3, 2, -np.ones(2), np.ones(2))
+    agent = agents.make(agents.AgentConfig(algorithm=algorithm, hidden_sizes=(8, 8)), spec)
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=(12, *shape)), jnp.float32)
+    data = Transition(normal(3), jnp.tanh(normal(2)), normal(), jnp.ones(12), normal(3))
+    state = agent.init(jax.random.key(0))
+    for i in range(3):  # optimisers have moments by then
+        key = jax.random.key(i)
+        proposal = jax.jit(agent.propose)(state, data, key)
+        before = state
+        state, metrics = jax.jit(agent.update)(state, data, key, jnp.int32(i))
+    first = lambda theta: jax.tree.map(lambda leaf: leaf[0], theta)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), proposal.params, first(before.critic))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), proposal.moved, first(state.critic))
+    np.testing.assert_allclose(jnp.mean(proposal.targets), metrics["critic/target_mean"], rtol=1e-5)
+    values = jax.vmap(agent.q, (None, 0, 0))(proposal.params, data.obs, data.action)
+    assert values.shape == (12,)
+    np.testing.assert_allclose(proposal.next_action[0], agent.act(before.actor, data.next_obs[0]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory):
+    """A diagnosed run of two seeds: its folder, and the arguments but for it."""
+    folder = tmp_path_factory.mktemp("healthy") / "run"
+    args = ["--seeds=0,5", "--diagnose_every=100", "--discount=0.9", *SMALL]
+    assert call(f"--logdir={folder}", *args) == 0
+    return folder, args
+
+
+def test_a_monitor_changes_nothing_and_says_all_there_is_of_every_seed(healthy):
+    folder, args = healthy
+    assert call("--logdir=plain", *args, "--diagnose_every=0") == 0
+    watched = records(folder)
+    without = [{k: v for k, v in line.items() if not k.startswith("diagnose/")} for line in watched]
+    looks = [line for line in watched if "diagnose/q_mean" in line]
+    assert [line for line, full in zip(without, watched, strict=True) if full not in looks] == records("plain")
+    assert [(line["step"], line["seed"]) for line in looks] == [(step, seed) for step in range(200, 601, 100) for seed in (0, 5)]
+    names = {name.removeprefix("diagnose/") for name in looks[0]} - {"step", "seed", "failure"}
+    evals = [line for line in watched if "eval/return_mean" in line]
+    assert names | {"bias", "bias_relative"} == set(diagnostics.GLOSSARY)
+    assert len(evals) == 4 and all(line["diagnose/bias"] is not None for line in evals)
+    assert looks[0]["diagnose/td_error"] != looks[1]["diagnose/td_error"]
+
+
+def test_an_interrupted_run_repeats_its_diagnoses_bit_for_bit(healthy):
+    folder, args = healthy
+    shutil.copytree(folder, "x")
+    Path("x/DONE").unlink()
+    shutil.rmtree("x/checkpoints/600")
+    assert call("--logdir=x", *args) == 0
+    assert records("x") == records(folder)
+
+
+def test_a_run_of_a_version_without_a_monitor_goes_on():
+    run, agent, loop_config = flags.read(SMALL, *train.CONFIGS)
+    config = train.configuration(run, agents.resolve(agent), loop_config)
+    old = {name: value for name, value in config.items() if name != "diagnose_every"}
+    path = Path("config.json")
+    path.write_text(json.dumps({"config": old}))
+    train.compare(path, config)
+    with pytest.raises(UserError, match="holds a run with diagnose_every=0, but this command says 100"):
+        train.compare(path, {**config, "diagnose_every": 100})
+
+
+@pytest.fixture(scope="module")
+def diverging(tmp_path_factory):
+    """The folder of a run whose Q diverges and that stops there, its exit status, and the arguments but for the two."""
+    folder = tmp_path_factory.mktemp("diverging") / "run"
+    args = [*SMALL, *DIVERGING, "--diagnose_every=50"]
+    return folder, call(f"--logdir={folder}", "--stop_on_divergence", *args), args
+
+
+def test_divergence_ends_the_run_if_wanted_with_the_checkpoint_before_it_kept(diverging, capsys):
+    folder, status, args = diverging
+    assert status == 1 and not (folder / "DONE").exists()
+    last = read(folder / "metrics.jsonl")[-1]
+    assert last == {"step": last["step"], "seed": 0, "run/diverged": 1.0}
+    kept = max(int(path.name) for path in (folder / "checkpoints").iterdir())
+    looks = [line for line in read(folder / "metrics.jsonl") if "diagnose/failure" in line]
+    assert kept < looks[-1]["step"] == last["step"] < 600
+    assert [line["diagnose/failure"] > 0 for line in looks] == [False] * (len(looks) - 1) + [True]
+    mode = diagnostics.FAILURES[int(looks[-1]["diagnose/failure"]) - 1]
+    shutil.copytree(folder, "x")
+    assert call("--logdir=x", *args, "--stop_on_divergence") == 1
+    err = capsys.readouterr().err
+    assert f"error: Q of seed 0 diverges at step {last['step']}, by {mode}: |Q| is" in err and "Traceback" not in err
+    assert f"the checkpoint of step {kept} is kept in x" in err
+    assert read("x/metrics.jsonl")[-1] == last
+    assert call("--logdir=x", *args) == 0  # one may look on all the same
+    err = capsys.readouterr().err
+    assert err.count(f"step {last['step']}, seed 0: {mode}: |Q| is") == 1 and "error:" not in err
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--stop_on_divergence"], "stop_on_divergence is on, but nothing looks for divergence: add --diagnose_every=1000"),
+        (["--diagnose_every=70"], "diagnose_every is 70, but it must be a multiple of update_every (50)"),
+        (["--diagnose_every=-50"], "diagnose_every is -50, but it must be at least 0"),
+    ],
+)
+def test_a_mistake_is_one_sentence(args, words, capsys, tmp_path):
+    assert call("--logdir=x", *SMALL, *args) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and words in err and not (tmp_path / "x").exists()
+
+
+def test_returns_to_go_are_those_that_the_time_limit_does_not_hide():
+    rewards = np.array([[1.0, 1.0], [2.0, 1.0], [4.0, 1.0], [0.0, 1.0]])  # the first episode ends after three steps
+    obs = np.arange(8.0).reshape(4, 2, 1)
+    evaluation = Evaluation(rewards, obs, -obs, np.array([3, 4]), np.array([True, False]))
+    seen, action, returns = returns_to_go(evaluation, 0.2)
+    # 0.2^2 is below 5 %: of the second episode, cut off after four steps, the last is left out.
+    np.testing.assert_allclose(seen[:, 0], [0, 1, 2, 3, 4, 5])
+    np.testing.assert_allclose(action, -seen)
+    np.testing.assert_allclose(returns, [1 + 0.4 + 0.16, 1 + 0.2 + 0.04 + 0.008, 2 + 0.8, 1.24, 4, 1.2], rtol=1e-6)
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+def test_a_report_says_when_a_run_went_wrong_and_who_moved_q(diverging, capsys):
+    folder, _, _ = diverging
+    assert report(str(folder), "--out=there") == 0
+    out = capsys.readouterr().out
+    content = json.loads(Path("there/diagnosis.json").read_text())
+    assert Path("there/diagnosis.png").stat().st_size > 10_000 and "there/diagnosis.png" in out
+    looks = [line for line in read(folder / "metrics.jsonl") if "diagnose/failure" in line]
+    (one,) = content["seeds"]
+    mode = diagnostics.FAILURES[int(looks[-1]["diagnose/failure"]) - 1]
+    assert (one["failed"], one["mode"], one["diverged"]) == (looks[-1]["step"], mode, looks[-1]["step"])
+    assert one["failing"] == {mode: 1} and one["diagnoses"] == len(looks)
+    assert f"seed 0: went wrong at step {one['failed']:,}, by {mode}: {one['evidence']}" in out
+    (moved,) = content["attribution"]
+    shares = [abs(member["share"]) for member in moved["members"]]
+    assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1 + 1e-6
+    assert "what a plain step (Eq. 5) would do where |Q| is largest" in out
+
+
+def test_a_healthy_run_is_called_so_and_needs_no_checkpoint(healthy, capsys):
+    shutil.copytree(healthy[0], "x", ignore=lambda *_: ["checkpoints"])
+    assert report("x") == 0
+    out = capsys.readouterr().out
+    assert "seed 0: healthy in all of 5 diagnoses" in out and "seed 5: healthy in all of 5" in out
+    assert Path("x/diagnosis.png").exists() and json.loads(Path("x/diagnosis.json").read_text())["attribution"] == []
+
+
+def test_what_is_no_diagnosed_run_is_one_sentence(healthy, capsys):
+    Path("empty").mkdir()
+    Path("x").mkdir()
+    shutil.copy(healthy[0] / "config.json", "x")
+    Path("x/metrics.jsonl").write_text('{"step": 100, "seed": 0, "critic/q_mean": 1.0}\n')
+    for args, words in (
+        ([], "give one run directory"),
+        (["x", "y"], "give one run directory"),
+        (["missing"], "'missing' is not a run directory"),
+        (["empty"], "'empty' is not a run directory"),
+        (["x"], "the run 'x' was not diagnosed; train it with --diagnose_every=1000"),
+        ([str(healthy[0]), "--out=/dev/null/x"], "cannot write '/dev/null/x/diagnosis.json'"),
+    ):
+        assert report(*args) == 1
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and words in err and err.count("\n") == 1
+    assert {path.name for path in Path("x").iterdir()} == {"config.json", "metrics.jsonl"}
