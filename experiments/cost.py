@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import flags, growth, output, peers, timing
-from preqn_jax import agents, linesearch, networks, ntk
+from preqn_jax import agents, diagnostics, linesearch, networks, ntk
 from preqn_jax.agents import base
 from preqn_jax.options import UserError, check, option
 from preqn_jax.training import loop
@@ -50,6 +50,7 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 REFERENCE = "TD3 relu"
 SEVERAL = ("PreQN sin", "TD3 relu")  # rows that `--many` times with several seeds
+LINEARIZATION, DIAGNOSIS = "one linearization, called", "diagnose, called"
 STORED = 5000  # transitions in the replay buffer
 
 
@@ -72,7 +73,7 @@ def run(config: CostConfig) -> int:
     for seeds, name in itertools.product(config.many, SEVERAL):
         whole[several(name, seeds)] = _agent_scan(config, ROWS[name], seeds)
     whole |= {peers.label(name): _peer_scan(config, name) for name in names}
-    parts = _part_scans(config)
+    parts = {**_part_scans(config), **_diagnosis_calls(config)}
     times = timing.in_turn({**whole, **parts}, config.repeats)
     references = [REFERENCE, *({peers.REFERENCE} & set(whole))]
     rows = [_row(name, times, references, config.updates) for name in times]
@@ -191,6 +192,26 @@ def _part_scans(config: CostConfig) -> dict[str, Callable[[], Any]]:
     }
 
 
+def _diagnosis_calls(config: CostConfig) -> dict[str, Callable[[], Any]]:
+    """A diagnosis of a critic beside what it is made of; each is called from the host, `updates` times."""
+    agent = agents.make(base.AgentConfig(hidden_sizes=config.hidden_sizes), _spec(config))
+    batch = jax.tree.map(jnp.asarray, _transitions(config, config.batch_size))
+    step = jax.jit(agent.propose)(agent.init(jax.random.key(0)), batch, jax.random.key(1))
+
+    @jax.jit
+    def linearize(theta: Any) -> Any:
+        lin = ntk.linearize(agent.q, theta, (batch.obs, batch.action))
+        return lin.values, lin.gram, lin.pullback(lin.values)
+
+    def diagnose() -> Any:
+        return diagnostics.diagnose(agent.q, step.params, batch, step.next_action, targets=step.targets, moved=step.moved)
+
+    def repeated(call: Callable[[], Any]) -> Callable[[], Any]:
+        return lambda: [jax.block_until_ready(call()) for _ in range(config.updates)][-1]
+
+    return {LINEARIZATION: repeated(lambda: linearize(step.params)), DIAGNOSIS: repeated(diagnose)}
+
+
 def _spec(config: CostConfig) -> Spec:
     return Spec(config.obs_size, config.action_size, -np.ones(config.action_size), np.ones(config.action_size))
 
@@ -222,7 +243,8 @@ def _print(config: CostConfig, whole: list[dict[str, Any]], parts: list[dict[str
     print("the parts of PreQN sin, each alone in a scan")
     for row in parts:
         print(_line(row, "  "))
-    table = {row["name"]: row for row in whole}
+    table = {row["name"]: row for row in [*whole, *parts]}
+    print(f"diagnose / one linearization: {table[DIAGNOSIS]['ms'] / table[LINEARIZATION]['ms']:.2f}")
     print(f"PreQN sin / PreQN relu: {table['PreQN sin']['ms'] / table['PreQN relu']['ms']:.2f}")
     ms = table["PreQN sin, Jacobian kernel"]["ms"]
     print(f"Jacobian kernel / structured kernel: {ms / table['PreQN sin']['ms']:.1f}")

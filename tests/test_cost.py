@@ -19,6 +19,7 @@ from preqn_jax.types import Spec
 
 ROOT = Path(__file__).parent.parent
 SEVERAL = ("PreQN sin, 4 seeds", "TD3 relu, 4 seeds")
+DIAGNOSES = (cost.LINEARIZATION, cost.DIAGNOSIS)
 TINY = {"batch_size": 8, "hidden_sizes": (8, 8), "repeats": 2}
 
 
@@ -30,16 +31,17 @@ def guarded(run, config):
 def check_cost_table(out):
     table = json.loads(Path("cost.json").read_text())
     rows = {row["name"]: row for row in table["rows"]}
-    assert {*cost.ROWS, *SEVERAL, "solve", "actor"} <= set(rows) and "peers" not in table
+    assert {*cost.ROWS, *SEVERAL, cost.LINEARIZATION, cost.DIAGNOSIS, "solve", "actor"} <= set(rows) and "peers" not in table
     for row in rows.values():
         assert 0 < row["min"] <= row["ms"] <= row["max"]
         assert row["ratios"]["TD3 relu"]["ratio"] == pytest.approx(row["ms"] / rows["TD3 relu"]["ms"])
-    assert "PreQN sin / TD3 relu" in out and jax.__version__ in out
+    assert "diagnose / one linearization: " in out and "PreQN sin / TD3 relu" in out and jax.__version__ in out
 
 
 def test_the_cost_table_has_every_row_and_its_ratios(capsys, monkeypatch):
     monkeypatch.setattr(cost, "_agent_scan", lambda *_: lambda: jnp.zeros(3) + 1)
     monkeypatch.setattr(cost, "_part_scans", lambda config: {"solve": lambda: jnp.zeros(2), "actor": lambda: jnp.zeros(4)})
+    monkeypatch.setattr(cost, "_diagnosis_calls", lambda config: dict.fromkeys(DIAGNOSES, lambda: jnp.zeros(2)))
     assert guarded(cost.run, cost.CostConfig(**TINY, updates=2, json="cost.json")) == 0
     check_cost_table(capsys.readouterr().out)
 
@@ -51,7 +53,12 @@ def test_the_cost_of_every_algorithm_and_part_can_be_measured(capsys):
 
 
 def test_rows_of_a_peer_stand_in_the_same_table(capsys, monkeypatch):
-    scans = {"_agent_scan": lambda *_: lambda: jnp.zeros(3), "_part_scans": lambda config: {}}
+    calls = dict.fromkeys(DIAGNOSES, lambda: jnp.zeros(2))
+    scans = {
+        "_agent_scan": lambda *_: lambda: jnp.zeros(3),
+        "_part_scans": lambda config: {},
+        "_diagnosis_calls": lambda config: calls,
+    }
     for name, scan in scans.items():
         monkeypatch.setattr(cost, name, scan)
     monkeypatch.setattr(peers, "_sbx", lambda: None)
@@ -59,7 +66,7 @@ def test_rows_of_a_peer_stand_in_the_same_table(capsys, monkeypatch):
     monkeypatch.setattr(peers, "versions", lambda: "sbx-rl 0.0")
     assert guarded(cost.run, cost.CostConfig(**TINY, peers="sac,td3", json="cost.json")) == 0
     table = json.loads(Path("cost.json").read_text())
-    assert [row["name"] for row in table["rows"]] == [*cost.ROWS, *SEVERAL, "SBX SAC", "SBX TD3"]
+    assert [row["name"] for row in table["rows"]] == [*cost.ROWS, *SEVERAL, "SBX SAC", "SBX TD3", *DIAGNOSES]
     assert all(set(row["ratios"]) == {"TD3 relu", "SBX TD3"} for row in table["rows"])
     out = capsys.readouterr().out
     assert table["peers"] in out and "PreQN sin / SBX TD3: " in out.splitlines()[-1]
