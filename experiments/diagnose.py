@@ -30,6 +30,7 @@ PANELS = (  # names, words, line that matters
     (("extrapolation",), "extrapolation", 1.0),
     (("row_ratio", "coadaptation"), "row ratio, co-adaptation", None),
 )
+RETURNS = ("train/return", "eval/return_mean")
 LARGEST = 8  # members of a minibatch that are shown
 
 
@@ -44,22 +45,41 @@ def main(argv: list[str]) -> int:
     if len(argv) != 2:
         raise UserError("give one run directory, as in: python -m experiments.diagnose runs/x")
     run, out = Path(argv[1]), Path(flags.parse(DiagnoseConfig).out or argv[1])
-    config, lines = curves.load(run)
-    seeds = [[line for line in lines if line["seed"] == seed] for seed in config["seeds"]]
-    looks = [[_look(line) for line in mine if "diagnose/q_mean" in line] for mine in seeds]
-    if not any(looks):
-        raise UserError(f"the run {str(run)!r} was not diagnosed; train it with --diagnose_every=1000 and another --logdir")
-    reports = [report(seed, look, mine) for seed, look, mine in zip(config["seeds"], looks, seeds, strict=True) if look]
-    print(f"{config['algorithm']} ({config['activation']}) on {config['env']}, {len(reports)} seeds, as far as {str(run)!r} goes")
+    config, reports, seeds = load(run)
+    name = f"{config['algorithm']} ({config['activation']}) on {config['env']}"
+    print(f"{name}, {count_seeds(len(reports))}, as far as {str(run)!r} goes")
     for one in reports:
         show(one)
     moved = attribution(run, config)
     if moved:
         show_attribution(moved)
-    output.write_json(out / "diagnosis.json", {"run": str(run), "seeds": reports, "attribution": moved}, "out")
+    output.write_json(
+        out / "diagnosis.json", {"run": str(run), "seeds": [_short(one) for one in reports], "attribution": moved}, "out"
+    )
     draw(config, reports, seeds, out / "diagnosis.png")
     print(out / "diagnosis.png")
     return 0
+
+
+def redraw(run: Path, path: Path) -> None:
+    """The picture of a run, from its records. Raises UserError where they are not those of a diagnosed run."""
+    config, reports, seeds = load(run)
+    draw(config, reports, seeds, path)
+
+
+def load(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[curves.Lines]]:
+    """The configuration of a run, its `report` for each diagnosed seed, and its records for each seed. Raises UserError."""
+    config, lines = curves.load(run)
+    seeds = [[line for line in lines if line["seed"] == seed] for seed in config["seeds"]]
+    looks = [[_look(line) for line in mine if "diagnose/q_mean" in line] for mine in seeds]
+    if not any(looks):
+        raise UserError(f"the run {str(run)!r} was not diagnosed; train it with --diagnose_every=1000 and another --logdir")
+    return config, [report(s, look, mine) for s, look, mine in zip(config["seeds"], looks, seeds, strict=True) if look], seeds
+
+
+def _short(one: dict[str, Any]) -> dict[str, Any]:
+    """A report with the diagnoses that it names, and without all the others."""
+    return {**one, "looks": [look for look in one["looks"] if look["step"] in one["at"].values()]}
 
 
 def _look(line: dict[str, Any]) -> dict[str, Any]:
@@ -71,14 +91,14 @@ def _look(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def report(seed: int, looks: Sequence[dict[str, Any]], lines: curves.Lines) -> dict[str, Any]:
-    """What happened to one seed: {"seed", "failed" (a step, or None), "mode", "evidence", "remedy", "first", "then", "last"}.
+    """What happened to one seed; "failed" is the step of its first failure, None without.
 
-    The last three are diagnoses: the first there is, that of the failure (the one before the last without), the last.
+    "at" names three diagnoses: the first there is, that of the failure (the one before the last without), the last.
     """
     found = [(look, diagnostics.failure(_numbers(look))) for look in looks]
     failed = next(((look, finding) for look, finding in found if finding), None)
     look, finding = failed or (looks[max(0, len(looks) - 2)], None)
-    returns = [line["eval/return_mean"] for line in lines if line.get("eval/return_mean") is not None]
+    returns = [line[name] for line in lines if line["step"] <= look["step"] for name in RETURNS if line.get(name) is not None]
     diverged = next((line["step"] for line in lines if line.get("run/diverged") is not None), None)
     modes = [one.mode for _, one in found if one]
     return {
@@ -90,7 +110,7 @@ def report(seed: int, looks: Sequence[dict[str, Any]], lines: curves.Lines) -> d
         "diagnoses": len(looks),
         "failing": {mode: modes.count(mode) for mode in diagnostics.FAILURES if mode in modes},
         "diverged": diverged,
-        "best_return": max(returns, default=None),
+        "best_return": max(returns, default=None),  # seen by then
         "looks": list(looks),
         "at": {"first": looks[0]["step"], "then": look["step"], "last": looks[-1]["step"]},
     }
@@ -108,13 +128,16 @@ def show(one: dict[str, Any]) -> None:
     else:
         shares = ", ".join(f"{mode} {count}" for mode, count in one["failing"].items())
         print(f"went wrong at step {one['failed']:,}, by {one['mode']}: {one['evidence']}")
+        if one["best_return"] and one["best_return"] > 0:
+            largest = next(look["q_largest"] for look in one["looks"] if look["step"] == one["failed"])
+            print(f"  by then |Q| was {largest / one['best_return']:.2g} times the largest return seen, {one['best_return']:.4g}")
         print(f"  what to do: {one['remedy']}")
         print(f"  of {one['diagnoses']} diagnoses: {shares}")
     if one["diverged"] is not None:
         print(f"  the run ended at step {one['diverged']:,}, diverged")
     by_step = {look["step"]: look for look in one["looks"]}
     steps = list(dict.fromkeys(one["at"].values()))
-    print(f"  {'':<22}" + "".join(f"{f'step {step:,}':>14}" for step in steps))
+    print(f"  {'':<22}" + "".join(f"{f'step {step:,}':>14}" for step in steps) + "  what it means if it is high")
     for name, entry in diagnostics.GLOSSARY.items():
         values = [by_step[step].get(name) for step in steps]
         if any(value is not None for value in values):
@@ -215,11 +238,16 @@ def draw(config: dict[str, Any], reports: Sequence[dict[str, Any]], seeds: Seque
     _attainable(axes[0, 0], config, seeds)
     for ax in (axes[0, 2], axes[1, 0], axes[1, 1]):
         ax.set_yscale("symlog", linthresh=1)
-    modes = sorted({f"seed {one['seed']}: {one['mode']}" for one in reports if one["mode"]})
+    modes = [one["mode"] for one in reports if one["mode"]]
     title = f"{config['algorithm']}-{config['activation']} on {config['env']}"
-    dashes = "; dashed: where a seed went wrong (" + ", ".join(modes) + ")" if modes else "; no failure found"
+    counts = ", ".join(f"{mode} in {count_seeds(modes.count(mode))}" for mode in diagnostics.FAILURES if mode in modes)
+    dashes = f"; dashed: where a seed went wrong ({counts})" if modes else "; no failure found"
     style.finish(figure, axes, title + dashes)
     output.save_figure(figure, path)
+
+
+def count_seeds(n: int) -> str:
+    return f"{n} seed{'s' * (n != 1)}"
 
 
 def _attainable(ax: Any, config: dict[str, Any], seeds: Sequence[curves.Lines]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments import alignment, benchmark, curves, failure_modes, flags, growth, ntk_report, plan, plot
+from experiments import alignment, benchmark, curves, diagnose, failure_modes, flags, growth, ntk_report, plan, plot
 from preqn_jax.options import UserError, option
 
 
@@ -84,6 +84,11 @@ def _failures(data: Path, out: Path) -> list[Path]:
     return [out / "failure_modes.png"]
 
 
+def _diagnosis(data: Path, out: Path) -> list[Path]:
+    diagnose.redraw(data, out / "diagnosis.png")
+    return [out / "diagnosis.png"]
+
+
 def _growth(data: Path, out: Path) -> list[Path]:
     growth.redraw(data, out / "growth.png")
     return [out / "growth.png"]
@@ -109,6 +114,12 @@ MAKERS = (
         "failure_modes/failure_modes.json",
         "python -m experiments.failure_modes --json=experiments/results/failure_modes/failure_modes.json",
         _failures,
+    ),
+    Maker(
+        "the diagnosis of a run",
+        "diagnosis/ddpg",
+        "the first command of BUILD.md's section on diagnoses, config.json and metrics.jsonl copied",
+        _diagnosis,
     ),
     Maker("how a step grows", "growth.json", "python -m experiments.cost --grid --json=experiments/results/growth.json", _growth),
     Maker("the README's curves", "halfcheetah", "the commands below that picture", _readme),

@@ -397,12 +397,12 @@ def test_figures_are_drawn_from_what_is_there_and_the_rest_is_named(capsys):
     drawn = {"figure_2.png", "figure_3.png", "figure_10.png"}
     assert {path.name for path in Path("out").iterdir()} == drawn == {Path(line).name for line in out.split()}
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 4 and all("; made by: " in line for line in lines) and "python -m experiments.ntk_init" in lines[0]
+    assert len(lines) == 5 and all("; made by: " in line for line in lines) and "python -m experiments.ntk_init" in lines[0]
     assert "alignment: Swimmer-v5/td3-sin is missing" in err
 
 
 def test_figures_of_the_failure_modes_and_of_growth_come_from_their_files(monkeypatch, capsys):
-    kept = ("failure_modes/failure_modes.json", "growth.json", "halfcheetah")
+    kept = ("failure_modes/failure_modes.json", "diagnosis/ddpg", "growth.json", "halfcheetah")
     monkeypatch.setattr(figures, "MAKERS", [maker for maker in figures.MAKERS if maker.data in kept])
     row = {"axis": "batch", "value": 64, "ms": 1.0, "min": 0.9, "max": 1.2, "bytes": 5e6}
     rows = [{**row, "method": method} for method in growth.METHODS] + [
@@ -411,7 +411,12 @@ def test_figures_of_the_failure_modes_and_of_growth_come_from_their_files(monkey
     shutil.copytree(RESULTS, "results", ignore=lambda folder, names: [n for n in names if n.endswith(".png")])
     Path("results/growth.json").write_text(json.dumps({"config": dataclasses.asdict(growth.GrowthConfig()), "rows": rows}))
     assert figures.draw(Path("results"), Path("out")) == 0
-    assert sorted(path.name for path in Path("out").iterdir()) == ["failure_modes.png", "growth.png", "halfcheetah.png"]
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        "diagnosis.png",
+        "failure_modes.png",
+        "growth.png",
+        "halfcheetah.png",
+    ]
     Path("results/growth.json").write_text("{}")
     Path("results/failure_modes/failure_modes.json").write_text('{"rows": []}')
     capsys.readouterr()
