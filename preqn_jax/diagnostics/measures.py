@@ -35,7 +35,7 @@ def gain(change: Array, delta: Array) -> Array:
 
 
 def interference(gram: Array, delta: Array) -> Array:
-    """sum_{i != j} delta_i delta_j K_ij / ((N - 1) sum_i delta_i^2 K_ii), `[]`, in about [-1, 1].
+    """sum_{i != j} delta_i delta_j K_ij / ((N - 1) sum_i delta_i^2 K_ii), `[]`, in [-1 / (N - 1), 1].
 
     TD interference (Bengio et al. 2020): the inner product of two examples' semi-gradients, mean over pairs, as a share of its
     mean over examples with themselves. At 1 every example pulls the parameters the same way.
@@ -93,7 +93,8 @@ def contraction_bound(gram: Array, rho: Array | float, alpha: Array | float, gam
     1 - (1 - gamma) alpha. Arguments as for `overshoot_slack`.
     """
     diagonal, off_diagonal = _weighted(gram, rho)
-    return jnp.max(jnp.abs(1 - alpha * diagonal) + alpha * gamma * jnp.abs(diagonal) + alpha * (1 + gamma) * off_diagonal)
+    step = jnp.abs(alpha)  # a fitted one may be negative
+    return jnp.max(jnp.abs(1 - alpha * diagonal) + step * gamma * jnp.abs(diagonal) + step * (1 + gamma) * off_diagonal)
 
 
 def _over(gram: Array, rho: Array | float) -> Array:
