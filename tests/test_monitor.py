@@ -4,13 +4,16 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_train
 from absl import flags as absl_flags
 from absl.testing import flagsaver
+from test_train import records
 
 from experiments import diagnose as binary
 from experiments import flags, train
@@ -21,27 +24,14 @@ from preqn_jax.training.record import read
 from preqn_jax.training.rollout import Evaluation
 from preqn_jax.types import Spec, Transition
 
-SMALL = [
-    "--env=Pendulum-v1",
-    "--hidden_sizes=16,16",
-    "--num_steps=600",
-    "--start_steps=100",
-    "--update_after=200",
-    "--batch_size=16",
-    "--eval_every=300",
-    "--eval_episodes=2",
-    "--log_every=100",
-    "--checkpoint_every=200",
-    "--workers=0",
-]
+SMALL = ["--env=Pendulum-v1", *test_train.SMALL]
 DIVERGING = ["--hidden_sizes=32,32", "--batch_size=32", "--algorithm=ddpg", "--notarget_networks", "--critic_learning_rate=0.1"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _defined():
-    for configs in (train.CONFIGS, (binary.DiagnoseConfig,)):
-        if any(field not in absl_flags.FLAGS for config in configs for field in config.__dataclass_fields__):
-            flags.define(*configs)
+    if "algorithm" not in absl_flags.FLAGS:
+        flags.define(*train.CONFIGS)
 
 
 def call(*args, main=train.main, name="train"):
@@ -50,11 +40,13 @@ def call(*args, main=train.main, name="train"):
         return flags.guard(main, rest)
 
 
-report = partial(call, main=binary.main, name="diagnose")
-
-
-def records(logdir):
-    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in read(Path(logdir) / "metrics.jsonl")]
+def report(*args):
+    """With flags of its own: other binaries have an --out too, and one process has one set of flags."""
+    values = absl_flags.FlagValues()
+    flags.define(binary.DiagnoseConfig, values=values)
+    rest = values(["diagnose", *args])
+    with mock.patch.object(flags, "parse", partial(flags.parse, values=values)):
+        return flags.guard(binary.main, rest)
 
 
 # --- the verdict -----------------------------------------------------------------------------------------------------
