@@ -5,10 +5,17 @@ between threads, the LAPACK threads of the K-solve wake up slower than they solv
 unused. Instead each core is a device of its own, and several seeds are divided among them (`training.loop`). A computation runs
 in the thread that asks for it: handing over an evaluation of the policy to another takes longer than the policy itself.
 Batched LAPACK calls of two devices wait for each other in XLA's pool of threads, for ever if it has no more threads than
-cores: `NPROC` gives it twice as many. BUILD.md, "Performance", has the figures. Whatever the environment already sets wins.
+cores: `NPROC` gives it twice as many. A process with one core has one thread: more get in each other's way. BUILD.md,
+"Performance", has the figures. Whatever the environment already sets wins.
 """
 
 import os
+
+
+def threads(cores: int) -> int:
+    """How many XLA should have for a process with so many cores."""
+    return 2 * cores if cores > 1 else 1
+
 
 _cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 _XLA_FLAGS = {
@@ -21,7 +28,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     [XLA_FLAGS_GIVEN, *(f"--{k}={v}" for k, v in _XLA_FLAGS.items() if k not in XLA_FLAGS_GIVEN)]
 ).strip()
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-os.environ.setdefault("NPROC", str(2 * (_cores or 1)))
+NPROC_GIVEN = os.environ.get("NPROC", "")
+os.environ["NPROC"] = NPROC_GIVEN or str(threads(_cores or 1))
 
 import jax  # noqa: E402  (NumPy, which it imports, reads the variables)
 

@@ -304,12 +304,18 @@ def _command(run: Run, processes: int) -> list[str]:
 
 
 def _environment(processes: int) -> dict[str, str]:
-    """That of a run: with its share of the cores as devices, and no accelerator's memory taken in advance by one of several."""
+    """That of a run: with its share of the cores as devices, and no accelerator's memory taken in advance by one of several.
+
+    A run on one core has one thread as well: with more of them than cores the runs cost each other a fifth of their speed.
+    """
     if processes == 1:
         return dict(os.environ)
-    name, given = "xla_force_host_platform_device_count", experiments.XLA_FLAGS_GIVEN
-    xla_flags = given if name in given else f"{given} --{name}={_cores(processes)}".strip()
-    return {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, "XLA_FLAGS": xla_flags}
+    name, given, share = "xla_force_host_platform_device_count", experiments.XLA_FLAGS_GIVEN, _cores(processes)
+    shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, "XLA_FLAGS": given}
+    if name not in given:
+        shared["XLA_FLAGS"] = f"{given} --{name}={share}".strip()
+        shared["NPROC"] = experiments.NPROC_GIVEN or str(experiments.threads(share))
+    return shared
 
 
 def _cores(processes: int) -> int:

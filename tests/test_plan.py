@@ -181,11 +181,16 @@ def test_workers_share_the_cores(monkeypatch, cores, processes, workers):
 def test_devices_share_the_cores_unless_the_environment_says_so(monkeypatch):
     monkeypatch.setattr(collect, "default_workers", lambda seeds: 8)
     monkeypatch.setattr(experiments, "XLA_FLAGS_GIVEN", "--xla_x=1")
+    monkeypatch.setattr(experiments, "NPROC_GIVEN", "")
     assert plan._environment(1) == dict(os.environ)
     assert plan._environment(3)["XLA_FLAGS"] == "--xla_x=1 --xla_force_host_platform_device_count=2"
     assert plan._environment(3)["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+    assert [plan._environment(n)["NPROC"] for n in (3, 5)] == ["4", "1"]
+    monkeypatch.setattr(experiments, "NPROC_GIVEN", "7")
+    assert plan._environment(5)["NPROC"] == "7"
     monkeypatch.setattr(experiments, "XLA_FLAGS_GIVEN", "--xla_force_host_platform_device_count=5")
     assert plan._environment(3)["XLA_FLAGS"] == "--xla_force_host_platform_device_count=5"
+    assert plan._environment(3)["NPROC"] == os.environ["NPROC"]
 
 
 # --- how runs are made -----------------------------------------------------------------------------------------------
