@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check slow-test solver-study clean
+.PHONY: demo test check slow-test solver-study overshoot-study clean
 
 # A short PreQN run on HalfCheetah-v5: a few minutes, a summary and a picture.
 demo: .venv/installed
@@ -30,6 +30,16 @@ solver-study: .venv/installed
 	  $(BIN)/python -m experiments.train --env=$$env --solver=eigh --num_steps=30000 --logdir=runs/solver-study/$$env-eigh || exit 1; \
 	done
 	$(BIN)/python -m experiments.plot runs/solver-study/* --out=runs/solver-study.png
+
+# What makes Q overshoot on Walker2d-v5, and what does not (BUILD.md, "Overshooting").
+OVERSHOOT = $(BIN)/python -m experiments.train --env=Walker2d-v5 --seeds=0,1 --num_steps=15000 --log_every=500 --eval_every=2500
+overshoot-study: .venv/installed
+	$(OVERSHOOT) --logdir=runs/overshoot/paper
+	$(OVERSHOOT) --initializer=pytorch --logdir=runs/overshoot/pytorch
+	$(OVERSHOOT) --critic_learning_rate=0.03 --logdir=runs/overshoot/rate
+	$(OVERSHOOT) --target_networks --logdir=runs/overshoot/targets
+	$(OVERSHOOT) --num_critics=2 --logdir=runs/overshoot/two
+	$(OVERSHOOT) --num_critics=2 --target_noise=0.2 --logdir=runs/overshoot/two-smoothed
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
