@@ -38,7 +38,6 @@ overshoot-study: .venv/installed
 	$(OVERSHOOT) --initializer=pytorch --logdir=runs/overshoot/pytorch
 	$(OVERSHOOT) --critic_learning_rate=0.03 --logdir=runs/overshoot/rate
 	$(OVERSHOOT) --target_networks --logdir=runs/overshoot/targets
-	$(OVERSHOOT) --num_critics=2 --logdir=runs/overshoot/two
 	$(OVERSHOOT) --num_critics=2 --target_noise=0.2 --logdir=runs/overshoot/two-smoothed
 
 .venv/installed: pyproject.toml
