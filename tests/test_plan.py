@@ -257,7 +257,8 @@ def test_a_signal_is_passed_on_and_the_same_call_goes_on(child, number):
     before = signal.getsignal(number)
 
     def strike():
-        while not all((run.folder / "metrics.jsonl").exists() for run in runs[:2]):
+        files = [run.folder / "metrics.jsonl" for run in runs[:2]]
+        while not all(file.exists() and file.stat().st_size for file in files):  # before its first line a run has nothing to keep
             time.sleep(0.005)
         os.kill(os.getpid(), number)
 
