@@ -36,6 +36,7 @@ OVERSHOOT = $(BIN)/python -m experiments.train --env=Walker2d-v5 --seeds=0,1 --n
 overshoot-study: .venv/installed
 	$(OVERSHOOT) --logdir=runs/overshoot/paper
 	$(OVERSHOOT) --initializer=pytorch --logdir=runs/overshoot/pytorch
+	$(OVERSHOOT) --critic_learning_rate=0.03 --logdir=runs/overshoot/rate
 	$(OVERSHOOT) --target_networks --logdir=runs/overshoot/targets
 	$(OVERSHOOT) --num_critics=2 --target_noise=0.2 --logdir=runs/overshoot/two-smoothed
 
