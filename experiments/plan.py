@@ -29,6 +29,8 @@ from preqn_jax.options import UserError, check, option
 from preqn_jax.training import collect
 
 ENVS = ("HalfCheetah-v5", "Walker2d-v5", "Hopper-v5", "Ant-v5", "Swimmer-v5")
+EVERY = 5000  # steps between evaluations, and between lines of records
+CHECKPOINT_EVERY = 25_000
 _POLL = 0.2  # seconds between looks at the processes
 _LOOK = 2.0  # seconds between looks at how far the runs are
 
@@ -41,6 +43,9 @@ class PlanConfig:
     seeds: tuple[int, ...] | None = option(None, "seeds of every run (the plan in root's; a new one has the paper's many)")
     num_steps: int | None = option(None, "environment steps of each seed (the plan in root's; 1,000,000 in a new one)")
     envs: tuple[str, ...] | None = option(None, "environments (the plan in root's; the paper's five in a new one)")
+    until: int | None = option(
+        None, "make every run to this step and none past it (to num_steps); a later call goes on from there", at_least=1
+    )
     only: tuple[str, ...] = option((), "make only these runs now, as in HalfCheetah-v5/preqn-sin,Swimmer-v5/*")
     processes: int = option(1, "runs at a time, a process each", at_least=1)
     report: bool = option(False, "make nothing, report on what is there")
@@ -60,9 +65,9 @@ class Run(NamedTuple):
 
     name: str  # `<env>/<variant>`
     folder: Path
-    flags: tuple[str, ...]  # of experiments.train, but for logdir and workers
+    flags: tuple[str, ...]  # of experiments.train, but for num_steps, logdir and workers
     seeds: tuple[int, ...]
-    num_steps: int
+    num_steps: int  # to be reached now
 
     @property
     def log(self) -> Path:
@@ -93,8 +98,11 @@ def settle(kind: Kind, config: PlanConfig, extra: Sequence[str]) -> list[Run]:
         value = wanted[name] if wanted[name] is not None else old.get(name, default)
         settings[name] = list(value) if isinstance(value, tuple) else value
         _agree(path, name, old.get(name), settings[name])
+    until = settings["num_steps"] if config.until is None else config.until
+    if until > settings["num_steps"]:
+        raise UserError(f"until is {until}, beyond the num_steps of the plan ({settings['num_steps']}); give at most that")
     runs = [
-        _run(root, env, variant, settings["seeds"], settings["num_steps"], settings["extra"])
+        _run(root, env, variant, settings["seeds"], until, settings["extra"])
         for env in settings["envs"]
         for variant in kind.variants
     ]
@@ -141,26 +149,31 @@ def _run(root: Path, env: str, variant: str, seeds: list[int], num_steps: int, e
         f"--activation={activation}",
         f"--env={env}",
         f"--seeds={','.join(map(str, seeds))}",
-        f"--num_steps={num_steps}",
-        "--eval_every=5000",
+        f"--eval_every={EVERY}",
         "--eval_episodes=10",
-        "--log_every=5000",
-        f"--checkpoint_every={max(10_000, num_steps // 20 // 5000 * 5000)}",
+        f"--log_every={EVERY}",
+        f"--checkpoint_every={CHECKPOINT_EVERY}",
         *extra,
     )
-    run, agent, loop_config = flags.read(given, *train.CONFIGS)
+    planned = Run(f"{env}/{variant}", folder, given, tuple(seeds), num_steps)
+    run, agent, loop_config = flags.read((f"--num_steps={num_steps}", *given), *train.CONFIGS)
     described = train.configuration(run, agents.resolve(agent), loop_config)
     train.validate(run, loop_config)
+    if num_steps % run.eval_every:  # of whichever plan the runs were made for, they are compared at evaluations
+        raise UserError(
+            f"runs end at step {num_steps}, but are evaluated every {run.eval_every}: give a multiple as until or num_steps"
+        )
     fixed = {"algorithm": algorithm, "activation": activation, "env": env, "seeds": seeds, "num_steps": num_steps}
     changed = [name for name, value in fixed.items() if described[name] != value]
     if changed or (run.logdir, run.workers) != (train.RunConfig.logdir, train.RunConfig.workers):
         names = ", ".join(changed) or "logdir or workers"
         raise UserError(f"{' '.join(extra)!r} after -- sets {names}, which the plan sets for each run; leave it out")
     if (folder / "config.json").exists():
-        train.compare(folder / "config.json", described, flag="root")
+        past = max(num_steps, _begun_for(planned)) if _last(planned).get("step", 0) >= num_steps else num_steps
+        train.compare(folder / "config.json", {**described, "num_steps": past}, flag="root")
     else:
         envs.spec(env)
-    return Run(f"{env}/{variant}", folder, given, tuple(seeds), num_steps)
+    return planned
 
 
 def choose(runs: Sequence[Run], patterns: Sequence[str]) -> list[Run]:
@@ -176,14 +189,13 @@ def choose(runs: Sequence[Run], patterns: Sequence[str]) -> list[Run]:
 
 def state(run: Run) -> str:
     """done, diverged, begun, new, or copied: records without the checkpoints that would let the run go on."""
-    last = _last(run)
-    if (run.folder / "DONE").exists():
-        return "done"
+    last, copied = _last(run), not (run.folder / "checkpoints").exists()
     if last.get("run/diverged") is not None:
         return "diverged"
-    if last and not (run.folder / "checkpoints").exists():
-        return "done" if last["step"] >= run.num_steps else "copied"
-    return "begun" if last else "new"
+    reached = last.get("step", 0) >= run.num_steps
+    if reached and (copied or (run.folder / train.DONE).exists() or _begun_for(run) > run.num_steps):
+        return "done"
+    return "new" if not last else "copied" if copied else "begun"
 
 
 def is_over(run: Run) -> bool:
@@ -195,6 +207,13 @@ def progress(run: Run) -> int:
     """Environment steps of all seeds so far; a run that is over counts as whole."""
     step = run.num_steps if is_over(run) else min(_last(run).get("step", 0), run.num_steps)
     return step * len(run.seeds)
+
+
+def _begun_for(run: Run) -> int:
+    """The steps that a run's config.json speaks of; 0 if there is none."""
+    with contextlib.suppress(OSError, json.JSONDecodeError, KeyError, TypeError):
+        return int(json.loads((run.folder / "config.json").read_text())["config"]["num_steps"])
+    return 0
 
 
 def _last(run: Run) -> dict[str, Any]:
@@ -300,7 +319,8 @@ def _command(run: Run, processes: int) -> list[str]:
     """What makes the run, with its share of the cores for stepping environments."""
     workers = min(_cores(processes), len(run.seeds))
     workers = workers if workers > 1 else 0
-    return [sys.executable, "-m", "experiments.train", *run.flags, f"--logdir={run.folder}", f"--workers={workers}"]
+    here = (f"--num_steps={run.num_steps}", f"--logdir={run.folder}", f"--workers={workers}")
+    return [sys.executable, "-m", "experiments.train", *run.flags, *here]
 
 
 def _environment(processes: int) -> dict[str, str]:

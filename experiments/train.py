@@ -3,7 +3,8 @@
     python -m experiments.train --algorithm=preqn --env=HalfCheetah-v5 --seeds=0 --num_steps=1000000 --logdir=runs/x
 
 The run directory holds config.json, metrics.jsonl, tensorboard/, checkpoints/, and at the end curve.png and DONE. The same
-command on a directory that holds a checkpoint goes on from there, and ends as if it had never been stopped.
+command on a directory that holds a checkpoint goes on from there, and ends as if it had never been stopped. With a larger
+--num_steps it goes on to there, finished or not, and ends as if it had been given that number at the start.
 """
 
 import contextlib
@@ -58,6 +59,7 @@ class RunConfig:
     )
 
 
+DONE = "DONE"  # the file of a run directory that says that `num_steps` was reached
 CONFIGS = (RunConfig, agents.AgentConfig, loop.LoopConfig)
 
 
@@ -76,7 +78,7 @@ def train(run: RunConfig, agent_config: agents.AgentConfig, loop_config: loop.Lo
         spec = envs.spec(run.env)
         agent = agents.make(agent_config, spec)
         logdir = _open(run, agent_config, loop_config)
-        if (logdir / "DONE").exists():
+        if (logdir / DONE).exists():
             print(f"{logdir} holds a finished run of this command; nothing to do")
             _summarize(logdir, run, loop_config)
             return 0
@@ -97,7 +99,7 @@ def train(run: RunConfig, agent_config: agents.AgentConfig, loop_config: loop.Lo
     _summarize(logdir, run, loop_config)
     plot.draw([logdir], logdir / "curve.png")
     print(f"curves: {logdir / 'curve.png'}")
-    (logdir / "DONE").touch()
+    (logdir / DONE).touch()
     return 0
 
 
@@ -126,7 +128,7 @@ class _Session:
             collector.load(state)
             self.pending = extra["pending"]
             print(f"resuming {logdir} at step {self.start}", file=sys.stderr)
-        self.recorder = Recorder(logdir, config.seeds, self.start)
+        self.recorder = Recorder(logdir, config.seeds, self.start, self._stays)
         self.latest = np.full(len(config.seeds), np.nan)
         self.look = make_monitor(agent, config, discount)
         self.found: dict[int, str] = {}  # seed -> the failure it was last warned of
@@ -143,6 +145,8 @@ class _Session:
                 last = step == num_steps
                 if step % every.log_every == 0 or last:
                     mark = self._log(step, mark)
+                if step % every.log_every == 0:
+                    self.pending = []  # what is logged only for being the last is pending still, should the run be extended
                 if every.diagnose_every and step % every.diagnose_every == 0 and self.counters.updates:
                     mark = self._diagnose(step, mark)
                 if step % every.eval_every == 0 or last:
@@ -173,8 +177,16 @@ class _Session:
         clock = {"time/steps_per_s": (now[1] - mark[1]) / elapsed, "time/updates_per_s": (now[2] - mark[2]) / elapsed}
         for i, seed in enumerate(self.config.seeds):
             self.recorder.write(step, seed, {**self._means(i), **clock})
-        self.pending = []
         return now
+
+    def _stays(self, line: dict[str, Any]) -> bool:
+        """Whether a record belongs to a run that goes on: those of its former end may be there only for that."""
+        if line["step"] < self.start or self.start == self.config.num_steps:
+            return True
+        for name, every in (("eval/return_mean", self.run_config.eval_every), ("time/steps_per_s", self.run_config.log_every)):
+            if name in line:
+                return self.start % every == 0
+        return True
 
     def _means(self, i: int) -> dict[str, float]:
         """Of one seed's numbers since the last line."""
@@ -272,17 +284,26 @@ def validate(run: RunConfig, config: loop.LoopConfig) -> None:
 
 
 def _open(run: RunConfig, agent_config: agents.AgentConfig, loop_config: loop.LoopConfig) -> Path:
-    """The run directory with its config.json; refuses one that holds another configuration."""
+    """The run directory with its config.json; refuses one that holds another configuration, but for a smaller `num_steps`."""
     logdir = Path(run.logdir)
     config = configuration(run, agent_config, loop_config)
     path = logdir / "config.json"
     try:
         logdir.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            compare(path, config)
+            begun = compare(path, config)
+            if (logdir / DONE).exists() and begun["num_steps"] < config["num_steps"]:
+                if not any((logdir / "checkpoints").glob("*")):
+                    raise UserError(
+                        f"logdir {str(logdir)!r} holds a run of {begun['num_steps']} steps without its checkpoints, "
+                        "so there is nothing to go on from; give another --logdir to make it anew"
+                    )
+                (logdir / DONE).unlink()  # before config.json, or the longer run would count as finished
         elif any(logdir.iterdir()):
             raise UserError(f"logdir {str(logdir)!r} holds other files and no config.json; give an empty or a new directory")
         else:
+            begun = None
+        if begun != config:
             temporary = path.with_suffix(".tmp")
             temporary.write_text(json.dumps({"config": config, **_provenance()}, indent=2) + "\n")
             os.replace(temporary, path)
@@ -301,20 +322,29 @@ def configuration(run: RunConfig, agent_config: agents.AgentConfig, loop_config:
     return json.loads(json.dumps(config))
 
 
-def compare(path: Path, config: dict[str, Any], flag: str = "logdir") -> None:
-    """Raises UserError if the config.json at `path` says something else; `flag` is the one that would lead elsewhere."""
+def compare(path: Path, config: dict[str, Any], flag: str = "logdir") -> dict[str, Any]:
+    """What the config.json at `path` says; `config` may have more steps, and checkpoints at others.
+
+    Raises UserError if anything else differs; `flag` is the one that would lead elsewhere.
+    """
     try:
         old = json.loads(path.read_text())["config"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a run's config.json; give another --{flag}") from error
     since = {f.name: f.default for c in CONFIGS for f in dataclasses.fields(c) if f.name not in old}  # runs of earlier versions
     old = {**json.loads(json.dumps({name: default for name, default in since.items() if name in config})), **old}
-    for name in sorted({*old, *config}):
+    if old["num_steps"] > config["num_steps"]:
+        raise UserError(
+            f"logdir {str(path.parent)!r} holds a run with num_steps={old['num_steps']}, but this command says "
+            f"{config['num_steps']}; a run can be made longer, not shorter: use at least as many, or another --{flag}"
+        )
+    for name in sorted({*old, *config} - {"num_steps", "checkpoint_every"}):
         if old.get(name) != config.get(name):
             raise UserError(
                 f"logdir {str(path.parent)!r} holds a run with {name}={old.get(name)!r}, but this command says "
                 f"{config.get(name)!r}; use the same {name} to go on with it, or another --{flag}"
             )
+    return old
 
 
 def _provenance() -> dict[str, Any]:

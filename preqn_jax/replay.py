@@ -14,8 +14,12 @@ class Replay:
     """The buffer D of Algorithm 1."""
 
     data: Transition  # `[capacity, ...]`, float32
-    position: Array  # [] int32, where the next transition goes
-    size: Array  # [] int32, rows filled
+    added: Array  # [] int32, transitions ever added: what is drawn does not depend on rows that were never filled
+
+    @property
+    def size(self) -> Array:
+        """[] int32, rows filled."""
+        return jnp.minimum(self.added, self.data.reward.shape[-1])
 
 
 def init(spec: Spec, capacity: int) -> Replay:
@@ -25,7 +29,7 @@ def init(spec: Spec, capacity: int) -> Replay:
         return jnp.zeros((capacity, *shape), jnp.float32)
 
     data = Transition(zeros(spec.obs_size), zeros(spec.action_size), zeros(), zeros(), zeros(spec.obs_size))
-    return Replay(data, jnp.int32(0), jnp.int32(0))
+    return Replay(data, jnp.int32(0))
 
 
 def add(replay: Replay, transitions: Transition) -> Replay:
@@ -33,13 +37,12 @@ def add(replay: Replay, transitions: Transition) -> Replay:
     capacity, n = replay.data.reward.shape[0], transitions.reward.shape[0]
     if n > capacity:
         raise ValueError(f"{n} transitions do not fit into a replay of capacity {capacity}")
-    rows = (replay.position + jnp.arange(n)) % capacity
+    rows = (replay.added + jnp.arange(n)) % capacity
 
     def put(ring: Array, new: Any) -> Array:
         return ring.at[rows].set(jnp.asarray(new, ring.dtype), unique_indices=True)
 
-    data = jax.tree.map(put, replay.data, transitions)
-    return Replay(data, (replay.position + n) % capacity, jnp.minimum(replay.size + n, capacity))
+    return Replay(jax.tree.map(put, replay.data, transitions), replay.added + n)
 
 
 def sample(replay: Replay, key: Key, shape: tuple[int, ...]) -> Transition:

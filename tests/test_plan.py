@@ -81,7 +81,7 @@ def test_a_new_plan_has_the_papers_settings_and_is_written_down():
     assert len(runs) == 10 and {run.num_steps for run in runs} == {1_000_000} and runs[0].seeds == (0, 1, 2)
     assert runs[3].name == "Walker2d-v5/td3-relu" and runs[3].folder == Path("r/Walker2d-v5/td3-relu")
     assert runs[3].flags[:4] == ("--algorithm=td3", "--activation=relu", "--env=Walker2d-v5", "--seeds=0,1,2")
-    assert "--eval_every=5000" in runs[3].flags and "--checkpoint_every=50000" in runs[3].flags
+    assert "--eval_every=5000" in runs[3].flags and "--checkpoint_every=25000" in runs[3].flags
     written = json.loads(Path("r/benchmark.json").read_text())
     assert written["num_steps"] == 1_000_000 and written["runs"]["Walker2d-v5/td3-relu"] == list(runs[3].flags)
 
@@ -114,13 +114,15 @@ def test_a_plan_that_says_otherwise_is_left_as_it_is(args, extra, words):
     ("args", "extra", "words"),
     [
         (["--envs=HalfCheeta-v5"], [], "cannot make environment 'HalfCheeta-v5'"),
-        (["--num_steps=1010"], [], "num_steps is 1010"),
+        (["--num_steps=5001"], ["--eval_every=5001"], "num_steps is 5001"),
         (["--seeds=1,1"], [], "each seed trains once"),
         ([], ["--eta=7"], "eta is 7.0"),
         ([], ["--no_such=7"], "no_such"),
         ([], ["--seeds=3"], "sets seeds, which the plan sets for each run"),
         ([], ["--workers=3"], "sets logdir or workers"),
         (["--seeds=a"], [], "seeds is 'a'"),
+        (["--until=2000000"], [], "until is 2000000, beyond the num_steps of the plan"),
+        (["--until=12000"], [], "runs end at step 12000, but are evaluated every 5000"),
     ],
 )
 def test_a_mistake_is_a_sentence_and_nothing_is_written(args, extra, words):
@@ -141,7 +143,7 @@ def begin(run, **fields):
     from experiments import train
     from preqn_jax import agents
 
-    settings, agent, loop_config = flags.read(run.flags, *train.CONFIGS)
+    settings, agent, loop_config = flags.read((f"--num_steps={run.num_steps}", *run.flags), *train.CONFIGS)
     run.folder.mkdir(parents=True)
     described = {**train.configuration(settings, agents.resolve(agent), loop_config), **fields}
     (run.folder / "config.json").write_text(json.dumps({"config": described}))
@@ -157,6 +159,34 @@ def test_two_plans_share_the_runs_of_more_seeds_and_refuse_those_of_fewer():
         settle(*small, "--seeds=4,5", kind=other._replace(name="third"))
     with pytest.raises(UserError, match="with num_steps=100000, but this command says 50000; .* or another --root"):
         settle(small[0], "--seeds=1,2", "--num_steps=50000", kind=other._replace(name="fourth"))
+
+
+def test_until_makes_every_run_to_a_step_and_a_later_call_goes_on():
+    small = ["--envs=probe/delay", "--num_steps=100000", "--seeds=0,1"]
+    part, whole = settle(*small, "--until=50000"), settle()
+    assert [run.num_steps for run in part] == [50_000] * 2 and [run.num_steps for run in whole] == [100_000] * 2
+    assert [run.flags for run in part] == [run.flags for run in whole]
+    assert "--num_steps=50000" in plan._command(part[0], 1) and "--num_steps=100000" in plan._command(whole[0], 1)
+    begin(part[0])
+    (part[0].folder / "checkpoints").mkdir()
+    (part[0].folder / "metrics.jsonl").write_text('{"step": 50000, "seed": 1}\n')
+    assert [plan.state(run) for run in part] == ["begun", "new"]  # no DONE yet: its last checkpoint is not written
+    (part[0].folder / "DONE").touch()
+    assert [plan.state(run) for run in part] == ["done", "new"] and plan.state(whole[0]) == "begun"
+    assert plan.progress(whole[0]) == 100_000
+
+
+def test_a_run_that_is_past_until_is_over_and_one_begun_for_more_is_refused():
+    small = ["--envs=probe/delay", "--num_steps=100000", "--seeds=0,1"]
+    run, _ = settle(*small)
+    begin(run)
+    (run.folder / "checkpoints").mkdir()
+    (run.folder / "metrics.jsonl").write_text('{"step": 45000, "seed": 1}\n')
+    with pytest.raises(UserError, match="with num_steps=100000, but this command says 50000; a run can be made longer"):
+        settle("--until=50000")
+    (run.folder / "metrics.jsonl").write_text('{"step": 60000, "seed": 1}\n')
+    past, _ = settle("--until=50000")
+    assert plan.state(past) == "done" and plan.state(run) == "begun"
 
 
 def test_only_names_runs_by_patterns():
@@ -175,7 +205,7 @@ def test_only_names_runs_by_patterns():
 def test_workers_share_the_cores(monkeypatch, cores, processes, workers):
     monkeypatch.setattr(collect, "default_workers", lambda seeds: min(cores, seeds) if min(cores, seeds) > 1 else 0)
     run = plan.Run("e/v", Path("r/e/v"), ("--env=e",), (0, 1, 2), 400)
-    assert plan._command(run, processes)[-3:] == ["--env=e", "--logdir=r/e/v", f"--workers={workers}"]
+    assert plan._command(run, processes)[-4:] == ["--env=e", "--num_steps=400", "--logdir=r/e/v", f"--workers={workers}"]
 
 
 def test_devices_share_the_cores_unless_the_environment_says_so(monkeypatch):
@@ -233,7 +263,8 @@ def test_a_run_that_another_process_ends_before_we_hold_the_lock_is_not_made_aga
     (run,) = fake_runs("a")
 
     def lock_after_it_ended(lock, how):
-        run.folder.mkdir()
+        (run.folder / "checkpoints").mkdir(parents=True)
+        (run.folder / "metrics.jsonl").write_text('{"step": 400, "seed": 0}\n')
         (run.folder / "DONE").touch()
 
     monkeypatch.setattr(fcntl, "flock", lock_after_it_ended)

@@ -24,7 +24,15 @@ def test_holds_the_newest_and_overwrites_the_oldest(sizes):
     kept = set(range(max(0, start - capacity), start))
     assert int(buffer.size) == len(kept)
     assert set(np.asarray(buffer.data.reward)[: len(kept)].tolist()) == kept
-    assert int(buffer.position) == start % capacity
+    assert int(buffer.added) == start
+
+
+@pytest.mark.parametrize("larger", [10, 16])
+def test_what_is_drawn_does_not_depend_on_rows_that_were_never_filled(larger):
+    small, large = replay.init(SPEC, 8), replay.init(SPEC, larger)
+    small, large = (replay.add(buffer, numbered(0, 8)) for buffer in (small, large))
+    draws = [replay.sample(buffer, jax.random.key(3), (50,)).reward for buffer in (small, large)]
+    np.testing.assert_array_equal(*draws)
 
 
 def test_rows_stay_together():

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,6 +110,35 @@ def test_a_finished_run_is_left_alone(capsys):
     assert call(*args) == 0
     assert "nothing to do" in capsys.readouterr().out
     assert before == {p: p.stat().st_mtime_ns for p in Path("x").rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "probe/delay"])
+@pytest.mark.parametrize("first", [450, 400])
+def test_a_run_that_is_extended_equals_one_that_was_longer_from_the_start(env_id, first, capsys):
+    """Also where its former end was neither a logged nor an evaluated step."""
+    args = [f"--env={env_id}", "--seeds=0,1", *(arg for arg in SMALL if "num_steps" not in arg and "log_every" not in arg)]
+    args += ["--log_every=200", "--diagnose_every=100"]
+    assert call("--logdir=a", f"--num_steps={first}", *args) == 0
+    assert call("--logdir=a", "--num_steps=800", *args) == 0
+    assert f"resuming a at step {first}" in capsys.readouterr().err
+    assert json.loads(Path("a/config.json").read_text())["config"]["num_steps"] == 800 and Path("a/DONE").exists()
+    assert call("--logdir=b", "--num_steps=800", *args) == 0
+    assert records("a") == records("b")
+    assert call("--logdir=b", "--num_steps=800", "--checkpoint_every=100", *(a for a in args if "checkpoint" not in a)) == 0
+
+
+def test_a_run_cannot_be_shortened_and_one_without_checkpoints_not_extended(capsys):
+    args = ["--env=probe/delay", "--logdir=x", *(arg for arg in SMALL if "num_steps" not in arg)]
+    assert call("--num_steps=600", *args) == 0
+    files = {p: p.read_bytes() for p in Path("x").rglob("*") if p.is_file()}
+    assert call("--num_steps=400", *args) == 1
+    assert "num_steps=600, but this command says 400; a run can be made longer, not shorter" in capsys.readouterr().err
+    assert files == {p: p.read_bytes() for p in Path("x").rglob("*") if p.is_file()}
+    shutil.rmtree("x/checkpoints")
+    kept = Path("x/metrics.jsonl").read_bytes()
+    assert call("--num_steps=800", *args) == 1
+    assert "without its checkpoints, so there is nothing to go on from" in capsys.readouterr().err
+    assert Path("x/metrics.jsonl").read_bytes() == kept and Path("x/DONE").exists()
 
 
 def test_the_same_command_gives_the_same_numbers():

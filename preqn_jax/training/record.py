@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,20 @@ from tensorboardX import SummaryWriter
 class Recorder:
     """Appends one JSON object a line: {"step", "seed", "<group>/<name>": number or null, ...}."""
 
-    def __init__(self, logdir: str | Path, seeds: tuple[int, ...], resume_at: int = 0):
-        """Records after `resume_at` are those of a run that was cut off there; they will be written again, and are dropped."""
+    def __init__(
+        self,
+        logdir: str | Path,
+        seeds: tuple[int, ...],
+        resume_at: int = 0,
+        keep: Callable[[dict[str, Any]], bool] = lambda line: True,
+    ):
+        """Records after `resume_at` are those of a run that was cut off there; they will be written again, and are dropped.
+
+        So are those up to there that `keep` is False of.
+        """
         self._path = Path(logdir) / "metrics.jsonl"
         if self._path.exists():
-            kept = [line for line in read(self._path) if line["step"] <= resume_at]
+            kept = [line for line in read(self._path) if line["step"] <= resume_at and keep(line)]
             temporary = self._path.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
             os.replace(temporary, self._path)
