@@ -1,10 +1,13 @@
-"""The paper's alignment experiment (section 5.2, Figures 3 and 10 to 14): PreQN and TD3, each with sin and with relu.
+"""The paper's alignment experiment (section 5.2, Figures 3 and 10 to 14): PreQN and TD3, each with
+sin and with relu.
 
-    python -m experiments.alignment --root=runs/paper --seeds=0,1,2 --num_steps=100000 --envs=HalfCheetah-v5,Walker2d-v5
+    python -m experiments.alignment --root=runs/paper --seeds=0,1,2 --num_steps=100000
+    --envs=HalfCheetah-v5,Walker2d-v5
 
-makes the runs that are not there yet, one process each, and draws cos(Q'-Q, y-Q) beside the learning curves; those of
-`experiments.benchmark` in the same root are taken as they are. Stop it with Ctrl-C whenever you like: the same command, or one
-without the flags that the plan in root knows, goes on. What follows -- goes to every run. --report makes no runs.
+makes the runs that are not there yet, one process each, and draws cos(Q'-Q, y-Q) beside the
+learning curves; those of `experiments.benchmark` in the same root are taken as they are. Stop it
+with Ctrl-C whenever you like: the same command, or one without the flags that the plan in root
+knows, goes on. What follows -- goes to every run. --report makes no runs.
 """
 
 import sys
@@ -19,7 +22,13 @@ from experiments.curves import Curves
 from preqn_jax.options import UserError
 
 KIND = plan.Kind("alignment", ("preqn-sin", "preqn-relu", "td3-sin", "td3-relu"), tuple(range(3)))
-PAPER = {"HalfCheetah": 10, "Hopper": 11, "Walker2d": 12, "Swimmer": 13, "Ant": 14}  # its figures of Appendix D
+PAPER = {
+    "HalfCheetah": 10,
+    "Hopper": 11,
+    "Walker2d": 12,
+    "Swimmer": 13,
+    "Ant": 14,
+}  # its figures of Appendix D
 ALIGNMENT = r"alignment $\cos(Q'-Q,\ y-Q)$"
 
 
@@ -28,33 +37,51 @@ def main(argv: list[str]) -> int:
 
 
 def report(root: Path, envs: Sequence[str], seeds: Sequence[int] | None, out: Path) -> None:
-    """Prints alignments and verdicts on the runs in `root`, and writes them, with the figures, to `out`.
+    """Prints alignments and verdicts on the runs in `root`, and writes them, with the figures, to
+    `out`.
 
     Raises UserError if there is nothing yet.
     """
     runs, notes = curves.gather(root, envs, KIND.variants, seeds)
     if not runs:
         raise UserError(
-            f"there is nothing to report in {str(root)!r}; make runs with: python -m experiments.alignment --root={root}"
+            f"there is nothing to report in {str(root)!r}; make runs with: python -m "
+            f"experiments.alignment --root={root}"
         )
     rows = table(runs)
-    print(f"{'mean alignment':<28}{'variant':<14}{'mean over seeds':>26}{'least line':>14}{'steps':>12}")
+    print(
+        f"{'mean alignment':<28}{'variant':<14}{'mean over seeds':>26}"
+        f"{'least line':>14}{'steps':>12}"
+    )
     for row in rows:
-        interval = f" [{row['interval'][0]:.4f}, {row['interval'][1]:.4f}]" if row["interval"] else ""
+        interval = (
+            f" [{row['interval'][0]:.4f}, {row['interval'][1]:.4f}]" if row["interval"] else ""
+        )
         words = f"{row['mean']:.4f}{interval}"
-        print(f"{row['env']:<28}{row['variant']:<14}{words:>26}{row['least']:>14.4f}{row['step']:>12,}")
-    judged = [v for v in verdicts.judge(runs, envs) if "align" in v.statement or "relu" in v.statement]
+        print(
+            f"{row['env']:<28}{row['variant']:<14}{words:>26}{row['least']:>14.4f}{row['step']:>12,}"
+        )
+    judged = [
+        v for v in verdicts.judge(runs, envs) if "align" in v.statement or "relu" in v.statement
+    ]
     verdicts.show(judged, runs, envs)
     for note in notes:
         print(note, file=sys.stderr)
-    content = {"rules": [scores.RULES, verdicts.RULES], "notes": notes, "alignment": rows, "verdicts": verdicts.as_json(judged)}
+    content = {
+        "rules": [scores.RULES, verdicts.RULES],
+        "notes": notes,
+        "alignment": rows,
+        "verdicts": verdicts.as_json(judged),
+    }
     output.write_json(out / "report.json", content, "out")
     for path in draw(runs, envs, out):
         print(path)
 
 
 def table(runs: Iterable[Curves]) -> list[dict]:
-    """A row for each run: its seeds' mean alignments up to the last evaluation, and the least line of its records."""
+    """A row for each run: its seeds' mean alignments up to the last evaluation, and the least line
+    of its records.
+    """
     rows = []
     for run in runs:
         values = verdicts.alignments(run, run.reached)
@@ -72,26 +99,37 @@ def table(runs: Iterable[Curves]) -> list[dict]:
 
 
 def draw(runs: Sequence[Curves], envs: Iterable[str], out: Path) -> list[Path]:
-    """Figure 3, and Figures 10 to 14 or the like for other environments. Returns their paths in `out`."""
+    """Figure 3, and Figures 10 to 14 or the like for other environments. Returns their paths in
+    `out`.
+    """
     names = [env for env in envs if any(run.env == env for run in runs)]
     paths = [_figure_3(runs, names, out / "figure_3.png")]
     for env in names:
         number = PAPER.get(env.split("-")[0])
         stem = f"figure_{number}" if number else f"alignment_{env}".replace("/", "_")
-        paths.append(_figure(env, [run for run in runs if run.env == env], number, out / f"{stem}.png"))
+        paths.append(
+            _figure(env, [run for run in runs if run.env == env], number, out / f"{stem}.png")
+        )
     return paths
 
 
 def _figure_3(runs: Sequence[Curves], names: Sequence[str], path: Path) -> Path:
     """Alignment alone, a panel for each environment."""
     figure, axes = plt.subplots(
-        1, len(names), figsize=(max(6.5, 1 + 3.6 * len(names)), 3.8), sharey="row", squeeze=False, layout="constrained"
+        1,
+        len(names),
+        figsize=(max(6.5, 1 + 3.6 * len(names)), 3.8),
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
     )
     for ax, env in zip(axes[0], names, strict=True):
         style.panel(ax, [run for run in runs if run.env == env], "critic/alignment")
         ax.set_title(env, fontsize=10)
     axes[0, 0].set_ylabel(ALIGNMENT)
-    style.finish(figure, axes, f"As Figure 3 of the paper: {style.SPREAD} ({curves.count_seeds(runs)})")
+    style.finish(
+        figure, axes, f"As Figure 3 of the paper: {style.SPREAD} ({curves.count_seeds(runs)})"
+    )
     output.save_figure(figure, path)
     return path
 
@@ -99,7 +137,9 @@ def _figure_3(runs: Sequence[Curves], names: Sequence[str], path: Path) -> Path:
 def _figure(env: str, runs: Sequence[Curves], number: int | None, path: Path) -> Path:
     """Returns and alignment of one environment, side by side."""
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.8), squeeze=False, layout="constrained")
-    for ax, name, words in zip(axes[0], ("eval/return_mean", "critic/alignment"), (style.RETURN, ALIGNMENT), strict=True):
+    for ax, name, words in zip(
+        axes[0], ("eval/return_mean", "critic/alignment"), (style.RETURN, ALIGNMENT), strict=True
+    ):
         style.panel(ax, runs, name)
         ax.set_ylabel(words)
     after = f"As Figure {number} of the paper, {env}: " if number else f"{env}: "

@@ -1,12 +1,14 @@
 """What an update costs: every algorithm in one run, and the parts of a PreQN update (section 5.3).
 
     python -m experiments.cost --json=cost.json
-    python -m experiments.cost --peers=td3,sac,ddpg,crossq   # and agents of SBX, another JAX library (BUILD.md, "Peers")
-    python -m experiments.cost --grid --json=growth.json     # how a critic step grows: a table of time and memory, a picture
+    python -m experiments.cost --peers=td3,sac,ddpg,crossq   # and agents of SBX, another JAX
+    library (BUILD.md, "Peers") python -m experiments.cost --grid --json=growth.json     # how a
+    critic step grows: a table of time and memory, a picture
 
-Each figure is milliseconds an update inside one compiled scan of `--updates`, on transitions of HalfCheetah's sizes. Rows are
-timed in turn, round after round, so that a drift of the machine's speed hits all alike; read the ratios. Sampling the minibatches
-from a full replay buffer is part of it, for SBX, whose buffer lies on the host, as for us.
+Each figure is milliseconds an update inside one compiled scan of `--updates`, on transitions of
+HalfCheetah's sizes. Rows are timed in turn, round after round, so that a drift of the machine's
+speed hits all alike; read the ratios. Sampling the minibatches from a full replay buffer is part of
+it, for SBX, whose buffer lies on the host, as for us.
 """
 
 import dataclasses
@@ -32,10 +34,15 @@ class CostConfig(growth.GrowthConfig):
     """What is timed."""
 
     updates: int = option(50, "updates in a scan", at_least=1)
-    many: tuple[int, ...] = option((4,), "numbers of seeds to time in one program beside a single one", at_least=1)
+    many: tuple[int, ...] = option(
+        (4,), "numbers of seeds to time in one program beside a single one", at_least=1
+    )
     peers_settings: str = option("default", peers.SETTINGS_HELP)
     peers: str = option("", peers.HELP)
-    grid: bool = option(False, "instead: a critic step over grids of batch, width, depth and seeds, in time and memory")
+    grid: bool = option(
+        False,
+        "instead: a critic step over grids of batch, width, depth and seeds, in time and memory",
+    )
 
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -56,7 +63,9 @@ STORED = 5000  # transitions in the replay buffer
 
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; flags start with --, as in --json=cost.json")
+        raise UserError(
+            f"unexpected argument {argv[1]!r}; flags start with --, as in --json=cost.json"
+        )
     return run(flags.parse(CostConfig))
 
 
@@ -67,7 +76,10 @@ def run(config: CostConfig) -> int:
     if config.grid:
         return growth.run(config)
     if config.figure:
-        raise UserError(f"figure is {config.figure!r}, but only a grid has a picture: add --grid, or leave --figure out")
+        raise UserError(
+            f"figure is {config.figure!r}, but only a grid has a picture: add --grid, or leave "
+            f"--figure out"
+        )
     names = peers.parse(config.peers, config.peers_settings)
     whole = {name: _agent_scan(config, fields) for name, fields in ROWS.items()}
     for seeds, name in itertools.product(config.many, SEVERAL):
@@ -79,7 +91,9 @@ def run(config: CostConfig) -> int:
     rows = [_row(name, times, references, config.updates) for name in times]
     _print(config, rows[: len(whole)], rows[len(whole) :], references)
     if config.json:
-        timing.write(config.json, config, {"rows": rows, **({"peers": peers.versions()} if names else {})})
+        timing.write(
+            config.json, config, {"rows": rows, **({"peers": peers.versions()} if names else {})}
+        )
     return 0
 
 
@@ -92,7 +106,9 @@ def _agent_scan(config: CostConfig, fields: dict[str, Any], seeds: int = 1) -> C
     """A function that takes `updates` gradient steps of each seed, as training does."""
     spec = _spec(config)
     agent = agents.make(base.AgentConfig(hidden_sizes=config.hidden_sizes, **fields), spec)
-    loop_config = loop.LoopConfig(tuple(range(seeds)), num_steps=STORED, batch_size=config.batch_size)
+    loop_config = loop.LoopConfig(
+        tuple(range(seeds)), num_steps=STORED, batch_size=config.batch_size
+    )
     learn, done = loop.make_learn(agent, loop_config), [0]
 
     def new(n: int) -> Transition:
@@ -103,7 +119,9 @@ def _agent_scan(config: CostConfig, fields: dict[str, Any], seeds: int = 1) -> C
     fresh = new(config.updates)
 
     def run() -> Any:
-        learner[0], metrics = learn(learner[0], fresh, jnp.uint32(done[0]), jnp.int32(done[0]), config.updates)
+        learner[0], metrics = learn(
+            learner[0], fresh, jnp.uint32(done[0]), jnp.int32(done[0]), config.updates
+        )
         done[0] += config.updates
         return learner[0].agent, metrics
 
@@ -113,13 +131,27 @@ def _agent_scan(config: CostConfig, fields: dict[str, Any], seeds: int = 1) -> C
 def _peer_scan(config: CostConfig, name: str) -> Callable[[], Any]:
     stored = _transitions(config, STORED)
     spec, sizes = _spec(config), config.hidden_sizes
-    return peers.apart(config.peers_settings, peers.updates, name, spec, stored, config.batch_size, sizes, config.updates)
+    return peers.apart(
+        config.peers_settings,
+        peers.updates,
+        name,
+        spec,
+        stored,
+        config.batch_size,
+        sizes,
+        config.updates,
+    )
 
 
 def _part_scans(config: CostConfig) -> dict[str, Callable[[], Any]]:
-    """The parts of a PreQN-sin update by themselves. Each feeds its result into the next iteration, so that none is hoisted."""
+    """The parts of a PreQN-sin update by themselves. Each feeds its result into the next iteration,
+    so that none is hoisted.
+    """
     agent_config = base.resolve(base.AgentConfig(hidden_sizes=config.hidden_sizes))
-    network: dict[str, Any] = {"hidden_sizes": config.hidden_sizes, "activation": agent_config.activation}
+    network: dict[str, Any] = {
+        "hidden_sizes": config.hidden_sizes,
+        "activation": agent_config.activation,
+    }
     critic, actor = networks.Critic(**network), networks.Actor(config.action_size, **network)
     q: QFunction = critic.apply
     policy: Callable[..., Any] = actor.apply
@@ -138,7 +170,9 @@ def _part_scans(config: CostConfig) -> dict[str, Callable[[], Any]]:
 
     def targets(carry: Any) -> Any:
         action = jax.vmap(policy, in_axes=(None, 0))(phi, batch.next_obs + carry)
-        return 1e-9 * jnp.mean(batch.reward + 0.99 * jax.vmap(q, in_axes=(None, 0, 0))(theta, batch.next_obs, action))
+        return 1e-9 * jnp.mean(
+            batch.reward + 0.99 * jax.vmap(q, in_axes=(None, 0, 0))(theta, batch.next_obs, action)
+        )
 
     def kernel(p: Any) -> Any:
         lin = ntk.linearize(q, p, inputs)
@@ -178,7 +212,11 @@ def _part_scans(config: CostConfig) -> dict[str, Callable[[], Any]]:
         return x @ square
 
     def scan(body: Callable[[Any], Any], start: Any) -> Callable[[], Any]:
-        run = jax.jit(lambda carry: jax.lax.scan(lambda c, _: (body(c), None), carry, length=config.updates)[0])
+        run = jax.jit(
+            lambda carry: jax.lax.scan(lambda c, _: (body(c), None), carry, length=config.updates)[
+                0
+            ]
+        )
         return lambda: run(start)
 
     return {
@@ -188,12 +226,16 @@ def _part_scans(config: CostConfig) -> dict[str, Callable[[], Any]]:
         "linesearch (one candidate)": scan(search, theta),
         "linesearch, all at once": scan(eager, theta),
         "actor": scan(improving, phi),
-        f"one product, {config.batch_size} x {width} x {width}": scan(product, jnp.ones((config.batch_size, width))),
+        f"one product, {config.batch_size} x {width} x {width}": scan(
+            product, jnp.ones((config.batch_size, width))
+        ),
     }
 
 
 def _diagnosis_calls(config: CostConfig) -> dict[str, Callable[[], Any]]:
-    """A diagnosis of a critic beside what it is made of; each is called from the host, `updates` times."""
+    """A diagnosis of a critic beside what it is made of; each is called from the host, `updates`
+    times.
+    """
     agent = agents.make(base.AgentConfig(hidden_sizes=config.hidden_sizes), _spec(config))
     batch = jax.tree.map(jnp.asarray, _transitions(config, config.batch_size))
     step = jax.jit(agent.propose)(agent.init(jax.random.key(0)), batch, jax.random.key(1))
@@ -204,7 +246,9 @@ def _diagnosis_calls(config: CostConfig) -> dict[str, Callable[[], Any]]:
         return lin.values, lin.gram, lin.pullback(lin.values)
 
     def diagnose() -> Any:
-        return diagnostics.diagnose(agent.q, step.params, batch, step.next_action, targets=step.targets, moved=step.moved)
+        return diagnostics.diagnose(
+            agent.q, step.params, batch, step.next_action, targets=step.targets, moved=step.moved
+        )
 
     def repeated(call: Callable[[], Any]) -> Callable[[], Any]:
         return lambda: [jax.block_until_ready(call()) for _ in range(config.updates)][-1]
@@ -213,55 +257,92 @@ def _diagnosis_calls(config: CostConfig) -> dict[str, Callable[[], Any]]:
 
 
 def _spec(config: CostConfig) -> Spec:
-    return Spec(config.obs_size, config.action_size, -np.ones(config.action_size), np.ones(config.action_size))
+    return Spec(
+        config.obs_size,
+        config.action_size,
+        -np.ones(config.action_size),
+        np.ones(config.action_size),
+    )
 
 
 def _transitions(config: CostConfig, n: int) -> Transition:
     return timing.transitions(config.obs_size, config.action_size, n)
 
 
-def _row(name: str, times: dict[str, list[float]], references: list[str], updates: int) -> dict[str, Any]:
-    """Milliseconds an update, and the ratio to each reference: of the medians, and from the least to the largest round."""
-    row: dict[str, Any] = {"name": name, **timing.spread([1e3 * t / updates for t in times[name]], "ms"), "ratios": {}}
+def _row(
+    name: str, times: dict[str, list[float]], references: list[str], updates: int
+) -> dict[str, Any]:
+    """Milliseconds an update, and the ratio to each reference: of the medians, and from the least
+    to the largest round.
+    """
+    row: dict[str, Any] = {
+        "name": name,
+        **timing.spread([1e3 * t / updates for t in times[name]], "ms"),
+        "ratios": {},
+    }
     for reference in references:
         rounds = np.array(times[name]) / np.array(times[reference])
         ratio = float(np.median(times[name]) / np.median(times[reference]))
-        row["ratios"][reference] = {"ratio": ratio, "min": float(rounds.min()), "max": float(rounds.max())}
+        row["ratios"][reference] = {
+            "ratio": ratio,
+            "min": float(rounds.min()),
+            "max": float(rounds.max()),
+        }
     return row
 
 
-def _print(config: CostConfig, whole: list[dict[str, Any]], parts: list[dict[str, Any]], references: list[str]) -> None:
+def _print(
+    config: CostConfig,
+    whole: list[dict[str, Any]],
+    parts: list[dict[str, Any]],
+    references: list[str],
+) -> None:
     widths = ",".join(map(str, config.hidden_sizes))
     print(
-        f"B={config.batch_size}, hidden sizes {widths}, median of {config.repeats} scans of {config.updates}; {timing.machine()}"
+        f"B={config.batch_size}, hidden sizes {widths}, median of {config.repeats} scans of "
+        f"{config.updates}; {timing.machine()}"
     )
     if config.peers:
         print(f"SBX: {peers.versions()}; settings: {config.peers_settings}")
-    print(f"{'an update of':<28} {'ms':>9} {'min':>9} {'max':>9}   " + "   ".join(f"ratio to {name}" for name in references))
+    print(
+        f"{'an update of':<28} {'ms':>9} {'min':>9} {'max':>9}   "
+        + "   ".join(f"ratio to {name}" for name in references)
+    )
     for row in whole:
         print(_line(row, ""))
     print("the parts of PreQN sin, each alone in a scan")
     for row in parts:
         print(_line(row, "  "))
     table = {row["name"]: row for row in [*whole, *parts]}
-    print(f"diagnose / one linearization: {table[DIAGNOSIS]['ms'] / table[LINEARIZATION]['ms']:.2f}")
+    print(
+        f"diagnose / one linearization: {table[DIAGNOSIS]['ms'] / table[LINEARIZATION]['ms']:.2f}"
+    )
     print(f"PreQN sin / PreQN relu: {table['PreQN sin']['ms'] / table['PreQN relu']['ms']:.2f}")
     ms = table["PreQN sin, Jacobian kernel"]["ms"]
     print(f"Jacobian kernel / structured kernel: {ms / table['PreQN sin']['ms']:.1f}")
     for seeds, name in itertools.product(config.many, SEVERAL):
         ms = table[several(name, seeds)]["ms"]
         print(
-            f"{several(name, seeds)} / one: {ms / table[name]['ms']:.2f}, on {jax.local_device_count()} devices; "
+            f"{several(name, seeds)} / one: {ms / table[name]['ms']:.2f}, on "
+            f"{jax.local_device_count()} devices; "
             f"{1e3 * seeds / ms:.0f} updates a second in total"
         )
     for reference in references:
         ratio = table["PreQN sin"]["ratios"][reference]
-        print(f"PreQN sin / {reference}: {ratio['ratio']:.2f} (rounds {ratio['min']:.2f} to {ratio['max']:.2f})")
+        print(
+            f"PreQN sin / {reference}: {ratio['ratio']:.2f} (rounds {ratio['min']:.2f} to "
+            f"{ratio['max']:.2f})"
+        )
 
 
 def _line(row: dict[str, Any], indent: str) -> str:
-    ratios = "".join(f"{ratio['ratio']:>{11 + len(name)}.2f}" for name, ratio in row["ratios"].items())
-    return f"{indent + row['name']:<28} {row['ms']:>9.3f} {row['min']:>9.3f} {row['max']:>9.3f} {ratios}"
+    ratios = "".join(
+        f"{ratio['ratio']:>{11 + len(name)}.2f}" for name, ratio in row["ratios"].items()
+    )
+    return (
+        f"{indent + row['name']:<28} {row['ms']:>9.3f} {row['min']:>9.3f} {row['max']:>9.3f} "
+        f"{ratios}"
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,10 @@ class Curves(NamedTuple):
     @property
     def reached(self) -> int:
         """The last step at which every seed was evaluated; 0 before that."""
-        last = (max((line["step"] for line in lines if "eval/return_mean" in line), default=0) for lines in self.lines)
+        last = (
+            max((line["step"] for line in lines if "eval/return_mean" in line), default=0)
+            for lines in self.lines
+        )
         return min(last, default=0)
 
     @property
@@ -43,12 +46,16 @@ class Curves(NamedTuple):
 
 
 def load(folder: Path) -> tuple[dict[str, Any], Lines]:
-    """The configuration and the records of a run directory. Raises UserError if it is none, or has no records yet."""
+    """The configuration and the records of a run directory. Raises UserError if it is none, or has
+    no records yet.
+    """
     try:
         config = json.loads((folder / "config.json").read_text())["config"]
         lines = read(folder / "metrics.jsonl")
     except (OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError):
-        raise UserError(f"{str(folder)!r} is not a run directory: it needs a config.json and a metrics.jsonl") from None
+        raise UserError(
+            f"{str(folder)!r} is not a run directory: it needs a config.json and a metrics.jsonl"
+        ) from None
     if not lines:
         raise UserError(f"the run {str(folder)!r} has no metrics yet")
     return config, lines
@@ -56,7 +63,10 @@ def load(folder: Path) -> tuple[dict[str, Any], Lines]:
 
 def matrix(curves: Sequence[Lines], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps `[T]` and values `[S, T]` of one metric, NaN where a seed has none."""
-    rows = [{line["step"]: line[name] for line in lines if line.get(name) is not None} for lines in curves]
+    rows = [
+        {line["step"]: line[name] for line in lines if line.get(name) is not None}
+        for lines in curves
+    ]
     steps = sorted(set().union(*rows))
     return np.array(steps), np.array([[row.get(step, np.nan) for step in steps] for row in rows])
 
@@ -64,9 +74,11 @@ def matrix(curves: Sequence[Lines], name: str) -> tuple[np.ndarray, np.ndarray]:
 def gather(
     root: Path, envs: Iterable[str], variants: Iterable[str], seeds: Sequence[int] | None = None
 ) -> tuple[list[Curves], list[str]]:
-    """The runs `<root>/<env>/<variant>` that have been evaluated at all, and a sentence on each that is not there, or not whole.
+    """The runs `<root>/<env>/<variant>` that have been evaluated at all, and a sentence on each
+    that is not there, or not whole.
 
-    `seeds` picks some of a run's seeds; None takes them all. Raises UserError for a folder that is damaged.
+    `seeds` picks some of a run's seeds; None takes them all. Raises UserError for a folder that is
+    damaged.
     """
     found, notes = [], []
     for env in envs:
@@ -78,19 +90,28 @@ def gather(
             run = _select(env, variant, *load(folder), seeds)
             if run.diverged:
                 step, seed = run.diverged
-                notes.append(f"{run.name} diverged at step {step:,}, seed {seed}, which ended all its seeds")
+                notes.append(
+                    f"{run.name} diverged at step {step:,}, seed {seed}, which ended all its seeds"
+                )
             if not run.seeds or not run.reached:
                 notes.append(f"{run.name} has no evaluation of these seeds yet")
                 continue
             found.append(run)
             if not run.diverged and not run.finished:
-                notes.append(f"{run.name} stands at step {run.reached:,} of {run.config['num_steps']:,}")
+                notes.append(
+                    f"{run.name} stands at step {run.reached:,} of {run.config['num_steps']:,}"
+                )
     return found, notes
 
 
-def _select(env: str, variant: str, config: dict[str, Any], lines: Lines, seeds: Sequence[int] | None) -> Curves:
+def _select(
+    env: str, variant: str, config: dict[str, Any], lines: Lines, seeds: Sequence[int] | None
+) -> Curves:
     chosen = tuple(seed for seed in config["seeds"] if seeds is None or seed in seeds)
-    diverged = next(((line["step"], line["seed"]) for line in lines if line.get("run/diverged") is not None), None)
+    diverged = next(
+        ((line["step"], line["seed"]) for line in lines if line.get("run/diverged") is not None),
+        None,
+    )
     by_seed = [[line for line in lines if line["seed"] == seed] for seed in chosen]
     return Curves(env, variant, config, chosen, by_seed, diverged)
 
@@ -98,4 +119,8 @@ def _select(env: str, variant: str, config: dict[str, Any], lines: Lines, seeds:
 def count_seeds(runs: Iterable[Curves]) -> str:
     """ "3 seeds", or "2 to 3 seeds"."""
     counts = sorted({len(run.seeds) for run in runs})
-    return f"{counts[0]} seed{'s' * (counts[0] > 1)}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    return (
+        f"{counts[0]} seed{'s' * (counts[0] > 1)}"
+        if len(counts) == 1
+        else f"{counts[0]} to {counts[-1]} seeds"
+    )

@@ -1,10 +1,12 @@
-"""Why did my Q explode? What the diagnoses of a run say: when it went wrong, which of the paper's failures it was, the evidence.
+"""Why did my Q explode? What the diagnoses of a run say: when it went wrong, which of the paper's
+failures it was, the evidence.
 
-    python -m experiments.train --algorithm=ddpg --notarget_networks --env=Hopper-v5 --diagnose_every=500 --logdir=runs/x
-    python -m experiments.diagnose runs/x
+    python -m experiments.train --algorithm=ddpg --notarget_networks --env=Hopper-v5
+    --diagnose_every=500 --logdir=runs/x python -m experiments.diagnose runs/x
 
-prints the report, and writes diagnosis.png and diagnosis.json into the run directory, or into --out. From the newest checkpoint,
-if there is one, it also says which members of a minibatch move Q where it is largest.
+prints the report, and writes diagnosis.png and diagnosis.json into the run directory, or into
+--out. From the newest checkpoint, if there is one, it also says which members of a minibatch move Q
+where it is largest.
 """
 
 import dataclasses
@@ -54,7 +56,9 @@ def main(argv: list[str]) -> int:
     if moved:
         show_attribution(moved)
     output.write_json(
-        out / "diagnosis.json", {"run": str(run), "seeds": [_short(one) for one in reports], "attribution": moved}, "out"
+        out / "diagnosis.json",
+        {"run": str(run), "seeds": [_short(one) for one in reports], "attribution": moved},
+        "out",
     )
     draw(config, reports, seeds, out / "diagnosis.png")
     print(out / "diagnosis.png")
@@ -62,19 +66,34 @@ def main(argv: list[str]) -> int:
 
 
 def redraw(run: Path, path: Path) -> None:
-    """The picture of a run, from its records. Raises UserError where they are not those of a diagnosed run."""
+    """The picture of a run, from its records. Raises UserError where they are not those of a
+    diagnosed run.
+    """
     config, reports, seeds = load(run)
     draw(config, reports, seeds, path)
 
 
 def load(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[curves.Lines]]:
-    """The configuration of a run, its `report` for each diagnosed seed, and its records for each seed. Raises UserError."""
+    """The configuration of a run, its `report` for each diagnosed seed, and its records for each
+    seed. Raises UserError.
+    """
     config, lines = curves.load(run)
     seeds = [[line for line in lines if line["seed"] == seed] for seed in config["seeds"]]
     looks = [[_look(line) for line in mine if "diagnose/q_mean" in line] for mine in seeds]
     if not any(looks):
-        raise UserError(f"the run {str(run)!r} was not diagnosed; train it with --diagnose_every=1000 and another --logdir")
-    return config, [report(s, look, mine) for s, look, mine in zip(config["seeds"], looks, seeds, strict=True) if look], seeds
+        raise UserError(
+            f"the run {str(run)!r} was not diagnosed; train it with --diagnose_every=1000 and "
+            f"another --logdir"
+        )
+    return (
+        config,
+        [
+            report(s, look, mine)
+            for s, look, mine in zip(config["seeds"], looks, seeds, strict=True)
+            if look
+        ],
+        seeds,
+    )
 
 
 def _short(one: dict[str, Any]) -> dict[str, Any]:
@@ -84,21 +103,31 @@ def _short(one: dict[str, Any]) -> dict[str, Any]:
 
 def _look(line: dict[str, Any]) -> dict[str, Any]:
     """One diagnosis: its step, and its numbers by their names in `diagnostics.GLOSSARY`."""
-    return {"step": line["step"], **{k.removeprefix("diagnose/"): v for k, v in line.items() if k.startswith("diagnose/")}}
+    return {
+        "step": line["step"],
+        **{k.removeprefix("diagnose/"): v for k, v in line.items() if k.startswith("diagnose/")},
+    }
 
 
-# --- when, which, and why --------------------------------------------------------------------------------------------
+# --- when, which, and why -------------------------------------------------------------------------
 
 
 def report(seed: int, looks: Sequence[dict[str, Any]], lines: curves.Lines) -> dict[str, Any]:
     """What happened to one seed; "failed" is the step of its first failure, None without.
 
-    "at" names three diagnoses: the first there is, that of the failure (the one before the last without), the last.
+    "at" names three diagnoses: the first there is, that of the failure (the one before the last
+    without), the last.
     """
     found = [(look, diagnostics.failure(_numbers(look))) for look in looks]
     failed = next(((look, finding) for look, finding in found if finding), None)
     look, finding = failed or (looks[max(0, len(looks) - 2)], None)
-    returns = [line[name] for line in lines if line["step"] <= look["step"] for name in RETURNS if line.get(name) is not None]
+    returns = [
+        line[name]
+        for line in lines
+        if line["step"] <= look["step"]
+        for name in RETURNS
+        if line.get(name) is not None
+    ]
     diverged = next((line["step"] for line in lines if line.get("run/diverged") is not None), None)
     modes = [one.mode for _, one in found if one]
     return {
@@ -118,7 +147,11 @@ def report(seed: int, looks: Sequence[dict[str, Any]], lines: curves.Lines) -> d
 
 def _numbers(look: dict[str, Any]) -> dict[str, float]:
     """In records null stands for what is too large for a number."""
-    return {name: np.inf if value is None else value for name, value in look.items() if name in diagnostics.GLOSSARY}
+    return {
+        name: np.inf if value is None else value
+        for name, value in look.items()
+        if name in diagnostics.GLOSSARY
+    }
 
 
 def show(one: dict[str, Any]) -> None:
@@ -129,15 +162,24 @@ def show(one: dict[str, Any]) -> None:
         shares = ", ".join(f"{mode} {count}" for mode, count in one["failing"].items())
         print(f"went wrong at step {one['failed']:,}, by {one['mode']}: {one['evidence']}")
         if one["best_return"] and one["best_return"] > 0:
-            largest = next(look["q_largest"] for look in one["looks"] if look["step"] == one["failed"])
-            print(f"  by then |Q| was {largest / one['best_return']:.2g} times the largest return seen, {one['best_return']:.4g}")
+            largest = next(
+                look["q_largest"] for look in one["looks"] if look["step"] == one["failed"]
+            )
+            print(
+                f"  by then |Q| was {largest / one['best_return']:.2g} times the largest return "
+                f"seen, {one['best_return']:.4g}"
+            )
         print(f"  what to do: {one['remedy']}")
         print(f"  of {one['diagnoses']} diagnoses: {shares}")
     if one["diverged"] is not None:
         print(f"  the run ended at step {one['diverged']:,}, diverged")
     by_step = {look["step"]: look for look in one["looks"]}
     steps = list(dict.fromkeys(one["at"].values()))
-    print(f"  {'':<22}" + "".join(f"{f'step {step:,}':>14}" for step in steps) + "  what it means if it is high")
+    print(
+        f"  {'':<22}"
+        + "".join(f"{f'step {step:,}':>14}" for step in steps)
+        + "  what it means if it is high"
+    )
     for name, entry in diagnostics.GLOSSARY.items():
         values = [by_step[step].get(name) for step in steps]
         if any(value is not None for value in values):
@@ -145,13 +187,15 @@ def show(one: dict[str, Any]) -> None:
             print(f"  {name:<22}{cells}  {entry.high}")
 
 
-# --- who moved Q -----------------------------------------------------------------------------------------------------
+# --- who moved Q ----------------------------------------------------------------------------------
 
 
 def attribution(run: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each seed of the newest checkpoint, the members of a minibatch that move Q most where |Q| is largest in it.
+    """For each seed of the newest checkpoint, the members of a minibatch that move Q most where |Q|
+    is largest in it.
 
-    Shares are those of a plain step (Eq. 5): K_ij delta_j over the sum of its absolute values. [] without a checkpoint.
+    Shares are those of a plain step (Eq. 5): K_ij delta_j over the sum of its absolute values. []
+    without a checkpoint.
     """
     if not (run / "checkpoints").is_dir():
         return []
@@ -168,13 +212,17 @@ def attribution(run: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
     step, learner, counters, *_ = restored
     results = []
     for seed, (batch, proposal, _) in zip(
-        config["seeds"], monitor.make_looks(agent, loop_config)(learner, counters.round), strict=True
+        config["seeds"],
+        monitor.make_looks(agent, loop_config)(learner, counters.round),
+        strict=True,
     ):
         values = jax.vmap(agent.q, in_axes=(None, 0, 0))(proposal.params, batch.obs, batch.action)
         delta = proposal.targets - values
         where = int(np.argmax(np.abs(values)))
         at = (batch.obs[where : where + 1], batch.action[where : where + 1])
-        moves = np.asarray(diagnostics.attribution(agent.q, proposal.params, (batch.obs, batch.action), delta, at))[0]
+        moves = np.asarray(
+            diagnostics.attribution(agent.q, proposal.params, (batch.obs, batch.action), delta, at)
+        )[0]
         order = np.argsort(-np.abs(moves))[:LARGEST]
         total = float(np.abs(moves).sum()) or 1.0
         members = [
@@ -189,36 +237,66 @@ def attribution(run: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
             for j in order
         ]
         own = float(moves[where] / total)
-        results.append({"seed": seed, "step": step, "q": float(values[where]), "own_share": own, "members": members})
+        results.append(
+            {
+                "seed": seed,
+                "step": step,
+                "q": float(values[where]),
+                "own_share": own,
+                "members": members,
+            }
+        )
     return results
 
 
 def _of(kind: type, config: dict[str, Any]) -> Any:
     """A config dataclass from what config.json says."""
-    fields = {field.name: config[field.name] for field in dataclasses.fields(kind) if field.name in config}
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    fields = {
+        field.name: config[field.name] for field in dataclasses.fields(kind) if field.name in config
+    }
+    return kind(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in fields.items()
+        }
+    )
 
 
 def show_attribution(moved: Sequence[dict[str, Any]]) -> None:
     for one in moved:
         print(
-            f"\nseed {one['seed']}, checkpoint of step {one['step']:,}: what a plain step (Eq. 5) would do where |Q| is largest, "
-            f"Q = {one['q']:.4g}. Its own TD error has {one['own_share']:+.1%} of it; the largest shares:"
+            f"\nseed {one['seed']}, checkpoint of step {one['step']:,}: what a plain step (Eq. 5) "
+            f"would do where |Q| is largest, "
+            f"Q = {one['q']:.4g}. Its own TD error has {one['own_share']:+.1%} of it; the largest "
+            f"shares:"
         )
-        print(f"  {'member':>8}{'share':>9}{'TD error':>12}{'Q':>12}{'reward':>10}{'distance of s':>16}")
+        print(
+            f"  {'member':>8}{'share':>9}{'TD error':>12}{'Q':>12}"
+            f"{'reward':>10}{'distance of s':>16}"
+        )
         for row in one["members"]:
             print(
-                f"  {row['member']:>8}{row['share']:>+9.1%}{row['td_error']:>12.4g}{row['q']:>12.4g}{row['reward']:>10.3g}"
+                f"  {row['member']:>8}{row['share']:>+9.1%}{row['td_error']:>12.4g}"
+                f"{row['q']:>12.4g}{row['reward']:>10.3g}"
                 f"{row['distance']:>16.3g}"
             )
 
 
-# --- the picture -----------------------------------------------------------------------------------------------------
+# --- the picture ----------------------------------------------------------------------------------
 
 
-def draw(config: dict[str, Any], reports: Sequence[dict[str, Any]], seeds: Sequence[curves.Lines], path: Path) -> None:
-    """A panel for each group of numbers, a line for each seed, a vertical line where a seed went wrong."""
-    figure, axes = plt.subplots(2, 3, figsize=(13, 6.6), squeeze=False, layout="constrained", sharex=True)
+def draw(
+    config: dict[str, Any],
+    reports: Sequence[dict[str, Any]],
+    seeds: Sequence[curves.Lines],
+    path: Path,
+) -> None:
+    """A panel for each group of numbers, a line for each seed, a vertical line where a seed went
+    wrong.
+    """
+    figure, axes = plt.subplots(
+        2, 3, figsize=(13, 6.6), squeeze=False, layout="constrained", sharex=True
+    )
     for ax, (names, words, line) in zip(axes.flat, PANELS, strict=True):
         for i, one in enumerate(reports):
             colour = style.COLOURS[i % len(style.COLOURS)]
@@ -240,7 +318,11 @@ def draw(config: dict[str, Any], reports: Sequence[dict[str, Any]], seeds: Seque
         ax.set_yscale("symlog", linthresh=1)
     modes = [one["mode"] for one in reports if one["mode"]]
     title = f"{config['algorithm']}-{config['activation']} on {config['env']}"
-    counts = ", ".join(f"{mode} in {count_seeds(modes.count(mode))}" for mode in diagnostics.FAILURES if mode in modes)
+    counts = ", ".join(
+        f"{mode} in {count_seeds(modes.count(mode))}"
+        for mode in diagnostics.FAILURES
+        if mode in modes
+    )
     dashes = f"; dashed: where a seed went wrong ({counts})" if modes else "; no failure found"
     style.finish(figure, axes, title + dashes)
     output.save_figure(figure, path)
@@ -251,12 +333,26 @@ def count_seeds(n: int) -> str:
 
 
 def _attainable(ax: Any, config: dict[str, Any], seeds: Sequence[curves.Lines]) -> None:
-    """The largest |Q| that there can be, r_max / (1 - gamma), as far as rewards have been seen, and the largest return."""
-    looks = [_look(line) for lines in seeds for line in lines if line.get("diagnose/soft_divergence")]
+    """The largest |Q| that there can be, r_max / (1 - gamma), as far as rewards have been seen, and
+    the largest return.
+    """
+    looks = [
+        _look(line) for lines in seeds for line in lines if line.get("diagnose/soft_divergence")
+    ]
     if looks:
         last = looks[-1]
-        ax.axhline(last["q_largest"] / last["soft_divergence"], color="black", lw=0.7, label=r"$r_{max}/(1-\gamma)$")
-    best = [line["eval/discounted_max"] for lines in seeds for line in lines if line.get("eval/discounted_max")]
+        ax.axhline(
+            last["q_largest"] / last["soft_divergence"],
+            color="black",
+            lw=0.7,
+            label=r"$r_{max}/(1-\gamma)$",
+        )
+    best = [
+        line["eval/discounted_max"]
+        for lines in seeds
+        for line in lines
+        if line.get("eval/discounted_max")
+    ]
     if best and max(best) > 0:
         ax.axhline(max(best), color="gray", lw=0.7, ls=":", label="largest discounted return")
 

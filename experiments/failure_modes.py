@@ -1,14 +1,19 @@
-"""The four failure modes of section 3.2, one small experiment each: a quantity crosses its line, Q diverges, a remedy works.
+"""The four failure modes of section 3.2, one small experiment each: a quantity crosses its line, Q
+diverges, a remedy works.
 
     python -m experiments.failure_modes --out=failure_modes.png --json=failure_modes.json
 
-1. Linearization breaks: a network, and steps so long that the second-order terms of Eq. 10 are as large as the first. By itself
-   that does not make Q diverge: with alpha = 0.3, where Eq. 16 still holds, Q stalls far from Q*. At alpha = 1 Q overshoots too.
+1. Linearization breaks: a network, and steps so long that the second-order terms of Eq. 10 are as
+  large as the first. By itself
+   that does not make Q diverge: with alpha = 0.3, where Eq. 16 still holds, Q stalls far from Q*.
+     At alpha = 1 Q overshoots too.
 2. Overshooting: a table with one entry that moves too far, alpha K_ii rho_i > 1 (Eq. 16).
 3. Over-generalization: two states whose values pull each other up (Eq. 17).
-4. Extrapolation error: the same with a little less generalization, and no data on the second state (Lemma 2).
+4. Extrapolation error: the same with a little less generalization, and no data on the second state
+  (Lemma 2).
 
-Everything is exact and deterministic: whole problems, expected updates, no sampling but that of the network's first weights.
+Everything is exact and deterministic: whole problems, expected updates, no sampling but that of the
+  network's first weights.
 """
 
 import dataclasses
@@ -47,7 +52,9 @@ class Run(NamedTuple):
 
     name: str
     remedy: bool
-    error: np.ndarray  # max |Q - Q*|, at the start and every so many updates; infinite where Q overflowed
+    error: (
+        np.ndarray
+    )  # max |Q - Q*|, at the start and every so many updates; infinite where Q overflowed
 
 
 class Mode(NamedTuple):
@@ -65,7 +72,9 @@ class Mode(NamedTuple):
 
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; flags start with --, as in --out=failure_modes.png")
+        raise UserError(
+            f"unexpected argument {argv[1]!r}; flags start with --, as in --out=failure_modes.png"
+        )
     config = flags.parse(FailureModesConfig)
     check(config)
     makers = (linearization, overshooting, generalization, extrapolation)
@@ -82,7 +91,8 @@ def main(argv: list[str]) -> int:
 def linearization(config: FailureModesConfig) -> Mode:
     """A critic on a chain with large rewards, Eq. 5 with the whole chain as its minibatch.
 
-    The quantity is |Q' - U Q| / |U Q - Q| at the first step. Rewards scale it, but not Eq. 16: they tell the two modes apart.
+    The quantity is |Q' - U Q| / |U Q - Q| at the first step. Rewards scale it, but not Eq. 16: they
+    tell the two modes apart.
     """
     problem = examples.chain(5)
     mdp = problem.mdp._replace(reward=100 * problem.mdp.reward)
@@ -117,7 +127,13 @@ def linearization(config: FailureModesConfig) -> Mode:
         def advance(params: Any, _: None) -> tuple[Any, Array]:
             return update(params, step), jnp.max(jnp.abs(table(params) - star))
 
-        return Run(name, remedy, np.asarray(jax.jit(lambda p: jax.lax.scan(advance, p, length=config.updates + 1)[1])(first)))
+        return Run(
+            name,
+            remedy,
+            np.asarray(
+                jax.jit(lambda p: jax.lax.scan(advance, p, length=config.updates + 1)[1])(first)
+            ),
+        )
 
     alphas, bad, good = np.geomspace(0.001, 3, 60), 0.3, 0.003
     return Mode(
@@ -138,7 +154,9 @@ def linearization(config: FailureModesConfig) -> Mode:
 
 
 def overshooting(config: FailureModesConfig) -> Mode:
-    """A table on a chain, but for one entry of K's diagonal; alpha and rho give every other pair a step of a half."""
+    """A table on a chain, but for one entry of K's diagonal; alpha and rho give every other pair a
+    step of a half.
+    """
     problem = examples.chain(5, width=0.01)
     mdp, rho, size = problem.mdp, problem.rho, problem.rho.size
     alpha = 0.5 * size
@@ -152,13 +170,29 @@ def overshooting(config: FailureModesConfig) -> Mode:
         "one entry of K's diagonal",
         r"$\max_i\ \alpha K_{ii}\rho_i$ (Eq. 16)",
         scales,
-        np.array([1 - diagnostics.overshoot_slack(kernel(s), rho.ravel(), alpha).min() for s in scales]),
+        np.array(
+            [1 - diagnostics.overshoot_slack(kernel(s), rho.ravel(), alpha).min() for s in scales]
+        ),
         bad,
         bad,
         [
-            _run("U3", False, problem, lambda q: tabular.u3(mdp, q, alpha, rho, kernel(bad)), config),
-            _run("U3, a third of the step", True, problem, lambda q: tabular.u3(mdp, q, alpha / 3, rho, kernel(bad)), config),
-            _run("preconditioned", True, problem, lambda q: tabular.preconditioned(mdp, q, 0.5, rho, kernel(bad)), config),
+            _run(
+                "U3", False, problem, lambda q: tabular.u3(mdp, q, alpha, rho, kernel(bad)), config
+            ),
+            _run(
+                "U3, a third of the step",
+                True,
+                problem,
+                lambda q: tabular.u3(mdp, q, alpha / 3, rho, kernel(bad)),
+                config,
+            ),
+            _run(
+                "preconditioned",
+                True,
+                problem,
+                lambda q: tabular.preconditioned(mdp, q, 0.5, rho, kernel(bad)),
+                config,
+            ),
         ],
     )
 
@@ -182,14 +216,28 @@ def generalization(config: FailureModesConfig) -> Mode:
         bad,
         bad,
         [
-            _run("U3", False, problem, lambda q: tabular.u3(mdp, q, 0.4, rho, _two_states(bad)), config),
-            _run("preconditioned", True, problem, lambda q: tabular.preconditioned(mdp, q, 0.4, rho, _two_states(bad)), config),
+            _run(
+                "U3",
+                False,
+                problem,
+                lambda q: tabular.u3(mdp, q, 0.4, rho, _two_states(bad)),
+                config,
+            ),
+            _run(
+                "preconditioned",
+                True,
+                problem,
+                lambda q: tabular.preconditioned(mdp, q, 0.4, rho, _two_states(bad)),
+                config,
+            ),
         ],
     )
 
 
 def extrapolation(config: FailureModesConfig) -> Mode:
-    """c = 0.6, which uniform data endure; the quantity is the spectral radius of the update, linear with its one action."""
+    """c = 0.6, which uniform data endure; the quantity is the spectral radius of the update, linear
+    with its one action.
+    """
     problem, kernel = examples.w_to_2w(gamma=0.9), _two_states(0.6)
     mdp = problem.mdp
     shares, bad, good = np.linspace(0, 0.5, 51), 0.0, 0.5
@@ -198,7 +246,9 @@ def extrapolation(config: FailureModesConfig) -> Mode:
         return jnp.stack([1 - jnp.asarray(share), jnp.asarray(share)])[:, None]
 
     def matrix(share: Array) -> Array:
-        return jax.jacobian(lambda q: tabular.u3(mdp, q[:, None], 0.4, rho(share), kernel)[:, 0])(jnp.zeros(2))
+        return jax.jacobian(lambda q: tabular.u3(mdp, q[:, None], 0.4, rho(share), kernel)[:, 0])(
+            jnp.zeros(2)
+        )
 
     radii = np.abs(np.linalg.eigvals(jax.vmap(matrix)(jnp.asarray(shares)))).max(axis=1)
     return Mode(
@@ -210,7 +260,13 @@ def extrapolation(config: FailureModesConfig) -> Mode:
         bad,
         good,
         [
-            _run("U3, no data there", False, problem, lambda q: tabular.u3(mdp, q, 0.4, rho(bad), kernel), config),
+            _run(
+                "U3, no data there",
+                False,
+                problem,
+                lambda q: tabular.u3(mdp, q, 0.4, rho(bad), kernel),
+                config,
+            ),
             _run(
                 "preconditioned, no data there",
                 False,
@@ -218,7 +274,13 @@ def extrapolation(config: FailureModesConfig) -> Mode:
                 lambda q: tabular.preconditioned(mdp, q, 0.4, rho(bad), kernel),
                 config,
             ),
-            _run("U3, half of the data there", True, problem, lambda q: tabular.u3(mdp, q, 0.4, rho(good), kernel), config),
+            _run(
+                "U3, half of the data there",
+                True,
+                problem,
+                lambda q: tabular.u3(mdp, q, 0.4, rho(good), kernel),
+                config,
+            ),
         ],
     )
 
@@ -227,7 +289,13 @@ def _two_states(c: float) -> Array:
     return jnp.array([[1, 2 * c], [2 * c, 4]])
 
 
-def _run(name: str, remedy: bool, problem: examples.Example, operator: Callable, config: FailureModesConfig) -> Run:
+def _run(
+    name: str,
+    remedy: bool,
+    problem: examples.Example,
+    operator: Callable,
+    config: FailureModesConfig,
+) -> Run:
     path = tabular.iterate(operator, problem.start, config.updates)
     star = np.asarray(tabular.value_iteration(problem.mdp, 1e-5).q)
     return Run(name, remedy, np.abs(np.asarray(path) - star).max(axis=(1, 2)))
@@ -250,16 +318,26 @@ def _rows(mode: Mode) -> list[dict[str, Any]]:
 
 
 def _print(table: list[dict[str, Any]], config: FailureModesConfig) -> None:
-    print(f"max |Q - Q*| at the start and after {config.updates} updates; the quantity is the failing setting's, its line 1")
+    print(
+        f"max |Q - Q*| at the start and after {config.updates} updates; the quantity is the "
+        f"failing setting's, its line 1"
+    )
     print(f"{'':<26}{'quantity':>9}  {'':<32}{'start':>10}{'end':>10}")
     for row in table:
         end = f"{row['last']:.3g}" if np.isfinite(row["last"]) else "overflow"
-        print(f"{row['mode']:<26}{row['quantity']:>9.3g}  {row['run']:<32}{row['first']:>10.3g}{end:>10}")
+        print(
+            f"{row['mode']:<26}{row['quantity']:>9.3g}  "
+            f"{row['run']:<32}{row['first']:>10.3g}{end:>10}"
+        )
 
 
 def draw(modes: list[Mode], out: Path, seed: int, every: int = 1) -> None:
-    """Each mode's quantity above, its runs below, whose errors are `every` so many updates. Raises UserError if it cannot."""
-    figure, axes = plt.subplots(2, len(modes), figsize=(4.2 * len(modes), 7), constrained_layout=True)
+    """Each mode's quantity above, its runs below, whose errors are `every` so many updates. Raises
+    UserError if it cannot.
+    """
+    figure, axes = plt.subplots(
+        2, len(modes), figsize=(4.2 * len(modes), 7), constrained_layout=True
+    )
     for mode, top, bottom in zip(modes, axes[0], axes[1], strict=True):
         top.plot(mode.xs, mode.ys, color=style.COLOURS[0])
         top.axhline(1, color="k", lw=0.8, ls="--")
@@ -270,13 +348,24 @@ def draw(modes: list[Mode], out: Path, seed: int, every: int = 1) -> None:
         top.legend(frameon=False, fontsize=8)
         if mode.xs[0] > 0 and mode.xs[-1] / mode.xs[0] > 100:
             top.set(xscale="log", yscale="log")
-        colours = {remedy: iter(style.COLOURS[i] for i in pair) for remedy, pair in ((False, (1, 4)), (True, (2, 0)))}
+        colours = {
+            remedy: iter(style.COLOURS[i] for i in pair)
+            for remedy, pair in ((False, (1, 4)), (True, (2, 0)))
+        }
         for run, dashes in zip(mode.runs, ("-", "--", "-.", ":"), strict=False):
             error = np.where(np.isfinite(run.error), run.error, np.nan)
-            bottom.semilogy(every * np.arange(error.size), error, dashes, color=next(colours[run.remedy]), label=run.name)
+            bottom.semilogy(
+                every * np.arange(error.size),
+                error,
+                dashes,
+                color=next(colours[run.remedy]),
+                label=run.name,
+            )
         bottom.set(xlabel="update", ylabel=r"$\max\ |Q - Q^*|$")
         bottom.legend(frameon=False, fontsize=8)
-    figure.suptitle(f"expected updates of whole problems; the network of panel 1 from seed {seed}", fontsize=9)
+    figure.suptitle(
+        f"expected updates of whole problems; the network of panel 1 from seed {seed}", fontsize=9
+    )
     for ax in axes.flat:
         style.tidy(ax)
     output.save_figure(figure, out, dpi=110)
@@ -284,17 +373,26 @@ def draw(modes: list[Mode], out: Path, seed: int, every: int = 1) -> None:
 
 def _write(config: FailureModesConfig, rows: list[dict[str, Any]], modes: list[Mode]) -> None:
     last = [_number(row["last"]) for row in rows]
-    rows = [{**row, "first": float(row["first"]), "last": end} for row, end in zip(rows, last, strict=True)]
+    rows = [
+        {**row, "first": float(row["first"]), "last": end}
+        for row, end in zip(rows, last, strict=True)
+    ]
     curves = [
         {
             **mode._asdict(),
             "xs": [_number(x) for x in mode.xs],
             "ys": [_number(y) for y in mode.ys],
-            "runs": [{**run._asdict(), "error": [_number(e) for e in run.error[::EVERY]]} for run in mode.runs],
+            "runs": [
+                {**run._asdict(), "error": [_number(e) for e in run.error[::EVERY]]}
+                for run in mode.runs
+            ],
         }
         for mode in modes
     ]
-    output.write_json(Path(config.json), {"config": dataclasses.asdict(config), "rows": rows, "every": EVERY, "modes": curves})
+    output.write_json(
+        Path(config.json),
+        {"config": dataclasses.asdict(config), "rows": rows, "every": EVERY, "modes": curves},
+    )
 
 
 def _number(value: float) -> float | None:
@@ -307,12 +405,22 @@ def redraw(path: Path, out: Path) -> None:
     try:
         data = json.loads(path.read_text())
         modes = [
-            Mode(**{**mode, "xs": np.array(mode["xs"]), "ys": np.array(mode["ys"], np.float64), "runs": _runs(mode["runs"])})
+            Mode(
+                **{
+                    **mode,
+                    "xs": np.array(mode["xs"]),
+                    "ys": np.array(mode["ys"], np.float64),
+                    "runs": _runs(mode["runs"]),
+                }
+            )
             for mode in data["modes"]
         ]
         every, seed = data["every"], data["config"]["seed"]
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{str(path)!r} holds no curves of experiments.failure_modes; make it anew with its --json") from error
+        raise UserError(
+            f"{str(path)!r} holds no curves of experiments.failure_modes; make it anew with its "
+            f"--json"
+        ) from error
     draw(modes, out, seed, every)
 
 

@@ -1,4 +1,5 @@
-"""Every figure of the paper, and of the README, from the data that is kept in experiments/results; nothing is trained or timed.
+"""Every figure of the paper, and of the README, from the data that is kept in experiments/results;
+nothing is trained or timed.
 
     python -m experiments.figures --out=figures
 
@@ -11,7 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments import alignment, benchmark, curves, diagnose, failure_modes, flags, growth, ntk_report, plan, plot
+from experiments import (
+    alignment,
+    benchmark,
+    curves,
+    diagnose,
+    failure_modes,
+    flags,
+    growth,
+    ntk_report,
+    plan,
+    plot,
+)
 from preqn_jax.options import UserError, option
 
 
@@ -29,12 +41,16 @@ class Maker(NamedTuple):
     what: str
     data: str  # below `results`
     command: str  # that makes the data
-    draw: Callable[[Path, Path], list[Path]]  # (data, out) -> pictures; UserError where the data is not whole
+    draw: Callable[
+        [Path, Path], list[Path]
+    ]  # (data, out) -> pictures; UserError where the data is not whole
 
 
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; flags start with --, as in --out=figures")
+        raise UserError(
+            f"unexpected argument {argv[1]!r}; flags start with --, as in --out=figures"
+        )
     config = flags.parse(FiguresConfig)
     return draw(Path(config.results), Path(config.out))
 
@@ -99,7 +115,10 @@ def _readme(data: Path, out: Path) -> list[Path]:
     return [out / "halfcheetah.png"]
 
 
-KEEP = "and config.json and metrics.jsonl of each run copied to experiments/results/paper/<env>/<variant>"
+KEEP = (
+    "and config.json and metrics.jsonl of each run copied to "
+    "experiments/results/paper/<env>/<variant>"
+)
 MAKERS = (
     Maker(
         "Figures 1 and 4 to 9",
@@ -107,21 +126,38 @@ MAKERS = (
         "python -m experiments.ntk_init --out=experiments/results/ntk_init",
         _kernels,
     ),
-    Maker("Figure 2", "paper", f"python -m experiments.benchmark --root=runs/paper, {KEEP}", _benchmark),
-    Maker("Figures 3 and 10 to 14", "paper", f"python -m experiments.alignment --root=runs/paper, {KEEP}", _alignment),
+    Maker(
+        "Figure 2",
+        "paper",
+        f"python -m experiments.benchmark --root=runs/paper, {KEEP}",
+        _benchmark,
+    ),
+    Maker(
+        "Figures 3 and 10 to 14",
+        "paper",
+        f"python -m experiments.alignment --root=runs/paper, {KEEP}",
+        _alignment,
+    ),
     Maker(
         "the failure modes",
         "failure_modes/failure_modes.json",
-        "python -m experiments.failure_modes --json=experiments/results/failure_modes/failure_modes.json",
+        "python -m experiments.failure_modes "
+        "--json=experiments/results/failure_modes/failure_modes.json",
         _failures,
     ),
     Maker(
         "the diagnosis of a run",
         "diagnosis/ddpg",
-        "the first command of BUILD.md's section on diagnoses, config.json and metrics.jsonl copied",
+        "the first command of BUILD.md's section on diagnoses, config.json and metrics.jsonl "
+        "copied",
         _diagnosis,
     ),
-    Maker("how a step grows", "growth.json", "python -m experiments.cost --grid --json=experiments/results/growth.json", _growth),
+    Maker(
+        "how a step grows",
+        "growth.json",
+        "python -m experiments.cost --grid --json=experiments/results/growth.json",
+        _growth,
+    ),
     Maker("the README's curves", "halfcheetah", "the commands below that picture", _readme),
 )
 

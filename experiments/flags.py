@@ -18,7 +18,8 @@ _groups: list[str] = []  # dataclasses with flags, in the order of --help
 
 
 def define(*configs: type, values: flags.FlagValues = flags.FLAGS) -> None:
-    """One flag for each field of each dataclass, with its name, default and help; `--help` groups them by dataclass.
+    """One flag for each field of each dataclass, with its name, default and help; `--help` groups
+    them by dataclass.
 
     They are those of the command line, or of other `values`.
     """
@@ -54,7 +55,9 @@ def _define_one(field: dataclasses.Field, kind: Any, group: str, values: flags.F
 
 
 def parse(config: type[Config], values: flags.FlagValues = flags.FLAGS) -> Config:
-    """The config that the flags describe. Raises UserError for a list entry that is not a number."""
+    """The config that the flags describe. Raises UserError for a list entry that is not a
+    number.
+    """
     hints = typing.get_type_hints(config)
     fields = {}
     for field in dataclasses.fields(config):  # pyright: ignore[reportArgumentType]
@@ -68,7 +71,9 @@ def parse(config: type[Config], values: flags.FlagValues = flags.FLAGS) -> Confi
 
 
 def read(arguments: Sequence[str], *configs: type) -> tuple[Any, ...]:
-    """The configs that `arguments` describe as a command line of their own would. Raises UserError for what it would refuse."""
+    """The configs that `arguments` describe as a command line of their own would. Raises UserError
+    for what it would refuse.
+    """
     values = flags.FlagValues()
     define(*configs, values=values)
     try:
@@ -76,7 +81,9 @@ def read(arguments: Sequence[str], *configs: type) -> tuple[Any, ...]:
     except flags.Error as error:
         raise UserError(str(error).splitlines()[0]) from None
     if rest:
-        raise UserError(f"unexpected argument {rest[0]!r}; flags start with --, as in --env=Walker2d-v5")
+        raise UserError(
+            f"unexpected argument {rest[0]!r}; flags start with --, as in --env=Walker2d-v5"
+        )
     return tuple(parse(config, values) for config in configs)
 
 
@@ -85,7 +92,8 @@ def _integers(name: str, entries: Sequence[str]) -> tuple[int, ...]:
         return tuple(int(entry) for entry in entries)
     except ValueError:
         raise UserError(
-            f"{name} is {','.join(entries)!r}, but it must be whole numbers with commas between, as in 0,1,2"
+            f"{name} is {','.join(entries)!r}, but it must be whole numbers with commas between, "
+            f"as in 0,1,2"
         ) from None
 
 

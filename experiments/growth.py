@@ -1,9 +1,11 @@
-"""How a critic step grows with batch, width, depth and seeds, in time and in memory: `python -m experiments.cost --grid`.
+"""How a critic step grows with batch, width, depth and seeds, in time and in memory: `python -m
+experiments.cost --grid`.
 
-One of the four numbers is varied at a time; the others stay as `--batch_size` and `--hidden_sizes` say, with one seed. A step is
-that of `steps`, from the forward pass to the moved parameters, of the same sin network; the linesearch takes its first
-candidate, as it nearly always does in training. Peak memory is XLA's own plan for the compiled steps (their arguments, results
-and scratch space), which is the same on every call. `ntk.kernel` on a thousand inputs, the analysis of section 5.1, is
+One of the four numbers is varied at a time; the others stay as `--batch_size` and `--hidden_sizes`
+say, with one seed. A step is that of `steps`, from the forward pass to the moved parameters, of the
+same sin network; the linesearch takes its first candidate, as it nearly always does in training.
+Peak memory is XLA's own plan for the compiled steps (their arguments, results and scratch space),
+which is the same on every call. `ntk.kernel` on a thousand inputs, the analysis of section 5.1, is
 measured beside it.
 """
 
@@ -39,7 +41,9 @@ class GrowthConfig:
     repeats: int = option(11, "times each row is timed; medians are printed", at_least=1)
     json: str = option("", "also write the table to this file")
     figure: str = option("", "with --grid: also draw it, to a .png, .pdf or .svg")
-    jacobian_gib: float = option(4.0, "with --grid: leave out what would hold a Jacobian of more GiB than this", above=0)
+    jacobian_gib: float = option(
+        4.0, "with --grid: leave out what would hold a Jacobian of more GiB than this", above=0
+    )
 
 
 class Point(NamedTuple):
@@ -57,8 +61,17 @@ AXES: dict[str, tuple[int, ...]] = {
     "depth": (1, 2, 3, 4),
     "seeds": (1, 2, 4, 8, 16),
 }
-WORDS = {"batch": "batch size B", "width": "width of a hidden layer", "depth": "hidden layers", "seeds": "seeds side by side"}
-METHODS = {"structured": "PreQN, structured kernel", "jacobian": "PreQN, Jacobian kernel", "gradient": "gradient (Adam)"}
+WORDS = {
+    "batch": "batch size B",
+    "width": "width of a hidden layer",
+    "depth": "hidden layers",
+    "seeds": "seeds side by side",
+}
+METHODS = {
+    "structured": "PreQN, structured kernel",
+    "jacobian": "PreQN, Jacobian kernel",
+    "gradient": "gradient (Adam)",
+}
 STYLES = {  # colour, marker, line
     "structured": (style.COLOURS[0], "o", "-"),
     "jacobian": (style.COLOURS[1], "s", "--"),
@@ -73,7 +86,10 @@ Run = Callable[[int], Any]  # so many updates
 def run(config: GrowthConfig, axes: dict[str, tuple[int, ...]] = AXES, points: int = 1000) -> int:
     """Measure, print, and write what is asked for. Returns the exit status; raises UserError."""
     if len(set(config.hidden_sizes)) > 1:
-        raise UserError(f"hidden_sizes are {list(config.hidden_sizes)}, but a grid needs layers of one width, as in 256,256")
+        raise UserError(
+            f"hidden_sizes are {list(config.hidden_sizes)}, but a grid needs layers of one width, "
+            f"as in 256,256"
+        )
     if config.figure and Path(config.figure).suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"figure is {config.figure!r}, but it must end in .png, .pdf or .svg")
     output.check_folder("figure", config.figure)
@@ -87,18 +103,28 @@ def run(config: GrowthConfig, axes: dict[str, tuple[int, ...]] = AXES, points: i
     return 0
 
 
-def measure(config: GrowthConfig, axes: dict[str, tuple[int, ...]], points: int) -> tuple[list[dict], list[dict]]:
+def measure(
+    config: GrowthConfig, axes: dict[str, tuple[int, ...]], points: int
+) -> tuple[list[dict], list[dict]]:
     """Rows of the grids and of the kernel analysis.
 
-    A row has `method` and its place, and then either `ms`, `min`, `max` and `bytes`, or `needs`: the bytes of a Jacobian over the
-    limit, for which it was left out.
+    A row has `method` and its place, and then either `ms`, `min`, `max` and `bytes`, or `needs`:
+    the bytes of a Jacobian over the limit, for which it was left out.
     """
     centre = Point(config.batch_size, config.hidden_sizes[0], len(config.hidden_sizes), 1)
-    grid = [(axis, value, centre._replace(**{axis: value})) for axis, values in axes.items() for value in values]
+    grid = [
+        (axis, value, centre._replace(**{axis: value}))
+        for axis, values in axes.items()
+        for value in values
+    ]
     limit, runs, counts = config.jacobian_gib * GIB, {}, {}
-    places: dict[Any, dict[str, Any]] = {}  # what is known of each (point or block, method) without timing it
+    places: dict[
+        Any, dict[str, Any]
+    ] = {}  # what is known of each (point or block, method) without timing it
 
-    def add(place: Any, method: str, jacobian: int, compile_: Callable[[], tuple[Run, int]]) -> None:
+    def add(
+        place: Any, method: str, jacobian: int, compile_: Callable[[], tuple[Run, int]]
+    ) -> None:
         if (place, method) in places:
             return
         if method == "jacobian" and jacobian > limit:
@@ -120,8 +146,14 @@ def measure(config: GrowthConfig, axes: dict[str, tuple[int, ...]], points: int)
 
     for key, times in timing.in_turn(runs, config.repeats).items():
         places[key] |= timing.spread([1e3 * t / counts[key] for t in times], "ms")
-    rows = [{"axis": a, "value": v, "method": m, **places[point, m]} for a, v, point in grid for m in METHODS]
-    kernel = [{"block": b, "method": m, **places[b, m]} for m, blocks in KERNEL.items() for b in blocks]
+    rows = [
+        {"axis": a, "value": v, "method": m, **places[point, m]}
+        for a, v, point in grid
+        for m in METHODS
+    ]
+    kernel = [
+        {"block": b, "method": m, **places[b, m]} for m, blocks in KERNEL.items() for b in blocks
+    ]
     return rows, kernel
 
 
@@ -133,7 +165,9 @@ def _count(go: Run) -> int:
 
 def _critic(config: GrowthConfig, point: Point) -> tuple[QFunction, Callable[..., Params]]:
     critic = networks.Critic(hidden_sizes=(point.width,) * point.depth, activation="sin")
-    return critic.apply, lambda key: critic.init(key, jnp.zeros(config.obs_size), jnp.zeros(config.action_size))
+    return critic.apply, lambda key: critic.init(
+        key, jnp.zeros(config.obs_size), jnp.zeros(config.action_size)
+    )
 
 
 def _parameters(config: GrowthConfig, point: Point) -> int:
@@ -157,49 +191,74 @@ def _step(config: GrowthConfig, point: Point, method: str) -> tuple[Run, int]:
 
     def body(batch: Transition, carry: Any) -> Any:
         theta, state = carry
-        moved, state, _ = jax.vmap(step.update)(theta, state, (batch.obs, batch.action), jnp.asarray(batch.reward))
-        # Every iteration needs the one before, and yet theta stays, so that the last costs what the first does.
+        moved, state, _ = jax.vmap(step.update)(
+            theta, state, (batch.obs, batch.action), jnp.asarray(batch.reward)
+        )
+        # Every iteration needs the one before, and yet theta stays, so that the last costs what the
+        # first does.
         return jax.tree.map(lambda old, new: old + 1e-6 * (new - old), theta, moved), state
 
     return _compile(config, body, (theta, state), (point.seeds, point.batch))
 
 
-def _kernel(config: GrowthConfig, point: Point, method: str, points: int, block: int) -> tuple[Run, int]:
+def _kernel(
+    config: GrowthConfig, point: Point, method: str, points: int, block: int
+) -> tuple[Run, int]:
     """The same of so many kernels between `points` inputs."""
     q, init = _critic(config, point)
 
     def body(data: Transition, carry: Any) -> Any:
         theta, _ = carry
-        gram = ntk.kernel(q, theta, (data.obs, data.action), method=cast(ntk.Method, method), block=block)
+        gram = ntk.kernel(
+            q, theta, (data.obs, data.action), method=cast(ntk.Method, method), block=block
+        )
         return jax.tree.map(lambda leaf: leaf + 1e-9 * gram[0, 0], theta), gram
 
     return _compile(config, body, (init(jax.random.key(0)), jnp.zeros((points, points))), (points,))
 
 
-def _compile(config: GrowthConfig, body: Callable, start: Any, sizes: tuple[int, ...]) -> tuple[Run, int]:
-    """`body(transitions, carry)` as a loop over two batches of `sizes` in turn: with one, XLA would compute X X^T only once."""
+def _compile(
+    config: GrowthConfig, body: Callable, start: Any, sizes: tuple[int, ...]
+) -> tuple[Run, int]:
+    """`body(transitions, carry)` as a loop over two batches of `sizes` in turn: with one, XLA would
+    compute X X^T only once.
+    """
     flat = timing.transitions(config.obs_size, config.action_size, 2 * math.prod(sizes))
     data = jax.tree.map(lambda leaf: jnp.reshape(leaf, (2, *sizes, *leaf.shape[1:])), flat)
 
     def loop(n: Array, carry: Any, data: Transition) -> Any:
-        return jax.lax.fori_loop(0, n, lambda i, c: body(jax.tree.map(lambda leaf: leaf[i % 2], data), c), carry)
+        return jax.lax.fori_loop(
+            0, n, lambda i, c: body(jax.tree.map(lambda leaf: leaf[i % 2], data), c), carry
+        )
 
     compiled = jax.jit(loop).lower(jnp.int32(1), start, data).compile()
     plan = compiled.memory_analysis()
     assert plan is not None
-    size = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes + plan.temp_size_in_bytes
+    size = (
+        plan.argument_size_in_bytes
+        + plan.output_size_in_bytes
+        - plan.alias_size_in_bytes
+        + plan.temp_size_in_bytes
+    )
     return lambda n: compiled(jnp.int32(n), start, data), size
 
 
 def _print(config: GrowthConfig, rows: list[dict], kernel: list[dict], points: int) -> None:
     widths = ",".join(map(str, config.hidden_sizes))
-    print(f"a critic step around B={config.batch_size}, hidden sizes {widths}, one seed, sin; {timing.machine()}")
+    print(
+        f"a critic step around B={config.batch_size}, hidden sizes {widths}, one seed, sin; "
+        f"{timing.machine()}"
+    )
     print(f"ms: medians of {config.repeats}; MiB: peak memory, as XLA plans it")
     for axis in dict.fromkeys(row["axis"] for row in rows):
         print(_head(axis, METHODS.values(), "Jacobian / structured"))
         table = [row for row in rows if row["axis"] == axis]
         for value in dict.fromkeys(row["value"] for row in table):
-            print(_line(value, {row["method"]: row for row in table if row["value"] == value}, METHODS))
+            print(
+                _line(
+                    value, {row["method"]: row for row in table if row["value"] == value}, METHODS
+                )
+            )
     words = {method: METHODS[method].removeprefix("PreQN, ") for method in KERNEL}
     print(f"ntk.kernel of {points} inputs with each other, hidden sizes {widths}")
     print(_head("block", words.values(), "Jacobian / structured"))
@@ -207,8 +266,15 @@ def _print(config: GrowthConfig, rows: list[dict], kernel: list[dict], points: i
         print(_line(block, {row["method"]: row for row in kernel if row["block"] == block}, words))
     for row in (*rows, *kernel):
         if "needs" in row:
-            where = f"{row['axis']} {row['value']}" if "axis" in row else f"ntk.kernel, block {row['block']}"
-            print(f"left out: {where}, whose Jacobian has {row['needs'] / GIB:.2g} GiB (--jacobian_gib={config.jacobian_gib:g})")
+            where = (
+                f"{row['axis']} {row['value']}"
+                if "axis" in row
+                else f"ntk.kernel, block {row['block']}"
+            )
+            print(
+                f"left out: {where}, whose Jacobian has {row['needs'] / GIB:.2g} GiB "
+                f"(--jacobian_gib={config.jacobian_gib:g})"
+            )
 
 
 def _head(first: str, columns: Iterable[str], ratio: str) -> str:
@@ -219,12 +285,15 @@ def _head(first: str, columns: Iterable[str], ratio: str) -> str:
 
 def _line(value: int, by_method: dict[str, dict[str, Any]], methods: Iterable[str]) -> str:
     cells = "".join(
-        f"{by_method[m]['ms']:>15.3f}{by_method[m]['bytes'] / MIB:>11.2f}" if "ms" in by_method[m] else f"{'left out':>26}"
+        f"{by_method[m]['ms']:>15.3f}{by_method[m]['bytes'] / MIB:>11.2f}"
+        if "ms" in by_method[m]
+        else f"{'left out':>26}"
         for m in methods
     )
     structured, jacobian = by_method["structured"], by_method["jacobian"]
     if "ms" in jacobian:
-        cells += f"{jacobian['ms'] / structured['ms']:>15.1f}{jacobian['bytes'] / structured['bytes']:>11.1f}"
+        time, memory = (jacobian[kind] / structured[kind] for kind in ("ms", "bytes"))
+        cells += f"{time:>15.1f}{memory:>11.1f}"
     return f"{value:<8}{cells}"
 
 
@@ -237,23 +306,45 @@ def redraw(path: Path, out: Path) -> None:
         if not {"axis", "value", "method"} <= rows[0].keys():
             raise KeyError("axis, value or method")
     except (OSError, KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{str(path)!r} holds no rows of experiments.cost --grid; make it anew with its --json") from error
+        raise UserError(
+            f"{str(path)!r} holds no rows of experiments.cost --grid; make it anew with its --json"
+        ) from error
     draw(config, rows, out)
 
 
 def draw(config: GrowthConfig, rows: list[dict], out: Path) -> None:
-    """Time above, memory below, a column for each axis of the grid. Raises UserError if `out` cannot be written."""
+    """Time above, memory below, a column for each axis of the grid. Raises UserError if `out`
+    cannot be written.
+    """
     axes = list(dict.fromkeys(row["axis"] for row in rows))
     size = (1.5 + 3.0 * len(axes), 6.2)
-    figure, panels = plt.subplots(2, len(axes), figsize=size, sharex="col", sharey="row", squeeze=False, layout="constrained")
+    figure, panels = plt.subplots(
+        2, len(axes), figsize=size, sharex="col", sharey="row", squeeze=False, layout="constrained"
+    )
     for column, axis in enumerate(axes):
         for method, (colour, marker, dashes) in STYLES.items():
-            line = [row for row in rows if row["axis"] == axis and row["method"] == method and "ms" in row]
+            line = [
+                row
+                for row in rows
+                if row["axis"] == axis and row["method"] == method and "ms" in row
+            ]
             x = [row["value"] for row in line]
-            look: dict[str, Any] = {"color": colour, "marker": marker, "ls": dashes, "ms": 4, "lw": 1.5, "label": METHODS[method]}
+            look: dict[str, Any] = {
+                "color": colour,
+                "marker": marker,
+                "ls": dashes,
+                "ms": 4,
+                "lw": 1.5,
+                "label": METHODS[method],
+            }
             panels[0, column].plot(x, [row["ms"] for row in line], **look)
             panels[0, column].fill_between(
-                x, [row["min"] for row in line], [row["max"] for row in line], color=colour, alpha=0.2, lw=0
+                x,
+                [row["min"] for row in line],
+                [row["max"] for row in line],
+                color=colour,
+                alpha=0.2,
+                lw=0,
             )
             panels[1, column].plot(x, [row["bytes"] / MIB for row in line], **look)
         values = list(dict.fromkeys(row["value"] for row in rows if row["axis"] == axis))

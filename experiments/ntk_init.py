@@ -1,11 +1,13 @@
-"""Neural tangent kernels of critics at initialisation, by activation, width and depth (section 5.1; Figures 1 and 4 to 9).
+"""Neural tangent kernels of critics at initialisation, by activation, width and depth (section 5.1;
+Figures 1 and 4 to 9).
 
     python -m experiments.ntk_init --out=runs/ntk_init
 
-For each environment, `--points` state-action pairs of a rails-random policy are collected once. For each critic, K of these pairs
-gives an average row ratio and an average diagonal, for each of `--seeds` initialisations. `--out` holds data.json with all the
-numbers, and the figures; the same command on a directory with some of the numbers goes on from there. At the end a table says
-which of the paper's findings the numbers bear out, by the rules printed below it.
+For each environment, `--points` state-action pairs of a rails-random policy are collected once. For
+each critic, K of these pairs gives an average row ratio and an average diagonal, for each of
+`--seeds` initialisations. `--out` holds data.json with all the numbers, and the figures; the same
+command on a directory with some of the numbers goes on from there. At the end a table says which of
+the paper's findings the numbers bear out, by the rules printed below it.
 """
 
 import dataclasses
@@ -34,17 +36,33 @@ _BLOCK = 500  # pairs whose gradients are held at a time
 
 @dataclasses.dataclass(frozen=True)
 class NtkInitConfig:
-    """Which kernels. The defaults are the paper's, on today's environments, and two initialisations that it does not have."""
+    """Which kernels. The defaults are the paper's, on today's environments, and two initialisations
+    that it does not have.
+    """
 
-    envs: tuple[str, ...] = option(("HalfCheetah-v5", "Walker2d-v5", "Ant-v5"), "environments that the pairs come from")
+    envs: tuple[str, ...] = option(
+        ("HalfCheetah-v5", "Walker2d-v5", "Ant-v5"), "environments that the pairs come from"
+    )
     activations: tuple[str, ...] = option(("tanh", "relu", "sin"), "activations of the critics")
-    widths: tuple[int, ...] = option((32, 64, 128, 256), f"widths of critics with {DEPTH} hidden layers", at_least=1)
-    depths: tuple[int, ...] = option((1, 2, 3, 4), f"hidden layers of critics with {WIDTH} units in each", at_least=1)
-    initializers: tuple[str, ...] = option(("glorot", "lecun", "pytorch"), "how weights are drawn: glorot, lecun, pytorch, siren")
+    widths: tuple[int, ...] = option(
+        (32, 64, 128, 256), f"widths of critics with {DEPTH} hidden layers", at_least=1
+    )
+    depths: tuple[int, ...] = option(
+        (1, 2, 3, 4), f"hidden layers of critics with {WIDTH} units in each", at_least=1
+    )
+    initializers: tuple[str, ...] = option(
+        ("glorot", "lecun", "pytorch"), "how weights are drawn: glorot, lecun, pytorch, siren"
+    )
     points: int = option(1000, "N, state-action pairs from each environment", at_least=2)
-    seeds: tuple[int, ...] = option((0, 1, 2), "initialisations of each critic, two at the least", at_least=0)
-    data_seed: int = option(0, "the seed of the environments and the rails-random policy", at_least=0)
-    out: str = option("runs/ntk_init", "the folder of data.json and the figures; unfinished numbers in it go on")
+    seeds: tuple[int, ...] = option(
+        (0, 1, 2), "initialisations of each critic, two at the least", at_least=0
+    )
+    data_seed: int = option(
+        0, "the seed of the environments and the rails-random policy", at_least=0
+    )
+    out: str = option(
+        "runs/ntk_init", "the folder of data.json and the figures; unfinished numbers in it go on"
+    )
     json: str = option("", "also write the table of findings to this file")
 
 
@@ -58,7 +76,9 @@ class Pairs(NamedTuple):
 
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; flags start with --, as in --envs=Walker2d-v5")
+        raise UserError(
+            f"unexpected argument {argv[1]!r}; flags start with --, as in --envs=Walker2d-v5"
+        )
     config = flags.parse(NtkInitConfig)
     data = run(config)
     for path in ntk_report.draw(data, Path(config.out)):
@@ -70,41 +90,59 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-# --- the numbers -----------------------------------------------------------------------------------------------------
+# --- the numbers ----------------------------------------------------------------------------------
 
 
 def run(config: NtkInitConfig) -> dict[str, Any]:
-    """All the numbers of `config`, computed or found in `config.out`, which holds them as data.json afterwards.
+    """All the numbers of `config`, computed or found in `config.out`, which holds them as data.json
+    afterwards.
 
     Returns:
-      {"config", "versions", "device", "data": {env: ...}, "cells": [{"env", "initializer", "activation", "hidden_sizes",
-      "row_ratio" `[S]`, "diagonal" `[S]`}]}, the last two averages over the N pairs, for each of S initialisations.
+      {"config", "versions", "device", "data": {env: ...}, "cells": [{"env", "initializer",
+      "activation", "hidden_sizes", "row_ratio" `[S]`, "diagonal" `[S]`}]}, the last two averages
+      over the N pairs, for each of S initialisations.
 
     Raises:
-      UserError: a field out of range or unknown, a folder that cannot be used, or numbers in it that belong to something else.
+      UserError: a field out of range or unknown, a folder that cannot be used, or numbers in it
+        that belong to something else.
     """
     _validate(config)
     path = Path(config.out) / "data.json"
     data = _open(path, config)
     missing = [cell for cell in _cells(config) if ntk_report.find(data, *cell) is None]
-    pairs = {env: collect(env, config.points, config.data_seed) for env in config.envs if any(env == c[0] for c in missing)}
+    pairs = {
+        env: collect(env, config.points, config.data_seed)
+        for env in config.envs
+        if any(env == c[0] for c in missing)
+    }
     for env, found in pairs.items():
         _same_data(path, data, env, found)
-    if missing:  # what cannot be written is said now, and nothing is left behind by a misspelt environment
+    if (
+        missing
+    ):  # what cannot be written is said now, and nothing is left behind by a misspelt environment
         output.write_json(path, data, "out")
     for env, activation, hidden_sizes, initializer in tqdm(missing, desc="kernels"):
         keys = _keys(config.seeds, f"{env}/{activation}/{hidden_sizes}/{initializer}")
         row_ratio, diagonal = measure(pairs[env], hidden_sizes, activation, initializer, keys)
-        cell = {"env": env, "initializer": initializer, "activation": activation, "hidden_sizes": list(hidden_sizes)}
+        cell = {
+            "env": env,
+            "initializer": initializer,
+            "activation": activation,
+            "hidden_sizes": list(hidden_sizes),
+        }
         if not np.isfinite([row_ratio, diagonal]).all():
-            raise UserError(f"the kernel of {cell} is not finite; look at the observations of {env}")
+            raise UserError(
+                f"the kernel of {cell} is not finite; look at the observations of {env}"
+            )
         data["cells"].append({**cell, "row_ratio": row_ratio, "diagonal": diagonal})
         output.write_json(path, data, "out")
     return data
 
 
 def collect(env_id: str, points: int, seed: int) -> Pairs:
-    """The first `points` pairs of a rails-random policy, a = sgn(u) with u uniform over the actions, across episodes."""
+    """The first `points` pairs of a rails-random policy, a = sgn(u) with u uniform over the
+    actions, across episodes.
+    """
     env = envs.make(env_id, 1)
     spec, rng = env.spec, np.random.default_rng(seed)
     actions = np.where(rng.uniform(-1, 1, (points, spec.action_size)) < 0, -1, 1).astype(np.float32)
@@ -122,7 +160,9 @@ def collect(env_id: str, points: int, seed: int) -> Pairs:
 def measure(
     pairs: Pairs, hidden_sizes: Sequence[int], activation: str, initializer: str, keys: Key
 ) -> tuple[list[float], list[float]]:
-    """The average row ratio `[S]` and the average diagonal `[S]` of K, one critic for each of `keys [S]`, on the same pairs."""
+    """The average row ratio `[S]` and the average diagonal `[S]` of K, one critic for each of `keys
+    [S]`, on the same pairs.
+    """
     critic = networks.Critic(tuple(hidden_sizes), activation, initializer)
     obs, action = jnp.asarray(pairs.obs), jnp.asarray(pairs.action)
     params = jax.vmap(critic.init, (0, None, None))(keys, obs[0], action[0])
@@ -131,13 +171,17 @@ def measure(
 
 
 def _keys(seeds: Sequence[int], cell: str) -> Key:
-    """`[S]`, of this cell alone: critics of one shape must not share their draws where environments count as evidence."""
+    """`[S]`, of this cell alone: critics of one shape must not share their draws where environments
+    count as evidence.
+    """
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
     return jax.vmap(jax.random.fold_in, (0, None))(keys, zlib.crc32(cell.encode()))
 
 
 @functools.lru_cache
-def _statistics(hidden_sizes: tuple[int, ...], activation: str) -> Callable[[Params, Array, Array], tuple[Array, Array]]:
+def _statistics(
+    hidden_sizes: tuple[int, ...], activation: str
+) -> Callable[[Params, Array, Array], tuple[Array, Array]]:
     """Compiled once for a shape: the initialisation is not part of it."""
     q: QFunction = networks.Critic(hidden_sizes, activation).apply
 
@@ -149,12 +193,23 @@ def _statistics(hidden_sizes: tuple[int, ...], activation: str) -> Callable[[Par
 
 
 def _cells(config: NtkInitConfig) -> list[tuple[str, str, tuple[int, ...], str]]:
-    """(env, activation, hidden sizes, initializer), those that share a compiled function one after the other."""
-    sizes = dict.fromkeys([(width,) * DEPTH for width in config.widths] + [(WIDTH,) * depth for depth in config.depths])
-    return [(e, a, s, i) for a in config.activations for s in sizes for e in config.envs for i in config.initializers]
+    """(env, activation, hidden sizes, initializer), those that share a compiled function one after
+    the other.
+    """
+    sizes = dict.fromkeys(
+        [(width,) * DEPTH for width in config.widths]
+        + [(WIDTH,) * depth for depth in config.depths]
+    )
+    return [
+        (e, a, s, i)
+        for a in config.activations
+        for s in sizes
+        for e in config.envs
+        for i in config.initializers
+    ]
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def _validate(config: NtkInitConfig) -> None:
@@ -166,31 +221,56 @@ def _validate(config: NtkInitConfig) -> None:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if isinstance(value, tuple) and len(set(value)) < len(value):
-            raise UserError(f"{field.name} is {','.join(map(str, value))!r}, but each entry may be there only once")
+            raise UserError(
+                f"{field.name} is {','.join(map(str, value))!r}, but each entry may be there only "
+                f"once"
+            )
         if value == () and field.name not in ("widths", "depths"):
-            raise UserError(f"{field.name} is empty; name at least one, or leave --{field.name} out for the paper's")
+            raise UserError(
+                f"{field.name} is empty; name at least one, or leave --{field.name} out for the "
+                f"paper's"
+            )
     if not config.widths and not config.depths:
-        raise UserError("widths and depths are both empty; name at least one width or depth, as in --widths=32,64")
+        raise UserError(
+            "widths and depths are both empty; name at least one width or depth, as in "
+            "--widths=32,64"
+        )
     if len(config.seeds) < 2:
-        raise UserError("seeds names one initialisation, but a spread needs at least two, as in --seeds=0,1,2")
+        raise UserError(
+            "seeds names one initialisation, but a spread needs at least two, as in --seeds=0,1,2"
+        )
 
 
 def _open(path: Path, config: NtkInitConfig) -> dict[str, Any]:
-    """The numbers so far. Refuses a folder with other files, or with numbers of another configuration."""
+    """The numbers so far. Refuses a folder with other files, or with numbers of another
+    configuration.
+    """
     wanted = dataclasses.asdict(config)
-    wanted = json.loads(json.dumps({name: value for name, value in wanted.items() if name not in ("out", "json")}))
+    wanted = json.loads(
+        json.dumps({name: value for name, value in wanted.items() if name not in ("out", "json")})
+    )
     if path.exists():
         data = ntk_report.load(path)
         for name in sorted({*wanted, *data["config"]}):
             if wanted.get(name) != data["config"].get(name):
                 raise UserError(
-                    f"{str(path)!r} holds numbers with {name}={data['config'].get(name)!r}, but this command says "
-                    f"{wanted.get(name)!r}; use the same {name} to go on with them, or another --out"
+                    f"{str(path)!r} holds numbers with {name}={data['config'].get(name)!r}, but "
+                    f"this command says "
+                    f"{wanted.get(name)!r}; use the same {name} to go on with them, or another "
+                    f"--out"
                 )
         return data
-    if path.parent.is_dir() and any(other != output.temporary(path) for other in path.parent.iterdir()):
-        raise UserError(f"out {str(path.parent)!r} holds other files and no data.json; give an empty or a new folder")
-    versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "gymnasium", "mujoco", "numpy")}
+    if path.parent.is_dir() and any(
+        other != output.temporary(path) for other in path.parent.iterdir()
+    ):
+        raise UserError(
+            f"out {str(path.parent)!r} holds other files and no data.json; give an empty or a new "
+            f"folder"
+        )
+    versions = {
+        name: metadata.version(name)
+        for name in ("jax", "jaxlib", "flax", "gymnasium", "mujoco", "numpy")
+    }
     device = jax.devices()[0]
     return {
         "config": wanted,
@@ -202,13 +282,21 @@ def _open(path: Path, config: NtkInitConfig) -> dict[str, Any]:
 
 
 def _same_data(path: Path, data: dict[str, Any], env: str, pairs: Pairs) -> None:
-    """Notes which pairs the kernels of `env` are of; refuses to go on where the environment now gives others."""
+    """Notes which pairs the kernels of `env` are of; refuses to go on where the environment now
+    gives others.
+    """
     obs_size, action_size = pairs.obs.shape[1], pairs.action.shape[1]
     digest = hashlib.sha256(pairs.obs.tobytes() + pairs.action.tobytes()).hexdigest()
-    note = {"obs_size": obs_size, "action_size": action_size, "episodes": pairs.episodes, "sha256": digest}
+    note = {
+        "obs_size": obs_size,
+        "action_size": action_size,
+        "episodes": pairs.episodes,
+        "sha256": digest,
+    }
     if data["data"].setdefault(env, note) != note:
         raise UserError(
-            f"{str(path)!r} holds kernels of other pairs of {env} than this machine collects (other versions of gymnasium or "
+            f"{str(path)!r} holds kernels of other pairs of {env} than this machine collects "
+            f"(other versions of gymnasium or "
             "mujoco?); give another --out"
         )
 

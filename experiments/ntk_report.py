@@ -1,4 +1,5 @@
-"""What the numbers of `experiments.ntk_init` say: the paper's findings of section 5.1, and its Figures 1 and 4 to 9.
+"""What the numbers of `experiments.ntk_init` say: the paper's findings of section 5.1, and its
+Figures 1 and 4 to 9.
 
 Nothing is computed here: all of it is read off a data.json, by `load`.
 """
@@ -27,31 +28,50 @@ def load(path: Path) -> dict[str, Any]:
         if not {"config", "data", "cells"} <= data.keys():
             raise KeyError("config, data or cells")
     except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError):
-        raise UserError(f"{str(path)!r} does not hold numbers of experiments.ntk_init; give another --out") from None
+        raise UserError(
+            f"{str(path)!r} does not hold numbers of experiments.ntk_init; give another --out"
+        ) from None
     except OSError as error:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
     return data
 
 
-def find(data: dict[str, Any], env: str, activation: str, hidden_sizes: Sequence[int], initializer: str) -> dict[str, Any] | None:
+def find(
+    data: dict[str, Any], env: str, activation: str, hidden_sizes: Sequence[int], initializer: str
+) -> dict[str, Any] | None:
     """The cell of one network, or None if it is not measured yet."""
-    wanted = {"env": env, "activation": activation, "hidden_sizes": list(hidden_sizes), "initializer": initializer}
-    return next((cell for cell in data["cells"] if all(cell[name] == value for name, value in wanted.items())), None)
+    wanted = {
+        "env": env,
+        "activation": activation,
+        "hidden_sizes": list(hidden_sizes),
+        "initializer": initializer,
+    }
+    return next(
+        (
+            cell
+            for cell in data["cells"]
+            if all(cell[name] == value for name, value in wanted.items())
+        ),
+        None,
+    )
 
 
-# --- the paper's findings --------------------------------------------------------------------------------------------
+# --- the paper's findings -------------------------------------------------------------------------
 
 RULES = """\
-Clear: beyond two standard errors, over initialisations. A series is one environment and one activation; it rises or falls where
-the least-squares slope of all its values (against log2 width, or depth) is clear. An activation rises or falls if it does so
-in more than half of the environments. A tendency is borne out if all activations show it; "neither", if no activation shows
-either. A statement on relu or sin is borne out if it is clear for more than half of all pairs of an environment and a network
-size. A finding is borne out if both of its halves are. x1.2: the largest network's mean over the smallest's, geometric mean over
-environments."""
+Clear: beyond two standard errors, over initialisations. A series is one environment and one
+activation; it rises or falls where the least-squares slope of all its values (against log2 width,
+or depth) is clear. An activation rises or falls if it does so in more than half of the
+environments. A tendency is borne out if all activations show it; "neither", if no activation shows
+either. A statement on relu or sin is borne out if it is clear for more than half of all pairs of an
+environment and a network size. A finding is borne out if both of its halves are. x1.2: the largest
+network's mean over the smallest's, geometric mean over environments."""
 
 
 class Half(NamedTuple):
-    """One half of a finding: what is said, how often it was found, and whether that bears it out."""
+    """One half of a finding: what is said, how often it was found, and whether that bears it
+    out.
+    """
 
     words: str
     evidence: str
@@ -62,11 +82,14 @@ def findings(data: dict[str, Any]) -> list[dict[str, Any]]:
     """The four findings of section 5.1 under each initialisation, judged on `data` by `RULES`.
 
     Returns:
-      A row each: {"initializer", "finding" (1 to 4), "words", "borne_out" (None where the numbers cannot tell), "halves"}.
+      A row each: {"initializer", "finding" (1 to 4), "words", "borne_out" (None where the numbers
+        cannot tell), "halves"}.
     """
     rows = []
     for initializer in data["config"]["initializers"]:
-        by_width, by_depth = (functools.partial(_trend, data, initializer, sweep) for sweep in ("width", "depth"))
+        by_width, by_depth = (
+            functools.partial(_trend, data, initializer, sweep) for sweep in ("width", "depth")
+        )
         lead = functools.partial(_lead, data, initializer)
         four = (
             (
@@ -81,25 +104,54 @@ def findings(data: dict[str, Any]) -> list[dict[str, Any]]:
             ),
             (
                 "Relu nets commonly have the largest diagonal elements and row ratios",
-                lead("relu", "diagonal", "largest", lambda own, others: all(_clear(own, other) for other in others)),
-                lead("relu", "row_ratio", "largest", lambda own, others: all(_clear(own, other) for other in others)),
+                lead(
+                    "relu",
+                    "diagonal",
+                    "largest",
+                    lambda own, others: all(_clear(own, other) for other in others),
+                ),
+                lead(
+                    "relu",
+                    "row_ratio",
+                    "largest",
+                    lambda own, others: all(_clear(own, other) for other in others),
+                ),
             ),
             (
                 "Sin nets have high diagonal elements and low off-diagonal elements",
-                lead("sin", "diagonal", "not smallest", lambda own, others: any(_clear(own, other) for other in others)),
-                lead("sin", "row_ratio", "smallest", lambda own, others: all(_clear(other, own) for other in others)),
+                lead(
+                    "sin",
+                    "diagonal",
+                    "not smallest",
+                    lambda own, others: any(_clear(own, other) for other in others),
+                ),
+                lead(
+                    "sin",
+                    "row_ratio",
+                    "smallest",
+                    lambda own, others: all(_clear(other, own) for other in others),
+                ),
             ),
         )
         for number, (words, *halves) in enumerate(four, start=1):
             verdicts = [half.borne_out for half in halves]
             verdict = None if None in verdicts else all(verdicts)
-            row = {"initializer": initializer, "finding": number, "words": words, "borne_out": verdict}
+            row = {
+                "initializer": initializer,
+                "finding": number,
+                "words": words,
+                "borne_out": verdict,
+            }
             rows.append({**row, "halves": [half._asdict() for half in halves]})
     return rows
 
 
-def _trend(data: dict[str, Any], initializer: str, sweep: str, quantity: str, direction: str | None) -> Half:
-    """Whether `quantity` "rises" or "falls" along a sweep with every activation, or (None) does neither with any."""
+def _trend(
+    data: dict[str, Any], initializer: str, sweep: str, quantity: str, direction: str | None
+) -> Half:
+    """Whether `quantity` "rises" or "falls" along a sweep with every activation, or (None) does
+    neither with any.
+    """
     said = f"{_WORDS[quantity]} {direction or 'neither rises nor falls'} with {sweep}"
     sizes, config = _sizes(data, sweep), data["config"]
     if len(sizes) < 2:
@@ -108,7 +160,12 @@ def _trend(data: dict[str, Any], initializer: str, sweep: str, quantity: str, di
     ways, evidence = [], []  # of each activation
     for activation in config["activations"]:
         series = [
-            np.array([_values(data, env, activation, hidden, initializer, quantity) for hidden in sizes.values()])
+            np.array(
+                [
+                    _values(data, env, activation, hidden, initializer, quantity)
+                    for hidden in sizes.values()
+                ]
+            )
             for env in config["envs"]
         ]
         slopes = [_slope(x, values) for values in series]
@@ -117,8 +174,13 @@ def _trend(data: dict[str, Any], initializer: str, sweep: str, quantity: str, di
             "falls": sum(-slope > 2 * error for slope, error in slopes),
         }
         ways.append(next((way for way, count in clear.items() if 2 * count > len(series)), None))
-        factor = math.exp(np.mean([np.log(values[-1].mean() / values[0].mean()) for values in series]))
-        counts = ", ".join(f"{way} in {count}" for way, count in clear.items() if count) or "no clear trend"
+        factor = math.exp(
+            np.mean([np.log(values[-1].mean() / values[0].mean()) for values in series])
+        )
+        counts = (
+            ", ".join(f"{way} in {count}" for way, count in clear.items() if count)
+            or "no clear trend"
+        )
         evidence.append(f"{activation} x{factor:.2f}, {counts} of {len(series)}")
     return Half(said, "; ".join(evidence), all(way == direction for way in ways))
 
@@ -131,27 +193,41 @@ def _lead(
     place: str,
     ahead: Callable[[np.ndarray, list[np.ndarray]], bool],
 ) -> Half:
-    """Whether an activation is `ahead` of the others in most pairs of an environment and a network size."""
-    said, config = f"{activation}'s {_WORDS[quantity]} is the {place}".replace("the not", "not the"), data["config"]
+    """Whether an activation is `ahead` of the others in most pairs of an environment and a network
+    size.
+    """
+    said, config = (
+        f"{activation}'s {_WORDS[quantity]} is the {place}".replace("the not", "not the"),
+        data["config"],
+    )
     others = [name for name in config["activations"] if name != activation]
     if activation not in config["activations"] or not others:
         return Half(said, f"needs {activation} and another activation", None)
-    networks_seen = {tuple(hidden) for sweep in ("width", "depth") for hidden in _sizes(data, sweep).values()}
+    networks_seen = {
+        tuple(hidden) for sweep in ("width", "depth") for hidden in _sizes(data, sweep).values()
+    }
     won = []
     for env in config["envs"]:
         for hidden in sorted(networks_seen):
-            own, *rest = (_values(data, env, name, hidden, initializer, quantity) for name in (activation, *others))
+            own, *rest = (
+                _values(data, env, name, hidden, initializer, quantity)
+                for name in (activation, *others)
+            )
             won.append(ahead(own, rest))
     return Half(said, f"in {sum(won)} of {len(won)}", 2 * sum(won) > len(won))
 
 
 def _clear(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether the mean of `a` is above that of `b` by two standard errors of their difference."""
-    return bool(a.mean() - b.mean() > 2 * math.sqrt(a.var(ddof=1) / a.size + b.var(ddof=1) / b.size))
+    return bool(
+        a.mean() - b.mean() > 2 * math.sqrt(a.var(ddof=1) / a.size + b.var(ddof=1) / b.size)
+    )
 
 
 def _slope(x: np.ndarray, values: np.ndarray) -> tuple[float, float]:
-    """The least-squares slope of `values [sizes, S]` against `x [sizes]`, and its standard error."""
+    """The least-squares slope of `values [sizes, S]` against `x [sizes]`, and its standard
+    error.
+    """
     x, y = np.repeat(x, values.shape[1]), values.ravel()
     x, y = x - x.mean(), y - y.mean()
     slope = x @ y / (x @ x)
@@ -167,12 +243,20 @@ def _sizes(data: dict[str, Any], sweep: str) -> dict[int, list[int]]:
 
 
 def _values(
-    data: dict[str, Any], env: str, activation: str, hidden_sizes: Sequence[int], initializer: str, quantity: str
+    data: dict[str, Any],
+    env: str,
+    activation: str,
+    hidden_sizes: Sequence[int],
+    initializer: str,
+    quantity: str,
 ) -> np.ndarray:
     """`[S]`. Raises ValueError where `data` is of an unfinished run."""
     cell = find(data, env, activation, hidden_sizes, initializer)
     if cell is None:
-        raise ValueError(f"data has no cell for {env}, {initializer}, {activation}, {hidden_sizes}: it is of an unfinished run")
+        raise ValueError(
+            f"data has no cell for {env}, {initializer}, {activation}, {hidden_sizes}: it is of an "
+            f"unfinished run"
+        )
     return np.array(cell[quantity])
 
 
@@ -188,7 +272,7 @@ def show(table: list[dict[str, Any]]) -> None:
     print("\n" + RULES)
 
 
-# --- the figures -----------------------------------------------------------------------------------------------------
+# --- the figures ----------------------------------------------------------------------------------
 
 _WORDS = {"row_ratio": "average row ratio", "diagonal": "average diagonal"}
 _LABELS = {"row_ratio": r"average row ratio $R_i(K)$", "diagonal": r"average diagonal $K_{ii}$"}
@@ -203,9 +287,11 @@ _PAPER = {  # (sweep, environment without its version) -> the paper's figure
 
 
 def draw(data: dict[str, Any], out_dir: Path) -> list[Path]:
-    """Figures 1 and 4 to 9 from numbers that are there (`load`), and the like for other environments; nothing is computed.
+    """Figures 1 and 4 to 9 from numbers that are there (`load`), and the like for other
+    environments; nothing is computed.
 
-    Returns the pictures' paths in `out_dir`. Raises UserError where one cannot be written, ValueError for unfinished data.
+    Returns the pictures' paths in `out_dir`. Raises UserError where one cannot be written,
+    ValueError for unfinished data.
     """
     config, paths = data["config"], []
     for env in config["envs"]:
@@ -216,11 +302,22 @@ def draw(data: dict[str, Any], out_dir: Path) -> list[Path]:
             if config[sweep + "s"]:
                 number = _PAPER.get((sweep, name))
                 stem = f"figure_{number}" if number else f"{sweep}_{env}".replace("/", "_")
-                paths.append(_figure(data, env, sweep, ("row_ratio", "diagonal"), number, out_dir / f"{stem}.png"))
+                paths.append(
+                    _figure(
+                        data, env, sweep, ("row_ratio", "diagonal"), number, out_dir / f"{stem}.png"
+                    )
+                )
     return paths
 
 
-def _figure(data: dict[str, Any], env: str, sweep: str, quantities: Sequence[str], number: int | None, path: Path) -> Path:
+def _figure(
+    data: dict[str, Any],
+    env: str,
+    sweep: str,
+    quantities: Sequence[str],
+    number: int | None,
+    path: Path,
+) -> Path:
     """A panel for each initialisation (across) and quantity (down): bars by size and activation."""
     config = data["config"]
     figure, axes = plt.subplots(
@@ -234,26 +331,40 @@ def _figure(data: dict[str, Any], env: str, sweep: str, quantities: Sequence[str
         for row, quantity in enumerate(quantities):
             _bars(axes[row, column], data, env, sweep, initializer, quantity)
         axes[0, column].set_title(f"{initializer} initialisation", fontsize=10)
-        axes[-1, column].set_xlabel("units in each of 2 hidden layers" if sweep == "width" else f"hidden layers of {WIDTH} units")
+        axes[-1, column].set_xlabel(
+            "units in each of 2 hidden layers"
+            if sweep == "width"
+            else f"hidden layers of {WIDTH} units"
+        )
     for row, quantity in enumerate(quantities):
         axes[row, 0].set_ylabel(_LABELS[quantity])
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize=9, ncols=len(labels), loc="outside lower center")
+    figure.legend(
+        handles, labels, frameon=False, fontsize=9, ncols=len(labels), loc="outside lower center"
+    )
     after = f"As Figure {number} of the paper: " if number else ""
     figure.suptitle(
         f"{after}K of {config['points']:,} rails-random pairs of {env}, critics at initialisation\n"
-        f"bars: mean and standard deviation over {len(config['seeds'])} initialisations, same pairs",
+        f"bars: mean and standard deviation over {len(config['seeds'])} initialisations, same "
+        f"pairs",
         fontsize=10,
     )
     output.save_figure(figure, path, dpi=100)
     return path
 
 
-def _bars(ax: Any, data: dict[str, Any], env: str, sweep: str, initializer: str, quantity: str) -> None:
+def _bars(
+    ax: Any, data: dict[str, Any], env: str, sweep: str, initializer: str, quantity: str
+) -> None:
     sizes, activations = _sizes(data, sweep), data["config"]["activations"]
     width = 0.8 / len(activations)
     for i, activation in enumerate(activations):
-        values = np.array([_values(data, env, activation, hidden, initializer, quantity) for hidden in sizes.values()])
+        values = np.array(
+            [
+                _values(data, env, activation, hidden, initializer, quantity)
+                for hidden in sizes.values()
+            ]
+        )
         ax.bar(
             np.arange(len(sizes)) + (i - (len(activations) - 1) / 2) * width,
             values.mean(axis=1),

@@ -1,4 +1,6 @@
-"""Files that the binaries leave: JSON, all of it or nothing, and figures; what cannot be written is said in one sentence."""
+"""Files that the binaries leave: JSON, all of it or nothing, and figures; what cannot be written is
+said in one sentence.
+"""
 
 import json
 import os
@@ -15,9 +17,14 @@ matplotlib.use("Agg")  # a terminal is all that a binary needs
 
 
 def check_folder(flag: str, path: str) -> None:
-    """Raises UserError, before anything is measured, if the file of `--flag` has no folder to lie in."""
+    """Raises UserError, before anything is measured, if the file of `--flag` has no folder to lie
+    in.
+    """
     if path and not os.access(Path(path).parent, os.W_OK):
-        raise UserError(f"cannot write {path!r}: {str(Path(path).parent)!r} is no folder to write to; give another --{flag}")
+        raise UserError(
+            f"cannot write {path!r}: {str(Path(path).parent)!r} is no folder to write to; give "
+            f"another --{flag}"
+        )
 
 
 def write_json(path: Path, content: Any, flag: str = "json") -> None:
@@ -27,7 +34,9 @@ def write_json(path: Path, content: Any, flag: str = "json") -> None:
         temporary(path).write_text(json.dumps(content, indent=1) + "\n")
         os.replace(temporary(path), path)
     except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror}; give another --{flag}") from error
+        raise UserError(
+            f"cannot write {str(path)!r}: {error.strerror}; give another --{flag}"
+        ) from error
 
 
 def temporary(path: Path) -> Path:
@@ -36,11 +45,15 @@ def temporary(path: Path) -> Path:
 
 
 def save_figure(figure: Figure, path: Path, flag: str = "out", dpi: int = 120) -> None:
-    """Writes and closes a figure, and makes its folder. Raises UserError where that fails, or for an unknown kind of picture."""
+    """Writes and closes a figure, and makes its folder. Raises UserError where that fails, or for
+    an unknown kind of picture.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=dpi)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot write the figure {str(path)!r}: {error}; give another --{flag}") from error
+        raise UserError(
+            f"cannot write the figure {str(path)!r}: {error}; give another --{flag}"
+        ) from error
     finally:
         plt.close(figure)

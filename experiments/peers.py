@@ -1,9 +1,11 @@
-"""The agents of Stable Baselines Jax (SBX, https://github.com/araffin/sbx), set up as ours are: what our figures stand beside.
+"""The agents of Stable Baselines Jax (SBX, https://github.com/araffin/sbx), set up as ours are:
+what our figures stand beside.
 
-SBX is not among the project's dependencies: BUILD.md, "Peers", says how to install it. Nothing of it is imported before an
-agent is asked for. All agents get `hidden_sizes` for actor and critic, CrossQ too, whose critics are 1,024 wide by default, and
-keep SBX's defaults in everything else. Each runs in a process of its own, under JAX's default settings, as its users run it, or
-under those that the binaries here choose (`SETTINGS`).
+SBX is not among the project's dependencies: BUILD.md, "Peers", says how to install it. Nothing of
+it is imported before an agent is asked for. All agents get `hidden_sizes` for actor and critic,
+CrossQ too, whose critics are 1,024 wide by default, and keep SBX's defaults in everything else.
+Each runs in a process of its own, under JAX's default settings, as its users run it, or under those
+that the binaries here choose (`SETTINGS`).
 """
 
 import contextlib
@@ -29,15 +31,19 @@ REFERENCE = "SBX TD3"
 HELP = f"agents of SBX to time beside ours, with commas between: {','.join(AGENTS)} (default: none)"
 SETTINGS = ("default", "ours")
 SETTINGS_HELP = "XLA flags and threads of the agents of SBX: default, as JAX has them, or ours"
-# What XLA and OpenBLAS do when nothing is said. Said, because importing `experiments` says something else otherwise.
+# What XLA and OpenBLAS do when nothing is said. Said, because importing `experiments` says
+# something else otherwise.
 _DEFAULTS = {
-    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=true --xla_cpu_prefer_vector_width=256 --xla_force_host_platform_device_count=1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=true --xla_cpu_prefer_vector_width=256 "
+    "--xla_force_host_platform_device_count=1",
     "OPENBLAS_NUM_THREADS": str(os.cpu_count()),
 }
 
 
 def parse(flag: str, settings: str) -> list[str]:
-    """The agents that a `--peers` flag names. Raises UserError for one that does not exist, and if SBX is not installed."""
+    """The agents that a `--peers` flag names. Raises UserError for one that does not exist, and if
+    SBX is not installed.
+    """
     choose("peers_settings", settings, SETTINGS)
     names = [choose("peer", name.strip(), AGENTS) for name in flag.split(",") if name.strip()]
     if names:
@@ -52,19 +58,28 @@ def label(name: str) -> str:
 
 def versions() -> str:
     """SBX and what it stands on."""
-    return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("sbx-rl", "stable-baselines3", "torch"))
+    return ", ".join(
+        f"{package} {importlib.metadata.version(package)}"
+        for package in ("sbx-rl", "stable-baselines3", "torch")
+    )
 
 
-def apart(settings: str, make: Callable[..., Callable[..., Any]], *args: Any, **kwargs: Any) -> Callable[..., None]:
-    """`make(*args, **kwargs)`, a function, living in a process of its own that runs it whenever it is called here.
+def apart(
+    settings: str, make: Callable[..., Callable[..., Any]], *args: Any, **kwargs: Any
+) -> Callable[..., None]:
+    """`make(*args, **kwargs)`, a function, living in a process of its own that runs it whenever it
+    is called here.
 
-    `make` is a function of a module, and what it is given pickles. What goes wrong there is raised here, as a UserError.
+    `make` is a function of a module, and what it is given pickles. What goes wrong there is raised
+    here, as a UserError.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     with mock.patch.dict(os.environ, _DEFAULTS if settings == "default" else {}):
         target = partial(make, *args, **kwargs)
-        context.Process(target=_serve, args=(theirs, target, settings == "default"), daemon=True).start()
+        context.Process(
+            target=_serve, args=(theirs, target, settings == "default"), daemon=True
+        ).start()
     theirs.close()
 
     def run(*args: Any) -> None:
@@ -93,11 +108,29 @@ def _serve(pipe: Connection, make: Callable[[], Callable[..., Any]], default: bo
                 pipe.send(f"{type(error).__name__}: {error}")
 
 
-def updates(name: str, spec: Spec, stored: Transition, batch_size: int, hidden_sizes: tuple[int, ...], count: int) -> Callable:
-    """A function that takes `count` gradient steps on minibatches from `stored` `[N]`, as SBX's training does."""
-    agent = make(name, _Still(spec), batch_size=batch_size, hidden_sizes=hidden_sizes, every=count, capacity=len(stored.reward))
+def updates(
+    name: str,
+    spec: Spec,
+    stored: Transition,
+    batch_size: int,
+    hidden_sizes: tuple[int, ...],
+    count: int,
+) -> Callable:
+    """A function that takes `count` gradient steps on minibatches from `stored` `[N]`, as SBX's
+    training does.
+    """
+    agent = make(
+        name,
+        _Still(spec),
+        batch_size=batch_size,
+        hidden_sizes=hidden_sizes,
+        every=count,
+        capacity=len(stored.reward),
+    )
     agent.set_logger(importlib.import_module("stable_baselines3.common.logger").Logger(None, []))
-    for obs, action, reward, discount, next_obs in zip(*(leaf[:, None] for leaf in stored), strict=True):
+    for obs, action, reward, discount, next_obs in zip(
+        *(leaf[:, None] for leaf in stored), strict=True
+    ):
         agent.replay_buffer.add(obs, next_obs, action, reward, 1 - discount, [{}])
 
     def run() -> Any:
@@ -105,13 +138,17 @@ def updates(name: str, spec: Spec, stored: Transition, batch_size: int, hidden_s
             agent.train(gradient_steps=count, batch_size=batch_size)
         return agent.policy.qf_state.params, agent.policy.actor_state.params
 
-    for _ in range(agent.policy_delay):  # a delay that does not divide `count` compiles a program for every remainder
+    for _ in range(
+        agent.policy_delay
+    ):  # a delay that does not divide `count` compiles a program for every remainder
         run()
     return run
 
 
 def training(name: str, env_id: str, **settings: Any) -> Callable[[int], Any]:
-    """A function that goes on with a run on `env_id` for so many environment steps; `settings` are those of `make`."""
+    """A function that goes on with a run on `env_id` for so many environment steps; `settings` are
+    those of `make`.
+    """
     agent = make(name, gymnasium.make(env_id), **settings)
 
     def run(steps: int) -> Any:
@@ -132,7 +169,9 @@ def make(
     capacity: int,
     learning_starts: int = 0,
 ) -> Any:
-    """An SBX agent that takes `every` gradient steps after as many environment steps, and explores as ours do."""
+    """An SBX agent that takes `every` gradient steps after as many environment steps, and explores
+    as ours do.
+    """
     settings: dict[str, Any] = {}
     if name in ("td3", "ddpg"):  # the others' policies are random
         size = int(np.prod(env.action_space.shape or ()))
@@ -158,7 +197,9 @@ class _Still(gymnasium.Env):
 
     def __init__(self, spec: Spec):
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (spec.obs_size,))
-        self.action_space = gymnasium.spaces.Box(np.float32(spec.action_low), np.float32(spec.action_high))
+        self.action_space = gymnasium.spaces.Box(
+            np.float32(spec.action_low), np.float32(spec.action_high)
+        )
 
 
 def _sbx() -> Any:
@@ -166,6 +207,7 @@ def _sbx() -> Any:
         return importlib.import_module("sbx")
     except ImportError as error:
         raise UserError(
-            f"--peers needs SBX, which cannot be imported ({error}); install PyTorch's CPU build and then, in the project's "
+            f"--peers needs SBX, which cannot be imported ({error}); install PyTorch's CPU build "
+            f"and then, in the project's "
             """folder, type: pip install -e ".[peers]" (BUILD.md, "Peers")"""
         ) from error

@@ -1,8 +1,9 @@
 """Many training runs as one command: what they are, which of them are over, and making the others.
 
-A run is a run directory `<root>/<env>/<variant>` of `experiments.train`, all of its seeds in one program. Beside it lie
-`<variant>.log`, what it printed, and `<variant>.lock`, held by whatever process makes it. A plan may be stopped and started
-again at any time, also on another machine, and two at once on one root share the work.
+A run is a run directory `<root>/<env>/<variant>` of `experiments.train`, all of its seeds in one
+program. Beside it lie `<variant>.log`, what it printed, and `<variant>.lock`, held by whatever
+process makes it. A plan may be stopped and started again at any time, also on another machine, and
+two at once on one root share the work.
 """
 
 import contextlib
@@ -39,17 +40,33 @@ _LOOK = 2.0  # seconds between looks at how far the runs are
 class PlanConfig:
     """Which runs there should be, and where."""
 
-    root: str = option("runs/paper", "the folder of all runs, <root>/<env>/<variant>; what is there is not made again")
-    seeds: tuple[int, ...] | None = option(None, "seeds of every run (the plan in root's; a new one has the paper's many)")
-    num_steps: int | None = option(None, "environment steps of each seed (the plan in root's; 1,000,000 in a new one)")
-    envs: tuple[str, ...] | None = option(None, "environments (the plan in root's; the paper's five in a new one)")
-    until: int | None = option(
-        None, "make every run to this step and none past it (to num_steps); a later call goes on from there", at_least=1
+    root: str = option(
+        "runs/paper",
+        "the folder of all runs, <root>/<env>/<variant>; what is there is not made again",
     )
-    only: tuple[str, ...] = option((), "make only these runs now, as in HalfCheetah-v5/preqn-sin,Swimmer-v5/*")
+    seeds: tuple[int, ...] | None = option(
+        None, "seeds of every run (the plan in root's; a new one has the paper's many)"
+    )
+    num_steps: int | None = option(
+        None, "environment steps of each seed (the plan in root's; 1,000,000 in a new one)"
+    )
+    envs: tuple[str, ...] | None = option(
+        None, "environments (the plan in root's; the paper's five in a new one)"
+    )
+    until: int | None = option(
+        None,
+        "make every run to this step and none past it (to num_steps); a later call goes on from "
+        "there",
+        at_least=1,
+    )
+    only: tuple[str, ...] = option(
+        (), "make only these runs now, as in HalfCheetah-v5/preqn-sin,Swimmer-v5/*"
+    )
     processes: int = option(1, "runs at a time, a process each", at_least=1)
     report: bool = option(False, "make nothing, report on what is there")
-    out: str = option("", "folder for figures and tables (a folder in root with the command's name)")
+    out: str = option(
+        "", "folder for figures and tables (a folder in root with the command's name)"
+    )
 
 
 class Kind(NamedTuple):
@@ -78,20 +95,26 @@ class Run(NamedTuple):
         return self.folder.with_name(self.folder.name + ".lock")
 
 
-# --- what the runs are -----------------------------------------------------------------------------------------------
+# --- what the runs are ----------------------------------------------------------------------------
 
 
 def settle(kind: Kind, config: PlanConfig, extra: Sequence[str]) -> list[Run]:
-    """All runs of the plan in `config.root`, which is written if it is new; `extra` are flags for every run.
+    """All runs of the plan in `config.root`, which is written if it is new; `extra` are flags for
+    every run.
 
     Raises:
-      UserError: a flag out of range, an environment that does not exist, a plan or a run in root that says something else.
-        Nothing is written then.
+      UserError: a flag out of range, an environment that does not exist, a plan or a run in root
+        that says something else. Nothing is written then.
     """
     root = Path(config.root)
     path = root / f"{kind.name}.json"
     old = load(path) if path.exists() else {}
-    wanted = {"seeds": config.seeds, "num_steps": config.num_steps, "envs": config.envs, "extra": tuple(extra) or None}
+    wanted = {
+        "seeds": config.seeds,
+        "num_steps": config.num_steps,
+        "envs": config.envs,
+        "extra": tuple(extra) or None,
+    }
     defaults = {"seeds": kind.seeds, "num_steps": 1_000_000, "envs": ENVS, "extra": ()}
     settings: dict[str, Any] = {}
     for name, default in defaults.items():
@@ -100,7 +123,10 @@ def settle(kind: Kind, config: PlanConfig, extra: Sequence[str]) -> list[Run]:
         _agree(path, name, old.get(name), settings[name])
     until = settings["num_steps"] if config.until is None else config.until
     if until > settings["num_steps"]:
-        raise UserError(f"until is {until}, beyond the num_steps of the plan ({settings['num_steps']}); give at most that")
+        raise UserError(
+            f"until is {until}, beyond the num_steps of the plan ({settings['num_steps']}); give "
+            f"at most that"
+        )
     runs = [
         _run(root, env, variant, settings["seeds"], until, settings["extra"])
         for env in settings["envs"]
@@ -119,9 +145,13 @@ def load(path: Path) -> dict[str, Any]:
         if not {"seeds", "num_steps", "envs", "extra", "runs"} <= plan.keys():
             raise KeyError("seeds, num_steps, envs, extra or runs")
     except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError):
-        raise UserError(f"{str(path)!r} is not a plan of runs; move it away, or give another --root") from None
+        raise UserError(
+            f"{str(path)!r} is not a plan of runs; move it away, or give another --root"
+        ) from None
     except OSError as error:
-        raise UserError(f"cannot read {str(path)!r}: {error.strerror}; give another --root") from None
+        raise UserError(
+            f"cannot read {str(path)!r}: {error.strerror}; give another --root"
+        ) from None
     return plan
 
 
@@ -129,7 +159,10 @@ def _agree(path: Path, name: str, old: Any, new: Any) -> None:
     """A plan keeps its settings, but for environments that are added."""
     if name == "envs" and old is not None and not set(old) <= set(new):
         left = ", ".join(env for env in old if env not in new)
-        raise UserError(f"{str(path)!r} has {left} among its envs, but --envs leaves it out; to make a part of a plan use --only")
+        raise UserError(
+            f"{str(path)!r} has {left} among its envs, but --envs leaves it out; to make a part of "
+            f"a plan use --only"
+        )
     if name != "envs" and old is not None and old != new:
         raise UserError(
             f"{str(path)!r} says {name}={old!r}, but this command says {new!r}; "
@@ -137,8 +170,12 @@ def _agree(path: Path, name: str, old: Any, new: Any) -> None:
         )
 
 
-def _run(root: Path, env: str, variant: str, seeds: list[int], num_steps: int, extra: list[str]) -> Run:
-    """The run, with Appendix B's settings. One that another plan has begun with these seeds and more is taken as it is."""
+def _run(
+    root: Path, env: str, variant: str, seeds: list[int], num_steps: int, extra: list[str]
+) -> Run:
+    """The run, with Appendix B's settings. One that another plan has begun with these seeds and
+    more is taken as it is.
+    """
     algorithm, activation = variant.split("-")
     folder = root / env / variant
     with contextlib.suppress(OSError, json.JSONDecodeError, KeyError, TypeError):
@@ -159,17 +196,33 @@ def _run(root: Path, env: str, variant: str, seeds: list[int], num_steps: int, e
     run, agent, loop_config = flags.read((f"--num_steps={num_steps}", *given), *train.CONFIGS)
     described = train.configuration(run, agents.resolve(agent), loop_config)
     train.validate(run, loop_config)
-    if num_steps % run.eval_every:  # of whichever plan the runs were made for, they are compared at evaluations
+    if (
+        num_steps % run.eval_every
+    ):  # of whichever plan the runs were made for, they are compared at evaluations
         raise UserError(
-            f"runs end at step {num_steps}, but are evaluated every {run.eval_every}: give a multiple as until or num_steps"
+            f"runs end at step {num_steps}, but are evaluated every {run.eval_every}: give a "
+            f"multiple as until or num_steps"
         )
-    fixed = {"algorithm": algorithm, "activation": activation, "env": env, "seeds": seeds, "num_steps": num_steps}
+    fixed = {
+        "algorithm": algorithm,
+        "activation": activation,
+        "env": env,
+        "seeds": seeds,
+        "num_steps": num_steps,
+    }
     changed = [name for name, value in fixed.items() if described[name] != value]
     if changed or (run.logdir, run.workers) != (train.RunConfig.logdir, train.RunConfig.workers):
         names = ", ".join(changed) or "logdir or workers"
-        raise UserError(f"{' '.join(extra)!r} after -- sets {names}, which the plan sets for each run; leave it out")
+        raise UserError(
+            f"{' '.join(extra)!r} after -- sets {names}, which the plan sets for each run; leave "
+            f"it out"
+        )
     if (folder / "config.json").exists():
-        past = max(num_steps, _begun_for(planned)) if _last(planned).get("step", 0) >= num_steps else num_steps
+        past = (
+            max(num_steps, _begun_for(planned))
+            if _last(planned).get("step", 0) >= num_steps
+            else num_steps
+        )
         train.compare(folder / "config.json", {**described, "num_steps": past}, flag="root")
     else:
         envs.spec(env)
@@ -177,23 +230,36 @@ def _run(root: Path, env: str, variant: str, seeds: list[int], num_steps: int, e
 
 
 def choose(runs: Sequence[Run], patterns: Sequence[str]) -> list[Run]:
-    """Runs whose names match any of the patterns; all if there is none. Raises UserError for a pattern that matches no run."""
+    """Runs whose names match any of the patterns; all if there is none. Raises UserError for a
+    pattern that matches no run.
+    """
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(run.name, pattern) for run in runs):
-            raise UserError(f"only names {pattern!r}, but the runs of this plan are {', '.join(run.name for run in runs)}")
-    return [run for run in runs if not patterns or any(fnmatch.fnmatchcase(run.name, pattern) for pattern in patterns)]
+            raise UserError(
+                f"only names {pattern!r}, but the runs of this plan are "
+                f"{', '.join(run.name for run in runs)}"
+            )
+    return [
+        run
+        for run in runs
+        if not patterns or any(fnmatch.fnmatchcase(run.name, pattern) for pattern in patterns)
+    ]
 
 
-# --- how far they are ------------------------------------------------------------------------------------------------
+# --- how far they are -----------------------------------------------------------------------------
 
 
 def state(run: Run) -> str:
-    """done, diverged, begun, new, or copied: records without the checkpoints that would let the run go on."""
+    """done, diverged, begun, new, or copied: records without the checkpoints that would let the run
+    go on.
+    """
     last, copied = _last(run), not (run.folder / "checkpoints").exists()
     if last.get("run/diverged") is not None:
         return "diverged"
     reached = last.get("step", 0) >= run.num_steps
-    if reached and (copied or (run.folder / train.DONE).exists() or _begun_for(run) > run.num_steps):
+    if reached and (
+        copied or (run.folder / train.DONE).exists() or _begun_for(run) > run.num_steps
+    ):
         return "done"
     return "new" if not last else "copied" if copied else "begun"
 
@@ -231,7 +297,7 @@ def _last(run: Run) -> dict[str, Any]:
     return {}
 
 
-# --- making them -----------------------------------------------------------------------------------------------------
+# --- making them ----------------------------------------------------------------------------------
 
 
 class Outcome(NamedTuple):
@@ -248,7 +314,8 @@ class _Job(NamedTuple):
 
 
 def execute(runs: Sequence[Run], processes: int) -> list[Outcome]:
-    """Makes what is not over, `processes` at a time, and waits; Ctrl-C and SIGTERM are passed on, and each run checkpoints.
+    """Makes what is not over, `processes` at a time, and waits; Ctrl-C and SIGTERM are passed on,
+    and each run checkpoints.
 
     Returns the outcomes of all `runs`; a run that fails stops no other.
     """
@@ -262,7 +329,11 @@ def execute(runs: Sequence[Run], processes: int) -> list[Outcome]:
                     _terminate(jobs)
                 while waiting and (stopping or len(jobs) < processes):
                     run = waiting.pop(0)
-                    started = _outcome(run, "stopped") if stopping and not is_over(run) else _start(run, processes)
+                    started = (
+                        _outcome(run, "stopped")
+                        if stopping and not is_over(run)
+                        else _start(run, processes)
+                    )
                     (jobs if isinstance(started, _Job) else outcomes).append(started)
                 for job in [job for job in jobs if job.process.poll() is not None]:
                     jobs.remove(job)
@@ -282,24 +353,32 @@ def execute(runs: Sequence[Run], processes: int) -> list[Outcome]:
 
 
 def _start(run: Run, processes: int) -> _Job | Outcome:
-    """A process for the run, unless it is over, or another holds its lock, or there is nothing to go on from."""
+    """A process for the run, unless it is over, or another holds its lock, or there is nothing to
+    go on from.
+    """
     if is_over(run):
         return _outcome(run, state(run))
     if state(run) == "copied":
         return Outcome(
-            run, "failed", f"{str(run.folder)!r} holds records without checkpoints; to make the run, give another --root"
+            run,
+            "failed",
+            f"{str(run.folder)!r} holds records without checkpoints; to make the run, give another "
+            f"--root",
         )
     try:
         run.folder.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise UserError(f"cannot write to {str(run.folder.parent)!r}: {error.strerror}; give another --root") from error
+        raise UserError(
+            f"cannot write to {str(run.folder.parent)!r}: {error.strerror}; give another --root"
+        ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if is_over(run):  # by now
             return _outcome(run, state(run))
         with run.log.open("ab") as log:
-            # The process inherits the lock, and so it is held for just as long as the run lives, even if we do not.
+            # The process inherits the lock, and so it is held for just as long as the run lives,
+            # even if we do not.
             process = subprocess.Popen(
                 _command(run, processes),
                 stdin=subprocess.DEVNULL,
@@ -324,13 +403,19 @@ def _command(run: Run, processes: int) -> list[str]:
 
 
 def _environment(processes: int) -> dict[str, str]:
-    """That of a run: with its share of the cores as devices, and no accelerator's memory taken in advance by one of several.
+    """That of a run: with its share of the cores as devices, and no accelerator's memory taken in
+    advance by one of several.
 
-    A run on one core has one thread as well: with more of them than cores the runs cost each other a fifth of their speed.
+    A run on one core has one thread as well: with more of them than cores the runs cost each other
+      a fifth of their speed.
     """
     if processes == 1:
         return dict(os.environ)
-    name, given, share = "xla_force_host_platform_device_count", experiments.XLA_FLAGS_GIVEN, _cores(processes)
+    name, given, share = (
+        "xla_force_host_platform_device_count",
+        experiments.XLA_FLAGS_GIVEN,
+        _cores(processes),
+    )
     shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, "XLA_FLAGS": given}
     if name not in given:
         shared["XLA_FLAGS"] = f"{given} --{name}={share}".strip()
@@ -356,13 +441,17 @@ def _outcome(run: Run, state: str) -> Outcome:
     if state in ("diverged", "failed"):
         with contextlib.suppress(OSError):
             lines = run.log.read_text(errors="replace").replace("\r", "\n").split("\n")
-            words = next((line for line in reversed(lines) if line.strip()), "").removeprefix("error: ")
+            words = next((line for line in reversed(lines) if line.strip()), "").removeprefix(
+                "error: "
+            )
     return Outcome(run, state, words)
 
 
 def _sentence(outcome: Outcome) -> str:
     words = f"{outcome.run.name}: {outcome.state}{': ' if outcome.words else ''}{outcome.words}"
-    return words + (f" ({outcome.run.log})" if outcome.state == "failed" and outcome.run.log.exists() else "")
+    return words + (
+        f" ({outcome.run.log})" if outcome.state == "failed" and outcome.run.log.exists() else ""
+    )
 
 
 def _terminate(jobs: Sequence[_Job]) -> None:
@@ -375,7 +464,10 @@ def _terminate(jobs: Sequence[_Job]) -> None:
 def _stop_signals() -> Iterator[list[int]]:
     """A list that holds the signals that asked to stop."""
     seen: list[int] = []
-    old = {s: signal.signal(s, lambda number, frame: seen.append(number)) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    old = {
+        s: signal.signal(s, lambda number, frame: seen.append(number))
+        for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    }
     try:
         yield seen
     finally:
@@ -395,25 +487,36 @@ def _bar(runs: Sequence[Run]) -> tqdm:
     )
 
 
-# --- the command -----------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 Report = Callable[[Path, Sequence[str], Sequence[int] | None, Path], None]
-"""`(root, environments, seeds or None for all, folder for figures and tables)`; prints, and writes."""
+"""`(root, environments, seeds or None for all, folder for figures and tables)`; prints, and
+writes.
+"""
 
 
 def main(kind: Kind, config: PlanConfig, extra: Sequence[str], report: Report) -> int:
-    """Settles the plan, makes its runs, and reports on them. Returns the exit status; raises UserError."""
+    """Settles the plan, makes its runs, and reports on them. Returns the exit status; raises
+    UserError.
+    """
     stray = [word for word in extra if not word.startswith("--")]
     if stray:
-        raise UserError(f"unexpected argument {stray[0]!r}; flags start with --, as in --envs=Walker2d-v5")
+        raise UserError(
+            f"unexpected argument {stray[0]!r}; flags start with --, as in --envs=Walker2d-v5"
+        )
     check(config)
     status = 0
     if not config.report:
-        jax.config.update("jax_platforms", "cpu")  # of this process: accelerators belong to the runs
+        jax.config.update(
+            "jax_platforms", "cpu"
+        )  # of this process: accelerators belong to the runs
         outcomes = execute(choose(settle(kind, config, extra), config.only), config.processes)
         states = [outcome.state for outcome in outcomes]
-        print(f"{len(outcomes)} runs: {', '.join(f'{states.count(state)} {state}' for state in dict.fromkeys(states))}")
+        print(
+            f"{len(outcomes)} runs: "
+            f"{', '.join(f'{states.count(state)} {state}' for state in dict.fromkeys(states))}"
+        )
         for outcome in outcomes:
             if outcome.state in ("diverged", "failed", "elsewhere"):
                 print(_sentence(outcome))
@@ -428,7 +531,9 @@ def main(kind: Kind, config: PlanConfig, extra: Sequence[str], report: Report) -
 
 
 def remembered(kind: Kind, root: Path) -> tuple[Sequence[str], Sequence[int] | None]:
-    """Environments and seeds of the plan in root; without one, the paper's environments, and None for all seeds there are."""
+    """Environments and seeds of the plan in root; without one, the paper's environments, and None
+    for all seeds there are.
+    """
     path = root / f"{kind.name}.json"
     known = load(path) if path.exists() else {}
     return known.get("envs", ENVS), known.get("seeds")

@@ -1,4 +1,5 @@
-"""Learning curves of any runs, with the spread over seeds, and panels of Q, alignment and TD error below them.
+"""Learning curves of any runs, with the spread over seeds, and panels of Q, alignment and TD error
+below them.
 
 python -m experiments.plot RUN [RUN ...] --out=curve.png
 """
@@ -31,7 +32,10 @@ class PlotConfig:
 
 def main(argv: list[str]) -> int:
     if len(argv) < 2:
-        raise UserError("no run given; name run directories, as in: python -m experiments.plot runs/x --out=curve.png")
+        raise UserError(
+            "no run given; name run directories, as in: python -m experiments.plot runs/x "
+            "--out=curve.png"
+        )
     out = Path(flags.parse(PlotConfig).out)
     draw([Path(run) for run in argv[1:]], out)
     print(out)
@@ -39,12 +43,19 @@ def main(argv: list[str]) -> int:
 
 
 def draw(runs: Sequence[Path], out: Path) -> None:
-    """A figure of `runs`: a column for each environment, a line for each configuration. Raises UserError for what is no run."""
+    """A figure of `runs`: a column for each environment, a line for each configuration. Raises
+    UserError for what is no run.
+    """
     groups = _group([curves.load(run) for run in runs])
     envs = sorted({config["env"] for config, _ in groups})
     labels = _labels([config for config, _ in groups])
     figure, axes = plt.subplots(
-        len(PANELS), len(envs), figsize=(1.5 + 4.5 * len(envs), 10), sharex="col", squeeze=False, constrained_layout=True
+        len(PANELS),
+        len(envs),
+        figsize=(1.5 + 4.5 * len(envs), 10),
+        sharex="col",
+        squeeze=False,
+        constrained_layout=True,
     )
     most_seeds = 0
     for (config, seeds), label in zip(groups, labels, strict=True):
@@ -69,11 +80,17 @@ def draw(runs: Sequence[Path], out: Path) -> None:
     output.save_figure(figure, out)
 
 
-def _group(runs: list[tuple[dict[str, Any], curves.Lines]]) -> list[tuple[dict[str, Any], list[curves.Lines]]]:
-    """Runs with the same configuration but for the seeds are one group; a group is (config, the lines of each seed)."""
+def _group(
+    runs: list[tuple[dict[str, Any], curves.Lines]],
+) -> list[tuple[dict[str, Any], list[curves.Lines]]]:
+    """Runs with the same configuration but for the seeds are one group; a group is (config, the
+    lines of each seed).
+    """
     groups: dict[str, tuple[dict[str, Any], list[curves.Lines]]] = {}
     for config, lines in runs:
-        key = json.dumps({name: value for name, value in config.items() if name != "seeds"}, sort_keys=True)
+        key = json.dumps(
+            {name: value for name, value in config.items() if name != "seeds"}, sort_keys=True
+        )
         seeds = groups.setdefault(key, (config, []))[1]
         seeds.extend([line for line in lines if line["seed"] == seed] for seed in config["seeds"])
     return list(groups.values())
@@ -86,7 +103,9 @@ def _labels(configs: list[dict[str, Any]]) -> list[str]:
     labels = []
     for config, label in zip(configs, base, strict=True):
         twins = [c for c, other in zip(configs, base, strict=True) if other == label]
-        names = [n for n in config if n not in ignored and any(c.get(n) != config[n] for c in twins)]
+        names = [
+            n for n in config if n not in ignored and any(c.get(n) != config[n] for c in twins)
+        ]
         labels.append(", ".join([label, *(f"{name}={config[name]}" for name in names)]))
     return labels
 

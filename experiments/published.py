@@ -1,8 +1,9 @@
 """Returns that others published for the same tasks, to stand beside ours.
 
-Means and standard deviations over seeds; discount 0.99, one gradient step an environment step, noiseless test episodes unless
-a source says otherwise. The tasks are older versions (v1 to v4): Walker2d, Hopper and Ant of v5 pay differently. Two runs of one
-algorithm's ten seeds differ by up to 17 to 19 % (Ant, Walker2d).
+Means and standard deviations over seeds; discount 0.99, one gradient step an environment step,
+noiseless test episodes unless a source says otherwise. The tasks are older versions (v1 to v4):
+Walker2d, Hopper and Ant of v5 pay differently. Two runs of one algorithm's ten seeds differ by up
+to 17 to 19 % (Ant, Walker2d).
 """
 
 from typing import NamedTuple
@@ -20,21 +21,47 @@ class Return(NamedTuple):
 
 
 SOURCES = {  # name -> repository and folder of the numbers, and how they were got
-    "Spinning Up": "openai/spinningup, docs/images/plots: v3, batch 100, SAC with temperature 0.2; 10 seeds",
-    "tianshou": "thu-ml/tianshou, examples/mujoco: v3, batch 256, SAC with temperature 0.2; 10 seeds",
+    "Spinning Up": "openai/spinningup, docs/images/plots: v3, batch 100, SAC with temperature 0.2; "
+    "10 seeds",
+    "tianshou": "thu-ml/tianshou, examples/mujoco: v3, batch 256, SAC with temperature 0.2; 10 "
+    "seeds",
     "TD3 paper": "sfujim/TD3, learning_curves: v1, last 10 evaluations; 10 seeds",
     "SimbaV2": "SimbaV2, results/baseline: v4, CrossQ, which has no target networks",
 }
 
 _MILLION = {  # (env, algorithm) -> source -> (mean, deviation) at 1,000,000 steps
-    ("HalfCheetah", "ddpg"): {"Spinning Up": (10109, 979), "tianshou": (11653, 431), "TD3 paper": (8401, None)},
-    ("HalfCheetah", "td3"): {"Spinning Up": (9755, 763), "tianshou": (10127, 692), "TD3 paper": (9533, 819)},
+    ("HalfCheetah", "ddpg"): {
+        "Spinning Up": (10109, 979),
+        "tianshou": (11653, 431),
+        "TD3 paper": (8401, None),
+    },
+    ("HalfCheetah", "td3"): {
+        "Spinning Up": (9755, 763),
+        "tianshou": (10127, 692),
+        "TD3 paper": (9533, 819),
+    },
     ("HalfCheetah", "sac"): {"Spinning Up": (11496, 792), "tianshou": (12122, 1006)},
-    ("Walker2d", "ddpg"): {"Spinning Up": (1921, 761), "tianshou": (916, 535), "TD3 paper": (2362, None)},
-    ("Walker2d", "td3"): {"Spinning Up": (3998, 567), "tianshou": (3843, 543), "TD3 paper": (4565, 552)},
+    ("Walker2d", "ddpg"): {
+        "Spinning Up": (1921, 761),
+        "tianshou": (916, 535),
+        "TD3 paper": (2362, None),
+    },
+    ("Walker2d", "td3"): {
+        "Spinning Up": (3998, 567),
+        "tianshou": (3843, 543),
+        "TD3 paper": (4565, 552),
+    },
     ("Walker2d", "sac"): {"Spinning Up": (4111, 508), "tianshou": (4961, 327)},
-    ("Hopper", "ddpg"): {"Spinning Up": (1736, 400), "tianshou": (1604, 936), "TD3 paper": (1062, None)},
-    ("Hopper", "td3"): {"Spinning Up": (2859, 1033), "tianshou": (3133, 772), "TD3 paper": (3305, 220)},
+    ("Hopper", "ddpg"): {
+        "Spinning Up": (1736, 400),
+        "tianshou": (1604, 936),
+        "TD3 paper": (1062, None),
+    },
+    ("Hopper", "td3"): {
+        "Spinning Up": (2859, 1033),
+        "tianshou": (3133, 772),
+        "TD3 paper": (3305, 220),
+    },
     ("Hopper", "sac"): {"Spinning Up": (3535, 106), "tianshou": (3532, 43)},
     ("Ant", "ddpg"): {"Spinning Up": (700, 214), "tianshou": (385, 334), "TD3 paper": (564, None)},
     ("Ant", "td3"): {"Spinning Up": (3808, 945), "tianshou": (4911, 918), "TD3 paper": (4185, 933)},
@@ -89,10 +116,17 @@ def of(env: str, step: int) -> list[Return]:
 
 
 SCALE_RULE = """\
-Scores of several tasks are put on one scale: divided by Spinning Up's mean return of TD3 after 1,000,000 steps on that task."""
+Scores of several tasks are put on one scale: divided by Spinning Up's mean return of TD3 after
+1,000,000 steps on that task."""
 
 
 def scale(env: str) -> float | None:
-    """The return that counts as 1 where tasks are put together; None for a task without published returns."""
-    found = (row.mean for row in of(env, 1_000_000) if (row.source, row.algorithm) == ("Spinning Up", "td3"))
+    """The return that counts as 1 where tasks are put together; None for a task without published
+    returns.
+    """
+    found = (
+        row.mean
+        for row in of(env, 1_000_000)
+        if (row.source, row.algorithm) == ("Spinning Up", "td3")
+    )
     return next(found, None)

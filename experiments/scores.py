@@ -10,19 +10,25 @@ WINDOW = 10  # evaluations in a score
 LEVEL = 0.95
 RESAMPLES = 9999
 RULES = f"""\
-A score is the mean of a seed's last {WINDOW} evaluations up to a step (of all, where there are fewer).
-Brackets hold {LEVEL:.0%} percentile bootstrap intervals of {RESAMPLES:,} resamples of the seeds. With few seeds these are narrow:
+A score is the mean of a seed's last {WINDOW} evaluations up to a step (of all, where there are
+fewer).
+Brackets hold {LEVEL:.0%} percentile bootstrap intervals of {RESAMPLES:,} resamples of the seeds.
+With few seeds these are narrow:
 of normal scores they hold the true mean 75 % of the time with three seeds, 88 % with seven."""
 
 
 class Estimate(NamedTuple):
-    """A statistic of a few runs, and its bootstrap interval: None, where a single run has no spread."""
+    """A statistic of a few runs, and its bootstrap interval: None, where a single run has no
+    spread.
+    """
 
     value: float
     interval: tuple[float, float] | None
 
     def __str__(self) -> str:
-        return f"{self.value:,.0f}" + (f" [{self.interval[0]:,.0f}, {self.interval[1]:,.0f}]" if self.interval else "")
+        return f"{self.value:,.0f}" + (
+            f" [{self.interval[0]:,.0f}, {self.interval[1]:,.0f}]" if self.interval else ""
+        )
 
 
 def last(steps: np.ndarray, returns: np.ndarray, at: int) -> np.ndarray:
@@ -42,7 +48,9 @@ def mean(scores: np.ndarray) -> Estimate:
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> Estimate:
-    """mean(a) - mean(b) of scores `[S]` and `[S']`, with Welch's interval, which keeps its level with few seeds."""
+    """mean(a) - mean(b) of scores `[S]` and `[S']`, with Welch's interval, which keeps its level
+    with few seeds.
+    """
     value = float(np.mean(a) - np.mean(b))
     if min(len(a), len(b)) < 2 or not np.isfinite(value):
         return Estimate(value, None)
@@ -53,12 +61,15 @@ def difference(a: np.ndarray, b: np.ndarray) -> Estimate:
 
 
 def interquartile_mean(scores: Sequence[np.ndarray]) -> Estimate:
-    """Of the scores `[S]` of several tasks, all taken together; the bootstrap is stratified: seeds are resampled task by task.
+    """Of the scores `[S]` of several tasks, all taken together; the bootstrap is stratified: seeds
+    are resampled task by task.
 
-    The mean of what is left without the least and the largest quarter (Agarwal et al. 2021, "Deep Reinforcement Learning at the
-    Edge of the Statistical Precipice").
+    The mean of what is left without the least and the largest quarter (Agarwal et al. 2021, "Deep
+    Reinforcement Learning at the Edge of the Statistical Precipice").
     """
-    return _estimate(scores, lambda *x, axis=-1: stats.trim_mean(np.concatenate(x, axis=axis), 0.25, axis=axis))
+    return _estimate(
+        scores, lambda *x, axis=-1: stats.trim_mean(np.concatenate(x, axis=axis), 0.25, axis=axis)
+    )
 
 
 def _estimate(samples: Sequence[np.ndarray], statistic: Callable[..., Any]) -> Estimate:

@@ -7,7 +7,15 @@ import numpy as np
 
 from experiments.curves import Curves
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, colour-blind safe
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+)  # Okabe and Ito, colour-blind safe
 SPREAD = "mean over seeds; bands: one standard deviation over seeds"
 RETURN = "mean return of noiseless episodes"
 _VARIANTS = {  # told apart by dashes as well as by colour
@@ -34,7 +42,9 @@ def of_variant(variant: str) -> dict[str, Any]:
 
 
 def spread(ax: Any, steps: np.ndarray, values: np.ndarray, **look: Any) -> None:
-    """The mean of `values [S, T]` over seeds against `steps [T]`, in a band of one standard deviation; NaN is left out."""
+    """The mean of `values [S, T]` over seeds against `steps [T]`, in a band of one standard
+    deviation; NaN is left out.
+    """
     mean, deviation = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
     ax.plot(steps, mean, lw=1.5, **look)
     ax.fill_between(steps, mean - deviation, mean + deviation, color=look["color"], alpha=0.2, lw=0)
@@ -54,13 +64,32 @@ def panel(ax: Any, runs: Iterable[Curves], name: str) -> None:
 def thousands(ax: Any) -> None:
     """Environment steps along x, without clutter."""
     ax.set_xlabel("environment steps")
-    ax.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k" if x >= 1e3 else f"{x:g}")
+    ax.xaxis.set_major_formatter(
+        lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k" if x >= 1e3 else f"{x:g}"
+    )
 
 
 def finish(figure: Any, axes: Any, title: str) -> None:
     """One legend below all panels, with every label once, and the title above."""
-    handles = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), frameon=False, fontsize=9, ncols=len(handles), loc="outside lower center")
+    handles = {
+        label: handle
+        for ax in axes.flat
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        frameon=False,
+        fontsize=9,
+        ncols=len(handles),
+        loc="outside lower center",
+    )
     figure.suptitle(
-        title + ("; x: diverged" if any(line.get_marker() == "x" for ax in axes.flat for line in ax.lines) else ""), fontsize=9
+        title
+        + (
+            "; x: diverged"
+            if any(line.get_marker() == "x" for ax in axes.flat for line in ax.lines)
+            else ""
+        ),
+        fontsize=9,
     )

@@ -1,10 +1,13 @@
-"""Environment steps a second in whole training: acting, the environment, the replay buffer and the updates; no evaluation.
+"""Environment steps a second in whole training: acting, the environment, the replay buffer and the
+updates; no evaluation.
 
     python -m experiments.throughput --json=throughput.json
-    python -m experiments.throughput --peers=td3,sac   # and agents of SBX, another JAX library (BUILD.md, "Peers")
+    python -m experiments.throughput --peers=td3,sac   # and agents of SBX, another JAX library
+    (BUILD.md, "Peers")
 
-Each row is one run with one seed, that goes on by `--segment` steps whenever its turn comes; the first segment, in which
-everything is compiled, is not timed. Ours run in `training.loop.rounds`; those of SBX in its `learn`, its logging included.
+Each row is one run with one seed, that goes on by `--segment` steps whenever its turn comes; the
+first segment, in which everything is compiled, is not timed. Ours run in `training.loop.rounds`;
+those of SBX in its `learn`, its logging included.
 """
 
 import dataclasses
@@ -22,12 +25,17 @@ from preqn_jax.training import collect, loop
 class ThroughputConfig:
     """What is timed; steps are environment steps."""
 
-    env: str = option("HalfCheetah-v5", "a Gymnasium environment with Box observations and actions, or a probe (probe/delay)")
+    env: str = option(
+        "HalfCheetah-v5",
+        "a Gymnasium environment with Box observations and actions, or a probe (probe/delay)",
+    )
     peers_settings: str = option("default", peers.SETTINGS_HELP)
     peers: str = option("", peers.HELP)
     batch_size: int = option(256, "B, transitions in a minibatch", at_least=1)
     hidden_sizes: tuple[int, ...] = option((256, 256), "widths of the hidden layers", at_least=1)
-    update_every: int = option(50, "steps between occasions of updating, and updates at each", at_least=1)
+    update_every: int = option(
+        50, "steps between occasions of updating, and updates at each", at_least=1
+    )
     update_after: int = option(1000, "steps before the first update, taken at random", at_least=1)
     segment: int = option(500, "steps in a timing", at_least=1)
     repeats: int = option(11, "times each row is timed; medians are printed", at_least=1)
@@ -45,7 +53,9 @@ REFERENCE = "TD3 relu"
 
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; flags start with --, as in --json=throughput.json")
+        raise UserError(
+            f"unexpected argument {argv[1]!r}; flags start with --, as in --json=throughput.json"
+        )
     return run(flags.parse(ThroughputConfig))
 
 
@@ -57,13 +67,18 @@ def run(config: ThroughputConfig) -> int:
     runs |= {peers.label(name): _peer_run(config, name) for name in names}
     times = timing.in_turn(runs, config.repeats)
     references = [REFERENCE, *({peers.REFERENCE} & set(runs))]
-    rows = [{"name": name, **timing.spread([config.segment / t for t in times[name]], "steps_per_s")} for name in runs]
+    rows = [
+        {"name": name, **timing.spread([config.segment / t for t in times[name]], "steps_per_s")}
+        for name in runs
+    ]
     rates = {row["name"]: row["steps_per_s"] for row in rows}
     for row in rows:
         row["ratios"] = {name: row["steps_per_s"] / rates[name] for name in references}
     _print(config, rows, references)
     if config.json:
-        timing.write(config.json, config, {"rows": rows, **({"peers": peers.versions()} if names else {})})
+        timing.write(
+            config.json, config, {"rows": rows, **({"peers": peers.versions()} if names else {})}
+        )
     return 0
 
 
@@ -73,10 +88,14 @@ def _validate(config: ThroughputConfig) -> None:
     for name in ("update_after", "segment"):
         if getattr(config, name) % config.update_every:
             raise UserError(
-                f"{name} is {getattr(config, name)}, but it must be a multiple of update_every ({config.update_every})"
+                f"{name} is {getattr(config, name)}, but it must be a multiple of update_every "
+                f"({config.update_every})"
             )
     if config.peers and config.env.startswith("probe/"):
-        raise UserError(f"SBX does not know the environment {config.env!r}; give a Gymnasium environment, or leave out --peers")
+        raise UserError(
+            f"SBX does not know the environment {config.env!r}; give a Gymnasium environment, or "
+            f"leave out --peers"
+        )
 
 
 def _loop_config(config: ThroughputConfig) -> loop.LoopConfig:
@@ -97,9 +116,14 @@ def _total(config: ThroughputConfig) -> int:
 def _run(config: ThroughputConfig, fields: dict[str, Any]) -> Callable[[], Any]:
     """A function that goes on with a run of ours for a segment; the first call starts it."""
     loop_config = _loop_config(config)
-    make_agent = partial(agents.make, agents.AgentConfig(hidden_sizes=config.hidden_sizes, **fields))
+    make_agent = partial(
+        agents.make, agents.AgentConfig(hidden_sizes=config.hidden_sizes, **fields)
+    )
     spec = envs.spec(config.env)
-    agent, collector = make_agent(spec), collect.Collector(collect.Recipe(make_agent, config.env, loop_config, eval_episodes=1))
+    agent, collector = (
+        make_agent(spec),
+        collect.Collector(collect.Recipe(make_agent, config.env, loop_config, eval_episodes=1)),
+    )
     rounds = loop.rounds(agent, collector, loop_config, *loop.init(agent, spec, loop_config))
     steps = [0, config.update_after]  # done, and to do before the next call returns
 
@@ -123,7 +147,10 @@ def _peer_run(config: ThroughputConfig, name: str) -> Callable[[], Any]:
         "capacity": _total(config),
         "learning_starts": config.update_after,
     }
-    go, first = peers.apart(config.peers_settings, peers.training, name, config.env, **settings), [config.update_after]
+    go, first = (
+        peers.apart(config.peers_settings, peers.training, name, config.env, **settings),
+        [config.update_after],
+    )
 
     def run() -> Any:
         return go(config.segment + (first.pop() if first else 0))
@@ -140,10 +167,16 @@ def _print(config: ThroughputConfig, rows: list[dict[str, Any]], references: lis
     )
     if config.peers:
         print(f"SBX: {peers.versions()}; settings: {config.peers_settings}")
-    print(f"{'steps a second':<28} {'median':>9} {'min':>9} {'max':>9}   " + "   ".join(f"ratio to {r}" for r in references))
+    print(
+        f"{'steps a second':<28} {'median':>9} {'min':>9} {'max':>9}   "
+        + "   ".join(f"ratio to {r}" for r in references)
+    )
     for row in rows:
         ratios = "".join(f"{ratio:>{11 + len(name)}.2f}" for name, ratio in row["ratios"].items())
-        print(f"{row['name']:<28} {row['steps_per_s']:>9.1f} {row['min']:>9.1f} {row['max']:>9.1f} {ratios}")
+        print(
+            f"{row['name']:<28} {row['steps_per_s']:>9.1f} {row['min']:>9.1f} {row['max']:>9.1f} "
+            f"{ratios}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What the benchmarks share: rows timed in turn, random data, the machine in words, results as JSON."""
+"""What the benchmarks share: rows timed in turn, random data, the machine in words, results as
+JSON.
+"""
 
 import dataclasses
 import os
@@ -16,9 +18,11 @@ from preqn_jax.types import Transition
 
 
 def in_turn(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each run, `repeats` times, in turn, so that a drift of the machine's speed hits all alike.
+    """Seconds of each run, `repeats` times, in turn, so that a drift of the machine's speed hits
+    all alike.
 
-    Each is called once before, untimed, to compile. A run returns arrays, and is over when they are there.
+    Each is called once before, untimed, to compile. A run returns arrays, and is over when they are
+    there.
     """
     for run in tqdm(runs.values(), desc="compiling"):
         jax.block_until_ready(run())
@@ -38,7 +42,11 @@ def seconds(run: Callable[[], Any]) -> float:
 
 def spread(values: Sequence[float], name: str) -> dict[str, float]:
     """The median of `values` under `name`, and their `min` and `max`."""
-    return {name: float(np.median(values)), "min": float(np.min(values)), "max": float(np.max(values))}
+    return {
+        name: float(np.median(values)),
+        "min": float(np.min(values)),
+        "max": float(np.max(values)),
+    }
 
 
 def transitions(obs_size: int, action_size: int, n: int) -> Transition:
@@ -54,9 +62,16 @@ def transitions(obs_size: int, action_size: int, n: int) -> Transition:
 
 def machine() -> str:
     device, xla_flags = jax.devices()[0], os.environ["XLA_FLAGS"]
-    return f"{device.platform} ({device.device_kind}), {os.cpu_count()} cores, jax {jax.__version__}, XLA_FLAGS={xla_flags!r}"
+    return (
+        f"{device.platform} ({device.device_kind}), {os.cpu_count()} cores, jax {jax.__version__}, "
+        f"XLA_FLAGS={xla_flags!r}"
+    )
 
 
 def write(path: str, config: Any, results: dict[str, Any]) -> None:
-    """Config, machine and results as one JSON object. Raises UserError where the file cannot be written."""
-    output.write_json(Path(path), {"config": dataclasses.asdict(config), "machine": machine(), **results})
+    """Config, machine and results as one JSON object. Raises UserError where the file cannot be
+    written.
+    """
+    output.write_json(
+        Path(path), {"config": dataclasses.asdict(config), "machine": machine(), **results}
+    )

@@ -1,10 +1,12 @@
 """Train one algorithm on one environment, with any number of seeds side by side.
 
-    python -m experiments.train --algorithm=preqn --env=HalfCheetah-v5 --seeds=0 --num_steps=1000000 --logdir=runs/x
+    python -m experiments.train --algorithm=preqn --env=HalfCheetah-v5 --seeds=0 --num_steps=1000000
+    --logdir=runs/x
 
-The run directory holds config.json, metrics.jsonl, tensorboard/, checkpoints/, and at the end curve.png and DONE. The same
-command on a directory that holds a checkpoint goes on from there, and ends as if it had never been stopped. With a larger
---num_steps it goes on to there, finished or not, and ends as if it had been given that number at the start.
+The run directory holds config.json, metrics.jsonl, tensorboard/, checkpoints/, and at the end
+curve.png and DONE. The same command on a directory that holds a checkpoint goes on from there, and
+ends as if it had never been stopped. With a larger --num_steps it goes on to there, finished or
+not, and ends as if it had been given that number at the start.
 """
 
 import contextlib
@@ -41,19 +43,30 @@ from preqn_jax.types import Spec
 class RunConfig:
     """What to run on, and what to keep of it."""
 
-    env: str = option("HalfCheetah-v5", "a Gymnasium environment with Box observations and actions, or a probe (probe/delay)")
+    env: str = option(
+        "HalfCheetah-v5",
+        "a Gymnasium environment with Box observations and actions, or a probe (probe/delay)",
+    )
     logdir: str = option("runs/preqn", "the run directory; an unfinished run in it goes on")
     eval_every: int = option(5000, "steps between noiseless evaluations", at_least=1)
     eval_episodes: int = option(10, "episodes of an evaluation", at_least=1)
-    log_every: int = option(1000, "steps between lines of metrics.jsonl, each the mean since the last", at_least=1)
+    log_every: int = option(
+        1000, "steps between lines of metrics.jsonl, each the mean since the last", at_least=1
+    )
     checkpoint_every: int = option(10_000, "steps between checkpoints", at_least=1)
     diagnose_every: int = option(
-        0, "steps between diagnoses of the critic, which say when it begins to diverge and how; 0 for none", at_least=0
+        0,
+        "steps between diagnoses of the critic, which say when it begins to diverge and how; 0 for "
+        "none",
+        at_least=0,
     )
-    stop_on_divergence: bool = option(False, "end the run when a diagnosis finds that Q diverges, with the checkpoints before it")
+    stop_on_divergence: bool = option(
+        False, "end the run when a diagnosis finds that Q diverges, with the checkpoints before it"
+    )
     workers: int | None = option(
         None,
-        "processes that step the environments, each for whole seeds; 0 for none, with the same numbers "
+        "processes that step the environments, each for whole seeds; 0 for none, with the same "
+        "numbers "
         "(as many as there are cores or seeds; 0 for one seed)",
         at_least=0,
     )
@@ -65,7 +78,9 @@ CONFIGS = (RunConfig, agents.AgentConfig, loop.LoopConfig)
 
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; flags start with --, as in --env=Walker2d-v5")
+        raise UserError(
+            f"unexpected argument {argv[1]!r}; flags start with --, as in --env=Walker2d-v5"
+        )
     agent_config = agents.resolve(flags.parse(agents.AgentConfig))
     return train(flags.parse(RunConfig), agent_config, flags.parse(loop.LoopConfig))
 
@@ -82,8 +97,12 @@ def train(run: RunConfig, agent_config: agents.AgentConfig, loop_config: loop.Lo
             print(f"{logdir} holds a finished run of this command; nothing to do")
             _summarize(logdir, run, loop_config)
             return 0
-        recipe = collect.Recipe(partial(agents.make, agent_config), run.env, loop_config, run.eval_episodes)
-        workers = collect.default_workers(len(loop_config.seeds)) if run.workers is None else run.workers
+        recipe = collect.Recipe(
+            partial(agents.make, agent_config), run.env, loop_config, run.eval_episodes
+        )
+        workers = (
+            collect.default_workers(len(loop_config.seeds)) if run.workers is None else run.workers
+        )
         collector = stack.enter_context(contextlib.closing(collect.Collector(recipe, workers)))
         session = _Session(run, loop_config, agent, spec, collector, logdir, agent_config.discount)
         stack.callback(session.close)
@@ -94,7 +113,11 @@ def train(run: RunConfig, agent_config: agents.AgentConfig, loop_config: loop.Lo
             if isinstance(error, Diverged | Diverging):
                 session.note_divergence(error)
             kept = session.checkpoints.steps()
-            where = f"the checkpoint of step {kept[-1]} is kept in {logdir}" if kept else "there was no checkpoint yet"
+            where = (
+                f"the checkpoint of step {kept[-1]} is kept in {logdir}"
+                if kept
+                else "there was no checkpoint yet"
+            )
             raise UserError(f"{error}; {where}") from error
     _summarize(logdir, run, loop_config)
     plot.draw([logdir], logdir / "curve.png")
@@ -135,19 +158,29 @@ class _Session:
         self.stopped = False
 
     def run(self) -> bool:
-        """To the end, or to a SIGTERM or Ctrl-C, after which a checkpoint is written. Returns whether it reached the end."""
+        """To the end, or to a SIGTERM or Ctrl-C, after which a checkpoint is written. Returns
+        whether it reached the end.
+        """
         every, num_steps = self.run_config, self.config.num_steps
         mark = (time.monotonic(), self.start, self.counters.updates)
         with self._signals(), self._progress() as bar:
-            for done in loop.rounds(self.agent, self.collector, self.config, self.learner, self.counters):
+            for done in loop.rounds(
+                self.agent, self.collector, self.config, self.learner, self.counters
+            ):
                 self.learner, step = done.learner, done.step
                 self._note(done)
                 last = step == num_steps
                 if step % every.log_every == 0 or last:
                     mark = self._log(step, mark)
                 if step % every.log_every == 0:
-                    self.pending = []  # what is logged only for being the last is pending still, should the run be extended
-                if every.diagnose_every and step % every.diagnose_every == 0 and self.counters.updates:
+                    # what is logged only for being the last is pending still, should the run be
+                    # extended
+                    self.pending = []
+                if (
+                    every.diagnose_every
+                    and step % every.diagnose_every == 0
+                    and self.counters.updates
+                ):
                     mark = self._diagnose(step, mark)
                 if step % every.eval_every == 0 or last:
                     mark = self._eval(step, mark)
@@ -158,7 +191,10 @@ class _Session:
                     bar.set_postfix_str(f"return {np.mean(self.latest):.0f}", refresh=False)
                 if self.stopped and not last:
                     bar.close()
-                    print(f"stopped at step {step}; the same command goes on from there", file=sys.stderr)
+                    print(
+                        f"stopped at step {step}; the same command goes on from there",
+                        file=sys.stderr,
+                    )
                     return False
         return True
 
@@ -166,7 +202,9 @@ class _Session:
         """Keep a round's numbers, as plain floats that a checkpoint can hold."""
         self.pending.append(
             {
-                "metrics": {name: [float(x).hex() for x in value] for name, value in done.metrics.items()},
+                "metrics": {
+                    name: [float(x).hex() for x in value] for name, value in done.metrics.items()
+                },
                 "episodes": [[i, total.hex()] for i, total in done.episodes],
             }
         )
@@ -174,16 +212,24 @@ class _Session:
     def _log(self, step: int, mark: tuple[float, int, int]) -> tuple[float, int, int]:
         now = (time.monotonic(), step, self.counters.updates)
         elapsed = max(now[0] - mark[0], 1e-9)
-        clock = {"time/steps_per_s": (now[1] - mark[1]) / elapsed, "time/updates_per_s": (now[2] - mark[2]) / elapsed}
+        clock = {
+            "time/steps_per_s": (now[1] - mark[1]) / elapsed,
+            "time/updates_per_s": (now[2] - mark[2]) / elapsed,
+        }
         for i, seed in enumerate(self.config.seeds):
             self.recorder.write(step, seed, {**self._means(i), **clock})
         return now
 
     def _stays(self, line: dict[str, Any]) -> bool:
-        """Whether a record belongs to a run that goes on: those of its former end may be there only for that."""
+        """Whether a record belongs to a run that goes on: those of its former end may be there only
+        for that.
+        """
         if line["step"] < self.start or self.start == self.config.num_steps:
             return True
-        for name, every in (("eval/return_mean", self.run_config.eval_every), ("time/steps_per_s", self.run_config.log_every)):
+        for name, every in (
+            ("eval/return_mean", self.run_config.eval_every),
+            ("time/steps_per_s", self.run_config.log_every),
+        ):
             if name in line:
                 return self.start % every == 0
         return True
@@ -194,14 +240,24 @@ class _Session:
         for noted in self.pending:
             for name, values in noted["metrics"].items():
                 sums.setdefault(name, []).append(float.fromhex(values[i]))
-            sums.setdefault("train/return", []).extend(float.fromhex(r) for j, r in noted["episodes"] if j == i)
-        return {name: float(np.nanmean(v)) if np.isfinite(v).any() else np.nan for name, v in sums.items() if v}
+            sums.setdefault("train/return", []).extend(
+                float.fromhex(r) for j, r in noted["episodes"] if j == i
+            )
+        return {
+            name: float(np.nanmean(v)) if np.isfinite(v).any() else np.nan
+            for name, v in sums.items()
+            if v
+        }
 
     def _eval(self, step: int, mark: tuple[float, int, int]) -> tuple[float, int, int]:
         began = time.monotonic()
         for i, evaluation in enumerate(self.collector.evaluate(self.learner.agent.actor, step)):
             returns = evaluation.rewards.sum(axis=0)
-            line = {"eval/return_mean": returns.mean(), "eval/return_std": returns.std(), "eval/episodes": len(returns)}
+            line = {
+                "eval/return_mean": returns.mean(),
+                "eval/return_std": returns.std(),
+                "eval/episodes": len(returns),
+            }
             line["eval/discounted_max"] = attained(evaluation.rewards, self.discount)
             if self.run_config.diagnose_every:
                 critic = jax.tree.map(lambda leaf, i=i: leaf[i], self.learner.agent.critic)
@@ -212,29 +268,42 @@ class _Session:
         return (mark[0] + time.monotonic() - began, *mark[1:])  # evaluation is not training time
 
     def _diagnose(self, step: int, mark: tuple[float, int, int]) -> tuple[float, int, int]:
-        """Records a diagnosis of every seed, and says what failure is building up, once for each that a seed comes to.
+        """Records a diagnosis of every seed, and says what failure is building up, once for each
+        that a seed comes to.
 
         Raises Diverging where there is one and the run should end.
         """
         began, worst = time.monotonic(), None
-        for seed, measured in zip(self.config.seeds, self.look(self.learner, self.counters.round), strict=True):
+        for seed, measured in zip(
+            self.config.seeds, self.look(self.learner, self.counters.round), strict=True
+        ):
             if not measured:
                 raise Diverged("the critic's next step", seed, step)
             finding = diagnostics.failure(measured)
             line = {f"diagnose/{name}": value for name, value in measured.items()}
-            line["diagnose/failure"] = 1 + diagnostics.FAILURES.index(finding.mode) if finding else 0
+            line["diagnose/failure"] = (
+                1 + diagnostics.FAILURES.index(finding.mode) if finding else 0
+            )
             self.recorder.write(step, seed, line)
             if finding and self.found.get(seed) != finding.mode:
                 self.found[seed] = finding.mode
-                tqdm.write(f"step {step}, seed {seed}: {finding.mode}: {finding.evidence}; {finding.remedy}", file=sys.stderr)
+                tqdm.write(
+                    f"step {step}, seed {seed}: {finding.mode}: {finding.evidence}; "
+                    f"{finding.remedy}",
+                    file=sys.stderr,
+                )
             worst = worst or (finding and Diverging(finding, seed, step))
         if worst and self.run_config.stop_on_divergence:
             raise worst
         return (mark[0] + time.monotonic() - began, *mark[1:])
 
     def note_divergence(self, error: Diverged | Diverging) -> None:
-        """The last lines of a run that diverged; one that goes on from a checkpoint drops them, with all that came after it."""
-        step = (error.step - 1) // self.config.update_every * self.config.update_every  # of the last whole round
+        """The last lines of a run that diverged; one that goes on from a checkpoint drops them,
+        with all that came after it.
+        """
+        step = (
+            (error.step - 1) // self.config.update_every * self.config.update_every
+        )  # of the last whole round
         for i, seed in enumerate(self.config.seeds):
             if self.pending:
                 self.recorder.write(step, seed, self._means(i))
@@ -243,7 +312,9 @@ class _Session:
 
     def _save(self, step: int) -> None:
         self.recorder.flush()
-        self.checkpoints.save(step, self.learner, self.counters, self.collector.save(), {"pending": self.pending})
+        self.checkpoints.save(
+            step, self.learner, self.counters, self.collector.save(), {"pending": self.pending}
+        )
 
     def _progress(self) -> tqdm:
         return tqdm(
@@ -277,14 +348,21 @@ def validate(run: RunConfig, config: loop.LoopConfig) -> None:
     check(run)
     loop.validate(config)
     if run.stop_on_divergence and not run.diagnose_every:
-        raise UserError("stop_on_divergence is on, but nothing looks for divergence: add --diagnose_every=1000")
+        raise UserError(
+            "stop_on_divergence is on, but nothing looks for divergence: add --diagnose_every=1000"
+        )
     for name in ("eval_every", "log_every", "checkpoint_every", "diagnose_every"):
         if getattr(run, name) % config.update_every:
-            raise UserError(f"{name} is {getattr(run, name)}, but it must be a multiple of update_every ({config.update_every})")
+            raise UserError(
+                f"{name} is {getattr(run, name)}, but it must be a multiple of update_every "
+                f"({config.update_every})"
+            )
 
 
 def _open(run: RunConfig, agent_config: agents.AgentConfig, loop_config: loop.LoopConfig) -> Path:
-    """The run directory with its config.json; refuses one that holds another configuration, but for a smaller `num_steps`."""
+    """The run directory with its config.json; refuses one that holds another configuration, but for
+    a smaller `num_steps`.
+    """
     logdir = Path(run.logdir)
     config = configuration(run, agent_config, loop_config)
     path = logdir / "config.json"
@@ -295,12 +373,18 @@ def _open(run: RunConfig, agent_config: agents.AgentConfig, loop_config: loop.Lo
             if (logdir / DONE).exists() and begun["num_steps"] < config["num_steps"]:
                 if not any((logdir / "checkpoints").glob("*")):
                     raise UserError(
-                        f"logdir {str(logdir)!r} holds a run of {begun['num_steps']} steps without its checkpoints, "
+                        f"logdir {str(logdir)!r} holds a run of {begun['num_steps']} steps without "
+                        f"its checkpoints, "
                         "so there is nothing to go on from; give another --logdir to make it anew"
                     )
-                (logdir / DONE).unlink()  # before config.json, or the longer run would count as finished
+                (
+                    logdir / DONE
+                ).unlink()  # before config.json, or the longer run would count as finished
         elif any(logdir.iterdir()):
-            raise UserError(f"logdir {str(logdir)!r} holds other files and no config.json; give an empty or a new directory")
+            raise UserError(
+                f"logdir {str(logdir)!r} holds other files and no config.json; give an empty or a "
+                f"new directory"
+            )
         else:
             begun = None
         if begun != config:
@@ -310,14 +394,27 @@ def _open(run: RunConfig, agent_config: agents.AgentConfig, loop_config: loop.Lo
         if not os.access(logdir, os.W_OK):
             raise PermissionError("not writable")
     except OSError as error:
-        raise UserError(f"cannot write to logdir {str(logdir)!r}: {error.strerror or error}; give another --logdir") from error
+        raise UserError(
+            f"cannot write to logdir {str(logdir)!r}: {error.strerror or error}; give another "
+            f"--logdir"
+        ) from error
     return logdir
 
 
-def configuration(run: RunConfig, agent_config: agents.AgentConfig, loop_config: loop.LoopConfig) -> dict[str, Any]:
+def configuration(
+    run: RunConfig, agent_config: agents.AgentConfig, loop_config: loop.LoopConfig
+) -> dict[str, Any]:
     """What config.json says of a run: all that its numbers depend on, as plain JSON."""
-    config = {**dataclasses.asdict(run), **dataclasses.asdict(agent_config), **dataclasses.asdict(loop_config)}
-    for name in ("logdir", "workers", "stop_on_divergence"):  # a run may be moved, and go on with other processes, or after all
+    config = {
+        **dataclasses.asdict(run),
+        **dataclasses.asdict(agent_config),
+        **dataclasses.asdict(loop_config),
+    }
+    for name in (
+        "logdir",
+        "workers",
+        "stop_on_divergence",
+    ):  # a run may be moved, and go on with other processes, or after all
         config.pop(name)
     return json.loads(json.dumps(config))
 
@@ -331,24 +428,44 @@ def compare(path: Path, config: dict[str, Any], flag: str = "logdir") -> dict[st
         old = json.loads(path.read_text())["config"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a run's config.json; give another --{flag}") from error
-    since = {f.name: f.default for c in CONFIGS for f in dataclasses.fields(c) if f.name not in old}  # runs of earlier versions
-    old = {**json.loads(json.dumps({name: default for name, default in since.items() if name in config})), **old}
+    since = {
+        f.name: f.default for c in CONFIGS for f in dataclasses.fields(c) if f.name not in old
+    }  # runs of earlier versions
+    old = {
+        **json.loads(
+            json.dumps({name: default for name, default in since.items() if name in config})
+        ),
+        **old,
+    }
     if old["num_steps"] > config["num_steps"]:
         raise UserError(
-            f"logdir {str(path.parent)!r} holds a run with num_steps={old['num_steps']}, but this command says "
-            f"{config['num_steps']}; a run can be made longer, not shorter: use at least as many, or another --{flag}"
+            f"logdir {str(path.parent)!r} holds a run with num_steps={old['num_steps']}, but this "
+            f"command says "
+            f"{config['num_steps']}; a run can be made longer, not shorter: use at least as many, "
+            f"or another --{flag}"
         )
     for name in sorted({*old, *config} - {"num_steps", "checkpoint_every"}):
         if old.get(name) != config.get(name):
             raise UserError(
-                f"logdir {str(path.parent)!r} holds a run with {name}={old.get(name)!r}, but this command says "
+                f"logdir {str(path.parent)!r} holds a run with {name}={old.get(name)!r}, but this "
+                f"command says "
                 f"{config.get(name)!r}; use the same {name} to go on with it, or another --{flag}"
             )
     return old
 
 
 def _provenance() -> dict[str, Any]:
-    packages = ("preqn_jax", "jax", "jaxlib", "flax", "optax", "gymnasium", "mujoco", "numpy", "orbax-checkpoint")
+    packages = (
+        "preqn_jax",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "gymnasium",
+        "mujoco",
+        "numpy",
+        "orbax-checkpoint",
+    )
     versions = {}
     for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -356,7 +473,11 @@ def _provenance() -> dict[str, Any]:
     device = jax.devices()[0]
     return {
         "versions": {"python": sys.version.split()[0], **versions},
-        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+        },
         "precision": {
             "type": "float32",
             "networks": getattr(jax.config, "jax_default_matmul_precision", None) or "default",
@@ -368,10 +489,16 @@ def _provenance() -> dict[str, Any]:
 def _summarize(logdir: Path, run: RunConfig, config: loop.LoopConfig) -> None:
     """The result of a run, in a few lines."""
     lines = read(logdir / "metrics.jsonl")
-    print(f"{run.env}, {config.num_steps} steps, noiseless returns over {run.eval_episodes} episodes")
+    print(
+        f"{run.env}, {config.num_steps} steps, noiseless returns over {run.eval_episodes} episodes"
+    )
     print(f"{'seed':>6} {'last':>10} {'last three':>11} {'best':>10}")
     for seed in config.seeds:
-        evals = [line["eval/return_mean"] for line in lines if line["seed"] == seed and "eval/return_mean" in line]
+        evals = [
+            line["eval/return_mean"]
+            for line in lines
+            if line["seed"] == seed and "eval/return_mean" in line
+        ]
         print(f"{seed:>6} {evals[-1]:>10.1f} {np.mean(evals[-3:]):>11.1f} {max(evals):>10.1f}")
     for name, words in (
         ("critic/alignment", "mean alignment of updates"),
@@ -379,7 +506,11 @@ def _summarize(logdir: Path, run: RunConfig, config: loop.LoopConfig) -> None:
         ("solve/finite", "share of solves that ended finite"),
         ("time/steps_per_s", "environment steps a second, of each seed"),
     ):
-        values = [line[name] for line in lines if line.get(name) is not None and line["step"] > config.update_after]
+        values = [
+            line[name]
+            for line in lines
+            if line.get(name) is not None and line["step"] > config.update_after
+        ]
         if values:
             print(f"{words}: {np.mean(values):.4g}")
 

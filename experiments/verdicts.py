@@ -15,16 +15,21 @@ _FINITE = ("critic/q_mean", "critic/td_abs", "critic/norm", "actor/norm", "eval/
 
 RULES = f"""\
 A seed is stable if
-  (a) it did not diverge, and its Q, its networks and its returns are finite on every line of its records;
-  (b) once it has learned, no mean of {_FEW} evaluations in a row falls below half of the best such mean's gain over the first
-      evaluation (it has learned if that gain exceeds the mean spread over an evaluation's episodes);
-  (c) no mean Q of a line is above the largest discounted return that any of its evaluations went through.
-A seed's alignment is the mean over its updates; one that the linesearch rejects counts as 0.
-Two variants are compared, environment by environment, at the last step that both reached. Clear: Welch's {scores.LEVEL:.0%}
-interval of the difference does not hold zero, or one of the two diverged. "Generally": clear on at least one environment,
-clearly the other way round on none, and by the mean on more than half. "Comparing favorably": clearly worse on fewer than half
-of all pairs of an environment and a baseline.
-A statement in several parts is borne out if all of them are; it cannot be judged while runs are missing or unfinished."""
+  (a) it did not diverge, and its Q, its networks and its returns are finite on every line of its
+      records;
+  (b) once it has learned, no mean of {_FEW} evaluations in a row falls below half of the best such
+      mean's gain over the first evaluation (it has learned if that gain exceeds the mean spread
+      over an evaluation's episodes);
+  (c) no mean Q of a line is above the largest discounted return that any of its evaluations went
+      through.
+A seed's alignment is the mean over its updates; one that the linesearch rejects counts as 0. Two
+variants are compared, environment by environment, at the last step that both reached. Clear:
+Welch's {scores.LEVEL:.0%} interval of the difference does not hold zero, or one of the two
+diverged. "Generally": clear on at least one environment, clearly the other way round on none, and
+by the mean on more than half. "Comparing favorably": clearly worse on fewer than half of all pairs
+of an environment and a baseline.
+A statement in several parts is borne out if all of them are; it cannot be judged while runs are
+missing or unfinished."""
 
 
 class Half(NamedTuple):
@@ -54,13 +59,21 @@ def judge(found: Sequence[Curves], envs: Sequence[str]) -> list[Verdict]:
     """All statements, on the runs that are there; `envs` are those that there should be."""
     runs = {(run.env, run.variant): run for run in found}
     return [
-        Verdict("PreQN is stable, despite not using target networks", _stable(runs, envs, "preqn-sin")),
+        Verdict(
+            "PreQN is stable, despite not using target networks", _stable(runs, envs, "preqn-sin")
+        ),
         Verdict(
             "PreQN is performant, comparing favorably with the baseline algorithms (TD3 and SAC)",
             [_favorable(runs, envs, "preqn-sin", ("td3-relu", "sac-relu"))],
         ),
-        Verdict("in some cases it outperforms (eg Swimmer and Ant)", _somewhere(runs, envs, ("Swimmer", "Ant"), 1)),
-        Verdict("and in some cases it underperforms (eg Hopper)", _somewhere(runs, envs, ("Hopper",), -1)),
+        Verdict(
+            "in some cases it outperforms (eg Swimmer and Ant)",
+            _somewhere(runs, envs, ("Swimmer", "Ant"), 1),
+        ),
+        Verdict(
+            "and in some cases it underperforms (eg Hopper)",
+            _somewhere(runs, envs, ("Hopper",), -1),
+        ),
         Verdict(
             "PreQN produces high alignment regardless of architecture by design",
             [_aligned(runs, envs, variant) for variant in ("preqn-sin", "preqn-relu")],
@@ -74,17 +87,23 @@ def judge(found: Sequence[Curves], envs: Sequence[str]) -> list[Verdict]:
             [_generally(runs, envs, "td3-relu", "td3-sin", "stronger than", performances)],
         ),
         Verdict(
-            "performance for PreQN-relu was generally weaker than PreQN-sin, primarily due to occasional divergence",
-            [_generally(runs, envs, "preqn-sin", "preqn-relu", "stronger than", performances), _less_stable(runs, envs)],
+            "performance for PreQN-relu was generally weaker than PreQN-sin, primarily due to "
+            "occasional divergence",
+            [
+                _generally(runs, envs, "preqn-sin", "preqn-relu", "stronger than", performances),
+                _less_stable(runs, envs),
+            ],
         ),
     ]
 
 
-# --- a seed ----------------------------------------------------------------------------------------------------------
+# --- a seed ---------------------------------------------------------------------------------------
 
 
 def collapsed(returns: np.ndarray, spread: float) -> bool:
-    """Rule (b) on the evaluations of one seed: mean returns `[T]`, and the mean spread over the episodes of one."""
+    """Rule (b) on the evaluations of one seed: mean returns `[T]`, and the mean spread over the
+    episodes of one.
+    """
     if len(returns) < _FEW:
         return False
     windows = np.convolve(returns, np.ones(_FEW) / _FEW, "valid")
@@ -94,7 +113,9 @@ def collapsed(returns: np.ndarray, spread: float) -> bool:
 
 
 class Faults(NamedTuple):
-    """The seeds of a run that break each part of the rule of stability; None where the records do not tell."""
+    """The seeds of a run that break each part of the rule of stability; None where the records do
+    not tell.
+    """
 
     a: list[int]
     b: list[int]
@@ -107,7 +128,9 @@ def faults(run: Curves) -> Faults:
     a, b, c = [], [], []
     told = True
     for i, (seed, lines) in enumerate(zip(run.seeds, run.lines, strict=True)):
-        if (run.diverged and run.diverged[1] == seed) or any(line.get(name, 0) is None for line in lines for name in _FINITE):
+        if (run.diverged and run.diverged[1] == seed) or any(
+            line.get(name, 0) is None for line in lines for name in _FINITE
+        ):
             a.append(seed)
         if collapsed(returns[i][np.isfinite(returns[i])], float(np.nanmean(spreads[i]))):
             b.append(seed)
@@ -134,14 +157,18 @@ def performances(run: Curves, at: int) -> np.ndarray:
     return scores.last(steps, returns, at)
 
 
-# --- statements ------------------------------------------------------------------------------------------------------
+# --- statements -----------------------------------------------------------------------------------
 
 
 def _whole(runs: Runs, envs: Iterable[str], variants: Iterable[str]) -> str:
     """What keeps a statement on these runs from being judged; "" if nothing does."""
     wanted = [(env, variant) for env in envs for variant in variants]
     missing = [f"{env}/{variant}" for env, variant in wanted if (env, variant) not in runs]
-    missing += [runs[key].name for key in wanted if key in runs and not (runs[key].finished or runs[key].diverged)]
+    missing += [
+        runs[key].name
+        for key in wanted
+        if key in runs and not (runs[key].finished or runs[key].diverged)
+    ]
     return f"needs {', '.join(missing)}" if missing else "" if wanted else "needs runs"
 
 
@@ -161,9 +188,15 @@ def _stable(runs: Runs, envs: Sequence[str], variant: str) -> list[Half]:
         if None in broken.values():
             halves.append(Half(said, "the records have no eval/discounted_max", None))
             continue
-        bad = "; ".join(f"{env} seed {', '.join(map(str, seeds))}" for env, seeds in broken.items() if seeds)
+        bad = "; ".join(
+            f"{env} seed {', '.join(map(str, seeds))}" for env, seeds in broken.items() if seeds
+        )
         count = sum(map(len, broken.values()))
-        halves.append(Half(said, f"{total - count} of {total} seeds{', not ' + bad if bad else ''}", not count))
+        halves.append(
+            Half(
+                said, f"{total - count} of {total} seeds{', not ' + bad if bad else ''}", not count
+            )
+        )
     return halves
 
 
@@ -172,25 +205,48 @@ def _aligned(runs: Runs, envs: Sequence[str], variant: str) -> Half:
     lacking = _whole(runs, envs, [variant])
     if lacking:
         return Half(said, lacking, None)
-    least = {env: float(alignments(runs[env, variant], runs[env, variant].reached).min()) for env in envs}
-    return Half(said, "least: " + ", ".join(f"{env} {value:.4f}" for env, value in least.items()), min(least.values()) >= ETA)
+    least = {
+        env: float(alignments(runs[env, variant], runs[env, variant].reached).min()) for env in envs
+    }
+    return Half(
+        said,
+        "least: " + ", ".join(f"{env} {value:.4f}" for env, value in least.items()),
+        min(least.values()) >= ETA,
+    )
 
 
-def compare(one: Curves, other: Curves, measure: Callable[[Curves, int], np.ndarray]) -> tuple[int, float, str]:
-    """Of two runs on one environment: 1, 0 or -1 (clearly more, neither, clearly less), the difference, and the numbers."""
+def compare(
+    one: Curves, other: Curves, measure: Callable[[Curves, int], np.ndarray]
+) -> tuple[int, float, str]:
+    """Of two runs on one environment: 1, 0 or -1 (clearly more, neither, clearly less), the
+    difference, and the numbers.
+    """
     at = min(one.reached, other.reached)
     difference = scores.difference(measure(one, at), measure(other, at))
     digits = ".3f" if measure is alignments else ",.0f"
-    interval = f" [{difference.interval[0]:{digits}}, {difference.interval[1]:{digits}}]" if difference.interval else ""
+    interval = (
+        f" [{difference.interval[0]:{digits}}, {difference.interval[1]:{digits}}]"
+        if difference.interval
+        else ""
+    )
     words = f"{one.env} {difference.value:+{digits}}{interval}"
     if measure is performances and bool(one.diverged) != bool(other.diverged):
         better = 1 if other.diverged else -1
-        return better, float(better), f"{one.env}: {(other if other.diverged else one).variant} diverged"
+        return (
+            better,
+            float(better),
+            f"{one.env}: {(other if other.diverged else one).variant} diverged",
+        )
     return scores.clearly(difference), difference.value, words
 
 
 def _generally(
-    runs: Runs, envs: Sequence[str], one: str, other: str, words: str, measure: Callable[[Curves, int], np.ndarray]
+    runs: Runs,
+    envs: Sequence[str],
+    one: str,
+    other: str,
+    words: str,
+    measure: Callable[[Curves, int], np.ndarray],
 ) -> Half:
     said = f"{one} is generally {words} {other}"
     lacking = _whole(runs, envs, [one, other])
@@ -207,29 +263,53 @@ def _favorable(runs: Runs, envs: Sequence[str], one: str, baselines: Sequence[st
     lacking = _whole(runs, envs, [one, *baselines])
     if lacking:
         return Half(said, lacking, None)
-    pairs = [(other, *compare(runs[env, one], runs[env, other], performances)) for env in envs for other in baselines]
+    pairs = [
+        (other, *compare(runs[env, one], runs[env, other], performances))
+        for env in envs
+        for other in baselines
+    ]
     ways = [way for _, way, _, _ in pairs]
-    counts = f"better on {ways.count(1)}, worse on {ways.count(-1)}, neither on {ways.count(0)} of {len(ways)}"
+    counts = (
+        f"better on {ways.count(1)}, worse on {ways.count(-1)}, neither on {ways.count(0)} of "
+        f"{len(ways)}"
+    )
     return Half(
-        said, f"{counts}: " + "; ".join(f"{text} over {other}" for other, _, _, text in pairs), 2 * ways.count(-1) < len(ways)
+        said,
+        f"{counts}: " + "; ".join(f"{text} over {other}" for other, _, _, text in pairs),
+        2 * ways.count(-1) < len(ways),
     )
 
 
 def _somewhere(runs: Runs, envs: Sequence[str], names: Sequence[str], way: int) -> list[Half]:
-    """For each of the environments that the paper names: clearly better (1) or worse (-1) than both baselines."""
+    """For each of the environments that the paper names: clearly better (1) or worse (-1) than both
+    baselines.
+    """
     halves = []
     for name in names:
-        said = f"preqn-sin is clearly {'better' if way > 0 else 'worse'} than td3-relu and sac-relu on {name}"
+        said = (
+            f"preqn-sin is clearly {'better' if way > 0 else 'worse'} than td3-relu and sac-relu "
+            f"on {name}"
+        )
         versions = [env for env in envs if env.split("-")[0] == name]
-        lacking = _whole(runs, versions, ["preqn-sin", "td3-relu", "sac-relu"]) if versions else f"needs runs on {name}"
+        lacking = (
+            _whole(runs, versions, ["preqn-sin", "td3-relu", "sac-relu"])
+            if versions
+            else f"needs runs on {name}"
+        )
         if lacking:
             halves.append(Half(said, lacking, None))
             continue
         env = versions[0]
-        compared = [(b, *compare(runs[env, "preqn-sin"], runs[env, b], performances)) for b in ("td3-relu", "sac-relu")]
+        compared = [
+            (b, *compare(runs[env, "preqn-sin"], runs[env, b], performances))
+            for b in ("td3-relu", "sac-relu")
+        ]
         evidence = "; ".join(f"{text} over {other}" for other, _, _, text in compared)
         if (env, "ddpg-relu") in runs:  # which stands far above both on Swimmer
-            evidence += f"; {compare(runs[env, 'preqn-sin'], runs[env, 'ddpg-relu'], performances)[2]} over ddpg-relu"
+            evidence += (
+                f"; {compare(runs[env, 'preqn-sin'], runs[env, 'ddpg-relu'], performances)[2]} "
+                f"over ddpg-relu"
+            )
         halves.append(Half(said, evidence, all(found == way for _, found, _, _ in compared)))
     return halves
 
@@ -246,20 +326,25 @@ def _less_stable(runs: Runs, envs: Sequence[str]) -> Half:
         total = sum(len(runs[env, variant].seeds) for env in envs)
         shares[variant] = sum(bad) / total
         evidence.append(f"{variant} {sum(bad)} of {total}")
-    evidence += [f"{variant} breaks rule c in {_overvalued(runs, envs, variant)}" for variant in shares]
+    evidence += [
+        f"{variant} breaks rule c in {_overvalued(runs, envs, variant)}" for variant in shares
+    ]
     return Half(said, ", ".join(evidence), shares["preqn-relu"] > shares["preqn-sin"])
 
 
 def _overvalued(runs: Runs, envs: Sequence[str], variant: str) -> str:
     broken = [faults(runs[env, variant]).c for env in envs]
-    return "who knows how many" if None in broken else f"{sum(len(seeds or ()) for seeds in broken)}"
+    return (
+        "who knows how many" if None in broken else f"{sum(len(seeds or ()) for seeds in broken)}"
+    )
 
 
 def show(verdicts: Sequence[Verdict], runs: Sequence[Curves], envs: Sequence[str]) -> None:
     """Prints the statements, what was found, and the rules."""
     answers = {True: "yes", False: "no", None: "cannot be judged"}
     print(
-        f"\nSection 5.2 says, judged on {', '.join(envs)} with {count_seeds(runs)}, {max(run.reached for run in runs):,} steps:"
+        f"\nSection 5.2 says, judged on {', '.join(envs)} with {count_seeds(runs)}, "
+        f"{max(run.reached for run in runs):,} steps:"
     )
     for verdict in verdicts:
         print(f'  "{verdict.statement}": {answers[verdict.borne_out]}')
@@ -272,5 +357,10 @@ def show(verdicts: Sequence[Verdict], runs: Sequence[Curves], envs: Sequence[str
 def as_json(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
     """The same for a file."""
     return [
-        {"statement": v.statement, "borne_out": v.borne_out, "halves": [half._asdict() for half in v.halves]} for v in verdicts
+        {
+            "statement": v.statement,
+            "borne_out": v.borne_out,
+            "halves": [half._asdict() for half in v.halves],
+        }
+        for v in verdicts
     ]

@@ -1,12 +1,13 @@
-"""Finite problems with linear features: the counterexamples of the deadly triad, and some that behave.
+"""Finite problems with linear features: the counterexamples of the deadly triad, and some that
+behave.
 
 | name | what it is for |
 |---|---|
 | baird | off-policy updates diverge though the features could represent every table (Baird 1995) |
-| w-to-2w | one weight for two states: even the least-squares fit of every backup diverges (Tsitsiklis and Van Roy 1996, 1997) |
-| garnet | a random process with random features (Archibald et al. 1995, Bhatnagar et al. 2009) |
-| chain | features that overlap as far as one likes: the off-diagonals of K |
-| gridworld | a table, K = I |
+| w-to-2w | one weight for two states: even the least-squares fit of every backup diverges
+(Tsitsiklis and Van Roy 1996, 1997) | | garnet | a random process with random features (Archibald et
+al. 1995, Bhatnagar et al. 2009) | | chain | features that overlap as far as one likes: the
+off-diagonals of K | | gridworld | a table, K = I |
 """
 
 from typing import NamedTuple
@@ -26,14 +27,17 @@ class Example(NamedTuple):
     features: Array  # `[S, A, d]`, phi(s, a)
     rho: Array  # `[S, A]`, the distribution of the data
     theta: Array  # `[d]`, where the literature starts, or zeros
-    # Where an episode ends. Only states that stay with reward 0 may, and the counterexamples need theirs to go on.
+    # Where an episode ends. Only states that stay with reward 0 may, and the counterexamples need
+    # theirs to go on.
     terminal: Array  # `[S]` bool
     note: str  # what it shows
     reference: str
 
     @property
     def kernel(self) -> Array:
-        """K(s, a, s', a') = phi(s, a) . phi(s', a'), `[N, N]` in the order of `tabular` (Lemma 3)."""
+        """K(s, a, s', a') = phi(s, a) . phi(s', a'), `[N, N]` in the order of `tabular` (Lemma
+        3).
+        """
         phi = self.features.reshape(-1, self.features.shape[-1])
         return jnp.dot(phi, phi.T, precision="highest")
 
@@ -44,11 +48,13 @@ class Example(NamedTuple):
 
 
 def baird(gamma: float = 0.99) -> Example:
-    """Baird's star with seven states, as Q-learning: action 0 goes to one of the six upper states, 1 to the seventh.
+    """Baird's star with seven states, as Q-learning: action 0 goes to one of the six upper states,
+    1 to the seventh.
 
-    Action 1 has the values of Baird's approximator, 2 w_s + w_0 in the upper states and w_7 + 2 w_0 in the seventh; action 0
-    has a weight for each state. Rewards are 0, so Q* = 0. The data choose action 1 in one of seven steps, which makes
-    every state equally likely. Its 14 pairs have 15 weights and independent features: K is of full rank.
+    Action 1 has the values of Baird's approximator, 2 w_s + w_0 in the upper states and w_7 + 2 w_0
+    in the seventh; action 0 has a weight for each state. Rewards are 0, so Q* = 0. The data choose
+    action 1 in one of seven steps, which makes every state equally likely. Its 14 pairs have 15
+    weights and independent features: K is of full rank.
     """
     transition = np.zeros((7, 2, 7))
     transition[:, 0, :6], transition[:, 1, 6] = 1 / 6, 1
@@ -65,15 +71,18 @@ def baird(gamma: float = 0.99) -> Example:
         features,
         rho,
         theta,
-        "semi-gradient Q-learning diverges at every small step; K has full rank, so PreQN's step is U1's",
-        "Baird 1995, Residual algorithms; in this form Sutton and Barto 2018, section 11.2, with action 0 given a table",
+        "semi-gradient Q-learning diverges at every small step; K has full rank, so PreQN's step "
+        "is U1's",
+        "Baird 1995, Residual algorithms; in this form Sutton and Barto 2018, section 11.2, with "
+        "action 0 given a table",
     )
 
 
 def w_to_2w(gamma: float = 0.99) -> Example:
     """Two states with the values w and 2w; both go to the second, with reward 0. One action.
 
-    The best fit of a backup is w' = (6 gamma / 5) w, so for gamma above 5/6 fitting every backup exactly as well as the features
+    The best fit of a backup is w' = (6 gamma / 5) w, so for gamma above 5/6 fitting every backup
+    exactly as well as the features
     allow diverges too: no preconditioner mends features that cannot represent the backup.
     """
     transition = np.zeros((2, 1, 2))
@@ -86,17 +95,24 @@ def w_to_2w(gamma: float = 0.99) -> Example:
         np.full((2, 1), 0.5),
         np.ones(1),
         "diverges for gamma > 5/6 with the gradient step and with PreQN's: K has rank 1 of 2",
-        "Tsitsiklis and Van Roy 1996, Feature-based methods; 1997, An analysis of temporal-difference learning",
+        "Tsitsiklis and Van Roy 1996, Feature-based methods; 1997, An analysis of "
+        "temporal-difference learning",
     )
 
 
 def garnet(
-    states: int = 10, actions: int = 3, branching: int = 2, features: int = 12, gamma: float = 0.95, seed: int = 0
+    states: int = 10,
+    actions: int = 3,
+    branching: int = 2,
+    features: int = 12,
+    gamma: float = 0.95,
+    seed: int = 0,
 ) -> Example:
-    """A Garnet: every pair goes to `branching` random states with random probabilities; rewards are standard normal.
+    """A Garnet: every pair goes to `branching` random states with random probabilities; rewards are
+    standard normal.
 
-    Features are standard normal too, scaled to K_ii near 1; rho is drawn uniformly from all distributions. Raises ValueError if
-    there are fewer states than branches.
+    Features are standard normal too, scaled to K_ii near 1; rho is drawn uniformly from all
+    distributions. Raises ValueError if there are fewer states than branches.
     """
     if not 1 <= branching <= states:
         raise ValueError(f"branching is {branching}, expected 1 to {states}, the number of states")
@@ -104,7 +120,9 @@ def garnet(
     transition = np.zeros((states, actions, states))
     for s, a in np.ndindex(states, actions):
         cuts = np.sort(rng.uniform(size=branching - 1))
-        transition[s, a, rng.choice(states, branching, replace=False)] = np.diff(cuts, prepend=0, append=1)
+        transition[s, a, rng.choice(states, branching, replace=False)] = np.diff(
+            cuts, prepend=0, append=1
+        )
     return _example(
         transition,
         rng.normal(size=(states, actions)),
@@ -118,10 +136,13 @@ def garnet(
 
 
 def chain(states: int = 8, width: float = 1.0, gamma: float = 0.9, slip: float = 0.1) -> Example:
-    """States in a row, actions left and right, reward 1 for each step that ends in the last state; a wall at either end.
+    """States in a row, actions left and right, reward 1 for each step that ends in the last state;
+    a wall at either end.
 
-    With probability `slip` a step goes the other way. phi(s, a) is a bell of `width` states around s, the same for all actions
-    but in its own weights, and of unit length: K_ij falls with the distance, and the wider the bell the more so Eq. 17 fails.
+    With probability `slip` a step goes the other way. phi(s, a) is a bell of `width` states around
+    s, the same for all actions
+    but in its own weights, and of unit length: K_ij falls with the distance, and the wider the bell
+      the more so Eq. 17 fails.
     """
     transition, reward = np.zeros((states, 2, states)), np.zeros((states, 2, states))
     reward[:, :, -1] = 1
@@ -141,9 +162,11 @@ def chain(states: int = 8, width: float = 1.0, gamma: float = 0.9, slip: float =
 
 
 def gridworld(size: int = 4, gamma: float = 0.95, slip: float = 0.1) -> Example:
-    """`size` by `size` cells, moves up, right, down and left, reward 1 on reaching the last cell, where the episode ends.
+    """`size` by `size` cells, moves up, right, down and left, reward 1 on reaching the last cell,
+    where the episode ends.
 
-    With probability `slip` a move goes in a random direction; a move into the wall stays. Features are a table.
+    With probability `slip` a move goes in a random direction; a move into the wall stays. Features
+    are a table.
     """
     cells, goal = size * size, size * size - 1
     moves = ((-1, 0), (0, 1), (1, 0), (0, -1))
@@ -159,10 +182,25 @@ def gridworld(size: int = 4, gamma: float = 0.95, slip: float = 0.1) -> Example:
     reward[:goal, :, goal] = 1
     features = np.eye(4 * cells).reshape(cells, 4, 4 * cells)
     rho = np.full((cells, 4), 1 / (4 * cells))
-    return _example(transition, reward, gamma, features, rho, np.zeros(4 * cells), "a table: K = I, and U3 is U2", terminal=goal)
+    return _example(
+        transition,
+        reward,
+        gamma,
+        features,
+        rho,
+        np.zeros(4 * cells),
+        "a table: K = I, and U3 is U2",
+        terminal=goal,
+    )
 
 
-EXAMPLES = {"baird": baird, "w-to-2w": w_to_2w, "garnet": garnet, "chain": chain, "gridworld": gridworld}
+EXAMPLES = {
+    "baird": baird,
+    "w-to-2w": w_to_2w,
+    "garnet": garnet,
+    "chain": chain,
+    "gridworld": gridworld,
+}
 
 
 def _example(
@@ -178,5 +216,7 @@ def _example(
 ) -> Example:
     mdp = tabular.check(MDP(transition, reward, gamma))
     ends = jnp.arange(len(rho)) == (-1 if terminal is None else terminal)
-    phi, data, weights = (jnp.asarray(values, mdp.reward.dtype) for values in (features, rho, theta))
+    phi, data, weights = (
+        jnp.asarray(values, mdp.reward.dtype) for values in (features, rho, theta)
+    )
     return Example(mdp, phi, data, weights, ends, note, reference)

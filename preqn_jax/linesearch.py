@@ -1,4 +1,6 @@
-"""The linesearch of Algorithm 1, line 13: shorten a step by exponential decay until it is accepted (Eq. 24)."""
+"""The linesearch of Algorithm 1, line 13: shorten a step by exponential decay until it is accepted
+(Eq. 24).
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,7 +11,9 @@ import jax.numpy as jnp
 from preqn_jax.types import Array
 
 Accept = Callable[[Array], tuple[Array, Any]]
-"""`scale [] -> (accepted [] bool, aux)`: judge the candidate `theta + scale * step`; `aux` is whatever it measured."""
+"""`scale [] -> (accepted [] bool, aux)`: judge the candidate `theta + scale * step`; `aux` is
+whatever it measured.
+"""
 
 
 class Search(NamedTuple):
@@ -24,9 +28,9 @@ class Search(NamedTuple):
 def backtrack(accept: Accept, *, decay: float = 0.5, max_steps: int = 12) -> Search:
     """The first accepted of the scales 1, decay, decay^2, ..., at most `max_steps` of them.
 
-    The paper's loop has no end; this one has, because there are batches that no step satisfies (a solve that
-    lost the alignment by itself is not helped by a shorter step). A failed search takes a zero step and
-    says so.
+    The paper's loop has no end; this one has, because there are batches that no step satisfies (a
+    solve that lost the alignment by itself is not helped by a shorter step). A failed search takes
+    a zero step and says so.
 
     Args:
       accept: judges one scale; usually one forward pass.
@@ -53,18 +57,24 @@ def backtrack(accept: Accept, *, decay: float = 0.5, max_steps: int = 12) -> Sea
         scale, _, count, _ = state
         return trial(scale * decay, count + 1)
 
-    # The first candidate nearly always passes: outside of the loop, so that XLA can fuse it with what comes before.
+    # The first candidate nearly always passes: outside of the loop, so that XLA can fuse it with
+    # what comes before.
     first = trial(jnp.float32(1), jnp.int32(1))
     scale, accepted, count, aux = jax.lax.while_loop(searching, shorten, first)
     return Search(jnp.where(accepted, scale, 0), accepted, count - accepted.astype(jnp.int32), aux)
 
 
 def cosine(a: Array, b: Array) -> Array:
-    """cos(a, b) of two `[B]` vectors, the alignment of Eq. 24; 0 where either is zero, NaN where either holds one.
+    """cos(a, b) of two `[B]` vectors, the alignment of Eq. 24; 0 where either is zero, NaN where
+    either holds one.
 
-    Both are scaled by their largest entry first: squares of float32 overflow at 2e19, which a diverging Q passes.
+    Both are scaled by their largest entry first: squares of float32 overflow at 2e19, which a
+      diverging Q passes.
     """
-    a, b = (v / jnp.where(largest > 0, largest, 1) for v, largest in ((a, jnp.max(jnp.abs(a))), (b, jnp.max(jnp.abs(b)))))
+    a, b = (
+        v / jnp.where(largest > 0, largest, 1)
+        for v, largest in ((a, jnp.max(jnp.abs(a))), (b, jnp.max(jnp.abs(b))))
+    )
     norms = jnp.linalg.norm(a) * jnp.linalg.norm(b)
     inner = jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
     return jnp.where(norms == 0, 0, inner / jnp.where(norms == 0, 1, norms))

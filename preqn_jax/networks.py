@@ -1,6 +1,7 @@
 """Actor and critic networks, written for one example; the only room that knows Flax.
 
-A network is a Flax module; what agents and steps take is its `apply`, the pure function `(params, *inputs) -> output`.
+A network is a Flax module; what agents and steps take is its `apply`, the pure function `(params,
+*inputs) -> output`.
 """
 
 import math
@@ -40,13 +41,15 @@ def _by_fan_in(rule: Callable[..., Array]) -> Initializer:
 
 # name -> (weights, biases); the bias rule sees the layer's fan-in.
 INITIALIZERS: dict[str, tuple[Initializer, Callable[..., Array]]] = {
-    # Glorot and Bengio 2010, with zero biases: the Spinning Up (TensorFlow) default that the paper's code base used.
+    # Glorot and Bengio 2010, with zero biases: the Spinning Up (TensorFlow) default that the
+    # paper's code base used.
     "glorot": (nn.initializers.glorot_uniform(), _zeros),
     # LeCun et al. 1998: variance 1 / fan-in, zero biases; Flax's own default.
     "lecun": (nn.initializers.lecun_normal(), _zeros),
     # torch.nn.Linear: weights and biases uniform within 1 / sqrt(fan-in).
     "pytorch": (_by_fan_in(_pytorch_uniform), _pytorch_uniform),
-    # Sitzmann et al. 2020, without its omega_0 = 30, which is for images: weights uniform within sqrt(6 / fan-in).
+    # Sitzmann et al. 2020, without its omega_0 = 30, which is for images: weights uniform within
+    # sqrt(6 / fan-in).
     "siren": (_by_fan_in(_siren_uniform), _pytorch_uniform),
 }
 
@@ -67,7 +70,9 @@ class MLP(nn.Module):
         for i, size in enumerate((*self.hidden_sizes, self.output_size)):
             fan_in = x.shape[-1]
             layer = nn.Dense(
-                size, kernel_init=weights, bias_init=lambda key, shape, dtype, n=fan_in: biases(key, shape, n, dtype)
+                size,
+                kernel_init=weights,
+                bias_init=lambda key, shape, dtype, n=fan_in: biases(key, shape, n, dtype),
             )
             x = layer(x) if i == len(self.hidden_sizes) else act(layer(x))
         return x
@@ -98,14 +103,20 @@ class Actor(nn.Module):
     @nn.compact
     def __call__(self, obs: Array) -> Array:
         """`[obs] -> [act]`."""
-        return jnp.tanh(MLP(self.hidden_sizes, self.action_size, self.activation, self.initializer, name="mlp")(obs))
+        return jnp.tanh(
+            MLP(self.hidden_sizes, self.action_size, self.activation, self.initializer, name="mlp")(
+                obs
+            )
+        )
 
 
 LOG_STD_BOUNDS = (-20.0, 2.0)  # Spinning Up's; the paper names none
 
 
 class GaussianActor(nn.Module):
-    """Mean and logarithm of the standard deviation of a Gaussian over actions before their tanh: one MLP, both at its end."""
+    """Mean and logarithm of the standard deviation of a Gaussian over actions before their tanh:
+    one MLP, both at its end.
+    """
 
     action_size: int
     hidden_sizes: tuple[int, ...] = (256, 256)
@@ -115,6 +126,8 @@ class GaussianActor(nn.Module):
     @nn.compact
     def __call__(self, obs: Array) -> tuple[Array, Array]:
         """`[obs] -> ([act], [act])`, the second within `LOG_STD_BOUNDS`."""
-        both = MLP(self.hidden_sizes, 2 * self.action_size, self.activation, self.initializer, name="mlp")(obs)
+        both = MLP(
+            self.hidden_sizes, 2 * self.action_size, self.activation, self.initializer, name="mlp"
+        )(obs)
         mean, log_std = jnp.split(both, 2)
         return mean, jnp.clip(log_std, *LOG_STD_BOUNDS)

@@ -1,4 +1,6 @@
-"""Configuration: frozen dataclasses whose fields say what they are, and the one error that is a person's to mend."""
+"""Configuration: frozen dataclasses whose fields say what they are, and the one error that is a
+person's to mend.
+"""
 
 import dataclasses
 import difflib
@@ -8,11 +10,22 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """A mistake in a flag, an environment, a checkpoint or a config: one sentence says what was seen and what to do."""
+    """A mistake in a flag, an environment, a checkpoint or a config: one sentence says what was
+    seen and what to do.
+    """
 
 
-def option(default: Any, help: str, *, above: float | None = None, at_least: float | None = None, below: float | None = None):
-    """A dataclass field with its help text and its range; ranges hold for each entry of a tuple, and None passes."""
+def option(
+    default: Any,
+    help: str,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+):
+    """A dataclass field with its help text and its range; ranges hold for each entry of a tuple,
+    and None passes.
+    """
     metadata = {"help": help, "above": above, "at_least": at_least, "below": below}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -32,7 +45,9 @@ def _check_range(name: str, value: float, metadata: Any) -> None:
     good = good and (above is None or value > above) and (at_least is None or value >= at_least)
     if good and (below is None or value < below):
         return
-    words = [f"above {above}"] * (above is not None) + [f"at least {at_least}"] * (at_least is not None)
+    words = [f"above {above}"] * (above is not None) + [f"at least {at_least}"] * (
+        at_least is not None
+    )
     words += [f"below {below}"] * (below is not None)
     raise UserError(f"{name} is {value}, but it must be {' and '.join(words) or 'finite'}")
 

@@ -14,7 +14,8 @@ class Replay:
     """The buffer D of Algorithm 1."""
 
     data: Transition  # `[capacity, ...]`, float32
-    added: Array  # [] int32, transitions ever added: what is drawn does not depend on rows that were never filled
+    # [] int32, transitions ever added: what is drawn does not depend on rows that were never filled
+    added: Array
 
     @property
     def size(self) -> Array:
@@ -28,12 +29,16 @@ def init(spec: Spec, capacity: int) -> Replay:
     def zeros(*shape: int) -> Array:
         return jnp.zeros((capacity, *shape), jnp.float32)
 
-    data = Transition(zeros(spec.obs_size), zeros(spec.action_size), zeros(), zeros(), zeros(spec.obs_size))
+    data = Transition(
+        zeros(spec.obs_size), zeros(spec.action_size), zeros(), zeros(), zeros(spec.obs_size)
+    )
     return Replay(data, jnp.int32(0))
 
 
 def add(replay: Replay, transitions: Transition) -> Replay:
-    """Append `[n]` transitions, over the oldest where the ring is full. `n` must not exceed the capacity."""
+    """Append `[n]` transitions, over the oldest where the ring is full. `n` must not exceed the
+    capacity.
+    """
     capacity, n = replay.data.reward.shape[0], transitions.reward.shape[0]
     if n > capacity:
         raise ValueError(f"{n} transitions do not fit into a replay of capacity {capacity}")
@@ -46,6 +51,8 @@ def add(replay: Replay, transitions: Transition) -> Replay:
 
 
 def sample(replay: Replay, key: Key, shape: tuple[int, ...]) -> Transition:
-    """Transitions `[*shape]` drawn uniformly with replacement from a buffer that is not empty. The key is consumed."""
+    """Transitions `[*shape]` drawn uniformly with replacement from a buffer that is not empty. The
+    key is consumed.
+    """
     rows = jax.random.randint(key, shape, 0, replay.size)
     return jax.tree.map(lambda ring: ring[rows], replay.data)

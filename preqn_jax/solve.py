@@ -1,9 +1,11 @@
 """Least-squares solutions of K Z = Delta (Eq. 22), one function a method.
 
-Each constructor returns a `Solve`: `(gram, delta) -> (z, info)`. K is symmetric and positive semi-definite, and in
-practice singular: a minibatch drawn with replacement holds duplicate rows, and smooth networks map different inputs to
-nearly parallel gradients. What to do with the null directions is the whole difference between the methods; none of them
-hides a failure, which shows in `SolveInfo.finite`.
+Each constructor returns a `Solve`: `(gram, delta) -> (z, info)`. K is symmetric and positive
+semi-definite, and in
+practice singular: a minibatch drawn with replacement holds duplicate rows, and smooth networks map
+  different inputs to
+nearly parallel gradients. What to do with the null directions is the whole difference between the
+methods; none of them hides a failure, which shows in `SolveInfo.finite`.
 """
 
 from collections.abc import Callable
@@ -31,19 +33,25 @@ Solve = Callable[[Array, Array], tuple[Array, SolveInfo]]
 
 
 def eigh(rcond: float | None = None) -> Solve:
-    """Minimum-norm least squares by the eigendecomposition of K, the paper's "least-squares solution" to the letter.
+    """Minimum-norm least squares by the eigendecomposition of K, the paper's "least-squares
+    solution" to the letter.
 
     Args:
-      rcond: eigenvalues at or below ``rcond`` times the largest count as zero; None is eps * B of K's type.
+      rcond: eigenvalues at or below ``rcond`` times the largest count as zero; None is eps * B of
+        K's type.
 
-    A cut above the largest part of Delta's spectrum costs alignment that no shorter step can bring back: at 1e-3 the linesearch
-    mostly cannot pass.
+    A cut above the largest part of Delta's spectrum costs alignment that no shorter step can bring
+    back: at 1e-3 the linesearch mostly cannot pass.
     """
 
     def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
         values, vectors = jnp.linalg.eigh(gram)
-        keep = values > _rcond(rcond, gram) * values[-1]  # strictly: with a zero matrix nothing is kept
-        weights = jnp.where(keep, jnp.dot(delta, vectors, precision=_HIGHEST) / jnp.where(keep, values, 1), 0)
+        keep = (
+            values > _rcond(rcond, gram) * values[-1]
+        )  # strictly: with a zero matrix nothing is kept
+        weights = jnp.where(
+            keep, jnp.dot(delta, vectors, precision=_HIGHEST) / jnp.where(keep, values, 1), 0
+        )
         z = jnp.dot(vectors, weights, precision=_HIGHEST)
         return z, _info(gram, delta, z, rank=jnp.sum(keep))
 
@@ -51,16 +59,19 @@ def eigh(rcond: float | None = None) -> Solve:
 
 
 def cholesky(damping: float = 1e-3) -> Solve:
-    """``(K + damping * mean(diag K) * I) z = delta`` by a Cholesky factorisation: the cheapest, and differentiable.
+    """``(K + damping * mean(diag K) * I) z = delta`` by a Cholesky factorisation: the cheapest, and
+    differentiable.
 
     Args:
-      damping: relative to the mean diagonal of K, so the same number serves every network width. Zero or too small
-        a value on a singular K ends in NaN, reported by `SolveInfo.finite`.
+      damping: relative to the mean diagonal of K, so the same number serves every network width.
+        Zero or too small a value on a singular K ends in NaN, reported by `SolveInfo.finite`.
     """
 
     def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
         absolute = damping * jnp.mean(jnp.diagonal(gram))
-        factor = jax.scipy.linalg.cho_factor(gram + absolute * jnp.eye(gram.shape[0], dtype=gram.dtype), lower=True)
+        factor = jax.scipy.linalg.cho_factor(
+            gram + absolute * jnp.eye(gram.shape[0], dtype=gram.dtype), lower=True
+        )
         z = jax.scipy.linalg.cho_solve(factor, delta)
         return z, _info(gram, delta, z, damping=absolute)
 
@@ -68,10 +79,12 @@ def cholesky(damping: float = 1e-3) -> Solve:
 
 
 def lstsq(rcond: float | None = None) -> Solve:
-    """Minimum-norm least squares by the singular values of K (`jnp.linalg.lstsq`); slower than `eigh`, the same answer.
+    """Minimum-norm least squares by the singular values of K (`jnp.linalg.lstsq`); slower than
+    `eigh`, the same answer.
 
     Args:
-      rcond: singular values at or below ``rcond`` times the largest count as zero; None is eps * B of K's type.
+      rcond: singular values at or below ``rcond`` times the largest count as zero; None is eps * B
+        of K's type.
     """
 
     def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
@@ -82,14 +95,16 @@ def lstsq(rcond: float | None = None) -> Solve:
 
 
 def cg(tol: float = 1e-5, max_steps: int = 100, damping: float = 0.0) -> Solve:
-    """Conjugate gradients from zero, which stays in the range of K: early stopping is its regularisation.
+    """Conjugate gradients from zero, which stays in the range of K: early stopping is its
+    regularisation.
 
     Args:
       tol: stops at ``|K z - delta| <= tol * |delta|``.
       max_steps: bound on the iterations.
       damping: as for `cholesky`.
 
-    Without damping, on a singular K and a delta outside of its range, the iterates grow without bound: one that is worse than
+    Without damping, on a singular K and a delta outside of its range, the iterates grow without
+      bound: one that is worse than
     z = 0 is given up for it, which shows as a residual of 1.
     """
 
@@ -101,7 +116,9 @@ def cg(tol: float = 1e-5, max_steps: int = 100, damping: float = 0.0) -> Solve:
 
         z, _ = jax.scipy.sparse.linalg.cg(matvec, delta, tol=tol, maxiter=max_steps)
         error, size = jnp.linalg.norm(matvec(z) - delta), jnp.linalg.norm(delta)
-        z = jnp.where(error <= size, z, jnp.where(error > size, 0, jnp.nan))  # a NaN stays to be seen
+        z = jnp.where(
+            error <= size, z, jnp.where(error > size, 0, jnp.nan)
+        )  # a NaN stays to be seen
         return z, _info(gram, delta, z, damping=absolute)
 
     return solve
@@ -111,7 +128,9 @@ def _rcond(rcond: float | None, gram: Array) -> float:
     return float(jnp.finfo(gram.dtype).eps) * gram.shape[0] if rcond is None else rcond
 
 
-def _info(gram: Array, delta: Array, z: Array, rank: Array | None = None, damping: Array | None = None) -> SolveInfo:
+def _info(
+    gram: Array, delta: Array, z: Array, rank: Array | None = None, damping: Array | None = None
+) -> SolveInfo:
     error = jnp.linalg.norm(jnp.dot(gram, z, precision=_HIGHEST) - delta)
     size = jnp.linalg.norm(delta)
     return SolveInfo(

@@ -1,7 +1,8 @@
-"""`ValueStep`: how the parameters of a value function move, given inputs and the targets their values should take.
+"""`ValueStep`: how the parameters of a value function move, given inputs and the targets their
+values should take.
 
-Every algorithm of the paper is this record and a rule for the targets. Targets are numbers, computed outside:
-no step can differentiate through the bootstrap.
+Every algorithm of the paper is this record and a rule for the targets. Targets are numbers,
+computed outside: no step can differentiate through the bootstrap.
 """
 
 from collections.abc import Callable
@@ -31,8 +32,9 @@ class ValueStep(NamedTuple):
     """An optax-shaped pair of pure functions; `update` takes targets where optax takes gradients.
 
     init: `params -> state`, the step's own memory (an optimiser's moments, or nothing).
-    update: `(params, state, inputs, targets [B]) -> (params, state, StepInfo)`. Keeps the types and shapes of its arguments.
-      It leaves `params` as they are where it finds no acceptable step, and reports that.
+    update: `(params, state, inputs, targets [B]) -> (params, state, StepInfo)`. Keeps the types and
+      shapes of its arguments. It leaves `params` as they are where it finds no acceptable step, and
+      reports that.
     """
 
     init: Callable[[Params], State]
@@ -46,14 +48,20 @@ def gradient(q: QFunction, optimizer: optax.GradientTransformation) -> ValueStep
     """
     batch = _batched(q)
 
-    def update(params: Params, state: State, inputs: Inputs, targets: Targets) -> tuple[Params, State, StepInfo]:
+    def update(
+        params: Params, state: State, inputs: Inputs, targets: Targets
+    ) -> tuple[Params, State, StepInfo]:
         values, vjp = jax.vjp(lambda p: batch(p, inputs), params)
         delta = targets - values
         (grads,) = vjp(-delta / delta.shape[0])
         updates, state = optimizer.update(grads, state, params)
         params = optax.apply_updates(params, updates)
         change = batch(params, inputs) - values
-        return params, state, StepInfo(values, delta, {"critic/alignment": diagnostics.alignment(change, delta)})
+        return (
+            params,
+            state,
+            StepInfo(values, delta, {"critic/alignment": diagnostics.alignment(change, delta)}),
+        )
 
     return ValueStep(optimizer.init, update)
 
@@ -68,7 +76,8 @@ def preconditioned(
     decay: float = 0.5,
     max_steps: int = 12,
 ) -> ValueStep:
-    """PreQN, Algorithm 1, lines 10-13: TD errors preconditioned by the inverse of the minibatch kernel.
+    """PreQN, Algorithm 1, lines 10-13: TD errors preconditioned by the inverse of the minibatch
+    kernel.
 
     Args:
       q: `q(params, *inputs) -> scalar`.
@@ -88,14 +97,20 @@ def preconditioned(
     solve = solvers.cholesky() if solve is None else solve
     batch = _batched(q)
 
-    def update(params: Params, state: State, inputs: Inputs, targets: Targets) -> tuple[Params, State, StepInfo]:
+    def update(
+        params: Params, state: State, inputs: Inputs, targets: Targets
+    ) -> tuple[Params, State, StepInfo]:
         lin = ntk.linearize(q, params, inputs, method=method)
         delta = targets - lin.values
         z, fit = solve(lin.gram, delta)  # Eq. 22
         move = lin.pullback(z)  # Eq. 23
 
         def candidate(scale: Array) -> Params:
-            return jax.tree.map(lambda p, m: (p + learning_rate * scale.astype(p.dtype) * m).astype(p.dtype), params, move)
+            return jax.tree.map(
+                lambda p, m: (p + learning_rate * scale.astype(p.dtype) * m).astype(p.dtype),
+                params,
+                move,
+            )
 
         def accept(scale: Array) -> tuple[Array, Array]:
             change = batch(candidate(scale), inputs) - lin.values
@@ -121,18 +136,26 @@ def preconditioned(
 
 
 def natural_gradient(
-    q: QFunction, learning_rate: float = 0.1, damping: float = 1e-3, *, primal: bool = False, max_steps: int = 100
+    q: QFunction,
+    learning_rate: float = 0.1,
+    damping: float = 1e-3,
+    *,
+    primal: bool = False,
+    max_steps: int = 100,
 ) -> ValueStep:
-    """NGQL, Eqs. 25-27: ``theta' = theta + alpha (F + lambda I)^-1 g``, F and g from the same samples.
+    """NGQL, Eqs. 25-27: ``theta' = theta + alpha (F + lambda I)^-1 g``, F and g from the same
+    samples.
 
-    By Lemma 4 (with damping: by the push-through identity) ``(Phi Phi^T + c I)^-1 Phi = Phi (K + c I)^-1``, so the
-    `d x d` system of Eq. 27 is solved through the `B x B` kernel unless `primal` asks for the system itself, by
-    conjugate gradients on Fisher-vector products; the tests hold the two against each other.
+    By Lemma 4 (with damping: by the push-through identity) ``(Phi Phi^T + c I)^-1 Phi = Phi (K + c
+    I)^-1``, so the `d x d` system of Eq. 27 is solved through the `B x B` kernel unless `primal`
+    asks for the system itself, by conjugate gradients on Fisher-vector products; the tests hold the
+    two against each other.
 
     Args:
       q: `q(params, *inputs) -> scalar`.
       learning_rate: alpha of Eq. 25.
-      damping: lambda, in units of tr(F) / B: the same number and the same update as `solve.cholesky(damping)`.
+      damping: lambda, in units of tr(F) / B: the same number and the same update as
+        `solve.cholesky(damping)`.
       primal: solve in parameter space.
       max_steps: conjugate-gradient iterations at most, primal only.
 
@@ -145,25 +168,42 @@ def natural_gradient(
     direction = _primal_direction(q, damping, max_steps) if primal else _dual_direction(q, damping)
     batch = _batched(q)
 
-    def update(params: Params, state: State, inputs: Inputs, targets: Targets) -> tuple[Params, State, StepInfo]:
+    def update(
+        params: Params, state: State, inputs: Inputs, targets: Targets
+    ) -> tuple[Params, State, StepInfo]:
         values, move, metrics = direction(params, inputs, targets)
         delta = targets - values
         params = jax.tree.map(lambda p, m: (p + learning_rate * m).astype(p.dtype), params, move)
         change = batch(params, inputs) - values
-        return params, state, StepInfo(values, delta, {"critic/alignment": diagnostics.alignment(change, delta), **metrics})
+        return (
+            params,
+            state,
+            StepInfo(
+                values, delta, {"critic/alignment": diagnostics.alignment(change, delta), **metrics}
+            ),
+        )
 
     return ValueStep(lambda params: (), update)
 
 
 def ensemble(step: ValueStep) -> ValueStep:
-    """The same step for M value functions at once: parameters and state lead with `[M]`, inputs and targets are shared.
+    """The same step for M value functions at once: parameters and state lead with `[M]`, inputs and
+    targets are shared.
 
     `StepInfo.values` and `delta` are `[M, B]`; metrics are means over members.
     """
 
-    def update(params: Params, state: State, inputs: Inputs, targets: Targets) -> tuple[Params, State, StepInfo]:
-        params, state, info = jax.vmap(step.update, in_axes=(0, 0, None, None))(params, state, inputs, targets)
-        return params, state, info._replace(metrics=jax.tree.map(lambda m: jnp.mean(m, axis=0), info.metrics))
+    def update(
+        params: Params, state: State, inputs: Inputs, targets: Targets
+    ) -> tuple[Params, State, StepInfo]:
+        params, state, info = jax.vmap(step.update, in_axes=(0, 0, None, None))(
+            params, state, inputs, targets
+        )
+        return (
+            params,
+            state,
+            info._replace(metrics=jax.tree.map(lambda m: jnp.mean(m, axis=0), info.metrics)),
+        )
 
     return ValueStep(jax.vmap(step.init), update)
 
@@ -171,11 +211,17 @@ def ensemble(step: ValueStep) -> ValueStep:
 def _dual_direction(q: QFunction, damping: float) -> Callable:
     solve = solvers.cholesky(damping)
 
-    def direction(params: Params, inputs: Inputs, targets: Targets) -> tuple[Array, Params, Metrics]:
+    def direction(
+        params: Params, inputs: Inputs, targets: Targets
+    ) -> tuple[Array, Params, Metrics]:
         lin = ntk.linearize(q, params, inputs)
         delta = targets - lin.values
         z, fit = solve(lin.gram, delta)
-        return lin.values, lin.pullback(z), {**_solve_metrics(fit, delta), **_kernel_metrics(lin.gram)}
+        return (
+            lin.values,
+            lin.pullback(z),
+            {**_solve_metrics(fit, delta), **_kernel_metrics(lin.gram)},
+        )
 
     return direction
 
@@ -183,7 +229,9 @@ def _dual_direction(q: QFunction, damping: float) -> Callable:
 def _primal_direction(q: QFunction, damping: float, max_steps: int) -> Callable:
     batch = _batched(q)
 
-    def direction(params: Params, inputs: Inputs, targets: Targets) -> tuple[Array, Params, Metrics]:
+    def direction(
+        params: Params, inputs: Inputs, targets: Targets
+    ) -> tuple[Array, Params, Metrics]:
         values, pushforward = jax.linearize(lambda p: batch(p, inputs), params)
         pull = jax.linear_transpose(pushforward, params)
         size = values.shape[0]
@@ -196,7 +244,8 @@ def _primal_direction(q: QFunction, damping: float, max_steps: int) -> Callable:
             return jax.tree.map(lambda a, b: a + shift * b, image, v)
 
         (g,) = pull((targets - values) / size)  # Eq. 5
-        # Past convergence the iterates would run away, along directions that F knows only as rounding.
+        # Past convergence the iterates would run away, along directions that F knows only as
+        # rounding.
         tol = 10 * float(jnp.finfo(values.dtype).eps)
         move, _ = jax.scipy.sparse.linalg.cg(fisher, g, tol=tol, maxiter=max_steps)
         return values, move, {}

@@ -1,7 +1,10 @@
-"""Section 3 of the paper on finite Markov decision processes: Bellman backups, the operators U to U3, and their moduli.
+"""Section 3 of the paper on finite Markov decision processes: Bellman backups, the operators U to
+U3, and their moduli.
 
-Q is a table `[S, A]`, and so is rho. A kernel is `[N, N]` with N = S A and pairs in the table's order, i = s A + a. The functions
-are pure and jitted, and take any numbers of the right shape: what a person typed goes through `check` and `check_update` first.
+Q is a table `[S, A]`, and so is rho. A kernel is `[N, N]` with N = S A and pairs in the table's
+order, i = s A + a. The functions
+are pure and jitted, and take any numbers of the right shape: what a person typed goes through
+  `check` and `check_update` first.
 
     mdp = tabular.check(tabular.MDP(transition, reward, 0.9))
     q = tabular.value_iteration(mdp).q
@@ -25,7 +28,9 @@ Operator = Callable[[Array], Array]
 
 
 class MDP(NamedTuple):
-    """A finite Markov decision process with discounted return. A terminal state is one that stays, with reward 0."""
+    """A finite Markov decision process with discounted return. A terminal state is one that stays,
+    with reward 0.
+    """
 
     transition: Array | np.ndarray  # `[S, A, S]`, P(s' | s, a)
     reward: Array | np.ndarray  # `[S, A]`, R(s, a), or `[S, A, S]`, R(s, a, s')
@@ -41,31 +46,53 @@ class Solution(NamedTuple):
 
 
 def check(mdp: MDP) -> MDP:
-    """The same MDP as JAX arrays. Raises ValueError that names a field, what it is and what it should be."""
+    """The same MDP as JAX arrays. Raises ValueError that names a field, what it is and what it
+    should be.
+    """
     transition, reward = np.asarray(mdp.transition), np.asarray(mdp.reward)
     shape = transition.shape
     if transition.ndim != 3 or shape[0] != shape[2] or 0 in shape:
-        raise ValueError(f"transition has the shape {shape}, expected [S, A, S]: states, actions, states")
+        raise ValueError(
+            f"transition has the shape {shape}, expected [S, A, S]: states, actions, states"
+        )
     _check_finite("transition", transition)
     if transition.min() < 0:
-        raise ValueError(f"transition has the entry {transition.min():.6g}, expected probabilities, which are not negative")
+        raise ValueError(
+            f"transition has the entry {transition.min():.6g}, expected probabilities, which are "
+            f"not negative"
+        )
     sums = transition.astype(np.float64).sum(axis=2)
     s, a = np.unravel_index(np.abs(sums - 1).argmax(), sums.shape)
     if abs(sums[s, a] - 1) > _tolerance(transition):
-        raise ValueError(f"transition[{s}, {a}] sums to {sums[s, a]:.6g}, expected 1: the probabilities of every successor")
+        raise ValueError(
+            f"transition[{s}, {a}] sums to {sums[s, a]:.6g}, expected 1: the probabilities of "
+            f"every successor"
+        )
     if reward.shape not in (shape[:2], shape):
-        raise ValueError(f"reward has the shape {reward.shape}, expected {shape[:2]} or {shape}, to fit transition")
+        raise ValueError(
+            f"reward has the shape {reward.shape}, expected {shape[:2]} or {shape}, to fit "
+            f"transition"
+        )
     _check_finite("reward", reward)
     gamma = np.asarray(mdp.gamma)
     if gamma.shape != () or not 0 <= gamma < 1:
-        raise ValueError(f"gamma is {mdp.gamma}, expected a number in [0, 1): at 1 no backup contracts")
+        raise ValueError(
+            f"gamma is {mdp.gamma}, expected a number in [0, 1): at 1 no backup contracts"
+        )
     return MDP(*(jnp.asarray(field, jnp.result_type(float)) for field in mdp))
 
 
-def check_update(mdp: MDP, alpha: float, rho: np.ndarray | Array | None = None, kernel: np.ndarray | Array | None = None) -> None:
-    """Raises ValueError where alpha is no step, rho no distribution on the pairs of `mdp`, or K no kernel on them (Eqs. 12-14).
+def check_update(
+    mdp: MDP,
+    alpha: float,
+    rho: np.ndarray | Array | None = None,
+    kernel: np.ndarray | Array | None = None,
+) -> None:
+    """Raises ValueError where alpha is no step, rho no distribution on the pairs of `mdp`, or K no
+    kernel on them (Eqs. 12-14).
 
-    K may be singular: features fewer than pairs give such a one, and Lemma 3 holds for it. The closed forms of Lemmas 1 and 2
+    K may be singular: features fewer than pairs give such a one, and Lemma 3 holds for it. The
+      closed forms of Lemmas 1 and 2
     need alpha below 1 and 1 / max rho besides; `diagnostics` has the slacks.
     """
     pairs = np.shape(mdp.transition)[:2]
@@ -74,10 +101,15 @@ def check_update(mdp: MDP, alpha: float, rho: np.ndarray | Array | None = None, 
     if rho is not None:
         rho = np.asarray(rho)
         if rho.shape != pairs:
-            raise ValueError(f"rho has the shape {rho.shape}, expected {pairs}, a probability for every state and action")
+            raise ValueError(
+                f"rho has the shape {rho.shape}, expected {pairs}, a probability for every state "
+                f"and action"
+            )
         _check_finite("rho", rho)
         if rho.min() < 0:
-            raise ValueError(f"rho has the entry {rho.min():.6g}, expected probabilities, which are not negative")
+            raise ValueError(
+                f"rho has the entry {rho.min():.6g}, expected probabilities, which are not negative"
+            )
         total = rho.astype(np.float64).sum()
         if abs(total - 1) > _tolerance(rho):
             raise ValueError(f"rho sums to {total:.6g}, expected 1")
@@ -87,24 +119,37 @@ def check_update(mdp: MDP, alpha: float, rho: np.ndarray | Array | None = None, 
 
 def _check_kernel(kernel: np.ndarray, size: int) -> None:
     if kernel.shape != (size, size):
-        raise ValueError(f"kernel has the shape {kernel.shape}, expected {(size, size)}: a row and a column for every pair")
+        raise ValueError(
+            f"kernel has the shape {kernel.shape}, expected {(size, size)}: a row and a column for "
+            f"every pair"
+        )
     _check_finite("kernel", kernel)
     scale, tolerance = np.abs(kernel).max(), _tolerance(kernel)
     i, j = np.unravel_index(np.abs(kernel - kernel.T).argmax(), kernel.shape)
     if abs(kernel[i, j] - kernel[j, i]) > tolerance * scale:
         raise ValueError(
-            f"kernel is not symmetric: entry [{i}, {j}] is {kernel[i, j]:.6g} and [{j}, {i}] is {kernel[j, i]:.6g}, "
+            f"kernel is not symmetric: entry [{i}, {j}] is {kernel[i, j]:.6g} and [{j}, {i}] is "
+            f"{kernel[j, i]:.6g}, "
             "expected them to be equal"
         )
     least = np.linalg.eigvalsh(kernel.astype(np.float64))[0]
     if least < -tolerance * scale:
-        raise ValueError(f"kernel has the eigenvalue {least:.6g}, expected none below 0: a kernel is a matrix of inner products")
+        raise ValueError(
+            f"kernel has the eigenvalue {least:.6g}, expected none below 0: a kernel is a matrix "
+            f"of inner products"
+        )
 
 
 def _check_finite(name: str, values: np.ndarray) -> None:
     if values.dtype.kind not in "fiub" or not np.isfinite(values).all():
-        at = "" if values.dtype.kind not in "fiub" else f" at {[int(i) for i in np.argwhere(~np.isfinite(values))[0]]}"
-        raise ValueError(f"{name} holds a value that is no finite number{at}, expected finite numbers")
+        at = (
+            ""
+            if values.dtype.kind not in "fiub"
+            else f" at {[int(i) for i in np.argwhere(~np.isfinite(values))[0]]}"
+        )
+        raise ValueError(
+            f"{name} holds a value that is no finite number{at}, expected finite numbers"
+        )
 
 
 def _tolerance(values: np.ndarray) -> float:
@@ -130,18 +175,23 @@ def backup(mdp: MDP, q: Array) -> Array:
 
 @jax.jit
 def policy_backup(mdp: MDP, policy: Array, q: Array) -> Array:
-    """T^pi Q, `[S, A]`: R + gamma E[Q(s', a')] with a' ~ pi. `policy` holds the probabilities pi(a | s), `[S, A]`."""
+    """T^pi Q, `[S, A]`: R + gamma E[Q(s', a')] with a' ~ pi. `policy` holds the probabilities pi(a
+    | s), `[S, A]`.
+    """
     return _back_up(mdp, jnp.sum(_table(mdp, "policy", policy) * _table(mdp, "q", q), axis=1))
 
 
 def greedy(q: Array) -> Array:
-    """The greedy policy argmax_a Q(s, a) as probabilities, `[S, A]`; the first of several best actions has them all."""
+    """The greedy policy argmax_a Q(s, a) as probabilities, `[S, A]`; the first of several best
+    actions has them all.
+    """
     return jax.nn.one_hot(jnp.argmax(q, axis=1), q.shape[1], dtype=q.dtype)
 
 
 @jax.jit
 def value_iteration(mdp: MDP, tol: Number = 1e-6, max_steps: int = 100_000) -> Solution:
-    """Q* by Q_{k+1} = T*Q_k from zero, until it is known to within `tol`, or `max_steps` backups are taken.
+    """Q* by Q_{k+1} = T*Q_k from zero, until it is known to within `tol`, or `max_steps` backups
+    are taken.
 
     In float32 a `tol` near the rounding of Q is not reached: `Solution.error` says what was.
     """
@@ -153,7 +203,9 @@ def value_iteration(mdp: MDP, tol: Number = 1e-6, max_steps: int = 100_000) -> S
     def step(carry: Solution) -> Solution:
         q = backup(mdp, carry.q)
         change = jnp.max(jnp.abs(q - carry.q))
-        return Solution(q, mdp.gamma / (1 - mdp.gamma) * change, carry.steps + 1)  # the Banach theorem's own estimate
+        return Solution(
+            q, mdp.gamma / (1 - mdp.gamma) * change, carry.steps + 1
+        )  # the Banach theorem's own estimate
 
     start = Solution(zeros, jnp.full((), jnp.inf, zeros.dtype), jnp.int32(0))
     return jax.lax.while_loop(unfinished, step, start)
@@ -166,7 +218,9 @@ def _back_up(mdp: MDP, values: Array) -> Array:
 def _table(mdp: MDP, name: str, table: Array) -> Array:
     expected = mdp.transition.shape[:2]
     if jnp.shape(table) != expected:
-        raise ValueError(f"{name} has the shape {jnp.shape(table)}, expected {expected}: states, actions")
+        raise ValueError(
+            f"{name} has the shape {jnp.shape(table)}, expected {expected}: states, actions"
+        )
     return jnp.asarray(table)
 
 
@@ -174,7 +228,10 @@ def _square(mdp: MDP, kernel: Array) -> Array:
     states, actions = mdp.transition.shape[:2]
     expected = (states * actions, states * actions)
     if jnp.shape(kernel) != expected:
-        raise ValueError(f"kernel has the shape {jnp.shape(kernel)}, expected {expected}: a row and a column for every pair")
+        raise ValueError(
+            f"kernel has the shape {jnp.shape(kernel)}, expected {expected}: a row and a column "
+            f"for every pair"
+        )
     return jnp.asarray(kernel)
 
 
@@ -183,7 +240,9 @@ def _square(mdp: MDP, kernel: Array) -> Array:
 
 @jax.jit
 def u1(mdp: MDP, q: Array, alpha: Number) -> Array:
-    """U1 Q = Q + alpha (T*Q - Q), Eq. 12: tabular Q-learning of every pair at once, and what PreQN aims at (Eq. 20)."""
+    """U1 Q = Q + alpha (T*Q - Q), Eq. 12: tabular Q-learning of every pair at once, and what PreQN
+    aims at (Eq. 20).
+    """
     return q + alpha * (backup(mdp, q) - q)
 
 
@@ -195,24 +254,31 @@ def u2(mdp: MDP, q: Array, alpha: Number, rho: Array) -> Array:
 
 @jax.jit
 def u(mdp: MDP, q: Array, alpha: Number, rho: Array, kernel: Array) -> Array:
-    """U Q = Q + alpha K D_rho (T*Q - Q), Eq. 11: what Eq. 5 does to Q, to first order in alpha (Theorem 1).
+    """U Q = Q + alpha K D_rho (T*Q - Q), Eq. 11: what Eq. 5 does to Q, to first order in alpha
+    (Theorem 1).
 
     K is the kernel of Eq. 9 at the parameters that Q comes from, as `ntk.kernel` gives it.
     """
     weighted = _table(mdp, "rho", rho) * (backup(mdp, q) - q)
-    return q + alpha * jnp.dot(_square(mdp, kernel), weighted.reshape(-1), precision=_HIGHEST).reshape(q.shape)
+    return q + alpha * jnp.dot(
+        _square(mdp, kernel), weighted.reshape(-1), precision=_HIGHEST
+    ).reshape(q.shape)
 
 
 u3 = u
-"""U3 of Eqs. 14-15 is U with a constant kernel; with K = Phi^T Phi of linear features it is the update of Eq. 5, exactly."""
+"""U3 of Eqs. 14-15 is U with a constant kernel; with K = Phi^T Phi of linear features it is the
+update of Eq. 5, exactly.
+"""
 
 
 @jax.jit
 def preconditioned(mdp: MDP, q: Array, alpha: Number, rho: Array, kernel: Array) -> Array:
-    """Q + alpha K Z with K Z = T*Q - Q by least squares on the pairs with rho > 0 (Eqs. 21-23): PreQN's step, to first order.
+    """Q + alpha K Z with K Z = T*Q - Q by least squares on the pairs with rho > 0 (Eqs. 21-23):
+    PreQN's step, to first order.
 
-    It is U1 on those pairs where their K has full rank; the others move by generalization alone. Where K is singular, it moves Q
-    by the projection of T*Q - Q onto K's range, which need not contract.
+    It is U1 on those pairs where their K has full rank; the others move by generalization alone.
+    Where K is singular, it moves Q by the projection of T*Q - Q onto K's range, which need not
+    contract.
     """
     batch = (_table(mdp, "rho", rho) > 0).reshape(-1).astype(q.dtype)
     delta = batch * (backup(mdp, q) - q).reshape(-1)
@@ -227,34 +293,46 @@ def iterate(operator: Operator, q: Array, steps: int) -> Array:
     return path
 
 
-# Moduli in the sup norm. `diagnostics` has the paper's bound and slacks, which need K, rho, alpha and gamma alone.
+# Moduli in the sup norm. `diagnostics` has the paper's bound and slacks, which need K, rho, alpha
+# and gamma alone.
 
 
 @jax.jit
 def modulus(mdp: MDP, alpha: Number, rho: Array, kernel: Array) -> Array:
-    """The Lipschitz modulus of U (Eq. 11) for a constant K, `[]`: max |U Q1 - U Q2| / max |Q1 - Q2| at its largest, exactly.
+    """The Lipschitz modulus of U (Eq. 11) for a constant K, `[]`: max |U Q1 - U Q2| / max |Q1 - Q2|
+    at its largest, exactly.
 
-    U is linear wherever the greedy policy pi is, with the matrix I - alpha K D + alpha gamma K D P_pi, and every pi is greedy
-    somewhere. So the modulus is the largest sum of absolute values over a row of any of these, and the best pi for a row is
-    found successor by successor. It is at most `diagnostics.contraction_bound`, which lets the two terms of a row differ in
-    sign at no cost. U1 has kernel = I and rho = 1, U2 has kernel = I.
+    U is linear wherever the greedy policy pi is, with the matrix I - alpha K D + alpha gamma K D
+    P_pi, and every pi is greedy somewhere. So the modulus is the largest sum of absolute values
+    over a row of any of these, and the best pi for a row is found successor by successor. It is at
+    most `diagnostics.contraction_bound`, which lets the two terms of a row differ in sign at no
+    cost. U1 has kernel = I and rho = 1, U2 has kernel = I.
     """
     states, actions = mdp.transition.shape[:2]
     size = states * actions
     weighted = alpha * _square(mdp, kernel) * _table(mdp, "rho", rho).reshape(1, size)
     stay = (jnp.eye(size, dtype=weighted.dtype) - weighted).reshape(size, states, actions)
-    flow = mdp.gamma * jnp.dot(weighted, mdp.transition.reshape(size, states), precision=_HIGHEST)[:, :, None]
-    gain = jnp.max(jnp.abs(stay + flow) - jnp.abs(stay), axis=2)  # of making an action the greedy one
+    flow = (
+        mdp.gamma
+        * jnp.dot(weighted, mdp.transition.reshape(size, states), precision=_HIGHEST)[:, :, None]
+    )
+    gain = jnp.max(
+        jnp.abs(stay + flow) - jnp.abs(stay), axis=2
+    )  # of making an action the greedy one
     return jnp.max(jnp.sum(jnp.sum(jnp.abs(stay), axis=2) + gain, axis=1))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 3))
-def estimate_modulus(operator: Operator, shape: tuple[int, int], key: Key, points: int = 32) -> Array:
-    """The largest max |U Q1 - U Q2| / max |Q1 - Q2| that a search finds, `[]`: a lower bound of any operator's modulus.
+def estimate_modulus(
+    operator: Operator, shape: tuple[int, int], key: Key, points: int = 32
+) -> Array:
+    """The largest max |U Q1 - U Q2| / max |Q1 - Q2| that a search finds, `[]`: a lower bound of any
+    operator's modulus.
 
-    From each of `points` random tables of `shape`, with a random action raised above the others in every state, it tries steps of
-    all pairs alike, in the signs of every row of the derivative, in random signs and in random directions. (A step of one pair
-    alone is the mean of two sign patterns, and never worse than both.) The operator need only be differentiable almost
+    From each of `points` random tables of `shape`, with a random action raised above the others in
+    every state, it tries steps of all pairs alike, in the signs of every row of the derivative, in
+    random signs and in random directions. (A step of one pair alone is the mean of two sign
+    patterns, and never worse than both.) The operator need only be differentiable almost
     everywhere. The estimate reaches the modulus of U if the worst policy is among the points.
     """
     size = shape[0] * shape[1]

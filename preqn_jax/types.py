@@ -23,16 +23,24 @@ Metrics = dict[str, Array]
 """Scalars by their name in `metrics.jsonl`, as `"critic/td_abs"`."""
 
 QFunction = Callable[..., Any]
-"""`q(params, *inputs) -> scalar`, pure, written for ONE example, as a Flax module's `apply`. Batches are `jax.vmap`'s work."""
+"""`q(params, *inputs) -> scalar`, pure, written for ONE example, as a Flax module's `apply`.
+Batches are `jax.vmap`'s work.
+"""
 
 
 class Transition(NamedTuple):
-    """One step of experience, `(s, a, r, d, s')`; arrays may carry leading axes, `[B]` in a minibatch."""
+    """One step of experience, `(s, a, r, d, s')`; arrays may carry leading axes, `[B]` in a
+    minibatch.
+    """
 
     obs: Array | np.ndarray  # `[obs]`, s
-    action: Array | np.ndarray  # `[act]`, a in [-1, 1]; the environment's own units are the environment's business
+    action: (
+        Array | np.ndarray
+    )  # `[act]`, a in [-1, 1]; the environment's own units are the environment's business
     reward: Array | np.ndarray  # `[]`, r
-    discount: Array | np.ndarray  # `[]`, 1 - terminated. A time limit is not a terminal: it leaves 1 here
+    discount: (
+        Array | np.ndarray
+    )  # `[]`, 1 - terminated. A time limit is not a terminal: it leaves 1 here
     next_obs: Array | np.ndarray  # `[obs]`, the true successor s', also where an episode ends
 
 

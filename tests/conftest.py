@@ -4,10 +4,15 @@ import os
 import tempfile
 from pathlib import Path
 
-# Most of what a test costs is compiling: leave LLVM's optimiser out, and share what was compiled among tests and processes.
-# Before JAX starts, and for the commands that tests start.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
-_cache = Path(tempfile.gettempdir()) / f"preqn_jax-tests-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
+# Most of what a test costs is compiling: leave LLVM's optimiser out, and share what was compiled
+# among tests and processes. Before JAX starts, and for the commands that tests start.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+_cache = (
+    Path(tempfile.gettempdir())
+    / f"preqn_jax-tests-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
+)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 

@@ -1,19 +1,26 @@
 """Float64 NumPy oracles, written from the paper's formulas: no JAX, no automatic differentiation.
 
-A network is a list of layers ``(W [in, out], b [out] or None)``; its parameters as one vector theta `[d]` are each layer's bias
-and then its weights, layer by layer, which is also the order of `jax.tree.leaves` for Flax's `Dense_0`, `Dense_1`, ...
-Phi is `[d, B]` as in section 4: a column is grad Q of one example.
+A network is a list of layers ``(W [in, out], b [out] or None)``; its parameters as one vector theta
+`[d]` are each layer's bias and then its weights, layer by layer, which is also the order of
+`jax.tree.leaves` for Flax's `Dense_0`, `Dense_1`, ... Phi is `[d, B]` as in section 4: a column is
+grad Q of one example.
 """
 
 import itertools
 
 import numpy as np
 
-# For `jax.jit(..., compiler_options=QUICK)`: compiling is most of what a test costs, five times less of it without the
-# optimiser, and algebra does not depend on that.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True, "xla_cpu_use_fusion_emitters": False}
+# For `jax.jit(..., compiler_options=QUICK)`: compiling is most of what a test costs, five times
+# less of it without the optimiser, and algebra does not depend on that.
+QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
 
-RCOND = 1e-12  # below it an eigenvalue is rounding of zero: eps * d is about 1e-14, and the batches of the tests stay above 1e-9
+# below it an eigenvalue is rounding of zero: eps * d is about 1e-14, and the batches of the tests
+# stay above 1e-9
+RCOND = 1e-12
 
 ACTIVATIONS = {  # name -> (function, its derivative)
     "sin": (np.sin, np.cos),
@@ -23,7 +30,9 @@ ACTIVATIONS = {  # name -> (function, its derivative)
 
 
 def random_layers(seed, sizes):
-    """Layers of the given sizes, input and output included, with normal weights of unit gain and normal biases."""
+    """Layers of the given sizes, input and output included, with normal weights of unit gain and
+    normal biases.
+    """
     rng = np.random.default_rng(seed)
     pairs = itertools.pairwise(sizes)
     return [(rng.normal(size=(a, b)) / np.sqrt(a), 0.5 * rng.normal(size=b)) for a, b in pairs]
@@ -31,18 +40,29 @@ def random_layers(seed, sizes):
 
 def critic_params(layers):
     """The parameters of `networks.Critic` with these layers."""
-    return {"params": {"mlp": {f"Dense_{i}": {"kernel": w, "bias": b} for i, (w, b) in enumerate(layers)}}}
+    return {
+        "params": {
+            "mlp": {f"Dense_{i}": {"kernel": w, "bias": b} for i, (w, b) in enumerate(layers)}
+        }
+    }
 
 
 def layers_of(params):
-    """The layers of a Flax MLP's parameters (a dict of `Dense_i`, possibly nested in dicts of one entry)."""
+    """The layers of a Flax MLP's parameters (a dict of `Dense_i`, possibly nested in dicts of one
+    entry).
+    """
     while len(params) == 1 and not any(name.startswith("Dense_") for name in params):
         (params,) = params.values()
     names = sorted(params, key=lambda name: int(name.removeprefix("Dense_")))
     layers = []
     for name in names:
         bias = params[name].get("bias")
-        layers.append((np.asarray(params[name]["kernel"], np.float64), None if bias is None else np.asarray(bias, np.float64)))
+        layers.append(
+            (
+                np.asarray(params[name]["kernel"], np.float64),
+                None if bias is None else np.asarray(bias, np.float64),
+            )
+        )
     return layers
 
 
@@ -55,7 +75,10 @@ def mlp(layers, activation, x):
     """Q `[B]` and Phi `[d, B]` of an MLP with one linear output, by backpropagation written out."""
     act, slope = ACTIVATIONS[activation]
     x = np.asarray(x, np.float64)
-    inputs, before = [], []  # of each layer: what it takes `[B, in]`, and its result before the activation `[B, out]`
+    inputs, before = (
+        [],
+        [],
+    )  # of each layer: what it takes `[B, in]`, and its result before the activation `[B, out]`
     for i, (weights, bias) in enumerate(layers):
         z = x @ weights + (0 if bias is None else bias)
         inputs.append(x)
@@ -67,7 +90,9 @@ def mlp(layers, activation, x):
     for i in reversed(range(len(layers))):
         weights, bias = layers[i]
         parts = [] if bias is None else [error]
-        parts.append(np.stack([np.outer(a, e).ravel() for a, e in zip(inputs[i], error, strict=True)]))
+        parts.append(
+            np.stack([np.outer(a, e).ravel() for a, e in zip(inputs[i], error, strict=True)])
+        )
         blocks.append(np.concatenate(parts, axis=1))
         if i:
             error = (error @ weights.T) * slope(before[i - 1])
@@ -104,11 +129,15 @@ def cosine(a, b):
 def row_ratio(gram):
     """Section 5.1: R_i(K) = (1/N) sum_{j != i} |K_ij| / K_ii."""
     n = len(gram)
-    return np.array([sum(abs(gram[i, j]) for j in range(n) if j != i) / gram[i, i] / n for i in range(n)])
+    return np.array(
+        [sum(abs(gram[i, j]) for j in range(n) if j != i) / gram[i, i] / n for i in range(n)]
+    )
 
 
 def tanh_gaussian_log_prob(mean, log_std, noise):
-    """log pi(tanh(u)|s) `[...]` at u = mean + std noise, `[..., act]`: a change of variables, 1 - tanh(u)^2 = 1 / cosh(u)^2."""
+    """log pi(tanh(u)|s) `[...]` at u = mean + std noise, `[..., act]`: a change of variables, 1 -
+    tanh(u)^2 = 1 / cosh(u)^2.
+    """
     mean, log_std, noise = (np.asarray(v, np.float64) for v in (mean, log_std, noise))
     u = mean + np.exp(log_std) * noise
     log_normal = -0.5 * noise**2 - log_std - 0.5 * np.log(2 * np.pi)
@@ -117,7 +146,9 @@ def tanh_gaussian_log_prob(mean, log_std, noise):
 
 
 def relative_error(got, expected):
-    """The largest difference in units of the largest expected entry, or absolute where all of these are zero."""
+    """The largest difference in units of the largest expected entry, or absolute where all of these
+    are zero.
+    """
     got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
     assert got.shape == expected.shape, (got.shape, expected.shape)
     if expected.size == 0:

@@ -45,7 +45,10 @@ SLOW = {
     "td3-sin",
     "sac-preconditioned",
 }
-rows = [pytest.param(fields, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, fields in TABLE.items()]
+rows = [
+    pytest.param(fields, id=name, marks=[pytest.mark.slow] * (name in SLOW))
+    for name, fields in TABLE.items()
+]
 laws = pytest.mark.parametrize("fields", rows)
 
 
@@ -68,12 +71,20 @@ def compiled(fields):
 def transitions(seed=0, n=32):
     rng = np.random.default_rng(seed)
     normal = lambda *shape: jnp.asarray(rng.normal(size=(n, *shape)), jnp.float32)
-    return Transition(normal(3), jnp.tanh(normal(2)), normal(), jnp.asarray(rng.random(n) < 0.8, jnp.float32), normal(3))
+    return Transition(
+        normal(3),
+        jnp.tanh(normal(2)),
+        normal(),
+        jnp.asarray(rng.random(n) < 0.8, jnp.float32),
+        normal(3),
+    )
 
 
 def learn(agent, state, updates=4, key=0):
     for i in range(updates):
-        state, metrics = agent.update(state, transitions(i), jax.random.fold_in(jax.random.key(key), i), jnp.int32(i))
+        state, metrics = agent.update(
+            state, transitions(i), jax.random.fold_in(jax.random.key(key), i), jnp.int32(i)
+        )
     return state, metrics
 
 
@@ -163,28 +174,40 @@ def test_nothing_is_sent_to_the_host_in_the_second_update(fields):
 def test_a_vmap_over_seeds_is_a_loop(fields):
     agent = compiled(fields)
     keys = jax.random.split(jax.random.key(7), 3)
-    states, batches = jax.vmap(agent.init)(keys), jax.tree.map(lambda *x: jnp.stack(x), *[transitions(s) for s in range(3)])
-    together, metrics = jax.jit(jax.vmap(agent.update, in_axes=(0, 0, 0, None)))(states, batches, keys, jnp.int32(1))
+    states, batches = (
+        jax.vmap(agent.init)(keys),
+        jax.tree.map(lambda *x: jnp.stack(x), *[transitions(s) for s in range(3)]),
+    )
+    together, metrics = jax.jit(jax.vmap(agent.update, in_axes=(0, 0, 0, None)))(
+        states, batches, keys, jnp.int32(1)
+    )
     for s in range(3):
         state = jax.tree.map(lambda leaf, s=s: leaf[s], states)
         alone, alone_metrics = agent.update(state, transitions(s), keys[s], jnp.int32(1))
-        # one float32 step: batched products may sum in another order, which the solve amplifies by K's condition
+        # one float32 step: batched products may sum in another order, which the solve amplifies by
+        # K's condition
         for a, b in zip(leaves(alone), leaves(together), strict=True):
             np.testing.assert_allclose(a, b[s], rtol=2e-2, atol=2e-3)
-        np.testing.assert_allclose(alone_metrics["critic/td_abs"], metrics["critic/td_abs"][s], rtol=1e-4)
+        np.testing.assert_allclose(
+            alone_metrics["critic/td_abs"], metrics["critic/td_abs"][s], rtol=1e-4
+        )
 
 
 @laws
 def test_actions_stay_in_the_box(fields):
     agent = make({**fields, "exploration_noise": 2.0})
     state = agent.init(jax.random.key(0))
-    act = jax.vmap(lambda key: agent.explore(state.actor, jnp.ones(3), key))(jax.random.split(jax.random.key(0), 200))
+    act = jax.vmap(lambda key: agent.explore(state.actor, jnp.ones(3), key))(
+        jax.random.split(jax.random.key(0), 200)
+    )
     assert act.shape == (200, 2) and 0.9 < float(jnp.abs(act).max()) <= 1
     assert len(np.unique(np.asarray(act)[:, 0])) > 20
     assert (agent.act(state.actor, jnp.ones(3)) == agent.act(state.actor, jnp.ones(3))).all()
 
 
-@pytest.mark.parametrize(("delay", "moves"), [(1, [1, 1, 1, 1]), (2, [0, 1, 0, 1]), (3, [0, 0, 1, 0])])
+@pytest.mark.parametrize(
+    ("delay", "moves"), [(1, [1, 1, 1, 1]), (2, [0, 1, 0, 1]), (3, [0, 0, 1, 0])]
+)
 def test_the_policy_and_the_targets_wait_for_their_turn(delay, moves):
     agent = make({"algorithm": "td3", "policy_delay": delay})
     state, moved = agent.init(jax.random.key(0)), []
@@ -202,13 +225,17 @@ def test_target_networks_move_by_polyak_averaging(algorithm):
     agent = compiled({"algorithm": algorithm})
     start = agent.init(jax.random.key(0))
     end, _ = agent.update(start, transitions(), jax.random.key(1), jnp.int32(0))
-    for slow, old, new in zip(*map(leaves, (end.target_critic, start.target_critic, end.critic)), strict=True):
+    for slow, old, new in zip(
+        *map(leaves, (end.target_critic, start.target_critic, end.critic)), strict=True
+    ):
         assert np.abs(new - old).max() > 5e-4
         np.testing.assert_allclose(slow, 0.995 * old + 0.005 * new, rtol=3e-7, atol=1e-8)
 
 
 class Affine:
-    """Stands in for a network: Q = c * (sum obs + 10 * sum action), mu = clip(m * obs[:2]), for values worked by hand."""
+    """Stands in for a network: Q = c * (sum obs + 10 * sum action), mu = clip(m * obs[:2]), for
+    values worked by hand.
+    """
 
     def __init__(self, value):
         self.value = value
@@ -228,12 +255,18 @@ class HandActor(Affine):
 
 
 def hand_agent(monkeypatch, seen, **fields):
-    """An agent on hand-made networks whose critic step records its targets and leaves the parameters alone."""
+    """An agent on hand-made networks whose critic step records its targets and leaves the
+    parameters alone.
+    """
 
     def record(config, q):
         def update(params, state, inputs, targets):
             seen.append(targets)
-            return params, state, base.steps.StepInfo(targets * 0, targets, {"critic/alignment": jnp.float32(1)})
+            return (
+                params,
+                state,
+                base.steps.StepInfo(targets * 0, targets, {"critic/alignment": jnp.float32(1)}),
+            )
 
         return base.steps.ValueStep(lambda params: (), update)
 
@@ -255,10 +288,13 @@ def test_ddpg_targets_by_hand_at_a_terminal_and_at_a_time_limit(monkeypatch):
     seen = []
     agent = hand_agent(monkeypatch, seen, algorithm="ddpg")
     state = agent.init(jax.random.key(0))
-    state = dataclasses.replace(state, target_critic=jax.tree.map(lambda w: w * 0 + 3, state.target_critic))
+    state = dataclasses.replace(
+        state, target_critic=jax.tree.map(lambda w: w * 0 + 3, state.target_critic)
+    )
     with jax.disable_jit():
         agent.update(state, HAND_BATCH, jax.random.key(1), jnp.int32(0))
-    # mu(s') = 0.5 * (1, 0.4) = (0.5, 0.2); the target critic gives 3 * (3.4 + 10 * 0.7) = 31.2; y = 1 + 0.5 * 31.2
+    # mu(s') = 0.5 * (1, 0.4) = (0.5, 0.2); the target critic gives 3 * (3.4 + 10 * 0.7) = 31.2; y =
+    # 1 + 0.5 * 31.2
     np.testing.assert_allclose(np.ravel(seen[0]), [1.0, 16.6], rtol=1e-6)
 
 
@@ -275,13 +311,15 @@ def test_preqn_bootstraps_from_the_online_networks(monkeypatch):
 
 def test_td3_targets_by_hand_take_the_least_critic_and_clipped_noise(monkeypatch):
     seen = []
-    agent = hand_agent(monkeypatch, seen, algorithm="td3", target_noise=100.0, target_noise_clip=0.25)
+    agent = hand_agent(
+        monkeypatch, seen, algorithm="td3", target_noise=100.0, target_noise_clip=0.25
+    )
     state = agent.init(jax.random.key(0))
     state = dataclasses.replace(state, target_critic={"w": jnp.array([3.0, 2.0])})
     with jax.disable_jit():
         agent.update(state, HAND_BATCH, jax.random.key(1), jnp.int32(1))
-    # noise of deviation 100 is clipped to +-0.25 in each of the two actions: (0.5 +- 0.25) + (0.2 +- 0.25) is 0.2, 0.7 or 1.2;
-    # the least of w = 3 and w = 2 is 2 times 3.4 + 10 * that
+    # noise of deviation 100 is clipped to +-0.25 in each of the two actions: (0.5 +- 0.25) + (0.2
+    # +- 0.25) is 0.2, 0.7 or 1.2; the least of w = 3 and w = 2 is 2 times 3.4 + 10 * that
     first, second = np.ravel(seen[0])[:2]
     assert first == 1
     assert min(abs(second - (1 + 0.5 * 2 * (3.4 + 10 * a))) for a in (0.2, 0.7, 1.2)) < 1e-3
@@ -289,11 +327,15 @@ def test_td3_targets_by_hand_take_the_least_critic_and_clipped_noise(monkeypatch
 
 def test_smoothed_actions_stay_in_the_box(monkeypatch):
     seen = []
-    agent = hand_agent(monkeypatch, seen, algorithm="td3", target_noise=100.0, target_noise_clip=50.0)
+    agent = hand_agent(
+        monkeypatch, seen, algorithm="td3", target_noise=100.0, target_noise_clip=50.0
+    )
     state = agent.init(jax.random.key(0))
     with jax.disable_jit():
         agent.update(state, HAND_BATCH, jax.random.key(1), jnp.int32(1))
-    sums = [(np.ravel(seen[0])[1] - 1) / 0.5 / 2 - 3.4]  # 10 * (a1 + a2), each a at an edge of the box
+    sums = [
+        (np.ravel(seen[0])[1] - 1) / 0.5 / 2 - 3.4
+    ]  # 10 * (a1 + a2), each a at an edge of the box
     assert min(abs(sums[0] - 10 * s) for s in (-2, 0, 2)) < 1e-3
 
 
@@ -312,7 +354,9 @@ def test_the_policy_climbs_the_first_critic():
     assert objective(end.actor) > objective(start.actor)
     grads = jax.grad(lambda phi: -objective(phi))(start.actor)
     updates, _ = optax.adam(1e-3).update(grads, optax.adam(1e-3).init(start.actor))
-    for a, b in zip(leaves(optax.apply_updates(start.actor, updates)), leaves(end.actor), strict=True):
+    for a, b in zip(
+        leaves(optax.apply_updates(start.actor, updates)), leaves(end.actor), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
@@ -320,23 +364,39 @@ def test_the_policy_climbs_the_first_critic():
 @pytest.mark.parametrize("log_std", [-5.0, 0.0, 2.0])
 def test_log_probability_of_a_squashed_gaussian(mean, log_std):
     """Also where tanh(u) rounds to 1: no infinity, and a finite gradient."""
-    mean, log_std, noise = jnp.array([mean, 0.1]), jnp.array([log_std, -1.0]), jnp.array([0.3, -1.2])
+    mean, log_std, noise = (
+        jnp.array([mean, 0.1]),
+        jnp.array([log_std, -1.0]),
+        jnp.array([0.3, -1.2]),
+    )
     action, log_prob = stochastic.tanh_gaussian(mean, log_std, noise)
-    np.testing.assert_allclose(action, np.tanh(np.asarray(mean + jnp.exp(log_std) * noise, np.float64)), atol=1e-6)
-    np.testing.assert_allclose(log_prob, oracles.tanh_gaussian_log_prob(mean, log_std, noise), rtol=1e-5, atol=1e-5)
-    gradients = jax.grad(lambda m, s: stochastic.tanh_gaussian(m, s, noise)[1], argnums=(0, 1))(mean, log_std)
+    np.testing.assert_allclose(
+        action, np.tanh(np.asarray(mean + jnp.exp(log_std) * noise, np.float64)), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        log_prob, oracles.tanh_gaussian_log_prob(mean, log_std, noise), rtol=1e-5, atol=1e-5
+    )
+    gradients = jax.grad(lambda m, s: stochastic.tanh_gaussian(m, s, noise)[1], argnums=(0, 1))(
+        mean, log_std
+    )
     assert all(np.isfinite(g).all() for g in gradients)
 
 
 def test_the_squashed_density_integrates_to_one(x64):
-    """Over a in (-1, 1), for one action: pi(a|s) = exp(log pi) on a grid of u, with da = (1 - a^2) du."""
+    """Over a in (-1, 1), for one action: pi(a|s) = exp(log pi) on a grid of u, with da = (1 - a^2)
+    du.
+    """
     noise = jnp.linspace(-9, 9, 20_001)
-    action, log_prob = jax.vmap(lambda n: stochastic.tanh_gaussian(jnp.array([0.4]), jnp.array([-0.3]), n[None]))(noise)
+    action, log_prob = jax.vmap(
+        lambda n: stochastic.tanh_gaussian(jnp.array([0.4]), jnp.array([-0.3]), n[None])
+    )(noise)
     np.testing.assert_allclose(np.trapezoid(np.exp(log_prob), action[:, 0]), 1, atol=1e-6)
 
 
 class HandGaussian(Affine):
-    """Mean w * obs[:2], standard deviation all but zero: the action is tanh of the mean, up to 1e-6."""
+    """Mean w * obs[:2], standard deviation all but zero: the action is tanh of the mean, up to
+    1e-6.
+    """
 
     def apply(self, params, obs):
         return params["w"] * obs[:2], jnp.full(2, -14.0)
@@ -344,7 +404,9 @@ class HandGaussian(Affine):
 
 def hand_sac(monkeypatch, seen, **fields):
     hand_agent(monkeypatch, seen, algorithm="ddpg")  # for its critic step, which records
-    config = agents.resolve(agents.AgentConfig(discount=0.5, actor_learning_rate=1e-9, algorithm="sac", **fields))
+    config = agents.resolve(
+        agents.AgentConfig(discount=0.5, actor_learning_rate=1e-9, algorithm="sac", **fields)
+    )
     return stochastic.stochastic(config, SPEC, HandGaussian(0.5), HandCritic(2.0))  # pyright: ignore
 
 
@@ -355,15 +417,21 @@ def test_sac_targets_by_hand_take_the_least_target_critic_and_the_entropy(monkey
     state = dataclasses.replace(state, target_critic={"w": jnp.array([3.0, 2.0])})
     with jax.disable_jit():
         _, metrics = agent.update(state, HAND_BATCH, jax.random.key(1), jnp.int32(0))
-    # mu(s') = tanh(0.5, 0.2); the least critic gives 2 * (3.4 + 10 * sum mu); log pi without the drawn noise's share, which is
-    # -noise^2 / 2 in each action, is oracles.tanh_gaussian_log_prob at noise 0
+    # mu(s') = tanh(0.5, 0.2); the least critic gives 2 * (3.4 + 10 * sum mu); log pi without the
+    # drawn noise's share, which is -noise^2 / 2 in each action, is oracles.tanh_gaussian_log_prob
+    # at noise 0
     mean = np.array([0.5, 0.2])
-    value, log_prob = 2 * (3.4 + 10 * np.tanh(mean).sum()), oracles.tanh_gaussian_log_prob(mean, np.full(2, -14.0), np.zeros(2))
+    value, log_prob = (
+        2 * (3.4 + 10 * np.tanh(mean).sum()),
+        oracles.tanh_gaussian_log_prob(mean, np.full(2, -14.0), np.zeros(2)),
+    )
     first, second = np.ravel(seen[-1])[:2]
     share = (second - (1 + 0.5 * (value - 0.1 * log_prob))) / (0.5 * 0.1)  # sum of noise^2 / 2
     assert first == 1 and 0 < share < 15
     assert float(metrics["actor/temperature"]) == np.float32(0.1)
-    np.testing.assert_allclose(-metrics["actor/entropy"], log_prob - share, atol=8)  # a mean over two states
+    np.testing.assert_allclose(
+        -metrics["actor/entropy"], log_prob - share, atol=8
+    )  # a mean over two states
 
 
 def test_sac_policy_climbs_what_its_loss_says():
@@ -378,7 +446,10 @@ def test_sac_policy_climbs_what_its_loss_says():
         def one(obs, noise):
             mean, log_std = actor.apply(phi, obs)  # pyright: ignore
             action, log_prob = stochastic.tanh_gaussian(mean, log_std, noise)
-            return jnp.min(jax.vmap(critic.apply, in_axes=(0, None, None))(end.critic, obs, action)) - 0.1 * log_prob
+            return (
+                jnp.min(jax.vmap(critic.apply, in_axes=(0, None, None))(end.critic, obs, action))
+                - 0.1 * log_prob
+            )
 
         return jnp.mean(jax.vmap(jax.vmap(one), in_axes=(None, 0))(batch.obs, noise))
 
@@ -388,13 +459,22 @@ def test_sac_policy_climbs_what_its_loss_says():
 @pytest.mark.parametrize(("target", "direction"), [(100.0, 1), (-100.0, -1)])
 def test_the_temperature_moves_towards_the_target_entropy(target, direction):
     """An entropy too low raises the temperature, one too high lowers it."""
-    agent = make({"algorithm": "sac", "automatic_temperature": True, "target_entropy": target, "temperature": 0.2})
+    agent = make(
+        {
+            "algorithm": "sac",
+            "automatic_temperature": True,
+            "target_entropy": target,
+            "temperature": 0.2,
+        }
+    )
     start = agent.init(jax.random.key(0))
     end, metrics = learn(agent._replace(update=jax.jit(agent.update)), start)
     np.testing.assert_allclose(np.exp(start.temperature.log), 0.2, rtol=1e-6)
     assert direction * float(end.temperature.log - start.temperature.log) > 0
     # the metric is the temperature that the last update's targets used: one of its steps behind
-    assert direction * (float(end.temperature.log) - np.log(float(metrics["actor/temperature"]))) > 0
+    assert (
+        direction * (float(end.temperature.log) - np.log(float(metrics["actor/temperature"]))) > 0
+    )
 
 
 def test_sac_explores_by_sampling_and_acts_by_the_mean():
@@ -403,14 +483,18 @@ def test_sac_explores_by_sampling_and_acts_by_the_mean():
     actor = networks.GaussianActor(2, (16, 16), "relu")
     mean, log_std = actor.apply(phi, jnp.ones(3))  # pyright: ignore
     np.testing.assert_allclose(agent.act(phi, jnp.ones(3)), jnp.tanh(mean), rtol=1e-6)
-    drawn = jax.vmap(lambda key: agent.explore(phi, jnp.ones(3), key))(jax.random.split(jax.random.key(0), 4000))
+    drawn = jax.vmap(lambda key: agent.explore(phi, jnp.ones(3), key))(
+        jax.random.split(jax.random.key(0), 4000)
+    )
     before = np.arctanh(np.asarray(drawn, np.float64))
     np.testing.assert_allclose(before.mean(axis=0), mean, atol=0.1)
     np.testing.assert_allclose(before.std(axis=0), jnp.exp(jnp.asarray(log_std)), rtol=0.1)
 
 
 def test_sac_defaults():
-    """Appendix B: temperature 0.1, polyak 0.995; two critics and no delay from Haarnoja et al. 2018b."""
+    """Appendix B: temperature 0.1, polyak 0.995; two critics and no delay from Haarnoja et al.
+    2018b.
+    """
     sac = agents.resolve(agents.AgentConfig(algorithm="sac"))
     assert (sac.temperature, sac.polyak, sac.num_critics, sac.policy_delay) == (0.1, 0.995, 2, 1)
     assert (sac.activation, sac.target_networks, sac.automatic_temperature) == ("relu", True, None)
@@ -418,16 +502,37 @@ def test_sac_defaults():
 
 def test_defaults_are_the_rows_of_appendix_b():
     preqn, td3 = (agents.resolve(agents.AgentConfig(algorithm=a)) for a in ("preqn", "td3"))
-    assert (preqn.discount, preqn.hidden_sizes, preqn.actor_learning_rate, preqn.exploration_noise) == (
+    assert (
+        preqn.discount,
+        preqn.hidden_sizes,
+        preqn.actor_learning_rate,
+        preqn.exploration_noise,
+    ) == (
         0.99,
         (256, 256),
         1e-3,
         0.1,
     )
-    assert (preqn.critic_learning_rate, td3.critic_learning_rate, preqn.eta, td3.polyak) == (0.1, 1e-3, 0.97, 0.995)
-    assert (preqn.activation, preqn.num_critics, preqn.target_networks, preqn.critic_step) == ("sin", 1, False, "preconditioned")
-    # "target policy smoothing and policy delay were taken from (Fujimoto et al., 2018b) without modification"
-    assert (td3.num_critics, td3.target_noise, td3.target_noise_clip, td3.policy_delay) == (2, 0.2, 0.5, 2)
+    assert (preqn.critic_learning_rate, td3.critic_learning_rate, preqn.eta, td3.polyak) == (
+        0.1,
+        1e-3,
+        0.97,
+        0.995,
+    )
+    assert (preqn.activation, preqn.num_critics, preqn.target_networks, preqn.critic_step) == (
+        "sin",
+        1,
+        False,
+        "preconditioned",
+    )
+    # "target policy smoothing and policy delay were taken from (Fujimoto et al., 2018b) without
+    # modification"
+    assert (td3.num_critics, td3.target_noise, td3.target_noise_clip, td3.policy_delay) == (
+        2,
+        0.2,
+        0.5,
+        2,
+    )
 
 
 @pytest.mark.parametrize(

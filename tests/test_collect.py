@@ -22,7 +22,12 @@ STEPS = {"num_steps": 600, "start_steps": 50, "update_after": 100}
 
 def recipe(env_id, algorithm="td3", **loop_fields):
     config = agents.AgentConfig(algorithm=algorithm, hidden_sizes=(32, 32))
-    return collect.Recipe(partial(agents.make, config), env_id, loop.LoopConfig(**{**STEPS, **loop_fields}), eval_episodes=2)
+    return collect.Recipe(
+        partial(agents.make, config),
+        env_id,
+        loop.LoopConfig(**{**STEPS, **loop_fields}),
+        eval_episodes=2,
+    )
 
 
 def actors(recipe):
@@ -70,14 +75,18 @@ def test_what_ends_a_worker_or_its_run_is_said_in_one_sentence():
     built = recipe("probe/nan", seeds=(7,), num_envs=5)
     actor = actors(built)
     collector = collect.Collector(built, workers=4)
-    with pytest.raises(Diverged, match=r"the environment's reward is not finite at step 655, seed 7") as caught:
+    with pytest.raises(
+        Diverged, match=r"the environment's reward is not finite at step 655, seed 7"
+    ) as caught:
         for i in range(20):
             collector.collect(actor, i)
     assert (caught.value.seed, caught.value.step) == (7, 655)
     (process,) = processes(collector)
     process.kill()
     for _ in range(2):
-        with pytest.raises(Stopped, match=r"the worker process that steps seed 7 was killed by signal 9; ") as caught:
+        with pytest.raises(
+            Stopped, match=r"the worker process that steps seed 7 was killed by signal 9; "
+        ) as caught:
             collector.collect(actor, 3)
         assert "\n" not in str(caught.value)
     collector.close()
@@ -86,13 +95,20 @@ def test_what_ends_a_worker_or_its_run_is_said_in_one_sentence():
 def test_imports_start_no_backend():
     """Or a worker, which must keep off the accelerator, would be on it before it could say so."""
     modules = "experiments.train, preqn_jax.envs.gym"
-    code = f"import jax, {modules}; jax.config.update('jax_platforms', 'none-such'); print(jax.devices())"
+    code = (
+        f"import jax, {modules}; jax.config.update('jax_platforms', 'none-such'); "
+        f"print(jax.devices())"
+    )
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode != 0 and "none-such" in done.stderr
 
 
-@pytest.mark.parametrize(("cores", "seeds", "workers"), [(2, 1, 0), (2, 2, 2), (2, 5, 2), (8, 3, 3), (1, 4, 0)])
+@pytest.mark.parametrize(
+    ("cores", "seeds", "workers"), [(2, 1, 0), (2, 2, 2), (2, 5, 2), (8, 3, 3), (1, 4, 0)]
+)
 def test_workers_by_default(monkeypatch, cores, seeds, workers):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
     assert collect.default_workers(seeds) == workers
@@ -108,7 +124,9 @@ def test_every_seed_round_and_step_draws_its_own_noise():
     config = loop.LoopConfig(num_envs=2, update_every=6)
     spec = envs.spec("probe/action")
     policy = make_policy(agents.make(agents.AgentConfig(hidden_sizes=(4,)), spec), spec, config)
-    drawn = [policy.draw(np.uint32(seed), np.uint32(round_)) for seed in (0, 1) for round_ in (0, 1)]
+    drawn = [
+        policy.draw(np.uint32(seed), np.uint32(round_)) for seed in (0, 1) for round_ in (0, 1)
+    ]
     keys = np.concatenate([np.asarray(keys).reshape(6, -1) for keys, _ in drawn])
     uniform = np.concatenate([np.asarray(actions).reshape(6, -1) for _, actions in drawn])
     assert len(np.unique(keys, axis=0)) == len(np.unique(uniform, axis=0)) == 2 * 2 * 6

@@ -1,4 +1,6 @@
-"""The benchmarks at tiny sizes: their tables, and what they say to a mistake. How fast anything is, is not tested."""
+"""The benchmarks at tiny sizes: their tables, and what they say to a mistake. How fast anything is,
+is not tested.
+"""
 
 import json
 import os
@@ -31,17 +33,31 @@ def guarded(run, config):
 def check_cost_table(out):
     table = json.loads(Path("cost.json").read_text())
     rows = {row["name"]: row for row in table["rows"]}
-    assert {*cost.ROWS, *SEVERAL, cost.LINEARIZATION, cost.DIAGNOSIS, "solve", "actor"} <= set(rows) and "peers" not in table
+    assert {*cost.ROWS, *SEVERAL, cost.LINEARIZATION, cost.DIAGNOSIS, "solve", "actor"} <= set(
+        rows
+    ) and "peers" not in table
     for row in rows.values():
         assert 0 < row["min"] <= row["ms"] <= row["max"]
-        assert row["ratios"]["TD3 relu"]["ratio"] == pytest.approx(row["ms"] / rows["TD3 relu"]["ms"])
-    assert "diagnose / one linearization: " in out and "PreQN sin / TD3 relu" in out and jax.__version__ in out
+        assert row["ratios"]["TD3 relu"]["ratio"] == pytest.approx(
+            row["ms"] / rows["TD3 relu"]["ms"]
+        )
+    assert (
+        "diagnose / one linearization: " in out
+        and "PreQN sin / TD3 relu" in out
+        and jax.__version__ in out
+    )
 
 
 def test_the_cost_table_has_every_row_and_its_ratios(capsys, monkeypatch):
     monkeypatch.setattr(cost, "_agent_scan", lambda *_: lambda: jnp.zeros(3) + 1)
-    monkeypatch.setattr(cost, "_part_scans", lambda config: {"solve": lambda: jnp.zeros(2), "actor": lambda: jnp.zeros(4)})
-    monkeypatch.setattr(cost, "_diagnosis_calls", lambda config: dict.fromkeys(DIAGNOSES, lambda: jnp.zeros(2)))
+    monkeypatch.setattr(
+        cost,
+        "_part_scans",
+        lambda config: {"solve": lambda: jnp.zeros(2), "actor": lambda: jnp.zeros(4)},
+    )
+    monkeypatch.setattr(
+        cost, "_diagnosis_calls", lambda config: dict.fromkeys(DIAGNOSES, lambda: jnp.zeros(2))
+    )
     assert guarded(cost.run, cost.CostConfig(**TINY, updates=2, json="cost.json")) == 0
     check_cost_table(capsys.readouterr().out)
 
@@ -66,7 +82,13 @@ def test_rows_of_a_peer_stand_in_the_same_table(capsys, monkeypatch):
     monkeypatch.setattr(peers, "versions", lambda: "sbx-rl 0.0")
     assert guarded(cost.run, cost.CostConfig(**TINY, peers="sac,td3", json="cost.json")) == 0
     table = json.loads(Path("cost.json").read_text())
-    assert [row["name"] for row in table["rows"]] == [*cost.ROWS, *SEVERAL, "SBX SAC", "SBX TD3", *DIAGNOSES]
+    assert [row["name"] for row in table["rows"]] == [
+        *cost.ROWS,
+        *SEVERAL,
+        "SBX SAC",
+        "SBX TD3",
+        *DIAGNOSES,
+    ]
     assert all(set(row["ratios"]) == {"TD3 relu", "SBX TD3"} for row in table["rows"])
     out = capsys.readouterr().out
     assert table["peers"] in out and "PreQN sin / SBX TD3: " in out.splitlines()[-1]
@@ -97,13 +119,18 @@ def test_a_grid_has_time_and_memory_of_every_method_and_a_picture(capsys, monkey
     left_out = rows.pop((64, "jacobian"))  # the only one of more than 10 KiB
     assert left_out["needs"] == 4 * 64 * parameters and "ms" not in left_out
     assert all(0 < row["min"] <= row["ms"] <= row["max"] for row in rows.values())
-    assert all(row["bytes"] >= 2 * 4 * parameters for row in rows.values())  # theta goes in, and comes out
+    assert all(
+        row["bytes"] >= 2 * 4 * parameters for row in rows.values()
+    )  # theta goes in, and comes out
     assert rows[8, "structured"]["bytes"] < rows[8, "jacobian"]["bytes"]
     assert rows[8, "structured"]["bytes"] < rows[64, "structured"]["bytes"]
     structured, jacobian = table["kernel"]
     assert structured["ms"] > 0 and jacobian["needs"] == 2 * 4 * 10 * parameters
     out = capsys.readouterr().out
-    assert "left out: batch 64, whose Jacobian has 6.5e-05 GiB" in out and "ntk.kernel of 20 inputs" in out
+    assert (
+        "left out: batch 64, whose Jacobian has 6.5e-05 GiB" in out
+        and "ntk.kernel of 20 inputs" in out
+    )
     assert Path("growth.png").stat().st_size > 10_000
 
 
@@ -121,13 +148,19 @@ def test_throughput_times_segments_of_a_run_that_goes_on(capsys, monkeypatch):
     monkeypatch.setattr(env, "step", lambda *args: stepped.append(None) or step(*args))
     monkeypatch.setattr(envs, "make", lambda *args: env)
     seconds = timing.seconds
-    monkeypatch.setattr(timing, "seconds", lambda run: (seconds(run), len(stepped))[1])  # the clock: steps so far
+    monkeypatch.setattr(
+        timing, "seconds", lambda run: (seconds(run), len(stepped))[1]
+    )  # the clock: steps so far
     monkeypatch.setattr(throughput, "ROWS", {"TD3 relu": {"algorithm": "td3"}})
-    config = throughput.ThroughputConfig(**TINY, update_every=5, update_after=10, segment=15, json="throughput.json")
+    config = throughput.ThroughputConfig(
+        **TINY, update_every=5, update_after=10, segment=15, json="throughput.json"
+    )
     assert guarded(throughput.run, config) == 0
     (row,) = json.loads(Path("throughput.json").read_text())["rows"]
     assert len(stepped) == 10 + 15 + 2 * 15  # before the first update, while compiling, and timed
-    assert (row["max"], row["min"]) == pytest.approx((15 / 40, 15 / 55)) and row["ratios"] == {"TD3 relu": 1}
+    assert (row["max"], row["min"]) == pytest.approx((15 / 40, 15 / 55)) and row["ratios"] == {
+        "TD3 relu": 1
+    }
     assert "steps a second" in capsys.readouterr().out
 
 
@@ -135,22 +168,58 @@ def test_throughput_times_segments_of_a_run_that_goes_on(capsys, monkeypatch):
     ("run", "config", "words"),
     [
         (cost.run, cost.CostConfig(batch_size=0), "batch_size is 0, but it must be at least 1"),
-        (cost.run, cost.CostConfig(peers="td3,ppo"), "unknown peer 'ppo'; choose one of crossq, ddpg, sac, td3"),
+        (
+            cost.run,
+            cost.CostConfig(peers="td3,ppo"),
+            "unknown peer 'ppo'; choose one of crossq, ddpg, sac, td3",
+        ),
         (cost.run, cost.CostConfig(peers="td3"), "--peers needs SBX"),
-        (cost.run, cost.CostConfig(peers_settings="own"), "unknown peers_settings 'own'; choose one of default, ours"),
-        (cost.run, cost.CostConfig(grid=True, jacobian_gib=0), "jacobian_gib is 0, but it must be above 0"),
-        (cost.run, cost.CostConfig(grid=True, hidden_sizes=(8, 16)), "a grid needs layers of one width"),
-        (cost.run, cost.CostConfig(grid=True, figure="growth"), "figure is 'growth', but it must end in .png, .pdf or .svg"),
-        (cost.run, cost.CostConfig(json="no/such/cost.json"), "cannot write 'no/such/cost.json': 'no/such' is no folder"),
-        (cost.run, cost.CostConfig(figure="growth.png"), "figure is 'growth.png', but only a grid has a picture: add --grid"),
+        (
+            cost.run,
+            cost.CostConfig(peers_settings="own"),
+            "unknown peers_settings 'own'; choose one of default, ours",
+        ),
+        (
+            cost.run,
+            cost.CostConfig(grid=True, jacobian_gib=0),
+            "jacobian_gib is 0, but it must be above 0",
+        ),
+        (
+            cost.run,
+            cost.CostConfig(grid=True, hidden_sizes=(8, 16)),
+            "a grid needs layers of one width",
+        ),
+        (
+            cost.run,
+            cost.CostConfig(grid=True, figure="growth"),
+            "figure is 'growth', but it must end in .png, .pdf or .svg",
+        ),
+        (
+            cost.run,
+            cost.CostConfig(json="no/such/cost.json"),
+            "cannot write 'no/such/cost.json': 'no/such' is no folder",
+        ),
+        (
+            cost.run,
+            cost.CostConfig(figure="growth.png"),
+            "figure is 'growth.png', but only a grid has a picture: add --grid",
+        ),
         (
             throughput.run,
             throughput.ThroughputConfig(segment=70),
             "segment is 70, but it must be a multiple of update_every (50)",
         ),
-        (throughput.run, throughput.ThroughputConfig(env="NoSuch-v0"), "cannot make environment 'NoSuch-v0'"),
+        (
+            throughput.run,
+            throughput.ThroughputConfig(env="NoSuch-v0"),
+            "cannot make environment 'NoSuch-v0'",
+        ),
         (throughput.run, throughput.ThroughputConfig(peers="sac"), 'pip install -e ".[peers]"'),
-        (throughput.run, throughput.ThroughputConfig(peers="td3", env="probe/delay"), "SBX does not know the environment"),
+        (
+            throughput.run,
+            throughput.ThroughputConfig(peers="td3", env="probe/delay"),
+            "SBX does not know the environment",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence(run, config, words, capsys, monkeypatch):
@@ -162,7 +231,10 @@ def test_a_mistake_is_one_sentence(run, config, words, capsys, monkeypatch):
 
 def test_peers_are_named_once_each(monkeypatch):
     monkeypatch.setattr(peers, "_sbx", lambda: None)
-    assert peers.parse("", "ours") == [] and peers.parse("td3, sac,td3", "default") == ["td3", "sac"]
+    assert peers.parse("", "ours") == [] and peers.parse("td3, sac,td3", "default") == [
+        "td3",
+        "sac",
+    ]
 
 
 @pytest.mark.parametrize("settings", peers.SETTINGS)
@@ -176,7 +248,9 @@ assert (os.environ["XLA_FLAGS"] == {os.environ["XLA_FLAGS"]!r}) != {default}
 assert jax.config.values["jax_cpu_enable_async_dispatch"] == {default}
 assert jax.local_device_count() == {1 if default else jax.local_device_count()}
 """)
-    with pytest.raises(UserError, match=r"an agent of SBX cannot be timed: ZeroDivisionError: division by zero"):
+    with pytest.raises(
+        UserError, match=r"an agent of SBX cannot be timed: ZeroDivisionError: division by zero"
+    ):
         run("1 / 0")
     with pytest.raises(UserError, match=r"its process died"):
         run("import os; os._exit(1)")
@@ -186,9 +260,18 @@ assert jax.local_device_count() == {1 if default else jax.local_device_count()}
 def test_the_command_itself_fails_without_a_traceback(module):
     command = [sys.executable, "-m", f"experiments.{module}", "--peers=ppo"]
     done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
-    assert done.returncode == 1 and done.stderr.startswith("error: unknown peer 'ppo'") and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 1
+        and done.stderr.startswith("error: unknown peer 'ppo'")
+        and "Traceback" not in done.stderr
+    )
 
 
 @pytest.mark.slow
@@ -199,9 +282,13 @@ def test_every_peer_learns_from_what_is_stored_and_from_an_environment(name):
     settings = {"batch_size": 8, "hidden_sizes": (8, 8)}
     with jax.numpy_rank_promotion("raise"):
         update = peers.updates(name, spec, stored, count=4, **settings)
-        train = peers.training(name, "Pendulum-v1", every=4, capacity=100, learning_starts=8, **settings)
+        train = peers.training(
+            name, "Pendulum-v1", every=4, capacity=100, learning_starts=8, **settings
+        )
         runs = ((update, update), (lambda: train(8), lambda: train(16)))
         for first, second in runs:
-            before, after = (jax.tree.leaves(jax.tree.map(np.array, run())) for run in (first, second))
+            before, after = (
+                jax.tree.leaves(jax.tree.map(np.array, run())) for run in (first, second)
+            )
             assert any((a != b).any() for a, b in zip(before, after, strict=True))
             assert any(leaf.shape == (8, 8) or leaf.shape == (2, 8, 8) for leaf in after)

@@ -1,4 +1,6 @@
-"""One look at a critic: every number of `diagnose` against NumPy in float64, written from `GLOSSARY`'s formulas."""
+"""One look at a critic: every number of `diagnose` against NumPy in float64, written from
+`GLOSSARY`'s formulas.
+"""
 
 import functools
 from collections.abc import Callable
@@ -18,17 +20,21 @@ from preqn_jax.types import Transition
 OBS, ACT, BATCH = 5, 3, 12
 
 
-# --- critics, in NumPy and in JAX ------------------------------------------------------------------------------------
+# --- critics, in NumPy and in JAX -----------------------------------------------------------------
 
 
 class Make(NamedTuple):
-    """A kind of critic. Its parameters as one vector theta `[d]` are the leaves of `treedef` in their order."""
+    """A kind of critic. Its parameters as one vector theta `[d]` are the leaves of `treedef` in
+    their order.
+    """
 
     q: Callable[..., Any]  # in JAX, for one example
     treedef: Any
     shapes: list[tuple[int, ...]]
     numpy: Callable[[list[np.ndarray], np.ndarray], tuple[np.ndarray, np.ndarray, list[np.ndarray]]]
-    """(leaves, x `[N, OBS + ACT]`) -> Q `[N]`, Phi `[d, N]`, and what each layer after the first takes `[N, width]`."""
+    """(leaves, x `[N, OBS + ACT]`) -> Q `[N]`, Phi `[d, N]`, and what each layer after the first
+    takes `[N, width]`.
+    """
 
     def leaves(self, theta):
         sizes = [int(np.prod(shape)) for shape in self.shapes]
@@ -53,11 +59,18 @@ def mlp(hidden, activation):
         return *oracles.mlp(layers, activation, x), h
 
     shapes = [leaf.shape for w, b in layers for leaf in (b, w)]
-    return Make(Critic(hidden, activation).apply, jax.tree.structure(oracles.critic_params(layers)), shapes, critic)
+    return Make(
+        Critic(hidden, activation).apply,
+        jax.tree.structure(oracles.critic_params(layers)),
+        shapes,
+        critic,
+    )
 
 
 class LayerNormCritic(nn.Module):
-    """Not of ours: two hidden layers, normalised before their activation, without a name for anything."""
+    """Not of ours: two hidden layers, normalised before their activation, without a name for
+    anything.
+    """
 
     @nn.compact
     def __call__(self, obs, action):
@@ -81,12 +94,20 @@ def layer_norm():
             h.append(np.tanh(z * leaves[7 + 2 * i] + leaves[6 + 2 * i]))
         return (h[-1] @ kernels[2] + biases[2])[:, 0], h[1:]
 
-    make = Make(LayerNormCritic().apply, jax.tree.structure({"params": {**dense, **norms}}), sizes, lambda *_: None)
+    make = Make(
+        LayerNormCritic().apply,
+        jax.tree.structure({"params": {**dense, **norms}}),
+        sizes,
+        lambda *_: None,
+    )
 
     def critic(leaves, x):
         """Gradients by complex steps: exact to rounding for anything analytic."""
         theta = oracles.theta(leaves)
-        phi = [forward(make.leaves(theta + 1e-30j * unit), x)[0].imag / 1e-30 for unit in np.eye(theta.size)]
+        phi = [
+            forward(make.leaves(theta + 1e-30j * unit), x)[0].imag / 1e-30
+            for unit in np.eye(theta.size)
+        ]
         values, h = forward(leaves, x)
         return values, np.stack(phi), h
 
@@ -95,7 +116,9 @@ def layer_norm():
 
 def linear():
     q = lambda p, obs, action: jnp.concatenate([obs, action]) @ p["w"]
-    return Make(q, jax.tree.structure({"w": 0}), [(OBS + ACT,)], lambda leaves, x: (x @ leaves[0], x.T, []))
+    return Make(
+        q, jax.tree.structure({"w": 0}), [(OBS + ACT,)], lambda leaves, x: (x @ leaves[0], x.T, [])
+    )
 
 
 MAKES = {
@@ -108,11 +131,13 @@ MAKES = {
 }
 
 
-# --- cases -----------------------------------------------------------------------------------------------------------
+# --- cases ----------------------------------------------------------------------------------------
 
 
 class Case(NamedTuple):
-    """What `diagnose` is called with; theta and `options["moved"]` are vectors, and `options` is without what is not given."""
+    """What `diagnose` is called with; theta and `options["moved"]` are vectors, and `options` is
+    without what is not given.
+    """
 
     make: Make
     theta: np.ndarray
@@ -125,36 +150,55 @@ class Case(NamedTuple):
         parts = {name: options.pop(name) for name in Transition._fields if name in options}
         fields = {name: options.pop(name) for name in Case._fields if name in options}
         changed = self._replace(**fields)
-        return changed._replace(batch=changed.batch._replace(**parts), options={**self.options, **options})
+        return changed._replace(
+            batch=changed.batch._replace(**parts), options={**self.options, **options}
+        )
 
 
 def draw_case(make, seed=0, size=BATCH, **options):
-    """Random parameters and transitions; some are terminal, and the largest reward is a negative one."""
+    """Random parameters and transitions; some are terminal, and the largest reward is a negative
+    one.
+    """
     rng = np.random.default_rng(seed)
-    theta = [rng.normal(size=shape) / np.sqrt(shape[0] if len(shape) > 1 else 4) for shape in make.shapes]
+    theta = [
+        rng.normal(size=shape) / np.sqrt(shape[0] if len(shape) > 1 else 4) for shape in make.shapes
+    ]
     obs, next_obs = rng.normal(size=(2, size, OBS))
     action, next_action = np.tanh(rng.normal(size=(2, size, ACT)))
     reward, discount = rng.uniform(-1, 1, size=size), np.ones(size)
     reward[3], discount[[1, 4, 5]] = -1.5, 0
-    return Case(make, oracles.theta(theta), Transition(obs, action, reward, discount, next_obs), next_action, options)
+    return Case(
+        make,
+        oracles.theta(theta),
+        Transition(obs, action, reward, discount, next_obs),
+        next_action,
+        options,
+    )
 
 
 def some_returns(seed):
     """Of either sign, for five pairs that are not in the batch."""
     rng = np.random.default_rng(seed)
-    return (rng.normal(size=(5, OBS)), np.tanh(rng.normal(size=(5, ACT)))), np.array([1.0, -2.0, 4.0, 3.0, -0.5])
+    return (rng.normal(size=(5, OBS)), np.tanh(rng.normal(size=(5, ACT)))), np.array(
+        [1.0, -2.0, 4.0, 3.0, -0.5]
+    )
 
 
 def joined(case):
     """X and X*, `[N, OBS + ACT]` each."""
-    return np.hstack([case.batch.obs, case.batch.action]), np.hstack([case.batch.next_obs, case.next_action])
+    return np.hstack([case.batch.obs, case.batch.action]), np.hstack(
+        [case.batch.next_obs, case.next_action]
+    )
 
 
 def linearized(case):
     """Q, Phi, and delta at X, without `targets` of its own."""
     x, ahead = joined(case)
     values, phi, _ = case.make(case.theta, x)
-    targets = case.batch.reward + case.options.get("gamma", 0.99) * case.batch.discount * case.make(case.theta, ahead)[0]
+    targets = (
+        case.batch.reward
+        + case.options.get("gamma", 0.99) * case.batch.discount * case.make(case.theta, ahead)[0]
+    )
     return values, phi, targets - values
 
 
@@ -162,11 +206,15 @@ def updated(case, alpha, length, seed=0):
     """theta after Eq. 5's step, and one of some length in some direction on top of it."""
     _, phi, delta = linearized(case)
     direction = np.random.default_rng(seed).normal(size=case.theta.size)
-    return oracles.gradient_step(case.theta, phi, delta, alpha) + length * direction / np.linalg.norm(direction)
+    return oracles.gradient_step(
+        case.theta, phi, delta, alpha
+    ) + length * direction / np.linalg.norm(direction)
 
 
 def with_idle_units(case, second=1.0):
-    """Two units of the first hidden layer, and one of the second, next to asleep; the second layer as small as `second`."""
+    """Two units of the first hidden layer, and one of the second, next to asleep; the second layer
+    as small as `second`.
+    """
     b0, w0, b1, w1, b2, w2 = case.make.leaves(case.theta)
     b0[:2], w0[:, :2], b1[4], w1[:, 4] = 0.001, 0.001 * w0[:, :2], 0.001, 0.0001
     return case.replace(theta=oracles.theta([b0, w0, second * b1, second * w1, b2, w2]))
@@ -179,13 +227,21 @@ def _moved():
 
 def _own_step():
     targets = np.random.default_rng(2).normal(size=BATCH)
-    options = {"alpha": 0.3, "targets": targets, "reward_bound": 2.5, "returns": some_returns(2), "spectrum_rows": 7}
+    options = {
+        "alpha": 0.3,
+        "targets": targets,
+        "reward_bound": 2.5,
+        "returns": some_returns(2),
+        "spectrum_rows": 7,
+    }
     return with_idle_units(draw_case(MAKES["tanh"], 2, gamma=0.97, **options))
 
 
 def _moved_and_alpha():
     """Half of its targets lie behind terminals, and all of Q is below zero."""
-    case = draw_case(MAKES["relu"], 3, gamma=0.8, alpha=0.05, returns=some_returns(3), spectrum_rows=None)
+    case = draw_case(
+        MAKES["relu"], 3, gamma=0.8, alpha=0.05, returns=some_returns(3), spectrum_rows=None
+    )
     case = with_idle_units(case, second=0.02)
     case.theta[-10] = -3.0  # the bias of the output
     case = case.replace(discount=np.arange(BATCH) % 2.0)
@@ -212,7 +268,9 @@ def look(case, dtype="float64"):
         if "moved" in options:
             options["moved"] = case.make.params(options["moved"], dtype)
         batch, next_action = cast((case.batch, case.next_action))
-        return diagnose(case.make.q, case.make.params(case.theta, dtype), batch, next_action, **options)
+        return diagnose(
+            case.make.q, case.make.params(case.theta, dtype), batch, next_action, **options
+        )
 
 
 @functools.cache
@@ -220,11 +278,13 @@ def measured(name):
     return look(CASES[name]())
 
 
-# --- the formulas ----------------------------------------------------------------------------------------------------
+# --- the formulas ---------------------------------------------------------------------------------
 
 
 def formulas(case, alpha=None):
-    """Every number by its formula. `alpha` is the one that others are stated with; the formula's own if None."""
+    """Every number by its formula. `alpha` is the one that others are stated with; the formula's
+    own if None.
+    """
     batch, options = case.batch, case.options
     x, ahead_x = joined(case)
     values, phi, hidden = case.make(case.theta, x)
@@ -250,7 +310,9 @@ def formulas(case, alpha=None):
     excitation = gamma * batch.discount[:, None] * oracles.kernel(ahead_phi, phi) - k
     off = np.array([sum(abs(k[i, j]) for j in others[i]) for i in range(size)])
     bound = sum_of_entries(k, alpha, gamma)
-    pairs = sum(delta[i] * delta[j] * k[i, j] for i in range(size) for j in others[i]) / (size * (size - 1))
+    pairs = sum(delta[i] * delta[j] * k[i, j] for i in range(size) for j in others[i]) / (
+        size * (size - 1)
+    )
     numbers = {
         "q_mean": values.mean(),
         "q_largest": np.abs(values).max(),
@@ -260,20 +322,27 @@ def formulas(case, alpha=None):
         "alpha": fit,
         "contraction_bound": bound,
         "overshoot_slack": min(1 - alpha * k[i, i] / size for i in range(size)),
-        "generalization_slack": min((1 - gamma) * k[i, i] - (1 + gamma) * off[i] for i in range(size)) / size,
+        "generalization_slack": min(
+            (1 - gamma) * k[i, i] - (1 + gamma) * off[i] for i in range(size)
+        )
+        / size,
         "alignment": oracles.cosine(change, delta),
         "gain": change @ delta / (delta @ delta),
         "linearization_error": np.linalg.norm(change - linear) / np.linalg.norm(linear),
         "effective_rank": np.trace(k) ** 2 / np.linalg.norm(k, "fro") ** 2,
         "condition": spectrum.max() / spectrum.min(),
         "self_excitation": np.linalg.eigvals(excitation).real.max() / np.mean(np.diag(k)),
-        "soft_divergence": np.abs(values).max() * (1 - gamma) / options.get("reward_bound", np.abs(batch.reward).max()),
+        "soft_divergence": np.abs(values).max()
+        * (1 - gamma)
+        / options.get("reward_bound", np.abs(batch.reward).max()),
         "interference": pairs / np.mean(delta**2 * np.diag(k)),
         "extrapolation": (ahead_values.mean() - values.mean()) / values.std(),
     }
     if hidden:
         sigma = np.linalg.svd(hidden[-1][rows], compute_uv=False)
-        numbers["feature_rank"] = min(n for n in range(1, len(sigma) + 1) if sigma[:n].sum() >= 0.99 * sigma.sum())
+        numbers["feature_rank"] = min(
+            n for n in range(1, len(sigma) + 1) if sigma[:n].sum() >= 0.99 * sigma.sum()
+        )
         activity = [np.abs(h).mean(axis=0) for h in hidden]
         idle = [unit <= 0.025 * layer.mean() for layer in activity for unit in layer]
         numbers["dormant_share"] = sum(idle) / len(idle)
@@ -293,7 +362,7 @@ def sum_of_entries(k, alpha, gamma):
     return terms.sum(axis=1).max()
 
 
-# --- every number ----------------------------------------------------------------------------------------------------
+# --- every number ---------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -308,10 +377,16 @@ def numbers_of(name):
     return [number for number in GLOSSARY if number not in without]
 
 
-@pytest.mark.parametrize("name, number", [(name, number) for name in CASES for number in numbers_of(name)])
+@pytest.mark.parametrize(
+    "name, number", [(name, number) for name in CASES for number in numbers_of(name)]
+)
 def test_every_number_equals_its_formula(name, number):
-    tolerance = 1e-7 if number == "dormant_share" else 1e-8  # a mean of booleans is float32 everywhere
-    np.testing.assert_allclose(measured(name)[number], expected(name)[number], rtol=tolerance, atol=1e-11)
+    tolerance = (
+        1e-7 if number == "dormant_share" else 1e-8
+    )  # a mean of booleans is float32 everywhere
+    np.testing.assert_allclose(
+        measured(name)[number], expected(name)[number], rtol=tolerance, atol=1e-11
+    )
 
 
 def test_the_cases_can_tell_formulas_apart():
@@ -341,66 +416,101 @@ def test_in_float32_every_number_is_near_its_formula():
     case = CASES["own step"]()
     got, wanted = look(case, "float32"), formulas(case)
     for number in GLOSSARY:
-        np.testing.assert_allclose(got[number], wanted[number], rtol=1e-4, atol=1e-6, err_msg=number)
+        np.testing.assert_allclose(
+            got[number], wanted[number], rtol=1e-4, atol=1e-6, err_msg=number
+        )
 
 
-# --- what the numbers do ---------------------------------------------------------------------------------------------
+# --- what the numbers do --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_alpha_is_the_best_fit_of_equation_5s_step_to_a_short_update(seed):
-    """No other step of Eq. 5 comes closer. Short, for there the change of Q and its leading order are the same."""
+    """No other step of Eq. 5 comes closer. Short, for there the change of Q and its leading order
+    are the same.
+    """
     case = CASES["moved"]()
     values, phi, delta = linearized(case)
     own = oracles.gradient_step(case.theta, phi, delta, 1.0) - case.theta
     moved = updated(case, 1e-6, 1e-6, seed)
     alpha = look(case.replace(moved=moved))["alpha"]
-    distance = lambda a: np.linalg.norm(case.make(moved, joined(case)[0])[0] - values - a * phi.T @ own)
+    distance = lambda a: np.linalg.norm(
+        case.make(moved, joined(case)[0])[0] - values - a * phi.T @ own
+    )
     assert distance(alpha) < min(distance(0.999 * alpha), distance(1.001 * alpha))
     assert abs(alpha / 1e-6 - 1) > 1e-3
-    np.testing.assert_allclose(look(case.replace(moved=case.theta + 1e-6 * own))["alpha"], 1e-6, rtol=1e-4)
+    np.testing.assert_allclose(
+        look(case.replace(moved=case.theta + 1e-6 * own))["alpha"], 1e-6, rtol=1e-4
+    )
 
 
 def test_the_linearization_breaks_in_proportion_to_the_step():
     """Half of a small step halves what is of second order, as a share of what is of first."""
     case = CASES["own step"]()
-    errors = np.array([look(case.replace(alpha=alpha))["linearization_error"] for alpha in (1e-3, 5e-4, 2.5e-4)])
+    errors = np.array(
+        [look(case.replace(alpha=alpha))["linearization_error"] for alpha in (1e-3, 5e-4, 2.5e-4)]
+    )
     assert np.all(errors > 1e-6)
     np.testing.assert_allclose(errors[:-1] / errors[1:], 2, rtol=0.01)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 0.9])
 def test_what_bootstraps_from_itself_does_not_excite_itself(gamma):
-    """With X* = X and no terminal, gamma K - K: the rightmost of its eigenvalues is that of the least of K."""
+    """With X* = X and no terminal, gamma K - K: the rightmost of its eigenvalues is that of the
+    least of K.
+    """
     case = CASES["moved"]()
-    same = {"next_obs": case.batch.obs, "next_action": case.batch.action, "discount": np.ones(BATCH)}
+    same = {
+        "next_obs": case.batch.obs,
+        "next_action": case.batch.action,
+        "discount": np.ones(BATCH),
+    }
     phi = linearized(case)[1]
     least = np.linalg.eigvalsh(oracles.kernel(phi))[0]
     found = look(case.replace(gamma=gamma, **same))["self_excitation"]
-    np.testing.assert_allclose(found, -(1 - gamma) * least / np.mean(np.sum(phi**2, axis=0)), rtol=1e-8)
+    np.testing.assert_allclose(
+        found, -(1 - gamma) * least / np.mean(np.sum(phi**2, axis=0)), rtol=1e-8
+    )
 
 
 @pytest.mark.parametrize("gamma", [0.4, 0.5, 0.9])
 def test_twice_the_features_excite_above_a_discount_of_a_half(gamma):
-    """Tsitsiklis and Van Roy's w -> 2 w: a linear critic that bootstraps from 2 X has (2 gamma - 1) K."""
+    """Tsitsiklis and Van Roy's w -> 2 w: a linear critic that bootstraps from 2 X has (2 gamma - 1)
+    K.
+    """
     case = CASES["linear"]()
     x, _ = joined(case)
-    twice = {"next_obs": 2 * case.batch.obs, "next_action": 2 * case.batch.action, "discount": np.ones(8)}
+    twice = {
+        "next_obs": 2 * case.batch.obs,
+        "next_action": 2 * case.batch.action,
+        "discount": np.ones(8),
+    }
     spectrum = np.linalg.eigvalsh((2 * gamma - 1) * x @ x.T)
     found = look(case.replace(gamma=gamma, **twice))["self_excitation"]
-    np.testing.assert_allclose(found, spectrum.max() / np.mean(np.sum(x**2, axis=1)), rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(
+        found, spectrum.max() / np.mean(np.sum(x**2, axis=1)), rtol=1e-8, atol=1e-12
+    )
 
 
 def test_the_rightmost_eigenvalue_of_a_large_batch():
-    """96 rows, twice what Arnoldi takes: near what bootstraps, far from it, beyond the data, and all terminal."""
+    """96 rows, twice what Arnoldi takes: near what bootstraps, far from it, beyond the data, and
+    all terminal.
+    """
     start = draw_case(MAKES["sin"], 0, 96, gamma=0.95)
     (obs, action, *_), scale = start.batch, np.mean(np.sum(linearized(start)[1] ** 2, axis=0))
     near = {"next_obs": obs + 0.1 * start.batch.next_obs, "next_action": action}
     beyond = {"next_obs": 1.5 * obs, "next_action": 1.5 * action}
-    for change, grows in ((near, True), ({}, False), (beyond, True), ({"discount": np.zeros(96)}, False)):
+    for change, grows in (
+        (near, True),
+        ({}, False),
+        (beyond, True),
+        ({"discount": np.zeros(96)}, False),
+    ):
         case = start.replace(**change)
         phi, ahead = (case.make(case.theta, x)[1] for x in joined(case))
-        matrix = 0.95 * case.batch.discount[:, None] * oracles.kernel(ahead, phi) - oracles.kernel(phi)
+        matrix = 0.95 * case.batch.discount[:, None] * oracles.kernel(ahead, phi) - oracles.kernel(
+            phi
+        )
         wanted = np.linalg.eigvals(matrix).real.max()
         found = look(case)["self_excitation"] * scale
         assert abs(found - wanted) < 0.002 * np.linalg.norm(matrix, 2)
@@ -421,12 +531,21 @@ def test_spectra_are_of_the_first_64_rows():
 
 
 def test_a_unit_is_dormant_at_a_fortieth_of_its_own_layers_mean():
-    """Activities that are constants. The first layer's mean is 0.63, the second's 0.0062; of both together it is 0.3."""
-    case = draw_case(MAKES["relu"], 0, gamma=0.8, alpha=0.05, returns=some_returns(3), spectrum_rows=None)
+    """Activities that are constants. The first layer's mean is 0.63, the second's 0.0062; of both
+    together it is 0.3.
+    """
+    case = draw_case(
+        MAKES["relu"], 0, gamma=0.8, alpha=0.05, returns=some_returns(3), spectrum_rows=None
+    )
     b0, w0, b1, w1, b2, w2 = case.make.leaves(case.theta)
-    b0[:], b1[:] = [1, 1, 1, 1, 1, 0, 0.01, 0.03], [0.01, 0.01, 0.01, 0.01, 0.01, 0.005, 0.00001, 0.0003, 0.0003]
+    b0[:], b1[:] = (
+        [1, 1, 1, 1, 1, 0, 0.01, 0.03],
+        [0.01, 0.01, 0.01, 0.01, 0.01, 0.005, 0.00001, 0.0003, 0.0003],
+    )
     theta = oracles.theta([b0, 0 * w0, b1, 0 * w1, b2, w2])
-    assert look(case.replace(theta=theta, moved=theta + 0.01))["dormant_share"] == pytest.approx(3 / 17, rel=1e-6)
+    assert look(case.replace(theta=theta, moved=theta + 0.01))["dormant_share"] == pytest.approx(
+        3 / 17, rel=1e-6
+    )
 
 
 def test_duplicates_bring_the_condition_to_its_ceiling():
@@ -440,7 +559,16 @@ def test_a_critic_with_nothing_to_learn_has_no_number_that_is_none():
     """Q, rewards and TD errors of zero: every share of nothing is 0."""
     case = CASES["linear"]()
     found = look(case.replace(theta=np.zeros(OBS + ACT), reward=np.zeros(8)))
-    zero = ["q_mean", "q_largest", "td_error", "alignment", "gain", "linearization_error", "soft_divergence", "interference"]
+    zero = [
+        "q_mean",
+        "q_largest",
+        "td_error",
+        "alignment",
+        "gain",
+        "linearization_error",
+        "soft_divergence",
+        "interference",
+    ]
     assert [found[number] for number in (*zero, "extrapolation")] == [0] * 9
     assert all(np.isfinite(value) for value in found.values())
     assert found["diagonal_mean"] > 0 and found["effective_rank"] > 1
@@ -456,8 +584,12 @@ def test_two_looks_are_one_trace():
 
     def once(seed, **options):
         case = draw_case(MAKES["linear"], seed, 8)
-        params = {"w": jnp.asarray(np.random.default_rng(seed).normal(size=(OBS + ACT, 3)), jnp.float32)}
-        return diagnose(q, params, case.batch, case.next_action, returns=some_returns(seed), **options)
+        params = {
+            "w": jnp.asarray(np.random.default_rng(seed).normal(size=(OBS + ACT, 3)), jnp.float32)
+        }
+        return diagnose(
+            q, params, case.batch, case.next_action, returns=some_returns(seed), **options
+        )
 
     first = once(0, gamma=0.9, alpha=0.1, reward_bound=2.0)
     traced = len(calls)
@@ -466,7 +598,7 @@ def test_two_looks_are_one_trace():
     assert len(calls) == traced
 
 
-# --- bad input -------------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 VECTOR, FEWER = np.zeros(BATCH), np.zeros(BATCH - 1)
 WRONG = {
@@ -492,8 +624,14 @@ WRONG = {
     "next_obs too short": ("batch.next_obs", {"next_obs": np.zeros((BATCH - 1, OBS))}),
     "reward as a column": ("batch.reward", {"reward": VECTOR[:, None]}),
     "reward a number": ("batch.reward", {"reward": np.asarray(1.0)}),
-    "obs too short": ("batch.obs", {"obs": np.zeros((BATCH - 1, OBS)), "next_obs": np.zeros((BATCH - 1, OBS))}),
-    "action too short": ("batch.action", {"action": np.zeros((BATCH - 1, ACT)), "next_action": np.zeros((BATCH - 1, ACT))}),
+    "obs too short": (
+        "batch.obs",
+        {"obs": np.zeros((BATCH - 1, OBS)), "next_obs": np.zeros((BATCH - 1, OBS))},
+    ),
+    "action too short": (
+        "batch.action",
+        {"action": np.zeros((BATCH - 1, ACT)), "next_action": np.zeros((BATCH - 1, ACT))},
+    ),
     "too few returns": ("returns", {"returns": (some_returns(0)[0], np.zeros(4))}),
     "returns a number": ("returns", {"returns": (some_returns(0)[0], np.asarray(1.0))}),
 }
@@ -510,14 +648,21 @@ def test_a_wrong_argument_is_named(wrong):
 def test_a_batch_of_one_is_refused():
     case = draw_case(MAKES["linear"], 0, 8)
     one = Transition(*(leaf[:1] for leaf in case.batch))
-    with pytest.raises(ValueError, match=r"^batch.reward has the shape \(1,\), expected \[B\] with B of at least 2"):
+    with pytest.raises(
+        ValueError, match=r"^batch.reward has the shape \(1,\), expected \[B\] with B of at least 2"
+    ):
         look(case.replace(batch=one, next_action=case.next_action[:1]))
 
 
 def test_moved_must_fit_the_parameters():
     case = CASES["linear"]()
     params = case.make.params(case.theta, "float32")
-    for moved in ({"v": params["w"]}, {**params, "v": params["w"]}, {"w": params["w"][:-1]}, params["w"]):
+    for moved in (
+        {"v": params["w"]},
+        {**params, "v": params["w"]},
+        {"w": params["w"][:-1]},
+        params["w"],
+    ):
         with pytest.raises(ValueError, match="^moved has another structure than params"):
             diagnose(case.make.q, params, case.batch, case.next_action, moved=moved)
 
@@ -552,7 +697,7 @@ def test_every_part_of_the_batch_has_to_be_finite(part):
         look(case.replace(**{part: array}))
 
 
-# --- at the edges ----------------------------------------------------------------------------------------------------
+# --- at the edges ---------------------------------------------------------------------------------
 
 
 def test_an_update_away_from_its_targets_is_no_contraction():
@@ -602,8 +747,13 @@ def test_a_critic_that_does_not_depend_on_its_parameters_has_the_worst_condition
 
 
 def test_where_differences_have_no_digits_left_the_linearization_has_no_error():
-    """A linear critic in float32 with Q about 1e6: all that there is to see of an error is rounding."""
-    obs, action = jnp.asarray(np.random.default_rng(0).uniform(1, 2, (16, 3)), jnp.float32), jnp.ones((16, 1))
+    """A linear critic in float32 with Q about 1e6: all that there is to see of an error is
+    rounding.
+    """
+    obs, action = (
+        jnp.asarray(np.random.default_rng(0).uniform(1, 2, (16, 3)), jnp.float32),
+        jnp.ones((16, 1)),
+    )
     batch = Transition(obs, action, jnp.ones(16), jnp.ones(16), obs)
     q, params = lambda params, obs, action: jnp.dot(params, obs), jnp.full(3, 2e5)
     found = diagnose(q, params, batch, action, moved=params + 0.02)

@@ -26,8 +26,12 @@ def test_row_ratio_equals_the_formula(seed):
 
 
 def test_row_ratio_divides_a_row_by_its_own_diagonal():
-    """2/N, 1/N: rows and columns of an asymmetric scaling are not exchanged, and N counts the diagonal."""
-    np.testing.assert_allclose(diagnostics.row_ratio(jnp.asarray([[1.0, 2.0], [2.0, 4.0]])), [1.0, 0.25])
+    """2/N, 1/N: rows and columns of an asymmetric scaling are not exchanged, and N counts the
+    diagonal.
+    """
+    np.testing.assert_allclose(
+        diagnostics.row_ratio(jnp.asarray([[1.0, 2.0], [2.0, 4.0]])), [1.0, 0.25]
+    )
 
 
 def test_row_ratio_of_a_diagonal_kernel_is_zero():
@@ -44,14 +48,20 @@ def test_a_row_without_a_diagonal_counts_as_zero():
     got = diagnostics.row_ratio(k)
     assert got[2] == 0
     keep = np.delete(np.arange(9), 2)
-    np.testing.assert_allclose(got[keep], oracles.row_ratio(np.asarray(k, np.float64)[np.ix_(keep, keep)]) * 8 / 9, rtol=1e-5)
+    np.testing.assert_allclose(
+        got[keep],
+        oracles.row_ratio(np.asarray(k, np.float64)[np.ix_(keep, keep)]) * 8 / 9,
+        rtol=1e-5,
+    )
     assert jnp.all(diagnostics.row_ratio(jnp.zeros((3, 3))) == 0)
 
 
 def test_row_ratio_under_vmap_equals_a_loop():
     ks = jnp.asarray(np.stack([gram(s) for s in range(3)]), jnp.float32)
     together = jax.vmap(diagnostics.row_ratio)(ks)
-    np.testing.assert_allclose(together, np.stack([oracles.row_ratio(gram(s)) for s in range(3)]), rtol=1e-5)
+    np.testing.assert_allclose(
+        together, np.stack([oracles.row_ratio(gram(s)) for s in range(3)]), rtol=1e-5
+    )
 
 
 def test_alignment_is_the_cosine_of_a_change_with_the_errors():
@@ -61,7 +71,7 @@ def test_alignment_is_the_cosine_of_a_change_with_the_errors():
     assert jnp.allclose(diagnostics.alignment(0.1 * delta, delta), 1, atol=3e-7)
 
 
-# --- what an update does to Q, and who did it ------------------------------------------------------------------------
+# --- what an update does to Q, and who did it -----------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -82,7 +92,9 @@ def test_gain_with_a_diagonal_kernel_lies_between_the_least_and_the_largest_of_e
     gain = jax.jit(diagnostics.gain)
     for delta in (*np.eye(3), *rng.normal(size=(9, 3))):
         got = float(gain(alpha * diagonal * delta / 3, delta))
-        np.testing.assert_allclose(got, alpha / 3 * diagonal @ delta**2 / (delta @ delta), rtol=1e-12)
+        np.testing.assert_allclose(
+            got, alpha / 3 * diagonal @ delta**2 / (delta @ delta), rtol=1e-12
+        )
         assert slack.min() - 1e-12 <= 1 - got <= slack.max() + 1e-12
 
 
@@ -106,7 +118,9 @@ def test_interference_equals_the_formula(seed, x64):
 
 
 def test_interference_goes_from_opposition_to_unison(x64):
-    """-1 / (N - 1) where all semi-gradients cancel, 0 where none meets another, 1 where they are one and the same."""
+    """-1 / (N - 1) where all semi-gradients cancel, 0 where none meets another, 1 where they are
+    one and the same.
+    """
     ones, opposed, same = np.ones(4), np.array([1.0, -1.0, 1.0, -1.0]), np.ones((4, 4))
     interference = jax.jit(diagnostics.interference)
     np.testing.assert_allclose(interference(same, ones), 1, rtol=1e-12)
@@ -126,13 +140,25 @@ def test_without_errors_gain_and_interference_are_zero():
 
 
 def attributed(activation="sin", batch=7, places=4):
-    """A critic of 5 + 2 inputs at a minibatch and at other places, with Q and Phi at either in NumPy."""
+    """A critic of 5 + 2 inputs at a minibatch and at other places, with Q and Phi at either in
+    NumPy.
+    """
     layers = oracles.random_layers(3, (7, 8, 1))
     params = jax.tree.map(jnp.asarray, oracles.critic_params(layers))
-    x, y = (np.random.default_rng(seed).normal(size=(size, 7)) for seed, size in ((1, batch), (2, places)))
+    x, y = (
+        np.random.default_rng(seed).normal(size=(size, 7))
+        for seed, size in ((1, batch), (2, places))
+    )
     split = lambda rows: (jnp.asarray(rows[:, :5]), jnp.asarray(rows[:, 5:]))
     oracle = lambda layers, rows: oracles.mlp(layers, activation, rows)
-    return networks.Critic((8,), activation).apply, params, (split(x), split(y)), layers, (x, y), oracle
+    return (
+        networks.Critic((8,), activation).apply,
+        params,
+        (split(x), split(y)),
+        layers,
+        (x, y),
+        oracle,
+    )
 
 
 @pytest.mark.parametrize("activation", sorted(oracles.ACTIVATIONS))
@@ -141,9 +167,13 @@ def test_attribution_is_alpha_k_z(activation, x64):
     q, params, (inputs, at), layers, (x, y), oracle = attributed(activation)
     (_, phi), (_, phi_y) = oracle(layers, x), oracle(layers, y)
     delta, theta = np.random.default_rng(5).normal(size=7), np.zeros(len(phi))
-    got = jax.jit(diagnostics.attribution, static_argnums=0)(q, params, inputs, jnp.asarray(delta / 7), at, 0.3)
+    got = jax.jit(diagnostics.attribution, static_argnums=0)(
+        q, params, inputs, jnp.asarray(delta / 7), at, 0.3
+    )
     assert got.shape == (4, 7)
-    expected = [[0.3 * (phi_y[:, i] @ phi[:, j]) * delta[j] / 7 for j in range(7)] for i in range(4)]
+    expected = [
+        [0.3 * (phi_y[:, i] @ phi[:, j]) * delta[j] / 7 for j in range(7)] for i in range(4)
+    ]
     assert oracles.relative_error(got, expected) < 1e-12
     move = oracles.gradient_step(theta, phi, delta, 0.3)
     np.testing.assert_allclose(np.sum(got, axis=1), phi_y.T @ move, rtol=1e-10)
@@ -157,7 +187,10 @@ def test_the_rows_of_an_attribution_are_the_change_of_q_to_second_order(x64):
     attribution = jax.jit(diagnostics.attribution, static_argnums=0)
     for alpha in (1e-3, 5e-4):
         step = np.split(alpha * phi @ z, np.cumsum([8, 56, 1]))
-        moved = [(w + step[2 * i + 1].reshape(w.shape), b + step[2 * i]) for i, (w, b) in enumerate(layers)]
+        moved = [
+            (w + step[2 * i + 1].reshape(w.shape), b + step[2 * i])
+            for i, (w, b) in enumerate(layers)
+        ]
         got = np.sum(attribution(q, params, inputs, z, at, alpha), axis=1)
         left.append(np.abs(oracle(moved, y)[0] - before - got).max())
         assert 0 < left[-1] < 0.1 * np.abs(got).max()
@@ -166,12 +199,19 @@ def test_the_rows_of_an_attribution_are_the_change_of_q_to_second_order(x64):
 
 def test_attribution_takes_a_full_step_unless_told(x64):
     q, params, (inputs, at), *_ = attributed()
-    got = jax.jit(lambda p: (diagnostics.attribution(q, p, inputs, jnp.ones(7), at), ntk.kernel(q, p, at, inputs)))(params)
+    got = jax.jit(
+        lambda p: (
+            diagnostics.attribution(q, p, inputs, jnp.ones(7), at),
+            ntk.kernel(q, p, at, inputs),
+        )
+    )(params)
     np.testing.assert_allclose(*got, rtol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(4,), (6,), (7, 1), (1, 7), ()])
 def test_a_weight_for_each_member_or_none_at_all(shape):
     q, params, (inputs, at), *_ = attributed()
-    with pytest.raises(ValueError, match=rf"^z has the shape {re.escape(str(shape))}, expected \(7,\)"):
+    with pytest.raises(
+        ValueError, match=rf"^z has the shape {re.escape(str(shape))}, expected \(7,\)"
+    ):
         diagnostics.attribution(q, params, inputs, jnp.zeros(shape), at)

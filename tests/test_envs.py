@@ -10,11 +10,21 @@ from preqn_jax.envs import codec, gym
 from preqn_jax.options import UserError
 
 PAPER = ["HalfCheetah-v5", "Walker2d-v5", "Hopper-v5", "Ant-v5", "Swimmer-v5"]
-OTHERS = ["InvertedDoublePendulum-v5", "Walker2d-v4", "Pendulum-v1", "probe/delay", "probe/observation"]
+OTHERS = [
+    "InvertedDoublePendulum-v5",
+    "Walker2d-v4",
+    "Pendulum-v1",
+    "probe/delay",
+    "probe/observation",
+]
 
 
 def actions(env, steps, seed=0):
-    return np.random.default_rng(seed).uniform(-1, 1, (steps, env.num_envs, env.spec.action_size)).astype(np.float32)
+    return (
+        np.random.default_rng(seed)
+        .uniform(-1, 1, (steps, env.num_envs, env.spec.action_size))
+        .astype(np.float32)
+    )
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -50,7 +60,11 @@ def test_the_successor_is_the_true_one_where_an_episode_ends():
         out = env.step(action)
         next_obs, reward, terminated, truncated, _ = alone.step(action[0])
         np.testing.assert_array_equal(out.next_obs[0], next_obs.astype(np.float32))
-        assert out.reward[0] == np.float32(reward) and out.terminated[0] == terminated and out.truncated[0] == truncated
+        assert (
+            out.reward[0] == np.float32(reward)
+            and out.terminated[0] == terminated
+            and out.truncated[0] == truncated
+        )
         if terminated:
             break
     assert terminated
@@ -102,7 +116,9 @@ def test_probes_do_what_their_table_says():
     assert np.isnan(rollout("nan", 140)[-1][0])
     env = envs.make("probe/observation", 64)
     obs = env.reset(list(range(64)))
-    assert (env.step(np.zeros((64, 1), np.float32)).reward == obs[:, 0]).all() and set(obs[:, 0]) == {-1.0, 1.0}
+    assert (env.step(np.zeros((64, 1), np.float32)).reward == obs[:, 0]).all() and set(
+        obs[:, 0]
+    ) == {-1.0, 1.0}
 
 
 @pytest.mark.parametrize(
@@ -145,7 +161,18 @@ def test_mujoco_is_quiet_and_leaves_no_file(tmp_path, capfd):
 
 @pytest.mark.parametrize(
     "value",
-    [None, True, 3, 2**120, -1.5, float("inf"), "x", [1, [2.5]], (1, ("a", None)), {"a": (1, 2), "b": {}}],
+    [
+        None,
+        True,
+        3,
+        2**120,
+        -1.5,
+        float("inf"),
+        "x",
+        [1, [2.5]],
+        (1, ("a", None)),
+        {"a": (1, 2), "b": {}},
+    ],
 )
 def test_json_round_trips_exactly(value):
     back = codec.decode(json.loads(json.dumps(codec.encode(value))))

@@ -16,7 +16,9 @@ def errors(example, operator, steps=2000, alpha=0.5):
     """max |Q_k - Q*| for k = 0 to `steps`."""
     step = lambda q: operator(example.mdp, q, alpha, example.rho, example.kernel)
     path = tabular.iterate(step, example.start, steps)
-    return np.abs(np.asarray(path) - np.asarray(tabular.value_iteration(example.mdp, 1e-9).q)).max(axis=(1, 2))
+    return np.abs(np.asarray(path) - np.asarray(tabular.value_iteration(example.mdp, 1e-9).q)).max(
+        axis=(1, 2)
+    )
 
 
 @x64
@@ -28,18 +30,25 @@ def test_every_example_is_a_problem_with_features_for_every_pair(name):
     assert example.features.shape[:2] == example.rho.shape == example.start.shape
     assert example.theta.shape == example.features.shape[2:]
     for s in np.flatnonzero(example.terminal):
-        assert np.all(example.mdp.transition[s, :, s] == 1) and np.all(tabular.expected_reward(example.mdp)[s] == 0)
+        assert np.all(example.mdp.transition[s, :, s] == 1) and np.all(
+            tabular.expected_reward(example.mdp)[s] == 0
+        )
 
 
 @x64
 def test_bairds_star_diverges_with_the_gradient_and_converges_preconditioned():
     star = examples.baird()
     assert np.linalg.matrix_rank(star.kernel) == 14
-    np.testing.assert_allclose(np.einsum("sa,sat->t", star.rho, star.mdp.transition), 1 / 7, atol=1e-12)
+    np.testing.assert_allclose(
+        np.einsum("sa,sat->t", star.rho, star.mdp.transition), 1 / 7, atol=1e-12
+    )
     gradient, preqn = errors(star, tabular.u3), errors(star, tabular.preconditioned)
     assert gradient[-1] > 1e10 * gradient[0] and np.all(np.diff(gradient[100:]) > 0)
     assert preqn[-1] < 1e-3 * preqn[0] and np.all(np.diff(preqn) < 0)
-    assert diagnostics.generalization_slack(star.kernel, star.rho.reshape(-1), star.mdp.gamma).min() < 0
+    assert (
+        diagnostics.generalization_slack(star.kernel, star.rho.reshape(-1), star.mdp.gamma).min()
+        < 0
+    )
     halved = errors(star, tabular.u3, 40_000, 0.0125)
     assert halved[-1] > 1e3 * halved[0]  # no step is small enough
 
@@ -47,11 +56,15 @@ def test_bairds_star_diverges_with_the_gradient_and_converges_preconditioned():
 @x64
 @pytest.mark.parametrize("gamma", [0.75, 0.8, 0.87, 0.99])
 def test_w_to_2w_diverges_above_five_sixths_whatever_the_preconditioner(gamma):
-    """w' = w + alpha (6 gamma - 5) w / 2 by the gradient, w + alpha (6 gamma - 5) w / 5 by PreQN's step: one sign."""
+    """w' = w + alpha (6 gamma - 5) w / 2 by the gradient, w + alpha (6 gamma - 5) w / 5 by PreQN's
+    step: one sign.
+    """
     problem = examples.w_to_2w(gamma)
     for operator, share in ((tabular.u3, 2), (tabular.preconditioned, 5)):
         got = errors(problem, operator, 50)
-        np.testing.assert_allclose(got, 2 * (1 + 0.5 * (6 * gamma - 5) / share) ** np.arange(51), rtol=1e-9)
+        np.testing.assert_allclose(
+            got, 2 * (1 + 0.5 * (6 * gamma - 5) / share) ** np.arange(51), rtol=1e-9
+        )
 
 
 @x64
@@ -66,13 +79,17 @@ def test_garnets_have_their_branches_and_differ_by_seed():
 @x64
 def test_wider_features_of_the_chain_leave_equation_17():
     slack = lambda width: float(
-        diagnostics.generalization_slack((c := examples.chain(width=width)).kernel, c.rho.reshape(-1), c.mdp.gamma).min()
+        diagnostics.generalization_slack(
+            (c := examples.chain(width=width)).kernel, c.rho.reshape(-1), c.mdp.gamma
+        ).min()
     )
     slacks = [slack(width) for width in (0.1, 0.5, 1.0, 2.0)]
     assert slacks[0] > 0 > slacks[1] and slacks == sorted(slacks, reverse=True)
     chain = examples.chain()
     best = np.asarray(tabular.value_iteration(chain.mdp).q)
-    assert np.all(best.argmax(axis=1) == 1) and np.all(np.diff(best[:, 1]) > 0)  # right, and the nearer the better
+    assert np.all(best.argmax(axis=1) == 1) and np.all(
+        np.diff(best[:, 1]) > 0
+    )  # right, and the nearer the better
 
 
 @x64
@@ -103,9 +120,13 @@ def test_an_environment_has_the_transitions_and_rewards_of_its_table():
     for obs, action, step in rollout("tabular/gridworld", 60):
         assert np.all(obs.sum(axis=1) == 1) and obs.shape == (200, states)
         s, after = obs.argmax(axis=1), step.next_obs.argmax(axis=1)
-        a = np.abs(action - (np.arange(actions) * 2 + 1 - actions) / actions).argmin(axis=1)  # the nearest centre
+        a = np.abs(action - (np.arange(actions) * 2 + 1 - actions) / actions).argmin(
+            axis=1
+        )  # the nearest centre
         np.add.at(counts, (s, a, after), 1)
-        np.testing.assert_array_equal(step.reward, np.asarray(example.mdp.reward)[s, a, after].astype(np.float32))
+        np.testing.assert_array_equal(
+            step.reward, np.asarray(example.mdp.reward)[s, a, after].astype(np.float32)
+        )
         np.testing.assert_array_equal(step.terminated, np.asarray(example.terminal)[after])
         ends.append(step.truncated.sum())
     assert not np.any(counts[np.asarray(example.mdp.transition) == 0])
@@ -119,14 +140,19 @@ def test_an_environment_has_the_transitions_and_rewards_of_its_table():
 
 
 def test_the_counterexamples_do_not_end():
-    """The second state of w-to-2w stays with reward 0; were it terminal, nothing would be bootstrapped there."""
+    """The second state of w-to-2w stays with reward 0; were it terminal, nothing would be
+    bootstrapped there.
+    """
     assert not examples.baird().terminal.any() and not examples.w_to_2w().terminal.any()
 
 
 def test_episodes_start_where_the_data_are():
     skewed = examples.garnet()._replace(rho=jnp.zeros((10, 3)).at[4].set(1 / 6).at[7, 0].set(1 / 2))
     env = finite.functional(skewed)
-    assert jax.eval_shape(env.step, jnp.int32(0), jnp.zeros(1), jax.random.key(0))[1].reward.shape == ()  # R(s, a) will do
+    assert (
+        jax.eval_shape(env.step, jnp.int32(0), jnp.zeros(1), jax.random.key(0))[1].reward.shape
+        == ()
+    )  # R(s, a) will do
     starts = np.asarray(jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 400)))
     assert set(starts) == {4, 7} and abs(np.mean(starts == 4) - 0.5) < 0.15
 

@@ -18,7 +18,12 @@ def test_every_mode_crosses_its_line_and_every_remedy_works(tmp_path, capsys):
     assert binary.main(["x"]) == 0
     assert out.stat().st_size > 10_000 and "overflow" in capsys.readouterr().out
     rows = json.loads(table.read_text())["rows"]
-    assert [sum(row["mode"].startswith(str(k)) for row in rows) for k in (1, 2, 3, 4)] == [4, 3, 2, 3]
+    assert [sum(row["mode"].startswith(str(k)) for row in rows) for k in (1, 2, 3, 4)] == [
+        4,
+        3,
+        2,
+        3,
+    ]
     binary.redraw(table, tmp_path / "again.png")
     assert abs((tmp_path / "again.png").stat().st_size / out.stat().st_size - 1) < 0.1
     for row in rows:
@@ -33,7 +38,9 @@ def test_every_mode_crosses_its_line_and_every_remedy_works(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("maker", [binary.overshooting, binary.generalization, binary.extrapolation])
+@pytest.mark.parametrize(
+    "maker", [binary.overshooting, binary.generalization, binary.extrapolation]
+)
 def test_the_quantity_is_below_its_line_on_the_safe_side(maker):
     mode = maker(binary.FailureModesConfig(updates=1))
     assert mode.ys.min() < 1 < np.interp(mode.bad, mode.xs, mode.ys)

@@ -14,21 +14,30 @@ def below(threshold):
     return lambda scale: (scale <= threshold, scale)
 
 
-@pytest.mark.parametrize("decay, threshold", [(0.5, 1.0), (0.5, 0.5), (0.5, 0.3), (0.9, 0.6), (0.1, 0.011)])
+@pytest.mark.parametrize(
+    "decay, threshold", [(0.5, 1.0), (0.5, 0.5), (0.5, 0.3), (0.9, 0.6), (0.1, 0.011)]
+)
 def test_takes_the_first_scale_that_is_accepted(decay, threshold):
     candidates = [1.0]
     while candidates[-1] > threshold:
         candidates.append(candidates[-1] * decay)
-    for search in (linesearch.backtrack, jax.jit(linesearch.backtrack, static_argnums=0, static_argnames=("decay", "max_steps"))):
+    for search in (
+        linesearch.backtrack,
+        jax.jit(linesearch.backtrack, static_argnums=0, static_argnames=("decay", "max_steps")),
+    ):
         found = search(below(threshold), decay=decay, max_steps=12)
-        np.testing.assert_allclose(found.scale, candidates[-1], rtol=1e-6)  # a product of float32 numbers
+        np.testing.assert_allclose(
+            found.scale, candidates[-1], rtol=1e-6
+        )  # a product of float32 numbers
         assert found.accepted
         assert found.backtracks == len(candidates) - 1
         assert found.aux == found.scale
 
 
 def test_keeps_no_better_candidate_in_mind():
-    """The first one accepted, also where a longer step was refused and a shorter one would be accepted as well."""
+    """The first one accepted, also where a longer step was refused and a shorter one would be
+    accepted as well.
+    """
     found = linesearch.backtrack(lambda scale: ((scale == 0.25) | (scale == 0.0625), 10 * scale))
     assert found.scale == 0.25 and found.backtracks == 2 and found.aux == 2.5
 
@@ -66,8 +75,15 @@ def test_each_member_of_a_vmap_searches_for_itself():
 
 
 def test_types_do_not_depend_on_the_outcome():
-    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), linesearch.backtrack(below(t))) for t in (1.0, -1.0)]
-    assert shapes[0] == shapes[1] == (((), jnp.float32), ((), bool), ((), jnp.int32), ((), jnp.float32))
+    shapes = [
+        jax.tree.map(lambda x: (x.shape, x.dtype), linesearch.backtrack(below(t)))
+        for t in (1.0, -1.0)
+    ]
+    assert (
+        shapes[0]
+        == shapes[1]
+        == (((), jnp.float32), ((), bool), ((), jnp.int32), ((), jnp.float32))
+    )
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.5, 2.0, float("nan")])
@@ -90,11 +106,16 @@ def test_cosine_equals_numpy(seed, scale):
     a, b = (rng.uniform(-1, 1, size=20).astype(np.float32) for _ in range(2))
     a = a * np.float32(scale)
     got = jax.jit(linesearch.cosine)(jnp.asarray(a), jnp.asarray(b))
-    np.testing.assert_allclose(got, oracles.cosine(a, b), atol=3e-7)  # 20 float32 products, each of at most 1
+    np.testing.assert_allclose(
+        got, oracles.cosine(a, b), atol=3e-7
+    )  # 20 float32 products, each of at most 1
     np.testing.assert_allclose(linesearch.cosine(jnp.asarray(b), jnp.asarray(a)), got, atol=3e-7)
     np.testing.assert_allclose(linesearch.cosine(jnp.asarray(a), jnp.asarray(-a)), -1, atol=3e-7)
     negative = jnp.asarray(-np.abs(a))  # whose largest entry is not the one of the largest size
-    for cos in (linesearch.cosine(negative, jnp.asarray(b)), linesearch.cosine(jnp.asarray(b), negative)):
+    for cos in (
+        linesearch.cosine(negative, jnp.asarray(b)),
+        linesearch.cosine(jnp.asarray(b), negative),
+    ):
         np.testing.assert_allclose(cos, oracles.cosine(negative, b), atol=3e-7)
 
 
@@ -107,7 +128,12 @@ def test_cosine_in_float64(x64):
 
 def test_cosine_with_a_zero_vector_is_zero():
     a, zero = jnp.arange(1.0, 4.0), jnp.zeros(3)
-    assert linesearch.cosine(a, zero) == linesearch.cosine(zero, a) == linesearch.cosine(zero, zero) == 0
+    assert (
+        linesearch.cosine(a, zero)
+        == linesearch.cosine(zero, a)
+        == linesearch.cosine(zero, zero)
+        == 0
+    )
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])

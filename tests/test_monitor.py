@@ -1,4 +1,6 @@
-"""Diagnoses in training: the verdict on small problems whose failure is known, the monitor, and the report on a run."""
+"""Diagnoses in training: the verdict on small problems whose failure is known, the monitor, and the
+report on a run.
+"""
 
 import json
 import shutil
@@ -25,7 +27,13 @@ from preqn_jax.training.rollout import Evaluation
 from preqn_jax.types import Spec, Transition
 
 SMALL = ["--env=Pendulum-v1", *test_train.SMALL]
-DIVERGING = ["--hidden_sizes=32,32", "--batch_size=32", "--algorithm=ddpg", "--notarget_networks", "--critic_learning_rate=0.1"]
+DIVERGING = [
+    "--hidden_sizes=32,32",
+    "--batch_size=32",
+    "--algorithm=ddpg",
+    "--notarget_networks",
+    "--critic_learning_rate=0.1",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,7 +49,9 @@ def call(*args, main=train.main, name="train"):
 
 
 def report(*args):
-    """With flags of its own: other binaries have an --out too, and one process has one set of flags."""
+    """With flags of its own: other binaries have an --out too, and one process has one set of
+    flags.
+    """
     values = absl_flags.FlagValues()
     flags.define(binary.DiagnoseConfig, values=values)
     rest = values(["diagnose", *args])
@@ -49,7 +59,7 @@ def report(*args):
         return flags.guard(binary.main, rest)
 
 
-# --- the verdict -----------------------------------------------------------------------------------------------------
+# --- the verdict ----------------------------------------------------------------------------------
 
 
 def linear(params, obs, action):
@@ -69,20 +79,42 @@ def batch(obs, next_obs, reward, discount=1.0):
 
 E, W, TWO = np.eye(4), [1.0], [2.0]
 PROBLEMS = {  # what fails: (q, first params, transitions, gamma, alpha of Eq. 5)
-    "linearization breaks": (curved, [0.5, 0.5], batch([[1, 0], [0, 1]] * 2, [[1, 0], [0, 1]] * 2, [1] * 4), 0.9, 4.0),
+    "linearization breaks": (
+        curved,
+        [0.5, 0.5],
+        batch([[1, 0], [0, 1]] * 2, [[1, 0], [0, 1]] * 2, [1] * 4),
+        0.9,
+        4.0,
+    ),
     # One pair's K_ii alpha / B is 3, the others' a half.
-    "overshooting": (linear, [0.0] * 4, batch(E * np.sqrt([6, 1, 1, 1]), E, [1] * 4, 0.0), 0.9, 2.0),
+    "overshooting": (
+        linear,
+        [0.0] * 4,
+        batch(E * np.sqrt([6, 1, 1, 1]), E, [1] * 4, 0.0),
+        0.9,
+        2.0,
+    ),
     # w -> 2w with data on both states; the second returns to the first one time in ten.
-    "over-generalization": (linear, [1.0], batch([W] * 10 + [TWO] * 10, [TWO] * 19 + [W], [0.1] * 20), 0.95, 0.1),
+    "over-generalization": (
+        linear,
+        [1.0],
+        batch([W] * 10 + [TWO] * 10, [TWO] * 19 + [W], [0.1] * 20),
+        0.95,
+        0.1,
+    ),
     "extrapolation error": (linear, [1.0], batch([W] * 4, [TWO] * 4, [0.1] * 4), 0.95, 0.1),
 }
 
 
 def first_failure(q, params, data, gamma, step, most=400):
-    """The first finding on the way of `step`, and |Q| by then; `step` is `(params, targets) -> params`."""
+    """The first finding on the way of `step`, and |Q| by then; `step` is `(params, targets) ->
+    params`.
+    """
     params = jnp.asarray(params, jnp.float32)
     for _ in range(most):
-        targets = data.reward + gamma * data.discount * jax.vmap(q, (None, 0, 0))(params, data.next_obs, data.action)
+        targets = data.reward + gamma * data.discount * jax.vmap(q, (None, 0, 0))(
+            params, data.next_obs, data.action
+        )
         moved = step(params, targets)
         measured = diagnostics.diagnose(q, params, data, data.action, gamma=gamma, moved=moved)
         finding = diagnostics.failure(measured)
@@ -104,7 +136,10 @@ def test_each_of_the_papers_failures_is_named_where_it_is_the_only_one(mode):
 
     finding, measured = first_failure(q, params, data, gamma, step)
     assert finding.mode == mode and finding.mode in diagnostics.FAILURES
-    assert finding.remedy and f"{measured['soft_divergence']:.3g} times what any policy can earn" in finding.evidence
+    assert (
+        finding.remedy
+        and f"{measured['soft_divergence']:.3g} times what any policy can earn" in finding.evidence
+    )
 
 
 @pytest.mark.parametrize("mode", ["linearization breaks", "overshooting"])
@@ -120,8 +155,20 @@ def test_preqn_mends_what_it_can_and_is_not_flagged(mode):
     assert finding is None
 
 
-HEALTHY = {"soft_divergence": 0.9, "linearization_error": 5.0, "gain": 3.0, "extrapolation": 2.0, "alignment": -0.1}
-CALM = {"soft_divergence": 1.5, "linearization_error": 0.1, "gain": 0.1, "extrapolation": 0.1, "alignment": 0.9}
+HEALTHY = {
+    "soft_divergence": 0.9,
+    "linearization_error": 5.0,
+    "gain": 3.0,
+    "extrapolation": 2.0,
+    "alignment": -0.1,
+}
+CALM = {
+    "soft_divergence": 1.5,
+    "linearization_error": 0.1,
+    "gain": 0.1,
+    "extrapolation": 0.1,
+    "alignment": 0.9,
+}
 
 
 def test_within_what_can_be_earned_nothing_is_said():
@@ -132,11 +179,15 @@ def test_within_what_can_be_earned_nothing_is_said():
 def test_a_q_that_is_too_high_and_follows_its_targets_is_given_time():
     assert diagnostics.failure(CALM) is None
     assert diagnostics.failure({**CALM, "soft_divergence": 11.0}).mode == "extrapolation error"
-    assert diagnostics.failure({**CALM, "soft_divergence": 11.0, "gain": 1.1}).mode == "overshooting"
-    assert diagnostics.failure({**CALM, "soft_divergence": np.inf, "gain": 1.1}) is None  # no reward was ever seen
+    assert (
+        diagnostics.failure({**CALM, "soft_divergence": 11.0, "gain": 1.1}).mode == "overshooting"
+    )
+    assert (
+        diagnostics.failure({**CALM, "soft_divergence": np.inf, "gain": 1.1}) is None
+    )  # no reward was ever seen
 
 
-# --- the monitor -----------------------------------------------------------------------------------------------------
+# --- the monitor ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("algorithm", agents.ALGORITHMS)
@@ -153,12 +204,22 @@ def test_what_an_agent_proposes_is_what_its_update_does(algorithm):
         before = state
         state, metrics = jax.jit(agent.update)(state, data, key, jnp.int32(i))
     first = lambda theta: jax.tree.map(lambda leaf: leaf[0], theta)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), proposal.params, first(before.critic))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), proposal.moved, first(state.critic))
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+        proposal.params,
+        first(before.critic),
+    )
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+        proposal.moved,
+        first(state.critic),
+    )
     np.testing.assert_allclose(jnp.mean(proposal.targets), metrics["critic/target_mean"], rtol=1e-5)
     values = jax.vmap(agent.q, (None, 0, 0))(proposal.params, data.obs, data.action)
     assert values.shape == (12,)
-    np.testing.assert_allclose(proposal.next_action[0], agent.act(before.actor, data.next_obs[0]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        proposal.next_action[0], agent.act(before.actor, data.next_obs[0]), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.fixture(scope="module")
@@ -176,8 +237,12 @@ def test_a_monitor_changes_nothing_and_says_all_there_is_of_every_seed(healthy):
     watched = records(folder)
     without = [{k: v for k, v in line.items() if not k.startswith("diagnose/")} for line in watched]
     looks = [line for line in watched if "diagnose/q_mean" in line]
-    assert [line for line, full in zip(without, watched, strict=True) if full not in looks] == records("plain")
-    assert [(line["step"], line["seed"]) for line in looks] == [(step, seed) for step in range(200, 601, 100) for seed in (0, 5)]
+    assert [
+        line for line, full in zip(without, watched, strict=True) if full not in looks
+    ] == records("plain")
+    assert [(line["step"], line["seed"]) for line in looks] == [
+        (step, seed) for step in range(200, 601, 100) for seed in (0, 5)
+    ]
     names = {name.removeprefix("diagnose/") for name in looks[0]} - {"step", "seed", "failure"}
     evals = [line for line in watched if "eval/return_mean" in line]
     assert names | {"bias", "bias_relative"} == set(diagnostics.GLOSSARY)
@@ -201,13 +266,17 @@ def test_a_run_of_a_version_without_a_monitor_goes_on():
     path = Path("config.json")
     path.write_text(json.dumps({"config": old}))
     train.compare(path, config)
-    with pytest.raises(UserError, match="holds a run with diagnose_every=0, but this command says 100"):
+    with pytest.raises(
+        UserError, match="holds a run with diagnose_every=0, but this command says 100"
+    ):
         train.compare(path, {**config, "diagnose_every": 100})
 
 
 @pytest.fixture(scope="module")
 def diverging(tmp_path_factory):
-    """The folder of a run whose Q diverges and that stops there, its exit status, and the arguments but for the two."""
+    """The folder of a run whose Q diverges and that stops there, its exit status, and the arguments
+    but for the two.
+    """
     folder = tmp_path_factory.mktemp("diverging") / "run"
     args = [*SMALL, *DIVERGING, "--diagnose_every=50"]
     return folder, call(f"--logdir={folder}", "--stop_on_divergence", *args), args
@@ -226,7 +295,10 @@ def test_divergence_ends_the_run_if_wanted_with_the_checkpoint_before_it_kept(di
     shutil.copytree(folder, "x")
     assert call("--logdir=x", *args, "--stop_on_divergence") == 1
     err = capsys.readouterr().err
-    assert f"error: Q of seed 0 diverges at step {last['step']}, by {mode}: |Q| is" in err and "Traceback" not in err
+    assert (
+        f"error: Q of seed 0 diverges at step {last['step']}, by {mode}: |Q| is" in err
+        and "Traceback" not in err
+    )
     assert f"the checkpoint of step {kept} is kept in x" in err
     assert read("x/metrics.jsonl")[-1] == last
     assert call("--logdir=x", *args) == 0  # one may look on all the same
@@ -237,8 +309,14 @@ def test_divergence_ends_the_run_if_wanted_with_the_checkpoint_before_it_kept(di
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--stop_on_divergence"], "stop_on_divergence is on, but nothing looks for divergence: add --diagnose_every=1000"),
-        (["--diagnose_every=70"], "diagnose_every is 70, but it must be a multiple of update_every (50)"),
+        (
+            ["--stop_on_divergence"],
+            "stop_on_divergence is on, but nothing looks for divergence: add --diagnose_every=1000",
+        ),
+        (
+            ["--diagnose_every=70"],
+            "diagnose_every is 70, but it must be a multiple of update_every (50)",
+        ),
         (["--diagnose_every=-50"], "diagnose_every is -50, but it must be at least 0"),
     ],
 )
@@ -249,17 +327,21 @@ def test_a_mistake_is_one_sentence(args, words, capsys, tmp_path):
 
 
 def test_returns_to_go_are_those_that_the_time_limit_does_not_hide():
-    rewards = np.array([[1.0, 1.0], [2.0, 1.0], [4.0, 1.0], [0.0, 1.0]])  # the first episode ends after three steps
+    rewards = np.array(
+        [[1.0, 1.0], [2.0, 1.0], [4.0, 1.0], [0.0, 1.0]]
+    )  # the first episode ends after three steps
     obs = np.arange(8.0).reshape(4, 2, 1)
     evaluation = Evaluation(rewards, obs, -obs, np.array([3, 4]), np.array([True, False]))
     seen, action, returns = returns_to_go(evaluation, 0.2)
     # 0.2^2 is below 5 %: of the second episode, cut off after four steps, the last is left out.
     np.testing.assert_allclose(seen[:, 0], [0, 1, 2, 3, 4, 5])
     np.testing.assert_allclose(action, -seen)
-    np.testing.assert_allclose(returns, [1 + 0.4 + 0.16, 1 + 0.2 + 0.04 + 0.008, 2 + 0.8, 1.24, 4, 1.2], rtol=1e-6)
+    np.testing.assert_allclose(
+        returns, [1 + 0.4 + 0.16, 1 + 0.2 + 0.04 + 0.008, 2 + 0.8, 1.24, 4, 1.2], rtol=1e-6
+    )
 
 
-# --- the report ------------------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------
 
 
 def test_a_report_says_when_a_run_went_wrong_and_who_moved_q(diverging, capsys):
@@ -271,7 +353,11 @@ def test_a_report_says_when_a_run_went_wrong_and_who_moved_q(diverging, capsys):
     looks = [line for line in read(folder / "metrics.jsonl") if "diagnose/failure" in line]
     (one,) = content["seeds"]
     mode = diagnostics.FAILURES[int(looks[-1]["diagnose/failure"]) - 1]
-    assert (one["failed"], one["mode"], one["diverged"]) == (looks[-1]["step"], mode, looks[-1]["step"])
+    assert (one["failed"], one["mode"], one["diverged"]) == (
+        looks[-1]["step"],
+        mode,
+        looks[-1]["step"],
+    )
     assert one["failing"] == {mode: 1} and one["diagnoses"] == len(looks)
     assert f"seed 0: went wrong at step {one['failed']:,}, by {mode}: {one['evidence']}" in out
     (moved,) = content["attribution"]
@@ -285,7 +371,10 @@ def test_a_healthy_run_is_called_so_and_needs_no_checkpoint(healthy, capsys):
     assert report("x") == 0
     out = capsys.readouterr().out
     assert "seed 0: healthy in all of 5 diagnoses" in out and "seed 5: healthy in all of 5" in out
-    assert Path("x/diagnosis.png").exists() and json.loads(Path("x/diagnosis.json").read_text())["attribution"] == []
+    assert (
+        Path("x/diagnosis.png").exists()
+        and json.loads(Path("x/diagnosis.json").read_text())["attribution"] == []
+    )
 
 
 def test_what_is_no_diagnosed_run_is_one_sentence(healthy, capsys):

@@ -34,9 +34,14 @@ def test_shapes_of_a_critic_and_an_actor(hidden):
 @pytest.mark.parametrize("activation", sorted(networks.ACTIVATIONS))
 def test_a_critic_is_an_mlp_of_the_joined_inputs(activation, x64):
     layers = oracles.random_layers(0, (8, 9, 7, 1))
-    obs, action = np.random.default_rng(1).normal(size=(6, 5)), np.random.default_rng(2).normal(size=(6, 3))
+    obs, action = (
+        np.random.default_rng(1).normal(size=(6, 5)),
+        np.random.default_rng(2).normal(size=(6, 3)),
+    )
     params = jax.tree.map(jnp.asarray, oracles.critic_params(layers))
-    values: Any = jit(jax.vmap(Critic((9, 7), activation).apply, in_axes=(None, 0, 0)))(params, obs, action)
+    values: Any = jit(jax.vmap(Critic((9, 7), activation).apply, in_axes=(None, 0, 0)))(
+        params, obs, action
+    )
     expected, _ = oracles.mlp(layers, activation, np.concatenate([obs, action], axis=1))
     np.testing.assert_allclose(values, expected, rtol=1e-12)
 
@@ -48,15 +53,23 @@ def test_an_actor_ends_in_a_tanh(activation, x64):
     params = jax.tree.map(jnp.asarray, oracles.critic_params(layers))
     actions: Any = jit(jax.vmap(Actor(3, (9,), activation).apply, in_axes=(None, 0)))(params, obs)
     (w, b), (v, c) = layers
-    np.testing.assert_allclose(actions, np.tanh(oracles.ACTIVATIONS[activation][0](obs @ w + b) @ v + c), rtol=1e-12)
+    np.testing.assert_allclose(
+        actions, np.tanh(oracles.ACTIVATIONS[activation][0](obs @ w + b) @ v + c), rtol=1e-12
+    )
 
 
 def test_a_gaussian_actor_ends_in_a_mean_and_a_bounded_log_std(x64):
     layers = oracles.random_layers(0, (5, 9, 6))
-    layers[1][1][3:] = [-30, 0, 5]  # of the last layer's biases, those of log_std: below its bounds, within, above
+    layers[1][1][3:] = [
+        -30,
+        0,
+        5,
+    ]  # of the last layer's biases, those of log_std: below its bounds, within, above
     obs = np.random.default_rng(1).normal(size=(6, 5))
     params = jax.tree.map(jnp.asarray, oracles.critic_params(layers))
-    mean, log_std = jit(jax.vmap(networks.GaussianActor(3, (9,)).apply, in_axes=(None, 0)))(params, obs)  # pyright: ignore
+    mean, log_std = jit(jax.vmap(networks.GaussianActor(3, (9,)).apply, in_axes=(None, 0)))(
+        params, obs
+    )  # pyright: ignore
     (w, b), (v, c) = layers
     out = np.sin(obs @ w + b) @ v + c
     np.testing.assert_allclose(mean, out[:, :3], rtol=1e-12)
@@ -65,7 +78,8 @@ def test_a_gaussian_actor_ends_in_a_mean_and_a_bounded_log_std(x64):
 
 
 SIZES = (150, 250, 200, 100)  # enough weights that 4 % is ten standard errors of their variance
-RULES = {  # name -> (bound of weights, variance of weights, bound of biases), given fan-in and fan-out
+# name -> (bound of weights, variance of weights, bound of biases), given fan-in and fan-out
+RULES = {
     "glorot": lambda i, o: (np.sqrt(6 / (i + o)), 2 / (i + o), 0.0),
     "lecun": lambda i, o: (None, 1 / i, 0.0),
     "pytorch": lambda i, o: (1 / np.sqrt(i), 1 / (3 * i), 1 / np.sqrt(i)),
@@ -88,7 +102,9 @@ def test_every_initializer_has_a_rule_here():
 
 @pytest.mark.parametrize("name", RULES)
 def test_initial_weights_and_biases_follow_their_rule(name):
-    """Bounds hold and are filled (uniform weights come within 1 % of theirs), variances are right, means are zero."""
+    """Bounds hold and are filled (uniform weights come within 1 % of theirs), variances are right,
+    means are zero.
+    """
     layers = initial(name)
     assert [w.shape for w, _ in layers] == list(itertools.pairwise(SIZES))
     for weights, biases in layers:
@@ -123,13 +139,21 @@ def test_the_stacked_members_of_an_ensemble_start_with_their_own_fan_in():
     assert len(np.unique(np.asarray(kernel[:, 0, 0]))) == 6
 
 
-@pytest.mark.parametrize("make", [lambda **names: Critic((8,), **names), lambda **names: Actor(3, (8,), **names)])
+@pytest.mark.parametrize(
+    "make", [lambda **names: Critic((8,), **names), lambda **names: Actor(3, (8,), **names)]
+)
 @pytest.mark.parametrize(
     "names, text",
     [
-        ({"activation": "sine"}, r"unknown activation 'sine' \(did you mean 'sin'\?\); choose one of relu, sin, tanh"),
+        (
+            {"activation": "sine"},
+            r"unknown activation 'sine' \(did you mean 'sin'\?\); choose one of relu, sin, tanh",
+        ),
         ({"activation": "gelu"}, r"unknown activation 'gelu'.*choose one of relu, sin, tanh"),
-        ({"initializer": "gloro"}, r"unknown initializer 'gloro' \(did you mean 'glorot'\?\); choose one of glorot, lecun"),
+        (
+            {"initializer": "gloro"},
+            r"unknown initializer 'gloro' \(did you mean 'glorot'\?\); choose one of glorot, lecun",
+        ),
     ],
 )
 def test_unknown_names_are_answered_with_the_choices(make, names, text):

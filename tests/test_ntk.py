@@ -1,4 +1,6 @@
-"""The kernel, the values and the pullback of every kind of network: structured, by Jacobians, and by a loop of `jax.grad`."""
+"""The kernel, the values and the pullback of every kind of network: structured, by Jacobians, and
+by a loop of `jax.grad`.
+"""
 
 import math
 import warnings
@@ -22,7 +24,9 @@ jit = partial(jax.jit, compiler_options=oracles.QUICK)
 
 
 def zoo(build):
-    """Registers a builder: `(dtype) -> (q, params, inputs)`. Sizes differ from one another, so that no mixed-up axis fits."""
+    """Registers a builder: `(dtype) -> (q, params, inputs)`. Sizes differ from one another, so that
+    no mixed-up axis fits.
+    """
     ZOO[build.__name__.removeprefix("_")] = build
     return build
 
@@ -36,14 +40,22 @@ def arrays(dtype, tree):
 
 
 def weights(seed, *shape):
-    """Normal weights of about unit gain: variance 1 / (the axis before the last, or the only one)."""
+    """Normal weights of about unit gain: variance 1 / (the axis before the last, or the only
+    one).
+    """
     return draw(seed, *shape) / np.sqrt(shape[-2:][0])
 
 
 def flax_case(module, dtype, *shapes, out=lambda y: y[0]):
-    """A module as q, with normal parameters throughout: no bias or scale sits at its special initial value."""
-    inputs = tuple(jnp.asarray(draw(10 + i, BATCH, *shape), dtype) for i, shape in enumerate(shapes))
-    leaves, treedef = jax.tree.flatten(jax.eval_shape(module.init, jax.random.key(0), *(x[0] for x in inputs)))
+    """A module as q, with normal parameters throughout: no bias or scale sits at its special
+    initial value.
+    """
+    inputs = tuple(
+        jnp.asarray(draw(10 + i, BATCH, *shape), dtype) for i, shape in enumerate(shapes)
+    )
+    leaves, treedef = jax.tree.flatten(
+        jax.eval_shape(module.init, jax.random.key(0), *(x[0] for x in inputs))
+    )
     leaves = [jnp.asarray(weights(i, *leaf.shape), dtype) for i, leaf in enumerate(leaves)]
     return lambda p, *xs: out(module.apply(p, *xs)), jax.tree.unflatten(treedef, leaves), inputs
 
@@ -120,7 +132,9 @@ def _layer_used_on_different_shapes(dtype):
     return flax_case(Net(body), dtype, (5,), (3, 5))
 
 
-def _set(positions):  # few positions are summed over pairs of uses, many over the weight: both branches of the kernel
+def _set(
+    positions,
+):  # few positions are summed over pairs of uses, many over the weight: both branches of the kernel
     def body(x):
         return nn.Dense(1)(jnp.mean(jnp.tanh(nn.Dense(8)(jnp.sin(nn.Dense(9)(x)))), axis=0))
 
@@ -149,7 +163,13 @@ def _dense_over_two_axes(dtype):
 
 def _ensemble(in_axes, reduce):
     def body(x):
-        members = nn.vmap(MLP, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=in_axes, axis_size=3)
+        members = nn.vmap(
+            MLP,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=in_axes,
+            axis_size=3,
+        )
         return reduce(members((8, 9), 1)(x)[:, 0])
 
     shape = (5,) if in_axes is None else (3, 5)
@@ -163,7 +183,9 @@ ZOO["ensemble_each_its_input"] = _ensemble(0, jnp.sum)
 @zoo
 def _ensemble_over_positions(dtype):  # stacked members and several uses of each at once
     def body(x):
-        members = nn.vmap(MLP, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=0, axis_size=3)
+        members = nn.vmap(
+            MLP, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=0, axis_size=3
+        )
         return jnp.sum(members((8,), 2)(x) ** 2)
 
     return flax_case(Net(body), dtype, (3, 2, 5), out=lambda y: y)
@@ -186,7 +208,11 @@ def _nested_calls(dtype):  # jit in remat in jit, the same weight passed twice
         return jnp.tanh(jax.checkpoint(lambda w, x: jax.jit(jnp.dot)(x, w))(w, x)) @ v
 
     params = {"w": weights(1, 6, 6), "out": weights(2, 6)}
-    return lambda p, x: twice(p["w"], p["w"], x) @ p["out"], arrays(dtype, params), arrays(dtype, (draw(3, BATCH, 6),))
+    return (
+        lambda p, x: twice(p["w"], p["w"], x) @ p["out"],
+        arrays(dtype, params),
+        arrays(dtype, (draw(3, BATCH, 6),)),
+    )
 
 
 @zoo
@@ -226,9 +252,13 @@ def _tied_by_transpose(dtype):
 
 
 @zoo
-def _tied_by_contraction(dtype):  # two products with different layouts, and no transpose to give it away
+def _tied_by_contraction(
+    dtype,
+):  # two products with different layouts, and no transpose to give it away
     def q(p, x):
-        return jnp.sum(jnp.sin(jnp.einsum("o,io->i", jnp.tanh(jnp.einsum("i,io->o", x, p["w"])), p["w"])))
+        return jnp.sum(
+            jnp.sin(jnp.einsum("o,io->i", jnp.tanh(jnp.einsum("i,io->o", x, p["w"])), p["w"]))
+        )
 
     return q, arrays(dtype, {"w": weights(1, 5, 7)}), arrays(dtype, (draw(3, BATCH, 5),))
 
@@ -254,7 +284,9 @@ def _both_operands_are_weights(dtype):
 @zoo
 def _weight_that_is_the_data(dtype):  # x @ u is data to v, and u has a product of its own
     def q(p, x):
-        return (jnp.sin(x @ p["u"]) @ p["v"]) @ jnp.tanh(x @ p["u"]) + x @ p["u"] @ p["v"] @ p["out"]
+        return (jnp.sin(x @ p["u"]) @ p["v"]) @ jnp.tanh(x @ p["u"]) + x @ p["u"] @ p["v"] @ p[
+            "out"
+        ]
 
     params = {"u": weights(1, 5, 7), "v": weights(2, 7, 7), "out": weights(4, 7)}
     return q, arrays(dtype, params), arrays(dtype, (draw(3, BATCH, 5),))
@@ -265,7 +297,11 @@ def _closes_over_arrays(dtype):
     basis, scale = jnp.asarray(draw(4, 5, 6), dtype), jnp.asarray(1.5, dtype)
     params = {"w": weights(1, 6, 7), "out": weights(2, 7)}
     inputs = arrays(dtype, (draw(3, BATCH, 5),))
-    return lambda p, x: scale * jnp.tanh(jnp.sin(x @ basis) @ p["w"]) @ p["out"], arrays(dtype, params), inputs
+    return (
+        lambda p, x: scale * jnp.tanh(jnp.sin(x @ basis) @ p["w"]) @ p["out"],
+        arrays(dtype, params),
+        inputs,
+    )
 
 
 @zoo
@@ -297,7 +333,11 @@ def _weights_on_the_left_of_matrices(dtype):
     def q(p, x):
         return jnp.sum(jnp.tanh(p["v"] @ jnp.sin(p["w"] @ x)))
 
-    return q, arrays(dtype, {"w": weights(1, 7, 5), "v": weights(2, 6, 7)}), arrays(dtype, (draw(3, BATCH, 5, 3),))
+    return (
+        q,
+        arrays(dtype, {"w": weights(1, 7, 5), "v": weights(2, 6, 7)}),
+        arrays(dtype, (draw(3, BATCH, 5, 3),)),
+    )
 
 
 @zoo
@@ -306,11 +346,17 @@ def _one_weight_on_either_side(dtype):
         left, right = jnp.einsum("oi,i->o", p["w"], x), jnp.einsum("ti,oi->to", ys, p["w"])
         return jnp.sum(jnp.tanh(right) @ jnp.sin(left))
 
-    return q, arrays(dtype, {"w": weights(1, 7, 5)}), arrays(dtype, (draw(3, BATCH, 5), draw(4, BATCH, 3, 5)))
+    return (
+        q,
+        arrays(dtype, {"w": weights(1, 7, 5)}),
+        arrays(dtype, (draw(3, BATCH, 5), draw(4, BATCH, 3, 5))),
+    )
 
 
 @zoo
-def _square_weight_on_either_side(dtype):  # x @ w and w @ x, the same shapes but not the same layout
+def _square_weight_on_either_side(
+    dtype,
+):  # x @ w and w @ x, the same shapes but not the same layout
     def q(p, x):
         return jnp.sum(jnp.sin(x @ p["w"]) * jnp.tanh(p["w"] @ x))
 
@@ -322,7 +368,11 @@ def _batched_einsum(dtype):
     def q(p, x):
         return jnp.sum(jnp.tanh(jnp.einsum("gti,gio->gto", x, p["w"])) * p["out"][:, None])
 
-    return q, arrays(dtype, {"w": weights(1, 3, 5, 7), "out": draw(2, 3, 7)}), arrays(dtype, (draw(3, BATCH, 3, 2, 5),))
+    return (
+        q,
+        arrays(dtype, {"w": weights(1, 3, 5, 7), "out": draw(2, 3, 7)}),
+        arrays(dtype, (draw(3, BATCH, 3, 2, 5),)),
+    )
 
 
 @zoo
@@ -339,22 +389,34 @@ def _two_batch_axes(dtype):
     def q(p, x):
         return jnp.sum(jnp.tanh(jnp.einsum("ghi,ghio->gho", x, p["w"])))
 
-    return q, arrays(dtype, {"w": weights(1, 3, 2, 5, 4)}), arrays(dtype, (draw(3, BATCH, 3, 2, 5),))
+    return (
+        q,
+        arrays(dtype, {"w": weights(1, 3, 2, 5, 4)}),
+        arrays(dtype, (draw(3, BATCH, 3, 2, 5),)),
+    )
 
 
 @zoo
 def _two_batch_axes_permuted(dtype):
     def q(p, x):
-        y = jax.lax.dot_general(x, p["w"], (((2,), (2,)), ((0, 1), (1, 0))))  # `[h, g, i], [g, h, i, o] -> [h, g, o]`
+        y = jax.lax.dot_general(
+            x, p["w"], (((2,), (2,)), ((0, 1), (1, 0)))
+        )  # `[h, g, i], [g, h, i, o] -> [h, g, o]`
         return jnp.sum(jnp.tanh(y) * jnp.arange(24, dtype=x.dtype).reshape(2, 3, 4))
 
-    return q, arrays(dtype, {"w": weights(1, 3, 2, 5, 4)}), arrays(dtype, (draw(3, BATCH, 2, 3, 5),))
+    return (
+        q,
+        arrays(dtype, {"w": weights(1, 3, 2, 5, 4)}),
+        arrays(dtype, (draw(3, BATCH, 2, 3, 5),)),
+    )
 
 
 @zoo
 def _contraction_in_another_order(dtype):
     def q(p, x):
-        y = jax.lax.dot_general(x, p["w"], (((2, 0), (0, 1)), ((), ())))  # `[t, u, i], [i, t, o] -> [u, o]`
+        y = jax.lax.dot_general(
+            x, p["w"], (((2, 0), (0, 1)), ((), ()))
+        )  # `[t, u, i], [i, t, o] -> [u, o]`
         return jnp.sum(jnp.tanh(y) * jnp.arange(12, dtype=x.dtype).reshape(3, 4))
 
     return q, arrays(dtype, {"w": weights(1, 5, 2, 4)}), arrays(dtype, (draw(3, BATCH, 2, 3, 5),))
@@ -363,7 +425,10 @@ def _contraction_in_another_order(dtype):
 @zoo
 def _contracted_and_free_axes_interleaved(dtype):
     def q(p, x):
-        return jnp.sum(jnp.tanh(jnp.einsum("ik,aibk->ab", x, p["w"])) * jnp.arange(6, dtype=x.dtype).reshape(2, 3))
+        return jnp.sum(
+            jnp.tanh(jnp.einsum("ik,aibk->ab", x, p["w"]))
+            * jnp.arange(6, dtype=x.dtype).reshape(2, 3)
+        )
 
     return q, arrays(dtype, {"w": weights(1, 2, 5, 3, 4)}), arrays(dtype, (draw(3, BATCH, 5, 4),))
 
@@ -394,7 +459,9 @@ def _flax_scan(dtype):
             return jnp.tanh(nn.Dense(6)(x)), None
 
     def body(x):
-        layers = nn.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)()
+        layers = nn.scan(
+            Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+        )()
         return nn.Dense(1)(layers(nn.Dense(6)(x), None)[0])
 
     return flax_case(Net(body), dtype, (5,))
@@ -414,33 +481,56 @@ def _lax_scan(dtype):
 @zoo
 def _branches(dtype):
     def q(p, x):
-        return jax.lax.cond(x[0] > 0, lambda: jnp.sum(jnp.tanh(x @ p["w"])), lambda: jnp.sum(jnp.sin(x @ p["w"]) ** 2))
+        return jax.lax.cond(
+            x[0] > 0,
+            lambda: jnp.sum(jnp.tanh(x @ p["w"])),
+            lambda: jnp.sum(jnp.sin(x @ p["w"]) ** 2),
+        )
 
     return q, arrays(dtype, {"w": weights(1, 5, 7)}), arrays(dtype, (draw(3, BATCH, 5),))
 
 
 @zoo
-def _custom_derivative(dtype):  # a wrong derivative on purpose: the kernel is of the gradients that `jax.grad` gives
+def _custom_derivative(
+    dtype,
+):  # a wrong derivative on purpose: the kernel is of the gradients that `jax.grad` gives
     @jax.custom_jvp
     def layer(w, x):
         return jnp.tanh(x @ w)
 
-    layer.defjvp(lambda primals, tangents: (layer(*primals), 2 * (primals[1] @ tangents[0]) + tangents[1] @ primals[0]))
-    return lambda p, x: jnp.sum(layer(p["w"], x)), arrays(dtype, {"w": weights(1, 5, 7)}), arrays(dtype, (draw(3, BATCH, 5),))
+    layer.defjvp(
+        lambda primals, tangents: (
+            layer(*primals),
+            2 * (primals[1] @ tangents[0]) + tangents[1] @ primals[0],
+        )
+    )
+    return (
+        lambda p, x: jnp.sum(layer(p["w"], x)),
+        arrays(dtype, {"w": weights(1, 5, 7)}),
+        arrays(dtype, (draw(3, BATCH, 5),)),
+    )
 
 
 @zoo
 def _stopped_gradient(dtype):
     def q(p, x):
-        return jnp.sum(jnp.tanh(x @ p["w"]) * jnp.sin(x @ jax.lax.stop_gradient(p["w"]))) + jnp.sum(x @ p["v"])
+        return jnp.sum(jnp.tanh(x @ p["w"]) * jnp.sin(x @ jax.lax.stop_gradient(p["w"]))) + jnp.sum(
+            x @ p["v"]
+        )
 
-    return q, arrays(dtype, {"w": weights(1, 5, 7), "v": weights(2, 5, 3)}), arrays(dtype, (draw(3, BATCH, 5),))
+    return (
+        q,
+        arrays(dtype, {"w": weights(1, 5, 7), "v": weights(2, 5, 3)}),
+        arrays(dtype, (draw(3, BATCH, 5),)),
+    )
 
 
 @zoo
 def _tree_of_inputs(dtype):
     def q(p, obs, action):
-        return jnp.sum(jnp.tanh(obs["image"].reshape(-1) @ p["w"] + obs["state"] @ p["u"]) * (action @ p["v"]))
+        return jnp.sum(
+            jnp.tanh(obs["image"].reshape(-1) @ p["w"] + obs["state"] @ p["u"]) * (action @ p["v"])
+        )
 
     params = {"w": weights(1, 6, 7), "u": weights(2, 5, 7), "v": weights(3, 2, 7)}
     obs = {"image": draw(4, BATCH, 3, 2), "state": draw(5, BATCH, 5)}
@@ -456,11 +546,35 @@ def _embedding(dtype):
     return q, params, (jnp.asarray([0, 3, 1, 1, 2, 0]), jnp.asarray(draw(3, BATCH, 7), dtype))
 
 
-# Of the exotic layouts only the algebra is in question, and float64 shows it; float32 is for the networks that people train.
+# Of the exotic layouts only the algebra is in question, and float64 shows it; float32 is for the
+# networks that people train.
 TRAINED = [name for name in ZOO if name.startswith("mlp") and not name.endswith("no_bias")]
-TRAINED += ["critic", "layer_norm", "residual", "layer_used_twice", "set_of_2", "set_of_11", "attention", "ensemble_mean"]
-TRAINED += ["ensemble_min", "ensemble_each_its_input", "remat", "jitted", "convolutions", "tied_by_transpose"]
-TRAINED += ["product_and_penalty", "closes_over_arrays", "weights_on_the_left", "batched_einsum", "flax_scan", "lax_scan"]
+TRAINED += [
+    "critic",
+    "layer_norm",
+    "residual",
+    "layer_used_twice",
+    "set_of_2",
+    "set_of_11",
+    "attention",
+    "ensemble_mean",
+]
+TRAINED += [
+    "ensemble_min",
+    "ensemble_each_its_input",
+    "remat",
+    "jitted",
+    "convolutions",
+    "tied_by_transpose",
+]
+TRAINED += [
+    "product_and_penalty",
+    "closes_over_arrays",
+    "weights_on_the_left",
+    "batched_einsum",
+    "flax_scan",
+    "lax_scan",
+]
 
 
 def by_both_methods(name, dtype):
@@ -477,7 +591,9 @@ def by_both_methods(name, dtype):
         return found
 
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # every leaf of the zoo is small: no reason for a warning
+        warnings.simplefilter(
+            "error", UserWarning
+        )  # every leaf of the zoo is small: no reason for a warning
         return run(params, inputs, z), q, params, inputs, z
 
 
@@ -505,7 +621,10 @@ def test_values_kernel_and_pullback_equal_a_loop_of_gradients(name, x64):
     for method, (got_values, gram, pulled) in found.items():
         assert oracles.relative_error(got_values, values) < 1e-10, method
         assert oracles.relative_error(gram, oracles.kernel(phi)) < 1e-10, method
-        assert oracles.relative_error(oracles.theta(jax.tree.leaves(pulled)), phi @ np.asarray(z)) < 1e-10, method
+        assert (
+            oracles.relative_error(oracles.theta(jax.tree.leaves(pulled)), phi @ np.asarray(z))
+            < 1e-10
+        ), method
         assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), pulled) == jax.tree.map(
             lambda leaf: (leaf.shape, leaf.dtype), params
         )
@@ -546,10 +665,15 @@ def test_vmap_over_seeds_equals_a_loop(name):
 def test_vmap_may_close_over_what_it_batches():
     """A q that closes over one seed's own arrays (a tracer under vmap) keeps to that seed."""
     bases = jnp.asarray(draw(0, 3, 5, 6), jnp.float32)
-    params, inputs = arrays("float32", {"w": weights(1, 6, 7)}), arrays("float32", (draw(2, BATCH, 5),))
+    params, inputs = (
+        arrays("float32", {"w": weights(1, 6, 7)}),
+        arrays("float32", (draw(2, BATCH, 5),)),
+    )
 
     def gram(basis):
-        return ntk.linearize(lambda p, x: jnp.sum(jnp.tanh(jnp.sin(x @ basis) @ p["w"])), params, inputs).gram
+        return ntk.linearize(
+            lambda p, x: jnp.sum(jnp.tanh(jnp.sin(x @ basis) @ p["w"])), params, inputs
+        ).gram
 
     together, gram = jit(jax.vmap(gram))(bases), jit(gram)
     for seed in range(3):
@@ -608,12 +732,16 @@ def test_equals_backpropagation_in_numpy(activation, use_bias, x64):
         assert oracles.relative_error(oracles.theta(jax.tree.leaves(pulled)), phi @ z) < 1e-12
 
 
-@pytest.mark.parametrize("method, block", [("structured", 1), ("structured", 3), ("jacobian", 4), ("structured", 100)])
+@pytest.mark.parametrize(
+    "method, block", [("structured", 1), ("structured", 3), ("jacobian", 4), ("structured", 100)]
+)
 def test_rectangular_kernel_does_not_depend_on_the_block(method, block, x64):
     """7 rows and 5 columns: 3 divides neither, 4 neither, 100 is more than both."""
     q, params, (x,) = ZOO["mlp_2_tanh_bias"]("float64")
     x, y = jnp.asarray(draw(1, 7, 5)), x[:5]
-    phi_rows, phi_columns = (oracles.mlp(oracles.layers_of(params), "tanh", rows)[1] for rows in (x, y))
+    phi_rows, phi_columns = (
+        oracles.mlp(oracles.layers_of(params), "tanh", rows)[1] for rows in (x, y)
+    )
 
     @jit
     def run(params, x, y):
@@ -626,7 +754,9 @@ def test_rectangular_kernel_does_not_depend_on_the_block(method, block, x64):
     assert oracles.relative_error(square, oracles.kernel(phi_rows)) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["set_of_11", "ensemble_over_positions", "tree_of_inputs", "convolutions"])
+@pytest.mark.parametrize(
+    "name", ["set_of_11", "ensemble_over_positions", "tree_of_inputs", "convolutions"]
+)
 def test_kernel_equals_the_gram_of_linearize(name):
     q, params, inputs = ZOO[name]("float32")
     columns = jax.tree.map(lambda leaf: leaf[1:5], inputs)
@@ -655,7 +785,9 @@ def test_duplicate_rows_have_equal_rows_of_the_kernel():
     doubled = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), inputs)
     gram = jit(lambda p, x: ntk.linearize(q, p, x).gram)(params, doubled)
     assert oracles.relative_error(gram[:BATCH], gram[BATCH:]) < 1e-6
-    assert np.linalg.matrix_rank(np.asarray(gram, np.float64), tol=1e-5 * float(gram.max())) <= BATCH
+    assert (
+        np.linalg.matrix_rank(np.asarray(gram, np.float64), tol=1e-5 * float(gram.max())) <= BATCH
+    )
 
 
 def _either_side(w, x):
@@ -679,7 +811,9 @@ def test_a_weight_used_by_products_alone_is_taken_apart_without_a_warning(name):
     q = lambda p, x: jnp.sum(jnp.tanh(layer(p["w"], x)))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        found = jax.eval_shape(lambda p, x: ntk.linearize(q, p, (x,)).gram, {"w": jnp.zeros(shape)}, jnp.zeros((2, 50)))
+        found = jax.eval_shape(
+            lambda p, x: ntk.linearize(q, p, (x,)).gram, {"w": jnp.zeros(shape)}, jnp.zeros((2, 50))
+        )
     assert found.shape == (2, 2)
 
 
@@ -692,11 +826,19 @@ def test_only_a_big_leaf_on_the_slow_way_is_named_in_a_warning(width, warns):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         jax.eval_shape(lambda p: ntk.linearize(q, p, inputs).gram, params)
-        jax.eval_shape(lambda p: ntk.linearize(q, p, inputs, method="jacobian").gram, params)  # asked for: no complaint
-    texts = [str(w.message) for w in caught if issubclass(w.category, UserWarning) and "structured" in str(w.message)]
+        jax.eval_shape(
+            lambda p: ntk.linearize(q, p, inputs, method="jacobian").gram, params
+        )  # asked for: no complaint
+    texts = [
+        str(w.message)
+        for w in caught
+        if issubclass(w.category, UserWarning) and "structured" in str(w.message)
+    ]
     assert len(texts) == warns
     if warns:
-        assert "filters" in texts[0] and "conv_general_dilated" in texts[0] and "Dense" not in texts[0]
+        assert (
+            "filters" in texts[0] and "conv_general_dilated" in texts[0] and "Dense" not in texts[0]
+        )
 
 
 def equations(jaxpr):
@@ -715,11 +857,15 @@ def largest_intermediate(jaxpr):
 @pytest.mark.parametrize("method", ntk.METHODS)
 @pytest.mark.parametrize("positions", [1, 2, 11])
 def test_no_product_leaves_its_precision_to_a_default(positions, method):
-    """An accelerator's default puts errors of 1e-3 into K. The network here asks for HIGH, the kernel for HIGHEST."""
+    """An accelerator's default puts errors of 1e-3 into K. The network here asks for HIGH, the
+    kernel for HIGHEST.
+    """
     high, highest = jax.lax.Precision.HIGH, jax.lax.Precision.HIGHEST
 
     def body(x):
-        return nn.Dense(1, precision=high)(jnp.mean(jnp.tanh(nn.Dense(8, precision=high)(x)), axis=0))
+        return nn.Dense(1, precision=high)(
+            jnp.mean(jnp.tanh(nn.Dense(8, precision=high)(x)), axis=0)
+        )
 
     q, params, inputs = flax_case(Net(body), "float32", (positions, 5))
 
@@ -727,13 +873,19 @@ def test_no_product_leaves_its_precision_to_a_default(positions, method):
         lin = ntk.linearize(q, params, inputs, method=method)
         return lin.gram, lin.pullback(z), ntk.kernel(q, params, inputs, method=method)
 
-    products = [e for e in equations(jax.make_jaxpr(run)(params, jnp.ones(BATCH)).jaxpr) if e.primitive.name == "dot_general"]
+    products = [
+        e
+        for e in equations(jax.make_jaxpr(run)(params, jnp.ones(BATCH)).jaxpr)
+        if e.primitive.name == "dot_general"
+    ]
     assert {e.params["precision"] for e in products} == {(high, high), (highest, highest)}
 
 
 @pytest.mark.parametrize("what", ["gram and pullback", "kernel"])
 def test_no_per_example_gradient_of_a_weight_exists_on_the_structured_way(what):
-    """For 16 x 32 weights and a batch of 8 the smallest Jacobian has 8 * 16 * 32 entries; nothing else comes near."""
+    """For 16 x 32 weights and a batch of 8 the smallest Jacobian has 8 * 16 * 32 entries; nothing
+    else comes near.
+    """
     batch, size_in, size_out = 8, 16, 32
 
     def body(x):
@@ -748,7 +900,10 @@ def test_no_per_example_gradient_of_a_weight_exists_on_the_structured_way(what):
         lin = ntk.linearize(q, params, (x,), method=method)
         return lin.values, lin.gram, lin.pullback(lin.values)
 
-    largest = {m: largest_intermediate(jax.make_jaxpr(lambda p, x, m=m: run(p, x, m))(params, x).jaxpr) for m in ntk.METHODS}
+    largest = {
+        m: largest_intermediate(jax.make_jaxpr(lambda p, x, m=m: run(p, x, m))(params, x).jaxpr)
+        for m in ntk.METHODS
+    }
     assert largest["structured"] <= size_in * size_out  # a weight itself, as the pullback makes it
     assert largest["jacobian"] >= batch * size_in * size_out
 
@@ -759,7 +914,9 @@ def _critic_of(out):
 
 
 @pytest.mark.parametrize("method", ntk.METHODS)
-@pytest.mark.parametrize("out, shape", [(lambda y: y[None], r"\(1,\)"), (lambda y: (y, y), r"\(\), \(\)")])
+@pytest.mark.parametrize(
+    "out, shape", [(lambda y: y[None], r"\(1,\)"), (lambda y: (y, y), r"\(\), \(\)")]
+)
 def test_q_must_return_a_scalar(out, shape, method):
     q, params, inputs = _critic_of(out)
     with pytest.raises(ValueError, match=rf"scalar.*{shape}"):
@@ -790,10 +947,12 @@ def test_inputs_must_share_their_batch_axis(shapes):
         with pytest.raises(ValueError, match="same batch axis"):
             call(lambda p, *xs: q(p, xs[0]), params, inputs)
     with pytest.raises(ValueError, match="same batch axis"):
-        ntk.kernel(lambda p, *xs: q(p, xs[0]), params, (jnp.zeros((6, 5)), jnp.zeros((6, 5))), inputs)
+        ntk.kernel(
+            lambda p, *xs: q(p, xs[0]), params, (jnp.zeros((6, 5)), jnp.zeros((6, 5))), inputs
+        )
 
 
-# --- the other way, other places, and the layers in between ----------------------------------------------------------
+# --- the other way, other places, and the layers in between ---------------------------------------
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -801,7 +960,9 @@ def test_pushforward_is_the_adjoint_of_pullback(name, x64):
     """<pushforward(v), z> = <v, pullback(z)>, and there and back is K z."""
     q, params, inputs = ZOO[name]("float64")
     leaves, treedef = jax.tree.flatten(params)
-    v = treedef.unflatten([jnp.asarray(draw(200 + i, *leaf.shape)) for i, leaf in enumerate(leaves)])
+    v = treedef.unflatten(
+        [jnp.asarray(draw(200 + i, *leaf.shape)) for i, leaf in enumerate(leaves)]
+    )
     z = jnp.asarray(draw(99, BATCH))
 
     @jit
@@ -818,7 +979,15 @@ def test_pushforward_is_the_adjoint_of_pullback(name, x64):
 
 
 @pytest.mark.parametrize(
-    "name", ["layer_norm", "set_of_11", "ensemble_over_positions", "tree_of_inputs", "convolutions", "embedding"]
+    "name",
+    [
+        "layer_norm",
+        "set_of_11",
+        "ensemble_over_positions",
+        "tree_of_inputs",
+        "convolutions",
+        "embedding",
+    ],
 )
 def test_elsewhere_at_rows_of_the_batch_are_rows_of_the_kernel(name, x64):
     q, params, inputs = ZOO[name]("float64")
@@ -827,7 +996,11 @@ def test_elsewhere_at_rows_of_the_batch_are_rows_of_the_kernel(name, x64):
     @jit
     def run(params, inputs):
         lin = ntk.linearize(q, params, inputs)
-        return lin.values, lin.gram, *lin.elsewhere(jax.tree.map(lambda leaf: leaf[rows], inputs))[:2]
+        return (
+            lin.values,
+            lin.gram,
+            *lin.elsewhere(jax.tree.map(lambda leaf: leaf[rows], inputs))[:2],
+        )
 
     values, gram, values_there, kernel_there = run(params, inputs)
     assert oracles.relative_error(values_there, np.asarray(values)[rows]) < 1e-12
@@ -838,7 +1011,12 @@ def mlp_case(activation, x):
     """The library's critic on x `[B, 5]` split in two, with the oracle's layers."""
     layers = oracles.random_layers(7, (5, 8, 9, 1))
     inputs = (jnp.asarray(x[:, :3]), jnp.asarray(x[:, 3:]))
-    return networks.Critic((8, 9), activation).apply, arrays("float64", oracles.critic_params(layers)), inputs, layers
+    return (
+        networks.Critic((8, 9), activation).apply,
+        arrays("float64", oracles.critic_params(layers)),
+        inputs,
+        layers,
+    )
 
 
 @pytest.mark.parametrize("method", ntk.METHODS)
@@ -856,9 +1034,16 @@ def test_pushforward_and_elsewhere_equal_backpropagation_in_numpy(activation, me
     def run(params, inputs, others, v):
         lin = ntk.linearize(q, params, inputs, method=method)
         there = lin.elsewhere(others)
-        return lin.pushforward(v), there.values, there.kernel, ntk.kernel(q, params, others, inputs, method=method)
+        return (
+            lin.pushforward(v),
+            there.values,
+            there.kernel,
+            ntk.kernel(q, params, others, inputs, method=method),
+        )
 
-    forward, values_there, kernel_there, kernel = run(params, inputs, others, treedef.unflatten(arrays("float64", v)))
+    forward, values_there, kernel_there, kernel = run(
+        params, inputs, others, treedef.unflatten(arrays("float64", v))
+    )
     assert oracles.relative_error(forward, phi.T @ oracles.theta(v)) < 1e-12
     assert oracles.relative_error(values_there, values) < 1e-12
     assert oracles.relative_error(kernel_there, oracles.kernel(phi_y, phi)) < 1e-12
@@ -898,7 +1083,12 @@ def test_layers_come_in_the_order_of_evaluation_not_of_parameters(x64):
     def q(p, x):
         return jnp.sin(jnp.tanh(x @ p["last"] + p["bias"]) @ p["middle"]) @ p["first"]
 
-    params = {"last": weights(1, 5, 7), "middle": weights(2, 7, 6), "first": weights(3, 6), "bias": draw(4, 7)}
+    params = {
+        "last": weights(1, 5, 7),
+        "middle": weights(2, 7, 6),
+        "first": weights(3, 6),
+        "bias": draw(4, 7),
+    }
     x = draw(5, BATCH, 5)
     found = jit(lambda p, x: ntk.linearize(q, p, (x,)).layers)(arrays("float64", params), x)
     h = np.tanh(x @ params["last"] + params["bias"])
@@ -911,7 +1101,9 @@ def test_layers_of_stacked_members_are_the_first_ones(x64):
     x = draw(5, BATCH, 5)
 
     def q(p, x):
-        return jnp.min(jax.vmap(lambda w, v, out: jnp.sin(jnp.tanh(x @ w) @ v) @ out)(p["w"], p["v"], p["out"]))
+        return jnp.min(
+            jax.vmap(lambda w, v, out: jnp.sin(jnp.tanh(x @ w) @ v) @ out)(p["w"], p["v"], p["out"])
+        )
 
     found = jit(lambda p, x: ntk.linearize(q, p, (x,)).layers)(arrays("float64", params), x)
     h = np.tanh(x @ params["w"][0])
@@ -922,11 +1114,20 @@ def test_layers_of_stacked_members_are_the_first_ones(x64):
 @pytest.mark.parametrize(
     "name, widths",
     [
-        ("layer_norm", [5, 9, 8]),  # what enters a dense layer is normalised; the scales are no layers
+        (
+            "layer_norm",
+            [5, 9, 8],
+        ),  # what enters a dense layer is normalised; the scales are no layers
         ("layer_used_twice", [5, 9]),  # the layer in between has two inputs an example
-        ("set_of_11", [8]),  # at 11 positions a layer has as many inputs an example; their mean is one
+        (
+            "set_of_11",
+            [8],
+        ),  # at 11 positions a layer has as many inputs an example; their mean is one
         ("convolutions", [24]),
-        ("product_and_penalty", [7]),  # the first weight enters a penalty too, and goes through its Jacobian
+        (
+            "product_and_penalty",
+            [7],
+        ),  # the first weight enters a penalty too, and goes through its Jacobian
         ("tied_by_transpose", []),
         ("weights_on_the_left", [5, 7, 6]),
         ("remat", [5, 8, 9]),
@@ -944,7 +1145,9 @@ def test_elsewhere_refuses_what_shares_no_batch_axis(method):
     q, params, inputs = ZOO["critic"]("float32")
     others = (jnp.zeros((4, 4)), jnp.zeros((5, 3)))
     with pytest.raises(ValueError, match="same batch axis"):
-        jax.eval_shape(lambda p: ntk.linearize(q, p, inputs, method=method).elsewhere(others), params)
+        jax.eval_shape(
+            lambda p: ntk.linearize(q, p, inputs, method=method).elsewhere(others), params
+        )
 
 
 def test_pushforward_and_elsewhere_without_jit_and_after_it_the_same():
@@ -952,4 +1155,7 @@ def test_pushforward_and_elsewhere_without_jit_and_after_it_the_same():
     lin = ntk.linearize(q, params, inputs)
     some = jax.tree.map(lambda leaf: leaf[:2], inputs)
     assert oracles.relative_error(jax.jit(lin.pushforward)(params), lin.pushforward(params)) < 1e-5
-    assert oracles.relative_error(jax.jit(lambda y: lin.elsewhere(y).kernel)(some), lin.gram[:2]) < 1e-5
+    assert (
+        oracles.relative_error(jax.jit(lambda y: lin.elsewhere(y).kernel)(some), lin.gram[:2])
+        < 1e-5
+    )

@@ -1,4 +1,6 @@
-"""Kernels at initialisation (section 5.1): the numbers, the data they are of, resuming, and the rules behind the findings."""
+"""Kernels at initialisation (section 5.1): the numbers, the data they are of, resuming, and the
+rules behind the findings.
+"""
 
 import dataclasses
 import json
@@ -50,23 +52,35 @@ def folder(small):
     return Path("x/data.json")
 
 
-# --- the numbers -----------------------------------------------------------------------------------------------------
+# --- the numbers ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("activation", "hidden_sizes", "initializer"), [("sin", (6, 6), "glorot"), ("relu", (5,), "pytorch")])
-def test_a_cell_equals_the_formula_on_explicit_jacobians(activation, hidden_sizes, initializer, monkeypatch):
+@pytest.mark.parametrize(
+    ("activation", "hidden_sizes", "initializer"),
+    [("sin", (6, 6), "glorot"), ("relu", (5,), "pytorch")],
+)
+def test_a_cell_equals_the_formula_on_explicit_jacobians(
+    activation, hidden_sizes, initializer, monkeypatch
+):
     """Eq. 9 and R_i in float64, averaged; with more than one block, the last of them not full."""
     monkeypatch.setattr(ntk_init, "_BLOCK", 7)
     rng = np.random.default_rng(0)
-    obs, action = rng.normal(size=(10, 3)).astype(np.float32), np.sign(rng.normal(size=(10, 2))).astype(np.float32)
+    obs, action = (
+        rng.normal(size=(10, 3)).astype(np.float32),
+        np.sign(rng.normal(size=(10, 2))).astype(np.float32),
+    )
     keys = jax.random.split(jax.random.key(0), 2)
     ntk_init._statistics.cache_clear()
-    got = ntk_init.measure(ntk_init.Pairs(obs, action, 1), hidden_sizes, activation, initializer, keys)
+    got = ntk_init.measure(
+        ntk_init.Pairs(obs, action, 1), hidden_sizes, activation, initializer, keys
+    )
     ntk_init._statistics.cache_clear()
     for i in range(2):
         critic = networks.Critic(hidden_sizes, activation, initializer)
         params = critic.init(keys[i], jnp.asarray(obs[0]), jnp.asarray(action[0]))
-        _, phi = oracles.mlp(oracles.layers_of(params["params"]), activation, np.concatenate([obs, action], axis=1))
+        _, phi = oracles.mlp(
+            oracles.layers_of(params["params"]), activation, np.concatenate([obs, action], axis=1)
+        )
         gram = oracles.kernel(phi)
         np.testing.assert_allclose(got[0][i], oracles.row_ratio(gram).mean(), rtol=2e-5)
         np.testing.assert_allclose(got[1][i], np.diagonal(gram).mean(), rtol=2e-5)
@@ -74,15 +88,21 @@ def test_a_cell_equals_the_formula_on_explicit_jacobians(activation, hidden_size
 
 
 def test_pairs_are_of_the_rails_random_policy_and_of_whole_steps():
-    """Every action is a corner of the box, and every row the state the action was taken in, across episodes."""
+    """Every action is a corner of the box, and every row the state the action was taken in, across
+    episodes.
+    """
     pairs = ntk_init.collect("Pendulum-v1", 203, seed=1)
     assert pairs.obs.shape == (203, 3) and pairs.action.shape == (203, 1) and pairs.episodes == 2
     assert set(np.unique(pairs.action)) == {-1.0, 1.0} and abs(pairs.action.mean()) < 0.3
-    # Pendulum: th_dot' = th_dot + 0.05 (15 sin(th) + 3 u), u = 2 a, clipped at 8; the 201st row starts an episode.
+    # Pendulum: th_dot' = th_dot + 0.05 (15 sin(th) + 3 u), u = 2 a, clipped at 8; the 201st row
+    # starts an episode.
     rate = pairs.obs[:-1, 2] + 0.05 * (15 * pairs.obs[:-1, 1] + 6 * pairs.action[:-1, 0])
     off = np.abs(np.clip(rate, -8, 8) - pairs.obs[1:, 2]) > 1e-4
     assert list(np.flatnonzero(off)) == [199]
-    again, other = ntk_init.collect("Pendulum-v1", 203, seed=1), ntk_init.collect("Pendulum-v1", 203, seed=2)
+    again, other = (
+        ntk_init.collect("Pendulum-v1", 203, seed=1),
+        ntk_init.collect("Pendulum-v1", 203, seed=2),
+    )
     assert (again.obs == pairs.obs).all() and (again.action == pairs.action).all()
     assert (other.obs != pairs.obs).any() and (other.action != pairs.action).any()
 
@@ -90,7 +110,15 @@ def test_pairs_are_of_the_rails_random_policy_and_of_whole_steps():
 def test_the_networks_are_the_papers():
     cells = ntk_init._cells(ntk_init.NtkInitConfig())
     sizes = {hidden for _, _, hidden, _ in cells}
-    assert sizes == {(32, 32), (64, 64), (128, 128), (256, 256), (64,), (64, 64, 64), (64, 64, 64, 64)}
+    assert sizes == {
+        (32, 32),
+        (64, 64),
+        (128, 128),
+        (256, 256),
+        (64,),
+        (64, 64, 64),
+        (64, 64, 64, 64),
+    }
     assert len(cells) == len(set(cells)) == 7 * 3 * 3 * 3
 
 
@@ -105,7 +133,7 @@ def test_the_same_command_gives_the_same_numbers(small):
     assert Path("again/data.json").read_text() == small
 
 
-# --- resuming --------------------------------------------------------------------------------------------------------
+# --- resuming -------------------------------------------------------------------------------------
 
 
 def test_what_is_there_is_kept_and_only_the_rest_computed(folder, small):
@@ -114,7 +142,11 @@ def test_what_is_there_is_kept_and_only_the_rest_computed(folder, small):
     data["cells"][0]["diagonal"][1] = 123.5
     folder.write_text(json.dumps(data))
     got = ntk_init.run(SMALL)
-    assert got["cells"][0]["diagonal"][1] == 123.5 and got["cells"][-1] == gone and len(got["cells"]) == 4
+    assert (
+        got["cells"][0]["diagonal"][1] == 123.5
+        and got["cells"][-1] == gone
+        and len(got["cells"]) == 4
+    )
     assert json.loads(folder.read_text()) == got
 
 
@@ -165,13 +197,16 @@ def test_numbers_of_other_pairs_are_refused(folder, small):
         ntk_init.run(SMALL)
 
 
-# --- mistakes --------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"envs": ("probe/observatin",)}, "unknown environment 'probe/observatin'.*did you mean 'probe/observation'"),
+        (
+            {"envs": ("probe/observatin",)},
+            "unknown environment 'probe/observatin'.*did you mean 'probe/observation'",
+        ),
         ({"envs": ("Walker2d-v55",)}, "cannot make environment 'Walker2d-v55'"),
         ({"activations": ("tahn",)}, "unknown activation 'tahn'.*did you mean 'tanh'"),
         ({"initializers": ("glorott",)}, "unknown initializer 'glorott'.*glorot"),
@@ -211,20 +246,31 @@ def test_a_kernel_that_is_not_finite_is_said(monkeypatch):
 
 def test_the_command(folder):
     """All of it as a person types it: table, figures, and the table as JSON."""
-    fields = {f.name: getattr(SMALL, f.name) for f in dataclasses.fields(SMALL)} | {"json": "table.json"}
-    args = [f"--{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in fields.items()]
+    fields = {f.name: getattr(SMALL, f.name) for f in dataclasses.fields(SMALL)} | {
+        "json": "table.json"
+    }
+    args = [
+        f"--{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in fields.items()
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.ntk_init", *args], env=env, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "experiments.ntk_init", *args],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "initialisation: pytorch" in done.stdout and "average diagonal rises with width" in done.stdout
+    assert (
+        "initialisation: pytorch" in done.stdout
+        and "average diagonal rises with width" in done.stdout
+    )
     assert Path("x/width_probe_observation.png").stat().st_size > 5000
     table = json.loads(Path("table.json").read_text())["findings"]
     assert table == ntk_report.findings(ntk_report.load(folder))
 
 
-# --- the findings' rules, on made-up numbers -------------------------------------------------------------------------
+# --- the findings' rules, on made-up numbers ------------------------------------------------------
 
 WIDTHS, DEPTHS, SEEDS = (32, 64, 128, 256), (1, 2, 3, 4), (0, 1, 2)
 
@@ -238,16 +284,35 @@ def row_ratio(activation, width, depth):
     return {"tanh": 0.2, "relu": 0.4, "sin": 0.1}[activation] * (1 + 0.1 * depth)
 
 
-def made_up(diagonal=diagonal, row_ratio=row_ratio, spread=0.01, activations=("tanh", "relu", "sin"), **config):
-    """Data whose cells are these functions of (activation, width, depth), times 1 + spread * (-1, 0, 1)."""
+def made_up(
+    diagonal=diagonal,
+    row_ratio=row_ratio,
+    spread=0.01,
+    activations=("tanh", "relu", "sin"),
+    **config,
+):
+    """Data whose cells are these functions of (activation, width, depth), times 1 + spread * (-1,
+    0, 1).
+    """
     lists = {"envs": ["a", "b", "c"], "initializers": ["glorot"], "activations": list(activations)}
-    config = {**lists, "widths": list(WIDTHS), "depths": list(DEPTHS), "seeds": list(SEEDS), **config}
+    config = {
+        **lists,
+        "widths": list(WIDTHS),
+        "depths": list(DEPTHS),
+        "seeds": list(SEEDS),
+        **config,
+    }
     noise, cells = 1 + spread * np.array([-1, 0, 1]), []
     sizes = {*((w, 2) for w in config["widths"]), *((64, d) for d in config["depths"])}
     for env in config["envs"]:
         for activation in activations:
             for width, depth in sorted(sizes):
-                cell = {"env": env, "initializer": "glorot", "activation": activation, "hidden_sizes": [width] * depth}
+                cell = {
+                    "env": env,
+                    "initializer": "glorot",
+                    "activation": activation,
+                    "hidden_sizes": [width] * depth,
+                }
                 cell["diagonal"] = list(diagonal(activation, width, depth) * noise)
                 cell["row_ratio"] = list(row_ratio(activation, width, depth) * noise)
                 cells.append(cell)
@@ -269,24 +334,46 @@ def test_findings_that_hold():
 @pytest.mark.parametrize(
     ("finding", "expected", "change"),
     [
-        # 1: no growth with width; none with relu alone; no decrease with depth; slopes that the spread swallows
+        # 1: no growth with width; none with relu alone; no decrease with depth; slopes that the
+        # spread swallows
         (1, [False, True], {"diagonal": lambda a, w, d: diagonal(a, 64, d)}),
         (1, [False, True], {"diagonal": lambda a, w, d: diagonal(a, 64 if a == "relu" else w, d)}),
         (1, [True, False], {"diagonal": lambda a, w, d: diagonal(a, w, 2)}),
         (1, [True, False], {"diagonal": lambda a, w, d: diagonal(a, w, 5 - d)}),
         (1, [False, False], {"spread": 3.0}),
-        # 2: no growth with depth; a correlation with width in either direction, or of one activation alone
+        # 2: no growth with depth; a correlation with width in either direction, or of one
+        # activation alone
         (2, [False, True], {"row_ratio": lambda a, w, d: row_ratio(a, w, 1)}),
         (2, [True, False], {"row_ratio": lambda a, w, d: row_ratio(a, w, d) * np.log2(w)}),
         (2, [True, False], {"row_ratio": lambda a, w, d: row_ratio(a, w, d) / np.log2(w)}),
-        (2, [True, False], {"row_ratio": lambda a, w, d: row_ratio(a, w, d) * (np.log2(w) if a == "sin" else 1)}),
+        (
+            2,
+            [True, False],
+            {"row_ratio": lambda a, w, d: row_ratio(a, w, d) * (np.log2(w) if a == "sin" else 1)},
+        ),
         # 3: relu below another, in diagonal or row ratio; ahead by less than the spread
-        (3, [False, True], {"diagonal": lambda a, w, d: diagonal(a, w, d) * (0.5 if a == "relu" else 1)}),
-        (3, [True, False], {"row_ratio": lambda a, w, d: row_ratio(a, w, d) * (0.4 if a == "relu" else 1)}),
+        (
+            3,
+            [False, True],
+            {"diagonal": lambda a, w, d: diagonal(a, w, d) * (0.5 if a == "relu" else 1)},
+        ),
+        (
+            3,
+            [True, False],
+            {"row_ratio": lambda a, w, d: row_ratio(a, w, d) * (0.4 if a == "relu" else 1)},
+        ),
         (3, [False, False], {"spread": 3.0}),
         # 4: sin with the smallest diagonal; with a row ratio between the others'
-        (4, [False, True], {"diagonal": lambda a, w, d: diagonal(a, w, d) * (0.1 if a == "sin" else 1)}),
-        (4, [True, False], {"row_ratio": lambda a, w, d: row_ratio(a, w, d) * (3 if a == "sin" else 1)}),
+        (
+            4,
+            [False, True],
+            {"diagonal": lambda a, w, d: diagonal(a, w, d) * (0.1 if a == "sin" else 1)},
+        ),
+        (
+            4,
+            [True, False],
+            {"row_ratio": lambda a, w, d: row_ratio(a, w, d) * (3 if a == "sin" else 1)},
+        ),
     ],
 )
 def test_findings_that_do_not(finding, expected, change):
@@ -321,7 +408,13 @@ def test_slopes_are_of_least_squares_with_their_standard_error():
 def test_figures_are_named_after_the_papers(tmp_path):
     data = made_up(envs=["Walker2d-v5", "Ant-v5"], points=1000)
     paths = ntk_report.draw(data, tmp_path / "deep")
-    assert sorted(p.name for p in paths) == ["figure_1.png", "figure_4.png", "figure_6.png", "figure_7.png", "figure_9.png"]
+    assert sorted(p.name for p in paths) == [
+        "figure_1.png",
+        "figure_4.png",
+        "figure_6.png",
+        "figure_7.png",
+        "figure_9.png",
+    ]
     assert all(p.stat().st_size > 5000 for p in paths)
 
 

@@ -1,6 +1,7 @@
 """What the paper states of updates and kernels, held against the code with real networks.
 
-Achiam, Knight and Abbeel 2019, "Towards Characterizing Divergence in Deep Q-Learning". Everything here is float64.
+Achiam, Knight and Abbeel 2019, "Towards Characterizing Divergence in Deep Q-Learning". Everything
+here is float64.
 """
 
 from functools import partial
@@ -20,7 +21,9 @@ jit = partial(jax.jit, compiler_options=oracles.QUICK)
 pytestmark = pytest.mark.usefixtures("x64")
 
 PAIRS, OBS, ACT, HIDDEN = 9, 4, 3, (8,)  # a finite set of 9 state-action pairs
-COUNTS = np.array([3, 1, 0, 2, 0, 1, 5, 4, 0])  # how often each is in the buffer: 16 in all, and three pairs never
+COUNTS = np.array(
+    [3, 1, 0, 2, 0, 1, 5, 4, 0]
+)  # how often each is in the buffer: 16 in all, and three pairs never
 
 
 def network(seed=0, activation="sin") -> Any:
@@ -29,7 +32,13 @@ def network(seed=0, activation="sin") -> Any:
     x = np.random.default_rng(seed + 100).normal(size=(PAIRS, OBS + ACT))
     values, phi = oracles.mlp(layers, activation, x)
     params = jax.tree.map(jnp.asarray, oracles.critic_params(layers))
-    return Critic(HIDDEN, activation).apply, params, (jnp.asarray(x[:, :OBS]), jnp.asarray(x[:, OBS:])), values, phi
+    return (
+        Critic(HIDDEN, activation).apply,
+        params,
+        (jnp.asarray(x[:, :OBS]), jnp.asarray(x[:, OBS:])),
+        values,
+        phi,
+    )
 
 
 def linear(seed=0, features=20):
@@ -42,7 +51,13 @@ def linear(seed=0, features=20):
         return jnp.sin(jnp.concatenate([obs, action]) @ basis) @ theta
 
     phi = np.sin(x @ basis).T
-    return q, jnp.asarray(theta), (jnp.asarray(x[:, :OBS]), jnp.asarray(x[:, OBS:])), theta @ phi, phi
+    return (
+        q,
+        jnp.asarray(theta),
+        (jnp.asarray(x[:, :OBS]), jnp.asarray(x[:, OBS:])),
+        theta @ phi,
+        phi,
+    )
 
 
 def drawn():
@@ -68,12 +83,21 @@ def values_of(q, params, inputs):
 @pytest.mark.parametrize("activation", sorted(oracles.ACTIVATIONS))
 def test_equation_9_the_kernel_is_of_inner_products_of_gradients(activation):
     q, params, inputs, _, phi = network(activation=activation)
-    assert oracles.relative_error(jit(partial(ntk.kernel, q, block=4))(params, inputs), oracles.kernel(phi)) < 1e-12
+    assert (
+        oracles.relative_error(
+            jit(partial(ntk.kernel, q, block=4))(params, inputs), oracles.kernel(phi)
+        )
+        < 1e-12
+    )
 
 
-@pytest.mark.parametrize("activation", ["sin", "tanh"])  # a relu has no second derivative to be of second order in
+@pytest.mark.parametrize(
+    "activation", ["sin", "tanh"]
+)  # a relu has no second derivative to be of second order in
 def test_theorem_1_a_gradient_step_is_u_to_second_order(activation):
-    """Eq. 10: Q' = Q + alpha K D_rho (T*Q - Q) + O(alpha^2), on the whole set, pairs that rho never meets included."""
+    """Eq. 10: Q' = Q + alpha K D_rho (T*Q - Q) + O(alpha^2), on the whole set, pairs that rho never
+    meets included.
+    """
     q, params, inputs, values, phi = network(activation=activation)
     batch, targets = jax.tree.map(lambda leaf: leaf[drawn()], inputs), backup(values)
     first_order = oracles.kernel(phi) @ np.diag(COUNTS / COUNTS.sum()) @ (targets - values)
@@ -87,11 +111,15 @@ def test_theorem_1_a_gradient_step_is_u_to_second_order(activation):
 
 
 def test_lemma_3_linear_features_have_no_higher_order_terms():
-    """Eq. 15 with a step as long as can be: Q' = Q + alpha K D_rho (T*Q - Q) exactly, and K stays what it was."""
+    """Eq. 15 with a step as long as can be: Q' = Q + alpha K D_rho (T*Q - Q) exactly, and K stays
+    what it was.
+    """
     q, theta, inputs, values, phi = linear()
     batch, targets = jax.tree.map(lambda leaf: leaf[drawn()], inputs), backup(values)
     new, _ = update(steps.gradient(q, optax.sgd(10.0)), theta, batch, targets[drawn()])
-    expected = values + 10.0 * oracles.kernel(phi) @ np.diag(COUNTS / COUNTS.sum()) @ (targets - values)
+    expected = values + 10.0 * oracles.kernel(phi) @ np.diag(COUNTS / COUNTS.sum()) @ (
+        targets - values
+    )
     assert oracles.relative_error(values_of(q, new, inputs), expected) < 1e-12
     before, after = (ntk.kernel(q, p, inputs) for p in (theta, new))
     assert oracles.relative_error(before, oracles.kernel(phi)) < 1e-12
@@ -100,25 +128,36 @@ def test_lemma_3_linear_features_have_no_higher_order_terms():
 
 @pytest.mark.parametrize("alpha", [0.125, 1.0])
 def test_equation_21_attains_equation_20_where_q_is_linear(alpha):
-    """A kernel of full rank and no higher-order terms: Q' = Q + alpha (T*Q - Q), and its alignment is 1."""
+    """A kernel of full rank and no higher-order terms: Q' = Q + alpha (T*Q - Q), and its alignment
+    is 1.
+    """
     q, theta, inputs, values, phi = linear()
     assert np.linalg.matrix_rank(oracles.kernel(phi)) == PAIRS
     targets = backup(values)
-    new, info = update(steps.preconditioned(q, alpha, 0.999999, solve.eigh()), theta, inputs, targets)
+    new, info = update(
+        steps.preconditioned(q, alpha, 0.999999, solve.eigh()), theta, inputs, targets
+    )
     assert info.metrics["linesearch/backtracks"] == 0
-    assert oracles.relative_error(values_of(q, new, inputs), values + alpha * (targets - values)) < 1e-10
+    assert (
+        oracles.relative_error(values_of(q, new, inputs), values + alpha * (targets - values))
+        < 1e-10
+    )
     np.testing.assert_allclose(info.metrics["critic/alignment"], 1, atol=1e-10)
 
 
 def test_with_fewer_parameters_than_pairs_equation_22_is_least_squares():
-    """The second obstacle of section 4: K is rank deficient, and Q' - Q is alpha times the projection of T*Q - Q."""
+    """The second obstacle of section 4: K is rank deficient, and Q' - Q is alpha times the
+    projection of T*Q - Q.
+    """
     q, theta, inputs, values, phi = linear(features=5)
     targets = backup(values)
     new, info = update(steps.preconditioned(q, 0.5, -0.999, solve.eigh()), theta, inputs, targets)
     nearest = phi.T @ np.linalg.lstsq(phi.T, targets - values, rcond=None)[0]
     assert info.metrics["solve/rank"] == 5
     assert oracles.relative_error(values_of(q, new, inputs) - values, 0.5 * nearest) < 1e-10
-    np.testing.assert_allclose(info.metrics["critic/alignment"], oracles.cosine(nearest, targets - values), atol=1e-10)
+    np.testing.assert_allclose(
+        info.metrics["critic/alignment"], oracles.cosine(nearest, targets - values), atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("eta", [0.9, 0.97, 0.999])
@@ -140,7 +179,9 @@ def test_equation_24_every_accepted_step_satisfies_its_criterion(eta):
 
 @pytest.mark.parametrize("what", ["network", "duplicate pairs", "more pairs than parameters"])
 def test_lemma_4_on_the_features_of_a_network(what):
-    """(Phi Phi^T)^+ Phi = Phi (Phi^T Phi)^+, with Phi column by column from the pullback and K from the structured kernel."""
+    """(Phi Phi^T)^+ Phi = Phi (Phi^T Phi)^+, with Phi column by column from the pullback and K from
+    the structured kernel.
+    """
     if what == "more pairs than parameters":
         q, params, inputs, _, _ = linear(features=5)
     else:
@@ -154,17 +195,25 @@ def test_lemma_4_on_the_features_of_a_network(what):
         return lin.gram, jax.vmap(lin.pullback)(jnp.eye(lin.values.shape[0]))
 
     gram, columns = linearize(params, inputs)
-    phi = np.concatenate([np.asarray(leaf).reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(columns)], axis=1).T
+    phi = np.concatenate(
+        [np.asarray(leaf).reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(columns)], axis=1
+    ).T
     assert oracles.relative_error(gram, phi.T @ phi) < 1e-12
     left = np.linalg.pinv(phi @ phi.T, oracles.RCOND, hermitian=True) @ phi
     right = phi @ np.linalg.pinv(np.asarray(gram), oracles.RCOND, hermitian=True)
-    rank = {"network": PAIRS, "duplicate pairs": np.count_nonzero(COUNTS), "more pairs than parameters": 5}[what]
+    rank = {
+        "network": PAIRS,
+        "duplicate pairs": np.count_nonzero(COUNTS),
+        "more pairs than parameters": 5,
+    }[what]
     assert np.linalg.matrix_rank(np.asarray(gram), tol=1e-9) == rank
     assert oracles.relative_error(left, right) < 1e-9
 
 
 def test_section_4_1_preqn_and_natural_gradient_are_one_update():
-    """Eqs. 27 and 28 as the code takes them, from the same samples, over several steps that each start where the last ended."""
+    """Eqs. 27 and 28 as the code takes them, from the same samples, over several steps that each
+    start where the last ended.
+    """
     q, params, inputs, values, _ = network()
     preqn = steps.preconditioned(q, 0.25, -0.999, solve.eigh())
     ngql = steps.natural_gradient(q, 0.25, 0.0)

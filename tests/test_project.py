@@ -1,4 +1,6 @@
-"""The house rules that a machine can hold: imports point down, precision is pinned, every update lowers for every device."""
+"""The house rules that a machine can hold: imports point down, precision is pinned, every update
+lowers for every device.
+"""
 
 import ast
 from pathlib import Path
@@ -45,7 +47,11 @@ def imported(path):
 
 
 def files():
-    return [p for p in (ROOT / "preqn_jax").rglob("*.py") if p.parent != ROOT / "preqn_jax" or p.name != "__init__.py"]
+    return [
+        p
+        for p in (ROOT / "preqn_jax").rglob("*.py")
+        if p.parent != ROOT / "preqn_jax" or p.name != "__init__.py"
+    ]
 
 
 def room(path):
@@ -78,7 +84,9 @@ def test_every_update_lowers_for_accelerators(algorithm, platform):
     batch = Transition(shape(3), shape(2), shape(), shape(), shape(3))
     key, count = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
     state = jax.eval_shape(agent.init, key)
-    exported = jax.export.export(jax.jit(agent.update), platforms=[platform])(state, batch, key, count)
+    exported = jax.export.export(jax.jit(agent.update), platforms=[platform])(
+        state, batch, key, count
+    )
     text = exported.mlir_module()
     assert "f64" not in text and "callback" not in text
 
@@ -89,16 +97,31 @@ def test_kernel_and_solve_products_are_pinned_to_full_precision():
     critic = networks.Critic((8, 8))
     params = jax.eval_shape(critic.init, jax.random.key(0), jnp.zeros(3), jnp.zeros(2))
     step = steps.preconditioned(critic.apply)
-    inputs = (jax.ShapeDtypeStruct((16, 3), jnp.float32), jax.ShapeDtypeStruct((16, 2), jnp.float32))
-    text = jax.jit(step.update).lower(params, (), inputs, jax.ShapeDtypeStruct((16,), jnp.float32)).as_text()
-    square = [line for line in text.splitlines() if "dot_general" in line and line.rstrip().endswith("tensor<16x16xf32>")]
+    inputs = (
+        jax.ShapeDtypeStruct((16, 3), jnp.float32),
+        jax.ShapeDtypeStruct((16, 2), jnp.float32),
+    )
+    text = (
+        jax.jit(step.update)
+        .lower(params, (), inputs, jax.ShapeDtypeStruct((16,), jnp.float32))
+        .as_text()
+    )
+    square = [
+        line
+        for line in text.splitlines()
+        if "dot_general" in line and line.rstrip().endswith("tensor<16x16xf32>")
+    ]
     assert len(square) >= 5 and all("HIGHEST" in line for line in square)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "notebooks").glob("*.ipynb")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "experiments" / "notebooks").glob("*.ipynb")), ids=lambda p: p.name
+)
 def test_notebooks_run(path):
     if path.stem.endswith("_sbx"):
         pytest.importorskip("sbx", reason="the extra `peers` is not installed")
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(ROOT)}}
-    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+    nbclient.NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources=resources
+    ).execute()

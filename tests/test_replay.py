@@ -12,7 +12,9 @@ SPEC = Spec(3, 2, -np.ones(2), np.ones(2))
 def numbered(start, n):
     """Transitions whose every entry is their number."""
     ids = np.arange(start, start + n, dtype=np.float32)
-    return Transition(np.tile(ids[:, None], 3), np.tile(ids[:, None], 2), ids, ids, np.tile(ids[:, None], 3))
+    return Transition(
+        np.tile(ids[:, None], 3), np.tile(ids[:, None], 2), ids, ids, np.tile(ids[:, None], 3)
+    )
 
 
 @pytest.mark.parametrize("sizes", [(4, 4), (7, 7, 7), (3, 5, 2, 6, 10)])
@@ -64,5 +66,7 @@ def test_more_than_the_capacity_is_refused():
 
 
 def test_stores_float32():
-    buffer = replay.add(replay.init(SPEC, 8), jax.tree.map(lambda x: x.astype(np.float64), numbered(0, 4)))
+    buffer = replay.add(
+        replay.init(SPEC, 8), jax.tree.map(lambda x: x.astype(np.float64), numbered(0, 4))
+    )
     assert all(leaf.dtype == jnp.float32 for leaf in buffer.data)

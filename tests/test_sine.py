@@ -1,4 +1,6 @@
-"""The fast sine and cosine: their errors on every range, what has no fast way, and every transformation."""
+"""The fast sine and cosine: their errors on every range, what has no fast way, and every
+transformation.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +13,21 @@ PAIRS = {"sin": (sine.sin, jnp.sin, np.sin), "cos": (sine.cos, jnp.cos, np.cos)}
 
 
 def points(kind):
-    """float32 numbers within LIMIT, as they come or right beside the zeros of sin and cos, where a reduction shows its faults."""
+    """float32 numbers within LIMIT, as they come or right beside the zeros of sin and cos, where a
+    reduction shows its faults.
+    """
     rng = np.random.default_rng(0)
     if kind == "multiples of pi/2":
         largest = int(sine.LIMIT / (np.pi / 2))
         x = (np.arange(-largest, largest + 1) * (np.pi / 2)).astype(np.float32)
-        x = np.concatenate([x, np.nextafter(x, np.float32(np.inf)), np.nextafter(x, np.float32(-np.inf))])
+        x = np.concatenate(
+            [x, np.nextafter(x, np.float32(np.inf)), np.nextafter(x, np.float32(-np.inf))]
+        )
     elif kind == "logarithmic":
-        x = (10 ** rng.uniform(-30, np.log10(sine.LIMIT), size=50_000) * rng.choice([-1, 1], size=50_000)).astype(np.float32)
+        x = (
+            10 ** rng.uniform(-30, np.log10(sine.LIMIT), size=50_000)
+            * rng.choice([-1, 1], size=50_000)
+        ).astype(np.float32)
     else:
         x = rng.uniform(-kind, kind, size=100_000).astype(np.float32)
     return x[np.abs(x) <= sine.LIMIT]
@@ -26,10 +35,14 @@ def points(kind):
 
 @pytest.mark.parametrize("kind", [4.0, 100.0, sine.LIMIT, "multiples of pi/2", "logarithmic"])
 def test_errors_on_the_fast_range(kind):
-    """sin within 4 units in the last place everywhere, cos within 2.5e-7 of itself (it is not made for its zeros)."""
+    """sin within 4 units in the last place everywhere, cos within 2.5e-7 of itself (it is not made
+    for its zeros).
+    """
     x = points(kind)
     exact_sin, exact_cos = np.sin(x.astype(np.float64)), np.cos(x.astype(np.float64))
-    got_sin, got_cos = (np.asarray(jax.jit(f)(jnp.asarray(x)), np.float64) for f in (sine.sin, sine.cos))
+    got_sin, got_cos = (
+        np.asarray(jax.jit(f)(jnp.asarray(x)), np.float64) for f in (sine.sin, sine.cos)
+    )
     ulp = np.spacing(np.abs(exact_sin).astype(np.float32)).astype(np.float64)
     assert np.max(np.abs(got_sin - exact_sin) / ulp) <= 4
     assert np.max(np.abs(got_cos - exact_cos)) <= 2.5e-7
@@ -43,7 +56,9 @@ def test_the_slope_is_as_good_as_the_cosine():
 
 
 def test_the_fast_way_is_taken():
-    """Not the same numbers as XLA's own throughout, or the module would be for nothing (CPU only)."""
+    """Not the same numbers as XLA's own throughout, or the module would be for nothing (CPU
+    only).
+    """
     x = jnp.asarray(points(100.0))
     assert jnp.any(sine.sin(x) != jnp.sin(x)) == (jax.default_backend() == "cpu")
 
@@ -53,7 +68,9 @@ def test_errors_up_to_the_largest_float():
     rng = np.random.default_rng(3)
     limit, infinity = (int(np.float32(v).view(np.uint32)) for v in (sine.LIMIT, np.inf))
     exponents = np.arange(limit >> 23, infinity >> 23, dtype=np.uint32)[:, None] << 23
-    bits = (exponents | rng.integers(0, 2**23, size=(len(exponents), 2000), dtype=np.uint32)).ravel()
+    bits = (
+        exponents | rng.integers(0, 2**23, size=(len(exponents), 2000), dtype=np.uint32)
+    ).ravel()
     bits = np.concatenate([bits[bits > limit], [limit, limit + 1, infinity - 1]]).astype(np.uint32)
     x = bits.view(np.float32) * rng.choice(np.float32([-1, 1]), size=bits.size)
     for name, (fast, _, exact) in PAIRS.items():
@@ -98,7 +115,11 @@ def test_scalars(name, x):
     got = fast(x)
     assert got.shape == () and got.dtype == own(x).dtype
     np.testing.assert_allclose(got, exact(float(x)), atol=2.5e-7)
-    np.testing.assert_allclose(jax.grad(fast)(jnp.float32(x)), {"sin": np.cos, "cos": lambda x: -np.sin(x)}[name](x), atol=2.5e-7)
+    np.testing.assert_allclose(
+        jax.grad(fast)(jnp.float32(x)),
+        {"sin": np.cos, "cos": lambda x: -np.sin(x)}[name](x),
+        atol=2.5e-7,
+    )
 
 
 X = np.random.default_rng(1).uniform(-10, 10, size=(3, 4)).astype(np.float32)
@@ -118,7 +139,9 @@ def test_derivatives_of_every_order(name, order):
     for _ in range(order):
         reverse = jax.grad(reverse)
         forward = lambda x, f=forward: jax.jvp(f, (x,), (jnp.ones_like(x),))[1]
-    np.testing.assert_allclose(jax.jit(jax.vmap(jax.vmap(reverse)))(X), DERIVATIVES[name][order], atol=3e-7)
+    np.testing.assert_allclose(
+        jax.jit(jax.vmap(jax.vmap(reverse)))(X), DERIVATIVES[name][order], atol=3e-7
+    )
     np.testing.assert_allclose(jax.jit(forward)(X), DERIVATIVES[name][order], atol=3e-7)
 
 
@@ -168,11 +191,18 @@ def test_one_large_element_changes_no_other(name):
 
 
 @pytest.mark.parametrize(
-    "f", [sine.sin, jax.grad(sine.sin), jax.grad(jax.grad(sine.sin)), sine.cos], ids=["sin", "slope", "curvature", "cos"]
+    "f",
+    [sine.sin, jax.grad(sine.sin), jax.grad(jax.grad(sine.sin)), sine.cos],
+    ids=["sin", "slope", "curvature", "cos"],
 )
 def test_nothing_stands_between_it_and_its_neighbours(f):
     """A branch, a reduction or a call would keep XLA from fusing it, which is most of its price."""
-    compiled = jax.jit(jax.vmap(jax.vmap(lambda x: 2 * f(x + 1)))).lower(jnp.asarray(X)).compile().as_text()
+    compiled = (
+        jax.jit(jax.vmap(jax.vmap(lambda x: 2 * f(x + 1))))
+        .lower(jnp.asarray(X))
+        .compile()
+        .as_text()
+    )
     assert compiled
     for what in ("conditional(", "while(", "reduce(", "custom-call("):
         assert f" {what}" not in compiled
@@ -181,11 +211,23 @@ def test_nothing_stands_between_it_and_its_neighbours(f):
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="other backends have their own sine")
-@pytest.mark.parametrize("f", [sine.sin, jax.vmap(jax.vmap(jax.grad(sine.sin)))], ids=["sin", "slope"])
+@pytest.mark.parametrize(
+    "f", [sine.sin, jax.vmap(jax.vmap(jax.grad(sine.sin)))], ids=["sin", "slope"]
+)
 def test_a_broadcast_does_not_compute_it_anew_for_every_use(f):
-    """As in a per-example Jacobian, whose entries are products of all pairs: recomputing made it four times slower."""
-    compiled = jax.jit(lambda x, y: f(x)[:, :, None] * y[:, None, :]).lower(jnp.asarray(X), jnp.asarray(X)).compile().as_text()
+    """As in a per-example Jacobian, whose entries are products of all pairs: recomputing made it
+    four times slower.
+    """
+    compiled = (
+        jax.jit(lambda x, y: f(x)[:, :, None] * y[:, None, :])
+        .lower(jnp.asarray(X), jnp.asarray(X))
+        .compile()
+        .as_text()
+    )
     assert compiled
     blocks = compiled.split("\n}\n")
-    rounding, product = ([b for b in blocks if what in b] for what in ("round-nearest-even", "f32[3,4,4]{2,1,0} multiply("))
+    rounding, product = (
+        [b for b in blocks if what in b]
+        for what in ("round-nearest-even", "f32[3,4,4]{2,1,0} multiply(")
+    )
     assert rounding and product and not set(rounding) & set(product)

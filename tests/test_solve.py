@@ -1,4 +1,6 @@
-"""Every solve of K z = delta (Eq. 22) against NumPy, and what each reports where there is no good answer."""
+"""Every solve of K z = delta (Eq. 22) against NumPy, and what each reports where there is no good
+answer.
+"""
 
 from functools import partial
 
@@ -17,8 +19,14 @@ SOLVERS = {  # name -> (the solve, the matrix it inverts, given K)
     "lstsq": (solve.lstsq(), lambda k: k),
     "cg": (solve.cg(tol=1e-13), lambda k: k),
     "cholesky": (solve.cholesky(0.0), lambda k: k),
-    "cg_damped": (solve.cg(tol=1e-13, damping=DAMPING), lambda k: k + DAMPING * np.mean(np.diag(k)) * np.eye(len(k))),
-    "cholesky_damped": (solve.cholesky(DAMPING), lambda k: k + DAMPING * np.mean(np.diag(k)) * np.eye(len(k))),
+    "cg_damped": (
+        solve.cg(tol=1e-13, damping=DAMPING),
+        lambda k: k + DAMPING * np.mean(np.diag(k)) * np.eye(len(k)),
+    ),
+    "cholesky_damped": (
+        solve.cholesky(DAMPING),
+        lambda k: k + DAMPING * np.mean(np.diag(k)) * np.eye(len(k)),
+    ),
 }
 JITTED = {name: jit(solver) for name, (solver, _) in SOLVERS.items()}
 DAMPED = ["cg_damped", "cholesky_damped"]
@@ -73,7 +81,9 @@ def test_reports_residual_rank_and_damping(name, x64):
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_damping_is_relative_to_the_diagonal(name, x64):
-    """K -> s K and delta -> s delta leave z as it is, whatever the width of the network does to the scale of K."""
+    """K -> s K and delta -> s delta leave z as it is, whatever the width of the network does to the
+    scale of K.
+    """
     gram, delta = positive(), delta_for()
     z, _ = run(name, gram, delta)
     scaled, _ = run(name, 1e6 * gram, 1e6 * delta)
@@ -82,7 +92,9 @@ def test_damping_is_relative_to_the_diagonal(name, x64):
 
 @pytest.mark.parametrize("name", MINIMUM_NORM)
 def test_duplicate_rows_get_the_minimum_norm_solution(name, x64):
-    """Opposite targets on equal rows have no exact solution: the least-squares one, with nothing in the null space."""
+    """Opposite targets on equal rows have no exact solution: the least-squares one, with nothing in
+    the null space.
+    """
     gram, delta = with_duplicates(), delta_for()
     z, info = run(name, gram, delta)
     expected, _, rank, _ = np.linalg.lstsq(gram, delta, rcond=1e-12)
@@ -95,22 +107,29 @@ def test_duplicate_rows_get_the_minimum_norm_solution(name, x64):
     np.testing.assert_allclose(info.residual, best, rtol=1e-10)
 
 
-@pytest.mark.parametrize("make", [solve.eigh, solve.lstsq, solve.cg, solve.cholesky, lambda: solve.cg(damping=DAMPING)])
+@pytest.mark.parametrize(
+    "make", [solve.eigh, solve.lstsq, solve.cg, solve.cholesky, lambda: solve.cg(damping=DAMPING)]
+)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_solvable_singular_system_is_solved(make, dtype, request):
-    """Delta in the range of K, that is duplicate rows that agree on their target; every solve as its defaults have it."""
+    """Delta in the range of K, that is duplicate rows that agree on their target; every solve as
+    its defaults have it.
+    """
     if dtype == "float64":
         request.getfixturevalue("x64")
     gram = with_duplicates()
     z, info = jit(make())(jnp.asarray(gram, dtype), jnp.asarray(gram @ delta_for(), dtype))
     assert info.finite and jnp.all(jnp.isfinite(z))
-    # Damping leaves c / (c + lambda) of an eigendirection: c is 1e-3 of the diagonal, the smallest lambda above a tenth of it.
+    # Damping leaves c / (c + lambda) of an eigendirection: c is 1e-3 of the diagonal, the smallest
+    # lambda above a tenth of it.
     assert info.residual < (1e-2 if info.damping > 0 else 2e-5)
 
 
 @pytest.mark.parametrize("name", [*MINIMUM_NORM, *DAMPED])
 def test_an_unsolvable_singular_system_ends_no_worse_than_zero(name, x64):
-    """Duplicate rows with different targets. The zero vector has residual 1; least squares cannot be above it."""
+    """Duplicate rows with different targets. The zero vector has residual 1; least squares cannot
+    be above it.
+    """
     z, info = run(name, with_duplicates(), delta_for())
     assert info.finite and jnp.all(jnp.isfinite(z))
     assert info.residual <= 1
@@ -122,7 +141,10 @@ def test_undamped_cg_on_an_unsolvable_system_ends_no_worse_than_zero(dtype, requ
         request.getfixturevalue("x64")
     cg = jit(solve.cg())
     for seed in range(5):
-        gram, delta = jnp.asarray(with_duplicates(seed), dtype), jnp.asarray(delta_for(seed + 1), dtype)
+        gram, delta = (
+            jnp.asarray(with_duplicates(seed), dtype),
+            jnp.asarray(delta_for(seed + 1), dtype),
+        )
         _, info = cg(gram, delta)
         assert not info.finite or info.residual <= 1
 
@@ -136,25 +158,32 @@ def test_rcond_cuts_relative_to_the_largest(make, rcond, rank, x64):
     z, info = jit(make(rcond))(jnp.asarray(gram), jnp.asarray(delta))
     kept = np.arange(4) < rank
     # The smallest kept eigenvalue is known to eps * 1e3 / 1e-8 of itself.
-    assert oracles.relative_error(z, basis @ (np.where(kept, 1 / values, 0) * (basis.T @ delta))) < (
-        1e-3 if rcond is None else 1e-7
-    )
+    assert oracles.relative_error(
+        z, basis @ (np.where(kept, 1 / values, 0) * (basis.T @ delta))
+    ) < (1e-3 if rcond is None else 1e-7)
     assert info.rank == rank
 
 
 @pytest.mark.parametrize("make", [solve.eigh, solve.lstsq])
 def test_the_default_cut_is_of_the_kernels_own_precision_and_size(make, x64):
-    """One and the same matrix has full rank in float64 and not in float32; and the cut is B times the precision."""
+    """One and the same matrix has full rank in float64 and not in float32; and the cut is B times
+    the precision.
+    """
     eps = np.finfo(np.float64).eps
     for last, rank in ((0.5 * BATCH * eps, BATCH - 1), (2 * BATCH * eps, BATCH)):
         gram = jnp.diag(jnp.ones(BATCH).at[-1].set(last))
         assert jit(make())(gram, jnp.ones(BATCH))[1].rank == rank
     gram = np.diag([1.0, 1e-3, 1e-10])
-    ranks = {dtype: jit(make())(jnp.asarray(gram, dtype), jnp.ones(3, dtype))[1].rank for dtype in (jnp.float32, jnp.float64)}
+    ranks = {
+        dtype: jit(make())(jnp.asarray(gram, dtype), jnp.ones(3, dtype))[1].rank
+        for dtype in (jnp.float32, jnp.float64)
+    }
     assert ranks == {jnp.float32: 2, jnp.float64: 3}
 
 
-@pytest.mark.parametrize("gram", [[[1.0, 1.0], [1.0, 1.0]], [[1.0, 2.0], [2.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])
+@pytest.mark.parametrize(
+    "gram", [[[1.0, 1.0], [1.0, 1.0]], [[1.0, 2.0], [2.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]]
+)
 def test_cholesky_without_damping_reports_a_matrix_it_cannot_factor(gram):
     z, info = run("cholesky", gram, [1.0, -1.0], jnp.float32)
     assert not info.finite
@@ -180,7 +209,11 @@ def test_zero_kernel_has_the_zero_solution(name, delta):
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("gram", ["zero", "nan", "duplicates"])
 def test_finite_tells_the_truth(name, gram):
-    matrix = {"zero": np.zeros((BATCH, BATCH)), "nan": np.full((BATCH, BATCH), np.nan), "duplicates": with_duplicates()}[gram]
+    matrix = {
+        "zero": np.zeros((BATCH, BATCH)),
+        "nan": np.full((BATCH, BATCH), np.nan),
+        "duplicates": with_duplicates(),
+    }[gram]
     z, info = run(name, matrix, delta_for(), jnp.float32)
     assert info.finite == (jnp.all(jnp.isfinite(z)) & jnp.isfinite(info.residual))
     if gram == "nan":
@@ -203,7 +236,10 @@ def test_cg_stops_at_its_tolerance_and_at_its_bound(damping, x64):
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_vmap_over_seeds_equals_a_loop(name, x64):
-    grams, deltas = np.stack([positive(s) for s in range(3)]), np.stack([delta_for(s) for s in range(3)])
+    grams, deltas = (
+        np.stack([positive(s) for s in range(3)]),
+        np.stack([delta_for(s) for s in range(3)]),
+    )
     each, info = jit(jax.vmap(SOLVERS[name][0]))(jnp.asarray(grams), jnp.asarray(deltas))
     for seed in range(3):
         z, alone = run(name, grams[seed], deltas[seed])
@@ -213,7 +249,10 @@ def test_vmap_over_seeds_equals_a_loop(name, x64):
 
 
 def test_one_bad_seed_spoils_no_other(x64):
-    grams, deltas = np.stack([positive(0), np.zeros((BATCH, BATCH)), positive(2)]), np.stack([delta_for(s) for s in range(3)])
+    grams, deltas = (
+        np.stack([positive(0), np.zeros((BATCH, BATCH)), positive(2)]),
+        np.stack([delta_for(s) for s in range(3)]),
+    )
     z, info = jit(jax.vmap(solve.cholesky()))(jnp.asarray(grams), jnp.asarray(deltas))
     assert info.finite.tolist() == [True, False, True]
     assert oracles.relative_error(z[2], run("cholesky_damped", grams[2], deltas[2])[0]) < 1e-10
@@ -221,6 +260,12 @@ def test_one_bad_seed_spoils_no_other(x64):
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_no_product_leaves_its_precision_to_a_default(name):
-    """As in the kernel: a product in less than float32 is an error of 1e-3, times the condition of K."""
+    """As in the kernel: a product in less than float32 is an error of 1e-3, times the condition of
+    K.
+    """
     text = str(jax.make_jaxpr(SOLVERS[name][0])(jnp.eye(BATCH), jnp.ones(BATCH)))
-    assert text.count("dot_general[") == text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") >= 1
+    assert (
+        text.count("dot_general[")
+        == text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)")
+        >= 1
+    )

@@ -1,4 +1,6 @@
-"""How each step moves the parameters: against NumPy, against one another, and on batches that have no good step."""
+"""How each step moves the parameters: against NumPy, against one another, and on batches that have
+no good step.
+"""
 
 from functools import partial
 from typing import Any
@@ -35,7 +37,9 @@ def critic(activation="sin") -> Any:
 
 
 def case(seed=0, dtype="float64", batch=BATCH):
-    """Parameters, inputs, and targets about 1 away, with the layers and joined inputs for the oracle."""
+    """Parameters, inputs, and targets about 1 away, with the layers and joined inputs for the
+    oracle.
+    """
     rng = np.random.default_rng(seed)
     layers = oracles.random_layers(seed, (OBS + ACT, *HIDDEN, 1))
     x = rng.normal(size=(batch, OBS + ACT))
@@ -52,7 +56,9 @@ def flat(params):
 def unflat(theta, params):
     leaves, treedef = jax.tree.flatten(params)
     parts = np.split(theta, np.cumsum([leaf.size for leaf in leaves])[:-1])
-    return treedef.unflatten([part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)])
+    return treedef.unflatten(
+        [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    )
 
 
 def oracle(params, x, targets, activation="sin"):
@@ -71,10 +77,13 @@ def take(step, params, inputs, targets):
 
 
 def unchanged(new, old):
-    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True))
+    return all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
+    )
 
 
-# --- each step against its formula -----------------------------------------------------------------------------------
+# --- each step against its formula ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("activation", sorted(oracles.ACTIVATIONS))
@@ -102,7 +111,8 @@ def test_gradient_keeps_the_optimizers_state(x64):
 
 
 @pytest.mark.parametrize(
-    "activation, method", [("sin", "structured"), ("relu", "structured"), ("tanh", "structured"), ("sin", "jacobian")]
+    "activation, method",
+    [("sin", "structured"), ("relu", "structured"), ("tanh", "structured"), ("sin", "jacobian")],
 )
 def test_preconditioned_is_equations_22_and_23(activation, method, x64):
     params, inputs, targets, x = case()
@@ -112,12 +122,20 @@ def test_preconditioned_is_equations_22_and_23(activation, method, x64):
     assert info.metrics["linesearch/backtracks"] == 0
     assert move_error(new, params, oracles.preqn_step(theta, phi, delta, 0.25)) < 1e-10
     assert state == ()
-    np.testing.assert_allclose(info.metrics["ntk/diagonal_mean"], np.mean(np.diag(oracles.kernel(phi))), rtol=1e-10)
-    np.testing.assert_allclose(info.metrics["ntk/row_ratio_mean"], np.mean(oracles.row_ratio(oracles.kernel(phi))), rtol=1e-9)
+    np.testing.assert_allclose(
+        info.metrics["ntk/diagonal_mean"], np.mean(np.diag(oracles.kernel(phi))), rtol=1e-10
+    )
+    np.testing.assert_allclose(
+        info.metrics["ntk/row_ratio_mean"],
+        np.mean(oracles.row_ratio(oracles.kernel(phi))),
+        rtol=1e-9,
+    )
 
 
 def test_preconditioned_in_float32_is_near_the_oracle():
-    """As agents run it: float32 sines, the default damping. Rounding of 1e-7 times a condition of some 1e2."""
+    """As agents run it: float32 sines, the default damping. Rounding of 1e-7 times a condition of
+    some 1e2.
+    """
     params, inputs, targets, x = case(dtype="float32")
     theta, phi, delta = oracle(params, x.astype(np.float32), targets)
     new, _, _ = take(steps.preconditioned(critic(), 0.25, LAX), params, inputs, targets)
@@ -130,7 +148,9 @@ def test_learning_rate_is_kept_to_the_precision_of_the_parameters(x64):
     """0.1 is not a float32 number: rounded to one, it is off by 1.5e-8 of itself."""
     params, inputs, targets, x = case()
     theta, phi, delta = oracle(params, x, targets)
-    new, _, _ = take(steps.preconditioned(critic(), 0.1, LAX, solve.eigh()), params, inputs, targets)
+    new, _, _ = take(
+        steps.preconditioned(critic(), 0.1, LAX, solve.eigh()), params, inputs, targets
+    )
     assert move_error(new, params, oracles.preqn_step(theta, phi, delta, 0.1)) < 1e-10
 
 
@@ -140,7 +160,9 @@ def test_preconditioned_attains_equation_20_to_second_order(x64):
     values, _ = oracles.mlp(oracles.layers_of(params), "sin", x)
     errors = []
     for alpha in (2**-5, 2**-6, 2**-7):
-        new, _, _ = take(steps.preconditioned(critic(), alpha, LAX, solve.eigh()), params, inputs, targets)
+        new, _, _ = take(
+            steps.preconditioned(critic(), alpha, LAX, solve.eigh()), params, inputs, targets
+        )
         wanted = values + alpha * (np.asarray(targets) - values)
         errors.append(np.abs(oracles.mlp(oracles.layers_of(new), "sin", x)[0] - wanted).max())
     ratios = np.array(errors[:-1]) / errors[1:]
@@ -158,10 +180,14 @@ def test_the_linesearch_takes_the_first_candidate_that_satisfies_equation_24(x64
         new, _, info = take(step, params, inputs, targets)
         backtracks = int(info.metrics["linesearch/backtracks"])
         assert info.metrics["linesearch/accepted"] == 1 and backtracks >= 2
-        assert move_error(new, params, oracles.preqn_step(theta, phi, delta, decay**backtracks)) < 1e-9
+        assert (
+            move_error(new, params, oracles.preqn_step(theta, phi, delta, decay**backtracks)) < 1e-9
+        )
         for tried in range(backtracks + 1):
             candidate = unflat(oracles.preqn_step(theta, phi, delta, decay**tried), params)
-            change = oracles.mlp(oracles.layers_of(candidate), "sin", x)[0] - (np.asarray(targets) - delta)
+            change = oracles.mlp(oracles.layers_of(candidate), "sin", x)[0] - (
+                np.asarray(targets) - delta
+            )
             assert (oracles.cosine(change, delta) >= eta) == (tried == backtracks)
 
 
@@ -172,7 +198,9 @@ def test_the_alignment_is_that_of_the_new_values(name, x64):
     assert not unchanged(new, params)
     (before, after) = (oracles.mlp(oracles.layers_of(p), "sin", x)[0] for p in (params, new))
     delta = np.asarray(targets) - before
-    np.testing.assert_allclose(info.metrics["critic/alignment"], oracles.cosine(after - before, delta), atol=1e-10)
+    np.testing.assert_allclose(
+        info.metrics["critic/alignment"], oracles.cosine(after - before, delta), atol=1e-10
+    )
     np.testing.assert_allclose(info.values, before, rtol=1e-10)
     np.testing.assert_allclose(info.delta, delta, rtol=1e-10)
 
@@ -186,36 +214,50 @@ def test_the_solves_own_alignment_is_that_of_the_linear_model(solver, x64):
     gram = oracles.kernel(phi)
     _, _, info = take(steps.preconditioned(critic(), 0.25, LAX, solver), params, inputs, targets)
     z, fit = solver(jnp.asarray(gram), jnp.asarray(delta))
-    np.testing.assert_allclose(info.metrics["solve/alignment"], oracles.cosine(gram @ np.asarray(z), delta), atol=1e-9)
+    np.testing.assert_allclose(
+        info.metrics["solve/alignment"], oracles.cosine(gram @ np.asarray(z), delta), atol=1e-9
+    )
     np.testing.assert_allclose(info.metrics["solve/residual"], fit.residual, rtol=1e-6)
     assert info.metrics["solve/rank"] == fit.rank and info.metrics["solve/finite"] == 1
 
 
-# --- Lemma 4: PreQN and the natural gradient -------------------------------------------------------------------------
+# --- Lemma 4: PreQN and the natural gradient ------------------------------------------------------
 
 
 def duplicated(inputs, x):
     """The same batch with its first half twice."""
-    return jax.tree.map(lambda leaf: leaf.at[4:].set(leaf[:4]), inputs), np.concatenate([x[:4], x[:4]])
+    return jax.tree.map(lambda leaf: leaf.at[4:].set(leaf[:4]), inputs), np.concatenate(
+        [x[:4], x[:4]]
+    )
 
 
 def test_undamped_natural_gradient_equals_preconditioned(x64):
-    """With a nonsingular K. Conjugate gradients in parameter space end after B = 8 steps, and two more for the last digits."""
+    """With a nonsingular K. Conjugate gradients in parameter space end after B = 8 steps, and two
+    more for the last digits.
+    """
     params, inputs, targets, x = case()
-    preqn, _, info = take(steps.preconditioned(critic(), 0.25, LAX, solve.eigh()), params, inputs, targets)
+    preqn, _, info = take(
+        steps.preconditioned(critic(), 0.25, LAX, solve.eigh()), params, inputs, targets
+    )
     assert info.metrics["linesearch/backtracks"] == 0
     theta, phi, delta = oracle(params, x, targets)
     for primal in (False, True):
         step = steps.natural_gradient(critic(), 0.25, 0.0, primal=primal, max_steps=10)
         ngql, _, other = take(step, params, inputs, targets)
-        assert move_error(ngql, params, oracles.natural_gradient_step(theta, phi, delta, 0.25)) < 1e-9
+        assert (
+            move_error(ngql, params, oracles.natural_gradient_step(theta, phi, delta, 0.25)) < 1e-9
+        )
         assert move_error(preqn, params, flat(ngql)) < 1e-9
-        np.testing.assert_allclose(info.metrics["critic/alignment"], other.metrics["critic/alignment"], atol=1e-9)
+        np.testing.assert_allclose(
+            info.metrics["critic/alignment"], other.metrics["critic/alignment"], atol=1e-9
+        )
 
 
 @pytest.mark.parametrize("damping", [1e-3, 1.0])
 def test_damped_natural_gradient_equals_preconditioned_with_cholesky(damping, x64):
-    """The push-through identity, with the same number on either side; it does not mind a singular K."""
+    """The push-through identity, with the same number on either side; it does not mind a singular
+    K.
+    """
     preqn = steps.preconditioned(critic(), 0.25, LAX, solve.cholesky(damping))
     dual = steps.natural_gradient(critic(), 0.25, damping)
     primal = steps.natural_gradient(critic(), 0.25, damping, primal=True, max_steps=12)
@@ -231,10 +273,15 @@ def test_damped_natural_gradient_equals_preconditioned_with_cholesky(damping, x6
 
 @pytest.mark.parametrize("dtype, damping", [("float32", 1e-3), ("float64", 1e-3), ("float64", 0.0)])
 def test_primal_natural_gradient_survives_more_iterations_than_it_needs(dtype, damping, request):
-    """The default of 100 iterations for a batch of 8: past convergence, conjugate gradients must not run away."""
+    """The default of 100 iterations for a batch of 8: past convergence, conjugate gradients must
+    not run away.
+    """
     if dtype == "float64":
         request.getfixturevalue("x64")
-    dual, primal = (steps.natural_gradient(critic("tanh"), 0.25, damping, primal=primal) for primal in (False, True))
+    dual, primal = (
+        steps.natural_gradient(critic("tanh"), 0.25, damping, primal=primal)
+        for primal in (False, True)
+    )
     for seed in range(4):
         params, inputs, targets, _ = case(seed, dtype)
         expected = flat(take(dual, params, inputs, targets)[0])
@@ -253,10 +300,12 @@ def test_duplicate_rows_do_not_disturb_the_minimum_norm_step(x64):
         new, _, info = take(step, params, inputs, y)
         assert info.metrics["solve/rank"] == 4
         assert move_error(new, params, oracles.preqn_step(theta, phi, delta, 0.25)) < 1e-9
-        assert move_error(new, params, oracles.natural_gradient_step(theta, phi, delta, 0.25)) < 1e-9
+        assert (
+            move_error(new, params, oracles.natural_gradient_step(theta, phi, delta, 0.25)) < 1e-9
+        )
 
 
-# --- batches without a good step -------------------------------------------------------------------------------------
+# --- batches without a good step ------------------------------------------------------------------
 
 SOLVERS = {
     "eigh": solve.eigh(),
@@ -270,7 +319,9 @@ SOLVERS = {
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_equal_inputs_with_opposite_targets_leave_theta_as_it_is(solver):
-    """Q' - Q is the same on equal inputs, so that its cosine with opposite errors is 0: no step can be accepted."""
+    """Q' - Q is the same on equal inputs, so that its cosine with opposite errors is 0: no step can
+    be accepted.
+    """
     params, inputs, _, x = case(dtype="float32")
     inputs, _ = duplicated(inputs, x)
     step = steps.preconditioned(critic("tanh"), 0.25, 0.5, SOLVERS[solver], max_steps=5)
@@ -317,8 +368,13 @@ def test_a_target_that_is_no_number_is_never_accepted(solver):
 def test_a_batch_of_one(x64):
     params, inputs, targets, x = case(batch=1)
     theta, phi, delta = oracle(params, x, targets)
-    new, _, _ = take(steps.preconditioned(critic(), 0.25, LAX, solve.eigh()), params, inputs, targets)
-    assert move_error(new, params, theta + 0.25 * phi[:, 0] * delta[0] / (phi[:, 0] @ phi[:, 0])) < 1e-10
+    new, _, _ = take(
+        steps.preconditioned(critic(), 0.25, LAX, solve.eigh()), params, inputs, targets
+    )
+    assert (
+        move_error(new, params, theta + 0.25 * phi[:, 0] * delta[0] / (phi[:, 0] @ phi[:, 0]))
+        < 1e-10
+    )
 
 
 @pytest.mark.parametrize("eta", [-1.0, 1.0, 1.5, float("nan")])
@@ -340,7 +396,8 @@ def test_damping_out_of_range():
 
 
 @pytest.mark.parametrize(
-    "option, text", [({"decay": 1.0}, "decay"), ({"max_steps": 0}, "max_steps"), ({"method": "x"}, "method")]
+    "option, text",
+    [({"decay": 1.0}, "decay"), ({"max_steps": 0}, "max_steps"), ({"method": "x"}, "method")],
 )
 def test_options_that_a_step_hands_on_are_checked_by_their_owners(option, text):
     params, inputs, targets, _ = case(dtype="float32")
@@ -349,12 +406,14 @@ def test_options_that_a_step_hands_on_are_checked_by_their_owners(option, text):
         jax.eval_shape(step.update, params, step.init(params), inputs, targets)
 
 
-# --- as pure functions -----------------------------------------------------------------------------------------------
+# --- as pure functions ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_two_updates_are_one_trace(name):
-    """Neither what a step returns nor other values of its arguments make `jax.jit` trace it again."""
+    """Neither what a step returns nor other values of its arguments make `jax.jit` trace it
+    again.
+    """
     calls = []
 
     def q(params, obs, action):
@@ -394,7 +453,11 @@ def check_members(new, state, info, each_alone):
     for m, (alone, alone_state, alone_info) in enumerate(each_alone):
         pick = partial(jax.tree.map, lambda leaf, m=m: leaf[m])
         assert oracles.relative_error(flat(pick(new)), flat(alone)) < 1e-10
-        pairs = zip(jax.tree.leaves(pick((state, info))), jax.tree.leaves((alone_state, alone_info)), strict=True)
+        pairs = zip(
+            jax.tree.leaves(pick((state, info))),
+            jax.tree.leaves((alone_state, alone_info)),
+            strict=True,
+        )
         for a, b in pairs:
             np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9)
 
@@ -403,7 +466,9 @@ def check_members(new, state, info, each_alone):
 def test_vmap_over_seeds_equals_a_loop(name, x64):
     step, cases = STEPS[name](critic()), [case(seed)[:3] for seed in range(3)]
     params, inputs, targets = jax.tree.map(lambda *leaves: jnp.stack(leaves), *cases)
-    new, state, info = jit(jax.vmap(step.update))(params, jax.vmap(step.init)(params), inputs, targets)
+    new, state, info = jit(jax.vmap(step.update))(
+        params, jax.vmap(step.init)(params), inputs, targets
+    )
     check_members(new, state, info, [take(step, *one) for one in cases])
 
 
@@ -426,9 +491,13 @@ def test_ensemble_equals_a_loop_over_members(name, x64):
     check_members(new, state, info._replace(metrics={}), without)
 
 
-@pytest.mark.parametrize("make", [steps.preconditioned, steps.natural_gradient], ids=["preqn", "ngql"])
+@pytest.mark.parametrize(
+    "make", [steps.preconditioned, steps.natural_gradient], ids=["preqn", "ngql"]
+)
 def test_leaves_of_a_shorter_type_keep_it(make):
     params, inputs, targets, _ = case(dtype="float32")
     mixed = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) if leaf.ndim == 1 else leaf, params)
     new, _, _ = take(make(critic()), mixed, inputs, targets)
-    assert [leaf.dtype for leaf in jax.tree.leaves(new)] == [leaf.dtype for leaf in jax.tree.leaves(mixed)]
+    assert [leaf.dtype for leaf in jax.tree.leaves(new)] == [
+        leaf.dtype for leaf in jax.tree.leaves(mixed)
+    ]

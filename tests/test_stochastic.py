@@ -1,4 +1,6 @@
-"""Stochastic policies: the gradients of policy and temperature against float64 oracles, and where both together end."""
+"""Stochastic policies: the gradients of policy and temperature against float64 oracles, and where
+both together end.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,9 @@ def small(**fields):
 def transitions(dtype=np.float32):
     rng = np.random.default_rng(0)
     normal = lambda *shape: jnp.asarray(rng.normal(size=(BATCH, *shape)), dtype)
-    return Transition(normal(OBS), jnp.tanh(normal(ACT)), normal(), jnp.ones(BATCH, dtype), normal(OBS))
+    return Transition(
+        normal(OBS), jnp.tanh(normal(ACT)), normal(), jnp.ones(BATCH, dtype), normal(OBS)
+    )
 
 
 def test_gradients_of_policy_and_temperature_by_finite_differences(monkeypatch, x64):
@@ -31,7 +35,9 @@ def test_gradients_of_policy_and_temperature_by_finite_differences(monkeypatch, 
     start = jax.jit(agent.init)(jax.random.key(0))
     monkeypatch.setattr(jax.random, "normal", lambda key, shape: jnp.asarray(noise))
     end, _ = jax.jit(agent.update)(start, batch, jax.random.key(1), jnp.int32(0))
-    critics = [oracles.layers_of(jax.tree.map(lambda leaf, i=i: leaf[i], end.critic)) for i in range(2)]
+    critics = [
+        oracles.layers_of(jax.tree.map(lambda leaf, i=i: leaf[i], end.critic)) for i in range(2)
+    ]
     phi, unravel = ravel_pytree(start.actor)
 
     def terms(phi):
@@ -49,19 +55,33 @@ def test_gradients_of_policy_and_temperature_by_finite_differences(monkeypatch, 
 
     log_prob, values = terms(phi)
     assert 0 < np.sum(values[0] < values[1]) < BATCH  # each critic is the least somewhere
-    expected = [(loss(phi + step * e) - loss(phi - step * e)) / (2 * step) for e in np.eye(phi.size)]
-    got = ravel_pytree(end.actor_optimizer[0].mu)[0] / 0.1  # Adam's first mean is a tenth of the gradient
+    expected = [
+        (loss(phi + step * e) - loss(phi - step * e)) / (2 * step) for e in np.eye(phi.size)
+    ]
+    got = (
+        ravel_pytree(end.actor_optimizer[0].mu)[0] / 0.1
+    )  # Adam's first mean is a tenth of the gradient
     assert oracles.relative_error(got, expected) < 1e-7
-    np.testing.assert_allclose(end.temperature.optimizer[0].mu / 0.1, -alpha * (log_prob.mean() - ACT), rtol=1e-10)
+    np.testing.assert_allclose(
+        end.temperature.optimizer[0].mu / 0.1, -alpha * (log_prob.mean() - ACT), rtol=1e-10
+    )
 
 
 def test_a_tuned_temperature_brings_the_entropy_to_its_target():
-    """With critics that stand still; the entropy starts above the target, and falls below it before alpha has grown."""
+    """With critics that stand still; the entropy starts above the target, and falls below it before
+    alpha has grown.
+    """
     target = -1.5
-    rates = {"temperature_learning_rate": 0.01, "actor_learning_rate": 0.01, "critic_learning_rate": 1e-9}
+    rates = {
+        "temperature_learning_rate": 0.01,
+        "actor_learning_rate": 0.01,
+        "critic_learning_rate": 1e-9,
+    }
     agent = small(automatic_temperature=True, temperature=0.01, target_entropy=target, **rates)
     batch = transitions()
-    batch = batch._replace(next_obs=batch.obs)  # the reported entropy is of the policy at s', the tuned one at s
+    batch = batch._replace(
+        next_obs=batch.obs
+    )  # the reported entropy is of the policy at s', the tuned one at s
 
     @jax.jit
     def run(state):
@@ -73,7 +93,9 @@ def test_a_tuned_temperature_brings_the_entropy_to_its_target():
 
     entropy, alpha = map(np.asarray, run(jax.jit(agent.init)(jax.random.key(0))))
     assert entropy[:5].min() > target + 1
-    np.testing.assert_allclose(np.log(alpha[:5]), np.log(0.01) - 0.01 * np.arange(5), rtol=1e-4)  # Adam's first steps
+    np.testing.assert_allclose(
+        np.log(alpha[:5]), np.log(0.01) - 0.01 * np.arange(5), rtol=1e-4
+    )  # Adam's first steps
     lowest = entropy.argmin()
     assert entropy[lowest] < target - 1 and alpha[lowest + 100] > 1.5 * alpha[lowest]
     assert abs(entropy[-1000:].mean() - target) < 0.1

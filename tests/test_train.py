@@ -51,7 +51,9 @@ def start(*args, module="experiments.train"):
     """The command itself."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", module, *args]
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def finished(process, timeout=300):
@@ -61,7 +63,10 @@ def finished(process, timeout=300):
 
 def records(logdir):
     """metrics.jsonl without the clock."""
-    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in read(Path(logdir) / "metrics.jsonl")]
+    return [
+        {k: v for k, v in line.items() if not k.startswith("time/")}
+        for line in read(Path(logdir) / "metrics.jsonl")
+    ]
 
 
 def test_a_run_ends_with_a_summary_a_picture_and_all_its_records(tmp_path, capsys):
@@ -77,7 +82,11 @@ def test_a_run_ends_with_a_summary_a_picture_and_all_its_records(tmp_path, capsy
         "DONE",
     }
     config = json.loads(Path("x/config.json").read_text())
-    assert config["config"]["eta"] == 0.97 and config["config"]["seeds"] == [0, 3] and config["versions"]["jax"]
+    assert (
+        config["config"]["eta"] == 0.97
+        and config["config"]["seeds"] == [0, 3]
+        and config["versions"]["jax"]
+    )
     lines = read("x/metrics.jsonl")
     assert {line["seed"] for line in lines} == {0, 3}
     named = set().union(*lines)
@@ -99,7 +108,10 @@ def test_a_run_ends_with_a_summary_a_picture_and_all_its_records(tmp_path, capsy
         "time/steps_per_s",
         "time/updates_per_s",
     }
-    assert [line["step"] for line in lines if line["seed"] == 0 and "eval/return_mean" in line] == [300, 600]
+    assert [line["step"] for line in lines if line["seed"] == 0 and "eval/return_mean" in line] == [
+        300,
+        600,
+    ]
     assert list(Path("x/tensorboard/seed_3").iterdir())
 
 
@@ -116,15 +128,30 @@ def test_a_finished_run_is_left_alone(capsys):
 @pytest.mark.parametrize("first", [450, 400])
 def test_a_run_that_is_extended_equals_one_that_was_longer_from_the_start(env_id, first, capsys):
     """Also where its former end was neither a logged nor an evaluated step."""
-    args = [f"--env={env_id}", "--seeds=0,1", *(arg for arg in SMALL if "num_steps" not in arg and "log_every" not in arg)]
+    args = [
+        f"--env={env_id}",
+        "--seeds=0,1",
+        *(arg for arg in SMALL if "num_steps" not in arg and "log_every" not in arg),
+    ]
     args += ["--log_every=200", "--diagnose_every=100"]
     assert call("--logdir=a", f"--num_steps={first}", *args) == 0
     assert call("--logdir=a", "--num_steps=800", *args) == 0
     assert f"resuming a at step {first}" in capsys.readouterr().err
-    assert json.loads(Path("a/config.json").read_text())["config"]["num_steps"] == 800 and Path("a/DONE").exists()
+    assert (
+        json.loads(Path("a/config.json").read_text())["config"]["num_steps"] == 800
+        and Path("a/DONE").exists()
+    )
     assert call("--logdir=b", "--num_steps=800", *args) == 0
     assert records("a") == records("b")
-    assert call("--logdir=b", "--num_steps=800", "--checkpoint_every=100", *(a for a in args if "checkpoint" not in a)) == 0
+    assert (
+        call(
+            "--logdir=b",
+            "--num_steps=800",
+            "--checkpoint_every=100",
+            *(a for a in args if "checkpoint" not in a),
+        )
+        == 0
+    )
 
 
 def test_a_run_cannot_be_shortened_and_one_without_checkpoints_not_extended(capsys):
@@ -132,7 +159,10 @@ def test_a_run_cannot_be_shortened_and_one_without_checkpoints_not_extended(caps
     assert call("--num_steps=600", *args) == 0
     files = {p: p.read_bytes() for p in Path("x").rglob("*") if p.is_file()}
     assert call("--num_steps=400", *args) == 1
-    assert "num_steps=600, but this command says 400; a run can be made longer, not shorter" in capsys.readouterr().err
+    assert (
+        "num_steps=600, but this command says 400; a run can be made longer, not shorter"
+        in capsys.readouterr().err
+    )
     assert files == {p: p.read_bytes() for p in Path("x").rglob("*") if p.is_file()}
     shutil.rmtree("x/checkpoints")
     kept = Path("x/metrics.jsonl").read_bytes()
@@ -148,12 +178,16 @@ def test_the_same_command_gives_the_same_numbers():
 
 
 def interrupted(tmp_path, env_id, strike, *extra):
-    """A run that `strike` hits after its first checkpoint: its exit status, stderr, folder and arguments."""
+    """A run that `strike` hits after its first checkpoint: its exit status, stderr, folder and
+    arguments.
+    """
     args = [f"--env={env_id}", "--seeds=0,1", *SMALL, *extra]
     broken = tmp_path / "broken"
     process = start(f"--logdir={broken}", *args)
     deadline = time.monotonic() + 240
-    while not any(path.name.isdigit() for path in broken.glob("checkpoints/*")):  # a name with a suffix is still being written
+    while not any(
+        path.name.isdigit() for path in broken.glob("checkpoints/*")
+    ):  # a name with a suffix is still being written
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
     strike(process)
@@ -163,12 +197,18 @@ def interrupted(tmp_path, env_id, strike, *extra):
 
 
 def killed_and_resumed(tmp_path, env_id, how, *extra):
-    """The records of a run that is stopped after its first checkpoint and run again, and of one that is not."""
-    code, err, broken, args = interrupted(tmp_path, env_id, lambda process: process.send_signal(how), *extra)
+    """The records of a run that is stopped after its first checkpoint and run again, and of one
+    that is not.
+    """
+    code, err, broken, args = interrupted(
+        tmp_path, env_id, lambda process: process.send_signal(how), *extra
+    )
     if how == signal.SIGKILL:
         assert code == -signal.SIGKILL
     else:
-        assert code == 0 and re.search(r"stopped at step \d+; the same command goes on from there", err)
+        assert code == 0 and re.search(
+            r"stopped at step \d+; the same command goes on from there", err
+        )
     return resumed_and_straight(tmp_path, broken, args)
 
 
@@ -194,7 +234,10 @@ def test_sigterm_writes_a_checkpoint_and_the_run_goes_on_bit_for_bit(tmp_path):
 
 def children(process):
     """Process ids of the workers, and of what multiprocessing starts beside them."""
-    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    return [
+        int(pid)
+        for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ]
 
 
 @pytest.mark.slow
@@ -205,7 +248,11 @@ def test_a_run_with_workers_leaves_none_behind_and_goes_on_without_them(tmp_path
 
     def strike(process):
         started.extend(children(process))
-        workers = [pid for pid in started if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        workers = [
+            pid
+            for pid in started
+            if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
         assert len(workers) == 2
         if victim == "command":
             process.kill()
@@ -215,7 +262,9 @@ def test_a_run_with_workers_leaves_none_behind_and_goes_on_without_them(tmp_path
         else:
             os.kill(workers[1], signal.SIGKILL)
 
-    code, err, broken, args = interrupted(tmp_path, "Hopper-v5", strike, "--num_steps=1200", "--workers=2")
+    code, err, broken, args = interrupted(
+        tmp_path, "Hopper-v5", strike, "--num_steps=1200", "--workers=2"
+    )
     deadline = time.monotonic() + 30
     while any(Path(f"/proc/{pid}").exists() for pid in started):
         assert time.monotonic() < deadline
@@ -224,7 +273,10 @@ def test_a_run_with_workers_leaves_none_behind_and_goes_on_without_them(tmp_path
     if victim == "everyone":
         assert "stopped at step" in err and "Traceback" not in err
     if victim == "worker":
-        assert re.search(r"error: the worker process that steps seed 1 was killed by signal 9; .* is kept in", err)
+        assert re.search(
+            r"error: the worker process that steps seed 1 was killed by signal 9; .* is kept in",
+            err,
+        )
         assert "Traceback" not in err
     resumed, straight = resumed_and_straight(tmp_path, broken, [*args, "--workers=0"])
     assert resumed == straight
@@ -234,7 +286,13 @@ def test_a_run_with_workers_leaves_none_behind_and_goes_on_without_them(tmp_path
 @pytest.mark.parametrize("env_id", PAPER)
 def test_kill_9_on_every_environment_of_the_paper(tmp_path, env_id):
     resumed, straight = killed_and_resumed(
-        tmp_path, env_id, signal.SIGKILL, "--num_steps=3000", "--update_after=200", "--checkpoint_every=700", "--num_envs=2"
+        tmp_path,
+        env_id,
+        signal.SIGKILL,
+        "--num_steps=3000",
+        "--update_after=200",
+        "--checkpoint_every=700",
+        "--num_envs=2",
     )
     assert resumed == straight
 
@@ -270,7 +328,9 @@ def test_a_mistake_is_one_sentence_and_touches_nothing(args, words, capsys, tmp_
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("args", [["--unknown_flag=1"], ["--batch_size=many"], ["--algorithm=dqn"], ["stray"]])
+@pytest.mark.parametrize(
+    "args", [["--unknown_flag=1"], ["--batch_size=many"], ["--algorithm=dqn"], ["stray"]]
+)
 def test_the_command_itself_fails_without_a_traceback(args):
     code, _, err = finished(start(*args))
     assert code != 0 and "Traceback" not in err and len(err.strip().splitlines()) <= 3
@@ -297,11 +357,26 @@ def test_a_folder_of_other_things_is_not_written_to(capsys):
 
 
 def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(capsys):
-    assert call("--env=probe/nan", "--logdir=x", *SMALL, "--checkpoint_every=100", "--seeds=7", "--log_every=200") == 1
+    assert (
+        call(
+            "--env=probe/nan",
+            "--logdir=x",
+            *SMALL,
+            "--checkpoint_every=100",
+            "--seeds=7",
+            "--log_every=200",
+        )
+        == 1
+    )
     err = capsys.readouterr().err
-    assert "the environment's reward is not finite at step 131, seed 7; the checkpoint of step 100 is kept in x" in err
+    assert (
+        "the environment's reward is not finite at step 131, seed 7; the checkpoint of step 100 is "
+        "kept in x" in err
+    )
     assert "Traceback" not in err
-    assert [p.name for p in Path("x/checkpoints").iterdir()] == ["100"] and not Path("x/DONE").exists()
+    assert [p.name for p in Path("x/checkpoints").iterdir()] == ["100"] and not Path(
+        "x/DONE"
+    ).exists()
     *before, last = read("x/metrics.jsonl")
     assert last == {"step": 131, "seed": 7, "run/diverged": 1.0, "the environment's reward": None}
     assert [line["step"] for line in before] == [100]
@@ -332,15 +407,31 @@ def test_help_names_every_flag_with_its_meaning():
 
 def fake_run(folder, algorithm, env="E-v1", seeds=(0, 1), **fields):
     folder.mkdir()
-    config = {"algorithm": algorithm, "activation": "sin", "env": env, "seeds": list(seeds), **fields}
+    config = {
+        "algorithm": algorithm,
+        "activation": "sin",
+        "env": env,
+        "seeds": list(seeds),
+        **fields,
+    }
     (folder / "config.json").write_text(json.dumps({"config": config}))
-    lines = [{"step": s, "seed": k, "eval/return_mean": s * (k + 1.0), "critic/q_mean": 1.0} for s in (10, 20) for k in seeds]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 30, "se')
+    lines = [
+        {"step": s, "seed": k, "eval/return_mean": s * (k + 1.0), "critic/q_mean": 1.0}
+        for s in (10, 20)
+        for k in seeds
+    ]
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 30, "se'
+    )
     return folder
 
 
 def test_plot_draws_any_runs(tmp_path):
-    runs = [fake_run(tmp_path / "a", "preqn"), fake_run(tmp_path / "b", "td3"), fake_run(tmp_path / "c", "td3", env="F-v1")]
+    runs = [
+        fake_run(tmp_path / "a", "preqn"),
+        fake_run(tmp_path / "b", "td3"),
+        fake_run(tmp_path / "c", "td3", env="F-v1"),
+    ]
     plot.draw(runs, tmp_path / "deep" / "curve.png")
     assert (tmp_path / "deep" / "curve.png").stat().st_size > 10_000
 
@@ -353,7 +444,10 @@ def test_plot_joins_seeds_of_one_configuration_and_tells_configurations_apart(tm
     ]
     groups = plot._group(runs)
     assert [len(curves) for _, curves in groups] == [2, 2]
-    assert plot._labels([config for config, _ in groups]) == ["preqn-sin, eta=0.9", "preqn-sin, eta=0.5"]
+    assert plot._labels([config for config, _ in groups]) == [
+        "preqn-sin, eta=0.9",
+        "preqn-sin, eta=0.5",
+    ]
     steps, values = curves.matrix(groups[0][1], "eval/return_mean")
     np.testing.assert_array_equal(steps, [10, 20])
     np.testing.assert_array_equal(values, [[10, 20], [20, 40]])

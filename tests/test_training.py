@@ -15,7 +15,9 @@ from preqn_jax.training import collect, loop
 from preqn_jax.training.checkpoint import Checkpointer
 from preqn_jax.training.rollout import attained
 
-LOOP = loop.LoopConfig(num_steps=600, start_steps=100, update_after=100, batch_size=32, replay_capacity=1000)
+LOOP = loop.LoopConfig(
+    num_steps=600, start_steps=100, update_after=100, batch_size=32, replay_capacity=1000
+)
 NETS = {"hidden_sizes": (32, 32)}
 EPISODES = 3  # of an evaluation
 
@@ -38,11 +40,17 @@ def q_at(agent_fields, learner, obs, action):
     activation = agents.resolve(agents.AgentConfig(**agent_fields)).activation
     critic = networks.Critic(NETS["hidden_sizes"], str(activation))
     first = jax.tree.map(lambda leaf: leaf[0, 0], learner.agent.critic)
-    return float(critic.apply(first, jnp.array([obs], jnp.float32), jnp.array([action], jnp.float32)))
+    return float(
+        critic.apply(first, jnp.array([obs], jnp.float32), jnp.array([action], jnp.float32))
+    )
 
 
 def mu_at(agent, learner, obs):
-    return float(agent.act(jax.tree.map(lambda leaf: leaf[0], learner.agent.actor), jnp.array([obs], jnp.float32))[0])
+    return float(
+        agent.act(
+            jax.tree.map(lambda leaf: leaf[0], learner.agent.actor), jnp.array([obs], jnp.float32)
+        )[0]
+    )
 
 
 ALGORITHMS = {
@@ -62,7 +70,10 @@ def test_every_algorithm_finds_the_right_values_of_the_probes(name):
     for env_id, checks in (
         ("probe/observation", [(-1.0, -1.0), (1.0, 1.0)]),
         ("probe/delay", [(0.0, 0.5), (1.0, 1.0)]),
-        ("probe/time-limit", [(0.0, 2.0)]),  # taking the time limit for a terminal would give at most 1.94
+        (
+            "probe/time-limit",
+            [(0.0, 2.0)],
+        ),  # taking the time limit for a terminal would give at most 1.94
     ):
         agent, collector, config, learner, counters = setup(env_id, fields, num_steps=1500)
         _, learner = run(agent, collector, config, learner, counters)
@@ -73,8 +84,12 @@ def test_every_algorithm_finds_the_right_values_of_the_probes(name):
 
 @pytest.mark.parametrize("name", EACH)
 def test_every_algorithm_finds_the_best_action(name):
-    steps = 5000 if name == "sac" else 1500  # the tanh of its mean is the best action once its spread is small
-    agent, collector, config, learner, counters = setup("probe/action", {**ALGORITHMS[name], **HALF}, num_steps=steps)
+    steps = (
+        5000 if name == "sac" else 1500
+    )  # the tanh of its mean is the best action once its spread is small
+    agent, collector, config, learner, counters = setup(
+        "probe/action", {**ALGORITHMS[name], **HALF}, num_steps=steps
+    )
     _, learner = run(agent, collector, config, learner, counters)
     assert abs(mu_at(agent, learner, 0.0) - 0.5) < 0.1
     ((rewards, *_),) = collector.evaluate(learner.agent.actor, 0)
@@ -92,10 +107,17 @@ def test_a_round_collects_and_updates_one_for_one_after_update_after():
 
 
 def test_start_steps_act_uniformly_and_then_the_policy_does():
-    agent, collector, config, learner, counters = setup(agent_fields={"exploration_noise": 0.0}, num_steps=400, update_after=400)
+    agent, collector, config, learner, counters = setup(
+        agent_fields={"exploration_noise": 0.0}, num_steps=400, update_after=400
+    )
     _, learner = run(agent, collector, config, learner, counters)
-    obs, action = (np.asarray(x)[0, :400, 0] for x in (learner.replay.data.obs, learner.replay.data.action))
-    assert action[:100].std() == pytest.approx(1 / np.sqrt(3), rel=0.2) and len(np.unique(action[:100])) == 100
+    obs, action = (
+        np.asarray(x)[0, :400, 0] for x in (learner.replay.data.obs, learner.replay.data.action)
+    )
+    assert (
+        action[:100].std() == pytest.approx(1 / np.sqrt(3), rel=0.2)
+        and len(np.unique(action[:100])) == 100
+    )
     for side in (-1, 1):
         assert len(np.unique(action[100:][obs[100:] == side])) == 1
 
@@ -108,7 +130,9 @@ def test_the_replay_holds_what_happened():
     agent, collector, config, learner, counters = setup("probe/delay", num_steps=100)
     _, learner = run(agent, collector, config, learner, counters)
     data = jax.tree.map(lambda leaf: np.asarray(leaf)[0, :100], learner.replay.data)
-    assert (data.obs[:, 0] == np.tile([0, 1], 50)).all() and (data.next_obs[:, 0] == np.tile([1, 2], 50)).all()
+    assert (data.obs[:, 0] == np.tile([0, 1], 50)).all() and (
+        data.next_obs[:, 0] == np.tile([1, 2], 50)
+    ).all()
     assert (data.discount == np.tile([1, 0], 50)).all()
 
 
@@ -137,8 +161,13 @@ def test_the_same_seeds_repeat_and_each_seed_is_itself_in_any_company():
         np.testing.assert_array_equal(a, b)
         # batched products may sum in another order, and 500 updates amplify it
         np.testing.assert_allclose(np.asarray(a)[1], np.asarray(c)[0], rtol=0.1, atol=0.05)
-    assert (np.asarray(together.replay.data.action)[0] != np.asarray(together.replay.data.action)[1]).any()
-    first = np.asarray(together.replay.data.action)[1, :100], np.asarray(alone.replay.data.action)[0, :100]
+    assert (
+        np.asarray(together.replay.data.action)[0] != np.asarray(together.replay.data.action)[1]
+    ).any()
+    first = (
+        np.asarray(together.replay.data.action)[1, :100],
+        np.asarray(alone.replay.data.action)[0, :100],
+    )
     np.testing.assert_array_equal(*first)
 
 
@@ -157,7 +186,10 @@ def test_seeds_are_shared_out_among_devices_and_a_share_does_not_feel_the_others
 def test_three_seeds_on_two_devices_stay_on_one(monkeypatch):
     devices = jax.local_devices()[:2]
     monkeypatch.setattr(jax, "local_devices", lambda *_, **__: devices)
-    counts = [len(loop.seed_sharding(dataclasses.replace(LOOP, seeds=tuple(range(n)))).device_set) for n in (1, 2, 3, 4)]
+    counts = [
+        len(loop.seed_sharding(dataclasses.replace(LOOP, seeds=tuple(range(n)))).device_set)
+        for n in (1, 2, 3, 4)
+    ]
     assert counts == [1, len(devices), 1, len(devices)]
 
 
@@ -169,12 +201,17 @@ def test_seeds_side_by_side_learn_what_they_learn_in_turn():
     assert " cond[" in str(
         jax.make_jaxpr(vmapped, static_argnums=4)(learner, *args)
     )  # or the delayed step is computed, and thrown away
-    states = [learn(jax.tree.map(jnp.copy, learner), *args)[0].agent for learn in (vmapped, loop.make_learn(agent, config))]
+    states = [
+        learn(jax.tree.map(jnp.copy, learner), *args)[0].agent
+        for learn in (vmapped, loop.make_learn(agent, config))
+    ]
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), *states)
 
 
 def test_a_nan_from_the_environment_stops_the_run_and_is_named():
-    with pytest.raises(loop.Diverged, match=r"the environment's reward is not finite at step 131, seed 4"):
+    with pytest.raises(
+        loop.Diverged, match=r"the environment's reward is not finite at step 131, seed 4"
+    ):
         run(*setup("probe/nan", seeds=(4, 9)))
 
 
@@ -183,40 +220,54 @@ def test_a_nan_in_an_update_stops_the_run_and_is_named():
 
     def update(state, batch, key, count):
         state, metrics = agent.update(state, batch, key, count)
-        return state, {**metrics, "critic/q_mean": jnp.where(count >= 60, jnp.nan, metrics["critic/q_mean"])}
+        return state, {
+            **metrics,
+            "critic/q_mean": jnp.where(count >= 60, jnp.nan, metrics["critic/q_mean"]),
+        }
 
     with pytest.raises(loop.Diverged, match=r"critic/q_mean is not finite at step 150, seed 4"):
         run(agent._replace(update=update), collector, config, learner, counters)
 
 
 def test_a_failed_solve_is_counted_and_does_not_stop_the_run():
-    done, _ = run(*setup(agent_fields={"damping": 0.0}, num_steps=300))  # K of one-state probes is singular
+    done, _ = run(
+        *setup(agent_fields={"damping": 0.0}, num_steps=300)
+    )  # K of one-state probes is singular
     last = done[-1].metrics
     assert last["solve/finite"][0] < 1 and last["linesearch/accepted"][0] < 1
     assert np.isfinite(last["critic/q_mean"]).all()
 
 
 def test_evaluation_depends_on_its_seeds_alone_and_is_noiseless():
-    agent, collector, config, learner, counters = setup("Pendulum-v1", {"exploration_noise": 1.0}, seeds=(1, 2))
+    agent, collector, config, learner, counters = setup(
+        "Pendulum-v1", {"exploration_noise": 1.0}, seeds=(1, 2)
+    )
     first, other, again = (
-        np.stack([one.rewards for one in collector.evaluate(learner.agent.actor, step)]) for step in (0, 50, 0)
+        np.stack([one.rewards for one in collector.evaluate(learner.agent.actor, step)])
+        for step in (0, 50, 0)
     )
     assert first.shape == (2, 200, EPISODES) and (first == again).all() and (first != other).any()
 
 
 def test_the_largest_discounted_return_is_that_of_the_best_state_on_the_way():
     rewards = np.random.default_rng(0).normal(size=(12, 3))
-    to_go = [sum(0.9**k * rewards[t + k, e] for k in range(12 - t)) for t in range(12) for e in range(3)]
+    to_go = [
+        sum(0.9**k * rewards[t + k, e] for k in range(12 - t)) for t in range(12) for e in range(3)
+    ]
     np.testing.assert_allclose(attained(rewards, 0.9), max(to_go), rtol=1e-12)
 
 
 def save_and_load(tmp_path, stop_at, **kwargs):
-    """A run that is saved after a round and goes on from disk, and the same run straight through."""
+    """A run that is saved after a round and goes on from disk, and the same run straight
+    through.
+    """
     agent, collector, config, learner, counters = setup(**kwargs)
     checkpoints = Checkpointer(tmp_path / "checkpoints")
     for done in loop.rounds(agent, collector, config, learner, counters):
         if done.step == stop_at:
-            checkpoints.save(stop_at, done.learner, done.counters, collector.save(), {"note": [1, "x"]})
+            checkpoints.save(
+                stop_at, done.learner, done.counters, collector.save(), {"note": [1, "x"]}
+            )
             break
     agent, collector, config, learner, counters = setup(**kwargs)
     restored = Checkpointer(tmp_path / "checkpoints").restore(learner)
@@ -231,7 +282,12 @@ def save_and_load(tmp_path, stop_at, **kwargs):
 @pytest.mark.parametrize("name", ["preqn", "td3", pytest.param("sac", marks=pytest.mark.slow)])
 def test_save_and_resume_is_straight_through(tmp_path, name):
     fields = {"algorithm": name, "automatic_temperature": True if name == "sac" else None}
-    kwargs = {"env_id": "probe/time-limit", "agent_fields": fields, "seeds": (0, 1), "replay_capacity": 450}
+    kwargs = {
+        "env_id": "probe/time-limit",
+        "agent_fields": fields,
+        "seeds": (0, 1),
+        "replay_capacity": 450,
+    }
     resumed, last, straight, expected = save_and_load(tmp_path, 250, **kwargs)
     for a, b in zip(jax.tree.leaves(last), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -250,7 +306,10 @@ def checkpointed(tmp_path):
 
 def damage(folder, how):
     """Spoil the biggest data file of a checkpoint."""
-    path = max((p for p in folder.rglob("*") if p.is_file() and "arrays" in p.parts), key=lambda p: p.stat().st_size)
+    path = max(
+        (p for p in folder.rglob("*") if p.is_file() and "arrays" in p.parts),
+        key=lambda p: p.stat().st_size,
+    )
     data = bytearray(path.read_bytes())
     if how == "truncated":
         del data[len(data) // 2 :]
@@ -284,7 +343,9 @@ def test_no_whole_checkpoint_is_an_error_and_none_at_all_is_not(tmp_path):
     assert Checkpointer(tmp_path / "empty").restore(like) is None
     for step in (100, 150):
         damage(tmp_path / "c" / str(step), "truncated")
-    with pytest.raises(UserError, match=r"none of the checkpoints in .* can be read \(steps \[100, 150\]\)"):
+    with pytest.raises(
+        UserError, match=r"none of the checkpoints in .* can be read \(steps \[100, 150\]\)"
+    ):
         Checkpointer(tmp_path / "c").restore(like)
 
 

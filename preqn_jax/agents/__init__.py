@@ -8,6 +8,8 @@ __all__ = ["ALGORITHMS", "Agent", "AgentConfig", "Proposal", "make", "resolve"]
 
 
 def make(config: AgentConfig, spec: Spec) -> Agent:
-    """The agent a config describes: one with a temperature has a stochastic policy. Raises UserError if it makes no sense."""
+    """The agent a config describes: one with a temperature has a stochastic policy. Raises
+    UserError if it makes no sense.
+    """
     config = resolve(config)
     return (deterministic if config.temperature is None else stochastic).make(config, spec)

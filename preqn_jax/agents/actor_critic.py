@@ -1,6 +1,7 @@
 """The skeleton of every actor-critic here: critics, policy and target networks take turns.
 
-A kind of policy brings the targets its critics should meet and its own step; `deterministic` and `stochastic` are the two.
+A kind of policy brings the targets its critics should meet and its own step; `deterministic` and
+`stochastic` are the two.
 """
 
 from collections.abc import Callable
@@ -41,12 +42,18 @@ Targets = Callable[[State, Transition, Key], tuple[Array, Metrics]]
 """`(state, batch [B], key) -> (y [B], metrics)`."""
 
 Improve = Callable[[State, Transition, Key], State]
-"""The policy's step. It gets the key that the targets got: what draws from it folds in a number of its own."""
+"""The policy's step. It gets the key that the targets got: what draws from it folds in a number of
+its own.
+"""
 
 
 def network_fields(config: base.AgentConfig) -> dict[str, Any]:
     """The arguments that actor and critic share."""
-    return {"hidden_sizes": config.hidden_sizes, "activation": config.activation, "initializer": config.initializer}
+    return {
+        "hidden_sizes": config.hidden_sizes,
+        "activation": config.activation,
+        "initializer": config.initializer,
+    }
 
 
 def make(
@@ -63,13 +70,19 @@ def make(
     """An agent from a resolved config, two networks, and what is a kind of policy's own."""
     q: QFunction = critic.apply
     step = steps.ensemble(base.critic_step(config, q))
-    optimizer, members, delay = actor_optimizer(config), config.num_critics or 1, config.policy_delay or 1
+    optimizer, members, delay = (
+        actor_optimizer(config),
+        config.num_critics or 1,
+        config.policy_delay or 1,
+    )
 
     def init(key: Key) -> State:
         actor_key, critic_key = jax.random.split(key)
         obs, action = jnp.zeros(spec.obs_size), jnp.zeros(spec.action_size)
         phi = actor.init(actor_key, obs)
-        theta = jax.vmap(critic.init, in_axes=(0, None, None))(jax.random.split(critic_key, members), obs, action)
+        theta = jax.vmap(critic.init, in_axes=(0, None, None))(
+            jax.random.split(critic_key, members), obs, action
+        )
         slow = jax.tree.map(jnp.copy, theta) if config.target_networks else None
         return prepare(State(phi, theta, slow, optimizer.init(phi), step.init(theta)))
 
@@ -86,12 +99,16 @@ def make(
 
     def update(state: State, batch: Transition, key: Key, count: Array) -> tuple[State, Metrics]:
         y, metrics = targets(state, batch, key)
-        theta, step_state, info = step.update(state.critic, state.critic_step, (batch.obs, batch.action), y)
+        theta, step_state, info = step.update(
+            state.critic, state.critic_step, (batch.obs, batch.action), y
+        )
         state = replace(state, critic=theta, critic_step=step_state)
         if delay == 1:
             state = turn(state, batch, key)
         else:
-            state = jax.lax.cond((count + 1) % delay == 0, turn, lambda state, *_: state, state, batch, key)
+            state = jax.lax.cond(
+                (count + 1) % delay == 0, turn, lambda state, *_: state, state, batch, key
+            )
         metrics = {
             "critic/q_mean": jnp.mean(info.values),
             "critic/td_abs": jnp.mean(jnp.abs(info.delta)),
@@ -104,8 +121,15 @@ def make(
     def propose(state: State, batch: Transition, key: Key) -> base.Proposal:
         y, _ = targets(state, batch, key)
         moved, _, _ = step.update(state.critic, state.critic_step, (batch.obs, batch.action), y)
-        first, moved = (jax.tree.map(lambda leaf: leaf[0], theta) for theta in (state.critic, moved))
-        return base.Proposal(first, moved, y, jax.vmap(act, in_axes=(None, 0))(state.actor, jnp.asarray(batch.next_obs)))
+        first, moved = (
+            jax.tree.map(lambda leaf: leaf[0], theta) for theta in (state.critic, moved)
+        )
+        return base.Proposal(
+            first,
+            moved,
+            y,
+            jax.vmap(act, in_axes=(None, 0))(state.actor, jnp.asarray(batch.next_obs)),
+        )
 
     return base.Agent(init, act, explore, update, q, propose)
 
@@ -115,16 +139,25 @@ def actor_optimizer(config: base.AgentConfig) -> optax.GradientTransformation:
     return optax.adam(config.actor_learning_rate)
 
 
-def descend(config: base.AgentConfig, loss: Callable[[Params], tuple[Array, Any]], state: State) -> tuple[State, Any]:
+def descend(
+    config: base.AgentConfig, loss: Callable[[Params], tuple[Array, Any]], state: State
+) -> tuple[State, Any]:
     """One step of the policy down `loss`, which returns (scalar, aux), and the aux."""
     grads, aux = jax.grad(loss, has_aux=True)(state.actor)
     updates, moments = actor_optimizer(config).update(grads, state.actor_optimizer, state.actor)
-    return replace(state, actor=optax.apply_updates(state.actor, updates), actor_optimizer=moments), aux
+    return replace(
+        state, actor=optax.apply_updates(state.actor, updates), actor_optimizer=moments
+    ), aux
 
 
 def least(q: QFunction, theta: Params, obs: Array, action: Array) -> Array:
-    """min over M critics of Q `[B]` (Fujimoto et al. 2018b's clipped double Q-learning); theta leads with `[M]`."""
-    return jnp.min(jax.vmap(jax.vmap(q, in_axes=(None, 0, 0)), in_axes=(0, None, None))(theta, obs, action), axis=0)
+    """min over M critics of Q `[B]` (Fujimoto et al. 2018b's clipped double Q-learning); theta
+    leads with `[M]`.
+    """
+    return jnp.min(
+        jax.vmap(jax.vmap(q, in_axes=(None, 0, 0)), in_axes=(0, None, None))(theta, obs, action),
+        axis=0,
+    )
 
 
 def bootstrap(config: base.AgentConfig, batch: Transition, value: Array) -> Array:

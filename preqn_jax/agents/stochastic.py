@@ -1,8 +1,10 @@
-"""Stochastic-policy agents: SAC (Haarnoja et al. 2018b), with a fixed temperature as in the paper's benchmark, or a tuned one.
+"""Stochastic-policy agents: SAC (Haarnoja et al. 2018b), with a fixed temperature as in the paper's
+benchmark, or a tuned one.
 
-Appendix B gives SAC the temperature 0.1, polyak 0.995 and Adam at 1e-3 for policy and critics. Where it is silent, Haarnoja et
-al. 2018b is followed: two critics, whose least is in the targets and in the policy's loss; no delay of the policy; the next
-action is the online policy's; the entropy to reach, where the temperature is tuned, is minus the number of actions.
+Appendix B gives SAC the temperature 0.1, polyak 0.995 and Adam at 1e-3 for policy and critics.
+Where it is silent, Haarnoja et al. 2018b is followed: two critics, whose least is in the targets
+and in the policy's loss; no delay of the policy; the next action is the online policy's; the
+entropy to reach, where the temperature is tuned, is minus the number of actions.
 """
 
 import math
@@ -34,8 +36,9 @@ class Temperature:
 def tanh_gaussian(mean: Array, log_std: Array, noise: Array) -> tuple[Array, Array]:
     """An action of the policy, a = tanh(u) with u = mean + exp(log_std) noise, and log pi(a|s).
 
-    Haarnoja et al. 2018b, Appendix C: log pi(a|s) = log N(u; mean, std) - sum log(1 - tanh(u)^2). The last logarithm is taken as
-    2 (log 2 - u - softplus(-2u)), which is exact where tanh(u) rounds to 1, and has a finite gradient there.
+    Haarnoja et al. 2018b, Appendix C: log pi(a|s) = log N(u; mean, std) - sum log(1 - tanh(u)^2).
+    The last logarithm is taken as 2 (log 2 - u - softplus(-2u)), which is exact where tanh(u)
+    rounds to 1, and has a finite gradient there.
 
     Args:
       mean, log_std: `[act]`.
@@ -53,17 +56,26 @@ def tanh_gaussian(mean: Array, log_std: Array, noise: Array) -> tuple[Array, Arr
 def make(config: base.AgentConfig, spec: Spec) -> base.Agent:
     """The agent a resolved config describes."""
     fields = actor_critic.network_fields(config)
-    return stochastic(config, spec, actor=networks.GaussianActor(spec.action_size, **fields), critic=networks.Critic(**fields))
+    return stochastic(
+        config,
+        spec,
+        actor=networks.GaussianActor(spec.action_size, **fields),
+        critic=networks.Critic(**fields),
+    )
 
 
-def stochastic(config: base.AgentConfig, spec: Spec, actor: networks.GaussianActor, critic: networks.Critic) -> base.Agent:
+def stochastic(
+    config: base.AgentConfig, spec: Spec, actor: networks.GaussianActor, critic: networks.Critic
+) -> base.Agent:
     """An agent from a resolved config and two networks."""
     policy: Callable[..., Any] = actor.apply
     q: QFunction = critic.apply
     fixed = config.temperature
     assert fixed is not None
     wanted = -spec.action_size if config.target_entropy is None else config.target_entropy
-    tuner = optax.adam(config.temperature_learning_rate) if config.temperature_learning_rate else None
+    tuner = (
+        optax.adam(config.temperature_learning_rate) if config.temperature_learning_rate else None
+    )
 
     def sample(phi: Params, obs: Array, noise: Array) -> tuple[Array, Array]:
         mean, log_std = policy(phi, obs)
@@ -90,16 +102,23 @@ def stochastic(config: base.AgentConfig, spec: Spec, actor: networks.GaussianAct
         return replace(state, temperature=Temperature(log, tuner.init(log)))
 
     def targets(state: State, batch: Transition, key: Key) -> tuple[Array, Metrics]:
-        """y = r + gamma d (min_i Q_i(s', a') - alpha log pi(a'|s')), a' ~ pi(.|s') (Haarnoja et al. 2018b, Eqs. 5 and 6)."""
+        """y = r + gamma d (min_i Q_i(s', a') - alpha log pi(a'|s')), a' ~ pi(.|s') (Haarnoja et al.
+        2018b, Eqs. 5 and 6).
+        """
         theta = state.critic if state.target_critic is None else state.target_critic
         next_obs = jnp.asarray(batch.next_obs)
         action, log_prob = samples(state.actor, next_obs, jax.random.fold_in(key, _TARGETS))
         value = actor_critic.least(q, theta, next_obs, action) - alpha(state) * log_prob
-        metrics = {"actor/entropy": -jnp.mean(log_prob), "actor/temperature": jnp.asarray(alpha(state), log_prob.dtype)}
+        metrics = {
+            "actor/entropy": -jnp.mean(log_prob),
+            "actor/temperature": jnp.asarray(alpha(state), log_prob.dtype),
+        }
         return actor_critic.bootstrap(config, batch, value), metrics
 
     def improve(state: State, batch: Transition, key: Key) -> State:
-        """Down E[alpha log pi(a|s) - min_i Q_i(s, a)], a ~ pi(.|s) (Haarnoja et al. 2018b, Eq. 9); alpha follows."""
+        """Down E[alpha log pi(a|s) - min_i Q_i(s, a)], a ~ pi(.|s) (Haarnoja et al. 2018b, Eq. 9);
+        alpha follows.
+        """
         obs = jnp.asarray(batch.obs)
 
         def loss(phi: Params) -> tuple[Array, Array]:
@@ -108,12 +127,21 @@ def stochastic(config: base.AgentConfig, spec: Spec, actor: networks.GaussianAct
             return jnp.mean(alpha(state) * log_prob - value), jnp.mean(log_prob)
 
         moved, log_prob = actor_critic.descend(config, loss, state)
-        return moved if tuner is None else replace(moved, temperature=tune(tuner, state.temperature, log_prob))
+        return (
+            moved
+            if tuner is None
+            else replace(moved, temperature=tune(tuner, state.temperature, log_prob))
+        )
 
-    def tune(tuner: optax.GradientTransformation, temperature: Temperature, log_prob: Array) -> Temperature:
-        """Down -alpha (E[log pi(a|s)] + target entropy) (Haarnoja et al. 2018b, Eq. 18): up while the entropy is too low."""
+    def tune(
+        tuner: optax.GradientTransformation, temperature: Temperature, log_prob: Array
+    ) -> Temperature:
+        """Down -alpha (E[log pi(a|s)] + target entropy) (Haarnoja et al. 2018b, Eq. 18): up while
+        the entropy is too low.
+        """
         grad = jax.grad(lambda log: -jnp.exp(log) * (log_prob + wanted))(temperature.log)
         update, optimizer = tuner.update(grad, temperature.optimizer)
-        return Temperature(optax.apply_updates(temperature.log, update), optimizer)  # pyright: ignore[reportArgumentType]
+        log = optax.apply_updates(temperature.log, update)
+        return Temperature(log, optimizer)  # pyright: ignore[reportArgumentType]
 
     return actor_critic.make(config, spec, actor, critic, act, explore, prepare, targets, improve)

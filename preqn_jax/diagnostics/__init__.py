@@ -1,6 +1,16 @@
-"""What can be seen of a value function's stability: the paper's measures, and one look at a critic that puts them together."""
+"""What can be seen of a value function's stability: the paper's measures, and one look at a critic
+that puts them together.
+"""
 
-from preqn_jax.diagnostics.diagnosis import FAILURES, GLOSSARY, Entry, Finding, bias, diagnose, failure
+from preqn_jax.diagnostics.diagnosis import (
+    FAILURES,
+    GLOSSARY,
+    Entry,
+    Finding,
+    bias,
+    diagnose,
+    failure,
+)
 from preqn_jax.diagnostics.measures import (
     alignment,
     attribution,

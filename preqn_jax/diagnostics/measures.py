@@ -1,5 +1,6 @@
-"""What the paper measures: the row ratio of a kernel (section 5.1), the alignment of an update (section 5.2), and how far
-an update is from a contraction (Theorem 2). And which members of a batch moved Q at a place of interest.
+"""What the paper measures: the row ratio of a kernel (section 5.1), the alignment of an update
+(section 5.2), and how far an update is from a contraction (Theorem 2). And which members of a batch
+moved Q at a place of interest.
 """
 
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ from preqn_jax.types import Array, Inputs, Params, QFunction
 
 
 def row_ratio(gram: Array) -> Array:
-    """R_i(K) = (1/N) sum_{j != i} |K_ij| / K_ii, `[N]`: how far an update at i reaches others (section 5.1).
+    """R_i(K) = (1/N) sum_{j != i} |K_ij| / K_ii, `[N]`: how far an update at i reaches others
+    (section 5.1).
 
     A row without a diagonal has no off-diagonal either (Cauchy-Schwarz), and counts as 0.
     """
@@ -20,14 +22,18 @@ def row_ratio(gram: Array) -> Array:
 
 
 def alignment(change: Array, delta: Array) -> Array:
-    """cos(Q' - Q, y - Q): how well an update moved Q `[B]` towards its targets (section 5.2, Figure 3)."""
+    """cos(Q' - Q, y - Q): how well an update moved Q `[B]` towards its targets (section 5.2, Figure
+    3).
+    """
     return cosine(change, delta)
 
 
 def gain(change: Array, delta: Array) -> Array:
-    """<Q' - Q, y - Q> / |y - Q|^2, `[]`: the share of the TD errors `[B]` that an update takes away. 0 where there are none.
+    """<Q' - Q, y - Q> / |y - Q|^2, `[]`: the share of the TD errors `[B]` that an update takes
+    away. 0 where there are none.
 
-    With K diagonal it lies between the least and the largest alpha K_ii rho_i: above 1 Eq. 16 fails somewhere.
+    With K diagonal it lies between the least and the largest alpha K_ii rho_i: above 1 Eq. 16 fails
+      somewhere.
     """
     scale = jnp.max(jnp.abs(delta))
     unit = delta / jnp.where(scale > 0, scale, 1)
@@ -35,18 +41,23 @@ def gain(change: Array, delta: Array) -> Array:
 
 
 def interference(gram: Array, delta: Array) -> Array:
-    """sum_{i != j} delta_i delta_j K_ij / ((N - 1) sum_i delta_i^2 K_ii), `[]`, in [-1 / (N - 1), 1].
+    """sum_{i != j} delta_i delta_j K_ij / ((N - 1) sum_i delta_i^2 K_ii), `[]`, in [-1 / (N - 1),
+    1].
 
-    TD interference (Bengio et al. 2020): the inner product of two examples' semi-gradients, mean over pairs, as a share of its
-    mean over examples with themselves. At 1 every example pulls the parameters the same way.
+    TD interference (Bengio et al. 2020): the inner product of two examples' semi-gradients, mean
+    over pairs, as a share of its mean over examples with themselves. At 1 every example pulls the
+    parameters the same way.
     """
     weighted = gram * delta[:, None] * delta[None, :]
     own = jnp.trace(weighted)
     return (jnp.sum(weighted) - own) / ((gram.shape[0] - 1) * jnp.where(own > 0, own, 1))
 
 
-def attribution(q: QFunction, params: Params, inputs: Inputs, z: Array, at: Inputs, alpha: float = 1.0) -> Array:
-    """alpha K_ij z_j, `[M, B]`: how much member j of a minibatch moves Q at each of M other inputs, at leading order (Eq. 8).
+def attribution(
+    q: QFunction, params: Params, inputs: Inputs, z: Array, at: Inputs, alpha: float = 1.0
+) -> Array:
+    """alpha K_ij z_j, `[M, B]`: how much member j of a minibatch moves Q at each of M other inputs,
+    at leading order (Eq. 8).
 
     Rows sum to the leading-order change of Q there, alpha sum_j K_ij z_j.
 
@@ -54,7 +65,8 @@ def attribution(q: QFunction, params: Params, inputs: Inputs, z: Array, at: Inpu
       q: `q(params, *inputs) -> scalar`, for one example.
       params: theta.
       inputs: the minibatch, arrays leading with `[B]`.
-      z: `[B]`, what the update weighs the gradients with: delta / B for Eq. 5, K^-1 delta for PreQN (Eq. 22).
+      z: `[B]`, what the update weighs the gradients with: delta / B for Eq. 5, K^-1 delta for PreQN
+        (Eq. 22).
       at: where to look, arrays leading with `[M]`.
       alpha: the step size.
 
@@ -63,38 +75,53 @@ def attribution(q: QFunction, params: Params, inputs: Inputs, z: Array, at: Inpu
     """
     size = ntk.batch_size(inputs)
     if jnp.shape(z) != (size,):
-        raise ValueError(f"z has the shape {jnp.shape(z)}, expected {(size,)}: a weight for each member of inputs")
+        raise ValueError(
+            f"z has the shape {jnp.shape(z)}, expected {(size,)}: a weight for each member of "
+            f"inputs"
+        )
     return alpha * ntk.kernel(q, params, at, inputs) * z[None, :]
 
 
 def overshoot_slack(gram: Array, rho: Array | float, alpha: Array | float) -> Array:
-    """1 - alpha K_ii rho_i, `[N]`: Eq. 16 holds at i where it is positive. Below zero lies failure mode 2, overshooting.
+    """1 - alpha K_ii rho_i, `[N]`: Eq. 16 holds at i where it is positive. Below zero lies failure
+    mode 2, overshooting.
 
-    `gram` is K `[N, N]`; `rho` is the data's distribution `[N]`, or 1 / N for a minibatch of N. `alpha` is the step of Eq. 5.
+    `gram` is K `[N, N]`; `rho` is the data's distribution `[N]`, or 1 / N for a minibatch of N.
+    `alpha` is the step of Eq. 5.
     """
     return 1 - alpha * jnp.diagonal(gram) * _over(gram, rho)
 
 
 def generalization_slack(gram: Array, rho: Array | float, gamma: Array | float) -> Array:
-    """(1 - gamma) K_ii rho_i - (1 + gamma) sum_{j != i} |K_ij| rho_j, `[N]`: Eq. 17 holds at i where it is not negative.
+    """(1 - gamma) K_ii rho_i - (1 + gamma) sum_{j != i} |K_ij| rho_j, `[N]`: Eq. 17 holds at i
+    where it is not negative.
 
-    Below zero lies failure mode 3, over-generalization. At zero the bound of Theorem 2 is 1 and promises nothing. Arguments as
-    for `overshoot_slack`; where that is positive, ``contraction_bound = 1 - alpha min_i generalization_slack_i``.
+    Below zero lies failure mode 3, over-generalization. At zero the bound of Theorem 2 is 1 and
+    promises nothing. Arguments as for `overshoot_slack`; where that is positive,
+    ``contraction_bound = 1 - alpha min_i generalization_slack_i``.
     """
     diagonal, off_diagonal = _weighted(gram, rho)
     return (1 - gamma) * diagonal - (1 + gamma) * off_diagonal
 
 
-def contraction_bound(gram: Array, rho: Array | float, alpha: Array | float, gamma: Array | float) -> Array:
-    """beta(K) = max_i sum_j (|delta_ij - alpha K_ij rho_j| + alpha gamma |K_ij| rho_j), `[]`: the modulus in Theorem 2's proof.
+def contraction_bound(
+    gram: Array, rho: Array | float, alpha: Array | float, gamma: Array | float
+) -> Array:
+    """beta(K) = max_i sum_j (|delta_ij - alpha K_ij rho_j| + alpha gamma |K_ij| rho_j), `[]`: the
+    modulus in Theorem 2's proof.
 
-    An upper bound of the sup-norm modulus of Eq. 11: below 1 the update is a contraction, above it may still be one. With K = I
-    it is Lemma 2's modulus, 1 - (1 - gamma) alpha min rho for alpha max rho < 1, and with rho = 1 too it is Lemma 1's,
-    1 - (1 - gamma) alpha. Arguments as for `overshoot_slack`.
+    An upper bound of the sup-norm modulus of Eq. 11: below 1 the update is a contraction, above it
+    may still be one. With K = I it is Lemma 2's modulus, 1 - (1 - gamma) alpha min rho for alpha
+    max rho < 1, and with rho = 1 too it is Lemma 1's, 1 - (1 - gamma) alpha. Arguments as for
+    `overshoot_slack`.
     """
     diagonal, off_diagonal = _weighted(gram, rho)
     step = jnp.abs(alpha)  # a fitted one may be negative
-    return jnp.max(jnp.abs(1 - alpha * diagonal) + step * gamma * jnp.abs(diagonal) + step * (1 + gamma) * off_diagonal)
+    return jnp.max(
+        jnp.abs(1 - alpha * diagonal)
+        + step * gamma * jnp.abs(diagonal)
+        + step * (1 + gamma) * off_diagonal
+    )
 
 
 def _over(gram: Array, rho: Array | float) -> Array:
@@ -105,6 +132,9 @@ def _weighted(gram: Array, rho: Array | float) -> tuple[Array, Array]:
     """K_ii rho_i `[N]` and sum_{j != i} |K_ij| rho_j `[N]`."""
     weighted = gram * _over(gram, rho)[None, :]
     diagonal = jnp.diagonal(weighted)
-    # Summed without the diagonal rather than with it and less it: the two differ by rounding where K is nearly diagonal.
-    off_diagonal = jnp.sum(jnp.abs(weighted) * (1 - jnp.eye(gram.shape[0], dtype=gram.dtype)), axis=1)
+    # Summed without the diagonal rather than with it and less it: the two differ by rounding where
+    # K is nearly diagonal.
+    off_diagonal = jnp.sum(
+        jnp.abs(weighted) * (1 - jnp.eye(gram.shape[0], dtype=gram.dtype)), axis=1
+    )
     return diagonal, off_diagonal

@@ -1,4 +1,6 @@
-"""Environments: `make(env_id, num_envs)` builds a vector of any Gymnasium environment, of a probe, or of a finite problem."""
+"""Environments: `make(env_id, num_envs)` builds a vector of any Gymnasium environment, of a probe,
+or of a finite problem.
+"""
 
 import functools
 
@@ -13,10 +15,16 @@ __all__ = ["FINITE", "PROBES", "Step", "VectorEnv", "derive_seed", "make", "spec
 
 
 def make(env_id: str, num_envs: int) -> VectorEnv:
-    """`num_envs` copies of an environment. Raises UserError if there is no such, or its spaces do not fit."""
+    """`num_envs` copies of an environment. Raises UserError if there is no such, or its spaces do
+    not fit.
+    """
     if env_id.startswith(("probe/", "tabular/")):
-        return FunctionalVector(_functional(choose("environment", env_id, {**PROBES, **FINITE})), num_envs)
-    from preqn_jax.envs.gym import GymVector  # needs gymnasium and mujoco, which notebooks on kernels do without
+        return FunctionalVector(
+            _functional(choose("environment", env_id, {**PROBES, **FINITE})), num_envs
+        )
+    from preqn_jax.envs.gym import (
+        GymVector,
+    )  # needs gymnasium and mujoco, which notebooks on kernels do without
 
     return GymVector(env_id, num_envs)
 

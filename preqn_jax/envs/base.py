@@ -1,4 +1,6 @@
-"""What the training loop needs of an environment: a vector of them, on the host, whose state can be saved exactly."""
+"""What the training loop needs of an environment: a vector of them, on the host, whose state can be
+saved exactly.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
@@ -15,11 +17,14 @@ class Step(NamedTuple):
     terminated: np.ndarray  # `[n]` bool, the episode ended by the task's own rule: nothing follows
     truncated: np.ndarray  # `[n]` bool, it was cut off by a time limit: the value goes on
     next_obs: np.ndarray  # `[n, obs]` float32, the true successor, also where the episode ended
-    obs: np.ndarray  # `[n, obs]` float32, where to act from next: `next_obs`, or a new episode's first observation
+    # `[n, obs]` float32, where to act from next: `next_obs`, or a new episode's first observation
+    obs: np.ndarray
 
 
 class VectorEnv(Protocol):
-    """Several environments stepped as one. Actions are in [-1, 1] and scaled to the environment's bounds inside."""
+    """Several environments stepped as one. Actions are in [-1, 1] and scaled to the environment's
+    bounds inside.
+    """
 
     spec: Spec
     num_envs: int
@@ -37,7 +42,9 @@ class VectorEnv(Protocol):
         ...
 
     def load(self, state: Any) -> np.ndarray:
-        """Go on from a saved state, bit for bit; returns the observations `[n, obs]` to act from."""
+        """Go on from a saved state, bit for bit; returns the observations `[n, obs]` to act
+        from.
+        """
         ...
 
     def close(self) -> None:
@@ -47,7 +54,10 @@ class VectorEnv(Protocol):
 
 def scale(spec: Spec, actions: np.ndarray) -> np.ndarray:
     """[-1, 1] to the environment's bounds; exactly the identity where these are [-1, 1]."""
-    centre, half = (spec.action_high + spec.action_low) / 2, (spec.action_high - spec.action_low) / 2
+    centre, half = (
+        (spec.action_high + spec.action_low) / 2,
+        (spec.action_high - spec.action_low) / 2,
+    )
     return centre + half * np.clip(actions, -1, 1)
 
 

@@ -1,4 +1,6 @@
-"""JSON that holds arrays exactly: an array is its dtype, shape and bytes in hexadecimal. Nothing in it is executable."""
+"""JSON that holds arrays exactly: an array is its dtype, shape and bytes in hexadecimal. Nothing in
+it is executable.
+"""
 
 from typing import Any
 
@@ -8,7 +10,9 @@ _ARRAY, _TUPLE, _FLOAT = "__array__", "__tuple__", "__float__"
 
 
 def encode(tree: Any) -> Any:
-    """Dicts, lists, tuples, strings, numbers, None and arrays to plain JSON. Raises TypeError for anything else."""
+    """Dicts, lists, tuples, strings, numbers, None and arrays to plain JSON. Raises TypeError for
+    anything else.
+    """
     if isinstance(tree, np.ndarray | np.generic):
         if tree.dtype.hasobject:
             raise TypeError("an array of Python objects has no exact JSON form")
@@ -35,7 +39,11 @@ def decode(tree: Any) -> Any:
     if not isinstance(tree, dict):
         return tree
     if _ARRAY in tree:
-        return np.frombuffer(bytes.fromhex(tree["hex"]), np.dtype(tree[_ARRAY])).reshape(tree["shape"]).copy()[()]
+        return (
+            np.frombuffer(bytes.fromhex(tree["hex"]), np.dtype(tree[_ARRAY]))
+            .reshape(tree["shape"])
+            .copy()[()]
+        )
     if _TUPLE in tree:
         return tuple(decode(value) for value in tree[_TUPLE])
     if _FLOAT in tree:

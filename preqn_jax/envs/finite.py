@@ -1,7 +1,9 @@
 """The finite problems of `examples` as environments: `tabular/baird`, `tabular/chain`, ...
 
-An observation is the state, one-hot `[S]`. The action is one number in [-1, 1], which stands for the nearest of A actions at the
-centres of A equal parts: uniform numbers are uniform actions. Episodes start in a state drawn from the data's distribution; they
+An observation is the state, one-hot `[S]`. The action is one number in [-1, 1], which stands for
+the nearest of A actions at the
+centres of A equal parts: uniform numbers are uniform actions. Episodes start in a state drawn from
+  the data's distribution; they
 end in the example's terminal state, if it has one, and are cut off after 50 steps.
 """
 
@@ -23,7 +25,9 @@ def functional(example: Example) -> FunctionalEnv:
     states, actions = mdp.transition.shape[:2]
     log_transition = jnp.log(mdp.transition)  # of 0: minus infinity, never drawn
     log_start = jnp.log(jnp.where(example.terminal, 0, jnp.sum(example.rho, axis=1)))
-    reward = jnp.broadcast_to(mdp.reward if mdp.reward.ndim == 3 else mdp.reward[:, :, None], mdp.transition.shape)
+    reward = jnp.broadcast_to(
+        mdp.reward if mdp.reward.ndim == 3 else mdp.reward[:, :, None], mdp.transition.shape
+    )
 
     def reset(key: Key) -> Array:
         return jax.random.categorical(key, log_start)
@@ -36,7 +40,12 @@ def functional(example: Example) -> FunctionalEnv:
     def observe(state: Array) -> Array:
         return jax.nn.one_hot(state, states, dtype=jnp.float32)
 
-    return FunctionalEnv(Spec(states, 1, np.full(1, -1.0), np.full(1, 1.0)), reset, step, observe, TIME_LIMIT)
+    return FunctionalEnv(
+        Spec(states, 1, np.full(1, -1.0), np.full(1, 1.0)), reset, step, observe, TIME_LIMIT
+    )
 
 
-FINITE = {f"tabular/{name}": lambda make=make: functional(make()) for name, make in examples.EXAMPLES.items()}
+FINITE = {
+    f"tabular/{name}": lambda make=make: functional(make())
+    for name, make in examples.EXAMPLES.items()
+}

@@ -39,8 +39,12 @@ class FunctionalEnv(NamedTuple):
 
 
 @functools.cache
-def _compiled(reset: Callable, step: Callable, observe: Callable, time_limit: int) -> tuple[Callable, Callable, Callable]:
-    """Start, advance and observe a vector of the environment with these functions; its other vectors share them."""
+def _compiled(
+    reset: Callable, step: Callable, observe: Callable, time_limit: int
+) -> tuple[Callable, Callable, Callable]:
+    """Start, advance and observe a vector of the environment with these functions; its other
+    vectors share them.
+    """
 
     def start(key: Key) -> tuple[EnvState, Array, Array]:
         return reset(jax.random.fold_in(key, 0)), jnp.int32(0), jnp.int32(1)
@@ -54,7 +58,13 @@ def _compiled(reset: Callable, step: Callable, observe: Callable, time_limit: in
         fresh = reset(jax.random.fold_in(key, 2 * count + 1))
         after = jax.tree.map(lambda new, old: jnp.where(ended, new, old), fresh, inner)
         state = (after, jnp.where(ended, 0, elapsed), count + 1)
-        return state, (outcome.reward, outcome.terminated, truncated, observe(inner), observe(after))
+        return state, (
+            outcome.reward,
+            outcome.terminated,
+            truncated,
+            observe(inner),
+            observe(after),
+        )
 
     def look(state: tuple[EnvState, Array, Array]) -> Array:
         return observe(state[0])
@@ -67,7 +77,9 @@ class FunctionalVector:
 
     def __init__(self, env: FunctionalEnv, num_envs: int):
         self.spec, self.num_envs = env.spec, num_envs
-        self._start, self._advance, self._observe = _compiled(env.reset, env.step, env.observe, env.time_limit)
+        self._start, self._advance, self._observe = _compiled(
+            env.reset, env.step, env.observe, env.time_limit
+        )
         self._state: Any = None
         self._keys: Any = None
         self._seeds: list[int] = []
@@ -79,15 +91,25 @@ class FunctionalVector:
         return np.asarray(self._observe(self._state), np.float32)
 
     def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> Step:
-        state, outcome = self._advance(self._state, scale(self.spec, actions).astype(np.float32), self._keys)
+        state, outcome = self._advance(
+            self._state, scale(self.spec, actions).astype(np.float32), self._keys
+        )
         reward, terminated, truncated, next_obs, obs = (np.array(x) for x in outcome)
         if active is not None:
             keep = jnp.asarray(active)
-            state = jax.tree.map(lambda new, old: jax.vmap(jnp.where)(keep, new, old), state, self._state)
+            state = jax.tree.map(
+                lambda new, old: jax.vmap(jnp.where)(keep, new, old), state, self._state
+            )
             reward, terminated, truncated = reward * active, terminated & active, truncated & active
             next_obs = next_obs * active[:, None]
         self._state = state
-        return Step(reward.astype(np.float32), terminated, truncated, next_obs.astype(np.float32), obs.astype(np.float32))
+        return Step(
+            reward.astype(np.float32),
+            terminated,
+            truncated,
+            next_obs.astype(np.float32),
+            obs.astype(np.float32),
+        )
 
     def save(self) -> Any:
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(self._state)]

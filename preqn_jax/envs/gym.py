@@ -1,9 +1,10 @@
 """Gymnasium environments, MuJoCo's among them: the only file that imports either.
 
-Exact resume needs the whole state of an environment. For MuJoCo that is the integration state, and every array of
-`MjData` besides: Ant's reward reads a body position derived in the last sub-step, which the integration state does not
-determine. Whatever else wrappers and environments hold in plain attributes is saved too; an environment with state in other
-objects cannot be saved, says so, and starts a new episode on resume.
+Exact resume needs the whole state of an environment. For MuJoCo that is the integration state, and
+every array of `MjData` besides: Ant's reward reads a body position derived in the last sub-step,
+which the integration state does not determine. Whatever else wrappers and environments hold in
+plain attributes is saved too; an environment with state in other objects cannot be saved, says so,
+and starts a new episode on resume.
 """
 
 # MuJoCo's bindings are compiled and carry no types that a checker could read.
@@ -24,8 +25,24 @@ from preqn_jax.types import Spec
 
 _log = logging.getLogger(__name__)
 # Objects an environment holds that are the same in every copy of it, or pure machinery.
-_CONSTANT = (gymnasium.Space, gymnasium.envs.registration.EnvSpec, mujoco.MjModel, mujoco.MjData, np.random.Generator)
-_CONSTANT_NAMES = {"env", "metadata", "mujoco_renderer", "observation_structure", "viewer", "screen", "clock", "surf", "renderer"}
+_CONSTANT = (
+    gymnasium.Space,
+    gymnasium.envs.registration.EnvSpec,
+    mujoco.MjModel,
+    mujoco.MjData,
+    np.random.Generator,
+)
+_CONSTANT_NAMES = {
+    "env",
+    "metadata",
+    "mujoco_renderer",
+    "observation_structure",
+    "viewer",
+    "screen",
+    "clock",
+    "surf",
+    "renderer",
+}
 
 
 class GymVector:
@@ -49,12 +66,18 @@ class GymVector:
 
     def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> Step:
         n = self.num_envs
-        reward, ended, next_obs = np.zeros(n, np.float32), np.zeros((2, n), bool), np.zeros_like(self._obs)
+        reward, ended, next_obs = (
+            np.zeros(n, np.float32),
+            np.zeros((2, n), bool),
+            np.zeros_like(self._obs),
+        )
         actions = scale(self.spec, actions).astype(np.float32)
         for i, env in enumerate(self._envs):
             if active is not None and not active[i]:
                 continue
-            obs, reward[i], ended[0, i], ended[1, i], _ = env.step(actions[i].reshape(env.action_space.shape))
+            obs, reward[i], ended[0, i], ended[1, i], _ = env.step(
+                actions[i].reshape(env.action_space.shape)
+            )
             next_obs[i] = obs.reshape(-1)
             self._obs[i] = env.reset()[0].reshape(-1) if ended[:, i].any() else next_obs[i]
         self._steps += 1
@@ -66,14 +89,29 @@ class GymVector:
             try:
                 envs.append(codec.encode(_save(env)))
             except TypeError as error:
-                _log.warning("%s cannot be saved (%s): a resumed run will start a new episode", env.unwrapped, error)
+                _log.warning(
+                    "%s cannot be saved (%s): a resumed run will start a new episode",
+                    env.unwrapped,
+                    error,
+                )
                 envs.append(None)
-        return {"envs": envs, "obs": codec.encode(self._obs), "seeds": self._seeds, "steps": self._steps}
+        return {
+            "envs": envs,
+            "obs": codec.encode(self._obs),
+            "seeds": self._seeds,
+            "steps": self._steps,
+        }
 
     def load(self, state: Any) -> np.ndarray:
-        self._obs, self._seeds, self._steps = codec.decode(state["obs"]), list(state["seeds"]), state["steps"]
+        self._obs, self._seeds, self._steps = (
+            codec.decode(state["obs"]),
+            list(state["seeds"]),
+            state["steps"],
+        )
         for i, (env, saved) in enumerate(zip(self._envs, state["envs"], strict=True)):
-            first = env.reset(seed=derive_seed(self._seeds[i], self._steps))[0]  # also lets step() be called
+            first = env.reset(seed=derive_seed(self._seeds[i], self._steps))[
+                0
+            ]  # also lets step() be called
             if saved is None:
                 self._obs[i] = first.reshape(-1)
             else:
@@ -89,26 +127,39 @@ def _make(env_id: str) -> gymnasium.Env:
     try:
         return gymnasium.make(env_id, disable_env_checker=True)
     except gymnasium.error.Error as error:
-        raise UserError(f"cannot make environment {env_id!r}: {str(error).strip().rstrip('.')}") from error
+        raise UserError(
+            f"cannot make environment {env_id!r}: {str(error).strip().rstrip('.')}"
+        ) from error
     except (ImportError, ModuleNotFoundError) as error:
-        raise UserError(f"environment {env_id!r} needs a package that is not installed: {error}") from error
+        raise UserError(
+            f"environment {env_id!r} needs a package that is not installed: {error}"
+        ) from error
 
 
 def _spec(env_id: str, env: gymnasium.Env) -> Spec:
     obs, action = env.observation_space, env.action_space
     for what, space in (("action", action), ("observation", obs)):
-        if not isinstance(space, gymnasium.spaces.Box) or not np.issubdtype(space.dtype, np.floating):
+        if not isinstance(space, gymnasium.spaces.Box) or not np.issubdtype(
+            space.dtype, np.floating
+        ):
             raise UserError(
-                f"environment {env_id!r} has the {what} space {space}, but these algorithms need a Box of floats, "
+                f"environment {env_id!r} has the {what} space {space}, but these algorithms need a "
+                f"Box of floats, "
                 "as in HalfCheetah-v5"
             )
     assert isinstance(action, gymnasium.spaces.Box) and obs.shape is not None
     low, high = action.low.reshape(-1), action.high.reshape(-1)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise UserError(
-            f"environment {env_id!r} has unbounded actions {action}, but actions are scaled from [-1, 1] to their bounds"
+            f"environment {env_id!r} has unbounded actions {action}, but actions are scaled from "
+            f"[-1, 1] to their bounds"
         )
-    return Spec(int(np.prod(obs.shape)), int(np.prod(action.shape)), low.astype(np.float64), high.astype(np.float64))
+    return Spec(
+        int(np.prod(obs.shape)),
+        int(np.prod(action.shape)),
+        low.astype(np.float64),
+        high.astype(np.float64),
+    )
 
 
 def _layers(env: gymnasium.Env) -> list[gymnasium.Env]:
@@ -120,7 +171,9 @@ def _layers(env: gymnasium.Env) -> list[gymnasium.Env]:
 
 
 def _plain(layer: gymnasium.Env) -> dict[str, Any]:
-    """The attributes of one layer that make up its state. Raises TypeError for one that cannot be saved."""
+    """The attributes of one layer that make up its state. Raises TypeError for one that cannot be
+    saved.
+    """
     state = {}
     for name, value in vars(layer).items():
         if name in _CONSTANT_NAMES or isinstance(value, _CONSTANT) or callable(value):
@@ -135,7 +188,10 @@ def _plain(layer: gymnasium.Env) -> dict[str, Any]:
 
 def _save(env: gymnasium.Env) -> dict[str, Any]:
     base = env.unwrapped
-    state = {"layers": [_plain(layer) for layer in _layers(env)], "rng": base.np_random.bit_generator.state}
+    state = {
+        "layers": [_plain(layer) for layer in _layers(env)],
+        "rng": base.np_random.bit_generator.state,
+    }
     data = getattr(base, "data", None)
     if isinstance(data, mujoco.MjData):
         state["integration"] = np.zeros(mujoco.mj_stateSize(data.model, _INTEGRATION))
@@ -160,7 +216,9 @@ _INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION
 
 
 def _derived(data: mujoco.MjData) -> list[str]:
-    """Arrays of `MjData` with a size the model fixes; the rest lie in an arena that every step lays out anew."""
+    """Arrays of `MjData` with a size the model fixes; the rest lie in an arena that every step lays
+    out anew.
+    """
     fresh = mujoco.MjData(data.model)
 
     def fixed(name: str) -> bool:
@@ -175,11 +233,15 @@ def _derived(data: mujoco.MjData) -> list[str]:
 
 
 def _route_mujoco_warnings() -> None:
-    """MuJoCo's warnings to `logging`, instead of the console and a MUJOCO_LOG.TXT in the current folder."""
+    """MuJoCo's warnings to `logging`, instead of the console and a MUJOCO_LOG.TXT in the current
+    folder.
+    """
 
     def handler(message: str) -> None:
         # Gymnasium's own model files use this attribute; there is nothing a user could do about it.
-        _log.log(logging.DEBUG if "settotalmass" in message else logging.WARNING, "MuJoCo: %s", message)
+        _log.log(
+            logging.DEBUG if "settotalmass" in message else logging.WARNING, "MuJoCo: %s", message
+        )
 
     if mujoco.get_mju_user_warning() is None:
         mujoco.set_mju_user_warning(handler)

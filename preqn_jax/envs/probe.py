@@ -1,4 +1,5 @@
-"""Probe environments: problems so small that the right values are known by hand, each of which catches one kind of bug.
+"""Probe environments: problems so small that the right values are known by hand, each of which
+catches one kind of bug.
 
 With discount gamma and the greedy policy:
 
@@ -8,8 +9,9 @@ With discount gamma and the greedy policy:
 | probe/observation | one step, reward equal to the observation, -1 or 1 | Q(s) = s |
 | probe/delay | two steps, reward 1 after the second | Q(first) = gamma, Q(second) = 1 |
 | probe/action | one step, reward 1 - (a - 0.5)^2 | mu = 0.5, Q(mu) = 1 |
-| probe/time-limit | reward 1 at every step, cut off after 5, never terminal | Q = 1 / (1 - gamma); a bug gives less |
-| probe/nan | as probe/constant, but the reward turns to NaN after some steps | a run must stop and say so |
+| probe/time-limit | reward 1 at every step, cut off after 5, never terminal | Q = 1 / (1 - gamma);
+a bug gives less | | probe/nan | as probe/constant, but the reward turns to NaN after some steps | a
+run must stop and say so |
 """
 
 import jax
@@ -38,7 +40,9 @@ def observation() -> FunctionalEnv:
     def step(state: Array, action: Array, key: Key) -> tuple[Array, Outcome]:
         return state, Outcome(state, _TRUE)
 
-    return FunctionalEnv(_SPEC, lambda key: jax.random.rademacher(key, (), jnp.float32), step, _observe)
+    return FunctionalEnv(
+        _SPEC, lambda key: jax.random.rademacher(key, (), jnp.float32), step, _observe
+    )
 
 
 def delay() -> FunctionalEnv:

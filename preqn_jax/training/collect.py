@@ -1,8 +1,9 @@
 """Collecting and evaluating for all seeds, in this process or in several.
 
-Between two updates the policy is frozen, so a whole round of every seed is one exchange: out go the actors' parameters, back
-come the transitions. Workers build their share of the seeds from the same `Recipe` as this process would, run the same
-compiled functions on it, and so return the same numbers, bit for bit.
+Between two updates the policy is frozen, so a whole round of every seed is one exchange: out go the
+  actors' parameters, back
+come the transitions. Workers build their share of the seeds from the same `Recipe` as this process
+would, run the same compiled functions on it, and so return the same numbers, bit for bit.
 """
 
 import contextlib
@@ -28,7 +29,9 @@ from preqn_jax.types import Params, Spec, Transition
 
 
 class Recipe(NamedTuple):
-    """What a process builds rollouts from. For workers it must pickle: `partial(agents.make, config)` does, a lambda does not."""
+    """What a process builds rollouts from. For workers it must pickle: `partial(agents.make,
+    config)` does, a lambda does not.
+    """
 
     make_agent: Callable[[Spec], Agent]
     env_id: str
@@ -37,8 +40,12 @@ class Recipe(NamedTuple):
 
 
 def default_workers(seeds: int) -> int:
-    """Worker processes that suit this machine: none for one seed, which has nothing to run beside it; else one a core."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Worker processes that suit this machine: none for one seed, which has nothing to run beside
+    it; else one a core.
+    """
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return min(cores, seeds) if min(cores, seeds) > 1 else 0
 
 
@@ -62,13 +69,16 @@ class Collector:
         self._split = split
 
     def collect(self, actor: Params, round_: int) -> tuple[Transition, list[tuple[int, float]]]:
-        """One round with the actors `[S]`: transitions `[S, update_every]`, and (index of the seed, return) of ended episodes.
+        """One round with the actors `[S]`: transitions `[S, update_every]`, and (index of the seed,
+        return) of ended episodes.
 
         Raises:
           Diverged: a NaN or an infinity from an environment.
           Stopped: a worker died.
         """
-        rows = self._pool.call("collect", [(params, round_) for params in jax.device_get(self._split(actor))])
+        rows = self._pool.call(
+            "collect", [(params, round_) for params in jax.device_get(self._split(actor))]
+        )
         transitions = jax.tree.map(lambda *leaves: np.stack(leaves), *(row[0] for row in rows))
         return transitions, [(i, total) for i, row in enumerate(rows) for total in row[1]]
 
@@ -77,7 +87,9 @@ class Collector:
 
         They depend on nothing else but the step.
         """
-        return self._pool.call("evaluate", [(params, step) for params in jax.device_get(self._split(actor))])
+        return self._pool.call(
+            "evaluate", [(params, step) for params in jax.device_get(self._split(actor))]
+        )
 
     def save(self) -> list[Any]:
         """The state of every seed's environments, as plain JSON."""
@@ -94,7 +106,9 @@ class Collector:
 
 class _Pool(Protocol):
     def call(self, method: str, arguments: Sequence[tuple] | None = None) -> list[Any]:
-        """A method of every seed's Rollout with that seed's arguments: the results, in the order of seeds."""
+        """A method of every seed's Rollout with that seed's arguments: the results, in the order of
+        seeds.
+        """
         ...
 
     def close(self) -> None: ...
@@ -110,13 +124,19 @@ class _Local:
             eval_env = envs.make(recipe.env_id, recipe.eval_episodes)
             policy = make_policy(recipe.make_agent(eval_env.spec), eval_env.spec, config)
             train_envs = [envs.make(recipe.env_id, config.num_envs) for _ in seeds]
-            self._rollouts = [Rollout(policy, env, eval_env, config, seed) for env, seed in zip(train_envs, seeds, strict=True)]
+            self._rollouts = [
+                Rollout(policy, env, eval_env, config, seed)
+                for env, seed in zip(train_envs, seeds, strict=True)
+            ]
         self._envs = [*train_envs, eval_env]
 
     def call(self, method: str, arguments: Sequence[tuple] | None = None) -> list[Any]:
         arguments = [()] * len(self._rollouts) if arguments is None else arguments
         with jax.default_device(self._device):
-            return [getattr(rollout, method)(*args) for rollout, args in zip(self._rollouts, arguments, strict=True)]
+            return [
+                getattr(rollout, method)(*args)
+                for rollout, args in zip(self._rollouts, arguments, strict=True)
+            ]
 
     def close(self) -> None:
         for env in self._envs:
@@ -124,7 +144,9 @@ class _Local:
 
 
 def _cpu() -> Any:
-    """Where acting goes on: even with an accelerator at hand, one observation is answered sooner next to the environment."""
+    """Where acting goes on: even with an accelerator at hand, one observation is answered sooner
+    next to the environment.
+    """
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # JAX_PLATFORMS leaves it out
@@ -152,7 +174,9 @@ class _Workers:
                 process.start()
                 theirs.close()  # or we would not hear of its death
                 self._workers.append(_Worker(process, ours, share))
-        self._end = weakref.finalize(self, _end, self._workers)  # at exit too, before multiprocessing waits for them
+        self._end = weakref.finalize(
+            self, _end, self._workers
+        )  # at exit too, before multiprocessing waits for them
 
     def call(self, method: str, arguments: Sequence[tuple] | None = None) -> list[Any]:
         first = 0
@@ -177,9 +201,20 @@ class _Workers:
         except (EOFError, OSError) as error:
             worker.process.join(5)
             code = worker.process.exitcode
-            how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with status {code}"
-            named = f"seed {worker.seeds[0]}" if len(worker.seeds) == 1 else f"seeds {', '.join(map(str, worker.seeds))}"
-            raise Stopped(f"the worker process that steps {named} {how}; --workers=0 does without such processes") from error
+            how = (
+                f"was killed by signal {-code}"
+                if code is not None and code < 0
+                else f"ended with status {code}"
+            )
+            named = (
+                f"seed {worker.seeds[0]}"
+                if len(worker.seeds) == 1
+                else f"seeds {', '.join(map(str, worker.seeds))}"
+            )
+            raise Stopped(
+                f"the worker process that steps {named} {how}; --workers=0 does without such "
+                f"processes"
+            ) from error
 
     def close(self) -> None:
         self._end()
@@ -196,7 +231,9 @@ def _end(workers: list[_Worker]) -> None:
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """Processes started in here never see Ctrl-C or a SIGTERM to the group: the last checkpoint still needs their states."""
+    """Processes started in here never see Ctrl-C or a SIGTERM to the group: the last checkpoint
+    still needs their states.
+    """
     resource_tracker.ensure_running()  # starting it lets the signals through again
     old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
@@ -208,7 +245,9 @@ def _signals_held() -> Iterator[None]:
 def _serve(pipe: Connection, recipe: Recipe, seeds: list[int]) -> None:
     """What a worker does until its pipe closes."""
     jax.config.update("jax_platforms", "cpu")  # accelerators belong to the learner
-    jax.config.update("jax_cpu_enable_async_dispatch", False)  # handing over to a thread takes longer than the policy
+    jax.config.update(
+        "jax_cpu_enable_async_dispatch", False
+    )  # handing over to a thread takes longer than the policy
     local = _Local(recipe, seeds)
     with contextlib.suppress(EOFError, OSError):  # the other end is gone
         while True:

@@ -1,9 +1,10 @@
 """The training loop as a generator of rounds.
 
-A round is: act for `update_every` steps with a frozen policy, add what happened to the replay, and take as many gradient steps in
-one compiled call (Appendix B's "update frequency"). Every random number comes from a key folded from (seed, purpose,
-round), so a run can go on from any round with nothing but the counters. All arrays lead with a seed axis `[S]`: several
-seeds learn in one program.
+A round is: act for `update_every` steps with a frozen policy, add what happened to the replay, and
+  take as many gradient steps in
+one compiled call (Appendix B's "update frequency"). Every random number comes from a key folded
+from (seed, purpose, round), so a run can go on from any round with nothing but the counters. All
+arrays lead with a seed axis `[S]`: several seeds learn in one program.
 """
 
 import dataclasses
@@ -45,7 +46,9 @@ class Round(NamedTuple):
     step: int  # environment steps of each seed so far
     learner: Learner
     counters: Counters
-    metrics: dict[str, np.ndarray]  # `[S]` each, means over the round's updates; empty before the first
+    metrics: dict[
+        str, np.ndarray
+    ]  # `[S]` each, means over the round's updates; empty before the first
     episodes: list[tuple[int, float]]  # (index of the seed, return) of every episode that ended
 
 
@@ -55,20 +58,29 @@ def keys(seeds: tuple[int, ...]) -> Key:
 
 
 def init(agent: Agent, spec: Spec, config: LoopConfig) -> tuple[Learner, Counters]:
-    """A learner with empty replay, at the beginning. Raises UserError for a config that makes no sense."""
+    """A learner with empty replay, at the beginning. Raises UserError for a config that makes no
+    sense.
+    """
     validate(config)
-    capacity = min(config.replay_capacity, config.num_steps)  # rows that could never fill are not allocated
+    capacity = min(
+        config.replay_capacity, config.num_steps
+    )  # rows that could never fill are not allocated
     states = jax.jit(jax.vmap(agent.init))(keys(config.seeds))
     buffer = replays.init(spec, capacity)
-    buffers = jax.tree.map(lambda leaf: jnp.zeros((len(config.seeds), *leaf.shape), leaf.dtype), buffer)
+    buffers = jax.tree.map(
+        lambda leaf: jnp.zeros((len(config.seeds), *leaf.shape), leaf.dtype), buffer
+    )
     return jax.device_put(Learner(states, buffers), seed_sharding(config)), Counters()
 
 
-def rounds(agent: Agent, collector: Collector, config: LoopConfig, learner: Learner, counters: Counters) -> Iterator[Round]:
+def rounds(
+    agent: Agent, collector: Collector, config: LoopConfig, learner: Learner, counters: Counters
+) -> Iterator[Round]:
     """Train until `num_steps`, yielding after every round; `collector` stands where `counters` say.
 
     Raises:
-      Diverged: naming the quantity, the seed and the step; the learner of the round before is gone by then.
+      Diverged: naming the quantity, the seed and the step; the learner of the round before is gone
+        by then.
       Stopped: what else `collector` cannot go on from.
     """
     learn = make_learn(agent, config)
@@ -76,7 +88,9 @@ def rounds(agent: Agent, collector: Collector, config: LoopConfig, learner: Lear
         transitions, episodes = collector.collect(learner.agent.actor, counters.round)
         step = (counters.round + 1) * config.update_every
         updates = config.update_every if step >= config.update_after else 0
-        learner, metrics = learn(learner, transitions, jnp.uint32(counters.round), jnp.int32(counters.updates), updates)
+        learner, metrics = learn(
+            learner, transitions, jnp.uint32(counters.round), jnp.int32(counters.updates), updates
+        )
         counters.round, counters.updates = counters.round + 1, counters.updates + updates
         measured = {name: np.asarray(value) for name, value in metrics.items()}
         _check_finite(measured, config, step)
@@ -87,11 +101,12 @@ Learn = Callable[[Learner, Transition, Array, Array, int], tuple[Learner, Metric
 
 
 def make_learn(agent: Agent, config: LoopConfig, side_by_side: bool | None = None) -> Learn:
-    """`(learner, transitions [S, n], round, updates done, updates to do) -> (learner, metrics [S])`: one compiled call.
+    """`(learner, transitions [S, n], round, updates done, updates to do) -> (learner, metrics
+    [S])`: one compiled call.
 
-    The learner is donated. Every device has its share of the seeds and waits for no other. The seeds of a share learn side by
-    side (`vmap`), or one after the other (`lax.map`), which is the default on CPUs: one seed's arrays fit a core's cache,
-    several seeds' do not.
+    The learner is donated. Every device has its share of the seeds and waits for no other. The
+    seeds of a share learn side by side (`vmap`), or one after the other (`lax.map`), which is the
+    default on CPUs: one seed's arrays fit a core's cache, several seeds' do not.
     """
     sharding = seed_sharding(config)
     split, same = sharding.spec, jax.sharding.PartitionSpec()
@@ -104,21 +119,31 @@ def make_learn(agent: Agent, config: LoopConfig, side_by_side: bool | None = Non
 
         def share(learner: Learner, transitions: Transition, key: Key, round_: Array, done: Array):
             if side_by_side:
-                return jax.vmap(one, in_axes=(0, 0, 0, None, None))(learner, transitions, key, round_, done)
-            return jax.lax.map(lambda x: one(x[0], x[1], x[2], round_, done), (learner, transitions, key))
+                return jax.vmap(one, in_axes=(0, 0, 0, None, None))(
+                    learner, transitions, key, round_, done
+                )
+            return jax.lax.map(
+                lambda x: one(x[0], x[1], x[2], round_, done), (learner, transitions, key)
+            )
 
         specs = (split, split, split, same, same)
-        shares = jax.shard_map(share, mesh=sharding.mesh, in_specs=specs, out_specs=split, check_vma=False)
+        shares = jax.shard_map(
+            share, mesh=sharding.mesh, in_specs=specs, out_specs=split, check_vma=False
+        )
         return shares(learner, transitions, keys(config.seeds), round_, done)
 
     return learn
 
 
 def seed_sharding(config: LoopConfig) -> jax.sharding.NamedSharding:
-    """How leaves `[S, ...]` lie on the devices: on as many as can have equal shares of the seeds."""
+    """How leaves `[S, ...]` lie on the devices: on as many as can have equal shares of the
+    seeds.
+    """
     devices = jax.local_devices()
     count = max(n for n in range(1, len(devices) + 1) if len(config.seeds) % n == 0)
-    mesh = jax.make_mesh((count,), ("seeds",), (jax.sharding.AxisType.Auto,), devices=devices[:count])
+    mesh = jax.make_mesh(
+        (count,), ("seeds",), (jax.sharding.AxisType.Auto,), devices=devices[:count]
+    )
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("seeds"))
 
 
@@ -132,8 +157,8 @@ def _learn_one(
     round_: Array,
     done: Array,
 ) -> tuple[Learner, Metrics]:
-    """A round of one seed: leaves without `[S]`. The counters are the same for all seeds, so that under a `vmap` they stay one
-    number each and a delayed policy update is really skipped."""
+    """A round of one seed: leaves without `[S]`. The counters are the same for all seeds, so that
+    under a `vmap` they stay one number each and a delayed policy update is really skipped."""
     buffer = replays.add(learner.replay, transitions)
     if not updates:
         return Learner(learner.agent, buffer), {}
@@ -142,12 +167,21 @@ def _learn_one(
 
     def update(state: Any, x: tuple[Transition, Array]):
         batch, i = x
-        return agent.update(state, batch, jax.random.fold_in(jax.random.fold_in(key, UPDATE), done + i), done + i)
+        return agent.update(
+            state, batch, jax.random.fold_in(jax.random.fold_in(key, UPDATE), done + i), done + i
+        )
 
     state, metrics = jax.lax.scan(update, learner.agent, (batches, jnp.arange(updates)))
-    # A failed solve has no residual: its metrics are means over the others, its failure is in "solve/finite".
-    means = {k: (jnp.nanmean if k.startswith("solve/") else jnp.mean)(m) for k, m in metrics.items()}
-    return Learner(state, buffer), {**means, "actor/norm": _norm(state.actor), "critic/norm": _norm(state.critic)}
+    # A failed solve has no residual: its metrics are means over the others, its failure is in
+    # "solve/finite".
+    means = {
+        k: (jnp.nanmean if k.startswith("solve/") else jnp.mean)(m) for k, m in metrics.items()
+    }
+    return Learner(state, buffer), {
+        **means,
+        "actor/norm": _norm(state.actor),
+        "critic/norm": _norm(state.critic),
+    }
 
 
 def _norm(params: Params) -> Array:

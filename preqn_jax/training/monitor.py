@@ -1,6 +1,8 @@
-"""Diagnoses in training: what `diagnostics.diagnose` says of every seed's critic on a minibatch of its own.
+"""Diagnoses in training: what `diagnostics.diagnose` says of every seed's critic on a minibatch of
+its own.
 
-Looking draws from keys of its own and changes nothing: a run with a monitor learns what it would have learned without.
+Looking draws from keys of its own and changes nothing: a run with a monitor learns what it would
+  have learned without.
 """
 
 from collections.abc import Callable
@@ -19,7 +21,9 @@ from preqn_jax.training.rollout import Evaluation
 from preqn_jax.types import Array, Key, Params, Transition
 
 Monitor = Callable[[Learner, int], list[dict[str, float]]]
-"""`(learner [S], round) -> what diagnose measured, for each seed`; nothing where the step of the critic is not finite."""
+"""`(learner [S], round) -> what diagnose measured, for each seed`; nothing where the step of the
+critic is not finite.
+"""
 
 _BIAS_PAIRS = 256  # of an evaluation
 _TAIL = 0.05  # the largest share of a return that may lie beyond the time limit
@@ -39,9 +43,15 @@ def make_looks(agent: Agent, config: LoopConfig) -> Callable[[Learner, int], lis
     @jax.jit
     def draw(replay: replays.Replay, round_: Array) -> tuple[Transition, Array, Array]:
         def one(replay: replays.Replay, key: Key) -> tuple[Transition, Array, Array]:
-            sample_key, step_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, LOOK), round_))
+            sample_key, step_key = jax.random.split(
+                jax.random.fold_in(jax.random.fold_in(key, LOOK), round_)
+            )
             bound = jnp.max(jnp.abs(jnp.asarray(replay.data.reward)))  # rows not filled yet are 0
-            return replays.sample(replay, sample_key, (config.batch_size,)), jax.random.key_data(step_key), bound
+            return (
+                replays.sample(replay, sample_key, (config.batch_size,)),
+                jax.random.key_data(step_key),
+                bound,
+            )
 
         return jax.vmap(one)(replay, keys(config.seeds))
 
@@ -53,7 +63,9 @@ def make_looks(agent: Agent, config: LoopConfig) -> Callable[[Learner, int], lis
         drawn, states = jax.device_get((draw(learner.replay, jnp.uint32(round_)), learner.agent))
         found = []
         for i in range(len(config.seeds)):
-            state, (batch, key_data, bound) = jax.tree.map(lambda leaf, i=i: leaf[i], (states, drawn))
+            state, (batch, key_data, bound) = jax.tree.map(
+                lambda leaf, i=i: leaf[i], (states, drawn)
+            )
             found.append(Look(batch, propose(state, batch, key_data), float(bound)))
         return found
 
@@ -61,7 +73,9 @@ def make_looks(agent: Agent, config: LoopConfig) -> Callable[[Learner, int], lis
 
 
 def make_monitor(agent: Agent, config: LoopConfig, discount: float) -> Monitor:
-    """A monitor of the runs that `config` describes. Measures the first critic, and the step that `update` would take with it."""
+    """A monitor of the runs that `config` describes. Measures the first critic, and the step that
+    `update` would take with it.
+    """
     looks = make_looks(agent, config)
 
     def measure(look: Look) -> dict[str, float]:
@@ -84,29 +98,38 @@ def make_monitor(agent: Agent, config: LoopConfig, discount: float) -> Monitor:
 
 
 def bias(agent: Agent, critic: Params, evaluation: Evaluation, discount: float) -> dict[str, float]:
-    """The first critic's bias against the returns of an evaluation; nothing where the time limit cuts all of them short.
+    """The first critic's bias against the returns of an evaluation; nothing where the time limit
+    cuts all of them short.
 
     `critic` is one seed's, leaves `[M, ...]`.
     """
     pairs = returns_to_go(evaluation, discount)
     if len(pairs[2]) == 0:
         return {}
-    chosen = np.linspace(0, len(pairs[2]) - 1, _BIAS_PAIRS).astype(int)  # repeats some where there are fewer
+    chosen = np.linspace(0, len(pairs[2]) - 1, _BIAS_PAIRS).astype(
+        int
+    )  # repeats some where there are fewer
     obs, action, returns = (leaf[chosen] for leaf in pairs)
     first = jax.tree.map(lambda leaf: leaf[0], critic)
     return diagnostics.bias(agent.q, first, (obs, action), returns)
 
 
-def returns_to_go(evaluation: Evaluation, discount: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(obs `[N, obs]`, action `[N, act]`, discounted return from there `[N]`) of all steps whose return is known to 5 %.
+def returns_to_go(
+    evaluation: Evaluation, discount: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(obs `[N, obs]`, action `[N, act]`, discounted return from there `[N]`) of all steps whose
+    return is known to 5 %.
 
-    Of an episode that ended in a terminal those are all; of one cut off by a time limit those long enough before it.
+    Of an episode that ended in a terminal those are all; of one cut off by a time limit those long
+    enough before it.
     """
     length = evaluation.rewards.shape[0]
     to_go, returns = np.zeros(evaluation.rewards.shape[1]), np.zeros_like(evaluation.rewards)
     for t in reversed(range(length)):
         to_go = evaluation.rewards[t] + discount * to_go
         returns[t] = to_go
-    left = evaluation.lengths[None, :] - np.arange(length)[:, None]  # steps from here to the end, `[T, n]`
+    left = (
+        evaluation.lengths[None, :] - np.arange(length)[:, None]
+    )  # steps from here to the end, `[T, n]`
     known = (left > 0) & (evaluation.terminated[None, :] | (discount**left <= _TAIL))
     return evaluation.obs[known], evaluation.action[known], returns[known].astype(np.float32)

@@ -20,7 +20,8 @@ class Recorder:
         resume_at: int = 0,
         keep: Callable[[dict[str, Any]], bool] = lambda line: True,
     ):
-        """Records after `resume_at` are those of a run that was cut off there; they will be written again, and are dropped.
+        """Records after `resume_at` are those of a run that was cut off there; they will be written
+        again, and are dropped.
 
         So are those up to there that `keep` is False of.
         """
@@ -32,18 +33,25 @@ class Recorder:
             os.replace(temporary, self._path)
         self._file = self._path.open("a", buffering=1)  # whole lines, for whoever follows the run
         folder = Path(logdir) / "tensorboard"
-        self._boards = {seed: SummaryWriter(str(folder / f"seed_{seed}"), purge_step=resume_at + 1) for seed in seeds}
+        self._boards = {
+            seed: SummaryWriter(str(folder / f"seed_{seed}"), purge_step=resume_at + 1)
+            for seed in seeds
+        }
 
     def write(self, step: int, seed: int, metrics: Mapping[str, float]) -> None:
         """One line; numbers that are not finite become null, which every JSON reader takes."""
-        clean = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
+        clean = {
+            name: float(value) if math.isfinite(value) else None for name, value in metrics.items()
+        }
         self._file.write(json.dumps({"step": step, "seed": seed, **clean}) + "\n")
         for name, value in clean.items():
             if value is not None:
                 self._boards[seed].add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Hand what was written to the operating system; a checkpoint must not be ahead of its records."""
+        """Hand what was written to the operating system; a checkpoint must not be ahead of its
+        records.
+        """
         self._file.flush()
         os.fsync(self._file.fileno())
 

@@ -1,8 +1,9 @@
 """One seed on the host: its environments, and the frozen policy that acts in them.
 
-Everything is compiled for one seed, and nothing here is shared among seeds: whoever steps a seed, and in whatever company, gets
-the same numbers, bit for bit. The random numbers of a round are drawn in one call; what is left to each step is the policy
-itself and the environment.
+Everything is compiled for one seed, and nothing here is shared among seeds: whoever steps a seed,
+  and in whatever company, gets
+the same numbers, bit for bit. The random numbers of a round are drawn in one call; what is left to
+each step is the policy itself and the environment.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,8 @@ class Policy(NamedTuple):
     """What acting needs, compiled; T is the number of vector steps in a round.
 
     draw: `(seed, round) -> (key data [T, E, ...], uniform actions [T, E, act])`.
-    explore: `(actor params, obs [E, obs], key data [E, ...]) -> actions [E, act]`, with the noise of data collection.
+    explore: `(actor params, obs [E, obs], key data [E, ...]) -> actions [E, act]`, with the noise
+      of data collection.
     act: `(actor params, obs [n, obs]) -> actions [n, act]`, without noise.
     """
 
@@ -58,7 +60,9 @@ def make_policy(agent: Agent, spec: Spec, config: LoopConfig) -> Policy:
 
     @jax.jit
     def explore(actor: Params, obs: Array, key_data: Array) -> Array:
-        return jax.vmap(agent.explore, in_axes=(None, 0, 0))(actor, obs, jax.random.wrap_key_data(key_data))
+        return jax.vmap(agent.explore, in_axes=(None, 0, 0))(
+            actor, obs, jax.random.wrap_key_data(key_data)
+        )
 
     return Policy(draw, explore, jax.jit(jax.vmap(agent.act, in_axes=(None, 0))))
 
@@ -66,19 +70,35 @@ def make_policy(agent: Agent, spec: Spec, config: LoopConfig) -> Policy:
 class Rollout:
     """Where one seed's environments stand."""
 
-    def __init__(self, policy: Policy, env: VectorEnv, eval_env: VectorEnv, config: LoopConfig, seed: int):
-        """`env` holds E environments, which are reset; `eval_env` may be lent to several seeds in turn."""
-        self._policy, self._env, self._eval_env, self._config, self._seed = policy, env, eval_env, config, seed
-        self._obs = env.reset([derive_seed(seed, TRAIN_ENV, e) for e in range(config.num_envs)])  # `[E, obs]`
+    def __init__(
+        self, policy: Policy, env: VectorEnv, eval_env: VectorEnv, config: LoopConfig, seed: int
+    ):
+        """`env` holds E environments, which are reset; `eval_env` may be lent to several seeds in
+        turn.
+        """
+        self._policy, self._env, self._eval_env, self._config, self._seed = (
+            policy,
+            env,
+            eval_env,
+            config,
+            seed,
+        )
+        self._obs = env.reset(
+            [derive_seed(seed, TRAIN_ENV, e) for e in range(config.num_envs)]
+        )  # `[E, obs]`
         self._returns = np.zeros(config.num_envs)  # rewards of the unfinished episodes so far
 
     def collect(self, actor: Params, round_: int) -> tuple[Transition, list[float]]:
-        """Act for one round: transitions `[update_every]` in order of time, and the returns of the episodes that ended.
+        """Act for one round: transitions `[update_every]` in order of time, and the returns of the
+        episodes that ended.
 
-        The first `start_steps` act uniformly at random. Raises Diverged for a NaN or an infinity from the environment.
+        The first `start_steps` act uniformly at random. Raises Diverged for a NaN or an infinity
+        from the environment.
         """
         config, actor = self._config, jax.device_put(actor)
-        keys, uniform = (np.asarray(x) for x in self._policy.draw(np.uint32(self._seed), np.uint32(round_)))
+        keys, uniform = (
+            np.asarray(x) for x in self._policy.draw(np.uint32(self._seed), np.uint32(round_))
+        )
         start = round_ * config.update_every
         steps, episodes = [], []
         for t in range(len(keys)):
@@ -86,7 +106,11 @@ class Rollout:
             random = start + t * config.num_envs < config.start_steps
             action = uniform[t] if random else np.asarray(self._policy.explore(actor, obs, keys[t]))
             out = self._env.step(action)
-            steps.append(Transition(obs, action, out.reward, 1 - out.terminated.astype(np.float32), out.next_obs))
+            steps.append(
+                Transition(
+                    obs, action, out.reward, 1 - out.terminated.astype(np.float32), out.next_obs
+                )
+            )
             self._obs, self._returns = out.obs, self._returns + out.reward
             for i in np.flatnonzero(out.terminated | out.truncated):
                 episodes.append(float(self._returns[i]))
@@ -96,7 +120,9 @@ class Rollout:
         return transitions, episodes
 
     def _check(self, transitions: Transition, start: int) -> None:
-        """Once a round: a policy and an environment that go on from a NaN for some steps do no harm."""
+        """Once a round: a policy and an environment that go on from a NaN for some steps do no
+        harm.
+        """
         for quantity, value in (
             ("the environment's observation", transitions.next_obs),
             ("the environment's reward", transitions.reward),
@@ -104,12 +130,15 @@ class Rollout:
             bad = ~np.isfinite(value).reshape(len(value), -1).all(axis=1)
             if bad.any():
                 envs = self._config.num_envs
-                raise Diverged(quantity, self._seed, start + (int(np.argmax(bad)) // envs + 1) * envs)
+                raise Diverged(
+                    quantity, self._seed, start + (int(np.argmax(bad)) // envs + 1) * envs
+                )
 
     def evaluate(self, actor: Params, step: int) -> Evaluation:
         """A noiseless episode of each evaluation environment.
 
-        The episodes begin from seeds derived of (seed, step, episode), so that an evaluation depends on nothing before it.
+        The episodes begin from seeds derived of (seed, step, episode), so that an evaluation
+        depends on nothing before it.
         """
         env, actor = self._eval_env, jax.device_put(actor)
         obs = env.reset([derive_seed(self._seed, EVAL_ENV, step, e) for e in range(env.num_envs)])
@@ -136,7 +165,9 @@ class Rollout:
 
 
 def attained(rewards: np.ndarray, discount: float) -> float:
-    """The largest discounted return from any state that episodes with `rewards [T, episodes]` went through."""
+    """The largest discounted return from any state that episodes with `rewards [T, episodes]` went
+    through.
+    """
     best, to_go = -np.inf, np.zeros(rewards.shape[1])
     for reward in rewards[::-1]:
         to_go = reward + discount * to_go
