@@ -23,7 +23,7 @@ import numpy as np
 
 from experiments import flags, growth, output, peers, timing
 from preqn_jax import agents, diagnostics, linesearch, networks, ntk
-from preqn_jax.agents import base
+from preqn_jax.agents import presets
 from preqn_jax.options import UserError, check, option
 from preqn_jax.training import loop
 from preqn_jax.types import Array, QFunction, Spec, Transition
@@ -105,7 +105,7 @@ def several(name: str, seeds: int) -> str:
 def _agent_scan(config: CostConfig, fields: dict[str, Any], seeds: int = 1) -> Callable[[], Any]:
     """A function that takes `updates` gradient steps of each seed, as training does."""
     spec = _spec(config)
-    agent = agents.make(base.AgentConfig(hidden_sizes=config.hidden_sizes, **fields), spec)
+    agent = agents.make(agents.AgentConfig(hidden_sizes=config.hidden_sizes, **fields), spec)
     loop_config = loop.LoopConfig(
         tuple(range(seeds)), num_steps=STORED, batch_size=config.batch_size
     )
@@ -147,10 +147,10 @@ def _part_scans(config: CostConfig) -> dict[str, Callable[[], Any]]:
     """The parts of a PreQN-sin update by themselves. Each feeds its result into the next iteration,
     so that none is hoisted.
     """
-    agent_config = base.resolve(base.AgentConfig(hidden_sizes=config.hidden_sizes))
+    made = agents.resolve(agents.AgentConfig(hidden_sizes=config.hidden_sizes))
     network: dict[str, Any] = {
         "hidden_sizes": config.hidden_sizes,
-        "activation": agent_config.activation,
+        "activation": made.network["activation"],
     }
     critic, actor = networks.Critic(**network), networks.Actor(config.action_size, **network)
     q: QFunction = critic.apply
@@ -159,7 +159,7 @@ def _part_scans(config: CostConfig) -> dict[str, Callable[[], Any]]:
     inputs = (batch.obs, batch.action)
     theta = critic.init(jax.random.key(0), batch.obs[0], batch.action[0])
     phi = actor.init(jax.random.key(1), batch.obs[0])
-    solve = base.SOLVERS[agent_config.solver](agent_config)
+    solve = presets.SOLVERS[made.config.solver](made.config)
     lin = jax.jit(lambda p: ntk.linearize(q, p, inputs)[:2])(theta)
     delta = jnp.asarray(batch.reward) - lin[0]
     z = jax.jit(solve)(lin[1], delta)[0]
@@ -193,7 +193,7 @@ def _part_scans(config: CostConfig) -> dict[str, Callable[[], Any]]:
         return jax.tree.map(lambda a, m: a + 1e-6 * found.scale * found.aux * m, p, move)
 
     def eager(p: Any) -> Any:
-        scales = 0.5 ** jnp.arange(agent_config.linesearch_max_steps, dtype=jnp.float32)
+        scales = 0.5 ** jnp.arange(made.config.linesearch_max_steps, dtype=jnp.float32)
         accepted, cos = jax.vmap(partial(accept, p))(scales)
         first = jnp.argmax(accepted)
         return jax.tree.map(lambda a, m: a + 1e-6 * scales[first] * cos[first] * m, p, move)
@@ -236,9 +236,9 @@ def _diagnosis_calls(config: CostConfig) -> dict[str, Callable[[], Any]]:
     """A diagnosis of a critic beside what it is made of; each is called from the host, `updates`
     times.
     """
-    agent = agents.make(base.AgentConfig(hidden_sizes=config.hidden_sizes), _spec(config))
+    agent = agents.make(agents.AgentConfig(hidden_sizes=config.hidden_sizes), _spec(config))
     batch = jax.tree.map(jnp.asarray, _transitions(config, config.batch_size))
-    step = jax.jit(agent.propose)(agent.init(jax.random.key(0)), batch, jax.random.key(1))
+    step = jax.jit(agent.inspect)(agent.init(jax.random.key(0)), batch, jax.random.key(1))
 
     @jax.jit
     def linearize(theta: Any) -> Any:

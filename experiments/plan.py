@@ -24,10 +24,12 @@ import jax
 from tqdm import tqdm
 
 import experiments
-from experiments import flags, output, train
-from preqn_jax import agents, envs
+from experiments import flags, output
+from preqn_jax import envs
 from preqn_jax.options import UserError, check, option
-from preqn_jax.training import collect
+from preqn_jax.training import collect, directory
+from preqn_jax.training import run as training
+from preqn_jax.training.config import RunConfig
 
 ENVS = ("HalfCheetah-v5", "Walker2d-v5", "Hopper-v5", "Ant-v5", "Swimmer-v5")
 EVERY = 5000  # steps between evaluations, and between lines of records
@@ -193,9 +195,8 @@ def _run(
         *extra,
     )
     planned = Run(f"{env}/{variant}", folder, given, tuple(seeds), num_steps)
-    run, agent, loop_config = flags.read((f"--num_steps={num_steps}", *given), *train.CONFIGS)
-    described = train.configuration(run, agents.resolve(agent), loop_config)
-    train.validate(run, loop_config)
+    configs = flags.read((f"--num_steps={num_steps}", *given), *training.CONFIGS)
+    run, described = configs[0], training.plan(*configs).described
     if (
         num_steps % run.eval_every
     ):  # of whichever plan the runs were made for, they are compared at evaluations
@@ -211,7 +212,7 @@ def _run(
         "num_steps": num_steps,
     }
     changed = [name for name, value in fixed.items() if described[name] != value]
-    if changed or (run.logdir, run.workers) != (train.RunConfig.logdir, train.RunConfig.workers):
+    if changed or (run.logdir, run.workers) != (RunConfig.logdir, RunConfig.workers):
         names = ", ".join(changed) or "logdir or workers"
         raise UserError(
             f"{' '.join(extra)!r} after -- sets {names}, which the plan sets for each run; leave "
@@ -223,7 +224,8 @@ def _run(
             if _last(planned).get("step", 0) >= num_steps
             else num_steps
         )
-        train.compare(folder / "config.json", {**described, "num_steps": past}, flag="root")
+        wanted = {**described, "num_steps": past}
+        directory.compare(folder / "config.json", wanted, training.DEFAULTS, flag="root")
     else:
         envs.spec(env)
     return planned
@@ -258,7 +260,7 @@ def state(run: Run) -> str:
         return "diverged"
     reached = last.get("step", 0) >= run.num_steps
     if reached and (
-        copied or (run.folder / train.DONE).exists() or _begun_for(run) > run.num_steps
+        copied or (run.folder / directory.DONE).exists() or _begun_for(run) > run.num_steps
     ):
         return "done"
     return "new" if not last else "copied" if copied else "begun"

@@ -12,12 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
-from test_train import SMALL, finished, records, start
+from commands import SMALL, finished, records, start
 
 import experiments
 from experiments import flags, plan
 from preqn_jax.options import UserError
 from preqn_jax.training import collect
+from preqn_jax.training import run as training
 
 KIND = plan.Kind("benchmark", ("preqn-sin", "td3-relu"), (0, 1, 2))
 # A stand-in for experiments.train, which writes four lines of records, and checkpoints at SIGTERM.
@@ -171,14 +172,9 @@ def test_a_file_that_is_no_plan_is_refused():
 
 def begin(run, **fields):
     """Its config.json, as experiments.train writes it."""
-    from experiments import train
-    from preqn_jax import agents
-
-    settings, agent, loop_config = flags.read(
-        (f"--num_steps={run.num_steps}", *run.flags), *train.CONFIGS
-    )
+    configs = flags.read((f"--num_steps={run.num_steps}", *run.flags), *training.CONFIGS)
     run.folder.mkdir(parents=True)
-    described = {**train.configuration(settings, agents.resolve(agent), loop_config), **fields}
+    described = {**training.plan(*configs).described, **fields}
     (run.folder / "config.json").write_text(json.dumps({"config": described}))
 
 

@@ -36,9 +36,10 @@ def test_gradients_of_policy_and_temperature_by_finite_differences(monkeypatch, 
     monkeypatch.setattr(jax.random, "normal", lambda key, shape: jnp.asarray(noise))
     end, _ = jax.jit(agent.update)(start, batch, jax.random.key(1), jnp.int32(0))
     critics = [
-        oracles.layers_of(jax.tree.map(lambda leaf, i=i: leaf[i], end.critic)) for i in range(2)
+        oracles.layers_of(jax.tree.map(lambda leaf, i=i: leaf[i], end.critic.params))
+        for i in range(2)
     ]
-    phi, unravel = ravel_pytree(start.actor)
+    phi, unravel = ravel_pytree(agent.policy(start))
 
     def terms(phi):
         """log pi(a|s) and Q `[2, B]`, both critics', at the policy's actions."""
@@ -59,11 +60,11 @@ def test_gradients_of_policy_and_temperature_by_finite_differences(monkeypatch, 
         (loss(phi + step * e) - loss(phi - step * e)) / (2 * step) for e in np.eye(phi.size)
     ]
     got = (
-        ravel_pytree(end.actor_optimizer[0].mu)[0] / 0.1
+        ravel_pytree(end.policy.optimizer[0].mu)[0] / 0.1
     )  # Adam's first mean is a tenth of the gradient
     assert oracles.relative_error(got, expected) < 1e-7
     np.testing.assert_allclose(
-        end.temperature.optimizer[0].mu / 0.1, -alpha * (log_prob.mean() - ACT), rtol=1e-10
+        end.policy.tuner[0].mu / 0.1, -alpha * (log_prob.mean() - ACT), rtol=1e-10
     )
 
 
