@@ -10,8 +10,8 @@ in the thread that asks for it: handing over an evaluation of the policy to anot
 Batched LAPACK calls of two devices wait for each other in XLA's pool of threads, for ever if it has
 no more threads than
 cores: `NPROC` gives it twice as many. A process with one core has one thread: more get in each
-  other's way. BUILD.md,
-"Performance", has the figures. Whatever the environment already sets wins.
+  other's way. docs/results/performance.md
+has the figures. Whatever the environment already sets wins.
 """
 
 import os
