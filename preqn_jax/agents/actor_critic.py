@@ -1,4 +1,17 @@
-"""The skeleton of every actor-critic here: a critic and a policy take turns."""
+"""The skeleton of every actor-critic here: a critic and a policy take turns.
+
+Example:
+>>> import numpy as np, optax
+>>> from preqn_jax import agents, networks, steps
+>>> from preqn_jax.types import Spec
+>>> spec = Spec(3, 1, -np.ones(1), np.ones(1))
+>>> q, mu = networks.Critic((64, 64)), networks.Actor(1, (64, 64))
+>>> agent = agents.actor_critic(
+...     spec,
+...     agents.deterministic(mu, optax.adam(1e-3)),
+...     agents.critic(q, steps.preconditioned(q.apply, 0.1)),
+... )
+"""
 
 from typing import Any
 
@@ -31,18 +44,6 @@ def actor_critic(
       policy, critic: of this package, or records of your own.
       discount: gamma.
       delay: critic updates for one update of the policy and of the slow copies.
-
-    Example:
-      >>> import numpy as np, optax
-      >>> from preqn_jax import agents, networks, steps
-      >>> from preqn_jax.types import Spec
-      >>> spec = Spec(3, 1, -np.ones(1), np.ones(1))
-      >>> q, mu = networks.Critic((64, 64)), networks.Actor(1, (64, 64))
-      >>> agent = agents.actor_critic(
-      ...     spec,
-      ...     agents.deterministic(mu, optax.adam(1e-3)),
-      ...     agents.critic(q, steps.preconditioned(q.apply, 0.1)),
-      ... )
     """
 
     def init(key: Key) -> ActorCriticState:
@@ -77,9 +78,6 @@ def actor_critic(
             "critic/norm": optax.tree.norm(critic.params(state.critic)),
         }
 
-    def first(state: ActorCriticState) -> Params:
-        return critic.first(state.critic)
-
     def inspect(state: ActorCriticState, batch: Transition, key: Key) -> Inspection:
         target_key, _ = jax.random.split(key)
         upcoming = policy.upcoming(state.policy, batch.next_obs, target_key)
@@ -87,6 +85,8 @@ def actor_critic(
         ahead = jax.vmap(policy.act, in_axes=(None, 0))(acting(state), batch.next_obs)
         return Inspection(first(state), critic.first(moved), did.targets, ahead)
 
-    return Agent(
-        init, acting, policy.act, policy.explore, update, summary, critic.q, first, inspect
-    )
+    def first(state: ActorCriticState) -> Params:
+        return critic.first(state.critic)
+
+    acts = (policy.act, policy.explore)
+    return Agent(init, acting, *acts, update, summary, critic.q, first, inspect)

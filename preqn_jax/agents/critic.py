@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -95,15 +96,9 @@ def critic(
         params = jax.vmap(network.init, in_axes=(0, None, None))(keys, obs, action)
         return CriticState(params, together.init(params), targets.start(params, target))
 
-    def first(state: CriticState) -> Params:
-        return jax.tree.map(lambda leaf: leaf[0], state.params)
-
     def values(state: CriticState) -> Values:
-        one = first(state)
-        return Values(
-            first=lambda obs, action: jax.vmap(q, in_axes=(None, 0, 0))(one, obs, action),
-            least=lambda obs, action: jnp.min(each(state.params, obs, action), axis=0),
-        )
+        one = jax.vmap(partial(q, _first(state)))
+        return Values(one, lambda obs, action: jnp.min(each(state.params, obs, action), axis=0))
 
     def update(
         state: CriticState, batch: Transition, upcoming: Upcoming, discount: Any
@@ -126,4 +121,8 @@ def critic(
     def follow(state: CriticState) -> CriticState:
         return replace(state, target=targets.follow(state.target, state.params, target))
 
-    return Critic(q, init, first, values, update, follow, lambda state: state.params)
+    return Critic(q, init, _first, values, update, follow, lambda state: state.params)
+
+
+def _first(state: CriticState) -> Params:
+    return jax.tree.map(lambda leaf: leaf[0], state.params)

@@ -6,6 +6,7 @@ The deterministic one is that of PreQN, NGQL, DDPG and TD3; the Gaussian one is 
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -153,8 +154,7 @@ def gaussian(
 ) -> Policy:
     """SAC's policy: tanh of a Gaussian, with an entropy bonus (Haarnoja et al. 2018b).
 
-    It climbs the least of the critics, and its targets are taken at a' ~ pi(.|s') with the bonus
-    -alpha log pi(a'|s').
+    It climbs the least of the critics; targets get the bonus -alpha log pi(a'|s') at a' ~ pi(.|s').
 
     Args:
       network: as for `deterministic`, with `apply(params, obs) -> (mean [act], log_std [act])`.
@@ -163,15 +163,7 @@ def gaussian(
       tuning: None for a fixed temperature.
     """
 
-    def sample(params: Params, obs: Array, noise: Array) -> tuple[Array, Array]:
-        mean, log_std = network.apply(params, obs)
-        return tanh_gaussian(mean, log_std, noise)
-
-    def samples(params: Params, obs: Array, key: Key) -> tuple[Array, Array]:
-        """Actions `[B, act]` and their log pi `[B]`."""
-        shape = jax.eval_shape(network.apply, params, obs[0])[0].shape
-        noise = jax.random.normal(key, (obs.shape[0], *shape))
-        return jax.vmap(sample, in_axes=(None, 0, 0))(params, obs, noise)
+    samples = partial(_samples, network)
 
     def alpha(state: GaussianState) -> float | Array:
         return temperature if tuning is None else jnp.exp(state.log_temperature)
@@ -210,21 +202,32 @@ def gaussian(
         grads, log_prob = jax.grad(loss, has_aux=True)(state.params)
         params, moments = _descend(optimizer, grads, state.params, state.optimizer)
         state = replace(state, params=params, optimizer=moments)
-        return state if tuning is None else tune(state, tuning, log_prob)
+        return state if tuning is None else _tune(tuning, state, log_prob)
 
-    def tune(state: GaussianState, tuning: Tuning, log_prob: Array) -> GaussianState:
-        """Down -alpha (E[log pi(a|s)] + target entropy) (Haarnoja et al. 2018b, Eq. 18)."""
+    acts = (lambda state: state.params, act, explore)
+    return Policy(init, *acts, upcoming, improve, follow=lambda state: state)
 
-        def loss(log: Array) -> Array:
-            return -jnp.exp(log) * (log_prob + tuning.target_entropy)
 
-        grads = jax.grad(loss)(state.log_temperature)
-        log, tuner = _descend(tuning.optimizer, grads, state.log_temperature, state.tuner)
-        return replace(state, log_temperature=log, tuner=tuner)
+def _samples(network: Network, params: Params, obs: Array, key: Key) -> tuple[Array, Array]:
+    """Actions `[B, act]` and their log pi `[B]`."""
 
-    return Policy(
-        init, lambda state: state.params, act, explore, upcoming, improve, lambda state: state
-    )
+    def sample(obs: Array, noise: Array) -> tuple[Array, Array]:
+        mean, log_std = network.apply(params, obs)
+        return tanh_gaussian(mean, log_std, noise)
+
+    shape = jax.eval_shape(network.apply, params, obs[0])[0].shape
+    return jax.vmap(sample)(obs, jax.random.normal(key, (obs.shape[0], *shape)))
+
+
+def _tune(tuning: Tuning, state: GaussianState, log_prob: Array) -> GaussianState:
+    """Down -alpha (E[log pi(a|s)] + target entropy) (Haarnoja et al. 2018b, Eq. 18)."""
+
+    def loss(log: Array) -> Array:
+        return -jnp.exp(log) * (log_prob + tuning.target_entropy)
+
+    grads = jax.grad(loss)(state.log_temperature)
+    log, tuner = _descend(tuning.optimizer, grads, state.log_temperature, state.tuner)
+    return replace(state, log_temperature=log, tuner=tuner)
 
 
 def _descend(

@@ -21,11 +21,9 @@ from preqn_jax.diagnostics import Finding
 from preqn_jax.envs import codec
 from preqn_jax.options import choose
 from preqn_jax.training import collect, directory, loop
-from preqn_jax.training.checkpoint import Checkpointer
 from preqn_jax.training.config import LoopConfig, RunConfig, validate_run
 from preqn_jax.training.errors import Diverged, Diverging
 from preqn_jax.training.monitor import bias, make_monitor
-from preqn_jax.training.record import Recorder
 from preqn_jax.training.rollout import Evaluation, attained
 from preqn_jax.training.trained import Trained
 from preqn_jax.types import Spec
@@ -152,8 +150,8 @@ class Session:
         self.agent = plan.make_agent(self.spec)
         logdir = plan.run.logdir
         self.logdir = directory.open_(logdir, plan.described, DEFAULTS) if logdir else None
-        self._recorder: Recorder | None = None
-        self._checkpoints: Checkpointer | None = None
+        self._recorder: Any = None
+        self._checkpoints: Any = None
         self._collector: collect.Collector | None = None
 
     @property
@@ -183,6 +181,10 @@ class Session:
         self._collector = collect.Collector(recipe, workers)
         self.learner, self.counters = loop.init(self.agent, self.spec, config)
         if self.logdir is not None:
+            # Orbax and tensorboardX, which a run that keeps nothing does without.
+            from preqn_jax.training.checkpoint import Checkpointer
+            from preqn_jax.training.record import Recorder
+
             self._checkpoints = Checkpointer(self.logdir / directory.CHECKPOINTS)
             restored = self._checkpoints.restore(self.learner)
             if restored is not None:
