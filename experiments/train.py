@@ -289,7 +289,7 @@ class _Session:
                 self.found[seed] = finding.mode
                 tqdm.write(
                     f"step {step}, seed {seed}: {finding.mode}: {finding.evidence}; "
-                    f"{finding.remedy}",
+                    f"{flags.in_flags(finding.remedy)}",
                     file=sys.stderr,
                 )
             worst = worst or (finding and Diverging(finding, seed, step))

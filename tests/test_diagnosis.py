@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import oracles
-from preqn_jax.diagnostics import GLOSSARY, diagnose
+from preqn_jax import diagnostics
+from preqn_jax.diagnostics import GLOSSARY, diagnose, diagnosis
 from preqn_jax.networks import Critic
 from preqn_jax.types import Transition
 
@@ -267,9 +268,11 @@ def look(case, dtype="float64"):
             options[name] = cast(options[name])
         if "moved" in options:
             options["moved"] = case.make.params(options["moved"], dtype)
+        rows = {name: options.pop(name) for name in ("spectrum_rows",) if name in options}
         batch, next_action = cast((case.batch, case.next_action))
+        params = case.make.params(case.theta, dtype)
         return diagnose(
-            case.make.q, case.make.params(case.theta, dtype), batch, next_action, **options
+            case.make.q, diagnostics.Case(params, batch, next_action, **options), **rows
         )
 
 
@@ -493,8 +496,8 @@ def test_twice_the_features_excite_above_a_discount_of_a_half(gamma):
 
 
 def test_the_rightmost_eigenvalue_of_a_large_batch():
-    """96 rows, twice what Arnoldi takes: near what bootstraps, far from it, beyond the data, and
-    all terminal.
+    """96 rows, more than are solved in full: near what bootstraps, far from it, beyond the data,
+    and all terminal.
     """
     start = draw_case(MAKES["sin"], 0, 96, gamma=0.95)
     (obs, action, *_), scale = start.batch, np.mean(np.sum(linearized(start)[1] ** 2, axis=0))
@@ -513,10 +516,42 @@ def test_the_rightmost_eigenvalue_of_a_large_batch():
         )
         wanted = np.linalg.eigvals(matrix).real.max()
         found = look(case)["self_excitation"] * scale
-        assert abs(found - wanted) < 0.002 * np.linalg.norm(matrix, 2)
+        assert abs(found - wanted) < 2e-4 * np.linalg.norm(matrix)
         if grows:
             assert wanted > 0
-            np.testing.assert_allclose(found, wanted, rtol=0.01)
+            np.testing.assert_allclose(found, wanted, rtol=0.001)
+
+
+def matrices():
+    """Of 8 to 256 rows: random, normal, with a rightmost pair of complex ones, defective, zero."""
+    rng = np.random.default_rng(0)
+    for size in (8, 64, 65, 256):
+        yield rng.normal(size=(size, size))
+        phi = rng.normal(size=(size, size // 2))
+        yield -phi @ phi.T  # half of its eigenvalues are zero, the rightmost
+        yield 0.9 * rng.normal(size=(size, 1)) * (phi @ phi.T) - phi @ phi.T
+        turn = np.diag(-1.0 - np.arange(size))
+        turn[:2, :2] = [[3, 5], [-5, 3]]
+        yield turn
+        yield np.diag(np.full(size, 2.0)) + np.diag(np.ones(size - 1), 1)
+        yield -np.eye(size)
+        yield np.zeros((size, size))
+
+
+def test_the_rightmost_eigenvalue_is_that_of_all_of_them():
+    """A share of 2e-4 of the norm is what ARPACK is asked for; matrices it gives up are solved in
+    full.
+    """
+    for matrix in matrices():
+        wanted = np.linalg.eigvals(matrix).real.max()
+        found = diagnosis.rightmost(matrix)
+        assert abs(found - wanted) <= 2e-4 * np.linalg.norm(matrix) + 1e-12
+        assert diagnosis.rightmost(matrix) == found
+
+
+@pytest.mark.parametrize("size", [8, 100])
+def test_a_matrix_that_is_not_finite_has_no_rightmost_eigenvalue(size):
+    assert np.isnan(diagnosis.rightmost(np.full((size, size), np.inf)))
 
 
 def test_spectra_are_of_the_first_64_rows():
@@ -587,9 +622,8 @@ def test_two_looks_are_one_trace():
         params = {
             "w": jnp.asarray(np.random.default_rng(seed).normal(size=(OBS + ACT, 3)), jnp.float32)
         }
-        return diagnose(
-            q, params, case.batch, case.next_action, returns=some_returns(seed), **options
-        )
+        options["returns"] = some_returns(seed)
+        return diagnose(q, diagnostics.Case(params, case.batch, case.next_action, **options))
 
     first = once(0, gamma=0.9, alpha=0.1, reward_bound=2.0)
     traced = len(calls)
@@ -664,7 +698,10 @@ def test_moved_must_fit_the_parameters():
         params["w"],
     ):
         with pytest.raises(ValueError, match="^moved has another structure than params"):
-            diagnose(case.make.q, params, case.batch, case.next_action, moved=moved)
+            diagnose(
+                case.make.q,
+                diagnostics.Case(params, case.batch, case.next_action, moved=moved),
+            )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -724,6 +761,25 @@ def test_features_that_are_all_zero_have_a_low_rank():
     assert look(case.replace(theta=theta, moved=theta + 0.01))["feature_rank"] <= 1
 
 
+@pytest.mark.parametrize("seed", range(200))
+def test_the_rank_of_features_is_exact_in_float32(seed):
+    """32 rows of a last layer of few directions, all of them with a weight of their own."""
+    rng = np.random.default_rng(seed)
+    rank = int(rng.integers(1, 12))
+    scales = 10.0 ** rng.uniform(-3, 0, size=rank)
+    layer = (rng.normal(size=(32, rank)) * scales @ rng.normal(size=(rank, 48))).astype(np.float32)
+    sigma = np.linalg.svd(layer.astype(np.float64), compute_uv=False)
+    cumulative = np.cumsum(sigma) / np.sum(sigma)
+    found = hidden_numbers(jnp.asarray(layer))["feature_rank"]
+    assert found == 1 + np.sum(cumulative < 0.99)
+    assert found <= rank
+
+
+@jax.jit
+def hidden_numbers(layer):
+    return diagnosis._of_hidden_layers([layer], [layer], len(layer))
+
+
 @pytest.mark.parametrize("which", ["obs", "G"])
 def test_returns_that_are_no_numbers_are_named(which):
     case = CASES["own step"]()
@@ -742,7 +798,8 @@ def test_rows_of_a_spectrum_are_at_least_one(rows):
 def test_a_critic_that_does_not_depend_on_its_parameters_has_the_worst_condition():
     obs, action = jnp.ones((4, 2)), jnp.ones((4, 1))
     batch = Transition(obs, action, jnp.ones(4), jnp.ones(4), obs)
-    found = diagnose(lambda params, obs, action: 0 * jnp.sum(params), jnp.ones(3), batch, action)
+    nothing = lambda params, obs, action: 0 * jnp.sum(params)
+    found = diagnose(nothing, diagnostics.Case(jnp.ones(3), batch, action))
     assert found["condition"] == pytest.approx(1 / jnp.finfo(jnp.float32).eps)
 
 
@@ -756,5 +813,5 @@ def test_where_differences_have_no_digits_left_the_linearization_has_no_error():
     )
     batch = Transition(obs, action, jnp.ones(16), jnp.ones(16), obs)
     q, params = lambda params, obs, action: jnp.dot(params, obs), jnp.full(3, 2e5)
-    found = diagnose(q, params, batch, action, moved=params + 0.02)
+    found = diagnose(q, diagnostics.Case(params, batch, action, moved=params + 0.02))
     assert found["linearization_error"] == 0

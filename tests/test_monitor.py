@@ -20,6 +20,7 @@ from test_train import records
 from experiments import diagnose as binary
 from experiments import flags, train
 from preqn_jax import agents, diagnostics, ntk, solve, steps
+from preqn_jax.batching import batched
 from preqn_jax.options import UserError
 from preqn_jax.training.monitor import returns_to_go
 from preqn_jax.training.record import read
@@ -112,11 +113,11 @@ def first_failure(q, params, data, gamma, step, most=400):
     """
     params = jnp.asarray(params, jnp.float32)
     for _ in range(most):
-        targets = data.reward + gamma * data.discount * jax.vmap(q, (None, 0, 0))(
-            params, data.next_obs, data.action
-        )
+        ahead = batched(q)(params, (data.next_obs, data.action))
+        targets = data.reward + gamma * data.discount * ahead
         moved = step(params, targets)
-        measured = diagnostics.diagnose(q, params, data, data.action, gamma=gamma, moved=moved)
+        case = diagnostics.Case(params, data, data.action, moved=moved, gamma=gamma)
+        measured = diagnostics.diagnose(q, case)
         finding = diagnostics.failure(measured)
         if finding:
             return finding, measured
@@ -215,7 +216,7 @@ def test_what_an_agent_proposes_is_what_its_update_does(algorithm):
         first(state.critic),
     )
     np.testing.assert_allclose(jnp.mean(proposal.targets), metrics["critic/target_mean"], rtol=1e-5)
-    values = jax.vmap(agent.q, (None, 0, 0))(proposal.params, data.obs, data.action)
+    values = batched(agent.q)(proposal.params, (data.obs, data.action))
     assert values.shape == (12,)
     np.testing.assert_allclose(
         proposal.next_action[0], agent.act(before.actor, data.next_obs[0]), rtol=1e-5, atol=1e-6

@@ -17,6 +17,7 @@ import pytest
 
 import oracles
 from preqn_jax import diagnostics, ntk, steps, tabular
+from preqn_jax.batching import batched
 from preqn_jax.networks import Critic
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -235,7 +236,7 @@ def expected_update(q, params, alpha, mdp, rho):
     rho.
     """
     inputs = pairs()
-    table = lambda p: jax.vmap(q, in_axes=(None, 0, 0))(p, *inputs).reshape(S, A)
+    table = lambda p: batched(q)(p, inputs).reshape(S, A)
     before = table(params)
     targets = before + N * rho * (tabular.backup(mdp, before) - before)
     step = steps.gradient(q, optax.sgd(alpha))
