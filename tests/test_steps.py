@@ -397,13 +397,136 @@ def test_damping_out_of_range():
 
 @pytest.mark.parametrize(
     "option, text",
-    [({"decay": 1.0}, "decay"), ({"max_steps": 0}, "max_steps"), ({"method": "x"}, "method")],
+    [
+        ({"decay": 1.0}, r"decay must lie in \(0, 1\), got 1.0"),
+        ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
+        ({"method": "x"}, 'method must be "structured" or "jacobian", got'),
+        ({"solve": "cholesky"}, r"solve is 'cholesky', expected a function .* solve.cholesky\(\)"),
+    ],
 )
-def test_options_that_a_step_hands_on_are_checked_by_their_owners(option, text):
-    params, inputs, targets, _ = case(dtype="float32")
+def test_options_that_a_step_hands_on_are_checked_as_it_is_made(option, text):
     with pytest.raises(ValueError, match=text):
-        step = steps.preconditioned(critic(), **option)
-        jax.eval_shape(step.update, params, step.init(params), inputs, targets)
+        steps.preconditioned(critic(), **option)
+
+
+def test_iterations_of_the_primal_step_are_at_least_one():
+    with pytest.raises(ValueError, match="max_steps must be at least 1, got 0"):
+        steps.natural_gradient(critic(), primal=True, max_steps=0)
+
+
+@pytest.mark.parametrize("members", [None, 3])
+@pytest.mark.parametrize("shape", [(BATCH, 1), (1,), (), (BATCH - 1,), (3, BATCH)])
+@pytest.mark.parametrize("name", ["sgd", "preqn", "ngql", "ngql_primal"])
+def test_targets_of_another_shape_are_refused(name, shape, members):
+    """A column of targets would be broadcast to a square of TD errors."""
+    params, inputs, _, _ = case(dtype="float32")
+    step = STEPS[name](critic())
+    if members:
+        params = jax.tree.map(lambda leaf: jnp.stack([leaf] * members), params)
+        step = steps.ensemble(step)
+    with pytest.raises(ValueError, match=rf"^targets has the shape .*, expected \({BATCH},\)") as e:
+        jax.eval_shape(step.update, params, step.init(params), inputs, jnp.zeros(shape))
+    assert f"targets has the shape {shape}, expected" in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["sgd", "preqn", "ngql", "ngql_primal"])
+def test_inputs_are_a_tuple(name):
+    params, (obs, action), targets, _ = case(dtype="float32")
+    step = STEPS[name](critic())
+    for inputs in (obs, [obs, action]):
+        with pytest.raises(ValueError, match=r"^inputs is of the type .*, expected a tuple"):
+            step.update(params, step.init(params), inputs, targets)
+
+
+# --- numbers that are traced ----------------------------------------------------------------------
+
+SWEEPS = {  # what a step is made with, and the numbers to try
+    "preqn, learning_rate": (lambda q, x: steps.preconditioned(q, x), [0.05, 0.1, 0.5]),
+    "preqn, eta": (lambda q, x: steps.preconditioned(q, 1.0, x), [-0.999, 0.9, 0.999]),
+    "preqn, decay": (lambda q, x: steps.preconditioned(q, 1.0, 0.999, decay=x), [0.2, 0.5, 0.9]),
+    "preqn, damping": (
+        lambda q, x: steps.preconditioned(q, solve=solve.cholesky(x)),
+        [1e-4, 1e-2, 1.0],
+    ),
+    "preqn, rcond of eigh": (
+        lambda q, x: steps.preconditioned(q, 0.5, LAX, solve.eigh(x)),
+        [1e-12, 1e-3, 0.1],
+    ),
+    "preqn, rcond of lstsq": (
+        lambda q, x: steps.preconditioned(q, 0.5, LAX, solve.lstsq(x)),
+        [1e-12, 1e-3, 0.1],
+    ),
+    "preqn, damping of cg": (
+        lambda q, x: steps.preconditioned(q, 0.5, LAX, solve.cg(damping=x)),
+        [1e-3, 1e-2, 1.0],
+    ),
+    "ngql, learning_rate": (lambda q, x: steps.natural_gradient(q, x), [0.05, 0.1, 0.5]),
+    "ngql, damping": (lambda q, x: steps.natural_gradient(q, 0.1, x), [1e-4, 1e-2, 1.0]),
+    "ngql, damping of the primal": (
+        lambda q, x: steps.natural_gradient(q, 0.1, x, primal=True, max_steps=12),
+        [1e-3, 1e-2, 1.0],
+    ),
+    "adam, learning_rate": (lambda q, x: steps.gradient(q, optax.adam(x)), [1e-4, 1e-2, 1.0]),
+}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_vmap_over_a_number_equals_a_loop(name, x64):
+    """A sweep is one compiled call. Targets so far away that searches end differently."""
+    make, numbers = SWEEPS[name]
+    params, inputs, targets, _ = case()
+    targets = 10 * targets
+
+    def update(number):
+        step = make(critic(), number)
+        return step.update(params, step.init(params), inputs, targets)
+
+    new, state, info = jit(jax.vmap(update))(jnp.asarray(numbers))
+    one = jit(update)
+    check_members(new, state, info, [one(number) for number in numbers])
+    moves = [flat(jax.tree.map(lambda leaf, m=m: leaf[m], new)) for m in range(3)]
+    assert all(oracles.relative_error(moves[m], moves[0]) > 1e-6 for m in (1, 2))
+    # A number of Python's own gives the same step.
+    alone = take(make(critic(), numbers[1]), params, inputs, targets)
+    assert oracles.relative_error(flat(alone[0]), moves[1]) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["preqn, learning_rate", "preqn, decay", "ngql, learning_rate"])
+def test_a_traced_number_keeps_the_types_of_the_parameters(name, x64):
+    """A float64 number and float32 parameters."""
+    make, numbers = SWEEPS[name]
+    params, inputs, targets, _ = case(dtype="float32")
+
+    def update(number):
+        return make(critic(), number).update(params, (), inputs, targets)[0]
+
+    found = jax.eval_shape(update, jax.ShapeDtypeStruct((), jnp.float64))
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("make", [steps.preconditioned, steps.natural_gradient])
+def test_a_schedule_is_called_with_the_number_of_updates_so_far(make, x64):
+    """0.4, 0.2, 0.1: each update as by a step with that rate."""
+    params, inputs, targets, _ = case()
+    step = make(critic(), optax.exponential_decay(0.4, 1, 0.5))
+    state, update = step.init(params), jit(step.update)
+    for rate in (0.4, 0.2, 0.1):
+        expected, *_ = take(make(critic(), rate), params, inputs, targets)
+        new, state, _ = update(params, state, inputs, targets)
+        assert move_error(new, params, flat(expected)) < 1e-6  # the schedule's float32
+        params = new
+    assert jnp.asarray(state).dtype == jnp.int32 and state == 3
+
+
+def test_members_of_an_ensemble_follow_a_schedule():
+    params, inputs, targets, _ = case(dtype="float32")
+    step = steps.ensemble(steps.preconditioned(critic(), optax.constant_schedule(0.1)))
+    plain = steps.ensemble(steps.preconditioned(critic(), 0.1))
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf]), params)
+    new, state, _ = take(step, stacked, inputs, targets)
+    expected, *_ = take(plain, stacked, inputs, targets)
+    assert state.tolist() == [1, 1]
+    assert oracles.relative_error(flat(new), flat(expected)) < 1e-6
 
 
 # --- as pure functions ----------------------------------------------------------------------------
