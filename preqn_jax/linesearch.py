@@ -64,7 +64,7 @@ def backtrack(accept: Accept, *, decay: Number = 0.5, max_steps: int = 12) -> Se
 
     def shorten(state: tuple[Array, Array, Array, Any]) -> tuple[Array, Array, Array, Any]:
         scale, _, count, _ = state
-        return trial((scale * decay).astype(scale.dtype), count + 1)
+        return trial(scale * jnp.asarray(decay, scale.dtype), count + 1)
 
     # The first candidate nearly always passes: outside of the loop, so that XLA can fuse it with
     # what comes before.

@@ -126,8 +126,8 @@ def _values(q: QFunction, params: Params, inputs: Inputs) -> Array:
 
 
 def rightmost(matrix: np.ndarray) -> float:
-    """The largest real part of an eigenvalue of a matrix `[N, N]`, to 1e-4 of its norm if N is
-    large; NaN where the matrix is not finite.
+    """The largest real part of an eigenvalue of a matrix `[N, N]`, or if N is large of one no
+    further from it than 1e-4 of its norm; NaN where the matrix is not finite.
 
     ARPACK's tolerance is a share of the eigenvalue, so the spectrum is moved away from zero, where
     the eigenvalues of a kernel crowd. What does not converge is solved in full.
