@@ -24,6 +24,7 @@ import numpy as np
 from experiments import flags, growth, output, peers, timing
 from preqn_jax import agents, diagnostics, linesearch, networks, ntk
 from preqn_jax.agents import presets
+from preqn_jax.batching import batched
 from preqn_jax.options import UserError, check, option
 from preqn_jax.training import loop
 from preqn_jax.types import Array, QFunction, Spec, Transition
@@ -165,14 +166,11 @@ def _part_scans(config: CostConfig) -> dict[str, Callable[[], Any]]:
     z = jax.jit(solve)(lin[1], delta)[0]
     move = jax.jit(lambda p, z: ntk.linearize(q, p, inputs).pullback(z))(theta, z)
 
-    def values(p: Any) -> Array:
-        return jax.vmap(q, in_axes=(None, 0, 0))(p, *inputs)
+    values = batched(q)
 
     def targets(carry: Any) -> Any:
         action = jax.vmap(policy, in_axes=(None, 0))(phi, batch.next_obs + carry)
-        return 1e-9 * jnp.mean(
-            batch.reward + 0.99 * jax.vmap(q, in_axes=(None, 0, 0))(theta, batch.next_obs, action)
-        )
+        return 1e-9 * jnp.mean(batch.reward + 0.99 * values(theta, (batch.next_obs, action)))
 
     def kernel(p: Any) -> Any:
         lin = ntk.linearize(q, p, inputs)
@@ -183,9 +181,9 @@ def _part_scans(config: CostConfig) -> dict[str, Callable[[], Any]]:
         return 1e-6 * solve(lin[1], delta + carry)[0]
 
     def accept(p: Any, scale: Array) -> tuple[Array, Array]:
-        before = values(theta)  # hoisted: the step has it from the linearization
+        before = values(theta, inputs)  # hoisted: the step has it from the linearization
         moved = jax.tree.map(lambda a, m: a + 1e-3 * scale * m, p, move)
-        cos = linesearch.cosine(values(moved) - before, delta)
+        cos = linesearch.cosine(values(moved, inputs) - before, delta)
         return cos > -2, cos
 
     def search(p: Any) -> Any:
@@ -201,7 +199,7 @@ def _part_scans(config: CostConfig) -> dict[str, Callable[[], Any]]:
     def improving(p: Any) -> Any:
         def loss(p: Any) -> Array:
             action = jax.vmap(policy, in_axes=(None, 0))(p, batch.obs)
-            return -jnp.mean(jax.vmap(q, in_axes=(None, 0, 0))(theta, batch.obs, action))
+            return -jnp.mean(values(theta, (batch.obs, action)))
 
         return jax.tree.map(lambda a, g: a - 1e-6 * g, p, jax.grad(loss)(p))
 
@@ -246,9 +244,8 @@ def _diagnosis_calls(config: CostConfig) -> dict[str, Callable[[], Any]]:
         return lin.values, lin.gram, lin.pullback(lin.values)
 
     def diagnose() -> Any:
-        return diagnostics.diagnose(
-            agent.q, step.params, batch, step.next_action, targets=step.targets, moved=step.moved
-        )
+        case = diagnostics.Case(step.params, batch, step.next_action, step.targets, step.moved)
+        return diagnostics.diagnose(agent.q, case)
 
     def repeated(call: Callable[[], Any]) -> Callable[[], Any]:
         return lambda: [jax.block_until_ready(call()) for _ in range(config.updates)][-1]

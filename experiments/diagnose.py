@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments import curves, flags, output, style
 from preqn_jax import agents, diagnostics, envs
+from preqn_jax.batching import batched
 from preqn_jax.options import UserError, option
 from preqn_jax.training import loop, monitor
 from preqn_jax.training.checkpoint import Checkpointer
@@ -135,7 +135,7 @@ def report(seed: int, looks: Sequence[dict[str, Any]], lines: curves.Lines) -> d
         "failed": look["step"] if finding else None,
         "mode": finding.mode if finding else None,
         "evidence": finding.evidence if finding else None,
-        "remedy": finding.remedy if finding else None,
+        "remedy": flags.in_flags(finding.remedy) if finding else None,
         "diagnoses": len(looks),
         "failing": {mode: modes.count(mode) for mode in diagnostics.FAILURES if mode in modes},
         "diverged": diverged,
@@ -216,13 +216,12 @@ def attribution(run: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
         monitor.make_looks(agent, loop_config)(learner, counters.round),
         strict=True,
     ):
-        values = jax.vmap(agent.q, in_axes=(None, 0, 0))(proposal.params, batch.obs, batch.action)
+        inputs = (batch.obs, batch.action)
+        values = batched(agent.q)(proposal.params, inputs)
         delta = proposal.targets - values
         where = int(np.argmax(np.abs(values)))
         at = (batch.obs[where : where + 1], batch.action[where : where + 1])
-        moves = np.asarray(
-            diagnostics.attribution(agent.q, proposal.params, (batch.obs, batch.action), delta, at)
-        )[0]
+        moves = np.asarray(diagnostics.attribution(agent.q, proposal.params, inputs, delta, at))[0]
         order = np.argsort(-np.abs(moves))[:LARGEST]
         total = float(np.abs(moves).sum()) or 1.0
         members = [

@@ -30,7 +30,8 @@ import optax
 from tqdm import tqdm
 
 from experiments import flags, output, style
-from preqn_jax import diagnostics, examples, networks, ntk, steps, tabular
+from preqn_jax import diagnostics, networks, ntk, problems, steps, tabular
+from preqn_jax.batching import batched
 from preqn_jax.options import UserError, check, option
 from preqn_jax.types import Array, QFunction
 
@@ -94,7 +95,7 @@ def linearization(config: FailureModesConfig) -> Mode:
     The quantity is |Q' - U Q| / |U Q - Q| at the first step. Rewards scale it, but not Eq. 16: they
     tell the two modes apart.
     """
-    problem = examples.chain(5)
+    problem = problems.chain(5)
     mdp = problem.mdp._replace(reward=100 * problem.mdp.reward)
     states, actions = problem.rho.shape
     critic = networks.Critic((32,))
@@ -104,7 +105,7 @@ def linearization(config: FailureModesConfig) -> Mode:
     first = critic.init(jax.random.key(config.seed), inputs[0][0], inputs[1][0])
 
     def table(params: Any) -> Array:
-        return jax.vmap(q, in_axes=(None, 0, 0))(params, *inputs).reshape(states, actions)
+        return batched(q)(params, inputs).reshape(states, actions)
 
     def gradient(alpha: Array | float) -> steps.ValueStep:
         return steps.gradient(q, optax.sgd(alpha))
@@ -157,7 +158,7 @@ def overshooting(config: FailureModesConfig) -> Mode:
     """A table on a chain, but for one entry of K's diagonal; alpha and rho give every other pair a
     step of a half.
     """
-    problem = examples.chain(5, width=0.01)
+    problem = problems.chain(5, width=0.01)
     mdp, rho, size = problem.mdp, problem.rho, problem.rho.size
     alpha = 0.5 * size
 
@@ -199,7 +200,7 @@ def overshooting(config: FailureModesConfig) -> Mode:
 
 def generalization(config: FailureModesConfig) -> Mode:
     """Two states with K = [[1, 2c], [2c, 4]]: at c = 1 the one weight of w-to-2w."""
-    problem = examples.w_to_2w(gamma=0.9)
+    problem = problems.w_to_2w(gamma=0.9)
     mdp, rho = problem.mdp, problem.rho
     cs, bad = np.linspace(0, 0.95, 39), 0.95
 
@@ -238,7 +239,7 @@ def extrapolation(config: FailureModesConfig) -> Mode:
     """c = 0.6, which uniform data endure; the quantity is the spectral radius of the update, linear
     with its one action.
     """
-    problem, kernel = examples.w_to_2w(gamma=0.9), _two_states(0.6)
+    problem, kernel = problems.w_to_2w(gamma=0.9), _two_states(0.6)
     mdp = problem.mdp
     shares, bad, good = np.linspace(0, 0.5, 51), 0.0, 0.5
 
@@ -292,7 +293,7 @@ def _two_states(c: float) -> Array:
 def _run(
     name: str,
     remedy: bool,
-    problem: examples.Example,
+    problem: problems.Problem,
     operator: Callable,
     config: FailureModesConfig,
 ) -> Run:

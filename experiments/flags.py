@@ -15,6 +15,14 @@ from absl import logging as absl_logging
 from preqn_jax.options import UserError
 
 Config = TypeVar("Config")
+# What the library calls an argument, and the flag for it.
+FLAGS_OF_ARGUMENTS = {
+    "(steps.preconditioned)": "(--critic_step=preconditioned)",
+    "(target=)": "(--target_networks)",
+    "(members=2)": "(--num_critics=2)",
+    "(damping=)": "(--damping)",
+    "(solve.eigh)": "(--solver=eigh)",
+}
 _groups: list[str] = []  # dataclasses with flags, in the order of --help
 
 
@@ -98,6 +106,18 @@ def _integers(name: str, entries: Sequence[str]) -> tuple[int, ...]:
         ) from None
 
 
+def in_flags(text: str) -> str:
+    """A text of the library, as `diagnostics.Finding.remedy`, in the words of a command line."""
+    for argument, words in FLAGS_OF_ARGUMENTS.items():
+        text = text.replace(argument, words)
+
+    def flag(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        return f"--{name}" + re.sub(r"[() '\"]", "", value or "")
+
+    return re.sub(r"`(\w+)(=[^`]*)?`", flag, text)  # the library quotes its arguments
+
+
 def run(main: Callable[[list[str]], int]) -> None:
     """`app.run`, with a person's mistakes as one sentence on stderr and exit status 1."""
     if {"--help", "-help", "-h"} & set(sys.argv[1:]):
@@ -109,20 +129,10 @@ def run(main: Callable[[list[str]], int]) -> None:
     app.run(lambda argv: guard(main, argv))
 
 
-def said(words: str) -> str:
-    """What the library says of its arguments, in `back quotes`, said of flags."""
-
-    def flag(match: re.Match[str]) -> str:
-        name, value = match.groups()
-        return f"--{name}" + re.sub(r"[() '\"]", "", value or "")
-
-    return re.sub(r"`(\w+)(=[^`]*)?`", flag, words)
-
-
 def guard(main: Callable[[list[str]], int], argv: list[str]) -> int:
     """`main(argv)`; a UserError is printed, and 1 returned."""
     try:
         return main(argv)
     except UserError as error:
-        print(f"error: {said(str(error))}", file=sys.stderr)
+        print(f"error: {in_flags(str(error))}", file=sys.stderr)
         return 1

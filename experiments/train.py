@@ -70,7 +70,7 @@ def _run(session: training.Session) -> bool:
             for seed, finding in progress.findings:
                 tqdm.write(
                     f"step {step}, seed {seed}: {finding.mode}: {finding.evidence}; "
-                    f"{flags.said(finding.remedy)}",
+                    f"{flags.in_flags(finding.remedy)}",
                     file=sys.stderr,
                 )
             for i, evaluation in enumerate(progress.evaluations):

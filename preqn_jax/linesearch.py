@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from preqn_jax.types import Array
+from preqn_jax.options import require
+from preqn_jax.types import Array, Number
 
 Accept = Callable[[Array], tuple[Array, Any]]
 """`scale [] -> (accepted [] bool, aux)`: judge the candidate `theta + scale * step`; `aux` is
@@ -25,8 +26,19 @@ class Search(NamedTuple):
     aux: Any  # what `accept` measured at the last candidate tried
 
 
-def backtrack(accept: Accept, *, decay: float = 0.5, max_steps: int = 12) -> Search:
+def check(decay: Number, max_steps: int) -> None:
+    """Raises ValueError where `backtrack` would: either is out of range."""
+    require(decay, lambda x: 0 < x < 1, "decay must lie in (0, 1)")
+    require(max_steps, lambda x: x >= 1, "max_steps must be at least 1")
+
+
+def backtrack(accept: Accept, *, decay: Number = 0.5, max_steps: int = 12) -> Search:
     """The first accepted of the scales 1, decay, decay^2, ..., at most `max_steps` of them.
+
+    >>> from preqn_jax import linesearch
+    >>> search = linesearch.backtrack(lambda scale: (scale < 0.3, scale**2))
+    >>> float(search.scale), bool(search.accepted), int(search.backtracks), float(search.aux)
+    (0.25, True, 2, 0.0625)
 
     The paper's loop has no end; this one has, because there are batches that no step satisfies (a
     solve that lost the alignment by itself is not helped by a shorter step). A failed search takes
@@ -34,16 +46,13 @@ def backtrack(accept: Accept, *, decay: float = 0.5, max_steps: int = 12) -> Sea
 
     Args:
       accept: judges one scale; usually one forward pass.
-      decay: factor between candidates, in (0, 1).
+      decay: factor between candidates, in (0, 1); may be traced.
       max_steps: candidates at most, at least 1.
 
     Raises:
       ValueError: `decay` or `max_steps` out of range.
     """
-    if not 0 < decay < 1:
-        raise ValueError(f"decay must lie in (0, 1), got {decay}")
-    if max_steps < 1:
-        raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+    check(decay, max_steps)
 
     def trial(scale: Array, count: Array) -> tuple[Array, Array, Array, Any]:
         accepted, aux = accept(scale)
@@ -55,7 +64,7 @@ def backtrack(accept: Accept, *, decay: float = 0.5, max_steps: int = 12) -> Sea
 
     def shorten(state: tuple[Array, Array, Array, Any]) -> tuple[Array, Array, Array, Any]:
         scale, _, count, _ = state
-        return trial(scale * decay, count + 1)
+        return trial(scale * jnp.asarray(decay, scale.dtype), count + 1)
 
     # The first candidate nearly always passes: outside of the loop, so that XLA can fuse it with
     # what comes before.
@@ -69,7 +78,7 @@ def cosine(a: Array, b: Array) -> Array:
     either holds one.
 
     Both are scaled by their largest entry first: squares of float32 overflow at 2e19, which a
-      diverging Q passes.
+    diverging Q passes.
     """
     a, b = (
         v / jnp.where(largest > 0, largest, 1)

@@ -18,39 +18,42 @@ from preqn_jax.types import Array, Key
 Activation = Callable[[Array], Array]
 Initializer = Callable[..., Array]
 
+BiasRule = Callable[..., Array]
+"""`(key, shape, fan_in, dtype) -> Array`."""
+
 ACTIVATIONS: dict[str, Activation] = {"sin": sine.sin, "relu": nn.relu, "tanh": jnp.tanh}
 
 
-def _pytorch_uniform(key: Key, shape: Sequence[int], fan_in: int, dtype=jnp.float32) -> Array:
-    bound = 1 / math.sqrt(fan_in)
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+def _uniform(gain: float) -> BiasRule:
+    """Uniform within sqrt(gain / fan-in)."""
 
+    def rule(key: Key, shape: Sequence[int], fan_in: int, dtype=jnp.float32) -> Array:
+        bound = math.sqrt(gain / fan_in)
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-def _siren_uniform(key: Key, shape: Sequence[int], fan_in: int, dtype=jnp.float32) -> Array:
-    bound = math.sqrt(6 / fan_in)
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+    return rule
 
 
 def _zeros(key: Key, shape: Sequence[int], fan_in: int, dtype=jnp.float32) -> Array:
     return jnp.zeros(shape, dtype)
 
 
-def _by_fan_in(rule: Callable[..., Array]) -> Initializer:
+def _weights(rule: BiasRule) -> Initializer:
     return lambda key, shape, dtype=jnp.float32: rule(key, shape, shape[0], dtype)
 
 
-# name -> (weights, biases); the bias rule sees the layer's fan-in.
-INITIALIZERS: dict[str, tuple[Initializer, Callable[..., Array]]] = {
+# name -> (weights, biases)
+INITIALIZERS: dict[str, tuple[Initializer, BiasRule]] = {
     # Glorot and Bengio 2010, with zero biases: the Spinning Up (TensorFlow) default that the
     # paper's code base used.
     "glorot": (nn.initializers.glorot_uniform(), _zeros),
     # LeCun et al. 1998: variance 1 / fan-in, zero biases; Flax's own default.
     "lecun": (nn.initializers.lecun_normal(), _zeros),
     # torch.nn.Linear: weights and biases uniform within 1 / sqrt(fan-in).
-    "pytorch": (_by_fan_in(_pytorch_uniform), _pytorch_uniform),
+    "pytorch": (_weights(_uniform(1)), _uniform(1)),
     # Sitzmann et al. 2020, without its omega_0 = 30, which is for images: weights uniform within
     # sqrt(6 / fan-in).
-    "siren": (_by_fan_in(_siren_uniform), _pytorch_uniform),
+    "siren": (_weights(_uniform(6)), _uniform(1)),
 }
 
 

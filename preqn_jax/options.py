@@ -5,7 +5,8 @@ person's to mend.
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable
+import numbers
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -50,6 +51,14 @@ def _check_range(name: str, value: float, metadata: Any) -> None:
     )
     words += [f"below {below}"] * (below is not None)
     raise UserError(f"{name} is {value}, but it must be {' and '.join(words) or 'finite'}")
+
+
+def require(value: Any, good: Callable[[Any], bool], words: str) -> None:
+    """Raises ValueError, `words` and what was seen, where a person's number is not good. Arrays
+    and tracers pass: what they hold may not be known yet.
+    """
+    if isinstance(value, numbers.Real) and not good(value):
+        raise ValueError(f"{words}, got {value}")
 
 
 def choose(kind: str, name: str, choices: Iterable[str]) -> str:

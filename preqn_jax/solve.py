@@ -1,11 +1,10 @@
 """Least-squares solutions of K Z = Delta (Eq. 22), one function a method.
 
 Each constructor returns a `Solve`: `(gram, delta) -> (z, info)`. K is symmetric and positive
-semi-definite, and in
-practice singular: a minibatch drawn with replacement holds duplicate rows, and smooth networks map
-  different inputs to
-nearly parallel gradients. What to do with the null directions is the whole difference between the
-methods; none of them hides a failure, which shows in `SolveInfo.finite`.
+semi-definite, and in practice singular: a minibatch drawn with replacement holds duplicate rows,
+and smooth networks map different inputs to nearly parallel gradients. What to do with the null
+directions is the whole difference between the methods; none of them hides a failure, which shows in
+`SolveInfo.finite`. Tolerances and dampings may be traced numbers.
 """
 
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from preqn_jax.types import Array
+from preqn_jax.types import Array, Number
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -32,7 +31,7 @@ Solve = Callable[[Array, Array], tuple[Array, SolveInfo]]
 """`(gram [B, B], delta [B]) -> (z [B], SolveInfo)`."""
 
 
-def eigh(rcond: float | None = None) -> Solve:
+def eigh(rcond: Number | None = None) -> Solve:
     """Minimum-norm least squares by the eigendecomposition of K, the paper's "least-squares
     solution" to the letter.
 
@@ -46,21 +45,24 @@ def eigh(rcond: float | None = None) -> Solve:
 
     def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
         values, vectors = jnp.linalg.eigh(gram)
-        keep = (
-            values > _rcond(rcond, gram) * values[-1]
-        )  # strictly: with a zero matrix nothing is kept
-        weights = jnp.where(
-            keep, jnp.dot(delta, vectors, precision=_HIGHEST) / jnp.where(keep, values, 1), 0
-        )
+        # Strictly above: of a zero matrix nothing is kept.
+        keep = values > _rcond(rcond, gram) * values[-1]
+        inner = jnp.dot(delta, vectors, precision=_HIGHEST)
+        weights = jnp.where(keep, inner / jnp.where(keep, values, 1), 0)
         z = jnp.dot(vectors, weights, precision=_HIGHEST)
         return z, _info(gram, delta, z, rank=jnp.sum(keep))
 
     return solve
 
 
-def cholesky(damping: float = 1e-3) -> Solve:
+def cholesky(damping: Number = 1e-3) -> Solve:
     """``(K + damping * mean(diag K) * I) z = delta`` by a Cholesky factorisation: the cheapest, and
     differentiable.
+
+    >>> from preqn_jax import solve
+    >>> z, info = solve.cholesky(damping=0.0)(2 * jnp.eye(3), jnp.asarray([2.0, 4.0, 6.0]))
+    >>> z.round(5).tolist(), bool(info.finite)
+    ([1.0, 2.0, 3.0], True)
 
     Args:
       damping: relative to the mean diagonal of K, so the same number serves every network width.
@@ -69,16 +71,14 @@ def cholesky(damping: float = 1e-3) -> Solve:
 
     def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
         absolute = damping * jnp.mean(jnp.diagonal(gram))
-        factor = jax.scipy.linalg.cho_factor(
-            gram + absolute * jnp.eye(gram.shape[0], dtype=gram.dtype), lower=True
-        )
-        z = jax.scipy.linalg.cho_solve(factor, delta)
+        damped = gram + absolute * jnp.eye(gram.shape[0], dtype=gram.dtype)
+        z = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(damped, lower=True), delta)
         return z, _info(gram, delta, z, damping=absolute)
 
     return solve
 
 
-def lstsq(rcond: float | None = None) -> Solve:
+def lstsq(rcond: Number | None = None) -> Solve:
     """Minimum-norm least squares by the singular values of K (`jnp.linalg.lstsq`); slower than
     `eigh`, the same answer.
 
@@ -88,13 +88,13 @@ def lstsq(rcond: float | None = None) -> Solve:
     """
 
     def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
-        z, _, rank, _ = jnp.linalg.lstsq(gram, delta, rcond=_rcond(rcond, gram))
+        z, _, rank, _ = jnp.linalg.lstsq(gram, delta, rcond=_rcond(rcond, gram))  # pyright: ignore
         return z, _info(gram, delta, z, rank=rank)
 
     return solve
 
 
-def cg(tol: float = 1e-5, max_steps: int = 100, damping: float = 0.0) -> Solve:
+def cg(tol: Number = 1e-5, max_steps: int = 100, damping: Number = 0.0) -> Solve:
     """Conjugate gradients from zero, which stays in the range of K: early stopping is its
     regularisation.
 
@@ -104,8 +104,7 @@ def cg(tol: float = 1e-5, max_steps: int = 100, damping: float = 0.0) -> Solve:
       damping: as for `cholesky`.
 
     Without damping, on a singular K and a delta outside of its range, the iterates grow without
-      bound: one that is worse than
-    z = 0 is given up for it, which shows as a residual of 1.
+    bound: one that is worse than z = 0 is given up for it, which shows as a residual of 1.
     """
 
     def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
@@ -114,17 +113,16 @@ def cg(tol: float = 1e-5, max_steps: int = 100, damping: float = 0.0) -> Solve:
         def matvec(v: Array) -> Array:
             return jnp.dot(gram, v, precision=_HIGHEST) + absolute * v
 
-        z, _ = jax.scipy.sparse.linalg.cg(matvec, delta, tol=tol, maxiter=max_steps)
+        z, _ = jax.scipy.sparse.linalg.cg(matvec, delta, tol=tol, maxiter=max_steps)  # pyright: ignore
         error, size = jnp.linalg.norm(matvec(z) - delta), jnp.linalg.norm(delta)
-        z = jnp.where(
-            error <= size, z, jnp.where(error > size, 0, jnp.nan)
-        )  # a NaN stays to be seen
+        worse = jnp.where(error > size, 0, jnp.nan)  # a NaN stays to be seen
+        z = jnp.where(error <= size, z, worse)
         return z, _info(gram, delta, z, damping=absolute)
 
     return solve
 
 
-def _rcond(rcond: float | None, gram: Array) -> float:
+def _rcond(rcond: Number | None, gram: Array) -> Number:
     return float(jnp.finfo(gram.dtype).eps) * gram.shape[0] if rcond is None else rcond
 
 

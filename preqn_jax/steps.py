@@ -3,6 +3,9 @@ values should take.
 
 Every algorithm of the paper is this record and a rule for the targets. Targets are numbers,
 computed outside: no step can differentiate through the bootstrap.
+
+Numbers such as a learning rate may be arrays that JAX traces, so `jax.vmap` over a function that
+makes a step and takes it is a sweep. Only a number of Python's own is checked.
 """
 
 from collections.abc import Callable
@@ -12,12 +15,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from preqn_jax import diagnostics, linesearch, ntk
+from preqn_jax import linesearch, measures, ntk
 from preqn_jax import solve as solvers
-from preqn_jax.types import Array, Inputs, Metrics, Params, QFunction
+from preqn_jax.batching import batch_size, batched
+from preqn_jax.options import require
+from preqn_jax.types import Array, Inputs, Metrics, Number, Params, QFunction
 
-State = Any
-Targets = Array
+Memory = Any
+"""What a step keeps from one update to the next."""
+
+Direction = Callable[[Params, Inputs, Array], tuple[Array, Params, Metrics]]
+"""`(params, inputs, targets [B]) -> (values [B], a move of params, metrics)`."""
+
+LearningRate = Number | optax.Schedule
+"""A number, or `updates so far -> number`."""
 
 
 class StepInfo(NamedTuple):
@@ -31,57 +42,69 @@ class StepInfo(NamedTuple):
 class ValueStep(NamedTuple):
     """An optax-shaped pair of pure functions; `update` takes targets where optax takes gradients.
 
-    init: `params -> state`, the step's own memory (an optimiser's moments, or nothing).
-    update: `(params, state, inputs, targets [B]) -> (params, state, StepInfo)`. Keeps the types and
-      shapes of its arguments. It leaves `params` as they are where it finds no acceptable step, and
-      reports that.
+    init: `params -> memory`, the step's own (an optimiser's moments, a count, or nothing).
+    update: `(params, memory, inputs, targets [B]) -> (params, memory, StepInfo)`. Keeps the types
+      and shapes of its arguments. It leaves `params` as they are where it finds no acceptable step,
+      and reports that. Raises ValueError, as it is traced, where the shapes do not fit.
     """
 
-    init: Callable[[Params], State]
-    update: Callable[[Params, State, Inputs, Targets], tuple[Params, State, StepInfo]]
+    init: Callable[[Params], Memory]
+    update: Callable[[Params, Memory, Inputs, Array], tuple[Params, Memory, StepInfo]]
 
 
 def gradient(q: QFunction, optimizer: optax.GradientTransformation) -> ValueStep:
     """The usual critic step, Eq. 5: a descent direction of the mean of half the squared TD error.
 
     With ``optax.sgd(alpha)`` it is Eq. 5 itself, theta' = theta + alpha E[delta grad Q].
+
+    >>> from preqn_jax import steps
+    >>> step = steps.gradient(lambda params, x: x @ params, optax.sgd(0.5))
+    >>> params, inputs, targets = jnp.zeros(2), (jnp.eye(2),), jnp.asarray([4.0, -8.0])
+    >>> params, memory, info = step.update(params, step.init(params), inputs, targets)
+    >>> params.tolist(), info.delta.tolist()
+    ([1.0, -2.0], [4.0, -8.0])
     """
-    batch = _batched(q)
+    batch = batched(q)
 
     def update(
-        params: Params, state: State, inputs: Inputs, targets: Targets
-    ) -> tuple[Params, State, StepInfo]:
+        params: Params, memory: Memory, inputs: Inputs, targets: Array
+    ) -> tuple[Params, Memory, StepInfo]:
+        _check_shapes(inputs, targets)
         values, vjp = jax.vjp(lambda p: batch(p, inputs), params)
         delta = targets - values
         (grads,) = vjp(-delta / delta.shape[0])
-        updates, state = optimizer.update(grads, state, params)
+        updates, memory = optimizer.update(grads, memory, params)
         params = optax.apply_updates(params, updates)
-        change = batch(params, inputs) - values
-        return (
-            params,
-            state,
-            StepInfo(values, delta, {"critic/alignment": diagnostics.alignment(change, delta)}),
-        )
+        cos = measures.alignment(batch(params, inputs) - values, delta)
+        return params, memory, StepInfo(values, delta, {"critic/alignment": cos})
 
     return ValueStep(optimizer.init, update)
 
 
 def preconditioned(
     q: QFunction,
-    learning_rate: float = 0.1,
-    eta: float = 0.97,
+    learning_rate: LearningRate = 0.1,
+    eta: Number = 0.97,
     solve: solvers.Solve | None = None,
     *,
     method: ntk.Method = "structured",
-    decay: float = 0.5,
+    decay: Number = 0.5,
     max_steps: int = 12,
 ) -> ValueStep:
     """PreQN, Algorithm 1, lines 10-13: TD errors preconditioned by the inverse of the minibatch
     kernel.
 
+    >>> from preqn_jax import solve, steps
+    >>> step = steps.preconditioned(lambda params, x: x @ params, 0.5, solve=solve.eigh())
+    >>> params, inputs = jnp.zeros(2), (jnp.asarray([[1.0, 1.0], [1.0, 0.0]]),)
+    >>> params, _, info = step.update(params, (), inputs, jnp.asarray([4.0, -8.0]))
+    >>> (inputs[0] @ params).round(3).tolist()  # half of the way to the targets
+    [2.0, -4.0]
+
     Args:
       q: `q(params, *inputs) -> scalar`.
-      learning_rate: alpha of Eq. 23, the share of each TD error that a step should remove.
+      learning_rate: alpha of Eq. 23, the share of each TD error that a step should remove. With an
+        optax schedule the step's memory counts its updates.
       eta: the alignment threshold of Eq. 24, in (-1, 1).
       solve: the solution of Eq. 22; `solve.cholesky()` if None.
       method: how K is computed, see `ntk`.
@@ -89,17 +112,25 @@ def preconditioned(
       max_steps: candidates at most; if none passes, theta stays and "linesearch/accepted" is 0.
 
     Raises:
-      ValueError: an argument out of range.
+      ValueError: an argument out of range, or `solve` is no function.
     """
-    if not -1 < eta < 1:
-        raise ValueError(f"eta is a cosine and must lie in (-1, 1), got {eta}")
-    _check_positive("learning_rate", learning_rate)
+    require(eta, lambda x: -1 < x < 1, "eta is a cosine and must lie in (-1, 1)")
+    linesearch.check(decay, max_steps)
+    ntk.check_method(method)
     solve = solvers.cholesky() if solve is None else solve
-    batch = _batched(q)
+    if not callable(solve):
+        raise ValueError(
+            f"solve is {solve!r}, expected a function (gram, delta) -> (z, info), as in "
+            f"solve.cholesky()"
+        )
+    init, rate = _schedule(learning_rate)
+    batch = batched(q)
 
     def update(
-        params: Params, state: State, inputs: Inputs, targets: Targets
-    ) -> tuple[Params, State, StepInfo]:
+        params: Params, memory: Memory, inputs: Inputs, targets: Array
+    ) -> tuple[Params, Memory, StepInfo]:
+        _check_shapes(inputs, targets)
+        alpha, memory = rate(memory)
         lin = ntk.linearize(q, params, inputs, method=method)
         delta = targets - lin.values
         z, fit = solve(lin.gram, delta)  # Eq. 22
@@ -107,14 +138,12 @@ def preconditioned(
 
         def candidate(scale: Array) -> Params:
             return jax.tree.map(
-                lambda p, m: (p + learning_rate * scale.astype(p.dtype) * m).astype(p.dtype),
-                params,
-                move,
+                lambda p, m: (p + alpha * scale.astype(p.dtype) * m).astype(p.dtype), params, move
             )
 
         def accept(scale: Array) -> tuple[Array, Array]:
             change = batch(candidate(scale), inputs) - lin.values
-            cos = diagnostics.alignment(change, delta)
+            cos = measures.alignment(change, delta)
             nothing_to_do = jnp.all(delta == 0) & jnp.all(change == 0)
             return (cos >= eta) | nothing_to_do, cos  # Eq. 24; a NaN is no acceptance
 
@@ -126,19 +155,18 @@ def preconditioned(
             "critic/alignment": jnp.where(search.accepted, search.aux, 0),
             "linesearch/backtracks": search.backtracks.astype(delta.dtype),
             "linesearch/accepted": search.accepted.astype(delta.dtype),
-            "solve/alignment": diagnostics.alignment(image, delta),
-            **_solve_metrics(fit, delta),
-            **_kernel_metrics(lin.gram),
+            "solve/alignment": measures.alignment(image, delta),
+            **_solve_metrics(fit, lin.gram, delta),
         }
-        return params, state, StepInfo(lin.values, delta, metrics)
+        return params, memory, StepInfo(lin.values, delta, metrics)
 
-    return ValueStep(lambda params: (), update)
+    return ValueStep(init, update)
 
 
 def natural_gradient(
     q: QFunction,
-    learning_rate: float = 0.1,
-    damping: float = 1e-3,
+    learning_rate: LearningRate = 0.1,
+    damping: Number = 1e-3,
     *,
     primal: bool = False,
     max_steps: int = 100,
@@ -153,7 +181,7 @@ def natural_gradient(
 
     Args:
       q: `q(params, *inputs) -> scalar`.
-      learning_rate: alpha of Eq. 25.
+      learning_rate: alpha of Eq. 25, or a schedule of it, as for `preconditioned`.
       damping: lambda, in units of tr(F) / B: the same number and the same update as
         `solve.cholesky(damping)`.
       primal: solve in parameter space.
@@ -162,80 +190,64 @@ def natural_gradient(
     Raises:
       ValueError: an argument out of range.
     """
-    _check_positive("learning_rate", learning_rate)
-    if damping < 0:
-        raise ValueError(f"damping must not be negative, got {damping}")
+    require(damping, lambda x: x >= 0, "damping must not be negative")
+    require(max_steps, lambda x: x >= 1, "max_steps must be at least 1")
+    init, rate = _schedule(learning_rate)
     direction = _primal_direction(q, damping, max_steps) if primal else _dual_direction(q, damping)
-    batch = _batched(q)
+    batch = batched(q)
 
     def update(
-        params: Params, state: State, inputs: Inputs, targets: Targets
-    ) -> tuple[Params, State, StepInfo]:
+        params: Params, memory: Memory, inputs: Inputs, targets: Array
+    ) -> tuple[Params, Memory, StepInfo]:
+        _check_shapes(inputs, targets)
+        alpha, memory = rate(memory)
         values, move, metrics = direction(params, inputs, targets)
         delta = targets - values
-        params = jax.tree.map(lambda p, m: (p + learning_rate * m).astype(p.dtype), params, move)
-        change = batch(params, inputs) - values
-        return (
-            params,
-            state,
-            StepInfo(
-                values, delta, {"critic/alignment": diagnostics.alignment(change, delta), **metrics}
-            ),
-        )
+        params = jax.tree.map(lambda p, m: (p + alpha * m).astype(p.dtype), params, move)
+        cos = measures.alignment(batch(params, inputs) - values, delta)
+        return params, memory, StepInfo(values, delta, {"critic/alignment": cos, **metrics})
 
-    return ValueStep(lambda params: (), update)
+    return ValueStep(init, update)
 
 
 def ensemble(step: ValueStep) -> ValueStep:
-    """The same step for M value functions at once: parameters and state lead with `[M]`, inputs and
-    targets are shared.
+    """The same step for M value functions at once: parameters and memory lead with `[M]`, inputs
+    and targets are shared.
 
     `StepInfo.values` and `delta` are `[M, B]`; metrics are means over members.
     """
+    members = jax.vmap(step.update, in_axes=(0, 0, None, None))
 
     def update(
-        params: Params, state: State, inputs: Inputs, targets: Targets
-    ) -> tuple[Params, State, StepInfo]:
-        params, state, info = jax.vmap(step.update, in_axes=(0, 0, None, None))(
-            params, state, inputs, targets
-        )
-        return (
-            params,
-            state,
-            info._replace(metrics=jax.tree.map(lambda m: jnp.mean(m, axis=0), info.metrics)),
-        )
+        params: Params, memory: Memory, inputs: Inputs, targets: Array
+    ) -> tuple[Params, Memory, StepInfo]:
+        params, memory, info = members(params, memory, inputs, targets)
+        means = jax.tree.map(lambda m: jnp.mean(m, axis=0), info.metrics)
+        return params, memory, info._replace(metrics=means)
 
     return ValueStep(jax.vmap(step.init), update)
 
 
-def _dual_direction(q: QFunction, damping: float) -> Callable:
+def _dual_direction(q: QFunction, damping: Number) -> Direction:
     solve = solvers.cholesky(damping)
 
-    def direction(
-        params: Params, inputs: Inputs, targets: Targets
-    ) -> tuple[Array, Params, Metrics]:
+    def direction(params: Params, inputs: Inputs, targets: Array) -> tuple[Array, Params, Metrics]:
         lin = ntk.linearize(q, params, inputs)
         delta = targets - lin.values
         z, fit = solve(lin.gram, delta)
-        return (
-            lin.values,
-            lin.pullback(z),
-            {**_solve_metrics(fit, delta), **_kernel_metrics(lin.gram)},
-        )
+        return lin.values, lin.pullback(z), _solve_metrics(fit, lin.gram, delta)
 
     return direction
 
 
-def _primal_direction(q: QFunction, damping: float, max_steps: int) -> Callable:
-    batch = _batched(q)
+def _primal_direction(q: QFunction, damping: Number, max_steps: int) -> Direction:
+    batch = batched(q)
 
-    def direction(
-        params: Params, inputs: Inputs, targets: Targets
-    ) -> tuple[Array, Params, Metrics]:
+    def direction(params: Params, inputs: Inputs, targets: Array) -> tuple[Array, Params, Metrics]:
         values, pushforward = jax.linearize(lambda p: batch(p, inputs), params)
         pull = jax.linear_transpose(pushforward, params)
         size = values.shape[0]
-        per_example = jax.vmap(jax.grad(q), in_axes=(None, *[0] * len(inputs)))(params, *inputs)
+        per_example = batched(jax.grad(q))(params, inputs)
         trace = sum(jnp.sum(g**2) for g in jax.tree.leaves(per_example)) / size  # tr F, Eq. 26
         shift = damping * trace / size
 
@@ -253,26 +265,28 @@ def _primal_direction(q: QFunction, damping: float, max_steps: int) -> Callable:
     return direction
 
 
-def _batched(q: QFunction) -> Callable[[Params, Inputs], Array]:
-    """`(params, inputs) -> values [B]`."""
-    return lambda params, inputs: jax.vmap(q, in_axes=(None, *[0] * len(inputs)))(params, *inputs)
+def _schedule(
+    learning_rate: LearningRate,
+) -> tuple[Callable[[Params], Memory], Callable[[Memory], tuple[Any, Memory]]]:
+    """The memory that a learning rate asks for, and how to get the rate of an update from it."""
+    if callable(learning_rate):
+        counted = lambda count: (learning_rate(count), optax.safe_increment(count))  # noqa: E731
+        return lambda params: jnp.zeros((), jnp.int32), counted
+    require(learning_rate, lambda x: x > 0, "learning_rate must be positive")
+    return lambda params: (), lambda memory: (learning_rate, memory)
 
 
-def _solve_metrics(fit: solvers.SolveInfo, delta: Array) -> Metrics:
+def _check_shapes(inputs: Inputs, targets: Array) -> None:
+    seen, expected = jnp.shape(targets), (batch_size(inputs),)
+    if seen != expected:
+        raise ValueError(f"targets has the shape {seen}, expected {expected}: one for each input")
+
+
+def _solve_metrics(fit: solvers.SolveInfo, gram: Array, delta: Array) -> Metrics:
     return {
         "solve/residual": fit.residual,
         "solve/rank": fit.rank.astype(delta.dtype),
         "solve/finite": fit.finite.astype(delta.dtype),
-    }
-
-
-def _kernel_metrics(gram: Array) -> Metrics:
-    return {
         "ntk/diagonal_mean": jnp.mean(jnp.diagonal(gram)),
-        "ntk/row_ratio_mean": jnp.mean(diagnostics.row_ratio(gram)),
+        "ntk/row_ratio_mean": jnp.mean(measures.row_ratio(gram)),
     }
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name} must be positive, got {value}")

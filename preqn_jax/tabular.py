@@ -2,12 +2,18 @@
 U3, and their moduli.
 
 Q is a table `[S, A]`, and so is rho. A kernel is `[N, N]` with N = S A and pairs in the table's
-order, i = s A + a. The functions
-are pure and jitted, and take any numbers of the right shape: what a person typed goes through
-  `check` and `check_update` first.
+order, i = s A + a. The functions are pure and jitted, and take any numbers of the right shape: what
+a person typed goes through `check` and `check_update` first.
 
-    mdp = tabular.check(tabular.MDP(transition, reward, 0.9))
-    q = tabular.value_iteration(mdp).q
+Two states, of which action 1 changes from one to the other, and a reward for every stay in the
+second:
+
+>>> from preqn_jax import tabular
+>>> stay, change = np.eye(2), np.eye(2)[::-1]
+>>> reward = np.array([[0.0, 0.0], [1.0, 0.0]])
+>>> mdp = tabular.check(tabular.MDP(np.stack([stay, change], axis=1), reward, 0.5))
+>>> tabular.value_iteration(mdp).q.round(3).tolist()
+[[0.5, 1.0], [2.0, 0.5]]
 """
 
 from collections.abc import Callable
@@ -19,10 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from preqn_jax import solve
-from preqn_jax.types import Array, Key
+from preqn_jax.types import Array, Key, Number
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-Number = Array | float
+
 Operator = Callable[[Array], Array]
 """`q [S, A] -> q [S, A]`, as ``lambda q: u2(mdp, q, alpha, rho)``."""
 
@@ -92,8 +98,8 @@ def check_update(
     kernel on them (Eqs. 12-14).
 
     K may be singular: features fewer than pairs give such a one, and Lemma 3 holds for it. The
-      closed forms of Lemmas 1 and 2
-    need alpha below 1 and 1 / max rho besides; `diagnostics` has the slacks.
+    closed forms of Lemmas 1 and 2 need alpha below 1 and 1 / max rho besides; `measures` has the
+    slacks.
     """
     pairs = np.shape(mdp.transition)[:2]
     if np.ndim(alpha) != 0 or not 0 < alpha < np.inf:
@@ -169,7 +175,12 @@ def expected_reward(mdp: MDP) -> Array:
 
 @jax.jit
 def backup(mdp: MDP, q: Array) -> Array:
-    """T*Q, the right-hand side of Eq. 2, `[S, A]`: R + gamma E[max_a' Q(s', a')]."""
+    """T*Q, the right-hand side of Eq. 2, `[S, A]`: R + gamma E[max_a' Q(s', a')].
+
+    >>> mdp = check(MDP(np.ones((1, 2, 1)), np.array([[0.0, 1.0]]), 0.5))  # one state
+    >>> backup(mdp, jnp.asarray([[0.0, 4.0]])).tolist()
+    [[2.0, 3.0]]
+    """
     return _back_up(mdp, jnp.max(_table(mdp, "q", q), axis=1))
 
 
@@ -193,6 +204,10 @@ def value_iteration(mdp: MDP, tol: Number = 1e-6, max_steps: int = 100_000) -> S
     """Q* by Q_{k+1} = T*Q_k from zero, until it is known to within `tol`, or `max_steps` backups
     are taken.
 
+    >>> mdp = check(MDP(np.ones((1, 2, 1)), np.array([[0.0, 1.0]]), 0.5))
+    >>> value_iteration(mdp).q.round(4).tolist()
+    [[1.0, 2.0]]
+
     In float32 a `tol` near the rounding of Q is not reached: `Solution.error` says what was.
     """
     zeros = jnp.zeros(mdp.transition.shape[:2], jnp.asarray(mdp.transition).dtype)
@@ -203,9 +218,8 @@ def value_iteration(mdp: MDP, tol: Number = 1e-6, max_steps: int = 100_000) -> S
     def step(carry: Solution) -> Solution:
         q = backup(mdp, carry.q)
         change = jnp.max(jnp.abs(q - carry.q))
-        return Solution(
-            q, mdp.gamma / (1 - mdp.gamma) * change, carry.steps + 1
-        )  # the Banach theorem's own estimate
+        error = mdp.gamma / (1 - mdp.gamma) * change  # the Banach theorem's own estimate
+        return Solution(q, error, carry.steps + 1)
 
     start = Solution(zeros, jnp.full((), jnp.inf, zeros.dtype), jnp.int32(0))
     return jax.lax.while_loop(unfinished, step, start)
@@ -258,6 +272,10 @@ def u(mdp: MDP, q: Array, alpha: Number, rho: Array, kernel: Array) -> Array:
     (Theorem 1).
 
     K is the kernel of Eq. 9 at the parameters that Q comes from, as `ntk.kernel` gives it.
+
+    >>> mdp = check(MDP(np.ones((1, 2, 1)), np.array([[0.0, 1.0]]), 0.0))
+    >>> u(mdp, jnp.zeros((1, 2)), 0.5, jnp.full((1, 2), 0.5), jnp.ones((2, 2))).tolist()
+    [[0.25, 0.25]]
     """
     weighted = _table(mdp, "rho", rho) * (backup(mdp, q) - q)
     return q + alpha * jnp.dot(
@@ -293,7 +311,7 @@ def iterate(operator: Operator, q: Array, steps: int) -> Array:
     return path
 
 
-# Moduli in the sup norm. `diagnostics` has the paper's bound and slacks, which need K, rho, alpha
+# Moduli in the sup norm. `measures` has the paper's bound and slacks, which need K, rho, alpha
 # and gamma alone.
 
 
@@ -305,8 +323,12 @@ def modulus(mdp: MDP, alpha: Number, rho: Array, kernel: Array) -> Array:
     U is linear wherever the greedy policy pi is, with the matrix I - alpha K D + alpha gamma K D
     P_pi, and every pi is greedy somewhere. So the modulus is the largest sum of absolute values
     over a row of any of these, and the best pi for a row is found successor by successor. It is at
-    most `diagnostics.contraction_bound`, which lets the two terms of a row differ in sign at no
+    most `measures.contraction_bound`, which lets the two terms of a row differ in sign at no
     cost. U1 has kernel = I and rho = 1, U2 has kernel = I.
+
+    >>> mdp = check(MDP(np.ones((1, 2, 1)), np.zeros((1, 2)), 0.9))
+    >>> round(float(modulus(mdp, 0.5, jnp.ones((1, 2)), jnp.eye(2))), 4)  # Lemma 1: 1 - 0.1 alpha
+    0.95
     """
     states, actions = mdp.transition.shape[:2]
     size = states * actions

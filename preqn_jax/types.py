@@ -13,6 +13,9 @@ Array = jax.Array
 Key = jax.Array
 """A typed key of `jax.random.key`. A function that takes one consumes it."""
 
+Number = Array | float
+"""A scalar: a person's, which is checked, or one that may be traced, which is not."""
+
 Params = Any
 """A pytree of parameters: theta for a critic, phi for an actor."""
 

@@ -11,6 +11,7 @@ import pytest
 
 import oracles
 from preqn_jax import networks
+from preqn_jax.batching import batched
 from preqn_jax.networks import MLP, Actor, Critic
 from preqn_jax.options import UserError
 
@@ -39,9 +40,7 @@ def test_a_critic_is_an_mlp_of_the_joined_inputs(activation, x64):
         np.random.default_rng(2).normal(size=(6, 3)),
     )
     params = jax.tree.map(jnp.asarray, oracles.critic_params(layers))
-    values: Any = jit(jax.vmap(Critic((9, 7), activation).apply, in_axes=(None, 0, 0)))(
-        params, obs, action
-    )
+    values: Any = jit(batched(Critic((9, 7), activation).apply))(params, (obs, action))
     expected, _ = oracles.mlp(layers, activation, np.concatenate([obs, action], axis=1))
     np.testing.assert_allclose(values, expected, rtol=1e-12)
 

@@ -15,6 +15,7 @@ import pytest
 
 import oracles
 from preqn_jax import ntk, solve, steps
+from preqn_jax.batching import batched
 from preqn_jax.networks import Critic
 
 jit = partial(jax.jit, compiler_options=oracles.QUICK)
@@ -77,7 +78,7 @@ def update(step, params, inputs, targets):
 
 
 def values_of(q, params, inputs):
-    return np.asarray(jax.vmap(q, in_axes=(None, 0, 0))(params, *inputs))
+    return np.asarray(batched(q)(params, inputs))
 
 
 @pytest.mark.parametrize("activation", sorted(oracles.ACTIVATIONS))

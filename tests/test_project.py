@@ -16,24 +16,25 @@ from preqn_jax import agents
 from preqn_jax.types import Spec, Transition
 
 ROOT = Path(__file__).parent.parent
-# Each room, and the rooms it may import.
-BOTTOM = {"types", "options"}
+# Each room, and the rooms it imports: no other, and none of these in vain.
 ROOMS = {
     "types": set(),
     "options": set(),
-    "sine": BOTTOM,
-    "ntk": BOTTOM,
-    "solve": BOTTOM,
-    "linesearch": BOTTOM,
-    "replay": BOTTOM,
-    "networks": BOTTOM | {"sine"},
-    "diagnostics": BOTTOM | {"ntk", "linesearch"},
-    "tabular": BOTTOM | {"solve", "diagnostics"},
-    "examples": BOTTOM | {"tabular"},
-    "envs": BOTTOM | {"tabular", "examples"},
-    "steps": BOTTOM | {"ntk", "solve", "linesearch", "diagnostics"},
-    "agents": BOTTOM | {"ntk", "solve", "networks", "steps", "diagnostics"},
-    "training": BOTTOM | {"replay", "envs", "agents", "diagnostics"},
+    "batching": {"types"},
+    "sine": {"types"},
+    "ntk": {"types", "batching"},
+    "solve": {"types"},
+    "linesearch": {"types", "options"},
+    "measures": {"types", "batching", "ntk", "linesearch"},
+    "replay": {"types"},
+    "networks": {"types", "options", "sine"},
+    "diagnostics": {"types", "batching", "ntk", "measures"},
+    "tabular": {"types", "solve"},
+    "problems": {"types", "tabular"},
+    "steps": {"types", "options", "batching", "ntk", "solve", "linesearch", "measures"},
+    "envs": {"types", "options", "problems"},
+    "agents": {"types", "options", "batching", "ntk", "solve", "networks", "steps"},
+    "training": {"types", "options", "replay", "envs", "agents", "diagnostics"},
 }
 
 
@@ -59,16 +60,36 @@ def room(path):
     return first.removesuffix(".py")
 
 
+def rooms_imported(path):
+    """The rooms that a file imports, without its own."""
+    names = [name.split(".") for name in imported(path) if name.startswith("preqn_jax.")]
+    return {name[1] for name in names} - {room(path)}
+
+
 @pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_down(path):
-    allowed = ROOMS[room(path)] | {room(path)}
+    upwards = rooms_imported(path) - ROOMS[room(path)]
+    assert not upwards, f"{room(path)} must not import {', '.join(upwards)}"
     for name in imported(path):
-        if name.split(".")[0] == "preqn_jax":
-            assert name.split(".")[1] in allowed, f"{room(path)} must not import {name}"
         assert name.split(".")[0] not in ("absl", "matplotlib", "tqdm", "experiments")
         if name.split(".")[0] in ("gymnasium", "mujoco"):
             assert path.name == "gym.py"
         assert not name.startswith("jax._src")
+        if name.startswith("jax.extend"):
+            assert path.relative_to(ROOT / "preqn_jax").as_posix() == "ntk/usage.py"
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_every_arrow_of_the_table_is_used(name):
+    used = set().union(*(rooms_imported(path) for path in files() if room(path) == name))
+    assert used == ROOMS[name], f"no file of {name} imports {', '.join(ROOMS[name] - used)}"
+
+
+def test_the_table_goes_from_the_bottom_up():
+    seen = set()
+    for name, below in ROOMS.items():
+        assert below <= seen, f"{name} imports a room that comes later"
+        seen.add(name)
 
 
 def test_every_room_is_in_the_table():

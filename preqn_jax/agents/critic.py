@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 
 from preqn_jax import steps
 from preqn_jax.agents import target as targets
+from preqn_jax.batching import batched
 from preqn_jax.types import Array, Key, Metrics, Network, Params, QFunction, Transition
 
 
@@ -89,7 +89,7 @@ def critic(
     """
     q: QFunction = network.apply
     together = steps.ensemble(step)
-    each = jax.vmap(jax.vmap(q, in_axes=(None, 0, 0)), in_axes=(0, None, None))  # `[M, B]`
+    each = jax.vmap(batched(q), in_axes=(0, None))  # `[M, B]`
 
     def init(key: Key, obs: Array, action: Array) -> CriticState:
         keys = jax.random.split(key, members)
@@ -97,14 +97,17 @@ def critic(
         return CriticState(params, together.init(params), targets.start(params, target))
 
     def values(state: CriticState) -> Values:
-        one = jax.vmap(partial(q, _first(state)))
-        return Values(one, lambda obs, action: jnp.min(each(state.params, obs, action), axis=0))
+        first, everyone = _first(state), state.params
+        return Values(
+            first=lambda obs, action: batched(q)(first, (obs, action)),
+            least=lambda obs, action: jnp.min(each(everyone, (obs, action)), axis=0),
+        )
 
     def update(
         state: CriticState, batch: Transition, upcoming: Upcoming, discount: Any
     ) -> tuple[CriticState, Update]:
         slow = targets.bootstrap(state.target, state.params)
-        value = jnp.min(each(slow, batch.next_obs, upcoming.action), axis=0)
+        value = jnp.min(each(slow, (batch.next_obs, upcoming.action)), axis=0)
         if upcoming.bonus is not None:
             value = value + upcoming.bonus
         y = batch.reward + discount * batch.discount * value

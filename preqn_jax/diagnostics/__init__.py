@@ -1,17 +1,13 @@
 """What can be seen of a value function's stability: the paper's measures, and one look at a critic
 that puts them together.
+
+`diagnosis` measures, `glossary` says of every number what it is, `verdict` draws the conclusion.
 """
 
-from preqn_jax.diagnostics.diagnosis import (
-    FAILURES,
-    GLOSSARY,
-    Entry,
-    Finding,
-    bias,
-    diagnose,
-    failure,
-)
-from preqn_jax.diagnostics.measures import (
+from preqn_jax.diagnostics.diagnosis import Case, bias, diagnose
+from preqn_jax.diagnostics.glossary import GLOSSARY, Entry
+from preqn_jax.diagnostics.verdict import FAILURES, Finding, failure
+from preqn_jax.measures import (
     alignment,
     attribution,
     contraction_bound,
@@ -25,6 +21,7 @@ from preqn_jax.diagnostics.measures import (
 __all__ = [
     "FAILURES",
     "GLOSSARY",
+    "Case",
     "Entry",
     "Finding",
     "alignment",

@@ -1,8 +1,8 @@
-"""The finite problems of `examples` as environments: `tabular/baird`, `tabular/chain`, ...
+"""The finite problems as environments: `tabular/baird`, `tabular/chain`, ...
 
 An observation is the state, one-hot `[S]`. The action is one number in [-1, 1], which stands for
 the nearest of A actions at the centres of A equal parts: uniform numbers are uniform actions.
-Episodes start in a state drawn from the data's distribution; they end in the example's terminal
+Episodes start in a state drawn from the data's distribution; they end in the problem's terminal
 state, if it has one, and are cut off after 50 steps.
 """
 
@@ -10,20 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from preqn_jax import examples
+from preqn_jax import problems
 from preqn_jax.envs.functional import FunctionalEnv, Outcome
-from preqn_jax.examples import Example
+from preqn_jax.problems import Problem
 from preqn_jax.types import Array, Key, Spec
 
 TIME_LIMIT = 50
 
 
-def functional(example: Example) -> FunctionalEnv:
-    """The environment of one example."""
-    mdp = example.mdp
+def functional(problem: Problem) -> FunctionalEnv:
+    """The environment of one problem."""
+    mdp = problem.mdp
     states, actions = mdp.transition.shape[:2]
     log_transition = jnp.log(mdp.transition)  # of 0: minus infinity, never drawn
-    log_start = jnp.log(jnp.where(example.terminal, 0, jnp.sum(example.rho, axis=1)))
+    log_start = jnp.log(jnp.where(problem.terminal, 0, jnp.sum(problem.rho, axis=1)))
     reward = jnp.broadcast_to(
         mdp.reward if mdp.reward.ndim == 3 else mdp.reward[:, :, None], mdp.transition.shape
     )
@@ -34,7 +34,7 @@ def functional(example: Example) -> FunctionalEnv:
     def step(state: Array, action: Array, key: Key) -> tuple[Array, Outcome]:
         index = jnp.clip(jnp.floor((action[0] + 1) / 2 * actions), 0, actions - 1).astype(jnp.int32)
         after = jax.random.categorical(key, log_transition[state, index])
-        return after, Outcome(reward[state, index, after], example.terminal[after])
+        return after, Outcome(reward[state, index, after], problem.terminal[after])
 
     def observe(state: Array) -> Array:
         return jax.nn.one_hot(state, states, dtype=jnp.float32)
@@ -46,5 +46,5 @@ def functional(example: Example) -> FunctionalEnv:
 
 FINITE = {
     f"tabular/{name}": lambda make=make: functional(make())
-    for name, make in examples.EXAMPLES.items()
+    for name, make in problems.PROBLEMS.items()
 }

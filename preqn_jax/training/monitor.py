@@ -82,17 +82,16 @@ def make_monitor(agent: Agent, config: LoopConfig, discount: float) -> Monitor:
         step = look.step
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(step))):
             return {}
-        return diagnostics.diagnose(
-            agent.q,
+        case = diagnostics.Case(
             step.params,
             look.batch,
             step.next_action,
+            step.targets,
+            step.moved,
             gamma=discount,
-            targets=step.targets,
-            moved=step.moved,
             reward_bound=look.reward_bound or None,
-            spectrum_rows=None,
         )
+        return diagnostics.diagnose(agent.q, case, spectrum_rows=None)
 
     return lambda learner, round_: [measure(look) for look in looks(learner, round_)]
 

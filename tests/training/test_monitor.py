@@ -19,6 +19,7 @@ from commands import call, records
 from experiments import diagnose as binary
 from experiments import flags
 from preqn_jax import agents, diagnostics, ntk, solve, steps
+from preqn_jax.batching import batched
 from preqn_jax.options import UserError
 from preqn_jax.training import directory
 from preqn_jax.training import run as training
@@ -101,11 +102,11 @@ def first_failure(q, params, data, gamma, step, most=400):
     """
     params = jnp.asarray(params, jnp.float32)
     for _ in range(most):
-        targets = data.reward + gamma * data.discount * jax.vmap(q, (None, 0, 0))(
-            params, data.next_obs, data.action
-        )
+        ahead = batched(q)(params, (data.next_obs, data.action))
+        targets = data.reward + gamma * data.discount * ahead
         moved = step(params, targets)
-        measured = diagnostics.diagnose(q, params, data, data.action, gamma=gamma, moved=moved)
+        case = diagnostics.Case(params, data, data.action, moved=moved, gamma=gamma)
+        measured = diagnostics.diagnose(q, case)
         finding = diagnostics.failure(measured)
         if finding:
             return finding, measured

@@ -4,10 +4,15 @@ behave.
 | name | what it is for |
 |---|---|
 | baird | off-policy updates diverge though the features could represent every table (Baird 1995) |
-| w-to-2w | one weight for two states: even the least-squares fit of every backup diverges
-(Tsitsiklis and Van Roy 1996, 1997) | | garnet | a random process with random features (Archibald et
-al. 1995, Bhatnagar et al. 2009) | | chain | features that overlap as far as one likes: the
-off-diagonals of K | | gridworld | a table, K = I |
+| w-to-2w | one weight, two states: even the best fit of every backup diverges (Tsitsiklis 1996) |
+| garnet | a random process with random features (Archibald et al. 1995, Bhatnagar et al. 2009) |
+| chain | features that overlap as far as one likes: the off-diagonals of K |
+| gridworld | a table, K = I |
+
+>>> from preqn_jax import problems
+>>> star = problems.baird()
+>>> star.features.shape, star.kernel.shape, float(star.rho.sum().round(5))
+((7, 2, 15), (14, 14), 1.0)
 """
 
 from typing import NamedTuple
@@ -20,7 +25,7 @@ from preqn_jax.tabular import MDP
 from preqn_jax.types import Array
 
 
-class Example(NamedTuple):
+class Problem(NamedTuple):
     """A problem, and a linear Q(s, a) = theta^T phi(s, a) with data to learn it from."""
 
     mdp: MDP
@@ -47,7 +52,7 @@ class Example(NamedTuple):
         return jnp.dot(self.features, self.theta, precision="highest")
 
 
-def baird(gamma: float = 0.99) -> Example:
+def baird(gamma: float = 0.99) -> Problem:
     """Baird's star with seven states, as Q-learning: action 0 goes to one of the six upper states,
     1 to the seventh.
 
@@ -64,7 +69,7 @@ def baird(gamma: float = 0.99) -> Example:
         features[s, 1, 7 + s], features[s, 1, 14] = (2, 1) if s < 6 else (1, 2)
     rho = np.broadcast_to(np.array([6 / 7, 1 / 7]) / 7, (7, 2))
     theta = np.concatenate([np.zeros(7), np.ones(6), [10, 1]])
-    return _example(
+    return _problem(
         transition,
         np.zeros((7, 2)),
         gamma,
@@ -78,16 +83,16 @@ def baird(gamma: float = 0.99) -> Example:
     )
 
 
-def w_to_2w(gamma: float = 0.99) -> Example:
+def w_to_2w(gamma: float = 0.99) -> Problem:
     """Two states with the values w and 2w; both go to the second, with reward 0. One action.
 
     The best fit of a backup is w' = (6 gamma / 5) w, so for gamma above 5/6 fitting every backup
-    exactly as well as the features
-    allow diverges too: no preconditioner mends features that cannot represent the backup.
+    exactly as well as the features allow diverges too: no preconditioner mends features that cannot
+    represent the backup.
     """
     transition = np.zeros((2, 1, 2))
     transition[:, :, 1] = 1
-    return _example(
+    return _problem(
         transition,
         np.zeros((2, 1)),
         gamma,
@@ -107,7 +112,7 @@ def garnet(
     features: int = 12,
     gamma: float = 0.95,
     seed: int = 0,
-) -> Example:
+) -> Problem:
     """A Garnet: every pair goes to `branching` random states with random probabilities; rewards are
     standard normal.
 
@@ -123,7 +128,7 @@ def garnet(
         transition[s, a, rng.choice(states, branching, replace=False)] = np.diff(
             cuts, prepend=0, append=1
         )
-    return _example(
+    return _problem(
         transition,
         rng.normal(size=(states, actions)),
         gamma,
@@ -135,14 +140,13 @@ def garnet(
     )
 
 
-def chain(states: int = 8, width: float = 1.0, gamma: float = 0.9, slip: float = 0.1) -> Example:
+def chain(states: int = 8, width: float = 1.0, gamma: float = 0.9, slip: float = 0.1) -> Problem:
     """States in a row, actions left and right, reward 1 for each step that ends in the last state;
     a wall at either end.
 
     With probability `slip` a step goes the other way. phi(s, a) is a bell of `width` states around
-    s, the same for all actions
-    but in its own weights, and of unit length: K_ij falls with the distance, and the wider the bell
-      the more so Eq. 17 fails.
+    s, the same for all actions but in its own weights, and of unit length: K_ij falls with the
+    distance, and the wider the bell the more so Eq. 17 fails.
     """
     transition, reward = np.zeros((states, 2, states)), np.zeros((states, 2, states))
     reward[:, :, -1] = 1
@@ -158,10 +162,10 @@ def chain(states: int = 8, width: float = 1.0, gamma: float = 0.9, slip: float =
     features[:, 0, :states], features[:, 1, states:] = bell, bell
     rho = np.full((states, 2), 1 / (2 * states))
     note = "over-generalization by the width of the features"
-    return _example(transition, reward, gamma, features, rho, np.zeros(2 * states), note)
+    return _problem(transition, reward, gamma, features, rho, np.zeros(2 * states), note)
 
 
-def gridworld(size: int = 4, gamma: float = 0.95, slip: float = 0.1) -> Example:
+def gridworld(size: int = 4, gamma: float = 0.95, slip: float = 0.1) -> Problem:
     """`size` by `size` cells, moves up, right, down and left, reward 1 on reaching the last cell,
     where the episode ends.
 
@@ -182,7 +186,7 @@ def gridworld(size: int = 4, gamma: float = 0.95, slip: float = 0.1) -> Example:
     reward[:goal, :, goal] = 1
     features = np.eye(4 * cells).reshape(cells, 4, 4 * cells)
     rho = np.full((cells, 4), 1 / (4 * cells))
-    return _example(
+    return _problem(
         transition,
         reward,
         gamma,
@@ -194,7 +198,7 @@ def gridworld(size: int = 4, gamma: float = 0.95, slip: float = 0.1) -> Example:
     )
 
 
-EXAMPLES = {
+PROBLEMS = {
     "baird": baird,
     "w-to-2w": w_to_2w,
     "garnet": garnet,
@@ -203,7 +207,7 @@ EXAMPLES = {
 }
 
 
-def _example(
+def _problem(
     transition: np.ndarray,
     reward: np.ndarray,
     gamma: float,
@@ -213,10 +217,10 @@ def _example(
     note: str,
     reference: str = "",
     terminal: int | None = None,
-) -> Example:
+) -> Problem:
     mdp = tabular.check(MDP(transition, reward, gamma))
     ends = jnp.arange(len(rho)) == (-1 if terminal is None else terminal)
     phi, data, weights = (
         jnp.asarray(values, mdp.reward.dtype) for values in (features, rho, theta)
     )
-    return Example(mdp, phi, data, weights, ends, note, reference)
+    return Problem(mdp, phi, data, weights, ends, note, reference)

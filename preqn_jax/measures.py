@@ -6,6 +6,7 @@ moved Q at a place of interest.
 import jax.numpy as jnp
 
 from preqn_jax import ntk
+from preqn_jax.batching import batch_size
 from preqn_jax.linesearch import cosine
 from preqn_jax.types import Array, Inputs, Params, QFunction
 
@@ -13,6 +14,9 @@ from preqn_jax.types import Array, Inputs, Params, QFunction
 def row_ratio(gram: Array) -> Array:
     """R_i(K) = (1/N) sum_{j != i} |K_ij| / K_ii, `[N]`: how far an update at i reaches others
     (section 5.1).
+
+    >>> row_ratio(jnp.asarray([[1.0, 0.5], [0.5, 2.0]])).tolist()
+    [0.25, 0.125]
 
     A row without a diagonal has no off-diagonal either (Cauchy-Schwarz), and counts as 0.
     """
@@ -24,6 +28,10 @@ def row_ratio(gram: Array) -> Array:
 def alignment(change: Array, delta: Array) -> Array:
     """cos(Q' - Q, y - Q): how well an update moved Q `[B]` towards its targets (section 5.2, Figure
     3).
+
+    >>> delta = jnp.asarray([1.0, -2.0])
+    >>> alignment(0.1 * delta, delta).round(3).tolist(), alignment(-delta, delta).round(3).tolist()
+    (1.0, -1.0)
     """
     return cosine(change, delta)
 
@@ -73,7 +81,7 @@ def attribution(
     Raises:
       ValueError: z does not fit inputs.
     """
-    size = ntk.batch_size(inputs)
+    size = batch_size(inputs)
     if jnp.shape(z) != (size,):
         raise ValueError(
             f"z has the shape {jnp.shape(z)}, expected {(size,)}: a weight for each member of "

@@ -5,39 +5,39 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from preqn_jax import diagnostics, envs, examples, tabular
+from preqn_jax import diagnostics, envs, problems, tabular
 from preqn_jax.envs import finite
 from preqn_jax.options import UserError
 
 x64 = pytest.mark.usefixtures("x64")
 
 
-def errors(example, operator, steps=2000, alpha=0.5):
+def errors(problem, operator, steps=2000, alpha=0.5):
     """max |Q_k - Q*| for k = 0 to `steps`."""
-    step = lambda q: operator(example.mdp, q, alpha, example.rho, example.kernel)
-    path = tabular.iterate(step, example.start, steps)
-    return np.abs(np.asarray(path) - np.asarray(tabular.value_iteration(example.mdp, 1e-9).q)).max(
+    step = lambda q: operator(problem.mdp, q, alpha, problem.rho, problem.kernel)
+    path = tabular.iterate(step, problem.start, steps)
+    return np.abs(np.asarray(path) - np.asarray(tabular.value_iteration(problem.mdp, 1e-9).q)).max(
         axis=(1, 2)
     )
 
 
 @x64
-@pytest.mark.parametrize("name", examples.EXAMPLES)
-def test_every_example_is_a_problem_with_features_for_every_pair(name):
-    example = examples.EXAMPLES[name]()
-    tabular.check(example.mdp)
-    tabular.check_update(example.mdp, 0.1, example.rho, example.kernel)
-    assert example.features.shape[:2] == example.rho.shape == example.start.shape
-    assert example.theta.shape == example.features.shape[2:]
-    for s in np.flatnonzero(example.terminal):
-        assert np.all(example.mdp.transition[s, :, s] == 1) and np.all(
-            tabular.expected_reward(example.mdp)[s] == 0
+@pytest.mark.parametrize("name", problems.PROBLEMS)
+def test_every_problem_is_sound_with_features_for_every_pair(name):
+    problem = problems.PROBLEMS[name]()
+    tabular.check(problem.mdp)
+    tabular.check_update(problem.mdp, 0.1, problem.rho, problem.kernel)
+    assert problem.features.shape[:2] == problem.rho.shape == problem.start.shape
+    assert problem.theta.shape == problem.features.shape[2:]
+    for s in np.flatnonzero(problem.terminal):
+        assert np.all(problem.mdp.transition[s, :, s] == 1) and np.all(
+            tabular.expected_reward(problem.mdp)[s] == 0
         )
 
 
 @x64
 def test_bairds_star_diverges_with_the_gradient_and_converges_preconditioned():
-    star = examples.baird()
+    star = problems.baird()
     assert np.linalg.matrix_rank(star.kernel) == 14
     np.testing.assert_allclose(
         np.einsum("sa,sat->t", star.rho, star.mdp.transition), 1 / 7, atol=1e-12
@@ -59,7 +59,7 @@ def test_w_to_2w_diverges_above_five_sixths_whatever_the_preconditioner(gamma):
     """w' = w + alpha (6 gamma - 5) w / 2 by the gradient, w + alpha (6 gamma - 5) w / 5 by PreQN's
     step: one sign.
     """
-    problem = examples.w_to_2w(gamma)
+    problem = problems.w_to_2w(gamma)
     for operator, share in ((tabular.u3, 2), (tabular.preconditioned, 5)):
         got = errors(problem, operator, 50)
         np.testing.assert_allclose(
@@ -69,23 +69,23 @@ def test_w_to_2w_diverges_above_five_sixths_whatever_the_preconditioner(gamma):
 
 @x64
 def test_garnets_have_their_branches_and_differ_by_seed():
-    one, other = examples.garnet(20, 4, 3, seed=0), examples.garnet(20, 4, 3, seed=1)
+    one, other = problems.garnet(20, 4, 3, seed=0), problems.garnet(20, 4, 3, seed=1)
     assert np.all((np.asarray(one.mdp.transition) > 0).sum(axis=2) == 3)
     assert np.any(one.mdp.transition != other.mdp.transition)
     with pytest.raises(ValueError, match="branching is 21, expected 1 to 20"):
-        examples.garnet(20, branching=21)
+        problems.garnet(20, branching=21)
 
 
 @x64
 def test_wider_features_of_the_chain_leave_equation_17():
     slack = lambda width: float(
         diagnostics.generalization_slack(
-            (c := examples.chain(width=width)).kernel, c.rho.reshape(-1), c.mdp.gamma
+            (c := problems.chain(width=width)).kernel, c.rho.reshape(-1), c.mdp.gamma
         ).min()
     )
     slacks = [slack(width) for width in (0.1, 0.5, 1.0, 2.0)]
     assert slacks[0] > 0 > slacks[1] and slacks == sorted(slacks, reverse=True)
-    chain = examples.chain()
+    chain = problems.chain()
     best = np.asarray(tabular.value_iteration(chain.mdp).q)
     assert np.all(best.argmax(axis=1) == 1) and np.all(
         np.diff(best[:, 1]) > 0
@@ -94,7 +94,7 @@ def test_wider_features_of_the_chain_leave_equation_17():
 
 @x64
 def test_the_gridworlds_values_fall_with_the_distance_to_the_goal():
-    grid = examples.gridworld(4, gamma=0.9, slip=0.0)
+    grid = problems.gridworld(4, gamma=0.9, slip=0.0)
     best = np.asarray(tabular.value_iteration(grid.mdp, 1e-9).q).max(axis=1).reshape(4, 4)
     distance = np.add.outer(np.arange(4), np.arange(4))
     expected = np.where(distance == 6, 0, 0.9 ** (5.0 - distance))
@@ -114,8 +114,8 @@ def rollout(env_id, steps, num_envs=200):
 
 
 def test_an_environment_has_the_transitions_and_rewards_of_its_table():
-    example = examples.gridworld()
-    states, actions = example.rho.shape
+    problem = problems.gridworld()
+    states, actions = problem.rho.shape
     counts, ends = np.zeros((states, actions, states)), []
     for obs, action, step in rollout("tabular/gridworld", 60):
         assert np.all(obs.sum(axis=1) == 1) and obs.shape == (200, states)
@@ -125,17 +125,17 @@ def test_an_environment_has_the_transitions_and_rewards_of_its_table():
         )  # the nearest centre
         np.add.at(counts, (s, a, after), 1)
         np.testing.assert_array_equal(
-            step.reward, np.asarray(example.mdp.reward)[s, a, after].astype(np.float32)
+            step.reward, np.asarray(problem.mdp.reward)[s, a, after].astype(np.float32)
         )
-        np.testing.assert_array_equal(step.terminated, np.asarray(example.terminal)[after])
+        np.testing.assert_array_equal(step.terminated, np.asarray(problem.terminal)[after])
         ends.append(step.truncated.sum())
-    assert not np.any(counts[np.asarray(example.mdp.transition) == 0])
+    assert not np.any(counts[np.asarray(problem.mdp.transition) == 0])
     seen = counts.sum(axis=2)
-    rare = np.asarray(example.terminal)
+    rare = np.asarray(problem.terminal)
     assert seen[~rare].min() > 50 and seen[rare].sum() == 0
     frequency = counts[~rare] / seen[~rare][:, :, None]
     spread = np.sqrt(0.25 / seen[~rare])[:, :, None]
-    assert np.all(np.abs(frequency - np.asarray(example.mdp.transition)[~rare]) < 5 * spread)
+    assert np.all(np.abs(frequency - np.asarray(problem.mdp.transition)[~rare]) < 5 * spread)
     assert sum(ends[:49]) == 0 and ends[49] > 0  # cut off after 50 steps
 
 
@@ -143,11 +143,11 @@ def test_the_counterexamples_do_not_end():
     """The second state of w-to-2w stays with reward 0; were it terminal, nothing would be
     bootstrapped there.
     """
-    assert not examples.baird().terminal.any() and not examples.w_to_2w().terminal.any()
+    assert not problems.baird().terminal.any() and not problems.w_to_2w().terminal.any()
 
 
 def test_episodes_start_where_the_data_are():
-    skewed = examples.garnet()._replace(rho=jnp.zeros((10, 3)).at[4].set(1 / 6).at[7, 0].set(1 / 2))
+    skewed = problems.garnet()._replace(rho=jnp.zeros((10, 3)).at[4].set(1 / 6).at[7, 0].set(1 / 2))
     env = finite.functional(skewed)
     assert (
         jax.eval_shape(env.step, jnp.int32(0), jnp.zeros(1), jax.random.key(0))[1].reward.shape
@@ -157,6 +157,6 @@ def test_episodes_start_where_the_data_are():
     assert set(starts) == {4, 7} and abs(np.mean(starts == 4) - 0.5) < 0.15
 
 
-def test_a_mistyped_example_is_said():
+def test_a_mistyped_problem_is_said():
     with pytest.raises(UserError, match="did you mean 'tabular/baird'"):
         envs.make("tabular/bard", 1)

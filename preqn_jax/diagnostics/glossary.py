@@ -1,0 +1,153 @@
+"""Of every number of `diagnose`: what it is, where it comes from, what a high value means, and what
+to do about it.
+
+Remedies speak of the library's own arguments; a binary that has flags for them translates.
+"""
+
+from typing import NamedTuple
+
+
+class Entry(NamedTuple):
+    """What a number of `diagnose` is."""
+
+    formula: str
+    source: str
+    high: str  # what a high value (or, where it says so, a low one) means
+    remedy: str
+
+
+_SMALLER = "take smaller steps, or PreQN's (steps.preconditioned)"
+_PRECONDITION = "precondition (steps.preconditioned), or use sin instead of relu"
+_SLOW = "bootstrap from slow copies (target=) or from the least of two critics (members=2)"
+_DATA = "collect data where the policy acts, or keep the policy near the data"
+_PLASTIC = "fewer updates for each environment step, a smaller learning rate, or a fresh last layer"
+
+GLOSSARY: dict[str, Entry] = {
+    "q_mean": Entry("mean Q(X)", "", "alone it says little: see soft_divergence and bias", _SLOW),
+    "q_largest": Entry(
+        "max |Q(X)|", "", "alone it says little: see soft_divergence and bias", _SLOW
+    ),
+    "td_error": Entry(
+        "mean |delta|, delta = y - Q(X)",
+        "section 2.2",
+        "Q runs after targets that it moves itself",
+        _SLOW,
+    ),
+    "diagonal_mean": Entry(
+        "mean K_ii", "Eq. 9; section 5.1", "a given step moves Q far: overshooting", _SMALLER
+    ),
+    "row_ratio": Entry(
+        "mean_i sum_{j != i} |K_ij| / (N K_ii)",
+        "section 5.1",
+        "a step at one place moves Q at all others",
+        _PRECONDITION,
+    ),
+    "alpha": Entry(
+        "argmin_a |dQ - a K delta / B|, dQ to first order, unless given",
+        "Eq. 5",
+        "the Eq. 5 step that does what this update does is long",
+        _SMALLER,
+    ),
+    "contraction_bound": Entry(
+        "beta(K) = max_i sum_j (|1_ij - alpha K_ij / B| + |alpha| gamma |K_ij| / B)",
+        "proof of Theorem 2",
+        "below 1 the update is a contraction; above, Theorem 2 is silent, as for nearly all "
+        "networks",
+        _PRECONDITION,
+    ),
+    "overshoot_slack": Entry(
+        "min_i (1 - alpha K_ii / B)",
+        "Eq. 16",
+        "low: below 0 a TD error comes back larger, with its sign turned",
+        _SMALLER,
+    ),
+    "generalization_slack": Entry(
+        "min_i ((1 - gamma) K_ii - (1 + gamma) sum_{j != i} |K_ij|) / B",
+        "Eq. 17",
+        "low: below 0 what others do to Q_i may outweigh what i does",
+        _PRECONDITION,
+    ),
+    "alignment": Entry(
+        "cos(dQ, delta)",
+        "section 5.2",
+        "low: updates do not move Q towards their targets",
+        _PRECONDITION,
+    ),
+    "gain": Entry(
+        "<dQ, delta> / |delta|^2",
+        "Eq. 16 along delta",
+        "above 1 an update overshoots its targets, above 2 errors grow",
+        _SMALLER,
+    ),
+    "linearization_error": Entry(
+        "|dQ - grad Q (theta' - theta)| / |grad Q (theta' - theta)|, for Eq. 5 |dQ - alpha K delta "
+        "/ B| / |alpha K delta / B|",
+        "Eq. 6",
+        "at 1 the second-order change is as large as the first: nothing in section 3 holds",
+        _SMALLER,
+    ),
+    "effective_rank": Entry(
+        "(tr K)^2 / |K|_F^2",
+        "participation ratio",
+        "low: few directions carry all of Q; all pairs move together",
+        _PRECONDITION,
+    ),
+    "condition": Entry(
+        "lambda_max(K) / lambda_min(K), at most 1 / eps",
+        "section 4",
+        "K^-1 amplifies rounding and noise",
+        "more damping (damping=), or a solver with a cut-off (solve.eigh)",
+    ),
+    "self_excitation": Entry(
+        "max Re eig(gamma d K(X*, X) - K(X, X)) / mean K_ii",
+        "Yue et al. 2023",
+        "above 0 a rise of Q raises its own targets by more: it grows by itself",
+        _SLOW + "; LayerNorm in the critic",
+    ),
+    "soft_divergence": Entry(
+        "max |Q(X)| / (r_max / (1 - gamma))",
+        "van Hasselt et al. 2018",
+        "above 1 Q promises what no policy can earn",
+        _SLOW,
+    ),
+    "interference": Entry(
+        "sum_{i != j} delta_i delta_j K_ij / ((N - 1) sum_i delta_i^2 K_ii)",
+        "Bengio et al. 2020",
+        "near 1 all examples pull the parameters the same way, as when Q drifts as a whole",
+        _PRECONDITION,
+    ),
+    "extrapolation": Entry(
+        "(mean Q(X*) - mean Q(X)) / std Q(X)",
+        "section 3.2, failure mode 4; Fujimoto et al. 2018",
+        "above 1 the policy's own actions are valued beyond what the data's are",
+        _DATA,
+    ),
+    "feature_rank": Entry(
+        "least k with sum_{i <= k} sigma_i >= 0.99 sum_i sigma_i, sigma of the last hidden layer "
+        "`[N, width]`",
+        "Kumar et al. 2021",
+        "low: the features have collapsed",
+        _PLASTIC,
+    ),
+    "dormant_share": Entry(
+        "share of hidden units with mean |h| at most 0.025 of their layer's mean",
+        "Sokar et al. 2023",
+        "units no longer learn",
+        _PLASTIC,
+    ),
+    "coadaptation": Entry(
+        "mean cos(h(s, a), h(s', a')) of the last hidden layer",
+        "Kumar et al. 2022, whose inner product is divided by the lengths here",
+        "near 1 Q cannot tell a pair from the one it bootstraps from",
+        _PRECONDITION,
+    ),
+    "bias": Entry(
+        "mean (Q(s, a) - G), G the discounted Monte-Carlo return from (s, a)",
+        "Fujimoto et al. 2018",
+        "Q overestimates",
+        _SLOW,
+    ),
+    "bias_relative": Entry(
+        "bias / mean |G|", "", "at 1 Q is off by as much as there is to earn", _SLOW
+    ),
+}

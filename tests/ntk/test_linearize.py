@@ -1,0 +1,162 @@
+"""The kernel, the values and the pullback of every kind of network: structured, by Jacobians, and
+by a loop of `jax.grad`.
+"""
+
+import warnings
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import oracles
+from preqn_jax import networks, ntk
+from zoo import TRAINED, ZOO
+from zoo_base import BATCH, Net, arrays, draw, flax_case, jit, loop_of_gradients, weights
+
+
+def by_both_methods(name, dtype):
+    """`{method: (values, gram, pullback(z))}` under jit, with the case and z."""
+    q, params, inputs = ZOO[name](dtype)
+    z = jnp.asarray(draw(99, BATCH), dtype)
+
+    @jit
+    def run(params, inputs, z):
+        found = {}
+        for method in ntk.METHODS:
+            lin = ntk.linearize(q, params, inputs, method=method)
+            found[method] = (lin.values, lin.gram, lin.pullback(z))
+        return found
+
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "error", UserWarning
+        )  # every leaf of the zoo is small: no reason for a warning
+        return run(params, inputs, z), q, params, inputs, z
+
+
+def check_gram(gram, tolerance):
+    assert oracles.relative_error(gram, gram.T) < tolerance
+    spectrum = np.linalg.eigvalsh(np.asarray(gram, np.float64))
+    assert spectrum[0] > -tolerance * spectrum[-1]
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_values_kernel_and_pullback_equal_a_loop_of_gradients(name, x64):
+    found, q, params, inputs, z = by_both_methods(name, "float64")
+    values, phi = loop_of_gradients(q, params, inputs)
+    for method, (got_values, gram, pulled) in found.items():
+        assert oracles.relative_error(got_values, values) < 1e-10, method
+        assert oracles.relative_error(gram, oracles.kernel(phi)) < 1e-10, method
+        assert (
+            oracles.relative_error(oracles.theta(jax.tree.leaves(pulled)), phi @ np.asarray(z))
+            < 1e-10
+        ), method
+        assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), pulled) == jax.tree.map(
+            lambda leaf: (leaf.shape, leaf.dtype), params
+        )
+        check_gram(gram, 1e-10)
+    assert oracles.relative_error(found["structured"][1], found["jacobian"][1]) < 1e-10
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_structured_equals_jacobian_in_float32(name):
+    found, _, params, _, _ = by_both_methods(name, "float32")
+    for got, expected in zip(found["structured"][:2], found["jacobian"][:2], strict=True):
+        assert got.dtype == expected.dtype == jnp.float32
+        assert oracles.relative_error(got, expected) < 1e-5
+    pulled, expected = (jax.tree.leaves(found[method][2]) for method in ntk.METHODS)
+    assert [leaf.dtype for leaf in pulled] == [leaf.dtype for leaf in jax.tree.leaves(params)]
+    assert oracles.relative_error(oracles.theta(pulled), oracles.theta(expected)) < 1e-5
+    check_gram(found["structured"][1], 1e-5)
+
+
+@pytest.mark.parametrize("name", ["mlp_2_tanh_bias", "set_of_11", "batched_einsum", "convolutions"])
+def test_vmap_over_seeds_equals_a_loop(name):
+    q, params, inputs = ZOO[name]("float32")
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf, leaf + 0.2]), params)
+    z = jnp.asarray(draw(99, BATCH), jnp.float32)
+
+    def run(params):
+        lin = ntk.linearize(q, params, inputs)
+        return lin.values, lin.gram, lin.pullback(z)
+
+    together = jit(jax.vmap(run))(stacked)
+    one = jit(run)
+    for seed in range(3):
+        alone = one(jax.tree.map(lambda leaf, seed=seed: leaf[seed], stacked))
+        for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+            assert oracles.relative_error(a[seed], b) < 1e-5
+
+
+def test_vmap_may_close_over_what_it_batches():
+    """A q that closes over one seed's own arrays (a tracer under vmap) keeps to that seed."""
+    bases = jnp.asarray(draw(0, 3, 5, 6), jnp.float32)
+    params, inputs = (
+        arrays("float32", {"w": weights(1, 6, 7)}),
+        arrays("float32", (draw(2, BATCH, 5),)),
+    )
+
+    def gram(basis):
+        return ntk.linearize(
+            lambda p, x: jnp.sum(jnp.tanh(jnp.sin(x @ basis) @ p["w"])), params, inputs
+        ).gram
+
+    together, gram = jit(jax.vmap(gram))(bases), jit(gram)
+    for seed in range(3):
+        assert oracles.relative_error(together[seed], gram(bases[seed])) < 1e-5
+
+
+def test_without_jit_and_after_it_the_same():
+    q, params, inputs = ZOO["mlp_1_sin_bias"]("float32")
+    lin = ntk.linearize(q, params, inputs)
+    again = jit(lambda p, x: ntk.linearize(q, p, x)[:2])(params, inputs)
+    assert oracles.relative_error(lin.values, again[0]) < 1e-5
+    assert oracles.relative_error(lin.gram, again[1]) < 1e-5
+    _, phi = loop_of_gradients(q, params, inputs)
+    for i in range(2):  # a pullback is a function: any z, any number of times, inside of jit too
+        z = jnp.zeros(BATCH).at[i].set(1.0)
+        for pull in (lin.pullback, jax.jit(lin.pullback)):
+            assert oracles.relative_error(oracles.theta(jax.tree.leaves(pull(z))), phi[:, i]) < 1e-5
+
+
+def test_unused_parameters_have_zero_gradients():
+    q, params, inputs = ZOO["unused_neighbours"]("float32")
+
+    def pull(params, inputs, method: Any):
+        return ntk.linearize(q, params, inputs, method=method).pullback(jnp.ones(BATCH))
+
+    for method in ntk.METHODS:
+        pulled = jit(partial(pull, method=method))(params, inputs)
+        used = pulled["critics"].pop("first")
+        assert all(jnp.all(leaf == 0) for leaf in jax.tree.leaves(pulled))
+        assert jnp.any(used["w"] != 0)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("activation", sorted(oracles.ACTIVATIONS))
+def test_equals_backpropagation_in_numpy(activation, use_bias, x64):
+    sizes = {"sin": (8, 9), "tanh": (7,), "relu": (8, 9, 7)}[activation]
+    act = networks.ACTIVATIONS[activation]
+
+    def body(x):
+        for size in sizes:
+            x = act(nn.Dense(size, use_bias=use_bias)(x))
+        return nn.Dense(1, use_bias=use_bias)(x)
+
+    q, params, (x,) = flax_case(Net(body), "float64", (5,))
+    values, phi = oracles.mlp(oracles.layers_of(params), activation, x)
+    z = draw(99, BATCH)
+
+    def run(params, x, z, method):
+        lin = ntk.linearize(q, params, (x,), method=method)
+        return lin.values, lin.gram, lin.pullback(z)
+
+    for method in ntk.METHODS:
+        got_values, gram, pulled = jit(partial(run, method=method))(params, x, jnp.asarray(z))
+        assert oracles.relative_error(got_values, values) < 1e-12
+        assert oracles.relative_error(gram, oracles.kernel(phi)) < 1e-12
+        assert oracles.relative_error(oracles.theta(jax.tree.leaves(pulled)), phi @ z) < 1e-12

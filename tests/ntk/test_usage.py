@@ -1,0 +1,131 @@
+"""Which weights are taken apart, what that costs, and in which precision."""
+
+import math
+import warnings
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.extend import core as jex
+
+from preqn_jax import ntk
+from zoo_base import BATCH, Net, flax_case
+
+
+def _either_side(w, x):
+    return jnp.tanh(x @ w) * jnp.sin(jnp.einsum("io,i->o", w, x))
+
+
+BIG = {
+    "either side": (_either_side, (50, 60)),
+    "jit": (jax.jit(_either_side), (50, 60)),
+    "remat": (jax.checkpoint(_either_side), (50, 60)),
+    "jit in remat in jit": (jax.jit(jax.checkpoint(jax.jit(_either_side))), (50, 60)),
+    "members": (lambda w, x: jnp.einsum("i,gio->go", x, w), (3, 50, 20)),
+    "members with inputs": (lambda w, x: jax.vmap(jnp.matmul)(x.reshape(2, 25), w), (2, 25, 30)),
+    "two axes": (lambda w, x: jnp.einsum("ij,ijo->o", x.reshape(2, 25), w), (2, 25, 30)),
+}
+
+
+@pytest.mark.parametrize("name", BIG)
+def test_a_weight_used_by_products_alone_is_taken_apart_without_a_warning(name):
+    layer, shape = BIG[name]
+    q = lambda p, x: jnp.sum(jnp.tanh(layer(p["w"], x)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        found = jax.eval_shape(
+            lambda p, x: ntk.linearize(q, p, (x,)).gram, {"w": jnp.zeros(shape)}, jnp.zeros((2, 50))
+        )
+    assert found.shape == (2, 2)
+
+
+@pytest.mark.parametrize("width, warns", [(16, False), (80, True)])
+def test_only_a_big_leaf_on_the_slow_way_is_named_in_a_warning(width, warns):
+    def body(x):
+        return nn.Dense(1)(jnp.tanh(nn.Conv(width, (3, 3), name="filters")(x)).mean(axis=(0, 1)))
+
+    q, params, inputs = flax_case(Net(body), "float32", (4, 4, 3))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        jax.eval_shape(lambda p: ntk.linearize(q, p, inputs).gram, params)
+        jax.eval_shape(
+            lambda p: ntk.linearize(q, p, inputs, method="jacobian").gram, params
+        )  # asked for: no complaint
+    texts = [
+        str(w.message)
+        for w in caught
+        if issubclass(w.category, UserWarning) and "structured" in str(w.message)
+    ]
+    assert len(texts) == warns
+    if warns:
+        assert (
+            "filters" in texts[0] and "conv_general_dilated" in texts[0] and "Dense" not in texts[0]
+        )
+
+
+def equations(jaxpr):
+    """Every equation of a jaxpr, inner ones included."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jex.jaxprs_in_params(eqn.params):
+            yield from equations(inner)
+
+
+def largest_intermediate(jaxpr):
+    """Entries of the largest array that any equation makes."""
+    return max(math.prod(v.aval.shape) for eqn in equations(jaxpr) for v in eqn.outvars)
+
+
+@pytest.mark.parametrize("method", ntk.METHODS)
+@pytest.mark.parametrize("positions", [1, 2, 11])
+def test_no_product_leaves_its_precision_to_a_default(positions, method):
+    """An accelerator's default puts errors of 1e-3 into K. The network here asks for HIGH, the
+    kernel for HIGHEST.
+    """
+    high, highest = jax.lax.Precision.HIGH, jax.lax.Precision.HIGHEST
+
+    def body(x):
+        return nn.Dense(1, precision=high)(
+            jnp.mean(jnp.tanh(nn.Dense(8, precision=high)(x)), axis=0)
+        )
+
+    q, params, inputs = flax_case(Net(body), "float32", (positions, 5))
+
+    def run(params, z):
+        lin = ntk.linearize(q, params, inputs, method=method)
+        return lin.gram, lin.pullback(z), ntk.kernel(q, params, inputs, method=method)
+
+    products = [
+        e
+        for e in equations(jax.make_jaxpr(run)(params, jnp.ones(BATCH)).jaxpr)
+        if e.primitive.name == "dot_general"
+    ]
+    assert {e.params["precision"] for e in products} == {(high, high), (highest, highest)}
+
+
+@pytest.mark.parametrize("what", ["gram and pullback", "kernel"])
+def test_no_per_example_gradient_of_a_weight_exists_on_the_structured_way(what):
+    """For 16 x 32 weights and a batch of 8 the smallest Jacobian has 8 * 16 * 32 entries; nothing
+    else comes near.
+    """
+    batch, size_in, size_out = 8, 16, 32
+
+    def body(x):
+        return nn.Dense(1)(jnp.tanh(nn.Dense(size_in)(jnp.tanh(nn.Dense(size_out)(x)))))
+
+    q, params, _ = flax_case(Net(body), "float32", (size_in,))
+    x = jnp.zeros((batch, size_in))
+
+    def run(params, x, method):
+        if what == "kernel":
+            return ntk.kernel(q, params, (x,), block=batch, method=method)
+        lin = ntk.linearize(q, params, (x,), method=method)
+        return lin.values, lin.gram, lin.pullback(lin.values)
+
+    largest = {
+        m: largest_intermediate(jax.make_jaxpr(lambda p, x, m=m: run(p, x, m))(params, x).jaxpr)
+        for m in ntk.METHODS
+    }
+    assert largest["structured"] <= size_in * size_out  # a weight itself, as the pullback makes it
+    assert largest["jacobian"] >= batch * size_in * size_out

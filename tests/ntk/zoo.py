@@ -1,0 +1,39 @@
+"""Every kind of network that the kernel is tried on, by name: `ZOO[name](dtype) -> (q, params,
+inputs)`.
+"""
+
+import zoo_flax  # noqa: F401  (they put theirs into ZOO)
+import zoo_functions  # noqa: F401
+from zoo_base import ZOO
+
+__all__ = ["TRAINED", "ZOO"]
+
+# Of the exotic layouts only the algebra is in question, and float64 shows it; float32 is for the
+# networks that people train.
+TRAINED = [name for name in ZOO if name.startswith("mlp") and not name.endswith("no_bias")]
+TRAINED += [
+    "critic",
+    "layer_norm",
+    "residual",
+    "layer_used_twice",
+    "set_of_2",
+    "set_of_11",
+    "attention",
+    "ensemble_mean",
+]
+TRAINED += [
+    "ensemble_min",
+    "ensemble_each_its_input",
+    "remat",
+    "jitted",
+    "convolutions",
+    "tied_by_transpose",
+]
+TRAINED += [
+    "product_and_penalty",
+    "closes_over_arrays",
+    "weights_on_the_left",
+    "batched_einsum",
+    "flax_scan",
+    "lax_scan",
+]

@@ -1,0 +1,143 @@
+"""Batches that have no good step, and what a person may get wrong."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from preqn_jax import solve, steps
+from step_cases import (
+    BATCH,
+    LAX,
+    PREQN,
+    SOLVERS,
+    STEPS,
+    case,
+    critic,
+    duplicated,
+    jit,
+    move_error,
+    oracle,
+    take,
+    unchanged,
+)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_equal_inputs_with_opposite_targets_leave_theta_as_it_is(solver):
+    """Q' - Q is the same on equal inputs, so that its cosine with opposite errors is 0: no step can
+    be accepted.
+    """
+    params, inputs, _, x = case(dtype="float32")
+    inputs, _ = duplicated(inputs, x)
+    step = steps.preconditioned(critic("tanh"), 0.25, 0.5, SOLVERS[solver], max_steps=5)
+    values = take(step, params, inputs, jnp.zeros(BATCH))[2].values
+    errors = jnp.asarray([1.0, -2.0, 0.5, 1.5])
+    new, _, info = take(step, params, inputs, values + jnp.concatenate([errors, -errors]))
+    assert info.metrics["linesearch/accepted"] == 0
+    assert info.metrics["linesearch/backtracks"] == 5
+    assert info.metrics["critic/alignment"] == 0  # of the step that was taken: none
+    assert unchanged(new, params)
+    reported = [value for name, value in info.metrics.items() if not name.startswith("solve/")]
+    assert jnp.all(jnp.isfinite(jnp.stack(reported)))
+    assert info.metrics["solve/finite"] == 0 or jnp.isfinite(info.metrics["solve/residual"])
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_zero_errors_move_nothing(name):
+    params, inputs, targets, _ = case(dtype="float32")
+    step = STEPS[name](critic("tanh"))
+    update = jit(step.update)
+    values = update(params, step.init(params), inputs, targets)[2].values
+    new, _, info = update(params, step.init(params), inputs, values)
+    assert jnp.all(info.delta == 0)
+    assert unchanged(new, params)
+    assert jnp.all(jnp.isfinite(jnp.stack(list(info.metrics.values()))))
+    assert info.metrics["critic/alignment"] == 0
+    if name in PREQN:  # nothing to do is not a failure
+        assert info.metrics["linesearch/accepted"] == 1
+        assert info.metrics["linesearch/backtracks"] == 0
+
+
+@pytest.mark.parametrize("solver", ["eigh", "cholesky", "cg"])
+def test_a_target_that_is_no_number_is_never_accepted(solver):
+    params, inputs, targets, _ = case(dtype="float32")
+    step = steps.preconditioned(critic("tanh"), 0.25, LAX, SOLVERS[solver], max_steps=3)
+    for bad in (jnp.nan, jnp.inf):
+        new, _, info = take(step, params, inputs, targets.at[2].set(bad))
+        assert info.metrics["linesearch/accepted"] == 0
+        assert info.metrics["linesearch/backtracks"] == 3
+        assert info.metrics["critic/alignment"] == 0
+        assert unchanged(new, params)
+
+
+def test_a_batch_of_one(x64):
+    params, inputs, targets, x = case(batch=1)
+    theta, phi, delta = oracle(params, x, targets)
+    new, _, _ = take(
+        steps.preconditioned(critic(), 0.25, LAX, solve.eigh()), params, inputs, targets
+    )
+    assert (
+        move_error(new, params, theta + 0.25 * phi[:, 0] * delta[0] / (phi[:, 0] @ phi[:, 0]))
+        < 1e-10
+    )
+
+
+@pytest.mark.parametrize("eta", [-1.0, 1.0, 1.5, float("nan")])
+def test_eta_out_of_range(eta):
+    with pytest.raises(ValueError, match=r"eta is a cosine and must lie in \(-1, 1\), got"):
+        steps.preconditioned(critic(), eta=eta)
+
+
+@pytest.mark.parametrize("alpha", [0.0, -0.1, float("nan")])
+@pytest.mark.parametrize("make", [steps.preconditioned, steps.natural_gradient])
+def test_learning_rate_out_of_range(make, alpha):
+    with pytest.raises(ValueError, match="learning_rate must be positive, got"):
+        make(critic(), alpha)
+
+
+def test_damping_out_of_range():
+    with pytest.raises(ValueError, match=r"damping must not be negative, got -0.1"):
+        steps.natural_gradient(critic(), 0.1, -0.1)
+
+
+@pytest.mark.parametrize(
+    "option, text",
+    [
+        ({"decay": 1.0}, r"decay must lie in \(0, 1\), got 1.0"),
+        ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
+        ({"method": "x"}, 'method must be "structured" or "jacobian", got'),
+        ({"solve": "cholesky"}, r"solve is 'cholesky', expected a function .* solve.cholesky\(\)"),
+    ],
+)
+def test_options_that_a_step_hands_on_are_checked_as_it_is_made(option, text):
+    with pytest.raises(ValueError, match=text):
+        steps.preconditioned(critic(), **option)
+
+
+def test_iterations_of_the_primal_step_are_at_least_one():
+    with pytest.raises(ValueError, match="max_steps must be at least 1, got 0"):
+        steps.natural_gradient(critic(), primal=True, max_steps=0)
+
+
+@pytest.mark.parametrize("members", [None, 3])
+@pytest.mark.parametrize("shape", [(BATCH, 1), (1,), (), (BATCH - 1,), (3, BATCH)])
+@pytest.mark.parametrize("name", ["sgd", "preqn", "ngql", "ngql_primal"])
+def test_targets_of_another_shape_are_refused(name, shape, members):
+    """A column of targets would be broadcast to a square of TD errors."""
+    params, inputs, _, _ = case(dtype="float32")
+    step = STEPS[name](critic())
+    if members:
+        params = jax.tree.map(lambda leaf: jnp.stack([leaf] * members), params)
+        step = steps.ensemble(step)
+    with pytest.raises(ValueError, match=rf"^targets has the shape .*, expected \({BATCH},\)") as e:
+        jax.eval_shape(step.update, params, step.init(params), inputs, jnp.zeros(shape))
+    assert f"targets has the shape {shape}, expected" in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["sgd", "preqn", "ngql", "ngql_primal"])
+def test_inputs_are_a_tuple(name):
+    params, (obs, action), targets, _ = case(dtype="float32")
+    step = STEPS[name](critic())
+    for inputs in (obs, [obs, action]):
+        with pytest.raises(ValueError, match=r"^inputs is of the type .*, expected a tuple"):
+            step.update(params, step.init(params), inputs, targets)
