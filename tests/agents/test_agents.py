@@ -490,7 +490,9 @@ def test_sac_policy_climbs_what_its_loss_says():
             mean, log_std = actor.apply(phi, obs)  # pyright: ignore
             action, log_prob = agents.tanh_gaussian(mean, log_std, noise)
             return (
-                jnp.min(jax.vmap(critic.apply, in_axes=(0, None, None))(end.critic, obs, action))
+                jnp.min(
+                    jax.vmap(critic.apply, in_axes=(0, None, None))(end.critic.params, obs, action)
+                )
                 - 0.1 * log_prob
             )
 
