@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import oracles
-from preqn_jax import diagnostics, networks, ntk
+from preqn_jax import measures, networks, ntk
 
 
 def gram(seed, size=9):
@@ -20,7 +20,7 @@ def gram(seed, size=9):
 def test_row_ratio_equals_the_formula(seed):
     expected = oracles.row_ratio(gram(seed))
     assert (gram(seed) < 0).any()  # the formula takes absolute values
-    got = jax.jit(diagnostics.row_ratio)(jnp.asarray(gram(seed), jnp.float32))
+    got = jax.jit(measures.row_ratio)(jnp.asarray(gram(seed), jnp.float32))
     assert got.shape == (9,)
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
@@ -30,22 +30,22 @@ def test_row_ratio_divides_a_row_by_its_own_diagonal():
     diagonal.
     """
     np.testing.assert_allclose(
-        diagnostics.row_ratio(jnp.asarray([[1.0, 2.0], [2.0, 4.0]])), [1.0, 0.25]
+        measures.row_ratio(jnp.asarray([[1.0, 2.0], [2.0, 4.0]])), [1.0, 0.25]
     )
 
 
 def test_row_ratio_of_a_diagonal_kernel_is_zero():
-    assert jnp.all(diagnostics.row_ratio(jnp.diag(jnp.asarray([1.0, 1e-3, 1e3]))) == 0)
+    assert jnp.all(measures.row_ratio(jnp.diag(jnp.asarray([1.0, 1e-3, 1e3]))) == 0)
 
 
 def test_row_ratio_does_not_depend_on_the_scale():
     k = jnp.asarray(gram(0), jnp.float32)
-    np.testing.assert_allclose(diagnostics.row_ratio(1e6 * k), diagnostics.row_ratio(k), rtol=1e-5)
+    np.testing.assert_allclose(measures.row_ratio(1e6 * k), measures.row_ratio(k), rtol=1e-5)
 
 
 def test_a_row_without_a_diagonal_counts_as_zero():
     k = jnp.asarray(gram(0), jnp.float32).at[2].set(0).at[:, 2].set(0)
-    got = diagnostics.row_ratio(k)
+    got = measures.row_ratio(k)
     assert got[2] == 0
     keep = np.delete(np.arange(9), 2)
     np.testing.assert_allclose(
@@ -53,12 +53,12 @@ def test_a_row_without_a_diagonal_counts_as_zero():
         oracles.row_ratio(np.asarray(k, np.float64)[np.ix_(keep, keep)]) * 8 / 9,
         rtol=1e-5,
     )
-    assert jnp.all(diagnostics.row_ratio(jnp.zeros((3, 3))) == 0)
+    assert jnp.all(measures.row_ratio(jnp.zeros((3, 3))) == 0)
 
 
 def test_row_ratio_under_vmap_equals_a_loop():
     ks = jnp.asarray(np.stack([gram(s) for s in range(3)]), jnp.float32)
-    together = jax.vmap(diagnostics.row_ratio)(ks)
+    together = jax.vmap(measures.row_ratio)(ks)
     np.testing.assert_allclose(
         together, np.stack([oracles.row_ratio(gram(s)) for s in range(3)]), rtol=1e-5
     )
@@ -66,9 +66,9 @@ def test_row_ratio_under_vmap_equals_a_loop():
 
 def test_alignment_is_the_cosine_of_a_change_with_the_errors():
     change, delta = np.random.default_rng(0).normal(size=(2, 16)).astype(np.float32)
-    got = diagnostics.alignment(jnp.asarray(change), jnp.asarray(delta))
+    got = measures.alignment(jnp.asarray(change), jnp.asarray(delta))
     np.testing.assert_allclose(got, oracles.cosine(change, delta), atol=3e-7)
-    assert jnp.allclose(diagnostics.alignment(0.1 * delta, delta), 1, atol=3e-7)
+    assert jnp.allclose(measures.alignment(0.1 * delta, delta), 1, atol=3e-7)
 
 
 # --- what an update does to Q, and who did it -----------------------------------------------------
@@ -77,7 +77,7 @@ def test_alignment_is_the_cosine_of_a_change_with_the_errors():
 @pytest.mark.parametrize("seed", range(3))
 def test_gain_is_the_share_of_the_errors_that_is_taken_away(seed, x64):
     change, delta = np.random.default_rng(seed).normal(size=(2, 16))
-    gain = jax.jit(diagnostics.gain)
+    gain = jax.jit(measures.gain)
     expected = sum(c * d for c, d in zip(change, delta, strict=True)) / sum(d**2 for d in delta)
     np.testing.assert_allclose(gain(change, delta), expected, rtol=1e-12)
     for share in (0.25, 2.0, -1.0):
@@ -87,9 +87,9 @@ def test_gain_is_the_share_of_the_errors_that_is_taken_away(seed, x64):
 def test_gain_with_a_diagonal_kernel_lies_between_the_least_and_the_largest_of_equation_16(x64):
     """The mean of alpha K_ii / N, each counted with delta_i^2."""
     diagonal, alpha, rng = np.array([0.5, 2.0, 7.0]), 0.6, np.random.default_rng(0)
-    slack = np.asarray(diagnostics.overshoot_slack(jnp.diag(jnp.asarray(diagonal)), 1 / 3, alpha))
+    slack = np.asarray(measures.overshoot_slack(jnp.diag(jnp.asarray(diagonal)), 1 / 3, alpha))
     np.testing.assert_allclose(slack, [0.9, 0.6, -0.4], rtol=1e-12)
-    gain = jax.jit(diagnostics.gain)
+    gain = jax.jit(measures.gain)
     for delta in (*np.eye(3), *rng.normal(size=(9, 3))):
         got = float(gain(alpha * diagonal * delta / 3, delta))
         np.testing.assert_allclose(
@@ -102,14 +102,14 @@ def test_gain_with_a_diagonal_kernel_lies_between_the_least_and_the_largest_of_e
 def test_gain_neither_overflows_nor_vanishes(size):
     """In float32, where the square of 1e25 is infinite and that of 1e-25 is zero."""
     delta = jnp.asarray([1.0, -2.0, 0.5], jnp.float32) * size
-    np.testing.assert_allclose(jax.jit(diagnostics.gain)(0.5 * delta, delta), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(measures.gain)(0.5 * delta, delta), 0.5, rtol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_interference_equals_the_formula(seed, x64):
     k, delta = gram(seed), np.random.default_rng(10 + seed).normal(size=9)
     pairs = [(i, j) for i in range(9) for j in range(9) if i != j]
-    interference = jax.jit(diagnostics.interference)
+    interference = jax.jit(measures.interference)
     others = sum(delta[i] * delta[j] * k[i, j] for i, j in pairs)
     expected = others / (8 * sum(delta[i] ** 2 * k[i, i] for i in range(9)))
     got = interference(k, delta)
@@ -122,7 +122,7 @@ def test_interference_goes_from_opposition_to_unison(x64):
     one and the same.
     """
     ones, opposed, same = np.ones(4), np.array([1.0, -1.0, 1.0, -1.0]), np.ones((4, 4))
-    interference = jax.jit(diagnostics.interference)
+    interference = jax.jit(measures.interference)
     np.testing.assert_allclose(interference(same, ones), 1, rtol=1e-12)
     np.testing.assert_allclose(interference(same, opposed), -1 / 3, rtol=1e-12)
     assert interference(np.diag([1.0, 5.0, 2.0, 3.0]), opposed) == 0
@@ -131,10 +131,10 @@ def test_interference_goes_from_opposition_to_unison(x64):
 
 def test_without_errors_gain_and_interference_are_zero():
     k, zero = jnp.asarray(gram(0), jnp.float32), jnp.zeros(9)
-    for measure in (diagnostics.gain, jax.jit(diagnostics.gain)):
+    for measure in (measures.gain, jax.jit(measures.gain)):
         assert measure(jnp.arange(9.0), zero) == 0
         assert measure(zero, zero) == 0
-    for measure in (diagnostics.interference, jax.jit(diagnostics.interference)):
+    for measure in (measures.interference, jax.jit(measures.interference)):
         assert measure(k, zero) == 0
         assert measure(jnp.zeros((9, 9)), jnp.ones(9)) == 0
 
@@ -167,7 +167,7 @@ def test_attribution_is_alpha_k_z(activation, x64):
     q, params, (inputs, at), layers, (x, y), oracle = attributed(activation)
     (_, phi), (_, phi_y) = oracle(layers, x), oracle(layers, y)
     delta, theta = np.random.default_rng(5).normal(size=7), np.zeros(len(phi))
-    got = jax.jit(diagnostics.attribution, static_argnums=0)(
+    got = jax.jit(measures.attribution, static_argnums=0)(
         q, params, inputs, jnp.asarray(delta / 7), at, 0.3
     )
     assert got.shape == (4, 7)
@@ -184,7 +184,7 @@ def test_the_rows_of_an_attribution_are_the_change_of_q_to_second_order(x64):
     q, params, (inputs, at), layers, (x, y), oracle = attributed()
     (_, phi), (before, _) = oracle(layers, x), oracle(layers, y)
     z, left = np.random.default_rng(5).normal(size=7), []
-    attribution = jax.jit(diagnostics.attribution, static_argnums=0)
+    attribution = jax.jit(measures.attribution, static_argnums=0)
     for alpha in (1e-3, 5e-4):
         step = np.split(alpha * phi @ z, np.cumsum([8, 56, 1]))
         moved = [
@@ -201,7 +201,7 @@ def test_attribution_takes_a_full_step_unless_told(x64):
     q, params, (inputs, at), *_ = attributed()
     got = jax.jit(
         lambda p: (
-            diagnostics.attribution(q, p, inputs, jnp.ones(7), at),
+            measures.attribution(q, p, inputs, jnp.ones(7), at),
             ntk.kernel(q, p, at, inputs),
         )
     )(params)
@@ -214,4 +214,4 @@ def test_a_weight_for_each_member_or_none_at_all(shape):
     with pytest.raises(
         ValueError, match=rf"^z has the shape {re.escape(str(shape))}, expected \(7,\)"
     ):
-        diagnostics.attribution(q, params, inputs, jnp.zeros(shape), at)
+        measures.attribution(q, params, inputs, jnp.zeros(shape), at)
