@@ -20,10 +20,10 @@ from experiments import (
     failure_modes,
     flags,
     growth,
-    ntk_report,
     plan,
     plot,
 )
+from experiments.judge import section_5_1
 from preqn_jax.options import UserError, option
 
 
@@ -71,7 +71,7 @@ def draw(results: Path, out: Path) -> int:
 
 
 def _kernels(data: Path, out: Path) -> list[Path]:
-    return ntk_report.draw(ntk_report.load(data), out)
+    return section_5_1.draw(section_5_1.load(data), out)
 
 
 def _benchmark(data: Path, out: Path) -> list[Path]:

@@ -25,8 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from experiments import flags, ntk_report, output
-from experiments.ntk_report import DEPTH, WIDTH
+from experiments import flags, output
+from experiments.judge import section_5_1
+from experiments.judge.section_5_1 import DEPTH, WIDTH
 from preqn_jax import diagnostics, envs, networks, ntk
 from preqn_jax.options import UserError, check, choose, option
 from preqn_jax.types import Array, Key, Params, QFunction
@@ -81,12 +82,13 @@ def main(argv: list[str]) -> int:
         )
     config = flags.parse(NtkInitConfig)
     data = run(config)
-    for path in ntk_report.draw(data, Path(config.out)):
+    for path in section_5_1.draw(data, Path(config.out)):
         print(path)
-    table = ntk_report.findings(data)
-    ntk_report.show(table)
+    found = section_5_1.findings(data)
+    section_5_1.show(found)
     if config.json:
-        output.write_json(Path(config.json), {"rules": ntk_report.RULES, "findings": table})
+        findings = section_5_1.as_json(found)
+        output.write_json(Path(config.json), {"rules": section_5_1.RULES, "findings": findings})
     return 0
 
 
@@ -109,7 +111,7 @@ def run(config: NtkInitConfig) -> dict[str, Any]:
     _validate(config)
     path = Path(config.out) / "data.json"
     data = _open(path, config)
-    missing = [cell for cell in _cells(config) if ntk_report.find(data, *cell) is None]
+    missing = [cell for cell in _cells(config) if section_5_1.find(data, *cell) is None]
     pairs = {
         env: collect(env, config.points, config.data_seed)
         for env in config.envs
@@ -250,7 +252,7 @@ def _open(path: Path, config: NtkInitConfig) -> dict[str, Any]:
         json.dumps({name: value for name, value in wanted.items() if name not in ("out", "json")})
     )
     if path.exists():
-        data = ntk_report.load(path)
+        data = section_5_1.load(path)
         for name in sorted({*wanted, *data["config"]}):
             if wanted.get(name) != data["config"].get(name):
                 raise UserError(
