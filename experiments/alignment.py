@@ -17,9 +17,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import curves, flags, output, plan, style
-from experiments.curves import Curves
 from experiments.judge import scores, section_5_2, verdict
+from experiments.kit import curves, flags, output, plan, style
+from experiments.kit.curves import Curves
 from preqn_jax.options import UserError
 
 KIND = plan.Kind("alignment", ("preqn-sin", "preqn-relu", "td3-sin", "td3-relu"), tuple(range(3)))

@@ -19,9 +19,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import curves, flags, output, plan, style
-from experiments.curves import Curves
 from experiments.judge import published, scores, section_5_2, verdict
+from experiments.kit import curves, flags, output, plan, style
+from experiments.kit.curves import Curves
 from preqn_jax.options import UserError
 
 KIND = plan.Kind("benchmark", ("preqn-sin", "td3-relu", "sac-relu", "ddpg-relu"), tuple(range(7)))

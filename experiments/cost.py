@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import flags, growth, output, peers, timing
+from experiments.bench import growth, peers, timing
+from experiments.kit import flags, output
 from preqn_jax import agents, diagnostics, linesearch, networks, ntk
 from preqn_jax.agents import base
 from preqn_jax.options import UserError, check, option

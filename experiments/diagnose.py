@@ -18,7 +18,7 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import curves, flags, output, style
+from experiments.kit import curves, flags, output, style
 from preqn_jax import agents, diagnostics, envs
 from preqn_jax.options import UserError, option
 from preqn_jax.training import loop, monitor

@@ -29,7 +29,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from experiments import flags, output, style
+from experiments.kit import flags, output, style
 from preqn_jax import diagnostics, examples, networks, ntk, steps, tabular
 from preqn_jax.options import UserError, check, option
 from preqn_jax.types import Array, QFunction

@@ -12,18 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments import (
-    alignment,
-    benchmark,
-    curves,
-    diagnose,
-    failure_modes,
-    flags,
-    growth,
-    plan,
-    plot,
-)
+from experiments import alignment, benchmark, diagnose, failure_modes, plot
+from experiments.bench import growth
 from experiments.judge import section_5_1
+from experiments.kit import curves, flags, plan
 from preqn_jax.options import UserError, option
 
 

@@ -25,9 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from experiments import flags, output
 from experiments.judge import section_5_1
 from experiments.judge.section_5_1 import DEPTH, WIDTH
+from experiments.kit import flags, output
 from preqn_jax import diagnostics, envs, networks, ntk
 from preqn_jax.options import UserError, check, choose, option
 from preqn_jax.types import Array, Key, Params, QFunction

@@ -12,7 +12,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from experiments import curves, flags, output, style
+from experiments.kit import curves, flags, output, style
 from preqn_jax.options import UserError, option
 
 PANELS = (

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from experiments import flags, output, peers, timing
+from experiments.bench import peers, timing
+from experiments.kit import flags, output
 from preqn_jax import agents, envs
 from preqn_jax.options import UserError, check, option
 from preqn_jax.training import collect, loop

@@ -27,7 +27,8 @@ import numpy as np
 from absl import logging as absl_logging
 from tqdm import tqdm
 
-from experiments import flags, plot
+from experiments import plot
+from experiments.kit import flags
 from preqn_jax import agents, diagnostics, envs
 from preqn_jax.options import UserError, check, option
 from preqn_jax.training import collect, loop

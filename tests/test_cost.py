@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import cost, flags, growth, peers, throughput, timing
+from experiments import cost, throughput
+from experiments.bench import growth, peers, timing
+from experiments.kit import flags
 from preqn_jax import envs
 from preqn_jax.options import UserError
 from preqn_jax.types import Spec

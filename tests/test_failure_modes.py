@@ -7,7 +7,7 @@ import pytest
 from absl import flags as absl_flags
 
 from experiments import failure_modes as binary
-from experiments import flags
+from experiments.kit import flags
 
 
 @pytest.mark.slow

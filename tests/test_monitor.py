@@ -18,7 +18,8 @@ from absl.testing import flagsaver
 from test_train import records
 
 from experiments import diagnose as binary
-from experiments import flags, train
+from experiments import train
+from experiments.kit import flags
 from preqn_jax import agents, diagnostics, ntk, solve, steps
 from preqn_jax.options import UserError
 from preqn_jax.training.monitor import returns_to_go

@@ -15,7 +15,7 @@ import pytest
 from test_train import SMALL, finished, records, start
 
 import experiments
-from experiments import flags, plan
+from experiments.kit import flags, plan
 from preqn_jax.options import UserError
 from preqn_jax.training import collect
 
@@ -406,7 +406,7 @@ def test_a_root_that_cannot_be_written_to_is_a_sentence():
 
 
 def test_a_plan_makes_real_runs_and_says_which_diverged(monkeypatch, capsys):
-    monkeypatch.setenv("PYTHONPATH", str(Path(plan.__file__).parent.parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(experiments.__file__).parent.parent))
     seen = []
     args = [
         "--envs=probe/delay,probe/nan",

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from fabricated import SIX, write
 
-from experiments import alignment, benchmark, curves, figures, growth, style
+from experiments import alignment, benchmark, figures
+from experiments.bench import growth
 from experiments.judge import section_5_2
+from experiments.kit import curves, style
 from preqn_jax.options import UserError
 
 ENVS = ("HalfCheetah-v5", "Swimmer-v5")

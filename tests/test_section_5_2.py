@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from fabricated import SIX, better, write
 
-from experiments import curves
 from experiments.judge import power, published, scores, section_5_2, stability, verdict
+from experiments.kit import curves
 
 ENVS = ("HalfCheetah-v5", "Swimmer-v5")
 

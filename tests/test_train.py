@@ -15,7 +15,8 @@ import pytest
 from absl import flags as absl_flags
 from absl.testing import flagsaver
 
-from experiments import curves, flags, plot, train
+from experiments import plot, train
+from experiments.kit import curves, flags
 from preqn_jax.training.record import read
 
 ROOT = Path(__file__).parent.parent

@@ -14,9 +14,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import output, style
 from experiments.judge import verdict
 from experiments.judge.verdict import Half, Verdict
+from experiments.kit import output, style
 from preqn_jax.options import UserError
 
 DEPTH = 2  # hidden layers of the networks of `widths`

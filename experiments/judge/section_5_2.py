@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from experiments.curves import Curves
 from experiments.judge import power, published, scores
 from experiments.judge.stability import FEW, faults
 from experiments.judge.verdict import Half, Verdict
+from experiments.kit.curves import Curves
 
 ETA = 0.97  # Appendix B
 BASELINES = ("td3-relu", "sac-relu")

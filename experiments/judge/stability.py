@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.curves import Curves, Lines
+from experiments.kit.curves import Curves, Lines
 
 FEW = 5  # evaluations whose mean tells learning from noise
 _FINITE = ("critic/q_mean", "critic/td_abs", "critic/norm", "actor/norm", "eval/return_mean")

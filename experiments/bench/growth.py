@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import optax
 
-from experiments import output, style, timing
+from experiments.bench import timing
+from experiments.kit import output, style
 from preqn_jax import networks, ntk, steps
 from preqn_jax.options import UserError, option
 from preqn_jax.types import Array, Params, QFunction, Transition

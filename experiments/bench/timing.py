@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import output
+from experiments.kit import output
 from preqn_jax.types import Transition
 
 

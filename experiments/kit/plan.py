@@ -24,7 +24,8 @@ import jax
 from tqdm import tqdm
 
 import experiments
-from experiments import flags, output, train
+from experiments import train
+from experiments.kit import flags, output
 from preqn_jax import agents, envs
 from preqn_jax.options import UserError, check, option
 from preqn_jax.training import collect
