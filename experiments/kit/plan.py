@@ -1,40 +1,30 @@
 """Many training runs as one command: what they are, which of them are over, and making the others.
 
-A run is a run directory `<root>/<env>/<variant>` of `experiments.train`, all of its seeds in one
-program. Beside it lie `<variant>.log`, what it printed, and `<variant>.lock`, held by whatever
-process makes it. A plan may be stopped and started again at any time, also on another machine, and
+A plan may be stopped and started again at any time, also on another machine, and
 two at once on one root share the work.
 """
 
 import contextlib
 import dataclasses
-import fcntl
 import fnmatch
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from tqdm import tqdm
 
-import experiments
 from experiments import train
-from experiments.kit import flags, output
+from experiments.kit import flags, launch, output
+from experiments.kit.runs import Run, begun, is_over, job, last, progress, state
 from preqn_jax import agents, envs
 from preqn_jax.options import UserError, check, option
-from preqn_jax.training import collect
 
 ENVS = ("HalfCheetah-v5", "Walker2d-v5", "Hopper-v5", "Ant-v5", "Swimmer-v5")
 EVERY = 5000  # steps between evaluations, and between lines of records
 CHECKPOINT_EVERY = 25_000
-_POLL = 0.2  # seconds between looks at the processes
-_LOOK = 2.0  # seconds between looks at how far the runs are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,24 +66,6 @@ class Kind(NamedTuple):
     name: str  # of the command, and of the plan's file
     variants: tuple[str, ...]  # each `<algorithm>-<activation>`
     seeds: tuple[int, ...]  # of the paper
-
-
-class Run(NamedTuple):
-    """One run directory."""
-
-    name: str  # `<env>/<variant>`
-    folder: Path
-    flags: tuple[str, ...]  # of experiments.train, but for num_steps, logdir and workers
-    seeds: tuple[int, ...]
-    num_steps: int  # to be reached now
-
-    @property
-    def log(self) -> Path:
-        return self.folder.with_name(self.folder.name + ".log")
-
-    @property
-    def lock(self) -> Path:
-        return self.folder.with_name(self.folder.name + ".lock")
 
 
 # --- what the runs are ----------------------------------------------------------------------------
@@ -179,9 +151,8 @@ def _run(
     """
     algorithm, activation = variant.split("-")
     folder = root / env / variant
-    with contextlib.suppress(OSError, json.JSONDecodeError, KeyError, TypeError):
-        begun = json.loads((folder / "config.json").read_text())["config"]["seeds"]
-        seeds = begun if set(seeds) <= set(begun) else seeds
+    there = begun(Run(f"{env}/{variant}", folder, (), (), num_steps)).get("seeds", ())
+    seeds = there if set(seeds) <= set(there) else seeds
     given = (
         f"--algorithm={algorithm}",
         f"--activation={activation}",
@@ -219,11 +190,8 @@ def _run(
             f"it out"
         )
     if (folder / "config.json").exists():
-        past = (
-            max(num_steps, _begun_for(planned))
-            if _last(planned).get("step", 0) >= num_steps
-            else num_steps
-        )
+        made = last(planned).get("step", 0) >= num_steps
+        past = max(num_steps, begun(planned).get("num_steps", 0)) if made else num_steps
         train.compare(folder / "config.json", {**described, "num_steps": past}, flag="root")
     else:
         envs.spec(env)
@@ -247,57 +215,6 @@ def choose(runs: Sequence[Run], patterns: Sequence[str]) -> list[Run]:
     ]
 
 
-# --- how far they are -----------------------------------------------------------------------------
-
-
-def state(run: Run) -> str:
-    """done, diverged, begun, new, or copied: records without the checkpoints that would let the run
-    go on.
-    """
-    last, copied = _last(run), not (run.folder / "checkpoints").exists()
-    if last.get("run/diverged") is not None:
-        return "diverged"
-    reached = last.get("step", 0) >= run.num_steps
-    if reached and (
-        copied or (run.folder / train.DONE).exists() or _begun_for(run) > run.num_steps
-    ):
-        return "done"
-    return "new" if not last else "copied" if copied else "begun"
-
-
-def is_over(run: Run) -> bool:
-    """Whether nothing is left to do."""
-    return state(run) in ("done", "diverged")
-
-
-def progress(run: Run) -> int:
-    """Environment steps of all seeds so far; a run that is over counts as whole."""
-    step = run.num_steps if is_over(run) else min(_last(run).get("step", 0), run.num_steps)
-    return step * len(run.seeds)
-
-
-def _begun_for(run: Run) -> int:
-    """The steps that a run's config.json speaks of; 0 if there is none."""
-    with contextlib.suppress(OSError, json.JSONDecodeError, KeyError, TypeError):
-        return int(json.loads((run.folder / "config.json").read_text())["config"]["num_steps"])
-    return 0
-
-
-def _last(run: Run) -> dict[str, Any]:
-    """The last whole line of a run's records; {} if there is none."""
-    try:
-        with (run.folder / "metrics.jsonl").open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
-            lines = file.read().splitlines(keepends=True)
-    except OSError:
-        return {}
-    for line in reversed(lines):
-        with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
-            if line.endswith(b"\n"):
-                return json.loads(line)
-    return {}
-
-
 # --- making them ----------------------------------------------------------------------------------
 
 
@@ -309,135 +226,49 @@ class Outcome(NamedTuple):
     words: str  # the sentence it ended with, if it says more than the state
 
 
-class _Job(NamedTuple):
-    run: Run
-    process: subprocess.Popen
-
-
 def execute(runs: Sequence[Run], processes: int) -> list[Outcome]:
     """Makes what is not over, `processes` at a time, and waits; Ctrl-C and SIGTERM are passed on,
     and each run checkpoints.
 
     Returns the outcomes of all `runs`; a run that fails stops no other.
     """
-    waiting, jobs, outcomes, passed_on = list(runs), [], [], 0
-    with _stop_signals() as stopping, _bar(runs) as bar:
+    outcomes = {run.name: _outcome(run, state(run)) for run in runs}
+    to_make = {run.name: run for run in runs if outcomes[run.name].state in ("new", "begun")}
+    with _bar(runs) as bar:
+
+        def look(running: Sequence[str], ended: Sequence[tuple[str, launch.End]]) -> None:
+            for name, end in ended:
+                outcomes[name] = _ended(to_make[name], end)
+                if end in ("ended", "failed", "stopped"):
+                    bar.write(_sentence(outcomes[name]), file=sys.stderr)
+            bar.set_postfix_str(", ".join(running), refresh=False)
+            bar.update(sum(map(progress, runs)) - bar.n)
+
         try:
-            looked = 0.0
-            while waiting or jobs:
-                if len(stopping) > passed_on:
-                    passed_on = len(stopping)
-                    _terminate(jobs)
-                while waiting and (stopping or len(jobs) < processes):
-                    run = waiting.pop(0)
-                    started = (
-                        _outcome(run, "stopped")
-                        if stopping and not is_over(run)
-                        else _start(run, processes)
-                    )
-                    (jobs if isinstance(started, _Job) else outcomes).append(started)
-                for job in [job for job in jobs if job.process.poll() is not None]:
-                    jobs.remove(job)
-                    outcomes.append(_ended(job, bool(stopping)))
-                    bar.write(_sentence(outcomes[-1]), file=sys.stderr)
-                if time.monotonic() - looked > _LOOK or not jobs:
-                    looked = time.monotonic()
-                    bar.set_postfix_str(", ".join(job.run.name for job in jobs), refresh=False)
-                    bar.update(sum(map(progress, runs)) - bar.n)
-                time.sleep(_POLL if jobs else 0)
-        finally:  # whatever happened here, the runs are asked to end as well
-            _terminate(jobs)
-            for job in jobs:
-                job.process.wait()
-    order = [run.name for run in runs]
-    return sorted(outcomes, key=lambda outcome: order.index(outcome.run.name))
+            for run in to_make.values():
+                run.folder.parent.mkdir(parents=True, exist_ok=True)
+            launch.local([job(run, processes) for run in to_make.values()], processes, look)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            raise UserError(
+                f"cannot write to {str(error.filename)!r}: {error.strerror}; give another --root"
+            ) from error
+    return list(outcomes.values())
 
 
-def _start(run: Run, processes: int) -> _Job | Outcome:
-    """A process for the run, unless it is over, or another holds its lock, or there is nothing to
-    go on from.
-    """
+def _ended(run: Run, end: launch.End) -> Outcome:
+    """The outcome of a run whose process is no more, or never was."""
     if is_over(run):
         return _outcome(run, state(run))
-    if state(run) == "copied":
-        return Outcome(
-            run,
-            "failed",
-            f"{str(run.folder)!r} holds records without checkpoints; to make the run, give another "
-            f"--root",
-        )
-    try:
-        run.folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {str(run.folder.parent)!r}: {error.strerror}; give another --root"
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if is_over(run):  # by now
-            return _outcome(run, state(run))
-        with run.log.open("ab") as log:
-            # The process inherits the lock, and so it is held for just as long as the run lives,
-            # even if we do not.
-            process = subprocess.Popen(
-                _command(run, processes),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=_environment(processes),
-                pass_fds=(lock,),
-            )
-        return _Job(run, process)
-    except BlockingIOError:
-        return _outcome(run, "elsewhere")
-    finally:
-        os.close(lock)
-
-
-def _command(run: Run, processes: int) -> list[str]:
-    """What makes the run, with its share of the cores for stepping environments."""
-    workers = min(_cores(processes), len(run.seeds))
-    workers = workers if workers > 1 else 0
-    here = (f"--num_steps={run.num_steps}", f"--logdir={run.folder}", f"--workers={workers}")
-    return [sys.executable, "-m", "experiments.train", *run.flags, *here]
-
-
-def _environment(processes: int) -> dict[str, str]:
-    """That of a run: with its share of the cores as devices, and no accelerator's memory taken in
-    advance by one of several.
-
-    A run on one core has one thread as well: with more of them than cores the runs cost each other
-      a fifth of their speed.
-    """
-    if processes == 1:
-        return dict(os.environ)
-    name, given, share = (
-        "xla_force_host_platform_device_count",
-        experiments.XLA_FLAGS_GIVEN,
-        _cores(processes),
-    )
-    shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, "XLA_FLAGS": given}
-    if name not in given:
-        shared["XLA_FLAGS"] = f"{given} --{name}={share}".strip()
-        shared["NPROC"] = experiments.NPROC_GIVEN or str(experiments.threads(share))
-    return shared
-
-
-def _cores(processes: int) -> int:
-    """The share of each of so many processes."""
-    return max(1, collect.default_workers(sys.maxsize) // processes)
-
-
-def _ended(job: _Job, stopping: bool) -> Outcome:
-    """The outcome of a process that is no more."""
-    if is_over(job.run):
-        return _outcome(job.run, state(job.run))
-    return _outcome(job.run, "stopped" if job.process.returncode == 0 or stopping else "failed")
+    return _outcome(run, "stopped" if end in ("ended", "unwanted") else end)
 
 
 def _outcome(run: Run, state: str) -> Outcome:
     """With the last words of the log, where a run did not end well."""
+    if state == "copied":
+        words = "holds records without checkpoints; to make the run, give another --root"
+        return Outcome(run, "failed", f"{str(run.folder)!r} {words}")
     words = ""
     if state in ("diverged", "failed"):
         with contextlib.suppress(OSError):
@@ -453,27 +284,6 @@ def _sentence(outcome: Outcome) -> str:
     return words + (
         f" ({outcome.run.log})" if outcome.state == "failed" and outcome.run.log.exists() else ""
     )
-
-
-def _terminate(jobs: Sequence[_Job]) -> None:
-    for job in jobs:
-        if job.process.poll() is None:
-            job.process.terminate()
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that holds the signals that asked to stop."""
-    seen: list[int] = []
-    old = {
-        s: signal.signal(s, lambda number, frame: seen.append(number))
-        for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    }
-    try:
-        yield seen
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def _bar(runs: Sequence[Run]) -> tqdm:
