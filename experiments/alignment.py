@@ -147,4 +147,4 @@ def _figure(env: str, runs: Sequence[Curves], number: int | None, path: Path) ->
 
 if __name__ == "__main__":
     flags.define(plan.PlanConfig)
-    flags.run(main)
+    flags.run(main, takes_words=True)

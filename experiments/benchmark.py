@@ -191,4 +191,4 @@ def draw(runs: Sequence[Curves], envs: Iterable[str], path: Path) -> None:
 
 if __name__ == "__main__":
     flags.define(plan.PlanConfig)
-    flags.run(main)
+    flags.run(main, takes_words=True)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench import growth, peers, timing
-from experiments.kit import flags, output
+from experiments.kit import flags, output, provenance
 from preqn_jax import agents, diagnostics, linesearch, networks, ntk
 from preqn_jax.agents import base
 from preqn_jax.options import UserError, check, option
@@ -63,10 +63,6 @@ STORED = 5000  # transitions in the replay buffer
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        raise UserError(
-            f"unexpected argument {argv[1]!r}; flags start with --, as in --json=cost.json"
-        )
     return run(flags.parse(CostConfig))
 
 
@@ -301,7 +297,7 @@ def _print(
     widths = ",".join(map(str, config.hidden_sizes))
     print(
         f"B={config.batch_size}, hidden sizes {widths}, median of {config.repeats} scans of "
-        f"{config.updates}; {timing.machine()}"
+        f"{config.updates}; {provenance.machine()}"
     )
     if config.peers:
         print(f"SBX: {peers.versions()}; settings: {config.peers_settings}")

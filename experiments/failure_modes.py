@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from experiments.kit import flags, output, style
 from preqn_jax import diagnostics, examples, networks, ntk, steps, tabular
-from preqn_jax.options import UserError, check, option
+from preqn_jax.options import check, option
 from preqn_jax.types import Array, QFunction
 
 EVERY = 5  # updates between the errors that --json keeps
@@ -71,10 +71,6 @@ class Mode(NamedTuple):
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        raise UserError(
-            f"unexpected argument {argv[1]!r}; flags start with --, as in --out=failure_modes.png"
-        )
     config = flags.parse(FailureModesConfig)
     check(config)
     makers = (linearization, overshooting, generalization, extrapolation)
@@ -402,7 +398,9 @@ def _number(value: float) -> float | None:
 
 def redraw(path: Path, out: Path) -> None:
     """The figure from a file that `--json` wrote. Raises UserError if it is none."""
-    try:
+    with output.expecting(
+        f"{str(path)!r} holds no curves of experiments.failure_modes; make it anew with its --json"
+    ):
         data = json.loads(path.read_text())
         modes = [
             Mode(
@@ -416,11 +414,6 @@ def redraw(path: Path, out: Path) -> None:
             for mode in data["modes"]
         ]
         every, seed = data["every"], data["config"]["seed"]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{str(path)!r} holds no curves of experiments.failure_modes; make it anew with its "
-            f"--json"
-        ) from error
     draw(modes, out, seed, every)
 
 

@@ -39,10 +39,6 @@ class Maker(NamedTuple):
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        raise UserError(
-            f"unexpected argument {argv[1]!r}; flags start with --, as in --out=figures"
-        )
     config = flags.parse(FiguresConfig)
     return draw(Path(config.results), Path(config.out))
 

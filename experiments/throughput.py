@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from experiments.bench import peers, timing
-from experiments.kit import flags, output
+from experiments.kit import flags, output, provenance
 from preqn_jax import agents, envs
 from preqn_jax.options import UserError, check, option
 from preqn_jax.training import collect, loop
@@ -53,10 +53,6 @@ REFERENCE = "TD3 relu"
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        raise UserError(
-            f"unexpected argument {argv[1]!r}; flags start with --, as in --json=throughput.json"
-        )
     return run(flags.parse(ThroughputConfig))
 
 
@@ -164,7 +160,7 @@ def _print(config: ThroughputConfig, rows: list[dict[str, Any]], references: lis
     print(
         f"{config.env}, one seed, B={config.batch_size}, hidden sizes {widths}, "
         f"{config.update_every} updates every {config.update_every} steps, "
-        f"median of {config.repeats} segments of {config.segment} steps; {timing.machine()}"
+        f"median of {config.repeats} segments of {config.segment} steps; {provenance.machine()}"
     )
     if config.peers:
         print(f"SBX: {peers.versions()}; settings: {config.peers_settings}")

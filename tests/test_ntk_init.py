@@ -176,7 +176,7 @@ def test_a_run_that_is_stopped_keeps_the_finished_networks(monkeypatch, small):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"points": 13}, "holds numbers with points=12, but this command says 13"),
+        ({"points": 13}, "says points=12, but this command says 13"),
         ({"seeds": (3, 5)}, r"seeds=\[3, 4\]"),
         ({"activations": ("tanh", "sin")}, r"activations=\['tanh'\]"),
     ],

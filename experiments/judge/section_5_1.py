@@ -17,7 +17,6 @@ import numpy as np
 from experiments.judge import verdict
 from experiments.judge.verdict import Half, Verdict
 from experiments.kit import output, style
-from preqn_jax.options import UserError
 
 DEPTH = 2  # hidden layers of the networks of `widths`
 WIDTH = 64  # hidden units of the networks of `depths`
@@ -25,17 +24,11 @@ WIDTH = 64  # hidden units of the networks of `depths`
 
 def load(path: Path) -> dict[str, Any]:
     """The numbers of a data.json that `run` wrote. Raises UserError if it is none."""
-    try:
+    with output.expecting(
+        f"{str(path)!r} does not hold numbers of experiments.ntk_init; give another --out"
+    ):
         data = json.loads(path.read_text())
-        if not {"config", "data", "cells"} <= data.keys():
-            raise KeyError("config, data or cells")
-    except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError):
-        raise UserError(
-            f"{str(path)!r} does not hold numbers of experiments.ntk_init; give another --out"
-        ) from None
-    except OSError as error:
-        raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
-    return data
+        return {**data, **{name: data[name] for name in ("config", "data", "cells")}}
 
 
 def find(

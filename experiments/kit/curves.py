@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.kit import output
 from preqn_jax.options import UserError
 from preqn_jax.training.record import read
 
@@ -55,13 +56,11 @@ def load(folder: Path) -> tuple[dict[str, Any], Lines]:
     """The configuration and the records of a run directory. Raises UserError if it is none, or has
     no records yet.
     """
-    try:
+    with output.expecting(
+        f"{str(folder)!r} is not a run directory: it needs a config.json and a metrics.jsonl"
+    ):
         config = json.loads((folder / "config.json").read_text())["config"]
         lines = read(folder / "metrics.jsonl")
-    except (OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError):
-        raise UserError(
-            f"{str(folder)!r} is not a run directory: it needs a config.json and a metrics.jsonl"
-        ) from None
     if not lines:
         raise UserError(f"the run {str(folder)!r} has no metrics yet")
     return config, lines

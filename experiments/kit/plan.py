@@ -93,7 +93,15 @@ def settle(kind: Kind, config: PlanConfig, extra: Sequence[str]) -> list[Run]:
     for name, default in defaults.items():
         value = wanted[name] if wanted[name] is not None else old.get(name, default)
         settings[name] = list(value) if isinstance(value, tuple) else value
-        _agree(path, name, old.get(name), settings[name])
+    left = [env for env in old.get("envs", ()) if env not in settings["envs"]]
+    if left:
+        raise UserError(
+            f"{str(path)!r} has {', '.join(left)} among its envs, but --envs leaves it out; to "
+            f"make a part of a plan use --only"
+        )
+    if old:
+        free = {"envs": None, "runs": None}
+        output.check_same(path, {**old, **free}, {**settings, **free}, "root")
     until = settings["num_steps"] if config.until is None else config.until
     if until > settings["num_steps"]:
         raise UserError(
@@ -113,34 +121,11 @@ def settle(kind: Kind, config: PlanConfig, extra: Sequence[str]) -> list[Run]:
 
 def load(path: Path) -> dict[str, Any]:
     """A plan's file. Raises UserError if it is none."""
-    try:
+    with output.expecting(
+        f"{str(path)!r} is not a plan of runs; move it away, or give another --root"
+    ):
         plan = json.loads(path.read_text())
-        if not {"seeds", "num_steps", "envs", "extra", "runs"} <= plan.keys():
-            raise KeyError("seeds, num_steps, envs, extra or runs")
-    except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError):
-        raise UserError(
-            f"{str(path)!r} is not a plan of runs; move it away, or give another --root"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"cannot read {str(path)!r}: {error.strerror}; give another --root"
-        ) from None
-    return plan
-
-
-def _agree(path: Path, name: str, old: Any, new: Any) -> None:
-    """A plan keeps its settings, but for environments that are added."""
-    if name == "envs" and old is not None and not set(old) <= set(new):
-        left = ", ".join(env for env in old if env not in new)
-        raise UserError(
-            f"{str(path)!r} has {left} among its envs, but --envs leaves it out; to make a part of "
-            f"a plan use --only"
-        )
-    if name != "envs" and old is not None and old != new:
-        raise UserError(
-            f"{str(path)!r} says {name}={old!r}, but this command says {new!r}; "
-            f"use the same {name} to go on with it, or another --root"
-        )
+        return {name: plan[name] for name in ("seeds", "num_steps", "envs", "extra", "runs")}
 
 
 def _run(
@@ -311,11 +296,7 @@ def main(kind: Kind, config: PlanConfig, extra: Sequence[str], report: Report) -
     """Settles the plan, makes its runs, and reports on them. Returns the exit status; raises
     UserError.
     """
-    stray = [word for word in extra if not word.startswith("--")]
-    if stray:
-        raise UserError(
-            f"unexpected argument {stray[0]!r}; flags start with --, as in --envs=Walker2d-v5"
-        )
+    flags.refuse([word for word in extra if not word.startswith("--")])
     check(config)
     status = 0
     if not config.report:
