@@ -1,8 +1,8 @@
 """The paper's alignment experiment (section 5.2, Figures 3 and 10 to 14): PreQN and TD3, each with
 sin and with relu.
 
-    python -m experiments.alignment --root=runs/paper --seeds=0,1,2 --num_steps=100000
-    --envs=HalfCheetah-v5,Walker2d-v5
+    python -m experiments.alignment --root=runs/paper --seeds=0,1,2 --num_steps=100000 \\
+        --envs=HalfCheetah-v5,Walker2d-v5
 
 makes the runs that are not there yet, one process each, and draws cos(Q'-Q, y-Q) beside the
 learning curves; those of `experiments.benchmark` in the same root are taken as they are. Stop it

@@ -1,14 +1,14 @@
 """The paper's benchmark (section 5.2, Figure 2): PreQN beside TD3, SAC and DDPG on five
 environments.
 
-    python -m experiments.benchmark --root=runs/paper --seeds=0,1,2 --num_steps=100000
-    --envs=HalfCheetah-v5,Walker2d-v5
+    python -m experiments.benchmark --root=runs/paper --seeds=0,1,2 --num_steps=100000 \\
+        --envs=HalfCheetah-v5,Walker2d-v5
 
 makes the runs that are not there yet, one process each, and reports on them: Figure 2, returns with
-  intervals beside what
-others published, and verdicts on what section 5.2 says. Stop it with Ctrl-C whenever you like: the
-same command, or one without the flags that the plan in root knows, goes on from there. What follows
--- goes to every run, as in -- --solver=eigh. --report makes no runs.
+intervals beside what others published, and verdicts on what section 5.2 says, at the last step that
+all runs have reached. Stop it with Ctrl-C whenever you like: the same command, or one without the
+flags that the plan in root knows, goes on from there. What follows -- goes to every run, as in
+-- --solver=eigh. --report makes no runs.
 """
 
 import sys

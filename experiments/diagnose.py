@@ -1,8 +1,9 @@
 """Why did my Q explode? What the diagnoses of a run say: when it went wrong, which of the paper's
 failures it was, the evidence.
 
-    python -m experiments.train --algorithm=ddpg --notarget_networks --env=Hopper-v5
-    --diagnose_every=500 --logdir=runs/x python -m experiments.diagnose runs/x
+    python -m experiments.train --algorithm=ddpg --notarget_networks --env=Hopper-v5 \\
+        --diagnose_every=500 --logdir=runs/x
+    python -m experiments.diagnose runs/x
 
 prints the report, and writes diagnosis.png and diagnosis.json into the run directory, or into
 --out. From the newest checkpoint, if there is one, it also says which members of a minibatch move Q

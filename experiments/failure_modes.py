@@ -4,16 +4,12 @@ diverges, a remedy works.
     python -m experiments.failure_modes --out=failure_modes.png --json=failure_modes.json
 
 1. Linearization breaks: a network, and steps so long that the second-order terms of Eq. 10 are as
-  large as the first. By itself
-   that does not make Q diverge: with alpha = 0.3, where Eq. 16 still holds, Q stalls far from Q*.
-     At alpha = 1 Q overshoots too.
+   large as the first. By itself that does not make Q diverge: with alpha = 0.3, where Eq. 16 still
+   holds, Q stalls far from Q*. At alpha = 1 Q overshoots too.
 2. Overshooting: a table with one entry that moves too far, alpha K_ii rho_i > 1 (Eq. 16).
 3. Over-generalization: two states whose values pull each other up (Eq. 17).
 4. Extrapolation error: the same with a little less generalization, and no data on the second state
-  (Lemma 2).
-
-Everything is exact and deterministic: whole problems, expected updates, no sampling but that of the
-  network's first weights.
+   (Lemma 2).
 """
 
 import dataclasses

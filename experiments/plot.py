@@ -1,7 +1,7 @@
 """Learning curves of any runs, with the spread over seeds, and panels of Q, alignment and TD error
 below them.
 
-python -m experiments.plot RUN [RUN ...] --out=curve.png
+    python -m experiments.plot RUN [RUN ...] --out=curve.png
 """
 
 import dataclasses

@@ -2,8 +2,7 @@
 updates; no evaluation.
 
     python -m experiments.throughput --json=throughput.json
-    python -m experiments.throughput --peers=td3,sac   # and agents of SBX, another JAX library
-    (BUILD.md, "Peers")
+    python -m experiments.throughput --peers=td3,sac   # and agents of SBX (BUILD.md, "Peers")
 
 Each row is one run with one seed, that goes on by `--segment` steps whenever its turn comes; the
 first segment, in which everything is compiled, is not timed. Ours run in `training.loop.rounds`;
