@@ -21,7 +21,8 @@ check: .venv/installed-dev
 slow-test: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow
 
-# The study behind the default solver (BUILD.md, "The default solver"): eight runs, about 20 minutes on two cores.
+# The study behind the default solver (docs/results/solver.md): eight runs, some 20 minutes on two
+# cores.
 solver-study: .venv/installed
 	for env in HalfCheetah-v5 Walker2d-v5; do \
 	  for damping in 1e-4 1e-3 1e-2; do \
@@ -31,7 +32,7 @@ solver-study: .venv/installed
 	done
 	$(BIN)/python -m experiments.plot runs/solver-study/* --out=runs/solver-study.png
 
-# What makes Q overshoot on Walker2d-v5, and what does not (BUILD.md, "Overshooting").
+# What makes Q overshoot on Walker2d-v5, and what does not (docs/results/overshooting.md).
 OVERSHOOT = $(BIN)/python -m experiments.train --env=Walker2d-v5 --seeds=0,1 --num_steps=15000 --log_every=500 --eval_every=2500
 overshoot-study: .venv/installed
 	$(OVERSHOOT) --logdir=runs/overshoot/paper
@@ -44,7 +45,7 @@ overshoot-study: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than Python 3.11; name a newer one, as in: make demo PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[experiments]'
 	touch $@
 
 .venv/installed-dev: .venv/installed

@@ -9,8 +9,8 @@ its own, and several seeds are divided among them (`training.loop`). A computati
 thread that asks for it: handing over an evaluation of the policy to another takes longer than the
 policy itself. Batched LAPACK calls of two devices wait for each other in XLA's pool of threads, for
 ever if it has no more threads than cores: `NPROC` gives it twice as many. A process with one core
-has one thread: more get in each other's way. BUILD.md, "Performance", has the figures. Whatever the
-environment already sets wins.
+has one thread: more get in each other's way. docs/results/performance.md has the figures. Whatever
+the environment already sets wins.
 """
 
 import os

@@ -23,7 +23,6 @@ import numpy as np
 from experiments.bench import growth, parts, peers, timing
 from experiments.kit import flags, output, provenance
 from preqn_jax import agents
-from preqn_jax.agents import base
 from preqn_jax.options import UserError, check, option
 from preqn_jax.training import loop
 from preqn_jax.types import Spec, Transition
@@ -101,7 +100,7 @@ def several(name: str, seeds: int) -> str:
 def _agent_scan(config: CostConfig, fields: dict[str, Any], seeds: int = 1) -> Callable[[], Any]:
     """A function that takes `updates` gradient steps of each seed, as training does."""
     spec = _spec(config)
-    agent = agents.make(base.AgentConfig(hidden_sizes=config.hidden_sizes, **fields), spec)
+    agent = agents.make(agents.AgentConfig(hidden_sizes=config.hidden_sizes, **fields), spec)
     loop_config = loop.LoopConfig(
         tuple(range(seeds)), num_steps=STORED, batch_size=config.batch_size
     )

@@ -1,4 +1,4 @@
-"""Every figure of the paper, and of the README, from the data that is kept in experiments/results;
+"""Every figure of the paper, and of docs/, from the data that is kept in experiments/results;
 nothing is trained or timed.
 
     python -m experiments.figures --out=figures
@@ -136,8 +136,7 @@ MAKERS = (
     Maker(
         "the diagnosis of a run",
         "diagnosis/ddpg",
-        "the first command of BUILD.md's section on diagnoses, config.json and metrics.jsonl "
-        "copied",
+        "the first command of docs/results/diagnoses.md, config.json and metrics.jsonl copied",
         _diagnosis,
     ),
     Maker(
@@ -146,7 +145,12 @@ MAKERS = (
         "python -m experiments.cost --grid --json=experiments/results/growth.json",
         _growth,
     ),
-    Maker("the README's curves", "halfcheetah", "the commands below that picture", _readme),
+    Maker(
+        "two runs on HalfCheetah",
+        "halfcheetah",
+        "the train commands of docs/results/benchmark.md",
+        _readme,
+    ),
 )
 
 

@@ -1,0 +1,65 @@
+"""Preconditioned Q-networks in JAX, and the analysis behind them.
+
+What a notebook types, each imported when it is first asked for:
+
+* the kernel: `linearize`, `kernel`, `solve`, `linesearch`, `steps`, `networks`
+* the theory: `tabular`, `diagnose`, `failure`
+* the agents: `agents`, and by name `preqn`, `ngql`, `ddpg`, `td3`, `sac`
+* training: `train`, `load`
+"""
+
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    __version__: str
+    from preqn_jax import agents, diagnostics, linesearch, networks, solve, steps, tabular
+    from preqn_jax.agents import ddpg, ngql, preqn, sac, td3
+    from preqn_jax.diagnostics import diagnose, failure
+    from preqn_jax.ntk import kernel, linearize
+    from preqn_jax.training.run import train
+    from preqn_jax.training.trained import load
+
+__all__ = [
+    "__version__",
+    "agents",
+    "ddpg",
+    "diagnose",
+    "diagnostics",
+    "failure",
+    "kernel",
+    "linearize",
+    "linesearch",
+    "load",
+    "networks",
+    "ngql",
+    "preqn",
+    "sac",
+    "solve",
+    "steps",
+    "tabular",
+    "td3",
+    "train",
+]
+
+_HOMES = {  # of what is not a module
+    **dict.fromkeys(("linearize", "kernel"), "ntk"),
+    **dict.fromkeys(("diagnose", "failure"), "diagnostics"),
+    **dict.fromkeys(("preqn", "ngql", "ddpg", "td3", "sac"), "agents"),
+    "train": "training.run",
+    "load": "training.trained",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("preqn_jax")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = importlib.import_module(f"{__name__}.{_HOMES.get(name, name)}")
+    return getattr(home, name) if name in _HOMES else home
+
+
+def __dir__() -> list[str]:
+    return __all__

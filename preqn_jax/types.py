@@ -4,7 +4,7 @@ Shapes in docstrings: B is a batch, N a data set, S seeds, E environments of one
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -28,20 +28,30 @@ Batches are `jax.vmap`'s work.
 """
 
 
-class Transition(NamedTuple):
-    """One step of experience, `(s, a, r, d, s')`; arrays may carry leading axes, `[B]` in a
-    minibatch.
+class Network(Protocol):
+    """A function with parameters, written for ONE example: a Flax module is one.
+
+    init: `(key, *inputs) -> params`, from an example. The key is consumed.
+    apply: `(params, *inputs) -> output`, pure.
     """
 
-    obs: Array | np.ndarray  # `[obs]`, s
-    action: (
-        Array | np.ndarray
-    )  # `[act]`, a in [-1, 1]; the environment's own units are the environment's business
-    reward: Array | np.ndarray  # `[]`, r
-    discount: (
-        Array | np.ndarray
-    )  # `[]`, 1 - terminated. A time limit is not a terminal: it leaves 1 here
-    next_obs: Array | np.ndarray  # `[obs]`, the true successor s', also where an episode ends
+    @property
+    def init(self) -> Callable[..., Any]: ...
+
+    @property
+    def apply(self) -> Callable[..., Any]: ...
+
+
+class Transition(NamedTuple):
+    """One step of experience, `(s, a, r, d, s')`; arrays may carry leading axes, `[B]` in a
+    minibatch. They are JAX's, or on the host NumPy's.
+    """
+
+    obs: Any  # `[obs]`, s
+    action: Any  # `[act]`, a in [-1, 1]; its own units are the environment's business
+    reward: Any  # `[]`, r
+    discount: Any  # `[]`, 1 - terminated: a time limit is not a terminal, and leaves 1 here
+    next_obs: Any  # `[obs]`, the true successor s', also where an episode ends
 
 
 class Spec(NamedTuple):

@@ -7,14 +7,15 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import SMALL, finished, records, start
 from test_launch import children
-from test_train import SMALL, finished, records, start
 
 import experiments
 from experiments.kit import flags, plan
 from experiments.kit import runs as kit
 from preqn_jax.options import UserError
 from preqn_jax.training import collect
+from preqn_jax.training import run as training
 
 KIND = plan.Kind("benchmark", ("preqn-sin", "td3-relu"), (0, 1, 2))
 
@@ -114,14 +115,9 @@ def test_a_file_that_is_no_plan_is_refused():
 
 def begin(run, **fields):
     """Its config.json, as experiments.train writes it."""
-    from experiments import train
-    from preqn_jax import agents
-
-    settings, agent, loop_config = flags.read(
-        (f"--num_steps={run.num_steps}", *run.flags), *train.CONFIGS
-    )
+    configs = flags.read((f"--num_steps={run.num_steps}", *run.flags), *training.CONFIGS)
     run.folder.mkdir(parents=True)
-    described = {**train.configuration(settings, agents.resolve(agent), loop_config), **fields}
+    described = {**training.plan(*configs).described, **fields}
     (run.folder / "config.json").write_text(json.dumps({"config": described}))
 
 
@@ -136,7 +132,7 @@ def test_two_plans_share_the_runs_of_more_seeds_and_refuse_those_of_fewer():
     ):
         settle(*small, "--seeds=4,5", kind=other._replace(name="third"))
     with pytest.raises(
-        UserError, match="with num_steps=100000, but this command says 50000; .* or another --root"
+        UserError, match="with num_steps=100000, but this command says 50000; .* or another `root`"
     ):
         settle(small[0], "--seeds=1,2", "--num_steps=50000", kind=other._replace(name="fourth"))
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from preqn_jax import agents, diagnostics, linesearch, networks, ntk
-from preqn_jax.agents import base
+from preqn_jax.agents import presets
 from preqn_jax.types import Array, Params, QFunction, Spec, Transition
 
 Parts = dict[str, tuple[Callable[[Any], Any], Any]]  # name -> (body, what it starts from)
@@ -57,14 +57,15 @@ def scans(
 
 
 def _update(hidden_sizes: tuple[int, ...], spec: Spec, batch: Transition) -> _Update:
-    config = base.resolve(base.AgentConfig(hidden_sizes=hidden_sizes))
-    network: dict[str, Any] = {"hidden_sizes": hidden_sizes, "activation": config.activation}
+    made = agents.resolve(agents.AgentConfig(hidden_sizes=hidden_sizes))
+    config, activation = made.config, made.network["activation"]
+    network: dict[str, Any] = {"hidden_sizes": hidden_sizes, "activation": activation}
     critic, actor = networks.Critic(**network), networks.Actor(spec.action_size, **network)
     q: QFunction = critic.apply
     inputs = (batch.obs, batch.action)
     theta = critic.init(jax.random.key(0), batch.obs[0], batch.action[0])
     phi = actor.init(jax.random.key(1), batch.obs[0])
-    solve = base.SOLVERS[config.solver](config)
+    solve = presets.SOLVERS[config.solver](config)
     values, gram = jax.jit(lambda p: ntk.linearize(q, p, inputs)[:2])(theta)
     delta = batch.reward - values
     z = jax.jit(solve)(gram, delta)[0]
@@ -143,9 +144,9 @@ def calls(
     """A diagnosis of a critic beside what it is made of; each is called from the host, `updates`
     times.
     """
-    agent = agents.make(base.AgentConfig(hidden_sizes=hidden_sizes), spec)
+    agent = agents.make(agents.AgentConfig(hidden_sizes=hidden_sizes), spec)
     batch = jax.tree.map(jnp.asarray, stored)
-    step = jax.jit(agent.propose)(agent.init(jax.random.key(0)), batch, jax.random.key(1))
+    step = jax.jit(agent.inspect)(agent.init(jax.random.key(0)), batch, jax.random.key(1))
 
     @jax.jit
     def linearize(theta: Any) -> Any:

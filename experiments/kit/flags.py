@@ -1,6 +1,7 @@
 """Command-line flags derived from config dataclasses, and the manners all binaries share."""
 
 import dataclasses
+import re
 import sys
 import types
 import typing
@@ -120,10 +121,20 @@ def run(main: Callable[[list[str]], int], takes_words: bool = False) -> None:
     app.run(lambda argv: guard(checked, argv))
 
 
+def said(words: str) -> str:
+    """What the library says of its arguments, in `back quotes`, said of flags."""
+
+    def flag(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        return f"--{name}" + re.sub(r"[() '\"]", "", value or "")
+
+    return re.sub(r"`(\w+)(=[^`]*)?`", flag, words)
+
+
 def guard(main: Callable[[list[str]], int], argv: list[str]) -> int:
     """`main(argv)`; a UserError is printed, and 1 returned."""
     try:
         return main(argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {said(str(error))}", file=sys.stderr)
         return 1

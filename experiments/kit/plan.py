@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 import jax
 from tqdm import tqdm
 
-from experiments import train
 from experiments.kit import flags, launch, output
 from experiments.kit.runs import Run, begun, is_over, job, last, progress, state
-from preqn_jax import agents, envs
+from preqn_jax import envs
 from preqn_jax.options import UserError, check, option
+from preqn_jax.training import directory
+from preqn_jax.training import run as training
+from preqn_jax.training.config import RunConfig
 
 ENVS = ("HalfCheetah-v5", "Walker2d-v5", "Hopper-v5", "Ant-v5", "Swimmer-v5")
 EVERY = 5000  # steps between evaluations, and between lines of records
@@ -150,12 +152,9 @@ def _run(
         *extra,
     )
     planned = Run(f"{env}/{variant}", folder, given, tuple(seeds), num_steps)
-    run, agent, loop_config = flags.read((f"--num_steps={num_steps}", *given), *train.CONFIGS)
-    described = train.configuration(run, agents.resolve(agent), loop_config)
-    train.validate(run, loop_config)
-    if (
-        num_steps % run.eval_every
-    ):  # of whichever plan the runs were made for, they are compared at evaluations
+    configs = flags.read((f"--num_steps={num_steps}", *given), *training.CONFIGS)
+    run, described = configs[0], training.plan(*configs).described
+    if num_steps % run.eval_every:  # runs of whichever plans are compared at evaluations
         raise UserError(
             f"runs end at step {num_steps}, but are evaluated every {run.eval_every}: give a "
             f"multiple as until or num_steps"
@@ -168,7 +167,7 @@ def _run(
         "num_steps": num_steps,
     }
     changed = [name for name, value in fixed.items() if described[name] != value]
-    if changed or (run.logdir, run.workers) != (train.RunConfig.logdir, train.RunConfig.workers):
+    if changed or (run.logdir, run.workers) != (RunConfig.logdir, RunConfig.workers):
         names = ", ".join(changed) or "logdir or workers"
         raise UserError(
             f"{' '.join(extra)!r} after -- sets {names}, which the plan sets for each run; leave "
@@ -177,7 +176,8 @@ def _run(
     if (folder / "config.json").exists():
         made = last(planned).get("step", 0) >= num_steps
         past = max(num_steps, begun(planned).get("num_steps", 0)) if made else num_steps
-        train.compare(folder / "config.json", {**described, "num_steps": past}, flag="root")
+        wanted = {**described, "num_steps": past}
+        directory.compare(folder / "config.json", wanted, training.DEFAULTS, flag="root")
     else:
         envs.spec(env)
     return planned

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import experiments
-from experiments import train
 from experiments.kit import launch
-from preqn_jax.training import collect
+from preqn_jax.training import collect, directory
 
 
 class Run(NamedTuple):
@@ -45,7 +44,7 @@ def state(run: Run) -> str:
         return "diverged"
     reached = line.get("step", 0) >= run.num_steps
     longer = begun(run).get("num_steps", 0) > run.num_steps
-    if reached and (copied or longer or (run.folder / train.DONE).exists()):
+    if reached and (copied or longer or (run.folder / directory.DONE).exists()):
         return "done"
     return "new" if not line else "copied" if copied else "begun"
 

@@ -1,15 +1,52 @@
-"""Agents: `make(config, spec)` builds any of them."""
+"""Agents: from parts (`actor_critic`, `critic`, `deterministic`, `gaussian`), or by name."""
 
-from preqn_jax.agents import deterministic, stochastic
-from preqn_jax.agents.base import ALGORITHMS, Agent, AgentConfig, Proposal, resolve
-from preqn_jax.types import Spec
+from preqn_jax.agents.actor_critic import actor_critic
+from preqn_jax.agents.base import Agent, Inspection
+from preqn_jax.agents.critic import Critic, Upcoming, Update, Values, critic
+from preqn_jax.agents.policies import (
+    Policy,
+    Smoothing,
+    Tuning,
+    deterministic,
+    gaussian,
+    tanh_gaussian,
+)
+from preqn_jax.agents.presets import (
+    ALGORITHMS,
+    AgentConfig,
+    Resolved,
+    ddpg,
+    make,
+    ngql,
+    preqn,
+    resolve,
+    sac,
+    td3,
+)
 
-__all__ = ["ALGORITHMS", "Agent", "AgentConfig", "Proposal", "make", "resolve"]
-
-
-def make(config: AgentConfig, spec: Spec) -> Agent:
-    """The agent a config describes: one with a temperature has a stochastic policy. Raises
-    UserError if it makes no sense.
-    """
-    config = resolve(config)
-    return (deterministic if config.temperature is None else stochastic).make(config, spec)
+__all__ = [
+    "ALGORITHMS",
+    "Agent",
+    "AgentConfig",
+    "Critic",
+    "Inspection",
+    "Policy",
+    "Resolved",
+    "Smoothing",
+    "Tuning",
+    "Upcoming",
+    "Update",
+    "Values",
+    "actor_critic",
+    "critic",
+    "ddpg",
+    "deterministic",
+    "gaussian",
+    "make",
+    "ngql",
+    "preqn",
+    "resolve",
+    "sac",
+    "tanh_gaussian",
+    "td3",
+]

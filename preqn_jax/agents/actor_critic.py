@@ -1,11 +1,18 @@
-"""The skeleton of every actor-critic here: critics, policy and target networks take turns.
+"""The skeleton of every actor-critic here: a critic and a policy take turns.
 
-A kind of policy brings the targets its critics should meet and its own step; `deterministic` and
-`stochastic` are the two.
+Example:
+>>> import numpy as np, optax
+>>> from preqn_jax import agents, networks, steps
+>>> from preqn_jax.types import Spec
+>>> spec = Spec(3, 1, -np.ones(1), np.ones(1))
+>>> q, mu = networks.Critic((64, 64)), networks.Actor(1, (64, 64))
+>>> agent = agents.actor_critic(
+...     spec,
+...     agents.deterministic(mu, optax.adam(1e-3)),
+...     agents.critic(q, steps.preconditioned(q.apply, 0.1)),
+... )
 """
 
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import flax.struct
@@ -13,153 +20,73 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from preqn_jax import networks, steps
-from preqn_jax.agents import base
-from preqn_jax.types import Array, Key, Metrics, Params, QFunction, Spec, Transition
+from preqn_jax.agents.base import Agent, Inspection
+from preqn_jax.agents.critic import Critic
+from preqn_jax.agents.policies import Policy
+from preqn_jax.types import Array, Key, Metrics, Params, Spec, Transition
 
 
 @flax.struct.dataclass
-class State:
+class ActorCriticState:
     """All that learning changes."""
 
-    actor: Params  # phi
-    critic: Params  # theta, leaves `[M, ...]` for M critics
-    target_critic: Params | None  # None without target networks: the online ones bootstrap
-    actor_optimizer: Any
-    critic_step: Any
-    target_actor: Params | None = None  # deterministic policies with target networks
-    temperature: Any = None  # stochastic policies that tune theirs
+    policy: Any
+    critic: Any
 
 
-Act = Callable[[Params, Array], Array]
-Explore = Callable[[Params, Array, Key], Array]
-"""As in `base.Agent`."""
+def actor_critic(
+    spec: Spec, policy: Policy, critic: Critic, *, discount: float | Array = 0.99, delay: int = 1
+) -> Agent:
+    """An agent from its parts: Algorithm 1, lines 9 to 14, whatever these are.
 
-Prepare = Callable[[State], State]
-"""Adds to the first state what a kind of policy keeps beside actor and critics."""
-
-Targets = Callable[[State, Transition, Key], tuple[Array, Metrics]]
-"""`(state, batch [B], key) -> (y [B], metrics)`."""
-
-Improve = Callable[[State, Transition, Key], State]
-"""The policy's step. It gets the key that the targets got: what draws from it folds in a number of
-its own.
-"""
-
-
-def network_fields(config: base.AgentConfig) -> dict[str, Any]:
-    """The arguments that actor and critic share."""
-    return {
-        "hidden_sizes": config.hidden_sizes,
-        "activation": config.activation,
-        "initializer": config.initializer,
-    }
-
-
-def make(
-    config: base.AgentConfig,
-    spec: Spec,
-    actor: Any,
-    critic: networks.Critic,
-    act: Act,
-    explore: Explore,
-    prepare: Prepare,
-    targets: Targets,
-    improve: Improve,
-) -> base.Agent:
-    """An agent from a resolved config, two networks, and what is a kind of policy's own."""
-    q: QFunction = critic.apply
-    step = steps.ensemble(base.critic_step(config, q))
-    optimizer, members, delay = (
-        actor_optimizer(config),
-        config.num_critics or 1,
-        config.policy_delay or 1,
-    )
-
-    def init(key: Key) -> State:
-        actor_key, critic_key = jax.random.split(key)
-        obs, action = jnp.zeros(spec.obs_size), jnp.zeros(spec.action_size)
-        phi = actor.init(actor_key, obs)
-        theta = jax.vmap(critic.init, in_axes=(0, None, None))(
-            jax.random.split(critic_key, members), obs, action
-        )
-        slow = jax.tree.map(jnp.copy, theta) if config.target_networks else None
-        return prepare(State(phi, theta, slow, optimizer.init(phi), step.init(theta)))
-
-    def follow(slow: Any, online: Params) -> Any:
-        return None if slow is None else optax.incremental_update(online, slow, 1 - config.polyak)
-
-    def turn(state: State, batch: Transition, key: Key) -> State:
-        state = improve(state, batch, key)
-        return replace(
-            state,
-            target_actor=follow(state.target_actor, state.actor),
-            target_critic=follow(state.target_critic, state.critic),
-        )
-
-    def update(state: State, batch: Transition, key: Key, count: Array) -> tuple[State, Metrics]:
-        y, metrics = targets(state, batch, key)
-        theta, step_state, info = step.update(
-            state.critic, state.critic_step, (batch.obs, batch.action), y
-        )
-        state = replace(state, critic=theta, critic_step=step_state)
-        if delay == 1:
-            state = turn(state, batch, key)
-        else:
-            state = jax.lax.cond(
-                (count + 1) % delay == 0, turn, lambda state, *_: state, state, batch, key
-            )
-        metrics = {
-            "critic/q_mean": jnp.mean(info.values),
-            "critic/td_abs": jnp.mean(jnp.abs(info.delta)),
-            "critic/target_mean": jnp.mean(y),
-            **metrics,
-            **info.metrics,
-        }
-        return state, metrics
-
-    def propose(state: State, batch: Transition, key: Key) -> base.Proposal:
-        y, _ = targets(state, batch, key)
-        moved, _, _ = step.update(state.critic, state.critic_step, (batch.obs, batch.action), y)
-        first, moved = (
-            jax.tree.map(lambda leaf: leaf[0], theta) for theta in (state.critic, moved)
-        )
-        return base.Proposal(
-            first,
-            moved,
-            y,
-            jax.vmap(act, in_axes=(None, 0))(state.actor, jnp.asarray(batch.next_obs)),
-        )
-
-    return base.Agent(init, act, explore, update, q, propose)
-
-
-def actor_optimizer(config: base.AgentConfig) -> optax.GradientTransformation:
-    """Appendix B's "actor optimizer"."""
-    return optax.adam(config.actor_learning_rate)
-
-
-def descend(
-    config: base.AgentConfig, loss: Callable[[Params], tuple[Array, Any]], state: State
-) -> tuple[State, Any]:
-    """One step of the policy down `loss`, which returns (scalar, aux), and the aux."""
-    grads, aux = jax.grad(loss, has_aux=True)(state.actor)
-    updates, moments = actor_optimizer(config).update(grads, state.actor_optimizer, state.actor)
-    return replace(
-        state, actor=optax.apply_updates(state.actor, updates), actor_optimizer=moments
-    ), aux
-
-
-def least(q: QFunction, theta: Params, obs: Array, action: Array) -> Array:
-    """min over M critics of Q `[B]` (Fujimoto et al. 2018b's clipped double Q-learning); theta
-    leads with `[M]`.
+    Args:
+      spec: sizes of observations and actions.
+      policy, critic: of this package, or records of your own.
+      discount: gamma.
+      delay: critic updates for one update of the policy and of the slow copies.
     """
-    return jnp.min(
-        jax.vmap(jax.vmap(q, in_axes=(None, 0, 0)), in_axes=(0, None, None))(theta, obs, action),
-        axis=0,
-    )
 
+    def init(key: Key) -> ActorCriticState:
+        policy_key, critic_key = jax.random.split(key)
+        obs, action = jnp.zeros(spec.obs_size), jnp.zeros(spec.action_size)
+        return ActorCriticState(policy.init(policy_key, obs), critic.init(critic_key, obs, action))
 
-def bootstrap(config: base.AgentConfig, batch: Transition, value: Array) -> Array:
-    """y = r + gamma * d * value `[B]`, d = 0 at a terminal (Algorithm 1, line 10)."""
-    return jnp.asarray(batch.reward) + config.discount * batch.discount * value
+    def acting(state: ActorCriticState) -> Params:
+        return policy.params(state.policy)
+
+    def turn(state: ActorCriticState, batch: Transition, key: Key) -> ActorCriticState:
+        improved = policy.improve(state.policy, batch, critic.values(state.critic), key)
+        return ActorCriticState(policy.follow(improved), critic.follow(state.critic))
+
+    def update(
+        state: ActorCriticState, batch: Transition, key: Key, count: Array
+    ) -> tuple[ActorCriticState, Metrics]:
+        target_key, policy_key = jax.random.split(key)
+        upcoming = policy.upcoming(state.policy, batch.next_obs, target_key)
+        moved, did = critic.update(state.critic, batch, upcoming, discount)
+        state = ActorCriticState(state.policy, moved)
+        if delay == 1:
+            state = turn(state, batch, policy_key)
+        else:
+            mine = (count + 1) % delay == 0
+            state = jax.lax.cond(mine, turn, lambda state, *_: state, state, batch, policy_key)
+        return state, {**did.metrics, **upcoming.metrics}
+
+    def summary(state: ActorCriticState) -> Metrics:
+        return {
+            "actor/norm": optax.tree.norm(acting(state)),
+            "critic/norm": optax.tree.norm(critic.params(state.critic)),
+        }
+
+    def inspect(state: ActorCriticState, batch: Transition, key: Key) -> Inspection:
+        target_key, _ = jax.random.split(key)
+        upcoming = policy.upcoming(state.policy, batch.next_obs, target_key)
+        moved, did = critic.update(state.critic, batch, upcoming, discount)
+        ahead = jax.vmap(policy.act, in_axes=(None, 0))(acting(state), batch.next_obs)
+        return Inspection(first(state), critic.first(moved), did.targets, ahead)
+
+    def first(state: ActorCriticState) -> Params:
+        return critic.first(state.critic)
+
+    acts = (policy.act, policy.explore)
+    return Agent(init, acting, *acts, update, summary, critic.q, first, inspect)

@@ -3,6 +3,8 @@ or of a finite problem.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 from preqn_jax.envs.base import Step, VectorEnv, derive_seed
 from preqn_jax.envs.finite import FINITE
@@ -11,22 +13,38 @@ from preqn_jax.envs.probe import PROBES
 from preqn_jax.options import choose
 from preqn_jax.types import Spec
 
-__all__ = ["FINITE", "PROBES", "Step", "VectorEnv", "derive_seed", "make", "spec"]
+__all__ = [
+    "FINITE",
+    "PROBES",
+    "FunctionalEnv",
+    "Source",
+    "Step",
+    "VectorEnv",
+    "derive_seed",
+    "make",
+    "name",
+    "spec",
+]
 
 
-def make(env_id: str, num_envs: int) -> VectorEnv:
+Source = str | FunctionalEnv | Callable[[], Any]
+"""Where environments come from: a Gymnasium id, the name of a probe or of a finite problem, a
+functional environment, or a function without arguments that makes a `gymnasium.Env`.
+"""
+
+
+def make(source: Source, num_envs: int) -> VectorEnv:
     """`num_envs` copies of an environment. Raises UserError if there is no such, or its spaces do
     not fit.
     """
-    if env_id.startswith(("probe/", "tabular/")):
-        return FunctionalVector(
-            _functional(choose("environment", env_id, {**PROBES, **FINITE})), num_envs
-        )
-    from preqn_jax.envs.gym import (
-        GymVector,
-    )  # needs gymnasium and mujoco, which notebooks on kernels do without
+    if isinstance(source, str) and source.startswith(("probe/", "tabular/")):
+        source = _functional(choose("environment", source, {**PROBES, **FINITE}))
+    if isinstance(source, FunctionalEnv):
+        return FunctionalVector(source, num_envs)
+    # It needs gymnasium and mujoco, which notebooks on kernels do without.
+    from preqn_jax.envs.gym import GymVector
 
-    return GymVector(env_id, num_envs)
+    return GymVector(source, num_envs)
 
 
 @functools.cache  # what is compiled of one is shared by all vectors of it
@@ -34,8 +52,15 @@ def _functional(env_id: str) -> FunctionalEnv:
     return {**PROBES, **FINITE}[env_id]()
 
 
-def spec(env_id: str) -> Spec:
+def name(source: Source) -> str:
+    """What to call an environment: its id, or the name of what makes it."""
+    if isinstance(source, str):
+        return source
+    return getattr(source, "__qualname__", type(source).__name__)
+
+
+def spec(source: Source) -> Spec:
     """Sizes and bounds of an environment. Raises UserError as `make` does."""
-    env = make(env_id, 1)
+    env = make(source, 1)
     env.close()
     return env.spec

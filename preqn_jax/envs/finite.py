@@ -1,10 +1,9 @@
 """The finite problems of `examples` as environments: `tabular/baird`, `tabular/chain`, ...
 
 An observation is the state, one-hot `[S]`. The action is one number in [-1, 1], which stands for
-the nearest of A actions at the
-centres of A equal parts: uniform numbers are uniform actions. Episodes start in a state drawn from
-  the data's distribution; they
-end in the example's terminal state, if it has one, and are cut off after 50 steps.
+the nearest of A actions at the centres of A equal parts: uniform numbers are uniform actions.
+Episodes start in a state drawn from the data's distribution; they end in the example's terminal
+state, if it has one, and are cut off after 50 steps.
 """
 
 import jax

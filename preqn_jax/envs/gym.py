@@ -11,7 +11,7 @@ and starts a new episode on resume.
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -48,12 +48,16 @@ _CONSTANT_NAMES = {
 class GymVector:
     """`VectorEnv` of copies of one Gymnasium environment, stepped one after the other."""
 
-    def __init__(self, env_id: str, num_envs: int):
-        """Raises UserError for an unknown id, or spaces that are not boxes."""
+    def __init__(self, source: str | Callable[[], gymnasium.Env], num_envs: int):
+        """`source` is an id, or makes an environment.
+
+        Raises UserError for an unknown id, or spaces that are not boxes.
+        """
         _route_mujoco_warnings()
-        self._envs = [_make(env_id) for _ in range(num_envs)]
+        name = source if isinstance(source, str) else getattr(source, "__qualname__", str(source))
+        self._envs = [_make(source) for _ in range(num_envs)]
         self.num_envs = num_envs
-        self.spec = _spec(env_id, self._envs[0])
+        self.spec = _spec(name, self._envs[0])
         self._obs = np.zeros((num_envs, self.spec.obs_size), np.float32)
         self._seeds: list[int] = [0] * num_envs
         self._steps = 0
@@ -123,7 +127,9 @@ class GymVector:
             env.close()
 
 
-def _make(env_id: str) -> gymnasium.Env:
+def _make(env_id: str | Callable[[], gymnasium.Env]) -> gymnasium.Env:
+    if not isinstance(env_id, str):
+        return env_id()
     try:
         return gymnasium.make(env_id, disable_env_checker=True)
     except gymnasium.error.Error as error:

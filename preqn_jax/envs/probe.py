@@ -9,9 +9,8 @@ With discount gamma and the greedy policy:
 | probe/observation | one step, reward equal to the observation, -1 or 1 | Q(s) = s |
 | probe/delay | two steps, reward 1 after the second | Q(first) = gamma, Q(second) = 1 |
 | probe/action | one step, reward 1 - (a - 0.5)^2 | mu = 0.5, Q(mu) = 1 |
-| probe/time-limit | reward 1 at every step, cut off after 5, never terminal | Q = 1 / (1 - gamma);
-a bug gives less | | probe/nan | as probe/constant, but the reward turns to NaN after some steps | a
-run must stop and say so |
+| probe/time-limit | reward 1 at every step, cut off after 5 | Q = 1 / (1 - gamma), no less |
+| probe/nan | as probe/constant, until the reward turns to NaN | a run must stop and say so |
 """
 
 import jax

@@ -23,8 +23,9 @@ import numpy as np
 from preqn_jax import envs
 from preqn_jax.agents import Agent
 from preqn_jax.options import UserError
-from preqn_jax.training.config import LoopConfig, Stopped
-from preqn_jax.training.rollout import Evaluation, Rollout, make_policy
+from preqn_jax.training.config import LoopConfig
+from preqn_jax.training.errors import Stopped
+from preqn_jax.training.rollout import Evaluation, Rollout, make_acting
 from preqn_jax.types import Params, Spec, Transition
 
 
@@ -34,7 +35,7 @@ class Recipe(NamedTuple):
     """
 
     make_agent: Callable[[Spec], Agent]
-    env_id: str
+    env: envs.Source
     config: LoopConfig
     eval_episodes: int
 
@@ -63,12 +64,12 @@ class Collector:
         self._pool: _Pool = _Workers(recipe, workers) if workers else _Local(recipe, seeds)
 
         @jax.jit
-        def split(actor: Params) -> list[Params]:
-            return [jax.tree.map(lambda leaf, i=i: leaf[i], actor) for i in range(len(seeds))]
+        def split(params: Params) -> list[Params]:
+            return [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(len(seeds))]
 
         self._split = split
 
-    def collect(self, actor: Params, round_: int) -> tuple[Transition, list[tuple[int, float]]]:
+    def collect(self, params: Params, round_: int) -> tuple[Transition, list[tuple[int, float]]]:
         """One round with the actors `[S]`: transitions `[S, update_every]`, and (index of the seed,
         return) of ended episodes.
 
@@ -77,18 +78,18 @@ class Collector:
           Stopped: a worker died.
         """
         rows = self._pool.call(
-            "collect", [(params, round_) for params in jax.device_get(self._split(actor))]
+            "collect", [(one, round_) for one in jax.device_get(self._split(params))]
         )
         transitions = jax.tree.map(lambda *leaves: np.stack(leaves), *(row[0] for row in rows))
         return transitions, [(i, total) for i, row in enumerate(rows) for total in row[1]]
 
-    def evaluate(self, actor: Params, step: int) -> list[Evaluation]:
+    def evaluate(self, params: Params, step: int) -> list[Evaluation]:
         """Noiseless episodes of each of the actors `[S]`.
 
         They depend on nothing else but the step.
         """
         return self._pool.call(
-            "evaluate", [(params, step) for params in jax.device_get(self._split(actor))]
+            "evaluate", [(one, step) for one in jax.device_get(self._split(params))]
         )
 
     def save(self) -> list[Any]:
@@ -121,11 +122,11 @@ class _Local:
         config = recipe.config
         self._device = _cpu()
         with jax.default_device(self._device):
-            eval_env = envs.make(recipe.env_id, recipe.eval_episodes)
-            policy = make_policy(recipe.make_agent(eval_env.spec), eval_env.spec, config)
-            train_envs = [envs.make(recipe.env_id, config.num_envs) for _ in seeds]
+            eval_env = envs.make(recipe.env, recipe.eval_episodes)
+            acting = make_acting(recipe.make_agent(eval_env.spec), eval_env.spec, config)
+            train_envs = [envs.make(recipe.env, config.num_envs) for _ in seeds]
             self._rollouts = [
-                Rollout(policy, env, eval_env, config, seed)
+                Rollout(acting, env, eval_env, config, seed)
                 for env, seed in zip(train_envs, seeds, strict=True)
             ]
         self._envs = [*train_envs, eval_env]
@@ -212,7 +213,7 @@ class _Workers:
                 else f"seeds {', '.join(map(str, worker.seeds))}"
             )
             raise Stopped(
-                f"the worker process that steps {named} {how}; --workers=0 does without such "
+                f"the worker process that steps {named} {how}; `workers=0` does without such "
                 f"processes"
             ) from error
 

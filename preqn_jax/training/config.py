@@ -1,10 +1,7 @@
-"""The configuration of the loop, what may stop it, and the numbers that keep its random streams
-apart.
-"""
+"""The configuration of a run and of its loop, and the numbers that keep random streams apart."""
 
 import dataclasses
 
-from preqn_jax.diagnostics import Finding
 from preqn_jax.options import UserError, check, option
 
 ACT, SAMPLE, UPDATE, LOOK = range(4)  # purposes of keys
@@ -37,7 +34,7 @@ def validate(config: LoopConfig) -> None:
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise UserError(
             f"seeds are {list(config.seeds)}, but each seed trains once: give different numbers, "
-            f"as in --seeds=0,1,2"
+            f"as in `seeds=(0, 1, 2)`"
         )
     if config.num_steps < config.update_after:
         raise UserError(
@@ -63,27 +60,50 @@ def validate(config: LoopConfig) -> None:
         )
 
 
-class Stopped(UserError):
-    """A run cannot go on; what it has saved so far is good."""
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What to run on, and what to keep of it."""
+
+    env: str = option(
+        "HalfCheetah-v5",
+        "a Gymnasium environment with Box observations and actions, or a probe (probe/delay)",
+    )
+    logdir: str = option("runs/preqn", "the run directory; an unfinished run in it goes on")
+    eval_every: int = option(5000, "steps between noiseless evaluations", at_least=1)
+    eval_episodes: int = option(10, "episodes of an evaluation", at_least=1)
+    log_every: int = option(
+        1000, "steps between lines of metrics.jsonl, each the mean since the last", at_least=1
+    )
+    checkpoint_every: int = option(10_000, "steps between checkpoints", at_least=1)
+    diagnose_every: int = option(
+        0,
+        "steps between diagnoses of the critic, which say when it begins to diverge and how; 0 for "
+        "none",
+        at_least=0,
+    )
+    stop_on_divergence: bool = option(
+        False, "end the run when a diagnosis finds that Q diverges, with the checkpoints before it"
+    )
+    workers: int | None = option(
+        None,
+        "processes that step the environments, each for whole seeds; 0 for none, with the same "
+        "numbers "
+        "(as many as there are cores or seeds; 0 for one seed)",
+        at_least=0,
+    )
 
 
-class Diverged(Stopped):
-    """A NaN or an infinity, in what the environment returned or in what was learned."""
-
-    def __init__(self, quantity: str, seed: int, step: int):
-        super().__init__(f"{quantity} is not finite at step {step}, seed {seed}")
-        self.quantity, self.seed, self.step = quantity, seed, step
-
-    def __reduce__(self):  # it may come from another process
-        return Diverged, (self.quantity, self.seed, self.step)
-
-
-class Diverging(Stopped):
-    """A diagnosis says that Q is on its way."""
-
-    def __init__(self, finding: Finding, seed: int, step: int):
-        super().__init__(
-            f"Q of seed {seed} diverges at step {step}, by {finding.mode}: {finding.evidence}; "
-            f"{finding.remedy}"
+def validate_run(run: RunConfig, config: LoopConfig) -> None:
+    """Raises UserError where numbers are out of range or do not fit one another."""
+    check(run)
+    validate(config)
+    if run.stop_on_divergence and not run.diagnose_every:
+        raise UserError(
+            "stop_on_divergence is on, but nothing looks for divergence: add `diagnose_every=1000`"
         )
-        self.finding, self.seed, self.step = finding, seed, step
+    for name in ("eval_every", "log_every", "checkpoint_every", "diagnose_every"):
+        if getattr(run, name) % config.update_every:
+            raise UserError(
+                f"{name} is {getattr(run, name)}, but it must be a multiple of update_every "
+                f"({config.update_every})"
+            )

@@ -7,7 +7,6 @@ from (seed, purpose, round), so a run can go on from any round with nothing but 
 arrays lead with a seed axis `[S]`: several seeds learn in one program.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,8 +19,9 @@ import numpy as np
 from preqn_jax import replay as replays
 from preqn_jax.agents import Agent
 from preqn_jax.training.collect import Collector
-from preqn_jax.training.config import SAMPLE, UPDATE, Diverged, LoopConfig, validate
-from preqn_jax.types import Array, Key, Metrics, Params, Spec, Transition
+from preqn_jax.training.config import SAMPLE, UPDATE, LoopConfig, validate
+from preqn_jax.training.errors import Diverged
+from preqn_jax.types import Array, Key, Metrics, Spec, Transition
 
 
 @flax.struct.dataclass
@@ -32,8 +32,7 @@ class Learner:
     replay: replays.Replay
 
 
-@dataclasses.dataclass
-class Counters:
+class Counters(NamedTuple):
     """How far a run is."""
 
     round: int = 0  # rounds done
@@ -83,15 +82,14 @@ def rounds(
         by then.
       Stopped: what else `collector` cannot go on from.
     """
-    learn = make_learn(agent, config)
+    learn, acting = make_learn(agent, config), jax.jit(jax.vmap(agent.policy))
     while counters.round * config.update_every < config.num_steps:
-        transitions, episodes = collector.collect(learner.agent.actor, counters.round)
+        transitions, episodes = collector.collect(acting(learner.agent), counters.round)
         step = (counters.round + 1) * config.update_every
         updates = config.update_every if step >= config.update_after else 0
-        learner, metrics = learn(
-            learner, transitions, jnp.uint32(counters.round), jnp.int32(counters.updates), updates
-        )
-        counters.round, counters.updates = counters.round + 1, counters.updates + updates
+        at = (jnp.uint32(counters.round), jnp.int32(counters.updates))
+        learner, metrics = learn(learner, transitions, *at, updates)
+        counters = Counters(counters.round + 1, counters.updates + updates)
         measured = {name: np.asarray(value) for name, value in metrics.items()}
         _check_finite(measured, config, step)
         yield Round(step, learner, counters, measured, episodes)
@@ -177,15 +175,7 @@ def _learn_one(
     means = {
         k: (jnp.nanmean if k.startswith("solve/") else jnp.mean)(m) for k, m in metrics.items()
     }
-    return Learner(state, buffer), {
-        **means,
-        "actor/norm": _norm(state.actor),
-        "critic/norm": _norm(state.critic),
-    }
-
-
-def _norm(params: Params) -> Array:
-    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params)))
+    return Learner(state, buffer), {**means, **agent.summary(state)}
 
 
 def _check_finite(metrics: dict[str, np.ndarray], config: LoopConfig, step: int) -> None:

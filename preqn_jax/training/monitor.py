@@ -14,7 +14,7 @@ import numpy as np
 
 from preqn_jax import diagnostics
 from preqn_jax import replay as replays
-from preqn_jax.agents import Agent, Proposal
+from preqn_jax.agents import Agent, Inspection
 from preqn_jax.training.config import LOOK, LoopConfig
 from preqn_jax.training.loop import Learner, keys
 from preqn_jax.training.rollout import Evaluation
@@ -33,7 +33,7 @@ class Look(NamedTuple):
     """What there is to see of one seed."""
 
     batch: Transition  # `[B]`, drawn for this alone
-    proposal: Proposal
+    step: Inspection
     reward_bound: float  # the largest |r| in the replay
 
 
@@ -56,8 +56,8 @@ def make_looks(agent: Agent, config: LoopConfig) -> Callable[[Learner, int], lis
         return jax.vmap(one)(replay, keys(config.seeds))
 
     @jax.jit
-    def propose(state: Any, batch: Transition, key_data: Array) -> Proposal:
-        return agent.propose(state, batch, jax.random.wrap_key_data(key_data))
+    def inspect(state: Any, batch: Transition, key_data: Array) -> Inspection:
+        return agent.inspect(state, batch, jax.random.wrap_key_data(key_data))
 
     def looks(learner: Learner, round_: int) -> list[Look]:
         drawn, states = jax.device_get((draw(learner.replay, jnp.uint32(round_)), learner.agent))
@@ -66,7 +66,7 @@ def make_looks(agent: Agent, config: LoopConfig) -> Callable[[Learner, int], lis
             state, (batch, key_data, bound) = jax.tree.map(
                 lambda leaf, i=i: leaf[i], (states, drawn)
             )
-            found.append(Look(batch, propose(state, batch, key_data), float(bound)))
+            found.append(Look(batch, inspect(state, batch, key_data), float(bound)))
         return found
 
     return looks
@@ -79,7 +79,7 @@ def make_monitor(agent: Agent, config: LoopConfig, discount: float) -> Monitor:
     looks = make_looks(agent, config)
 
     def measure(look: Look) -> dict[str, float]:
-        step = look.proposal
+        step = look.step
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(step))):
             return {}
         return diagnostics.diagnose(
@@ -97,11 +97,11 @@ def make_monitor(agent: Agent, config: LoopConfig, discount: float) -> Monitor:
     return lambda learner, round_: [measure(look) for look in looks(learner, round_)]
 
 
-def bias(agent: Agent, critic: Params, evaluation: Evaluation, discount: float) -> dict[str, float]:
+def bias(agent: Agent, params: Params, evaluation: Evaluation, discount: float) -> dict[str, float]:
     """The first critic's bias against the returns of an evaluation; nothing where the time limit
     cuts all of them short.
 
-    `critic` is one seed's, leaves `[M, ...]`.
+    `params` are one seed's, of `agent.q`.
     """
     pairs = returns_to_go(evaluation, discount)
     if len(pairs[2]) == 0:
@@ -110,8 +110,7 @@ def bias(agent: Agent, critic: Params, evaluation: Evaluation, discount: float) 
         int
     )  # repeats some where there are fewer
     obs, action, returns = (leaf[chosen] for leaf in pairs)
-    first = jax.tree.map(lambda leaf: leaf[0], critic)
-    return diagnostics.bias(agent.q, first, (obs, action), returns)
+    return diagnostics.bias(agent.q, params, (obs, action), returns)
 
 
 def returns_to_go(

@@ -15,17 +15,18 @@ import numpy as np
 
 from preqn_jax.agents import Agent
 from preqn_jax.envs import VectorEnv, codec, derive_seed
-from preqn_jax.training.config import ACT, EVAL_ENV, TRAIN_ENV, Diverged, LoopConfig
+from preqn_jax.training.config import ACT, EVAL_ENV, TRAIN_ENV, LoopConfig
+from preqn_jax.training.errors import Diverged
 from preqn_jax.types import Array, Params, Spec, Transition
 
 
-class Policy(NamedTuple):
+class Acting(NamedTuple):
     """What acting needs, compiled; T is the number of vector steps in a round.
 
     draw: `(seed, round) -> (key data [T, E, ...], uniform actions [T, E, act])`.
-    explore: `(actor params, obs [E, obs], key data [E, ...]) -> actions [E, act]`, with the noise
+    explore: `(params, obs [E, obs], key data [E, ...]) -> actions [E, act]`, with the noise
       of data collection.
-    act: `(actor params, obs [n, obs]) -> actions [n, act]`, without noise.
+    act: `(params, obs [n, obs]) -> actions [n, act]`, without noise.
     """
 
     draw: Callable[[Any, Any], tuple[Array, Array]]
@@ -43,7 +44,7 @@ class Evaluation(NamedTuple):
     terminated: np.ndarray  # `[n]`, whether it ended in a terminal, and not at a time limit
 
 
-def make_policy(agent: Agent, spec: Spec, config: LoopConfig) -> Policy:
+def make_acting(agent: Agent, spec: Spec, config: LoopConfig) -> Acting:
     """The policy of any seed of a run."""
     envs = config.num_envs
 
@@ -59,25 +60,25 @@ def make_policy(agent: Agent, spec: Spec, config: LoopConfig) -> Policy:
         return jax.vmap(one_step)(jnp.arange(config.update_every // envs, dtype=jnp.uint32))
 
     @jax.jit
-    def explore(actor: Params, obs: Array, key_data: Array) -> Array:
+    def explore(params: Params, obs: Array, key_data: Array) -> Array:
         return jax.vmap(agent.explore, in_axes=(None, 0, 0))(
-            actor, obs, jax.random.wrap_key_data(key_data)
+            params, obs, jax.random.wrap_key_data(key_data)
         )
 
-    return Policy(draw, explore, jax.jit(jax.vmap(agent.act, in_axes=(None, 0))))
+    return Acting(draw, explore, jax.jit(jax.vmap(agent.act, in_axes=(None, 0))))
 
 
 class Rollout:
     """Where one seed's environments stand."""
 
     def __init__(
-        self, policy: Policy, env: VectorEnv, eval_env: VectorEnv, config: LoopConfig, seed: int
+        self, acting: Acting, env: VectorEnv, eval_env: VectorEnv, config: LoopConfig, seed: int
     ):
         """`env` holds E environments, which are reset; `eval_env` may be lent to several seeds in
         turn.
         """
-        self._policy, self._env, self._eval_env, self._config, self._seed = (
-            policy,
+        self._acting, self._env, self._eval_env, self._config, self._seed = (
+            acting,
             env,
             eval_env,
             config,
@@ -88,23 +89,25 @@ class Rollout:
         )  # `[E, obs]`
         self._returns = np.zeros(config.num_envs)  # rewards of the unfinished episodes so far
 
-    def collect(self, actor: Params, round_: int) -> tuple[Transition, list[float]]:
+    def collect(self, params: Params, round_: int) -> tuple[Transition, list[float]]:
         """Act for one round: transitions `[update_every]` in order of time, and the returns of the
         episodes that ended.
 
         The first `start_steps` act uniformly at random. Raises Diverged for a NaN or an infinity
         from the environment.
         """
-        config, actor = self._config, jax.device_put(actor)
+        config, params = self._config, jax.device_put(params)
         keys, uniform = (
-            np.asarray(x) for x in self._policy.draw(np.uint32(self._seed), np.uint32(round_))
+            np.asarray(x) for x in self._acting.draw(np.uint32(self._seed), np.uint32(round_))
         )
         start = round_ * config.update_every
         steps, episodes = [], []
         for t in range(len(keys)):
             obs = self._obs
             random = start + t * config.num_envs < config.start_steps
-            action = uniform[t] if random else np.asarray(self._policy.explore(actor, obs, keys[t]))
+            action = (
+                uniform[t] if random else np.asarray(self._acting.explore(params, obs, keys[t]))
+            )
             out = self._env.step(action)
             steps.append(
                 Transition(
@@ -134,18 +137,18 @@ class Rollout:
                     quantity, self._seed, start + (int(np.argmax(bad)) // envs + 1) * envs
                 )
 
-    def evaluate(self, actor: Params, step: int) -> Evaluation:
+    def evaluate(self, params: Params, step: int) -> Evaluation:
         """A noiseless episode of each evaluation environment.
 
         The episodes begin from seeds derived of (seed, step, episode), so that an evaluation
         depends on nothing before it.
         """
-        env, actor = self._eval_env, jax.device_put(actor)
+        env, params = self._eval_env, jax.device_put(params)
         obs = env.reset([derive_seed(self._seed, EVAL_ENV, step, e) for e in range(env.num_envs)])
         steps, running, terminated = [], np.ones(env.num_envs, bool), np.zeros(env.num_envs, bool)
         lengths = np.zeros(env.num_envs, int)
         while running.any():
-            action = np.asarray(self._policy.act(actor, obs))
+            action = np.asarray(self._acting.act(params, obs))
             out = env.step(action, running)
             steps.append((np.where(running, out.reward, 0), obs, action))
             lengths += running
@@ -156,7 +159,7 @@ class Rollout:
         return Evaluation(rewards, seen, actions, lengths, terminated)
 
     def save(self) -> Any:
-        """All that the next rounds depend on beside the actor, as plain JSON."""
+        """All that the next rounds depend on beside the policy, as plain JSON."""
         return {"env": self._env.save(), "returns": codec.encode(self._returns)}
 
     def load(self, state: Any) -> None:

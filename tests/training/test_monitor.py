@@ -12,22 +12,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_train
 from absl import flags as absl_flags
-from absl.testing import flagsaver
-from test_train import records
+from commands import SMALL as SHORT
+from commands import call, records
 
 from experiments import diagnose as binary
-from experiments import train
 from experiments.kit import flags
 from preqn_jax import agents, diagnostics, ntk, solve, steps
 from preqn_jax.options import UserError
+from preqn_jax.training import directory
+from preqn_jax.training import run as training
 from preqn_jax.training.monitor import returns_to_go
 from preqn_jax.training.record import read
 from preqn_jax.training.rollout import Evaluation
 from preqn_jax.types import Spec, Transition
 
-SMALL = ["--env=Pendulum-v1", *test_train.SMALL]
+SMALL = ["--env=Pendulum-v1", *SHORT]
 DIVERGING = [
     "--hidden_sizes=32,32",
     "--batch_size=32",
@@ -35,18 +35,6 @@ DIVERGING = [
     "--notarget_networks",
     "--critic_learning_rate=0.1",
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _defined():
-    if "algorithm" not in absl_flags.FLAGS:
-        flags.define(*train.CONFIGS)
-
-
-def call(*args, main=train.main, name="train"):
-    with flagsaver.flagsaver():
-        rest = absl_flags.FLAGS([name, *args])
-        return flags.guard(main, rest)
 
 
 def report(*args):
@@ -192,7 +180,7 @@ def test_a_q_that_is_too_high_and_follows_its_targets_is_given_time():
 
 
 @pytest.mark.parametrize("algorithm", agents.ALGORITHMS)
-def test_what_an_agent_proposes_is_what_its_update_does(algorithm):
+def test_what_is_inspected_is_what_an_update_does(algorithm):
     spec = Spec(3, 2, -np.ones(2), np.ones(2))
     agent = agents.make(agents.AgentConfig(algorithm=algorithm, hidden_sizes=(8, 8)), spec)
     rng = np.random.default_rng(0)
@@ -201,26 +189,15 @@ def test_what_an_agent_proposes_is_what_its_update_does(algorithm):
     state = agent.init(jax.random.key(0))
     for i in range(3):  # optimisers have moments by then
         key = jax.random.key(i)
-        proposal = jax.jit(agent.propose)(state, data, key)
+        seen = jax.jit(agent.inspect)(state, data, key)
         before = state
         state, metrics = jax.jit(agent.update)(state, data, key, jnp.int32(i))
-    first = lambda theta: jax.tree.map(lambda leaf: leaf[0], theta)
-    jax.tree.map(
-        partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
-        proposal.params,
-        first(before.critic),
-    )
-    jax.tree.map(
-        partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
-        proposal.moved,
-        first(state.critic),
-    )
-    np.testing.assert_allclose(jnp.mean(proposal.targets), metrics["critic/target_mean"], rtol=1e-5)
-    values = jax.vmap(agent.q, (None, 0, 0))(proposal.params, data.obs, data.action)
-    assert values.shape == (12,)
-    np.testing.assert_allclose(
-        proposal.next_action[0], agent.act(before.actor, data.next_obs[0]), rtol=1e-5, atol=1e-6
-    )
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, seen.params, agent.critic(before))
+    jax.tree.map(close, seen.moved, agent.critic(state))
+    close(jnp.mean(seen.targets), metrics["critic/target_mean"])
+    assert jax.vmap(agent.q, (None, 0, 0))(seen.params, data.obs, data.action).shape == (12,)
+    close(seen.next_action[0], agent.act(agent.policy(before), data.next_obs[0]))
 
 
 @pytest.fixture(scope="module")
@@ -261,16 +238,16 @@ def test_an_interrupted_run_repeats_its_diagnoses_bit_for_bit(healthy):
 
 
 def test_a_run_of_a_version_without_a_monitor_goes_on():
-    run, agent, loop_config = flags.read(SMALL, *train.CONFIGS)
-    config = train.configuration(run, agents.resolve(agent), loop_config)
+    run, agent, loop_config = flags.read(SMALL, *training.CONFIGS)
+    config = training.plan(run, agent, loop_config).described
     old = {name: value for name, value in config.items() if name != "diagnose_every"}
     path = Path("config.json")
     path.write_text(json.dumps({"config": old}))
-    train.compare(path, config)
+    directory.compare(path, config, training.DEFAULTS)
     with pytest.raises(
         UserError, match="holds a run with diagnose_every=0, but this command says 100"
     ):
-        train.compare(path, {**config, "diagnose_every": 100})
+        directory.compare(path, {**config, "diagnose_every": 100}, training.DEFAULTS)
 
 
 @pytest.fixture(scope="module")

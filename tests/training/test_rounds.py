@@ -13,6 +13,7 @@ from preqn_jax import agents, envs, networks
 from preqn_jax.options import UserError
 from preqn_jax.training import collect, loop
 from preqn_jax.training.checkpoint import Checkpointer
+from preqn_jax.training.errors import Diverged
 from preqn_jax.training.rollout import attained
 
 LOOP = loop.LoopConfig(
@@ -37,9 +38,9 @@ def run(*args):
 
 
 def q_at(agent_fields, learner, obs, action):
-    activation = agents.resolve(agents.AgentConfig(**agent_fields)).activation
-    critic = networks.Critic(NETS["hidden_sizes"], str(activation))
-    first = jax.tree.map(lambda leaf: leaf[0, 0], learner.agent.critic)
+    made = agents.resolve(agents.AgentConfig(**{**NETS, **agent_fields}))
+    critic = networks.Critic(**made.network)
+    first = jax.tree.map(lambda leaf: leaf[0, 0], learner.agent.critic.params)
     return float(
         critic.apply(first, jnp.array([obs], jnp.float32), jnp.array([action], jnp.float32))
     )
@@ -48,7 +49,8 @@ def q_at(agent_fields, learner, obs, action):
 def mu_at(agent, learner, obs):
     return float(
         agent.act(
-            jax.tree.map(lambda leaf: leaf[0], learner.agent.actor), jnp.array([obs], jnp.float32)
+            jax.tree.map(lambda leaf: leaf[0], agent.policy(learner.agent)),
+            jnp.array([obs], jnp.float32),
         )[0]
     )
 
@@ -92,7 +94,7 @@ def test_every_algorithm_finds_the_best_action(name):
     )
     _, learner = run(agent, collector, config, learner, counters)
     assert abs(mu_at(agent, learner, 0.0) - 0.5) < 0.1
-    ((rewards, *_),) = collector.evaluate(learner.agent.actor, 0)
+    ((rewards, *_),) = collector.evaluate(agent.policy(learner.agent), 0)
     assert rewards.shape == (1, EPISODES) and (rewards > 0.98).all()
 
 
@@ -147,9 +149,9 @@ def test_the_update_compiles_once():
     agent, collector, config, learner, counters = setup()
     learn = loop.make_learn(agent, config)
     for i in range(5):
-        transitions, _ = collector.collect(learner.agent.actor, i)
+        transitions, _ = collector.collect(agent.policy(learner.agent), i)
         learner, _ = learn(learner, transitions, jnp.uint32(i), jnp.int32(50 * i), 50)
-    policy = collector._pool._rollouts[0]._policy  # pyright: ignore
+    policy = collector._pool._rollouts[0]._acting  # pyright: ignore
     assert [made._cache_size() for made in (learn, policy.draw, policy.explore)] == [1, 1, 1]  # pyright: ignore
 
 
@@ -195,7 +197,7 @@ def test_three_seeds_on_two_devices_stay_on_one(monkeypatch):
 
 def test_seeds_side_by_side_learn_what_they_learn_in_turn():
     agent, collector, config, learner, _ = setup(agent_fields=ALGORITHMS["td3"], seeds=(3, 5))
-    transitions, _ = collector.collect(learner.agent.actor, 0)
+    transitions, _ = collector.collect(agent.policy(learner.agent), 0)
     args = transitions, jnp.uint32(0), jnp.int32(0), 5
     vmapped = loop.make_learn(agent, config, side_by_side=True)
     assert " cond[" in str(
@@ -210,7 +212,7 @@ def test_seeds_side_by_side_learn_what_they_learn_in_turn():
 
 def test_a_nan_from_the_environment_stops_the_run_and_is_named():
     with pytest.raises(
-        loop.Diverged, match=r"the environment's reward is not finite at step 131, seed 4"
+        Diverged, match=r"the environment's reward is not finite at step 131, seed 4"
     ):
         run(*setup("probe/nan", seeds=(4, 9)))
 
@@ -225,7 +227,7 @@ def test_a_nan_in_an_update_stops_the_run_and_is_named():
             "critic/q_mean": jnp.where(count >= 60, jnp.nan, metrics["critic/q_mean"]),
         }
 
-    with pytest.raises(loop.Diverged, match=r"critic/q_mean is not finite at step 150, seed 4"):
+    with pytest.raises(Diverged, match=r"critic/q_mean is not finite at step 150, seed 4"):
         run(agent._replace(update=update), collector, config, learner, counters)
 
 
@@ -243,7 +245,7 @@ def test_evaluation_depends_on_its_seeds_alone_and_is_noiseless():
         "Pendulum-v1", {"exploration_noise": 1.0}, seeds=(1, 2)
     )
     first, other, again = (
-        np.stack([one.rewards for one in collector.evaluate(learner.agent.actor, step)])
+        np.stack([one.rewards for one in collector.evaluate(agent.policy(learner.agent), step)])
         for step in (0, 50, 0)
     )
     assert first.shape == (2, 200, EPISODES) and (first == again).all() and (first != other).any()
@@ -307,7 +309,7 @@ def checkpointed(tmp_path):
 def damage(folder, how):
     """Spoil the biggest data file of a checkpoint."""
     path = max(
-        (p for p in folder.rglob("*") if p.is_file() and "arrays" in p.parts),
+        (p for p in folder.rglob("*") if p.is_file() and "replay" in p.parts),
         key=lambda p: p.stat().st_size,
     )
     data = bytearray(path.read_bytes())
@@ -329,7 +331,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before_and_says_so(tmp
     like, _ = checkpointed(tmp_path)
     folder = tmp_path / "c" / "150"
     if how == "emptied":
-        shutil.rmtree(folder / "arrays")
+        shutil.rmtree(folder / "replay")
     else:
         damage(folder, how)
     restored = Checkpointer(tmp_path / "c").restore(like)

@@ -5,10 +5,11 @@ both together end.
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.flatten_util import ravel_pytree
 
 import oracles
-from preqn_jax import agents
+from preqn_jax import agents, networks, steps
 from preqn_jax.types import Spec, Transition
 
 OBS, ACT, BATCH = 3, 2, 16
@@ -28,17 +29,21 @@ def transitions(dtype=np.float32):
     )
 
 
-def test_gradients_of_policy_and_temperature_by_finite_differences(monkeypatch, x64):
-    alpha, step = 0.3, 1e-5
-    noise = np.random.default_rng(1).normal(size=(BATCH, ACT))
-    agent, batch = small(temperature=alpha, automatic_temperature=True), transitions(np.float64)
-    start = jax.jit(agent.init)(jax.random.key(0))
-    monkeypatch.setattr(jax.random, "normal", lambda key, shape: jnp.asarray(noise))
-    end, _ = jax.jit(agent.update)(start, batch, jax.random.key(1), jnp.int32(0))
+def test_gradients_of_policy_and_temperature_by_finite_differences(x64):
+    alpha, step, batch = 0.3, 1e-5, transitions(np.float64)
+    keys = jax.random.split(jax.random.key(0), 3)
+    net, q = networks.GaussianActor(ACT, (5,), "sin"), networks.Critic((5,), "sin")
+    tuning = agents.Tuning(optax.adam(3e-4), -ACT)
+    policy = agents.gaussian(net, optax.adam(1e-3), temperature=alpha, tuning=tuning)
+    critic = agents.critic(q, steps.gradient(q.apply, optax.adam(1e-3)), members=2)
+    start = policy.init(keys[0], batch.obs[0])
+    thetas = critic.init(keys[1], batch.obs[0], batch.action[0])
+    end = jax.jit(lambda state: policy.improve(state, batch, critic.values(thetas), keys[2]))(start)
+    noise = np.asarray(jax.random.normal(keys[2], (BATCH, ACT)))
     critics = [
-        oracles.layers_of(jax.tree.map(lambda leaf, i=i: leaf[i], end.critic)) for i in range(2)
+        oracles.layers_of(jax.tree.map(lambda leaf, i=i: leaf[i], thetas.params)) for i in range(2)
     ]
-    phi, unravel = ravel_pytree(start.actor)
+    phi, unravel = ravel_pytree(policy.params(start))
 
     def terms(phi):
         """log pi(a|s) and Q `[2, B]`, both critics', at the policy's actions."""
@@ -58,13 +63,9 @@ def test_gradients_of_policy_and_temperature_by_finite_differences(monkeypatch, 
     expected = [
         (loss(phi + step * e) - loss(phi - step * e)) / (2 * step) for e in np.eye(phi.size)
     ]
-    got = (
-        ravel_pytree(end.actor_optimizer[0].mu)[0] / 0.1
-    )  # Adam's first mean is a tenth of the gradient
+    got = ravel_pytree(end.optimizer[0].mu)[0] / 0.1  # Adam's first mean is a tenth of the gradient
     assert oracles.relative_error(got, expected) < 1e-7
-    np.testing.assert_allclose(
-        end.temperature.optimizer[0].mu / 0.1, -alpha * (log_prob.mean() - ACT), rtol=1e-10
-    )
+    np.testing.assert_allclose(end.tuner[0].mu / 0.1, -alpha * (log_prob.mean() - ACT), rtol=1e-10)
 
 
 def test_a_tuned_temperature_brings_the_entropy_to_its_target():

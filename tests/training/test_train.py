@@ -5,69 +5,18 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags as absl_flags
-from absl.testing import flagsaver
+from commands import SMALL, call, finished, records, start
 
-from experiments import plot, train
-from experiments.kit import curves, flags
+from experiments import plot
+from experiments.kit import curves
 from preqn_jax.training.record import read
 
-ROOT = Path(__file__).parent.parent
 PAPER = ["HalfCheetah-v5", "Walker2d-v5", "Hopper-v5", "Ant-v5", "Swimmer-v5"]
-SMALL = [
-    "--hidden_sizes=16,16",
-    "--num_steps=600",
-    "--start_steps=100",
-    "--update_after=200",
-    "--batch_size=16",
-    "--eval_every=300",
-    "--eval_episodes=2",
-    "--log_every=100",
-    "--checkpoint_every=200",
-    "--workers=0",
-]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _defined():
-    if "algorithm" not in absl_flags.FLAGS:
-        flags.define(*train.CONFIGS)
-
-
-def call(*args):
-    """`main` in this process, with the manners of the command line."""
-    with flagsaver.flagsaver():
-        absl_flags.FLAGS(["train", *args])
-        return flags.guard(train.main, ["train"])
-
-
-def start(*args, module="experiments.train"):
-    """The command itself."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", module, *args]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def finished(process, timeout=300):
-    out, err = process.communicate(timeout=timeout)
-    return process.returncode, out, err
-
-
-def records(logdir):
-    """metrics.jsonl without the clock."""
-    return [
-        {k: v for k, v in line.items() if not k.startswith("time/")}
-        for line in read(Path(logdir) / "metrics.jsonl")
-    ]
 
 
 def test_a_run_ends_with_a_summary_a_picture_and_all_its_records(tmp_path, capsys):

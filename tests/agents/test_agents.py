@@ -1,7 +1,5 @@
 """One law table for every agent, and the targets worked by hand."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +7,7 @@ import optax
 import pytest
 
 import oracles
-from preqn_jax import agents, networks
-from preqn_jax.agents import base, deterministic, stochastic
+from preqn_jax import agents, networks, steps
 from preqn_jax.options import UserError
 from preqn_jax.types import Spec, Transition
 
@@ -101,7 +98,8 @@ def test_learning_moves_actor_and_critic_and_stays_finite(fields):
     agent = compiled(fields)
     start = agent.init(jax.random.key(0))
     end, metrics = learn(agent, start)
-    assert not same(start.actor, end.actor) and not same(start.critic, end.critic)
+    for part in (agent.policy, agent.critic):
+        assert not same(part(start), part(end))
     assert all(np.isfinite(leaf).all() for leaf in leaves(end))
     assert {"critic/q_mean", "critic/td_abs", "critic/alignment"} <= set(metrics)
     assert all(m.shape == () for m in metrics.values())
@@ -113,7 +111,8 @@ def test_the_same_seed_repeats_and_different_seeds_differ(fields):
     run = lambda seed: learn(agent, agent.init(jax.random.key(seed)))[0]
     assert same(run(0), run(0))
     one, other = run(0), run(1)
-    assert not same(one.actor, other.actor) and not same(one.critic, other.critic)
+    for part in (agent.policy, agent.critic):
+        assert not same(part(one), part(other))
 
 
 @laws
@@ -148,7 +147,7 @@ def test_the_state_can_be_donated(fields):
     start = agent.init(jax.random.key(0))
     expected, _ = agent.update(start, transitions(), jax.random.key(1), jnp.int32(1))
     end, _ = update(start, transitions(), jax.random.key(1), jnp.int32(1))
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((start.actor, start.critic)))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(start))
     assert same(end, expected)
 
 
@@ -158,7 +157,7 @@ def test_no_key_is_used_twice(fields):
         agent = make(fields)
         state = agent.init(jax.random.key(0))
         jax.jit(agent.update)(state, transitions(), jax.random.key(1), jnp.int32(0))
-        agent.explore(state.actor, jnp.zeros(3), jax.random.key(2))
+        agent.explore(agent.policy(state), jnp.zeros(3), jax.random.key(2))
 
 
 @laws
@@ -197,12 +196,14 @@ def test_a_vmap_over_seeds_is_a_loop(fields):
 def test_actions_stay_in_the_box(fields):
     agent = make({**fields, "exploration_noise": 2.0})
     state = agent.init(jax.random.key(0))
-    act = jax.vmap(lambda key: agent.explore(state.actor, jnp.ones(3), key))(
+    act = jax.vmap(lambda key: agent.explore(agent.policy(state), jnp.ones(3), key))(
         jax.random.split(jax.random.key(0), 200)
     )
     assert act.shape == (200, 2) and 0.9 < float(jnp.abs(act).max()) <= 1
     assert len(np.unique(np.asarray(act)[:, 0])) > 20
-    assert (agent.act(state.actor, jnp.ones(3)) == agent.act(state.actor, jnp.ones(3))).all()
+    assert (
+        agent.act(agent.policy(state), jnp.ones(3)) == agent.act(agent.policy(state), jnp.ones(3))
+    ).all()
 
 
 @pytest.mark.parametrize(
@@ -213,9 +214,12 @@ def test_the_policy_and_the_targets_wait_for_their_turn(delay, moves):
     state, moved = agent.init(jax.random.key(0)), []
     for i in range(4):
         after, _ = agent.update(state, transitions(i), jax.random.key(i), jnp.int32(i))
-        assert not same(state.critic, after.critic)
-        assert same(state.actor, after.actor) == same(state.target_critic, after.target_critic)
-        moved.append(int(not same(state.actor, after.actor)))
+        policies, critics = (
+            [part(x) for x in (state, after)] for part in (agent.policy, agent.critic)
+        )
+        assert not same(*critics)
+        assert same(*policies) == same(state.critic.target, after.critic.target)
+        moved.append(int(not same(*policies)))
         state = after
     assert moved == moves
 
@@ -226,7 +230,7 @@ def test_target_networks_move_by_polyak_averaging(algorithm):
     start = agent.init(jax.random.key(0))
     end, _ = agent.update(start, transitions(), jax.random.key(1), jnp.int32(0))
     for slow, old, new in zip(
-        *map(leaves, (end.target_critic, start.target_critic, end.critic)), strict=True
+        *map(leaves, (end.critic.target, start.critic.target, end.critic.params)), strict=True
     ):
         assert np.abs(new - old).max() > 5e-4
         np.testing.assert_allclose(slow, 0.995 * old + 0.005 * new, rtol=3e-7, atol=1e-8)
@@ -254,25 +258,40 @@ class HandActor(Affine):
         return jnp.clip(params["w"] * obs[:2], -1, 1)
 
 
-def hand_agent(monkeypatch, seen, **fields):
-    """An agent on hand-made networks whose critic step records its targets and leaves the
-    parameters alone.
-    """
+def recording(seen):
+    """A critic's step that notes its targets and leaves the parameters alone."""
 
-    def record(config, q):
-        def update(params, state, inputs, targets):
-            seen.append(targets)
-            return (
-                params,
-                state,
-                base.steps.StepInfo(targets * 0, targets, {"critic/alignment": jnp.float32(1)}),
-            )
+    def update(params, state, inputs, targets):
+        seen.append(targets)
+        info = steps.StepInfo(targets * 0, targets, {"critic/alignment": jnp.float32(1)})
+        return params, state, info
 
-        return base.steps.ValueStep(lambda params: (), update)
+    return steps.ValueStep(lambda params: (), update)
 
-    monkeypatch.setattr(base, "critic_step", record)
-    config = agents.resolve(agents.AgentConfig(discount=0.5, actor_learning_rate=1e-9, **fields))
-    return deterministic.deterministic(config, SPEC, HandActor(0.5), HandCritic(2.0))  # pyright: ignore
+
+def hand_agent(seen, actor=None, slow=None, members=1, **policy):
+    """An agent of hand-made parts; `slow` sets the weights of the critics' slow copies."""
+    kind = agents.gaussian if isinstance(actor, HandGaussian) else agents.deterministic
+    target = None if slow is None else 0.995
+    if kind is agents.deterministic:
+        policy["target"] = target
+    agent = agents.actor_critic(
+        SPEC,
+        kind(actor or HandActor(0.5), optax.sgd(0.0), **policy),
+        agents.critic(HandCritic(2.0), recording(seen), members=members, target=target),
+        discount=0.5,
+    )
+    state = agent.init(jax.random.key(0))
+    if slow is not None:
+        weights = {"w": jnp.asarray(slow, jnp.float32)}
+        state = state.replace(critic=state.critic.replace(target=weights))
+    return agent, state
+
+
+def targets_of(agent, state, seen):
+    with jax.disable_jit():
+        _, metrics = agent.update(state, HAND_BATCH, jax.random.key(1), jnp.int32(0))
+    return np.ravel(seen[0])[:2], metrics
 
 
 HAND_BATCH = Transition(
@@ -284,59 +303,79 @@ HAND_BATCH = Transition(
 )
 
 
-def test_ddpg_targets_by_hand_at_a_terminal_and_at_a_time_limit(monkeypatch):
-    seen = []
-    agent = hand_agent(monkeypatch, seen, algorithm="ddpg")
-    state = agent.init(jax.random.key(0))
-    state = dataclasses.replace(
-        state, target_critic=jax.tree.map(lambda w: w * 0 + 3, state.target_critic)
-    )
-    with jax.disable_jit():
-        agent.update(state, HAND_BATCH, jax.random.key(1), jnp.int32(0))
-    # mu(s') = 0.5 * (1, 0.4) = (0.5, 0.2); the target critic gives 3 * (3.4 + 10 * 0.7) = 31.2; y =
-    # 1 + 0.5 * 31.2
-    np.testing.assert_allclose(np.ravel(seen[0]), [1.0, 16.6], rtol=1e-6)
+def test_targets_by_hand_at_a_terminal_and_at_a_time_limit():
+    """As DDPG's, from slow copies."""
+    agent, state = hand_agent(seen := [], slow=[3.0])
+    # mu(s') = 0.5 * (1, 0.4) = (0.5, 0.2); the slow critic gives 3 * (3.4 + 10 * 0.7) = 31.2
+    np.testing.assert_allclose(targets_of(agent, state, seen)[0], [1.0, 1 + 0.5 * 31.2], rtol=1e-6)
 
 
-def test_preqn_bootstraps_from_the_online_networks(monkeypatch):
-    seen = []
-    agent = hand_agent(monkeypatch, seen, algorithm="preqn")
-    state = agent.init(jax.random.key(0))
-    assert state.target_critic is None and state.target_actor is None
-    with jax.disable_jit():
-        agent.update(state, HAND_BATCH, jax.random.key(1), jnp.int32(0))
+def test_without_slow_copies_the_online_networks_bootstrap():
+    """As PreQN's."""
+    agent, state = hand_agent(seen := [])
+    assert state.critic.target is None and state.policy.target is None
     # the online critic gives 2 * (3.4 + 7) = 20.8
-    np.testing.assert_allclose(np.ravel(seen[0]), [1.0, 11.4], rtol=1e-6)
+    np.testing.assert_allclose(targets_of(agent, state, seen)[0], [1.0, 11.4], rtol=1e-6)
 
 
-def test_td3_targets_by_hand_take_the_least_critic_and_clipped_noise(monkeypatch):
-    seen = []
-    agent = hand_agent(
-        monkeypatch, seen, algorithm="td3", target_noise=100.0, target_noise_clip=0.25
-    )
-    state = agent.init(jax.random.key(0))
-    state = dataclasses.replace(state, target_critic={"w": jnp.array([3.0, 2.0])})
-    with jax.disable_jit():
-        agent.update(state, HAND_BATCH, jax.random.key(1), jnp.int32(1))
+@pytest.mark.parametrize("algorithm", ["ddpg", "td3"])
+def test_the_next_action_is_the_slow_policys(algorithm):
+    """Moving the online policy alone leaves the targets as they are."""
+    agent, batch = make({"algorithm": algorithm}), transitions()
+    state, key = agent.init(jax.random.key(0)), jax.random.key(1)
+    targets = lambda state: agent.inspect(state, batch, key).targets
+    away = lambda params: jax.tree.map(lambda leaf: leaf + 0.3, params)
+    policy = state.policy
+    online = state.replace(policy=policy.replace(params=away(policy.params)))
+    slow = state.replace(policy=policy.replace(target=away(policy.target)))
+    np.testing.assert_array_equal(targets(online), targets(state))
+    assert np.abs(targets(slow) - targets(state)).max() > 1e-3
+
+
+def test_the_slow_copies_follow_what_the_update_made():
+    """The policy steps first, its copy after."""
+    agent = make({"algorithm": "ddpg"})
+    start = agent.init(jax.random.key(0))
+    end, _ = agent.update(start, transitions(), jax.random.key(1), jnp.int32(0))
+    for part in ("policy", "critic"):
+        before, after = getattr(start, part), getattr(end, part)
+        for slow, old, new in zip(
+            *map(leaves, (after.target, before.target, after.params)), strict=True
+        ):
+            assert np.abs(new - old).max() > 5e-4
+            np.testing.assert_allclose(slow, 0.995 * old + 0.005 * new, rtol=3e-7, atol=1e-8)
+
+
+def test_smoothed_targets_by_hand_take_the_least_critic_and_clipped_noise():
+    """As TD3's."""
+    smoothing = agents.Smoothing(noise=100.0, clip=0.25)
+    agent, state = hand_agent(seen := [], slow=[3.0, 2.0], members=2, smoothing=smoothing)
+    first, second = targets_of(agent, state, seen)[0]
     # noise of deviation 100 is clipped to +-0.25 in each of the two actions: (0.5 +- 0.25) + (0.2
     # +- 0.25) is 0.2, 0.7 or 1.2; the least of w = 3 and w = 2 is 2 times 3.4 + 10 * that
-    first, second = np.ravel(seen[0])[:2]
     assert first == 1
     assert min(abs(second - (1 + 0.5 * 2 * (3.4 + 10 * a))) for a in (0.2, 0.7, 1.2)) < 1e-3
 
 
-def test_smoothed_actions_stay_in_the_box(monkeypatch):
-    seen = []
-    agent = hand_agent(
-        monkeypatch, seen, algorithm="td3", target_noise=100.0, target_noise_clip=50.0
+def test_smoothed_actions_stay_in_the_box():
+    agent, state = hand_agent(seen := [], smoothing=agents.Smoothing(noise=100.0, clip=50.0))
+    second = targets_of(agent, state, seen)[0][1]
+    total = (second - 1) / 0.5 / 2 - 3.4  # 10 * (a1 + a2), each a at an edge of the box
+    assert min(abs(total - 10 * s) for s in (-2, 0, 2)) < 1e-3
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.3])
+def test_exploration_noise_is_gaussian_of_its_size(noise):
+    agent = agents.actor_critic(
+        SPEC,
+        agents.deterministic(HandActor(0.0), optax.sgd(0.0), noise=noise),
+        agents.critic(HandCritic(2.0), recording([])),
     )
-    state = agent.init(jax.random.key(0))
-    with jax.disable_jit():
-        agent.update(state, HAND_BATCH, jax.random.key(1), jnp.int32(1))
-    sums = [
-        (np.ravel(seen[0])[1] - 1) / 0.5 / 2 - 3.4
-    ]  # 10 * (a1 + a2), each a at an edge of the box
-    assert min(abs(sums[0] - 10 * s) for s in (-2, 0, 2)) < 1e-3
+    keys = jax.random.split(jax.random.key(3), 20_000)
+    drawn = jax.vmap(lambda key: agent.explore({"w": jnp.float32(0)}, jnp.ones(3), key))(keys)
+    drawn = np.asarray(drawn)[:, 0] / noise
+    np.testing.assert_allclose([drawn.mean(), drawn.std()], [0, 1], atol=0.03)
+    np.testing.assert_allclose(np.mean(np.abs(drawn) > 2), 0.0455, atol=0.006)  # 0 if uniform
 
 
 def test_the_policy_climbs_the_first_critic():
@@ -345,18 +384,17 @@ def test_the_policy_climbs_the_first_critic():
     batch = transitions()
     end, _ = agent.update(start, batch, jax.random.key(1), jnp.int32(0))
     critic = networks.Critic((16, 16), "relu")
-    first = jax.tree.map(lambda leaf: leaf[0], end.critic)
+    first = agent.critic(end)
 
     def objective(phi):
         action = jax.vmap(agent.act, in_axes=(None, 0))(phi, batch.obs)
         return jnp.mean(jax.vmap(critic.apply, in_axes=(None, 0, 0))(first, batch.obs, action))
 
-    assert objective(end.actor) > objective(start.actor)
-    grads = jax.grad(lambda phi: -objective(phi))(start.actor)
-    updates, _ = optax.adam(1e-3).update(grads, optax.adam(1e-3).init(start.actor))
-    for a, b in zip(
-        leaves(optax.apply_updates(start.actor, updates)), leaves(end.actor), strict=True
-    ):
+    before, after = agent.policy(start), agent.policy(end)
+    assert objective(after) > objective(before)
+    grads = jax.grad(lambda phi: -objective(phi))(before)
+    updates, _ = optax.adam(1e-3).update(grads, optax.adam(1e-3).init(before))
+    for a, b in zip(leaves(optax.apply_updates(before, updates)), leaves(after), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
@@ -369,14 +407,14 @@ def test_log_probability_of_a_squashed_gaussian(mean, log_std):
         jnp.array([log_std, -1.0]),
         jnp.array([0.3, -1.2]),
     )
-    action, log_prob = stochastic.tanh_gaussian(mean, log_std, noise)
+    action, log_prob = agents.tanh_gaussian(mean, log_std, noise)
     np.testing.assert_allclose(
         action, np.tanh(np.asarray(mean + jnp.exp(log_std) * noise, np.float64)), atol=1e-6
     )
     np.testing.assert_allclose(
         log_prob, oracles.tanh_gaussian_log_prob(mean, log_std, noise), rtol=1e-5, atol=1e-5
     )
-    gradients = jax.grad(lambda m, s: stochastic.tanh_gaussian(m, s, noise)[1], argnums=(0, 1))(
+    gradients = jax.grad(lambda m, s: agents.tanh_gaussian(m, s, noise)[1], argnums=(0, 1))(
         mean, log_std
     )
     assert all(np.isfinite(g).all() for g in gradients)
@@ -388,7 +426,7 @@ def test_the_squashed_density_integrates_to_one(x64):
     """
     noise = jnp.linspace(-9, 9, 20_001)
     action, log_prob = jax.vmap(
-        lambda n: stochastic.tanh_gaussian(jnp.array([0.4]), jnp.array([-0.3]), n[None])
+        lambda n: agents.tanh_gaussian(jnp.array([0.4]), jnp.array([-0.3]), n[None])
     )(noise)
     np.testing.assert_allclose(np.trapezoid(np.exp(log_prob), action[:, 0]), 1, atol=1e-6)
 
@@ -402,36 +440,41 @@ class HandGaussian(Affine):
         return params["w"] * obs[:2], jnp.full(2, -14.0)
 
 
-def hand_sac(monkeypatch, seen, **fields):
-    hand_agent(monkeypatch, seen, algorithm="ddpg")  # for its critic step, which records
-    config = agents.resolve(
-        agents.AgentConfig(discount=0.5, actor_learning_rate=1e-9, algorithm="sac", **fields)
-    )
-    return stochastic.stochastic(config, SPEC, HandGaussian(0.5), HandCritic(2.0))  # pyright: ignore
-
-
-def test_sac_targets_by_hand_take_the_least_target_critic_and_the_entropy(monkeypatch):
-    seen = []
-    agent = hand_sac(monkeypatch, seen, temperature=0.1)
-    state = agent.init(jax.random.key(0))
-    state = dataclasses.replace(state, target_critic={"w": jnp.array([3.0, 2.0])})
-    with jax.disable_jit():
-        _, metrics = agent.update(state, HAND_BATCH, jax.random.key(1), jnp.int32(0))
+def test_gaussian_targets_by_hand_take_the_least_slow_critic_and_the_entropy():
+    """As SAC's."""
+    actor = HandGaussian(0.5)
+    agent, state = hand_agent(seen := [], actor, slow=[3.0, 2.0], members=2, temperature=0.1)
+    (first, second), metrics = targets_of(agent, state, seen)
     # mu(s') = tanh(0.5, 0.2); the least critic gives 2 * (3.4 + 10 * sum mu); log pi without the
     # drawn noise's share, which is -noise^2 / 2 in each action, is oracles.tanh_gaussian_log_prob
     # at noise 0
     mean = np.array([0.5, 0.2])
-    value, log_prob = (
-        2 * (3.4 + 10 * np.tanh(mean).sum()),
-        oracles.tanh_gaussian_log_prob(mean, np.full(2, -14.0), np.zeros(2)),
-    )
-    first, second = np.ravel(seen[-1])[:2]
+    value = 2 * (3.4 + 10 * np.tanh(mean).sum())
+    log_prob = oracles.tanh_gaussian_log_prob(mean, np.full(2, -14.0), np.zeros(2))
     share = (second - (1 + 0.5 * (value - 0.1 * log_prob))) / (0.5 * 0.1)  # sum of noise^2 / 2
     assert first == 1 and 0 < share < 15
     assert float(metrics["actor/temperature"]) == np.float32(0.1)
-    np.testing.assert_allclose(
-        -metrics["actor/entropy"], log_prob - share, atol=8
-    )  # a mean over two states
+    np.testing.assert_allclose(-metrics["actor/entropy"], log_prob - share, atol=8)  # of two states
+
+
+def test_a_gaussian_policy_draws_anew_for_targets_and_for_its_own_step():
+    """Equal observations and an equal key would draw equal actions: the keys must differ."""
+    seen = []
+    policy = agents.gaussian(HandGaussian(0.5), optax.sgd(0.0))
+
+    def upcoming(state, obs, key):
+        seen.append(key)
+        return policy.upcoming(state, obs, key)
+
+    def improve(state, batch, values, key):
+        seen.append(key)
+        return policy.improve(state, batch, values, key)
+
+    spying = policy._replace(upcoming=upcoming, improve=improve)
+    agent = agents.actor_critic(SPEC, spying, agents.critic(HandCritic(2.0), recording([])))
+    agent.update(agent.init(jax.random.key(0)), HAND_BATCH, jax.random.key(1), jnp.int32(0))
+    one, other = (jax.random.key_data(key).tolist() for key in seen)
+    assert one != other and jax.random.key_data(jax.random.key(1)).tolist() not in (one, other)
 
 
 def test_sac_policy_climbs_what_its_loss_says():
@@ -445,7 +488,7 @@ def test_sac_policy_climbs_what_its_loss_says():
     def objective(phi):
         def one(obs, noise):
             mean, log_std = actor.apply(phi, obs)  # pyright: ignore
-            action, log_prob = stochastic.tanh_gaussian(mean, log_std, noise)
+            action, log_prob = agents.tanh_gaussian(mean, log_std, noise)
             return (
                 jnp.min(jax.vmap(critic.apply, in_axes=(0, None, None))(end.critic, obs, action))
                 - 0.1 * log_prob
@@ -453,7 +496,7 @@ def test_sac_policy_climbs_what_its_loss_says():
 
         return jnp.mean(jax.vmap(jax.vmap(one), in_axes=(None, 0))(batch.obs, noise))
 
-    assert objective(end.actor) > objective(start.actor)
+    assert objective(agent.policy(end)) > objective(agent.policy(start))
 
 
 @pytest.mark.parametrize(("target", "direction"), [(100.0, 1), (-100.0, -1)])
@@ -469,17 +512,19 @@ def test_the_temperature_moves_towards_the_target_entropy(target, direction):
     )
     start = agent.init(jax.random.key(0))
     end, metrics = learn(agent._replace(update=jax.jit(agent.update)), start)
-    np.testing.assert_allclose(np.exp(start.temperature.log), 0.2, rtol=1e-6)
-    assert direction * float(end.temperature.log - start.temperature.log) > 0
+    np.testing.assert_allclose(np.exp(start.policy.log_temperature), 0.2, rtol=1e-6)
+    assert direction * float(end.policy.log_temperature - start.policy.log_temperature) > 0
     # the metric is the temperature that the last update's targets used: one of its steps behind
     assert (
-        direction * (float(end.temperature.log) - np.log(float(metrics["actor/temperature"]))) > 0
+        direction
+        * (float(end.policy.log_temperature) - np.log(float(metrics["actor/temperature"])))
+        > 0
     )
 
 
 def test_sac_explores_by_sampling_and_acts_by_the_mean():
     agent = make({"algorithm": "sac"})
-    phi = agent.init(jax.random.key(0)).actor
+    phi = agent.policy(agent.init(jax.random.key(0)))
     actor = networks.GaussianActor(2, (16, 16), "relu")
     mean, log_std = actor.apply(phi, jnp.ones(3))  # pyright: ignore
     np.testing.assert_allclose(agent.act(phi, jnp.ones(3)), jnp.tanh(mean), rtol=1e-6)
@@ -495,13 +540,13 @@ def test_sac_defaults():
     """Appendix B: temperature 0.1, polyak 0.995; two critics and no delay from Haarnoja et al.
     2018b.
     """
-    sac = agents.resolve(agents.AgentConfig(algorithm="sac"))
+    sac = agents.resolve(agents.AgentConfig(algorithm="sac")).config
     assert (sac.temperature, sac.polyak, sac.num_critics, sac.policy_delay) == (0.1, 0.995, 2, 1)
     assert (sac.activation, sac.target_networks, sac.automatic_temperature) == ("relu", True, None)
 
 
 def test_defaults_are_the_rows_of_appendix_b():
-    preqn, td3 = (agents.resolve(agents.AgentConfig(algorithm=a)) for a in ("preqn", "td3"))
+    preqn, td3 = (agents.resolve(agents.AgentConfig(algorithm=a)).config for a in ("preqn", "td3"))
     assert (
         preqn.discount,
         preqn.hidden_sizes,

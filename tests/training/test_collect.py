@@ -14,8 +14,8 @@ import pytest
 
 from preqn_jax import agents, envs
 from preqn_jax.training import collect, loop
-from preqn_jax.training.config import Diverged, Stopped
-from preqn_jax.training.rollout import make_policy
+from preqn_jax.training.errors import Diverged, Stopped
+from preqn_jax.training.rollout import make_acting
 
 STEPS = {"num_steps": 600, "start_steps": 50, "update_after": 100}
 
@@ -31,8 +31,8 @@ def recipe(env_id, algorithm="td3", **loop_fields):
 
 
 def actors(recipe):
-    agent = recipe.make_agent(envs.spec(recipe.env_id))
-    return jax.vmap(agent.init)(loop.keys(recipe.config.seeds)).actor
+    agent = recipe.make_agent(envs.spec(recipe.env))
+    return agent.policy(jax.vmap(agent.init)(loop.keys(recipe.config.seeds)))
 
 
 def processes(collector):
@@ -123,9 +123,9 @@ def test_every_seed_round_and_step_draws_its_own_noise():
     """Else seeds would explore alike, which no comparison of a run with itself would show."""
     config = loop.LoopConfig(num_envs=2, update_every=6)
     spec = envs.spec("probe/action")
-    policy = make_policy(agents.make(agents.AgentConfig(hidden_sizes=(4,)), spec), spec, config)
+    acting = make_acting(agents.make(agents.AgentConfig(hidden_sizes=(4,)), spec), spec, config)
     drawn = [
-        policy.draw(np.uint32(seed), np.uint32(round_)) for seed in (0, 1) for round_ in (0, 1)
+        acting.draw(np.uint32(seed), np.uint32(round_)) for seed in (0, 1) for round_ in (0, 1)
     ]
     keys = np.concatenate([np.asarray(keys).reshape(6, -1) for keys, _ in drawn])
     uniform = np.concatenate([np.asarray(actions).reshape(6, -1) for _, actions in drawn])

@@ -1,0 +1,128 @@
+"""Critics: M value functions, the step that moves them, and what they bootstrap from."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from preqn_jax import steps
+from preqn_jax.agents import target as targets
+from preqn_jax.types import Array, Key, Metrics, Network, Params, QFunction, Transition
+
+
+@flax.struct.dataclass
+class CriticState:
+    """What a critic learns."""
+
+    params: Params  # theta, leaves `[M, ...]`
+    step: Any  # the step's own memory
+    target: Params | None  # the slow copy; None where theta itself bootstraps
+
+
+class Upcoming(NamedTuple):
+    """What a policy does at s', as far as targets need it."""
+
+    action: Array  # `[B, act]`, a'
+    bonus: Array | None  # `[B]`, added to the value there (an entropy's share); None for none
+    metrics: Metrics
+
+
+class Values(NamedTuple):
+    """The values that a policy may climb: `(obs [B, obs], action [B, act]) -> [B]` each."""
+
+    first: Callable[[Array, Array], Array]  # of the first critic
+    least: Callable[[Array, Array], Array]  # the least of all
+
+
+class Update(NamedTuple):
+    """What one update of a critic saw and did."""
+
+    targets: Array  # `[B]`, y
+    metrics: Metrics
+
+
+class Critic(NamedTuple):
+    """A value function that learns, as pure functions.
+
+    q: `(params, obs [obs], action [act]) -> []`, one member.
+    init: `(key, obs [obs], action [act]) -> state`, from examples.
+    first: `state -> params of q`, the first member's.
+    values: `state -> Values`, of the online members.
+    update: `(state, batch, Upcoming, discount) -> (state, Update)`. Targets, then a step towards
+      them, is the default; a critic may take both from one pass (as with batch normalisation).
+    follow: `state -> state`, one step of the slow copy.
+    params: `state -> all parameters`, of every member, for their norm.
+    """
+
+    q: QFunction
+    init: Callable[[Key, Array, Array], Any]
+    first: Callable[[Any], Params]
+    values: Callable[[Any], Values]
+    update: Callable[[Any, Transition, Upcoming, Any], tuple[Any, Update]]
+    follow: Callable[[Any], Any]
+    params: Callable[[Any], Params]
+
+
+def critic(
+    network: Network, step: steps.ValueStep, *, members: int = 1, target: targets.Polyak = None
+) -> Critic:
+    """`members` value functions that take `step` towards y = r + gamma d min_i Q_i(s', a').
+
+    The least of the members in the target is Fujimoto et al. 2018b's clipped double Q-learning;
+    with one member y is line 10 of Algorithm 1.
+
+    Args:
+      network: a Flax module, or anything with its `init(key, obs, action)` and
+        `apply(params, obs, action) -> []`.
+      step: how one member moves, of `steps` or of your own.
+      members: M.
+      target: the share that the slow copy keeps in one step (`polyak`), None for no copy.
+
+    Example:
+      >>> from preqn_jax import agents, networks, steps
+      >>> net = networks.Critic(hidden_sizes=(64, 64))
+      >>> critic = agents.critic(net, steps.preconditioned(net.apply, 0.1))
+    """
+    q: QFunction = network.apply
+    together = steps.ensemble(step)
+    each = jax.vmap(jax.vmap(q, in_axes=(None, 0, 0)), in_axes=(0, None, None))  # `[M, B]`
+
+    def init(key: Key, obs: Array, action: Array) -> CriticState:
+        keys = jax.random.split(key, members)
+        params = jax.vmap(network.init, in_axes=(0, None, None))(keys, obs, action)
+        return CriticState(params, together.init(params), targets.start(params, target))
+
+    def values(state: CriticState) -> Values:
+        one = jax.vmap(partial(q, _first(state)))
+        return Values(one, lambda obs, action: jnp.min(each(state.params, obs, action), axis=0))
+
+    def update(
+        state: CriticState, batch: Transition, upcoming: Upcoming, discount: Any
+    ) -> tuple[CriticState, Update]:
+        slow = targets.bootstrap(state.target, state.params)
+        value = jnp.min(each(slow, batch.next_obs, upcoming.action), axis=0)
+        if upcoming.bonus is not None:
+            value = value + upcoming.bonus
+        y = batch.reward + discount * batch.discount * value
+        inputs = (batch.obs, batch.action)
+        params, memory, info = together.update(state.params, state.step, inputs, y)
+        metrics = {
+            "critic/q_mean": jnp.mean(info.values),
+            "critic/td_abs": jnp.mean(jnp.abs(info.delta)),
+            "critic/target_mean": jnp.mean(y),
+            **info.metrics,
+        }
+        return replace(state, params=params, step=memory), Update(y, metrics)
+
+    def follow(state: CriticState) -> CriticState:
+        return replace(state, target=targets.follow(state.target, state.params, target))
+
+    return Critic(q, init, _first, values, update, follow, lambda state: state.params)
+
+
+def _first(state: CriticState) -> Params:
+    return jax.tree.map(lambda leaf: leaf[0], state.params)

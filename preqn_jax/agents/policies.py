@@ -1,0 +1,241 @@
+"""Policies: how to act, what to bootstrap from, and how to climb a critic.
+
+The deterministic one is that of PreQN, NGQL, DDPG and TD3; the Gaussian one is SAC's.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from preqn_jax.agents import target as targets
+from preqn_jax.agents.critic import Upcoming, Values
+from preqn_jax.types import Array, Key, Network, Params, Transition
+
+
+class Policy(NamedTuple):
+    """A policy that learns, as pure functions.
+
+    init: `(key, obs [obs]) -> state`, from an example.
+    params: `state -> params to act with`.
+    act: `(params, obs [obs]) -> action [act]` in [-1, 1], without noise.
+    explore: `(params, obs [obs], key) -> action [act]` in [-1, 1], with that of data collection.
+    upcoming: `(state, next_obs [B, obs], key) -> Upcoming`: what it does at s', for the targets.
+    improve: `(state, batch, Values, key) -> state`: its own step.
+    follow: `state -> state`, one step of the slow copy.
+    """
+
+    init: Callable[[Key, Array], Any]
+    params: Callable[[Any], Params]
+    act: Callable[[Params, Array], Array]
+    explore: Callable[[Params, Array, Key], Array]
+    upcoming: Callable[[Any, Array, Key], Upcoming]
+    improve: Callable[[Any, Transition, Values, Key], Any]
+    follow: Callable[[Any], Any]
+
+
+class Smoothing(NamedTuple):
+    """Target policy smoothing (Fujimoto et al. 2018b, section 5.3)."""
+
+    noise: float | Array = 0.2  # standard deviation
+    clip: float | Array = 0.5  # bound on the noise
+
+
+@flax.struct.dataclass
+class DeterministicState:
+    """What a deterministic policy learns."""
+
+    params: Params  # phi
+    optimizer: Any
+    target: Params | None  # the slow copy; None where phi itself bootstraps
+
+
+def deterministic(
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    *,
+    noise: float | Array = 0.1,
+    smoothing: Smoothing | None = None,
+    target: targets.Polyak = None,
+) -> Policy:
+    """mu(s), which climbs the first critic (Algorithm 1, lines 4 and 14).
+
+    Args:
+      network: a Flax module, or anything with its `init(key, obs)` and
+        `apply(params, obs) -> action` in [-1, 1].
+      optimizer: of phi.
+      noise: standard deviation of the action noise in data collection.
+      smoothing: of the action in the targets; None for none.
+      target: the share that the slow copy keeps in one step (`polyak`), None for no copy.
+    """
+    mu = network.apply
+    batched = jax.vmap(mu, in_axes=(None, 0))
+
+    def init(key: Key, obs: Array) -> DeterministicState:
+        params = network.init(key, obs)
+        return DeterministicState(params, optimizer.init(params), targets.start(params, target))
+
+    def explore(params: Params, obs: Array, key: Key) -> Array:
+        action = mu(params, obs)
+        return jnp.clip(action + noise * jax.random.normal(key, action.shape), -1, 1)
+
+    def upcoming(state: DeterministicState, next_obs: Array, key: Key) -> Upcoming:
+        action = batched(targets.bootstrap(state.target, state.params), next_obs)
+        if smoothing is not None:
+            shift = smoothing.noise * jax.random.normal(key, action.shape)
+            action = jnp.clip(action + jnp.clip(shift, -smoothing.clip, smoothing.clip), -1, 1)
+        return Upcoming(action, None, {})
+
+    def improve(
+        state: DeterministicState, batch: Transition, values: Values, key: Key
+    ) -> DeterministicState:
+        def loss(params: Params) -> Array:
+            return -jnp.mean(values.first(batch.obs, batched(params, batch.obs)))
+
+        grads = jax.grad(loss)(state.params)
+        params, moments = _descend(optimizer, grads, state.params, state.optimizer)
+        return replace(state, params=params, optimizer=moments)
+
+    def follow(state: DeterministicState) -> DeterministicState:
+        return replace(state, target=targets.follow(state.target, state.params, target))
+
+    return Policy(init, lambda state: state.params, mu, explore, upcoming, improve, follow)
+
+
+def tanh_gaussian(mean: Array, log_std: Array, noise: Array) -> tuple[Array, Array]:
+    """An action a = tanh(u) with u = mean + exp(log_std) noise, and log pi(a|s).
+
+    Haarnoja et al. 2018b, Appendix C: log pi(a|s) = log N(u; mean, std) - sum log(1 - tanh(u)^2).
+    The last logarithm is taken as 2 (log 2 - u - softplus(-2u)), which is exact where tanh(u)
+    rounds to 1, and has a finite gradient there.
+
+    Args:
+      mean, log_std: `[act]`.
+      noise: `[act]`, drawn from the standard normal distribution.
+
+    Returns:
+      `[act]` in [-1, 1], and `[]`.
+    """
+    u = mean + jnp.exp(log_std) * noise
+    density = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
+    squash = 2 * (math.log(2) - u - jax.nn.softplus(-2 * u))
+    return jnp.tanh(u), jnp.sum(density - squash)
+
+
+class Tuning(NamedTuple):
+    """How a temperature is tuned (Haarnoja et al. 2018b, section 5)."""
+
+    optimizer: optax.GradientTransformation  # of log alpha
+    target_entropy: float | Array
+
+
+@flax.struct.dataclass
+class GaussianState:
+    """What a Gaussian policy learns."""
+
+    params: Params  # phi
+    optimizer: Any
+    log_temperature: Any  # `[]`, log alpha, so that alpha stays positive; None if it is fixed
+    tuner: Any
+
+
+def gaussian(
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    *,
+    temperature: float | Array = 0.1,
+    tuning: Tuning | None = None,
+) -> Policy:
+    """SAC's policy: tanh of a Gaussian, with an entropy bonus (Haarnoja et al. 2018b).
+
+    It climbs the least of the critics; targets get the bonus -alpha log pi(a'|s') at a' ~ pi(.|s').
+
+    Args:
+      network: as for `deterministic`, with `apply(params, obs) -> (mean [act], log_std [act])`.
+      optimizer: of phi.
+      temperature: alpha, or where it starts from.
+      tuning: None for a fixed temperature.
+    """
+
+    samples = partial(_samples, network)
+
+    def alpha(state: GaussianState) -> float | Array:
+        return temperature if tuning is None else jnp.exp(state.log_temperature)
+
+    def init(key: Key, obs: Array) -> GaussianState:
+        params = network.init(key, obs)
+        if tuning is None:
+            return GaussianState(params, optimizer.init(params), None, None)
+        log = jnp.asarray(_log(temperature), dtype=float)
+        return GaussianState(params, optimizer.init(params), log, tuning.optimizer.init(log))
+
+    def act(params: Params, obs: Array) -> Array:
+        return jnp.tanh(network.apply(params, obs)[0])
+
+    def explore(params: Params, obs: Array, key: Key) -> Array:
+        mean, log_std = network.apply(params, obs)
+        return tanh_gaussian(mean, log_std, jax.random.normal(key, mean.shape))[0]
+
+    def upcoming(state: GaussianState, next_obs: Array, key: Key) -> Upcoming:
+        """Haarnoja et al. 2018b, Eqs. 5 and 6."""
+        action, log_prob = samples(state.params, next_obs, key)
+        metrics = {
+            "actor/entropy": -jnp.mean(log_prob),
+            "actor/temperature": jnp.asarray(alpha(state), log_prob.dtype),
+        }
+        return Upcoming(action, -alpha(state) * log_prob, metrics)
+
+    def improve(state: GaussianState, batch: Transition, values: Values, key: Key) -> GaussianState:
+        """Down E[alpha log pi(a|s) - min_i Q_i(s, a)], a ~ pi(.|s) (Haarnoja et al., Eq. 9)."""
+
+        def loss(params: Params) -> tuple[Array, Array]:
+            action, log_prob = samples(params, batch.obs, key)
+            value = values.least(batch.obs, action)
+            return jnp.mean(alpha(state) * log_prob - value), jnp.mean(log_prob)
+
+        grads, log_prob = jax.grad(loss, has_aux=True)(state.params)
+        params, moments = _descend(optimizer, grads, state.params, state.optimizer)
+        state = replace(state, params=params, optimizer=moments)
+        return state if tuning is None else _tune(tuning, state, log_prob)
+
+    acts = (lambda state: state.params, act, explore)
+    return Policy(init, *acts, upcoming, improve, follow=lambda state: state)
+
+
+def _samples(network: Network, params: Params, obs: Array, key: Key) -> tuple[Array, Array]:
+    """Actions `[B, act]` and their log pi `[B]`."""
+
+    def sample(obs: Array, noise: Array) -> tuple[Array, Array]:
+        mean, log_std = network.apply(params, obs)
+        return tanh_gaussian(mean, log_std, noise)
+
+    shape = jax.eval_shape(network.apply, params, obs[0])[0].shape
+    return jax.vmap(sample)(obs, jax.random.normal(key, (obs.shape[0], *shape)))
+
+
+def _tune(tuning: Tuning, state: GaussianState, log_prob: Array) -> GaussianState:
+    """Down -alpha (E[log pi(a|s)] + target entropy) (Haarnoja et al. 2018b, Eq. 18)."""
+
+    def loss(log: Array) -> Array:
+        return -jnp.exp(log) * (log_prob + tuning.target_entropy)
+
+    grads = jax.grad(loss)(state.log_temperature)
+    log, tuner = _descend(tuning.optimizer, grads, state.log_temperature, state.tuner)
+    return replace(state, log_temperature=log, tuner=tuner)
+
+
+def _descend(
+    optimizer: optax.GradientTransformation, grads: Params, params: Params, moments: Any
+) -> tuple[Params, Any]:
+    updates, moments = optimizer.update(grads, moments, params)
+    return optax.apply_updates(params, updates), moments
+
+
+def _log(value: float | Array) -> float | Array:
+    return math.log(value) if isinstance(value, int | float) else jnp.log(value)

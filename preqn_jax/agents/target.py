@@ -1,0 +1,28 @@
+"""Target networks: copies of parameters that follow them slowly (Lillicrap et al. 2016).
+
+`polyak` is the share of a copy that one step keeps, or None for no copy: then the online
+parameters bootstrap, as PreQN's do, and the copy is None.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from preqn_jax.types import Params
+
+Polyak = float | jax.Array | None
+
+
+def start(params: Params, polyak: Polyak) -> Params:
+    """The first copy, in memory of its own, so that both may be donated."""
+    return None if polyak is None else jax.tree.map(jnp.copy, params)
+
+
+def follow(copy: Params, params: Params, polyak: Polyak) -> Params:
+    """copy <- polyak * copy + (1 - polyak) * params."""
+    return None if polyak is None else optax.incremental_update(params, copy, 1 - polyak)
+
+
+def bootstrap(copy: Params, params: Params) -> Params:
+    """What bootstraps: the copy where there is one."""
+    return params if copy is None else copy

@@ -1,0 +1,30 @@
+"""What ends a run before its time."""
+
+from preqn_jax.diagnostics import Finding
+from preqn_jax.options import UserError
+
+
+class Stopped(UserError):
+    """A run cannot go on; what it has saved so far is good."""
+
+
+class Diverged(Stopped):
+    """A NaN or an infinity, in what the environment returned or in what was learned."""
+
+    def __init__(self, quantity: str, seed: int, step: int):
+        super().__init__(f"{quantity} is not finite at step {step}, seed {seed}")
+        self.quantity, self.seed, self.step = quantity, seed, step
+
+    def __reduce__(self):  # it may come from another process
+        return Diverged, (self.quantity, self.seed, self.step)
+
+
+class Diverging(Stopped):
+    """A diagnosis says that Q is on its way."""
+
+    def __init__(self, finding: Finding, seed: int, step: int):
+        super().__init__(
+            f"Q of seed {seed} diverges at step {step}, by {finding.mode}: {finding.evidence}; "
+            f"{finding.remedy}"
+        )
+        self.finding, self.seed, self.step = finding, seed, step

@@ -1,0 +1,363 @@
+"""A whole run: rounds with their records, evaluations, diagnoses and checkpoints.
+
+`train` is for a notebook, `Session` for whoever wants to hold the strings, as
+`experiments.train` does.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Generator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from preqn_jax import agents, diagnostics, envs
+from preqn_jax.agents import Agent
+from preqn_jax.diagnostics import Finding
+from preqn_jax.envs import codec
+from preqn_jax.options import choose
+from preqn_jax.training import collect, directory, loop
+from preqn_jax.training.config import LoopConfig, RunConfig, validate_run
+from preqn_jax.training.errors import Diverged, Diverging
+from preqn_jax.training.monitor import bias, make_monitor
+from preqn_jax.training.rollout import Evaluation, attained
+from preqn_jax.training.trained import Trained
+from preqn_jax.types import Spec
+
+CONFIGS: tuple[Any, ...] = (RunConfig, agents.AgentConfig, LoopConfig)
+DEFAULTS = {f.name: f.default for config in CONFIGS for f in dataclasses.fields(config)}
+
+
+class Progress(NamedTuple):
+    """What a round leaves behind; `trained` is gone with the next one: use it before going on."""
+
+    step: int  # environment steps of each seed so far
+    metrics: dict[str, np.ndarray]  # `[S]` each, means over the round's updates; {} before any
+    episodes: list[tuple[int, float]]  # (index of the seed, return) of every episode that ended
+    evaluations: list[Evaluation]  # one a seed, where this round ended with one
+    findings: list[tuple[int, Finding]]  # (seed, failure that is building up), where it is news
+    trained: Trained
+
+
+class Plan(NamedTuple):
+    """What a run is to be."""
+
+    make_agent: Callable[[Spec], Agent]
+    env: envs.Source
+    run: RunConfig
+    loop: LoopConfig
+    discount: float
+    described: dict[str, Any]  # for config.json
+
+
+def plan(
+    run: RunConfig, config: agents.AgentConfig | agents.Resolved, loop_config: LoopConfig
+) -> Plan:
+    """The plan that three configs make. Raises UserError if they make no sense."""
+    made = agents.resolve(config) if isinstance(config, agents.AgentConfig) else config
+    validate_run(run, loop_config)
+    described = directory.describe(run, made.config, loop_config)
+    make = partial(agents.make, made)
+    return Plan(make, run.env, run, loop_config, made.config.discount, described)
+
+
+def train(
+    agent: str | Callable[[Spec], Agent] = "preqn",
+    env: envs.Source = "HalfCheetah-v5",
+    *,
+    logdir: str | Path = "",
+    **options: Any,
+) -> Generator[Progress, None, Trained]:
+    """Train, yielding after every round; the generator returns what training came to.
+
+    Args:
+      agent: the name of an algorithm, or a function that makes an agent of your own parts.
+      env: a Gymnasium id, a probe ("probe/delay"), a functional environment, or a function that
+        makes a `gymnasium.Env`.
+      logdir: a run directory, as `experiments.train` keeps one: records, checkpoints, and where
+        an interrupted run goes on. Nothing is written without it.
+      options: fields of `RunConfig`, `LoopConfig` and, where `agent` is a name, `AgentConfig`:
+        the flags of `experiments.train`. `discount` is needed for any agent whose gamma is not .99.
+
+    Raises:
+      UserError: an option that makes no sense, an environment that cannot be made, a run directory
+        that holds another run.
+      Stopped: the run cannot go on; what it has saved so far is good.
+
+    Example:
+      >>> import preqn_jax
+      >>> small = {"hidden_sizes": (16, 16), "start_steps": 50, "update_after": 50, "batch_size": 8}
+      >>> for progress in preqn_jax.train("preqn", "probe/delay", num_steps=200, **small):
+      ...     pass
+      >>> progress.step, sorted(progress.metrics)[:2]
+      (200, ['actor/norm', 'critic/alignment'])
+    """
+    run, agent_config, loop_config = _configs(agent, env, str(logdir), options)
+    if callable(agent):
+        validate_run(run, loop_config)
+        own = {
+            "algorithm": getattr(agent, "__qualname__", "own"),
+            "discount": agent_config.discount,
+        }
+        described = directory.describe(run, own, loop_config)
+        planned = Plan(agent, env, run, loop_config, agent_config.discount, described)
+    else:
+        planned = plan(run, agent_config, loop_config)._replace(env=env)
+    with Session(planned) as session:
+        yield from session.rounds()
+        return session.trained()
+
+
+def _configs(
+    agent: Any, env: envs.Source, logdir: str, options: dict[str, Any]
+) -> tuple[RunConfig, agents.AgentConfig, LoopConfig]:
+    named = {} if callable(agent) else {"algorithm": agent}
+    given = {"workers": 0, **options, **named, "env": envs.name(env), "logdir": logdir}
+    fields = {config: {f.name for f in dataclasses.fields(config)} for config in CONFIGS}
+    known = set().union(*fields.values())
+    if callable(agent):
+        known -= fields[agents.AgentConfig] - {"discount"}
+    for name in given:
+        choose("option", name, known)
+    for name in ("seeds", "hidden_sizes"):
+        if name in given:
+            given[name] = tuple(given[name])
+    parts = [
+        config(**{k: v for k, v in given.items() if k in fields[config]}) for config in CONFIGS
+    ]
+    return parts[0], parts[1], parts[2]
+
+
+class Session:
+    """One process's share of a run: folds records, evaluations and checkpoints over the rounds.
+
+    A context, which closes what it holds. `stopping` may be set at any time, also by a signal's
+    handler: the run ends after the round at hand, with a checkpoint.
+    """
+
+    def __init__(self, plan: Plan):
+        """Raises UserError as `train`. A run directory is made or gone on with."""
+        self.plan, self.config = plan, plan.loop
+        self.stopping = False
+        self.start = 0
+        self.pending: list[dict[str, Any]] = []  # measured since the last line of metrics.jsonl
+        self._found: dict[int, str] = {}  # seed -> the failure it was last warned of
+        self.spec = envs.spec(plan.env)
+        self.agent = plan.make_agent(self.spec)
+        logdir = plan.run.logdir
+        self.logdir = directory.open_(logdir, plan.described, DEFAULTS) if logdir else None
+        self._recorder: Any = None
+        self._checkpoints: Any = None
+        self._collector: collect.Collector | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run directory holds this run, whole."""
+        return self.logdir is not None and (self.logdir / directory.DONE).exists()
+
+    @property
+    def kept(self) -> list[int]:
+        """Steps of the checkpoints on disk."""
+        return self._checkpoints.steps() if self._checkpoints else []
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for part in (self._recorder, self._checkpoints, self._collector):
+            if part is not None:
+                part.close()
+
+    def begin(self) -> None:
+        """Environments and a learner, or all of it from the newest checkpoint."""
+        plan, config = self.plan, self.config
+        workers = plan.run.workers
+        workers = collect.default_workers(len(config.seeds)) if workers is None else workers
+        recipe = collect.Recipe(plan.make_agent, plan.env, config, plan.run.eval_episodes)
+        self._collector = collect.Collector(recipe, workers)
+        self.learner, self.counters = loop.init(self.agent, self.spec, config)
+        if self.logdir is not None:
+            # Orbax and tensorboardX, which a run that keeps nothing does without.
+            from preqn_jax.training.checkpoint import Checkpointer
+            from preqn_jax.training.record import Recorder
+
+            self._checkpoints = Checkpointer(self.logdir / directory.CHECKPOINTS)
+            restored = self._checkpoints.restore(self.learner)
+            if restored is not None:
+                self.start, self.learner, self.counters, state, extra = restored
+                self._collector.load(state)
+                self.pending = codec.decode(extra["pending"])
+                print(f"resuming {self.logdir} at step {self.start}", file=sys.stderr)
+            self._recorder = Recorder(self.logdir, config.seeds, self.start, self._stays)
+        self._look = make_monitor(self.agent, config, plan.discount)
+        self._acting = jax.jit(jax.vmap(self.agent.policy))
+
+    def _stays(self, line: dict[str, Any]) -> bool:
+        """Whether a record belongs to a run that goes on: those of its former end may be there only
+        for that.
+        """
+        if line["step"] < self.start or self.start == self.config.num_steps:
+            return True
+        for name, every in (
+            ("eval/return_mean", self.plan.run.eval_every),
+            ("time/steps_per_s", self.plan.run.log_every),
+        ):
+            if name in line:
+                return self.start % every == 0
+        return True
+
+    def rounds(self) -> Generator[Progress]:
+        """To the end, or until `stopping`.
+
+        Raises:
+          Diverged, Diverging: recorded, then raised.
+          Stopped: what else the run cannot go on from.
+        """
+        if self._collector is None:
+            self.begin()
+        try:
+            yield from self._rounds()
+        except (Diverged, Diverging) as error:
+            self._note_divergence(error)
+            raise
+
+    def _rounds(self) -> Generator[Progress]:
+        every, num_steps = self.plan.run, self.config.num_steps
+        self._mark = (time.monotonic(), self.start, self.counters.updates)
+        collector = self._collector
+        assert collector is not None
+        for done in loop.rounds(self.agent, collector, self.config, self.learner, self.counters):
+            self.learner, self.counters, step = done.learner, done.counters, done.step
+            self.pending.append({"metrics": done.metrics, "episodes": done.episodes})
+            last = step == num_steps
+            if step % every.log_every == 0 or last:
+                self._log(step)
+            if step % every.log_every == 0:
+                # What is logged only for being the last is pending still, should the run go on.
+                self.pending = []
+            findings = []
+            if every.diagnose_every and step % every.diagnose_every == 0 and self.counters.updates:
+                findings = self._off_the_clock(self._diagnose, step)
+            evaluations = []
+            if step % every.eval_every == 0 or last:
+                evaluations = self._off_the_clock(self._evaluate, step)
+            if step % every.checkpoint_every == 0 or last or self.stopping:
+                self._save(step)
+            here = (done.metrics, done.episodes, evaluations, findings, self.trained())
+            try:
+                yield Progress(step, *here)
+            except GeneratorExit:  # a notebook's break
+                self._save(step)
+                raise
+            if self.stopping and not last:
+                return
+
+    def trained(self) -> Trained:
+        """What training has come to."""
+        step = self.counters.round * self.config.update_every
+        return Trained(self.agent, self.learner.agent, self.spec, self.config.seeds, step)
+
+    def finish(self) -> None:
+        """Marks the run directory as whole."""
+        if self.logdir is not None:
+            (self.logdir / directory.DONE).touch()
+
+    def _write(self, step: int, seed: int, line: dict[str, Any]) -> None:
+        if self._recorder is not None:
+            self._recorder.write(step, seed, line)
+
+    def _off_the_clock(self, act: Callable[[int], list[Any]], step: int) -> list[Any]:
+        """What is no training takes none of its time."""
+        began = time.monotonic()
+        result = act(step)
+        self._mark = (self._mark[0] + time.monotonic() - began, *self._mark[1:])
+        return result
+
+    def _log(self, step: int) -> None:
+        now, mark = (time.monotonic(), step, self.counters.updates), self._mark
+        elapsed = max(now[0] - mark[0], 1e-9)
+        clock = {
+            "time/steps_per_s": (now[1] - mark[1]) / elapsed,
+            "time/updates_per_s": (now[2] - mark[2]) / elapsed,
+        }
+        for i, seed in enumerate(self.config.seeds):
+            self._write(step, seed, {**self._means(i), **clock})
+        self._mark = now
+
+    def _means(self, i: int) -> dict[str, float]:
+        """Of one seed's numbers since the last line."""
+        sums: dict[str, list[float]] = {}
+        for noted in self.pending:
+            for name, values in noted["metrics"].items():
+                sums.setdefault(name, []).append(float(values[i]))
+            returns = sums.setdefault("train/return", [])
+            returns.extend(total for j, total in noted["episodes"] if j == i)
+        return {
+            name: float(np.nanmean(v)) if np.isfinite(v).any() else np.nan
+            for name, v in sums.items()
+            if v
+        }
+
+    def _evaluate(self, step: int) -> list[Evaluation]:
+        assert self._collector is not None
+        evaluations = self._collector.evaluate(self._acting(self.learner.agent), step)
+        for i, (seed, evaluation) in enumerate(zip(self.config.seeds, evaluations, strict=True)):
+            returns = evaluation.rewards.sum(axis=0)
+            line = {
+                "eval/return_mean": returns.mean(),
+                "eval/return_std": returns.std(),
+                "eval/episodes": len(returns),
+                "eval/discounted_max": attained(evaluation.rewards, self.plan.discount),
+            }
+            if self.plan.run.diagnose_every:
+                state = jax.tree.map(lambda leaf, i=i: leaf[i], self.learner.agent)
+                off = bias(self.agent, self.agent.critic(state), evaluation, self.plan.discount)
+                line |= {f"diagnose/{name}": value for name, value in off.items()}
+            self._write(step, seed, line)
+        return evaluations
+
+    def _diagnose(self, step: int) -> list[tuple[int, Finding]]:
+        """Records a diagnosis of every seed; returns what failure is building up, once for each
+        that a seed comes to.
+
+        Raises Diverging where there is one and the run should end.
+        """
+        news, worst = [], None
+        looks = self._look(self.learner, self.counters.round)
+        for seed, measured in zip(self.config.seeds, looks, strict=True):
+            if not measured:
+                raise Diverged("the critic's next step", seed, step)
+            finding = diagnostics.failure(measured)
+            line = {f"diagnose/{name}": value for name, value in measured.items()}
+            number = 1 + diagnostics.FAILURES.index(finding.mode) if finding else 0
+            self._write(step, seed, {**line, "diagnose/failure": number})
+            if finding and self._found.get(seed) != finding.mode:
+                self._found[seed] = finding.mode
+                news.append((seed, finding))
+            worst = worst or (finding and Diverging(finding, seed, step))
+        if worst and self.plan.run.stop_on_divergence:
+            raise worst
+        return news
+
+    def _note_divergence(self, error: Diverged | Diverging) -> None:
+        """The last lines of a run that diverged; one that goes on from a checkpoint drops them,
+        with all that came after it.
+        """
+        every = self.config.update_every
+        step = (error.step - 1) // every * every  # of the last whole round
+        for i, seed in enumerate(self.config.seeds):
+            if self.pending:
+                self._write(step, seed, self._means(i))
+        quantity = {error.quantity: np.nan} if isinstance(error, Diverged) else {}
+        self._write(error.step, error.seed, {"run/diverged": 1.0, **quantity})
+
+    def _save(self, step: int) -> None:
+        if self._recorder is None or self._checkpoints is None or self._collector is None:
+            return
+        self._recorder.flush()
+        state, extra = self._collector.save(), {"pending": codec.encode(self.pending)}
+        self._checkpoints.save(step, self.learner, self.counters, state, extra)

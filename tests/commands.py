@@ -1,0 +1,59 @@
+"""The commands as a person starts them, for tests."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from absl import flags as absl_flags
+from absl.testing import flagsaver
+
+from experiments import train
+from experiments.kit import flags
+from preqn_jax.training import run as training
+from preqn_jax.training.record import read
+
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    "--hidden_sizes=16,16",
+    "--num_steps=600",
+    "--start_steps=100",
+    "--update_after=200",
+    "--batch_size=16",
+    "--eval_every=300",
+    "--eval_episodes=2",
+    "--log_every=100",
+    "--checkpoint_every=200",
+    "--workers=0",
+]
+
+
+def call(*args):
+    """`main` of experiments.train in this process, with the manners of the command line."""
+    if "algorithm" not in absl_flags.FLAGS:
+        flags.define(*training.CONFIGS)
+    with flagsaver.flagsaver():
+        absl_flags.FLAGS(["train", *args])
+        return flags.guard(train.main, ["train"])
+
+
+def start(*args, module="experiments.train"):
+    """The command itself."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", module, *args]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finished(process, timeout=300):
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err
+
+
+def records(logdir):
+    """metrics.jsonl without the clock."""
+    return [
+        {k: v for k, v in line.items() if not k.startswith("time/")}
+        for line in read(Path(logdir) / "metrics.jsonl")
+    ]

@@ -1,0 +1,193 @@
+"""The public face: what a notebook types, what it costs to import, and the README's example."""
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import preqn_jax
+from preqn_jax import agents
+from preqn_jax.envs import FunctionalEnv
+from preqn_jax.options import UserError
+from preqn_jax.training.errors import Diverged
+from preqn_jax.types import Spec
+
+ROOT = Path(__file__).parent.parent
+TINY = {"hidden_sizes": (8, 8), "start_steps": 50, "update_after": 50, "batch_size": 8}
+
+
+def python(code, **environment):
+    """A process of its own that sees the package, and no more of this one than it must."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_public_name_is_there_and_found_by_tab():
+    assert set(preqn_jax.__all__) == set(dir(preqn_jax))
+    for name in preqn_jax.__all__:
+        assert getattr(preqn_jax, name) is not None
+        assert name == "__version__" or getattr(preqn_jax, name).__doc__
+    with pytest.raises(AttributeError, match="has no attribute 'linearise'"):
+        preqn_jax.linearise  # noqa: B018
+
+
+def test_the_library_needs_nothing_of_training_until_it_trains():
+    """And training a functional environment without a run directory needs nothing either."""
+    heavy = "{'gymnasium', 'mujoco', 'orbax', 'tensorboardX', 'matplotlib', 'tqdm', 'absl.app'}"
+    options = ", ".join(f"{name}={value!r}" for name, value in TINY.items())
+    code = f"""
+import sys, preqn_jax
+for name in preqn_jax.__all__:
+    getattr(preqn_jax, name)
+print(sorted({heavy} & set(sys.modules)))
+list(preqn_jax.train("preqn", "probe/delay", num_steps=100, {options}))
+print(sorted({heavy} & set(sys.modules)))
+"""
+    assert python(code).split("\n")[:2] == ["[]", "[]"]
+
+
+def test_the_readmes_example_runs_verbatim():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert len(code.splitlines()) <= 25
+    assert "[0." in python(code)  # alignments
+
+
+def test_the_readme_is_short():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 110
+    assert [line for line in lines if len(line) > 100] == []
+
+
+def test_training_is_a_generator_that_returns_what_it_came_to():
+    training = preqn_jax.train("preqn", "probe/action", num_steps=200, eval_every=100, **TINY)
+    steps, result = [], None
+    while result is None:
+        try:
+            steps.append(next(training))
+        except StopIteration as end:
+            result = end.value
+    assert [p.step for p in steps] == [50, 100, 150, 200]
+    assert [bool(p.metrics) for p in steps] == [True] * 4 and result.step == 200
+    assert [len(p.evaluations) for p in steps] == [0, 1, 0, 1]
+    assert {i for i, _ in steps[0].episodes} == {0}
+    one, many = result.policy()(np.zeros(1)), result.policy(0)(np.zeros((3, 1)))
+    assert one.shape == (1,) and many.shape == (3, 1)
+    with pytest.raises(UserError, match="there is no seed 4; this run has 0"):
+        result.policy(4)
+    with pytest.raises(ValueError, match=r"obs has the shape \(2,\), expected \(1,\) or \(B, 1\)"):
+        result.policy()(np.zeros(2))
+
+
+def asymmetric():
+    """An environment of one's own, with actions in [0, 4] and the best at 3."""
+    spec = Spec(1, 1, np.zeros(1), np.full(1, 4.0))
+
+    def step(state, action, key):
+        return state, preqn_jax.envs.functional.Outcome(-((action[0] - 3) ** 2), np.True_)
+
+    return FunctionalEnv(spec, lambda key: jnp.zeros(()), step, lambda state: state[None])
+
+
+def test_a_policy_speaks_the_environments_own_units():
+    *_, last = preqn_jax.train("preqn", asymmetric(), num_steps=1000, discount=0.5, **TINY)
+    assert abs(float(last.trained.policy()(np.zeros(1))[0]) - 3) < 0.3
+
+
+def test_a_gymnasium_factory_is_an_environment():
+    gymnasium = pytest.importorskip("gymnasium")
+    make = lambda: gymnasium.make("Pendulum-v1")
+    *_, last = preqn_jax.train("td3", make, num_steps=100, eval_every=100, **TINY)
+    assert last.evaluations[0].rewards.shape == (200, 10)
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "words"),
+    [
+        (("prequel",), {}, "unknown algorithm 'prequel'.*did you mean 'preqn'"),
+        (("preqn", "HalfCheeta-v5"), {}, "cannot make environment 'HalfCheeta-v5'"),
+        (("preqn", "probe/delay"), {"etta": 0.9}, "unknown option 'etta'.*did you mean 'eta'"),
+        (("preqn", "probe/delay"), {"eta": 1.5}, "eta is 1.5, but it must be above -1 and below 1"),
+        (("preqn", "probe/delay"), {"hidden_sizes": []}, r"as in `hidden_sizes=\(256, 256\)`"),
+        ((agents.preqn, "probe/delay"), {"eta": 0.9}, "unknown option 'eta'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_in_pythons_words(args, options, words):
+    with pytest.raises(UserError, match=words) as error:
+        next(preqn_jax.train(*args, **{**options}))
+    assert "--" not in str(error.value)
+
+
+def test_a_run_without_a_directory_that_diverges_says_so():
+    with pytest.raises(Diverged, match="the environment's reward is not finite at step 131"):
+        list(preqn_jax.train("preqn", "probe/nan", num_steps=600, **TINY))
+
+
+def test_a_run_is_loaded_while_it_is_going_on_and_after(tmp_path):
+    options = {**TINY, "logdir": tmp_path / "x", "seeds": (3, 1), "checkpoint_every": 100}
+    loaded = []
+    for progress in preqn_jax.train("sac", "probe/action", num_steps=200, **options):
+        if progress.step == 150:
+            loaded.append(preqn_jax.load(tmp_path / "x"))
+    loaded.append(preqn_jax.load(str(tmp_path / "x")))
+    assert [one.step for one in loaded] == [100, 200] and loaded[1].seeds == (3, 1)
+    jax.tree.map(np.testing.assert_array_equal, loaded[1].states, progress.trained.states)
+    action = loaded[1].policy(1)(np.zeros(1))
+    np.testing.assert_array_equal(action, progress.trained.policy(1)(np.zeros(1)))
+    q = loaded[1].agent.q(loaded[1].agent.critic(loaded[1].state(1)), jnp.zeros(1), action)
+    assert np.isfinite(q)
+
+
+def test_what_is_no_run_or_not_to_be_trusted_is_refused(tmp_path):
+    with pytest.raises(UserError, match="is not a run directory: it has no config.json"):
+        preqn_jax.load(tmp_path)
+    list(preqn_jax.train("preqn", "probe/action", num_steps=50, logdir=tmp_path / "x", **TINY))
+    path = tmp_path / "x" / "config.json"
+    path.write_text(path.read_text().replace("probe/action", "evil_module:E-v0"))
+    with pytest.raises(UserError, match="whose module would be imported and run; if you trust it"):
+        preqn_jax.load(tmp_path / "x")
+
+
+def build_wheel(folder):
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder)]
+    subprocess.run([*command, str(ROOT)], check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_the_library_alone_and_works_in_an_empty_environment(tmp_path):
+    wheel = build_wheel(tmp_path)
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"preqn_jax"}
+    assert "preqn_jax/py.typed" in names and "preqn_jax/ntk/__init__.py" in names
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    fresh = tmp_path / "venv" / "bin" / "python"
+
+    def install(what):
+        command = [fresh, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", what]
+        subprocess.run(command, check=True, capture_output=True)
+
+    def run(code):
+        env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        done = subprocess.run(
+            [fresh, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    install(str(wheel))
+    train = f"list(preqn_jax.train('preqn', %r, num_steps=100, **{TINY!r}, logdir=%r))"
+    code = "import importlib.util, preqn_jax; assert not importlib.util.find_spec('gymnasium');"
+    run(code + train % ("probe/delay", ""))
+    install(f"{wheel}[training]")
+    run("import preqn_jax;" + train % ("Pendulum-v1", "x"))
+    assert (tmp_path / "x" / "metrics.jsonl").read_text()
