@@ -1,17 +1,16 @@
-"""Command-line experiments; the only room that knows flags, progress bars and pictures.
+"""Command-line experiments; the only room that knows flags, progress bars and pictures. Binaries
+are its modules; what they share lies in kit (flags, files, figures, plans), judge (what the paper
+says, held against numbers) and bench (timing).
 
-Importing it chooses how the CPU runs the networks of this field, before JAX starts: products of 256
-  x 256 are too small to share
-between threads, the LAPACK threads of the K-solve wake up slower than they solve, and XLA leaves
-half of an AVX-512 register unused. Instead each core is a device of its own, and several seeds are
-divided among them (`training.loop`). A computation runs
-in the thread that asks for it: handing over an evaluation of the policy to another takes longer
-  than the policy itself.
-Batched LAPACK calls of two devices wait for each other in XLA's pool of threads, for ever if it has
-no more threads than
-cores: `NPROC` gives it twice as many. A process with one core has one thread: more get in each
-  other's way. docs/results/performance.md
-has the figures. Whatever the environment already sets wins.
+Importing it chooses how the CPU runs the networks of this field, before JAX starts: products of
+256 x 256 are too small to share between threads, the LAPACK threads of the K-solve wake up slower
+than they solve, and XLA leaves half of an AVX-512 register unused. Instead each core is a device of
+its own, and several seeds are divided among them (`training.loop`). A computation runs in the
+thread that asks for it: handing over an evaluation of the policy to another takes longer than the
+policy itself. Batched LAPACK calls of two devices wait for each other in XLA's pool of threads, for
+ever if it has no more threads than cores: `NPROC` gives it twice as many. A process with one core
+has one thread: more get in each other's way. docs/results/performance.md has the figures. Whatever
+the environment already sets wins.
 """
 
 import os

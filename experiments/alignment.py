@@ -1,8 +1,8 @@
 """The paper's alignment experiment (section 5.2, Figures 3 and 10 to 14): PreQN and TD3, each with
 sin and with relu.
 
-    python -m experiments.alignment --root=runs/paper --seeds=0,1,2 --num_steps=100000
-    --envs=HalfCheetah-v5,Walker2d-v5
+    python -m experiments.alignment --root=runs/paper --seeds=0,1,2 --num_steps=100000 \\
+        --envs=HalfCheetah-v5,Walker2d-v5
 
 makes the runs that are not there yet, one process each, and draws cos(Q'-Q, y-Q) beside the
 learning curves; those of `experiments.benchmark` in the same root are taken as they are. Stop it
@@ -17,8 +17,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import curves, flags, output, plan, scores, style, verdicts
-from experiments.curves import Curves
+from experiments.judge import scores, section_5_2, verdict
+from experiments.kit import curves, flags, output, plan, style
+from experiments.kit.curves import Curves
 from preqn_jax.options import UserError
 
 KIND = plan.Kind("alignment", ("preqn-sin", "preqn-relu", "td3-sin", "td3-relu"), tuple(range(3)))
@@ -48,43 +49,39 @@ def report(root: Path, envs: Sequence[str], seeds: Sequence[int] | None, out: Pa
             f"there is nothing to report in {str(root)!r}; make runs with: python -m "
             f"experiments.alignment --root={root}"
         )
-    rows = table(runs)
+    standing = [run.cut(curves.common_step(runs)) for run in runs]
+    rows, judged = table(standing), section_5_2.on_alignment(standing, envs)
     print(
         f"{'mean alignment':<28}{'variant':<14}{'mean over seeds':>26}"
         f"{'least line':>14}{'steps':>12}"
     )
     for row in rows:
-        interval = (
-            f" [{row['interval'][0]:.4f}, {row['interval'][1]:.4f}]" if row["interval"] else ""
-        )
-        words = f"{row['mean']:.4f}{interval}"
+        words = format(scores.Estimate(row["mean"], row["interval"]), ".4f")
         print(
             f"{row['env']:<28}{row['variant']:<14}{words:>26}{row['least']:>14.4f}{row['step']:>12,}"
         )
-    judged = [
-        v for v in verdicts.judge(runs, envs) if "align" in v.statement or "relu" in v.statement
-    ]
-    verdicts.show(judged, runs, envs)
+    print(f"\nSection 5.2 says, judged on {curves.judged_on(runs, envs)}:")
+    verdict.show(judged)
+    print("\n" + section_5_2.RULES)
     for note in notes:
         print(note, file=sys.stderr)
     content = {
-        "rules": [scores.RULES, verdicts.RULES],
+        "rules": [scores.RULES, section_5_2.RULES],
         "notes": notes,
+        "step": curves.common_step(runs),
         "alignment": rows,
-        "verdicts": verdicts.as_json(judged),
+        "verdicts": [one.as_json() for one in judged],
     }
     output.write_json(out / "report.json", content, "out")
     for path in draw(runs, envs, out):
         print(path)
 
 
-def table(runs: Iterable[Curves]) -> list[dict]:
-    """A row for each run: its seeds' mean alignments up to the last evaluation, and the least line
-    of its records.
-    """
+def table(standing: Iterable[Curves]) -> list[dict]:
+    """A row for each run: its seeds' mean alignments, and the least line of its records."""
     rows = []
-    for run in runs:
-        values = verdicts.alignments(run, run.reached)
+    for run in standing:
+        values = section_5_2.alignments(run)
         mean = scores.mean(values)
         row = {
             "env": run.env,
@@ -128,7 +125,7 @@ def _figure_3(runs: Sequence[Curves], names: Sequence[str], path: Path) -> Path:
         ax.set_title(env, fontsize=10)
     axes[0, 0].set_ylabel(ALIGNMENT)
     style.finish(
-        figure, axes, f"As Figure 3 of the paper: {style.SPREAD} ({curves.count_seeds(runs)})"
+        figure, axes, f"As Figure 3 of the paper: {style.SPREAD} ({curves.seeds_of(runs)})"
     )
     output.save_figure(figure, path)
     return path
@@ -143,11 +140,11 @@ def _figure(env: str, runs: Sequence[Curves], number: int | None, path: Path) ->
         style.panel(ax, runs, name)
         ax.set_ylabel(words)
     after = f"As Figure {number} of the paper, {env}: " if number else f"{env}: "
-    style.finish(figure, axes, f"{after}{style.SPREAD} ({curves.count_seeds(runs)})")
+    style.finish(figure, axes, f"{after}{style.SPREAD} ({curves.seeds_of(runs)})")
     output.save_figure(figure, path)
     return path
 
 
 if __name__ == "__main__":
     flags.define(plan.PlanConfig)
-    flags.run(main)
+    flags.run(main, takes_words=True)

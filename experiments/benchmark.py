@@ -1,30 +1,30 @@
 """The paper's benchmark (section 5.2, Figure 2): PreQN beside TD3, SAC and DDPG on five
 environments.
 
-    python -m experiments.benchmark --root=runs/paper --seeds=0,1,2 --num_steps=100000
-    --envs=HalfCheetah-v5,Walker2d-v5
+    python -m experiments.benchmark --root=runs/paper --seeds=0,1,2 --num_steps=100000 \\
+        --envs=HalfCheetah-v5,Walker2d-v5
 
 makes the runs that are not there yet, one process each, and reports on them: Figure 2, returns with
-  intervals beside what
-others published, and verdicts on what section 5.2 says. Stop it with Ctrl-C whenever you like: the
-same command, or one without the flags that the plan in root knows, goes on from there. What follows
--- goes to every run, as in -- --solver=eigh. --report makes no runs.
+intervals beside what others published, and verdicts on what section 5.2 says, at the last step that
+all runs have reached. Stop it with Ctrl-C whenever you like: the same command, or one without the
+flags that the plan in root knows, goes on from there. What follows -- goes to every run, as in
+-- --solver=eigh. --report makes no runs.
 """
 
-import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 
-from experiments import curves, flags, output, plan, published, scores, style, verdicts
-from experiments.curves import Curves
+from experiments.judge import published, scores, section_5_2, verdict
+from experiments.kit import curves, flags, output, plan, style
+from experiments.kit.curves import Curves
 from preqn_jax.options import UserError
 
 KIND = plan.Kind("benchmark", ("preqn-sin", "td3-relu", "sac-relu", "ddpg-relu"), tuple(range(7)))
-ALSO = ("preqn-relu", "td3-sin")  # of experiments.alignment, in the same root
 STEPS = (100_000, 300_000, 500_000, 1_000_000)
 
 
@@ -42,23 +42,31 @@ def report(root: Path, envs: Sequence[str], seeds: Sequence[int] | None, out: Pa
             f"there is nothing to report in {str(root)!r}; make runs with: python -m "
             f"experiments.benchmark --root={root}"
         )
-    judged = verdicts.judge([*runs, *curves.gather(root, envs, ALSO, seeds)[0]], envs)
-    at = checkpoints(runs)
-    cells, pooled = table(runs, at), together(runs, at)
-    show(runs, cells, pooled)
-    verdicts.show(judged, runs, envs)
+    step = curves.common_step(runs)
+    standing = [run.cut(step) for run in runs]
+    cells, pooled = table(runs, checkpoints(runs)), together(standing)
+    judged = section_5_2.on_benchmark(standing, envs)
+    show(runs, cells)
+    show_together(pooled, step)
+    print(f"\nSection 5.2 says, judged on {curves.judged_on(runs, envs)}:")
+    verdict.show(judged)
+    print("\n" + section_5_2.RULES)
     for note in notes:
         print(note, file=sys.stderr)
     content = {
-        "rules": [scores.RULES, published.SCALE_RULE, verdicts.RULES],
+        "rules": [scores.RULES, published.SCALE_RULE, section_5_2.RULES],
         "notes": notes,
-        "scores": cells,
-        "together": pooled,
+        "step": step,
+        "scores": [_plain(row) for row in cells],
+        "together": [_plain(row) for row in pooled],
         "published": [
-            row._asdict() for env in envs for step in at for row in published.of(env, step)
+            row._asdict()
+            for env in envs
+            for at in checkpoints(runs)
+            for row in published.of(env, at)
         ],
         "sources": published.SOURCES,
-        "verdicts": verdicts.as_json(judged),
+        "verdicts": [one.as_json() for one in judged],
     }
     output.write_json(out / "report.json", content, "out")
     draw(runs, envs, out / "figure_2.png")
@@ -69,125 +77,86 @@ def report(root: Path, envs: Sequence[str], seeds: Sequence[int] | None, out: Pa
 
 
 def checkpoints(runs: Sequence[Curves]) -> list[int]:
-    """The customary steps that some run has reached, where the furthest stands, and where all stand
-    that did not diverge.
+    """The customary steps that some run has reached, where the furthest stands, and the step at
+    which all are compared.
     """
-    reached = {run.reached for run in runs}
-    going = {run.reached for run in runs if not run.diverged} or reached
-    return sorted({step for step in STEPS if step <= max(reached)} | {min(going), max(reached)})
+    furthest = max(run.reached for run in runs)
+    customary = {step for step in STEPS if step <= furthest}
+    return sorted(customary | {curves.common_step(runs), furthest})
 
 
 def table(runs: Iterable[Curves], at: Sequence[int]) -> list[dict[str, Any]]:
-    """A row for each run and step that all its seeds reached: {"env", "variant", "step", "scores"
-    `[S]`, "mean", "interval"}.
+    """A row for each run and step that all its seeds reached: {"env", "variant", "step", "seeds",
+    "scores" `[S]`, "estimate"}.
     """
     rows = []
     for run in runs:
-        for step in at:
-            if step <= run.reached:
-                values = verdicts.performances(run, step)
-                row = {
-                    "env": run.env,
-                    "variant": run.variant,
-                    "step": step,
-                    "seeds": list(run.seeds),
-                }
-                rows.append({**row, "scores": values.tolist(), **_estimate(scores.mean(values))})
+        for step in (step for step in at if step <= run.reached):
+            values = section_5_2.performances(run.cut(step))
+            row = {"env": run.env, "variant": run.variant, "step": step, "seeds": list(run.seeds)}
+            rows.append({**row, "scores": values.tolist(), "estimate": scores.mean(values)})
     return rows
 
 
-def together(runs: Sequence[Curves], at: Sequence[int]) -> list[dict[str, Any]]:
-    """Interquartile means over tasks: a row for each variant and step, over the tasks that all
-    variants reached.
+def together(standing: Sequence[Curves]) -> list[dict[str, Any]]:
+    """The interquartile mean over tasks of each variant, as its runs stand: over the tasks that
+    have a scale and runs of all variants.
     """
-    variants = list(dict.fromkeys(run.variant for run in runs))
+    there = {(run.env, run.variant): run for run in standing if published.scale(run.env)}
+    envs, variants = (
+        (list(dict.fromkeys(names)) for names in zip(*there, strict=True)) if there else ((), ())
+    )
+    envs = [env for env in envs if all((env, variant) in there for variant in variants)]
     rows = []
-    for step in at:
-        there = {
-            (run.env, run.variant): run
-            for run in runs
-            if run.reached >= step and published.scale(run.env)
-        }
-        envs = [
-            env
-            for env in dict.fromkeys(run.env for run in runs)
-            if all((env, variant) in there for variant in variants)
-        ]
-        for variant in variants if envs else ():
-            values = [
-                verdicts.performances(there[env, variant], step) / (published.scale(env) or 1)
-                for env in envs
-            ]
-            row = {"variant": variant, "step": step, "envs": envs}
-            rows.append({**row, **_estimate(scores.interquartile_mean(values))})
+    for variant in variants if envs else ():
+        values = section_5_2.normalised(there[env, variant] for env in envs)
+        estimate = scores.interquartile_mean(values)
+        rows.append({"variant": variant, "envs": envs, "estimate": estimate})
     return rows
 
 
-def _estimate(estimate: scores.Estimate) -> dict[str, Any]:
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
     """For a file, where what is not a number has no place."""
-    return {
-        "mean": estimate.value if math.isfinite(estimate.value) else None,
-        "interval": estimate.interval,
-    }
+    row = dict(row)
+    value, interval = row.pop("estimate")
+    return {**row, "mean": value if np.isfinite(value) else None, "interval": interval}
 
 
 # --- what is shown --------------------------------------------------------------------------------
 
 
-def show(
-    runs: Sequence[Curves], cells: Sequence[dict[str, Any]], pooled: Sequence[dict[str, Any]]
-) -> None:
-    """Prints a block for each environment, what others published below it, and the interquartile
-    means.
-    """
+def show(runs: Sequence[Curves], cells: Sequence[dict[str, Any]]) -> None:
+    """Prints a block for each environment, with what others published below it."""
+    by_place = {(row["env"], row["variant"], row["step"]): row["estimate"] for row in cells}
     for env in dict.fromkeys(run.env for run in runs):
-        steps = sorted({row["step"] for row in cells if row["env"] == env})
-        print(f"\n{env:<28}" + "".join(f"{step:>26,}" for step in steps))
+        steps = sorted({step for e, _, step in by_place if e == env})
+        _line(env, [f"{step:,}" for step in steps])
         for run in (run for run in runs if run.env == env):
-            mine = {
-                row["step"]: row
-                for row in cells
-                if (row["env"], row["variant"]) == (env, run.variant)
-            }
-            shown = [_cell(mine[step], ",.0f") if step in mine else _why(run) for step in steps]
-            print(
-                f"{f'{run.variant} ({len(run.seeds)} seeds)':<28}"
-                + "".join(f"{text:>26}" for text in shown)
-            )
-        others = {
-            (row.source, row.algorithm): None for step in steps for row in published.of(env, step)
-        }
-        for source, algorithm in others:
-            by_step = {
-                row.step: row
-                for step in steps
-                for row in published.of(env, step)
-                if row[0::2][:2] == (source, algorithm)
-            }
-            shown = [_published(by_step[step]) if step in by_step else "" for step in steps]
-            print(f"{f'  {algorithm}, {source}':<28}" + "".join(f"{text:>26}" for text in shown))
-    if pooled:
-        print("\ninterquartile mean over tasks")
-        for row in pooled:
-            print(
-                f"{row['step']:>10,}  {row['variant']:<12}{_cell(row, '.3f'):>24}  "
-                f"({', '.join(row['envs'])})"
-            )
-    print(
-        f"\n{scores.RULES}\n{published.SCALE_RULE}\nPublished, mean ± standard deviation over "
-        f"seeds:"
-    )
+            mine = [by_place.get((env, run.variant, step)) for step in steps]
+            words = f"{run.variant} ({curves.count_seeds(len(run.seeds))})"
+            _line(words, [f"{estimate:,.0f}" if estimate else _why(run) for estimate in mine])
+        others = {(r.source, r.algorithm): {} for step in steps for r in published.of(env, step)}
+        for step in steps:
+            for row in published.of(env, step):
+                others[row.source, row.algorithm][step] = _published(row)
+        for (source, algorithm), shown in others.items():
+            _line(f"  {algorithm}, {source}", [shown.get(step, "") for step in steps])
+        print()
+    print(f"{scores.RULES}\nPublished, mean ± standard deviation over seeds:")
     for source, words in published.SOURCES.items():
         print(f"  {source}: {words}")
 
 
-def _cell(row: dict[str, Any], digits: str) -> str:
-    if row["mean"] is None:
-        return "not finite"
-    low_high = row["interval"]
-    return f"{row['mean']:{digits}}" + (
-        f" [{low_high[0]:{digits}}, {low_high[1]:{digits}}]" if low_high else ""
-    )
+def _line(first: str, cells: Iterable[str]) -> None:
+    print(f"{first:<28}" + "".join(f"{text:>26}" for text in cells))
+
+
+def show_together(pooled: Sequence[dict[str, Any]], step: int) -> None:
+    if pooled:
+        print(f"\ninterquartile mean over {', '.join(pooled[0]['envs'])} at step {step:,}")
+        for row in pooled:
+            print(f"  {row['variant']:<12}{row['estimate']:.3f}")
+        print(published.SCALE_RULE)
 
 
 def _why(run: Curves) -> str:
@@ -215,11 +184,11 @@ def draw(runs: Sequence[Curves], envs: Iterable[str], path: Path) -> None:
         ax.set_title(env, fontsize=10)
     axes[0, 0].set_ylabel(style.RETURN)
     style.finish(
-        figure, axes, "As Figure 2 of the paper: " + style.SPREAD + f" ({curves.count_seeds(runs)})"
+        figure, axes, "As Figure 2 of the paper: " + style.SPREAD + f" ({curves.seeds_of(runs)})"
     )
     output.save_figure(figure, path)
 
 
 if __name__ == "__main__":
     flags.define(plan.PlanConfig)
-    flags.run(main)
+    flags.run(main, takes_words=True)

@@ -1,9 +1,9 @@
 """What an update costs: every algorithm in one run, and the parts of a PreQN update (section 5.3).
 
     python -m experiments.cost --json=cost.json
-    python -m experiments.cost --peers=td3,sac,ddpg,crossq   # and agents of SBX, another JAX
-    library (BUILD.md, "Peers") python -m experiments.cost --grid --json=growth.json     # how a
-    critic step grows: a table of time and memory, a picture
+    python -m experiments.cost --peers=td3,sac,ddpg,crossq   # and agents of SBX (BUILD.md, "Peers")
+    python -m experiments.cost --grid --json=growth.json     # how a critic step grows, in time and
+                                                             # memory; --figure=growth.png draws it
 
 Each figure is milliseconds an update inside one compiled scan of `--updates`, on transitions of
 HalfCheetah's sizes. Rows are timed in turn, round after round, so that a drift of the machine's
@@ -14,20 +14,18 @@ it, for SBX, whose buffer lies on the host, as for us.
 import dataclasses
 import itertools
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import flags, growth, output, peers, timing
-from preqn_jax import agents, diagnostics, linesearch, networks, ntk
-from preqn_jax.agents import presets
-from preqn_jax.batching import batched
+from experiments.bench import growth, parts, peers, timing
+from experiments.kit import flags, output, provenance
+from preqn_jax import agents
 from preqn_jax.options import UserError, check, option
 from preqn_jax.training import loop
-from preqn_jax.types import Array, QFunction, Spec, Transition
+from preqn_jax.types import Spec, Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,15 +56,10 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 REFERENCE = "TD3 relu"
 SEVERAL = ("PreQN sin", "TD3 relu")  # rows that `--many` times with several seeds
-LINEARIZATION, DIAGNOSIS = "one linearization, called", "diagnose, called"
 STORED = 5000  # transitions in the replay buffer
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        raise UserError(
-            f"unexpected argument {argv[1]!r}; flags start with --, as in --json=cost.json"
-        )
     return run(flags.parse(CostConfig))
 
 
@@ -86,8 +79,9 @@ def run(config: CostConfig) -> int:
     for seeds, name in itertools.product(config.many, SEVERAL):
         whole[several(name, seeds)] = _agent_scan(config, ROWS[name], seeds)
     whole |= {peers.label(name): _peer_scan(config, name) for name in names}
-    parts = {**_part_scans(config), **_diagnosis_calls(config)}
-    times = timing.in_turn({**whole, **parts}, config.repeats)
+    sizes = config.hidden_sizes, _spec(config), _transitions(config, config.batch_size)
+    pieces = {**parts.scans(*sizes, config.updates), **parts.calls(*sizes, config.updates)}
+    times = timing.in_turn({**whole, **pieces}, config.repeats)
     references = [REFERENCE, *({peers.REFERENCE} & set(whole))]
     rows = [_row(name, times, references, config.updates) for name in times]
     _print(config, rows[: len(whole)], rows[len(whole) :], references)
@@ -144,115 +138,6 @@ def _peer_scan(config: CostConfig, name: str) -> Callable[[], Any]:
     )
 
 
-def _part_scans(config: CostConfig) -> dict[str, Callable[[], Any]]:
-    """The parts of a PreQN-sin update by themselves. Each feeds its result into the next iteration,
-    so that none is hoisted.
-    """
-    made = agents.resolve(agents.AgentConfig(hidden_sizes=config.hidden_sizes))
-    network: dict[str, Any] = {
-        "hidden_sizes": config.hidden_sizes,
-        "activation": made.network["activation"],
-    }
-    critic, actor = networks.Critic(**network), networks.Actor(config.action_size, **network)
-    q: QFunction = critic.apply
-    policy: Callable[..., Any] = actor.apply
-    batch = jax.tree.map(jnp.asarray, _transitions(config, config.batch_size))
-    inputs = (batch.obs, batch.action)
-    theta = critic.init(jax.random.key(0), batch.obs[0], batch.action[0])
-    phi = actor.init(jax.random.key(1), batch.obs[0])
-    solve = presets.SOLVERS[made.config.solver](made.config)
-    lin = jax.jit(lambda p: ntk.linearize(q, p, inputs)[:2])(theta)
-    delta = jnp.asarray(batch.reward) - lin[0]
-    z = jax.jit(solve)(lin[1], delta)[0]
-    move = jax.jit(lambda p, z: ntk.linearize(q, p, inputs).pullback(z))(theta, z)
-
-    values = batched(q)
-
-    def targets(carry: Any) -> Any:
-        action = jax.vmap(policy, in_axes=(None, 0))(phi, batch.next_obs + carry)
-        return 1e-9 * jnp.mean(batch.reward + 0.99 * values(theta, (batch.next_obs, action)))
-
-    def kernel(p: Any) -> Any:
-        lin = ntk.linearize(q, p, inputs)
-        step = lin.pullback(lin.values + 1e-9 * jnp.sum(lin.gram, axis=1))
-        return jax.tree.map(lambda a, b: a + 1e-9 * b, p, step)
-
-    def solving(carry: Any) -> Any:
-        return 1e-6 * solve(lin[1], delta + carry)[0]
-
-    def accept(p: Any, scale: Array) -> tuple[Array, Array]:
-        before = values(theta, inputs)  # hoisted: the step has it from the linearization
-        moved = jax.tree.map(lambda a, m: a + 1e-3 * scale * m, p, move)
-        cos = linesearch.cosine(values(moved, inputs) - before, delta)
-        return cos > -2, cos
-
-    def search(p: Any) -> Any:
-        found = linesearch.backtrack(partial(accept, p))
-        return jax.tree.map(lambda a, m: a + 1e-6 * found.scale * found.aux * m, p, move)
-
-    def eager(p: Any) -> Any:
-        scales = 0.5 ** jnp.arange(made.config.linesearch_max_steps, dtype=jnp.float32)
-        accepted, cos = jax.vmap(partial(accept, p))(scales)
-        first = jnp.argmax(accepted)
-        return jax.tree.map(lambda a, m: a + 1e-6 * scales[first] * cos[first] * m, p, move)
-
-    def improving(p: Any) -> Any:
-        def loss(p: Any) -> Array:
-            action = jax.vmap(policy, in_axes=(None, 0))(p, batch.obs)
-            return -jnp.mean(values(theta, (batch.obs, action)))
-
-        return jax.tree.map(lambda a, g: a - 1e-6 * g, p, jax.grad(loss)(p))
-
-    width = config.hidden_sizes[-1]
-    square = jnp.eye(width)
-
-    def product(x: Array) -> Array:
-        return x @ square
-
-    def scan(body: Callable[[Any], Any], start: Any) -> Callable[[], Any]:
-        run = jax.jit(
-            lambda carry: jax.lax.scan(lambda c, _: (body(c), None), carry, length=config.updates)[
-                0
-            ]
-        )
-        return lambda: run(start)
-
-    return {
-        "targets": scan(targets, jnp.float32(0)),
-        "kernel, values, pullback": scan(kernel, theta),
-        "solve": scan(solving, jnp.zeros_like(delta)),
-        "linesearch (one candidate)": scan(search, theta),
-        "linesearch, all at once": scan(eager, theta),
-        "actor": scan(improving, phi),
-        f"one product, {config.batch_size} x {width} x {width}": scan(
-            product, jnp.ones((config.batch_size, width))
-        ),
-    }
-
-
-def _diagnosis_calls(config: CostConfig) -> dict[str, Callable[[], Any]]:
-    """A diagnosis of a critic beside what it is made of; each is called from the host, `updates`
-    times.
-    """
-    agent = agents.make(agents.AgentConfig(hidden_sizes=config.hidden_sizes), _spec(config))
-    batch = jax.tree.map(jnp.asarray, _transitions(config, config.batch_size))
-    step = jax.jit(agent.inspect)(agent.init(jax.random.key(0)), batch, jax.random.key(1))
-
-    @jax.jit
-    def linearize(theta: Any) -> Any:
-        lin = ntk.linearize(agent.q, theta, (batch.obs, batch.action))
-        return lin.values, lin.gram, lin.pullback(lin.values)
-
-    def diagnose() -> Any:
-        case = diagnostics.Case(step.params, batch, step.next_action, step.targets, step.moved)
-        return diagnostics.diagnose(agent.q, case)
-
-    def repeated(call: Callable[[], Any]) -> Callable[[], Any]:
-        return lambda: [jax.block_until_ready(call()) for _ in range(config.updates)][-1]
-
-    return {LINEARIZATION: repeated(lambda: linearize(step.params)), DIAGNOSIS: repeated(diagnose)}
-
-
 def _spec(config: CostConfig) -> Spec:
     return Spec(
         config.obs_size,
@@ -291,13 +176,13 @@ def _row(
 def _print(
     config: CostConfig,
     whole: list[dict[str, Any]],
-    parts: list[dict[str, Any]],
+    pieces: list[dict[str, Any]],
     references: list[str],
 ) -> None:
     widths = ",".join(map(str, config.hidden_sizes))
     print(
         f"B={config.batch_size}, hidden sizes {widths}, median of {config.repeats} scans of "
-        f"{config.updates}; {timing.machine()}"
+        f"{config.updates}; {provenance.machine()}"
     )
     if config.peers:
         print(f"SBX: {peers.versions()}; settings: {config.peers_settings}")
@@ -308,12 +193,11 @@ def _print(
     for row in whole:
         print(_line(row, ""))
     print("the parts of PreQN sin, each alone in a scan")
-    for row in parts:
+    for row in pieces:
         print(_line(row, "  "))
-    table = {row["name"]: row for row in [*whole, *parts]}
-    print(
-        f"diagnose / one linearization: {table[DIAGNOSIS]['ms'] / table[LINEARIZATION]['ms']:.2f}"
-    )
+    table = {row["name"]: row for row in [*whole, *pieces]}
+    ratio = table[parts.DIAGNOSIS]["ms"] / table[parts.LINEARIZATION]["ms"]
+    print(f"diagnose / one linearization: {ratio:.2f}")
     print(f"PreQN sin / PreQN relu: {table['PreQN sin']['ms'] / table['PreQN relu']['ms']:.2f}")
     ms = table["PreQN sin, Jacobian kernel"]["ms"]
     print(f"Jacobian kernel / structured kernel: {ms / table['PreQN sin']['ms']:.1f}")

@@ -1,8 +1,9 @@
 """Why did my Q explode? What the diagnoses of a run say: when it went wrong, which of the paper's
 failures it was, the evidence.
 
-    python -m experiments.train --algorithm=ddpg --notarget_networks --env=Hopper-v5
-    --diagnose_every=500 --logdir=runs/x python -m experiments.diagnose runs/x
+    python -m experiments.train --algorithm=ddpg --notarget_networks --env=Hopper-v5 \\
+        --diagnose_every=500 --logdir=runs/x
+    python -m experiments.diagnose runs/x
 
 prints the report, and writes diagnosis.png and diagnosis.json into the run directory, or into
 --out. From the newest checkpoint, if there is one, it also says which members of a minibatch move Q
@@ -17,7 +18,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import curves, flags, output, style
+from experiments.kit import curves, flags, output, style
 from preqn_jax import agents, diagnostics, envs
 from preqn_jax.batching import batched
 from preqn_jax.options import UserError, option
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
     run, out = Path(argv[1]), Path(flags.parse(DiagnoseConfig).out or argv[1])
     config, reports, seeds = load(run)
     name = f"{config['algorithm']} ({config['activation']}) on {config['env']}"
-    print(f"{name}, {count_seeds(len(reports))}, as far as {str(run)!r} goes")
+    print(f"{name}, {curves.count_seeds(len(reports))}, as far as {str(run)!r} goes")
     for one in reports:
         show(one)
     moved = attribution(run, config)
@@ -318,17 +319,13 @@ def draw(
     modes = [one["mode"] for one in reports if one["mode"]]
     title = f"{config['algorithm']}-{config['activation']} on {config['env']}"
     counts = ", ".join(
-        f"{mode} in {count_seeds(modes.count(mode))}"
+        f"{mode} in {curves.count_seeds(modes.count(mode))}"
         for mode in diagnostics.FAILURES
         if mode in modes
     )
     dashes = f"; dashed: where a seed went wrong ({counts})" if modes else "; no failure found"
     style.finish(figure, axes, title + dashes)
     output.save_figure(figure, path)
-
-
-def count_seeds(n: int) -> str:
-    return f"{n} seed{'s' * (n != 1)}"
 
 
 def _attainable(ax: Any, config: dict[str, Any], seeds: Sequence[curves.Lines]) -> None:
@@ -358,4 +355,4 @@ def _attainable(ax: Any, config: dict[str, Any], seeds: Sequence[curves.Lines]) 
 
 if __name__ == "__main__":
     flags.define(DiagnoseConfig)
-    flags.run(main)
+    flags.run(main, takes_words=True)

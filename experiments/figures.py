@@ -12,18 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments import (
-    alignment,
-    benchmark,
-    curves,
-    diagnose,
-    failure_modes,
-    flags,
-    growth,
-    ntk_report,
-    plan,
-    plot,
-)
+from experiments import alignment, benchmark, diagnose, failure_modes, plot
+from experiments.bench import growth
+from experiments.judge import section_5_1
+from experiments.kit import curves, flags, plan
 from preqn_jax.options import UserError, option
 
 
@@ -47,10 +39,6 @@ class Maker(NamedTuple):
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        raise UserError(
-            f"unexpected argument {argv[1]!r}; flags start with --, as in --out=figures"
-        )
     config = flags.parse(FiguresConfig)
     return draw(Path(config.results), Path(config.out))
 
@@ -71,7 +59,7 @@ def draw(results: Path, out: Path) -> int:
 
 
 def _kernels(data: Path, out: Path) -> list[Path]:
-    return ntk_report.draw(ntk_report.load(data), out)
+    return section_5_1.draw(section_5_1.load(data), out)
 
 
 def _benchmark(data: Path, out: Path) -> list[Path]:

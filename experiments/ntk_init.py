@@ -16,7 +16,6 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from experiments import flags, ntk_report, output
-from experiments.ntk_report import DEPTH, WIDTH
+from experiments.judge import section_5_1
+from experiments.judge.section_5_1 import DEPTH, WIDTH
+from experiments.kit import flags, output, provenance
 from preqn_jax import diagnostics, envs, networks, ntk
 from preqn_jax.options import UserError, check, choose, option
 from preqn_jax.types import Array, Key, Params, QFunction
@@ -75,18 +75,15 @@ class Pairs(NamedTuple):
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        raise UserError(
-            f"unexpected argument {argv[1]!r}; flags start with --, as in --envs=Walker2d-v5"
-        )
     config = flags.parse(NtkInitConfig)
     data = run(config)
-    for path in ntk_report.draw(data, Path(config.out)):
+    for path in section_5_1.draw(data, Path(config.out)):
         print(path)
-    table = ntk_report.findings(data)
-    ntk_report.show(table)
+    found = section_5_1.findings(data)
+    section_5_1.show(found)
     if config.json:
-        output.write_json(Path(config.json), {"rules": ntk_report.RULES, "findings": table})
+        findings = section_5_1.as_json(found)
+        output.write_json(Path(config.json), {"rules": section_5_1.RULES, "findings": findings})
     return 0
 
 
@@ -109,7 +106,7 @@ def run(config: NtkInitConfig) -> dict[str, Any]:
     _validate(config)
     path = Path(config.out) / "data.json"
     data = _open(path, config)
-    missing = [cell for cell in _cells(config) if ntk_report.find(data, *cell) is None]
+    missing = [cell for cell in _cells(config) if section_5_1.find(data, *cell) is None]
     pairs = {
         env: collect(env, config.points, config.data_seed)
         for env in config.envs
@@ -250,15 +247,8 @@ def _open(path: Path, config: NtkInitConfig) -> dict[str, Any]:
         json.dumps({name: value for name, value in wanted.items() if name not in ("out", "json")})
     )
     if path.exists():
-        data = ntk_report.load(path)
-        for name in sorted({*wanted, *data["config"]}):
-            if wanted.get(name) != data["config"].get(name):
-                raise UserError(
-                    f"{str(path)!r} holds numbers with {name}={data['config'].get(name)!r}, but "
-                    f"this command says "
-                    f"{wanted.get(name)!r}; use the same {name} to go on with them, or another "
-                    f"--out"
-                )
+        data = section_5_1.load(path)
+        output.check_same(path, data["config"], wanted, "out")
         return data
     if path.parent.is_dir() and any(
         other != output.temporary(path) for other in path.parent.iterdir()
@@ -267,18 +257,9 @@ def _open(path: Path, config: NtkInitConfig) -> dict[str, Any]:
             f"out {str(path.parent)!r} holds other files and no data.json; give an empty or a new "
             f"folder"
         )
-    versions = {
-        name: metadata.version(name)
-        for name in ("jax", "jaxlib", "flax", "gymnasium", "mujoco", "numpy")
-    }
-    device = jax.devices()[0]
-    return {
-        "config": wanted,
-        "versions": versions,
-        "device": f"{device.platform} ({device.device_kind})",
-        "data": {},
-        "cells": [],
-    }
+    packages = ("jax", "jaxlib", "flax", "gymnasium", "mujoco", "numpy")
+    made_on = {"versions": provenance.versions(*packages), "device": provenance.device()}
+    return {"config": wanted, **made_on, "data": {}, "cells": []}
 
 
 def _same_data(path: Path, data: dict[str, Any], env: str, pairs: Pairs) -> None:

@@ -1,7 +1,7 @@
 """Learning curves of any runs, with the spread over seeds, and panels of Q, alignment and TD error
 below them.
 
-python -m experiments.plot RUN [RUN ...] --out=curve.png
+    python -m experiments.plot RUN [RUN ...] --out=curve.png
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from experiments import curves, flags, output, style
+from experiments.kit import curves, flags, output, style
 from preqn_jax.options import UserError, option
 
 PANELS = (
@@ -65,7 +65,7 @@ def draw(runs: Sequence[Path], out: Path) -> None:
         for row, (name, _) in enumerate(PANELS):
             steps, values = curves.matrix(seeds, name)
             if len(steps):
-                words = f"{label} ({len(seeds)} seed{'s' * (len(seeds) > 1)})"
+                words = f"{label} ({curves.count_seeds(len(seeds))})"
                 style.spread(axes[row, column], steps, values, color=colour, label=words)
     for column, env in enumerate(envs):
         axes[0, column].set_title(env)
@@ -112,4 +112,4 @@ def _labels(configs: list[dict[str, Any]]) -> list[str]:
 
 if __name__ == "__main__":
     flags.define(PlotConfig)
-    flags.run(main)
+    flags.run(main, takes_words=True)

@@ -2,8 +2,7 @@
 updates; no evaluation.
 
     python -m experiments.throughput --json=throughput.json
-    python -m experiments.throughput --peers=td3,sac   # and agents of SBX, another JAX library
-    (BUILD.md, "Peers")
+    python -m experiments.throughput --peers=td3,sac   # and agents of SBX (BUILD.md, "Peers")
 
 Each row is one run with one seed, that goes on by `--segment` steps whenever its turn comes; the
 first segment, in which everything is compiled, is not timed. Ours run in `training.loop.rounds`;
@@ -15,7 +14,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from experiments import flags, output, peers, timing
+from experiments.bench import peers, timing
+from experiments.kit import flags, output, provenance
 from preqn_jax import agents, envs
 from preqn_jax.options import UserError, check, option
 from preqn_jax.training import collect, loop
@@ -52,10 +52,6 @@ REFERENCE = "TD3 relu"
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        raise UserError(
-            f"unexpected argument {argv[1]!r}; flags start with --, as in --json=throughput.json"
-        )
     return run(flags.parse(ThroughputConfig))
 
 
@@ -163,7 +159,7 @@ def _print(config: ThroughputConfig, rows: list[dict[str, Any]], references: lis
     print(
         f"{config.env}, one seed, B={config.batch_size}, hidden sizes {widths}, "
         f"{config.update_every} updates every {config.update_every} steps, "
-        f"median of {config.repeats} segments of {config.segment} steps; {timing.machine()}"
+        f"median of {config.repeats} segments of {config.segment} steps; {provenance.machine()}"
     )
     if config.peers:
         print(f"SBX: {peers.versions()}; settings: {config.peers_settings}")

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from experiments import flags, plot
+from experiments import plot
+from experiments.kit import flags
 from preqn_jax.options import UserError
 from preqn_jax.training import run as training
 from preqn_jax.training.errors import Stopped

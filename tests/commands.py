@@ -8,7 +8,8 @@ from pathlib import Path
 from absl import flags as absl_flags
 from absl.testing import flagsaver
 
-from experiments import flags, train
+from experiments import train
+from experiments.kit import flags
 from preqn_jax.training import run as training
 from preqn_jax.training.record import read
 

@@ -14,14 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import cost, flags, growth, peers, throughput, timing
+from experiments import cost, throughput
+from experiments.bench import growth, parts, peers, timing
+from experiments.kit import flags
 from preqn_jax import envs
 from preqn_jax.options import UserError
 from preqn_jax.types import Spec
 
 ROOT = Path(__file__).parent.parent
 SEVERAL = ("PreQN sin, 4 seeds", "TD3 relu, 4 seeds")
-DIAGNOSES = (cost.LINEARIZATION, cost.DIAGNOSIS)
+DIAGNOSES = (parts.LINEARIZATION, parts.DIAGNOSIS)
 TINY = {"batch_size": 8, "hidden_sizes": (8, 8), "repeats": 2}
 
 
@@ -33,7 +35,7 @@ def guarded(run, config):
 def check_cost_table(out):
     table = json.loads(Path("cost.json").read_text())
     rows = {row["name"]: row for row in table["rows"]}
-    assert {*cost.ROWS, *SEVERAL, cost.LINEARIZATION, cost.DIAGNOSIS, "solve", "actor"} <= set(
+    assert {*cost.ROWS, *SEVERAL, parts.LINEARIZATION, parts.DIAGNOSIS, "solve", "actor"} <= set(
         rows
     ) and "peers" not in table
     for row in rows.values():
@@ -50,14 +52,9 @@ def check_cost_table(out):
 
 def test_the_cost_table_has_every_row_and_its_ratios(capsys, monkeypatch):
     monkeypatch.setattr(cost, "_agent_scan", lambda *_: lambda: jnp.zeros(3) + 1)
-    monkeypatch.setattr(
-        cost,
-        "_part_scans",
-        lambda config: {"solve": lambda: jnp.zeros(2), "actor": lambda: jnp.zeros(4)},
-    )
-    monkeypatch.setattr(
-        cost, "_diagnosis_calls", lambda config: dict.fromkeys(DIAGNOSES, lambda: jnp.zeros(2))
-    )
+    solo = {"solve": lambda: jnp.zeros(2), "actor": lambda: jnp.zeros(4)}
+    monkeypatch.setattr(parts, "scans", lambda *_: solo)
+    monkeypatch.setattr(parts, "calls", lambda *_: dict.fromkeys(DIAGNOSES, lambda: jnp.zeros(2)))
     assert guarded(cost.run, cost.CostConfig(**TINY, updates=2, json="cost.json")) == 0
     check_cost_table(capsys.readouterr().out)
 
@@ -69,14 +66,9 @@ def test_the_cost_of_every_algorithm_and_part_can_be_measured(capsys):
 
 
 def test_rows_of_a_peer_stand_in_the_same_table(capsys, monkeypatch):
-    calls = dict.fromkeys(DIAGNOSES, lambda: jnp.zeros(2))
-    scans = {
-        "_agent_scan": lambda *_: lambda: jnp.zeros(3),
-        "_part_scans": lambda config: {},
-        "_diagnosis_calls": lambda config: calls,
-    }
-    for name, scan in scans.items():
-        monkeypatch.setattr(cost, name, scan)
+    monkeypatch.setattr(cost, "_agent_scan", lambda *_: lambda: jnp.zeros(3))
+    monkeypatch.setattr(parts, "scans", lambda *_: {})
+    monkeypatch.setattr(parts, "calls", lambda *_: dict.fromkeys(DIAGNOSES, lambda: jnp.zeros(2)))
     monkeypatch.setattr(peers, "_sbx", lambda: None)
     monkeypatch.setattr(peers, "apart", lambda *args: lambda: None)
     monkeypatch.setattr(peers, "versions", lambda: "sbx-rl 0.0")

@@ -7,7 +7,8 @@ import pytest
 from absl import flags as absl_flags
 
 from experiments import failure_modes as binary
-from experiments import flags
+from experiments.judge import section_3_2
+from experiments.kit import flags
 
 
 @pytest.mark.slow
@@ -39,8 +40,8 @@ def test_every_mode_crosses_its_line_and_every_remedy_works(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "maker", [binary.overshooting, binary.generalization, binary.extrapolation]
+    "maker", [section_3_2.overshooting, section_3_2.generalization, section_3_2.extrapolation]
 )
 def test_the_quantity_is_below_its_line_on_the_safe_side(maker):
-    mode = maker(binary.FailureModesConfig(updates=1))
+    mode = maker(1)
     assert mode.ys.min() < 1 < np.interp(mode.bad, mode.xs, mode.ys)

@@ -1,6 +1,4 @@
-"""Kernels at initialisation (section 5.1): the numbers, the data they are of, resuming, and the
-rules behind the findings.
-"""
+"""Kernels at initialisation (section 5.1): the numbers, the data they are of, and resuming."""
 
 import dataclasses
 import json
@@ -15,7 +13,8 @@ import numpy as np
 import pytest
 
 import oracles
-from experiments import ntk_init, ntk_report
+from experiments import ntk_init
+from experiments.judge import section_5_1
 from preqn_jax import networks
 from preqn_jax.options import UserError
 
@@ -169,7 +168,7 @@ def test_a_run_that_is_stopped_keeps_the_finished_networks(monkeypatch, small):
     monkeypatch.setattr(ntk_init, "measure", stopping)
     with pytest.raises(KeyboardInterrupt):
         ntk_init.run(SMALL)
-    assert len(ntk_report.load(Path("x/data.json"))["cells"]) == 2
+    assert len(section_5_1.load(Path("x/data.json"))["cells"]) == 2
     ntk_init.run(SMALL)
     assert len(calls) == 3 + 2 and Path("x/data.json").read_text() == small
 
@@ -177,7 +176,7 @@ def test_a_run_that_is_stopped_keeps_the_finished_networks(monkeypatch, small):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"points": 13}, "holds numbers with points=12, but this command says 13"),
+        ({"points": 13}, "says points=12, but this command says 13"),
         ({"seeds": (3, 5)}, r"seeds=\[3, 4\]"),
         ({"activations": ("tanh", "sin")}, r"activations=\['tanh'\]"),
     ],
@@ -267,159 +266,4 @@ def test_the_command(folder):
     )
     assert Path("x/width_probe_observation.png").stat().st_size > 5000
     table = json.loads(Path("table.json").read_text())["findings"]
-    assert table == ntk_report.findings(ntk_report.load(folder))
-
-
-# --- the findings' rules, on made-up numbers ------------------------------------------------------
-
-WIDTHS, DEPTHS, SEEDS = (32, 64, 128, 256), (1, 2, 3, 4), (0, 1, 2)
-
-
-def diagonal(activation, width, depth):
-    """Numbers that bear out all four findings."""
-    return {"tanh": 100, "relu": 600, "sin": 400}[activation] * (1 + np.log2(width) - depth)
-
-
-def row_ratio(activation, width, depth):
-    return {"tanh": 0.2, "relu": 0.4, "sin": 0.1}[activation] * (1 + 0.1 * depth)
-
-
-def made_up(
-    diagonal=diagonal,
-    row_ratio=row_ratio,
-    spread=0.01,
-    activations=("tanh", "relu", "sin"),
-    **config,
-):
-    """Data whose cells are these functions of (activation, width, depth), times 1 + spread * (-1,
-    0, 1).
-    """
-    lists = {"envs": ["a", "b", "c"], "initializers": ["glorot"], "activations": list(activations)}
-    config = {
-        **lists,
-        "widths": list(WIDTHS),
-        "depths": list(DEPTHS),
-        "seeds": list(SEEDS),
-        **config,
-    }
-    noise, cells = 1 + spread * np.array([-1, 0, 1]), []
-    sizes = {*((w, 2) for w in config["widths"]), *((64, d) for d in config["depths"])}
-    for env in config["envs"]:
-        for activation in activations:
-            for width, depth in sorted(sizes):
-                cell = {
-                    "env": env,
-                    "initializer": "glorot",
-                    "activation": activation,
-                    "hidden_sizes": [width] * depth,
-                }
-                cell["diagonal"] = list(diagonal(activation, width, depth) * noise)
-                cell["row_ratio"] = list(row_ratio(activation, width, depth) * noise)
-                cells.append(cell)
-    return {"config": config, "data": {}, "cells": cells}
-
-
-def verdicts(data):
-    return [row["borne_out"] for row in ntk_report.findings(data)]
-
-
-def halves(data, finding):
-    return [half["borne_out"] for half in ntk_report.findings(data)[finding - 1]["halves"]]
-
-
-def test_findings_that_hold():
-    assert verdicts(made_up()) == [True] * 4
-
-
-@pytest.mark.parametrize(
-    ("finding", "expected", "change"),
-    [
-        # 1: no growth with width; none with relu alone; no decrease with depth; slopes that the
-        # spread swallows
-        (1, [False, True], {"diagonal": lambda a, w, d: diagonal(a, 64, d)}),
-        (1, [False, True], {"diagonal": lambda a, w, d: diagonal(a, 64 if a == "relu" else w, d)}),
-        (1, [True, False], {"diagonal": lambda a, w, d: diagonal(a, w, 2)}),
-        (1, [True, False], {"diagonal": lambda a, w, d: diagonal(a, w, 5 - d)}),
-        (1, [False, False], {"spread": 3.0}),
-        # 2: no growth with depth; a correlation with width in either direction, or of one
-        # activation alone
-        (2, [False, True], {"row_ratio": lambda a, w, d: row_ratio(a, w, 1)}),
-        (2, [True, False], {"row_ratio": lambda a, w, d: row_ratio(a, w, d) * np.log2(w)}),
-        (2, [True, False], {"row_ratio": lambda a, w, d: row_ratio(a, w, d) / np.log2(w)}),
-        (
-            2,
-            [True, False],
-            {"row_ratio": lambda a, w, d: row_ratio(a, w, d) * (np.log2(w) if a == "sin" else 1)},
-        ),
-        # 3: relu below another, in diagonal or row ratio; ahead by less than the spread
-        (
-            3,
-            [False, True],
-            {"diagonal": lambda a, w, d: diagonal(a, w, d) * (0.5 if a == "relu" else 1)},
-        ),
-        (
-            3,
-            [True, False],
-            {"row_ratio": lambda a, w, d: row_ratio(a, w, d) * (0.4 if a == "relu" else 1)},
-        ),
-        (3, [False, False], {"spread": 3.0}),
-        # 4: sin with the smallest diagonal; with a row ratio between the others'
-        (
-            4,
-            [False, True],
-            {"diagonal": lambda a, w, d: diagonal(a, w, d) * (0.1 if a == "sin" else 1)},
-        ),
-        (
-            4,
-            [True, False],
-            {"row_ratio": lambda a, w, d: row_ratio(a, w, d) * (3 if a == "sin" else 1)},
-        ),
-    ],
-)
-def test_findings_that_do_not(finding, expected, change):
-    data = made_up(**change)
-    assert halves(data, finding) == expected and verdicts(data)[finding - 1] == all(expected)
-
-
-def test_most_is_more_than_half():
-    """Two of three environments are enough for a tendency, one of two is not."""
-    for envs, expected in ((["a", "b", "c"], True), (["a", "c"], False)):
-        data = made_up(envs=envs)
-        for cell in data["cells"]:
-            if cell["env"] == "c":
-                cell["diagonal"] = [100.0 - cell["hidden_sizes"][0] / 10, 100.0, 100.0]
-        assert halves(data, 1)[0] is expected
-
-
-def test_what_the_numbers_cannot_tell_is_not_judged():
-    assert verdicts(made_up(depths=[])) == [None, None, True, True]
-    assert verdicts(made_up(activations=("tanh", "relu"))) == [True, True, True, None]
-    assert verdicts(made_up(activations=("sin",))) == [True, True, None, None]
-
-
-def test_slopes_are_of_least_squares_with_their_standard_error():
-    x, values = np.array([5.0, 6.0, 7.0]), np.random.default_rng(0).normal(size=(3, 2))
-    design = np.stack([np.repeat(x, 2), np.ones(6)], axis=1)
-    solution, residual, *_ = np.linalg.lstsq(design, values.ravel(), rcond=None)
-    error = np.sqrt(residual[0] / 4 * np.linalg.inv(design.T @ design)[0, 0])
-    np.testing.assert_allclose(ntk_report._slope(x, values), (solution[0], error))
-
-
-def test_figures_are_named_after_the_papers(tmp_path):
-    data = made_up(envs=["Walker2d-v5", "Ant-v5"], points=1000)
-    paths = ntk_report.draw(data, tmp_path / "deep")
-    assert sorted(p.name for p in paths) == [
-        "figure_1.png",
-        "figure_4.png",
-        "figure_6.png",
-        "figure_7.png",
-        "figure_9.png",
-    ]
-    assert all(p.stat().st_size > 5000 for p in paths)
-
-
-def test_unfinished_numbers_are_not_drawn_or_judged():
-    data = made_up()
-    data["cells"].pop()
-    with pytest.raises(ValueError, match="unfinished run"):
-        ntk_report.findings(data)
+    assert table == section_5_1.as_json(section_5_1.findings(section_5_1.load(folder)))

@@ -1,62 +1,23 @@
-"""Plans of runs: what they settle, and how their runs are made, stopped, shared and gone on
-with.
-"""
+"""Plans of runs: what they settle, and what the command does with real ones."""
 
-import fcntl
 import json
 import os
 import signal
-import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 from commands import SMALL, finished, records, start
+from test_launch import children
 
 import experiments
-from experiments import flags, plan
+from experiments.kit import flags, plan
+from experiments.kit import runs as kit
 from preqn_jax.options import UserError
 from preqn_jax.training import collect
 from preqn_jax.training import run as training
 
 KIND = plan.Kind("benchmark", ("preqn-sin", "td3-relu"), (0, 1, 2))
-# A stand-in for experiments.train, which writes four lines of records, and checkpoints at SIGTERM.
-# What it is to run into is in
-# the name of its environment: "bad" fails, "nan" diverges, "meet" goes on once three of them run,
-# "wait" once it was stopped.
-CHILD = """
-import json, os, pathlib, signal, sys, time
-folder, stopped = pathlib.Path(sys.argv[1]), []
-signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
-(folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-with (folder / "starts").open("a") as file:
-    file.write(f"{time.time()} ")
-step, env = len(list((folder / "checkpoints").iterdir())), folder.parent.name
-deadline = time.time() + 60
-def waiting(kind):
-    return env.startswith(kind) and time.time() < deadline
-with (folder / "metrics.jsonl").open("a", buffering=1) as file:
-    while step < 4 and not stopped:
-        step += 1
-        file.write(json.dumps({"step": 100 * step, "seed": 0}) + "\\n")
-        if env == "bad":
-            sys.exit("error: the disk is full")
-        if env == "nan" and step == 2:
-            file.write(json.dumps({"step": 230, "seed": 0, "run/diverged": 1.0}) + "\\n")
-            sys.exit("error: Q is not finite")
-        while waiting("meet") and len(list(folder.parent.parent.glob("meet*/x/starts"))) < 3:
-            time.sleep(0.01)
-        while waiting("wait") and not stopped and not list((folder / "checkpoints").iterdir()):
-            time.sleep(0.01)
-    if time.time() > deadline:
-        sys.exit("error: nobody came")
-    for i in range(step):
-        (folder / "checkpoints" / str(i)).touch()
-(folder / "ends").write_text(str(time.time()))
-if step == 4:
-    (folder / "DONE").touch()
-"""
 
 
 def config(*args):
@@ -65,24 +26,6 @@ def config(*args):
 
 def settle(*args, extra=(), kind=KIND):
     return plan.settle(kind, config(*args), extra)
-
-
-def fake_runs(*envs, root=Path("r")):
-    return [plan.Run(f"{env}/x", root / env / "x", (), (0, 1), 400) for env in envs]
-
-
-@pytest.fixture
-def child(monkeypatch):
-    monkeypatch.setattr(plan, "_POLL", 0.01)
-    monkeypatch.setattr(
-        plan,
-        "_command",
-        lambda run, processes: [sys.executable, "-I", "-S", "-c", CHILD, str(run.folder)],
-    )
-
-
-def states(outcomes):
-    return [outcome.state for outcome in outcomes]
 
 
 # --- what is settled ------------------------------------------------------------------------------
@@ -189,7 +132,7 @@ def test_two_plans_share_the_runs_of_more_seeds_and_refuse_those_of_fewer():
     ):
         settle(*small, "--seeds=4,5", kind=other._replace(name="third"))
     with pytest.raises(
-        UserError, match="with num_steps=100000, but this command says 50000; .* or another --root"
+        UserError, match="with num_steps=100000, but this command says 50000; .* or another `root`"
     ):
         settle(small[0], "--seeds=1,2", "--num_steps=50000", kind=other._replace(name="fourth"))
 
@@ -201,19 +144,19 @@ def test_until_makes_every_run_to_a_step_and_a_later_call_goes_on():
         100_000
     ] * 2
     assert [run.flags for run in part] == [run.flags for run in whole]
-    assert "--num_steps=50000" in plan._command(
-        part[0], 1
-    ) and "--num_steps=100000" in plan._command(whole[0], 1)
+    assert "--num_steps=50000" in kit.command(part[0], 1) and "--num_steps=100000" in kit.command(
+        whole[0], 1
+    )
     begin(part[0])
     (part[0].folder / "checkpoints").mkdir()
     (part[0].folder / "metrics.jsonl").write_text('{"step": 50000, "seed": 1}\n')
-    assert [plan.state(run) for run in part] == [
+    assert [kit.state(run) for run in part] == [
         "begun",
         "new",
     ]  # no DONE yet: its last checkpoint is not written
     (part[0].folder / "DONE").touch()
-    assert [plan.state(run) for run in part] == ["done", "new"] and plan.state(whole[0]) == "begun"
-    assert plan.progress(whole[0]) == 100_000
+    assert [kit.state(run) for run in part] == ["done", "new"] and kit.state(whole[0]) == "begun"
+    assert kit.progress(whole[0]) == 100_000
 
 
 def test_a_run_that_is_past_until_is_over_and_one_begun_for_more_is_refused():
@@ -229,7 +172,7 @@ def test_a_run_that_is_past_until_is_over_and_one_begun_for_more_is_refused():
         settle("--until=50000")
     (run.folder / "metrics.jsonl").write_text('{"step": 60000, "seed": 1}\n')
     past, _ = settle("--until=50000")
-    assert plan.state(past) == "done" and plan.state(run) == "begun"
+    assert kit.state(past) == "done" and kit.state(run) == "begun"
 
 
 def test_only_names_runs_by_patterns():
@@ -254,8 +197,8 @@ def test_workers_share_the_cores(monkeypatch, cores, processes, workers):
     monkeypatch.setattr(
         collect, "default_workers", lambda seeds: min(cores, seeds) if min(cores, seeds) > 1 else 0
     )
-    run = plan.Run("e/v", Path("r/e/v"), ("--env=e",), (0, 1, 2), 400)
-    assert plan._command(run, processes)[-4:] == [
+    run = kit.Run("e/v", Path("r/e/v"), ("--env=e",), (0, 1, 2), 400)
+    assert kit.command(run, processes)[-4:] == [
         "--env=e",
         "--num_steps=400",
         "--logdir=r/e/v",
@@ -267,130 +210,15 @@ def test_devices_share_the_cores_unless_the_environment_says_so(monkeypatch):
     monkeypatch.setattr(collect, "default_workers", lambda seeds: 8)
     monkeypatch.setattr(experiments, "XLA_FLAGS_GIVEN", "--xla_x=1")
     monkeypatch.setattr(experiments, "NPROC_GIVEN", "")
-    assert plan._environment(1) == dict(os.environ)
-    assert plan._environment(3)["XLA_FLAGS"] == "--xla_x=1 --xla_force_host_platform_device_count=2"
-    assert plan._environment(3)["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
-    assert [plan._environment(n)["NPROC"] for n in (3, 5)] == ["4", "1"]
+    assert kit.environment(1) == dict(os.environ)
+    assert kit.environment(3)["XLA_FLAGS"] == "--xla_x=1 --xla_force_host_platform_device_count=2"
+    assert kit.environment(3)["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+    assert [kit.environment(n)["NPROC"] for n in (3, 5)] == ["4", "1"]
     monkeypatch.setattr(experiments, "NPROC_GIVEN", "7")
-    assert plan._environment(5)["NPROC"] == "7"
+    assert kit.environment(5)["NPROC"] == "7"
     monkeypatch.setattr(experiments, "XLA_FLAGS_GIVEN", "--xla_force_host_platform_device_count=5")
-    assert plan._environment(3)["XLA_FLAGS"] == "--xla_force_host_platform_device_count=5"
-    assert plan._environment(3)["NPROC"] == os.environ["NPROC"]
-
-
-# --- how runs are made ----------------------------------------------------------------------------
-
-
-def test_a_run_that_fails_or_diverges_stops_no_other_and_what_is_over_is_not_made_again(child):
-    runs = fake_runs("good", "bad", "nan", "fine")
-    outcomes = plan.execute(runs, 2)
-    assert states(outcomes) == ["done", "failed", "diverged", "done"]
-    assert outcomes[1].words == "the disk is full" and outcomes[2].words == "Q is not finite"
-    assert [plan.progress(run) for run in runs] == [800, 200, 800, 800]
-    assert states(plan.execute(runs, 1)) == ["done", "failed", "diverged", "done"]
-    starts = [len((run.folder / "starts").read_text().split()) for run in runs]
-    assert starts == [1, 2, 1, 1]
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_no_more_run_at_once_than_asked_for(child, processes):
-    runs = fake_runs(*"abcd")
-    plan.execute(runs, processes)
-    spans = [
-        tuple(float((run.folder / name).read_text()) for name in ("starts", "ends")) for run in runs
-    ]
-    assert max(sum(a <= t <= b for a, b in spans) for t, _ in spans) <= processes
-
-
-def test_as_many_run_at_once_as_asked_for(child):
-    assert states(plan.execute(fake_runs("meet1", "meet2", "meet3"), 3)) == ["done"] * 3
-
-
-def test_a_run_that_another_process_makes_is_left_to_it(child):
-    runs = fake_runs("a", "b")
-    runs[0].folder.parent.mkdir(parents=True)
-    with runs[0].lock.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        assert states(plan.execute(runs, 1)) == ["elsewhere", "done"]
-        assert not runs[0].folder.exists()
-    assert states(plan.execute(runs, 1)) == ["done", "done"]
-
-
-def test_a_run_that_another_process_ends_before_we_hold_the_lock_is_not_made_again(
-    child, monkeypatch
-):
-    (run,) = fake_runs("a")
-
-    def lock_after_it_ended(lock, how):
-        (run.folder / "checkpoints").mkdir(parents=True)
-        (run.folder / "metrics.jsonl").write_text('{"step": 400, "seed": 0}\n')
-        (run.folder / "DONE").touch()
-
-    monkeypatch.setattr(fcntl, "flock", lock_after_it_ended)
-    assert states(plan.execute([run], 1)) == ["done"] and not (run.folder / "starts").exists()
-
-
-def test_the_lock_is_the_runs_own_and_ends_with_it(child):
-    (run,) = fake_runs("wait")
-    job = plan._start(run, 1)
-    assert isinstance(job, plan._Job)
-    with run.lock.open("w") as lock:
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        job.process.kill(), job.process.wait()
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_passed_on_and_the_same_call_goes_on(child, number):
-    runs = fake_runs("wait1", "wait2", "c")
-    before = signal.getsignal(number)
-
-    def strike():
-        files = [run.folder / "metrics.jsonl" for run in runs[:2]]
-        while not all(
-            file.exists() and file.stat().st_size for file in files
-        ):  # before its first line a run has nothing to keep
-            time.sleep(0.005)
-        os.kill(os.getpid(), number)
-
-    thread = threading.Thread(target=strike, daemon=True)
-    thread.start()
-    assert states(plan.execute(runs, 2)) == ["stopped"] * 3
-    thread.join()
-    assert signal.getsignal(number) is before
-    assert [len(list(run.folder.glob("checkpoints/*"))) > 0 for run in runs] == [True, True, False]
-    assert states(plan.execute(runs, 2)) == ["done"] * 3
-    lines = [
-        json.loads(line)["step"]
-        for line in (runs[0].folder / "metrics.jsonl").read_text().splitlines()
-    ]
-    assert lines == [100, 200, 300, 400]  # none twice: it went on from its checkpoint
-
-
-def test_records_without_checkpoints_are_never_overwritten(child):
-    whole, part = fake_runs("whole", "part")
-    for run, last in ((whole, 400), (part, 300)):
-        run.folder.mkdir(parents=True)
-        (run.folder / "metrics.jsonl").write_text(json.dumps({"step": last, "seed": 0}) + "\n")
-    outcomes = plan.execute([whole, part], 1)
-    assert (
-        states(outcomes) == ["done", "failed"]
-        and "holds records without checkpoints" in outcomes[1].words
-    )
-    assert sorted(path.name for path in Path("r").rglob("*") if path.is_file()) == [
-        "metrics.jsonl",
-        "metrics.jsonl",
-    ]
-
-
-def test_progress_is_read_off_the_last_whole_line():
-    (run,) = fake_runs("a")
-    assert plan.progress(run) == 0 and plan.state(run) == "new"
-    (run.folder / "checkpoints").mkdir(parents=True)
-    lines = "".join(json.dumps({"step": s, "seed": 0, "x": "y" * 3000}) + "\n" for s in (100, 200))
-    (run.folder / "metrics.jsonl").write_text(lines + '{"step": 300, "seed": 0}')
-    assert plan.progress(run) == 400 and plan.state(run) == "begun"  # two seeds
+    assert kit.environment(3)["XLA_FLAGS"] == "--xla_force_host_platform_device_count=5"
+    assert kit.environment(3)["NPROC"] == os.environ["NPROC"]
 
 
 def test_a_root_that_cannot_be_written_to_is_a_sentence():
@@ -402,7 +230,7 @@ def test_a_root_that_cannot_be_written_to_is_a_sentence():
 
 
 def test_a_plan_makes_real_runs_and_says_which_diverged(monkeypatch, capsys):
-    monkeypatch.setenv("PYTHONPATH", str(Path(plan.__file__).parent.parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(experiments.__file__).parent.parent))
     seen = []
     args = [
         "--envs=probe/delay,probe/nan",
@@ -463,8 +291,8 @@ def test_the_command_stopped_anywhere_goes_on_and_ends_as_if_it_had_not(tmp_path
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
     if how == signal.SIGKILL:  # of the runs too, as when a machine dies
-        for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-            os.kill(int(pid), signal.SIGKILL)
+        for pid in children(process):
+            os.kill(pid, signal.SIGKILL)
     process.send_signal(how)
     code, out, err = finished(process)
     assert (code, "stopped; the same command goes on from there" in out) == (

@@ -17,7 +17,7 @@ from commands import SMALL as SHORT
 from commands import call, records
 
 from experiments import diagnose as binary
-from experiments import flags
+from experiments.kit import flags
 from preqn_jax import agents, diagnostics, ntk, solve, steps
 from preqn_jax.batching import batched
 from preqn_jax.options import UserError

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from commands import SMALL, call, finished, records, start
 
-from experiments import curves, plot
+from experiments import plot
+from experiments.kit import curves
 from preqn_jax.training.record import read
 
 PAPER = ["HalfCheetah-v5", "Walker2d-v5", "Hopper-v5", "Ant-v5", "Swimmer-v5"]

@@ -11,10 +11,9 @@ LEVEL = 0.95
 RESAMPLES = 9999
 RULES = f"""\
 A score is the mean of a seed's last {WINDOW} evaluations up to a step (of all, where there are
-fewer).
-Brackets hold {LEVEL:.0%} percentile bootstrap intervals of {RESAMPLES:,} resamples of the seeds.
-With few seeds these are narrow:
-of normal scores they hold the true mean 75 % of the time with three seeds, 88 % with seven."""
+fewer). Brackets hold {LEVEL:.0%} percentile bootstrap intervals of {RESAMPLES:,} resamples of the
+seeds. With few seeds these are narrow: of normal scores they hold the true mean 75 % of the time
+with three seeds, 88 % with seven."""
 
 
 class Estimate(NamedTuple):
@@ -25,21 +24,15 @@ class Estimate(NamedTuple):
     value: float
     interval: tuple[float, float] | None
 
-    def __str__(self) -> str:
-        return f"{self.value:,.0f}" + (
-            f" [{self.interval[0]:,.0f}, {self.interval[1]:,.0f}]" if self.interval else ""
-        )
+    def __format__(self, digits: str) -> str:
+        low_high = self.interval
+        shown = f" [{low_high[0]:{digits}}, {low_high[1]:{digits}}]" if low_high else ""
+        return f"{self.value:{digits}}{shown}" if np.isfinite(self.value) else "not finite"
 
 
-def last(steps: np.ndarray, returns: np.ndarray, at: int) -> np.ndarray:
-    """Scores `[S]` at step `at`, from evaluations at `steps [T]` with mean returns `[S, T]`.
-
-    Raises ValueError if there was none yet.
-    """
-    upto = steps <= at
-    if not upto.any():
-        raise ValueError(f"there is no evaluation up to step {at}")
-    return returns[:, upto][:, -WINDOW:].mean(axis=1)
+def last(returns: np.ndarray) -> np.ndarray:
+    """Scores `[S]` at the end of the mean returns `[S, T]` of evaluations."""
+    return returns[:, -WINDOW:].mean(axis=1)
 
 
 def mean(scores: np.ndarray) -> Estimate:
@@ -67,9 +60,12 @@ def interquartile_mean(scores: Sequence[np.ndarray]) -> Estimate:
     The mean of what is left without the least and the largest quarter (Agarwal et al. 2021, "Deep
     Reinforcement Learning at the Edge of the Statistical Precipice").
     """
-    return _estimate(
-        scores, lambda *x, axis=-1: stats.trim_mean(np.concatenate(x, axis=axis), 0.25, axis=axis)
-    )
+    return _estimate(scores, lambda *x, axis=-1: middle(np.concatenate(x, axis=axis), axis))
+
+
+def middle(pooled: np.ndarray, axis: int = -1) -> np.ndarray:
+    """The interquartile mean along an axis."""
+    return stats.trim_mean(pooled, 0.25, axis=axis)
 
 
 def _estimate(samples: Sequence[np.ndarray], statistic: Callable[..., Any]) -> Estimate:

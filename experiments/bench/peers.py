@@ -8,21 +8,23 @@ Each runs in a process of its own, under JAX's default settings, as its users ru
 that the binaries here choose (`SETTINGS`).
 """
 
+import atexit
 import contextlib
 import importlib
-import importlib.metadata
 import multiprocessing
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
-from unittest import mock
 
 import gymnasium
 import jax
 import numpy as np
 
+from experiments.kit import provenance
 from preqn_jax.options import UserError, choose
 from preqn_jax.types import Spec, Transition
 
@@ -58,10 +60,8 @@ def label(name: str) -> str:
 
 def versions() -> str:
     """SBX and what it stands on."""
-    return ", ".join(
-        f"{package} {importlib.metadata.version(package)}"
-        for package in ("sbx-rl", "stable-baselines3", "torch")
-    )
+    found = provenance.versions("sbx-rl", "stable-baselines3", "torch")
+    return ", ".join(f"{package} {version}" for package, version in found.items())
 
 
 def apart(
@@ -73,14 +73,17 @@ def apart(
     `make` is a function of a module, and what it is given pickles. What goes wrong there is raised
     here, as a UserError.
     """
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    with mock.patch.dict(os.environ, _DEFAULTS if settings == "default" else {}):
-        target = partial(make, *args, **kwargs)
-        context.Process(
-            target=_serve, args=(theirs, target, settings == "default"), daemon=True
-        ).start()
+    ours, theirs = multiprocessing.Pipe()
+    default = settings == "default"
+    path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", __name__, str(theirs.fileno())],
+        env={**os.environ, **path, **(_DEFAULTS if default else {})},
+        pass_fds=(theirs.fileno(),),
+    )
+    atexit.register(process.kill)
     theirs.close()
+    ours.send((partial(make, *args, **kwargs), default))
 
     def run(*args: Any) -> None:
         try:
@@ -94,10 +97,12 @@ def apart(
     return run
 
 
-def _serve(pipe: Connection, make: Callable[[], Callable[..., Any]], default: bool) -> None:
-    jax.config.update("jax_cpu_enable_async_dispatch", default)
+def _serve(pipe: Connection) -> None:
+    """The other end of `apart`."""
     run = None
-    with contextlib.suppress(EOFError, OSError):  # the other end is gone
+    with contextlib.suppress(EOFError, OSError):  # nobody asks any more
+        make, default = pipe.recv()
+        jax.config.update("jax_cpu_enable_async_dispatch", default)
         while True:
             args = pipe.recv()
             try:
@@ -211,3 +216,7 @@ def _sbx() -> Any:
             f"and then, in the project's "
             """folder, type: pip install -e ".[peers]" (BUILD.md, "Peers")"""
         ) from error
+
+
+if __name__ == "__main__":
+    _serve(Connection(int(sys.argv[1])))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.kit import output
 from preqn_jax.options import UserError
 from preqn_jax.training.record import read
 
@@ -40,6 +41,12 @@ class Curves(NamedTuple):
     def finished(self) -> bool:
         return self.reached >= self.config["num_steps"]
 
+    def cut(self, at: int) -> "Curves":
+        """The run as it stood at step `at`; one that ended before, by divergence, as it ended."""
+        lines = [[line for line in mine if line["step"] <= at] for mine in self.lines]
+        ended = self.diverged and (self.diverged[0] <= at or self.reached < at)
+        return self._replace(lines=lines, diverged=self.diverged if ended else None)
+
     def metric(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps `[T]` and values `[S, T]`, NaN where a seed has none."""
         return matrix(self.lines, name)
@@ -49,13 +56,11 @@ def load(folder: Path) -> tuple[dict[str, Any], Lines]:
     """The configuration and the records of a run directory. Raises UserError if it is none, or has
     no records yet.
     """
-    try:
+    with output.expecting(
+        f"{str(folder)!r} is not a run directory: it needs a config.json and a metrics.jsonl"
+    ):
         config = json.loads((folder / "config.json").read_text())["config"]
         lines = read(folder / "metrics.jsonl")
-    except (OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError):
-        raise UserError(
-            f"{str(folder)!r} is not a run directory: it needs a config.json and a metrics.jsonl"
-        ) from None
     if not lines:
         raise UserError(f"the run {str(folder)!r} has no metrics yet")
     return config, lines
@@ -116,11 +121,26 @@ def _select(
     return Curves(env, variant, config, chosen, by_seed, diverged)
 
 
-def count_seeds(runs: Iterable[Curves]) -> str:
+def common_step(runs: Iterable[Curves]) -> int:
+    """The last step that every seed of all runs has reached; a run that diverged holds back none
+    but its like.
+    """
+    runs = list(runs)
+    going = [run.reached for run in runs if not run.diverged]
+    return min(going) if going else max(run.reached for run in runs)
+
+
+def count_seeds(*counts: int) -> str:
     """ "3 seeds", or "2 to 3 seeds"."""
-    counts = sorted({len(run.seeds) for run in runs})
-    return (
-        f"{counts[0]} seed{'s' * (counts[0] > 1)}"
-        if len(counts) == 1
-        else f"{counts[0]} to {counts[-1]} seeds"
-    )
+    least, most = min(counts), max(counts)
+    return f"{'' if least == most else f'{least} to '}{most} seed{'s' * (most != 1)}"
+
+
+def seeds_of(runs: Iterable[Curves]) -> str:
+    """How many the runs have."""
+    return count_seeds(*(len(run.seeds) for run in runs))
+
+
+def judged_on(runs: Sequence[Curves], envs: Iterable[str]) -> str:
+    """Where runs are compared, in words."""
+    return f"{', '.join(envs)} with {seeds_of(runs)}, all at step {common_step(runs):,}"

@@ -89,11 +89,16 @@ def read(arguments: Sequence[str], *configs: type) -> tuple[Any, ...]:
         rest = values(["", *arguments])[1:]
     except flags.Error as error:
         raise UserError(str(error).splitlines()[0]) from None
-    if rest:
-        raise UserError(
-            f"unexpected argument {rest[0]!r}; flags start with --, as in --env=Walker2d-v5"
-        )
+    refuse(rest)
     return tuple(parse(config, values) for config in configs)
+
+
+def refuse(words: Sequence[str]) -> None:
+    """Raises UserError for what is left of a command line that takes flags alone."""
+    if words:
+        raise UserError(
+            f"unexpected argument {words[0]!r}; flags start with --, as in --env=Walker2d-v5"
+        )
 
 
 def _integers(name: str, entries: Sequence[str]) -> tuple[int, ...]:
@@ -118,15 +123,22 @@ def in_flags(text: str) -> str:
     return re.sub(r"`(\w+)(=[^`]*)?`", flag, text)  # the library quotes its arguments
 
 
-def run(main: Callable[[list[str]], int]) -> None:
-    """`app.run`, with a person's mistakes as one sentence on stderr and exit status 1."""
+def run(main: Callable[[list[str]], int], takes_words: bool = False) -> None:
+    """`app.run`, with a person's mistakes as one sentence on stderr and exit status 1; one of them
+    is a word that is no flag, unless `main` takes them.
+    """
     if {"--help", "-help", "-h"} & set(sys.argv[1:]):
         print(sys.modules["__main__"].__doc__)
         print("\n".join(flags.FLAGS.module_help(group) for group in _groups))
         return
     jax.config.update("jax_numpy_rank_promotion", "raise")
     absl_logging.set_verbosity(absl_logging.WARNING)  # jax and orbax narrate
-    app.run(lambda argv: guard(main, argv))
+
+    def checked(argv: list[str]) -> int:
+        refuse([] if takes_words else argv[1:])
+        return main(argv)
+
+    app.run(lambda argv: guard(checked, argv))
 
 
 def guard(main: Callable[[list[str]], int], argv: list[str]) -> int:

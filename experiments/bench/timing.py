@@ -1,9 +1,6 @@
-"""What the benchmarks share: rows timed in turn, random data, the machine in words, results as
-JSON.
-"""
+"""What the benchmarks share: rows timed in turn, random data, results as JSON."""
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import output
+from experiments.kit import output, provenance
 from preqn_jax.types import Transition
 
 
@@ -60,18 +57,9 @@ def transitions(obs_size: int, action_size: int, n: int) -> Transition:
     return Transition(normal(obs_size), action, normal(), np.ones(n, np.float32), normal(obs_size))
 
 
-def machine() -> str:
-    device, xla_flags = jax.devices()[0], os.environ["XLA_FLAGS"]
-    return (
-        f"{device.platform} ({device.device_kind}), {os.cpu_count()} cores, jax {jax.__version__}, "
-        f"XLA_FLAGS={xla_flags!r}"
-    )
-
-
 def write(path: str, config: Any, results: dict[str, Any]) -> None:
     """Config, machine and results as one JSON object. Raises UserError where the file cannot be
     written.
     """
-    output.write_json(
-        Path(path), {"config": dataclasses.asdict(config), "machine": machine(), **results}
-    )
+    made = {"config": dataclasses.asdict(config), "machine": provenance.machine()}
+    output.write_json(Path(path), {**made, **results})

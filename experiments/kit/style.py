@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.curves import Curves
+from experiments.kit.curves import Curves
 
 COLOURS = (
     "#0072B2",

@@ -9,13 +9,14 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import output, style
-from preqn_jax.options import UserError
+from experiments.judge import verdict
+from experiments.judge.verdict import Half, Verdict
+from experiments.kit import output, style
 
 DEPTH = 2  # hidden layers of the networks of `widths`
 WIDTH = 64  # hidden units of the networks of `depths`
@@ -23,17 +24,11 @@ WIDTH = 64  # hidden units of the networks of `depths`
 
 def load(path: Path) -> dict[str, Any]:
     """The numbers of a data.json that `run` wrote. Raises UserError if it is none."""
-    try:
+    with output.expecting(
+        f"{str(path)!r} does not hold numbers of experiments.ntk_init; give another --out"
+    ):
         data = json.loads(path.read_text())
-        if not {"config", "data", "cells"} <= data.keys():
-            raise KeyError("config, data or cells")
-    except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError):
-        raise UserError(
-            f"{str(path)!r} does not hold numbers of experiments.ntk_init; give another --out"
-        ) from None
-    except OSError as error:
-        raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
-    return data
+        return {**data, **{name: data[name] for name in ("config", "data", "cells")}}
 
 
 def find(
@@ -58,92 +53,54 @@ def find(
 
 # --- the paper's findings -------------------------------------------------------------------------
 
-RULES = """\
+COMMON = 0.75  # share of the pairs in which a statement on relu or sin has to be clear
+
+RULES = f"""\
 Clear: beyond two standard errors, over initialisations. A series is one environment and one
 activation; it rises or falls where the least-squares slope of all its values (against log2 width,
 or depth) is clear. An activation rises or falls if it does so in more than half of the
 environments. A tendency is borne out if all activations show it; "neither", if no activation shows
-either. A statement on relu or sin is borne out if it is clear for more than half of all pairs of an
-environment and a network size. A finding is borne out if both of its halves are. x1.2: the largest
-network's mean over the smallest's, geometric mean over environments."""
+either. A statement on relu or sin is borne out if it is clear for {COMMON:.0%} of all pairs of an
+environment and a network size, and for more than half of the sizes in every environment; a
+diagonal is high if it is clearly above the mean of the other activations'. A finding is borne out
+if both of its halves are. x1.2: the largest network's mean over the smallest's, geometric mean over
+environments."""
 
 
-class Half(NamedTuple):
-    """One half of a finding: what is said, how often it was found, and whether that bears it
-    out.
-    """
-
-    words: str
-    evidence: str
-    borne_out: bool | None  # None: the numbers cannot tell
+def findings(data: dict[str, Any]) -> dict[str, list[Verdict]]:
+    """The four findings of section 5.1 under each initialisation, judged on `data` by `RULES`."""
+    return {name: _findings(data, name) for name in data["config"]["initializers"]}
 
 
-def findings(data: dict[str, Any]) -> list[dict[str, Any]]:
-    """The four findings of section 5.1 under each initialisation, judged on `data` by `RULES`.
+def _findings(data: dict[str, Any], initializer: str) -> list[Verdict]:
+    trend, lead = (functools.partial(judge, data, initializer) for judge in (_trend, _lead))
+    return [
+        Verdict(
+            "Diagonal elements tend to increase with width and decrease with depth",
+            [trend("width", "diagonal", "rises"), trend("depth", "diagonal", "falls")],
+        ),
+        Verdict(
+            "Row ratios tend to increase with depth, and do not clearly correlate with width",
+            [trend("depth", "row_ratio", "rises"), trend("width", "row_ratio", None)],
+        ),
+        Verdict(
+            "Relu nets commonly have the largest diagonal elements and row ratios",
+            [lead("relu", "diagonal", "the largest"), lead("relu", "row_ratio", "the largest")],
+        ),
+        Verdict(
+            "Sin nets have high diagonal elements and low off-diagonal elements",
+            [lead("sin", "diagonal", "high"), lead("sin", "row_ratio", "the smallest")],
+        ),
+    ]
 
-    Returns:
-      A row each: {"initializer", "finding" (1 to 4), "words", "borne_out" (None where the numbers
-        cannot tell), "halves"}.
-    """
-    rows = []
-    for initializer in data["config"]["initializers"]:
-        by_width, by_depth = (
-            functools.partial(_trend, data, initializer, sweep) for sweep in ("width", "depth")
-        )
-        lead = functools.partial(_lead, data, initializer)
-        four = (
-            (
-                "Diagonal elements tend to increase with width and decrease with depth",
-                by_width("diagonal", "rises"),
-                by_depth("diagonal", "falls"),
-            ),
-            (
-                "Row ratios tend to increase with depth, and do not clearly correlate with width",
-                by_depth("row_ratio", "rises"),
-                by_width("row_ratio", None),
-            ),
-            (
-                "Relu nets commonly have the largest diagonal elements and row ratios",
-                lead(
-                    "relu",
-                    "diagonal",
-                    "largest",
-                    lambda own, others: all(_clear(own, other) for other in others),
-                ),
-                lead(
-                    "relu",
-                    "row_ratio",
-                    "largest",
-                    lambda own, others: all(_clear(own, other) for other in others),
-                ),
-            ),
-            (
-                "Sin nets have high diagonal elements and low off-diagonal elements",
-                lead(
-                    "sin",
-                    "diagonal",
-                    "not smallest",
-                    lambda own, others: any(_clear(own, other) for other in others),
-                ),
-                lead(
-                    "sin",
-                    "row_ratio",
-                    "smallest",
-                    lambda own, others: all(_clear(other, own) for other in others),
-                ),
-            ),
-        )
-        for number, (words, *halves) in enumerate(four, start=1):
-            verdicts = [half.borne_out for half in halves]
-            verdict = None if None in verdicts else all(verdicts)
-            row = {
-                "initializer": initializer,
-                "finding": number,
-                "words": words,
-                "borne_out": verdict,
-            }
-            rows.append({**row, "halves": [half._asdict() for half in halves]})
-    return rows
+
+def as_json(found: dict[str, list[Verdict]]) -> list[dict[str, Any]]:
+    """A row for each finding, for a file."""
+    return [
+        {"initializer": initializer, "finding": number, **one.as_json()}
+        for initializer, four in found.items()
+        for number, one in enumerate(four, start=1)
+    ]
 
 
 def _trend(
@@ -153,9 +110,11 @@ def _trend(
     neither with any.
     """
     said = f"{_WORDS[quantity]} {direction or 'neither rises nor falls'} with {sweep}"
+    does = "does not" if direction else "does either"
+    refuted_by = f"one activation {does} in most environments"
     sizes, config = _sizes(data, sweep), data["config"]
     if len(sizes) < 2:
-        return Half(said, f"needs two {sweep}s", None)
+        return Half(said, f"needs two {sweep}s", None, refuted_by)
     x = np.log2(list(sizes)) if sweep == "width" else np.array(list(sizes), np.float64)
     ways, evidence = [], []  # of each activation
     for activation in config["activations"]:
@@ -182,39 +141,36 @@ def _trend(
             or "no clear trend"
         )
         evidence.append(f"{activation} x{factor:.2f}, {counts} of {len(series)}")
-    return Half(said, "; ".join(evidence), all(way == direction for way in ways))
+    return Half(said, "; ".join(evidence), all(way == direction for way in ways), refuted_by)
 
 
 def _lead(
-    data: dict[str, Any],
-    initializer: str,
-    activation: str,
-    quantity: str,
-    place: str,
-    ahead: Callable[[np.ndarray, list[np.ndarray]], bool],
+    data: dict[str, Any], initializer: str, activation: str, quantity: str, place: str
 ) -> Half:
-    """Whether an activation is `ahead` of the others in most pairs of an environment and a network
-    size.
+    """Whether an activation's `quantity` has its `place` (of AHEAD) among the others' in most pairs
+    of an environment and a network size.
     """
-    said, config = (
-        f"{activation}'s {_WORDS[quantity]} is the {place}".replace("the not", "not the"),
-        data["config"],
-    )
+    said, config = f"{activation}'s {_WORDS[quantity]} is {place}", data["config"]
+    refuted_by = f"it is so in less than {COMMON:.0%} of all, or in half of an environment's"
     others = [name for name in config["activations"] if name != activation]
     if activation not in config["activations"] or not others:
-        return Half(said, f"needs {activation} and another activation", None)
-    networks_seen = {
+        return Half(said, f"needs {activation} and another activation", None, refuted_by)
+    sizes = {
         tuple(hidden) for sweep in ("width", "depth") for hidden in _sizes(data, sweep).values()
     }
-    won = []
+    won = []  # of each environment
     for env in config["envs"]:
-        for hidden in sorted(networks_seen):
-            own, *rest = (
-                _values(data, env, name, hidden, initializer, quantity)
-                for name in (activation, *others)
-            )
-            won.append(ahead(own, rest))
-    return Half(said, f"in {sum(won)} of {len(won)}", 2 * sum(won) > len(won))
+        found = [
+            [_values(data, env, name, hidden, initializer, quantity) for hidden in sorted(sizes)]
+            for name in (activation, *others)
+        ]
+        won.append(sum(AHEAD[place](own, rest) for own, *rest in zip(*found, strict=True)))
+    total = len(sizes) * len(won)
+    good = sum(won) >= COMMON * total and 2 * min(won) > len(sizes)
+    evidence = (
+        f"in {sum(won)} of {total}, at the least in {min(won)} of an environment's {len(sizes)}"
+    )
+    return Half(said, evidence, good, refuted_by)
 
 
 def _clear(a: np.ndarray, b: np.ndarray) -> bool:
@@ -222,6 +178,13 @@ def _clear(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(
         a.mean() - b.mean() > 2 * math.sqrt(a.var(ddof=1) / a.size + b.var(ddof=1) / b.size)
     )
+
+
+AHEAD: dict[str, Callable[[np.ndarray, Sequence[np.ndarray]], bool]] = {  # (own, others')
+    "the largest": lambda own, others: all(_clear(own, other) for other in others),
+    "the smallest": lambda own, others: all(_clear(other, own) for other in others),
+    "high": lambda own, others: _clear(own, np.mean(others, axis=0)),
+}
 
 
 def _slope(x: np.ndarray, values: np.ndarray) -> tuple[float, float]:
@@ -260,15 +223,11 @@ def _values(
     return np.array(cell[quantity])
 
 
-def show(table: list[dict[str, Any]]) -> None:
+def show(found: dict[str, list[Verdict]]) -> None:
     """Prints the findings and the rules."""
-    verdicts = {True: "yes", False: "no", None: "cannot tell"}
-    for row in table:
-        if row["finding"] == 1:
-            print(f"\ninitialisation: {row['initializer']}")
-        print(f"  {row['finding']}. {row['words']}: {verdicts[row['borne_out']]}")
-        for half in row["halves"]:
-            print(f"       {half['words']}: {verdicts[half['borne_out']]} ({half['evidence']})")
+    for initializer, four in found.items():
+        print(f"\ninitialisation: {initializer}")
+        verdict.show(four)
     print("\n" + RULES)
 
 

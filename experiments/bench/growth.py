@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import optax
 
-from experiments import output, style, timing
+from experiments.bench import timing
+from experiments.kit import output, provenance, style
 from preqn_jax import networks, ntk, steps
 from preqn_jax.options import UserError, option
 from preqn_jax.types import Array, Params, QFunction, Transition
@@ -247,7 +248,7 @@ def _print(config: GrowthConfig, rows: list[dict], kernel: list[dict], points: i
     widths = ",".join(map(str, config.hidden_sizes))
     print(
         f"a critic step around B={config.batch_size}, hidden sizes {widths}, one seed, sin; "
-        f"{timing.machine()}"
+        f"{provenance.machine()}"
     )
     print(f"ms: medians of {config.repeats}; MiB: peak memory, as XLA plans it")
     for axis in dict.fromkeys(row["axis"] for row in rows):
@@ -299,16 +300,14 @@ def _line(value: int, by_method: dict[str, dict[str, Any]], methods: Iterable[st
 
 def redraw(path: Path, out: Path) -> None:
     """The figure from a file that `--grid --json` wrote. Raises UserError if it is none."""
-    try:
+    with output.expecting(
+        f"{str(path)!r} holds no rows of experiments.cost --grid; make it anew with its --json"
+    ):
         data = json.loads(path.read_text())
         names = [field.name for field in dataclasses.fields(GrowthConfig)]
         config, rows = GrowthConfig(**{name: data["config"][name] for name in names}), data["rows"]
         if not {"axis", "value", "method"} <= rows[0].keys():
             raise KeyError("axis, value or method")
-    except (OSError, KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"{str(path)!r} holds no rows of experiments.cost --grid; make it anew with its --json"
-        ) from error
     draw(config, rows, out)
 
 

@@ -1,0 +1,1 @@
+"""What the paper says, held against numbers: rules, verdicts, and what would have made them no."""

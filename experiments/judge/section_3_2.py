@@ -1,0 +1,247 @@
+"""The failure modes of section 3.2, each on a small problem where its quantity crosses its line, Q
+diverges, and a remedy works.
+
+Everything is exact and deterministic: whole problems, expected updates, no sampling but that of a
+network's first weights.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from preqn_jax import diagnostics, networks, ntk, problems, steps, tabular
+from preqn_jax.batching import batched
+from preqn_jax.types import Array, QFunction
+
+
+class Run(NamedTuple):
+    """How one update went on."""
+
+    name: str
+    remedy: bool
+    error: np.ndarray  # max |Q - Q*|, at the start and every so many updates; infinite: overflow
+
+
+class Mode(NamedTuple):
+    """A failure mode made visible."""
+
+    name: str
+    parameter: str  # what is varied
+    quantity: str  # what is watched
+    xs: np.ndarray  # `[n]`, values of the parameter
+    ys: np.ndarray  # `[n]`, the quantity there, which should stay below 1
+    bad: float  # the parameter of the failing run
+    good: float  # the parameter of the remedied run, `bad` where the remedy is another
+    runs: list[Run]
+
+
+def linearization(updates: int, seed: int) -> Mode:
+    """A critic on a chain with large rewards, Eq. 5 with the whole chain as its minibatch.
+
+    The quantity is |Q' - U Q| / |U Q - Q| at the first step. Rewards scale it, but not Eq. 16: they
+    tell the two modes apart.
+    """
+    problem = problems.chain(5)
+    mdp = problem.mdp._replace(reward=100 * problem.mdp.reward)
+    states, actions = problem.rho.shape
+    critic = networks.Critic((32,))
+    q: QFunction = critic.apply
+    state, action = (index.ravel() for index in np.indices((states, actions)))
+    inputs = (jnp.eye(states)[state], jnp.linspace(-1, 1, actions)[action][:, None])
+    first = critic.init(jax.random.key(seed), inputs[0][0], inputs[1][0])
+
+    def table(params: Any) -> Array:
+        return batched(q)(params, inputs).reshape(states, actions)
+
+    def gradient(alpha: Array | float) -> steps.ValueStep:
+        return steps.gradient(q, optax.sgd(alpha))
+
+    def update(params: Any, step: steps.ValueStep) -> Any:
+        targets = tabular.backup(mdp, table(params)).reshape(-1)
+        return step.update(params, step.init(params), inputs, targets)[0]
+
+    kernel = ntk.kernel(q, first, inputs)
+
+    @jax.jit
+    def remainder(alpha: Array) -> Array:
+        before, after = table(first), table(update(first, gradient(alpha)))
+        leading = tabular.u(mdp, before, alpha, problem.rho, kernel)
+        return jnp.max(jnp.abs(after - leading)) / jnp.max(jnp.abs(leading - before))
+
+    star = tabular.value_iteration(mdp, 1e-4).q
+
+    def run(name: str, remedy: bool, step: steps.ValueStep) -> Run:
+        def advance(params: Any, _: None) -> tuple[Any, Array]:
+            return update(params, step), jnp.max(jnp.abs(table(params) - star))
+
+        errors = jax.jit(lambda p: jax.lax.scan(advance, p, length=updates + 1)[1])(first)
+        return Run(name, remedy, np.asarray(errors))
+
+    alphas, bad, good = np.geomspace(0.001, 3, 60), 0.3, 0.003
+    return Mode(
+        "1. linearization breaks",
+        r"step $\alpha$",
+        r"$|Q'-UQ|\,/\,|UQ-Q|$ at the first step",
+        alphas,
+        np.array([remainder(jnp.float32(alpha)) for alpha in alphas]),
+        bad,
+        good,
+        [
+            run(f"gradient, alpha = {bad}", False, gradient(bad)),
+            run("gradient, alpha = 1", False, gradient(1.0)),
+            run(f"gradient, alpha = {good}", True, gradient(good)),
+            run("PreQN, with its linesearch", True, steps.preconditioned(q, 0.5)),
+        ],
+    )
+
+
+def overshooting(updates: int) -> Mode:
+    """A table on a chain, but for one entry of K's diagonal; alpha and rho give every other pair a
+    step of a half.
+    """
+    problem = problems.chain(5, width=0.01)
+    mdp, rho, size = problem.mdp, problem.rho, problem.rho.size
+    alpha = 0.5 * size
+
+    def kernel(scale: Array | float) -> Array:
+        return jnp.eye(size).at[5, 5].set(scale)
+
+    scales, bad = np.linspace(0.25, 6, 47), 5.0
+    return Mode(
+        "2. overshooting",
+        "one entry of K's diagonal",
+        r"$\max_i\ \alpha K_{ii}\rho_i$ (Eq. 16)",
+        scales,
+        np.array(
+            [1 - diagnostics.overshoot_slack(kernel(s), rho.ravel(), alpha).min() for s in scales]
+        ),
+        bad,
+        bad,
+        [
+            _run(
+                "U3", False, problem, lambda q: tabular.u3(mdp, q, alpha, rho, kernel(bad)), updates
+            ),
+            _run(
+                "U3, a third of the step",
+                True,
+                problem,
+                lambda q: tabular.u3(mdp, q, alpha / 3, rho, kernel(bad)),
+                updates,
+            ),
+            _run(
+                "preconditioned",
+                True,
+                problem,
+                lambda q: tabular.preconditioned(mdp, q, 0.5, rho, kernel(bad)),
+                updates,
+            ),
+        ],
+    )
+
+
+def generalization(updates: int) -> Mode:
+    """Two states with K = [[1, 2c], [2c, 4]]: at c = 1 the one weight of w-to-2w."""
+    problem = problems.w_to_2w(gamma=0.9)
+    mdp, rho = problem.mdp, problem.rho
+    cs, bad = np.linspace(0, 0.95, 39), 0.95
+
+    def ratio(c: float) -> float:  # of the two sides of Eq. 17, in the tightest row
+        gamma, k = float(mdp.gamma), np.asarray(_two_states(c)) * np.asarray(rho).ravel()
+        return float(np.max((1 + gamma) * k[[0, 1], [1, 0]] / ((1 - gamma) * np.diagonal(k))))
+
+    return Mode(
+        "3. over-generalization",
+        "off-diagonal of K, as c in [[1, 2c], [2c, 4]]",
+        "left over right side of Eq. 17",
+        cs,
+        np.array([ratio(c) for c in cs]),
+        bad,
+        bad,
+        [
+            _run(
+                "U3",
+                False,
+                problem,
+                lambda q: tabular.u3(mdp, q, 0.4, rho, _two_states(bad)),
+                updates,
+            ),
+            _run(
+                "preconditioned",
+                True,
+                problem,
+                lambda q: tabular.preconditioned(mdp, q, 0.4, rho, _two_states(bad)),
+                updates,
+            ),
+        ],
+    )
+
+
+def extrapolation(updates: int) -> Mode:
+    """c = 0.6, which uniform data endure; the quantity is the spectral radius of the update, linear
+    with its one action.
+    """
+    problem, kernel = problems.w_to_2w(gamma=0.9), _two_states(0.6)
+    mdp = problem.mdp
+    shares, bad, good = np.linspace(0, 0.5, 51), 0.0, 0.5
+
+    def rho(share: float | Array) -> Array:
+        return jnp.stack([1 - jnp.asarray(share), jnp.asarray(share)])[:, None]
+
+    def matrix(share: Array) -> Array:
+        return jax.jacobian(lambda q: tabular.u3(mdp, q[:, None], 0.4, rho(share), kernel)[:, 0])(
+            jnp.zeros(2)
+        )
+
+    radii = np.abs(np.linalg.eigvals(jax.vmap(matrix)(jnp.asarray(shares)))).max(axis=1)
+    return Mode(
+        "4. extrapolation error",
+        r"$\rho$ of the second state",
+        "spectral radius of the update",
+        shares,
+        radii,
+        bad,
+        good,
+        [
+            _run(
+                "U3, no data there",
+                False,
+                problem,
+                lambda q: tabular.u3(mdp, q, 0.4, rho(bad), kernel),
+                updates,
+            ),
+            _run(
+                "preconditioned, no data there",
+                False,
+                problem,
+                lambda q: tabular.preconditioned(mdp, q, 0.4, rho(bad), kernel),
+                updates,
+            ),
+            _run(
+                "U3, half of the data there",
+                True,
+                problem,
+                lambda q: tabular.u3(mdp, q, 0.4, rho(good), kernel),
+                updates,
+            ),
+        ],
+    )
+
+
+def _two_states(c: float) -> Array:
+    return jnp.array([[1, 2 * c], [2 * c, 4]])
+
+
+def _run(
+    name: str,
+    remedy: bool,
+    problem: problems.Problem,
+    operator: Callable,
+    updates: int,
+) -> Run:
+    path = tabular.iterate(operator, problem.start, updates)
+    star = np.asarray(tabular.value_iteration(problem.mdp, 1e-5).q)
+    return Run(name, remedy, np.abs(np.asarray(path) - star).max(axis=(1, 2)))

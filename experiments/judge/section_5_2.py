@@ -1,0 +1,275 @@
+"""What section 5.2 says of PreQN, judged one statement at a time on the records of runs, all cut at
+one step (`curves.common_step`).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from experiments.judge import power, published, scores
+from experiments.judge.stability import FEW, faults
+from experiments.judge.verdict import Half, Verdict
+from experiments.kit.curves import Curves
+
+ETA = 0.97  # Appendix B
+BASELINES = ("td3-relu", "sac-relu")
+
+RULES = f"""\
+All runs are judged at one step, the last that every seed of all of them has reached, on their
+records up to there; a run that diverged holds back no other, and stands as it ended.
+A seed is stable if
+  (a) it did not diverge, and its Q, its networks and its returns are finite on every line of its
+      records;
+  (b) once it has learned, no mean of {FEW} evaluations in a row falls below half of the best such
+      mean's gain over the first evaluation (it has learned if that gain exceeds the mean spread
+      over an evaluation's episodes);
+  (c) no mean Q of a line is above the largest discounted return that any of its evaluations went
+      through.
+A seed's alignment is the mean over its updates; one that the linesearch rejects counts as 0.
+Clear: Welch's {scores.LEVEL:.0%} interval of the difference does not hold zero, or one of the two
+diverged. "Generally": clear on at least one environment, clearly the other way round on none, and
+by the mean on more than half. "Comparing favorably": the interquartile mean over tasks is at least
+{1 - power.MARGIN:.0%} of the better baseline's, and at least the lesser baseline's. Simulated with
+five tasks and scores that spread over seeds by a quarter of their mean, one that truly attains 60,
+70, 80, 90, 100, 110 % of both baselines passes with probability 0.00, 0.00, 0.00, 0.11, 0.51, 0.87
+with three seeds, and 0.00, 0.00, 0.00, 0.04, 0.57, 0.97 with seven.
+A statement in several parts is borne out if all of them are, and is not as soon as one is not; it
+cannot be judged while runs are missing."""
+
+Runs = dict[tuple[str, str], Curves]  # (env, variant) -> its records
+
+
+def on_benchmark(found: Iterable[Curves], envs: Sequence[str]) -> list[Verdict]:
+    """The statements on Figure 2, on the runs that are there; `envs` are those that there should
+    be.
+    """
+    runs = {(run.env, run.variant): run for run in found}
+    return [
+        Verdict(
+            "PreQN is stable, despite not using target networks", _stable(runs, envs, "preqn-sin")
+        ),
+        Verdict(
+            "PreQN is performant, comparing favorably with the baseline algorithms (TD3 and SAC)",
+            [_favorable(runs, envs)],
+        ),
+        Verdict(
+            "in some cases it outperforms (eg Swimmer and Ant)",
+            [_somewhere(runs, envs, name, "better") for name in ("Swimmer", "Ant")],
+        ),
+        Verdict(
+            "and in some cases it underperforms (eg Hopper)",
+            [_somewhere(runs, envs, "Hopper", "worse")],
+        ),
+    ]
+
+
+def on_alignment(found: Iterable[Curves], envs: Sequence[str]) -> list[Verdict]:
+    """The statements on sin and relu (Figures 3 and 10 to 14), likewise."""
+    runs = {(run.env, run.variant): run for run in found}
+    return [
+        Verdict(
+            "PreQN produces high alignment regardless of architecture by design",
+            [_aligned(runs, envs, variant) for variant in ("preqn-sin", "preqn-relu")],
+        ),
+        Verdict(
+            "TD3-sin produces updates that are better-aligned with their targets than TD3-relu",
+            [_generally(runs, envs, "td3-sin", "td3-relu", "better aligned than", alignments)],
+        ),
+        Verdict(
+            "performance for TD3-sin was generally weaker than performance for TD3-relu",
+            [_generally(runs, envs, "td3-relu", "td3-sin", "stronger than", performances)],
+        ),
+        Verdict(
+            "performance for PreQN-relu was generally weaker than PreQN-sin, primarily due to "
+            "occasional divergence",
+            [
+                _generally(runs, envs, "preqn-sin", "preqn-relu", "stronger than", performances),
+                _less_stable(runs, envs),
+            ],
+        ),
+    ]
+
+
+# --- of a run -------------------------------------------------------------------------------------
+
+
+def alignments(run: Curves) -> np.ndarray:
+    """Mean cos(Q'-Q, y-Q) of each seed's updates, `[S]`."""
+    return np.nanmean(run.metric("critic/alignment")[1], axis=1)
+
+
+def performances(run: Curves) -> np.ndarray:
+    """Scores `[S]`."""
+    return scores.last(run.cut(run.reached).metric("eval/return_mean")[1])
+
+
+def normalised(runs: Iterable[Curves]) -> list[np.ndarray]:
+    """Scores `[S]` of each run, on a scale common to all tasks."""
+    return [performances(run) / (published.scale(run.env) or np.nan) for run in runs]
+
+
+# --- statements -----------------------------------------------------------------------------------
+
+
+def _lacking(runs: Runs, envs: Iterable[str], variants: Iterable[str]) -> str:
+    """What keeps a statement on these runs from being judged; "" if nothing does."""
+    wanted = [(env, variant) for env in envs for variant in variants]
+    missing = [f"{env}/{variant}" for env, variant in wanted if (env, variant) not in runs]
+    return f"needs {', '.join(missing)}" if missing else "" if wanted else "needs runs"
+
+
+def _stable(runs: Runs, envs: Sequence[str], variant: str) -> list[Half]:
+    rules = {
+        "a": ("finite in every seed", "one seed diverges, or has a number that is not finite"),
+        "b": (
+            "no seed's return collapses after it has learned",
+            f"the mean of {FEW} evaluations of one seed loses half of its best gain",
+        ),
+        "c": (
+            "no seed's mean Q is above what its evaluations attained",
+            "one seed has such a mean Q on one line of its records",
+        ),
+    }
+    lacking = _lacking(runs, envs, [variant])
+    halves = []
+    for rule, (said, refuted_by) in rules.items():
+        said = f"{variant}: {said}"
+        broken = {} if lacking else {e: getattr(faults(runs[e, variant]), rule) for e in envs}
+        if lacking or None in broken.values():
+            evidence = lacking or "the records have no eval/discounted_max"
+            halves.append(Half(said, evidence, None, refuted_by))
+            continue
+        bad = "; ".join(
+            f"{env} seed {', '.join(map(str, seeds))}" for env, seeds in broken.items() if seeds
+        )
+        count = sum(map(len, broken.values()))
+        total = sum(len(runs[env, variant].seeds) for env in envs)
+        evidence = f"{total - count} of {total} seeds{', not ' + bad if bad else ''}"
+        halves.append(Half(said, evidence, not count, refuted_by))
+    return halves
+
+
+def _aligned(runs: Runs, envs: Sequence[str], variant: str) -> Half:
+    said = (
+        f"{variant}: alignment at least {ETA} in every seed, which the linesearch nearly ensures: "
+        f"it takes no step below that, and only rejected ones, as 0, can lower the mean"
+    )
+    refuted_by = f"one seed's mean is below {ETA}: some {1 - ETA:.0%} of its updates are rejected"
+    lacking = _lacking(runs, envs, [variant])
+    if lacking:
+        return Half(said, lacking, None, refuted_by)
+    least = {env: float(alignments(runs[env, variant]).min()) for env in envs}
+    evidence = "least: " + ", ".join(f"{env} {value:.4f}" for env, value in least.items())
+    return Half(said, evidence, min(least.values()) >= ETA, refuted_by)
+
+
+Measure = Callable[[Curves], np.ndarray]
+
+
+def compare(one: Curves, other: Curves, measure: Measure) -> tuple[int, float, str]:
+    """Of two runs on one environment: 1, 0 or -1 (clearly more, neither, clearly less), the
+    difference, and the numbers.
+    """
+    if measure is performances and bool(one.diverged) != bool(other.diverged):
+        worse, way = (other, 1) if other.diverged else (one, -1)
+        return way, float(way), f"{one.env}: {worse.variant} diverged"
+    difference = scores.difference(measure(one), measure(other))
+    digits = "+.3f" if measure is alignments else "+,.0f"
+    return scores.clearly(difference), difference.value, f"{one.env} {difference:{digits}}"
+
+
+def _generally(
+    runs: Runs, envs: Sequence[str], one: str, other: str, words: str, measure: Measure
+) -> Half:
+    said = f"{one} is generally {words} {other}"
+    refuted_by = (
+        f"{one} is clearly ahead on no environment, or clearly behind on one, or by the mean ahead "
+        f"on half of them or fewer"
+    )
+    lacking = _lacking(runs, envs, [one, other])
+    if lacking:
+        return Half(said, lacking, None, refuted_by)
+    compared = [compare(runs[env, one], runs[env, other], measure) for env in envs]
+    ways, means = [way for way, _, _ in compared], [mean for _, mean, _ in compared]
+    good = 1 in ways and -1 not in ways and 2 * sum(mean > 0 for mean in means) > len(means)
+    return Half(said, "; ".join(text for _, _, text in compared), good, refuted_by)
+
+
+def _favorable(runs: Runs, envs: Sequence[str]) -> Half:
+    said = (
+        f"preqn-sin's interquartile mean over tasks is at least {1 - power.MARGIN:.0%} of the "
+        f"better baseline's, and at least the lesser's"
+    )
+    envs = [env for env in envs if published.scale(env)]
+    variants = ("preqn-sin", *BASELINES)
+    lacking = _lacking(runs, envs, variants)
+    if lacking:
+        return Half(said, lacking, None, "that interquartile mean is below either of the two")
+    tasks = {v: normalised(runs[env, v] for env in envs) for v in variants}
+    found = {variant: scores.interquartile_mean(values) for variant, values in tasks.items()}
+    needed = float(power.needed([np.array(found[name].value) for name in BASELINES]))
+    evidence = ", ".join(f"{variant} {estimate:.3f}" for variant, estimate in found.items())
+    return Half(
+        said,
+        f"{evidence}; over {', '.join(envs)}{_power(list(tasks.values()))}",
+        found["preqn-sin"].value >= needed,
+        f"that interquartile mean is below {needed:.3f}",
+    )
+
+
+def _power(tasks: Sequence[Sequence[np.ndarray]]) -> str:
+    """What the rule of `_favorable` is worth with scores like these: `[S]` of each task, of PreQN
+    and of its baselines.
+    """
+    seeds = min(len(values) for one in tasks for values in one)
+    if seeds < 2:
+        return ""
+    levels = np.mean([[values.mean() for values in one] for one in tasks[1:]], axis=0)
+    spreads = [values.std(ddof=1) / abs(values.mean()) for one in tasks for values in one]
+    spread = float(np.sqrt(np.mean(np.square(spreads))))
+    probabilities = power.words(power.power(levels, spread, seeds))
+    return (
+        f"; with {seeds} seeds that spread by {spread:.0%} a yes has probability {probabilities} "
+        f"of both baselines"
+    )
+
+
+def _somewhere(runs: Runs, envs: Sequence[str], name: str, direction: str) -> Half:
+    """An environment that the paper names: clearly better or worse than both baselines."""
+    said = f"preqn-sin is clearly {direction} than {' and '.join(BASELINES)} on {name}"
+    refuted_by = f"the interval of its difference to either holds zero, or it is not {direction}"
+    versions = [env for env in envs if env.split("-")[0] == name]
+    lacking = (
+        _lacking(runs, versions, ["preqn-sin", *BASELINES]) if versions else f"needs runs on {name}"
+    )
+    if lacking:
+        return Half(said, lacking, None, refuted_by)
+    # DDPG is told too: it stands far above both on Swimmer.
+    others = [b for b in (*BASELINES, "ddpg-relu") if (versions[0], b) in runs]
+    compared = {
+        other: compare(runs[versions[0], "preqn-sin"], runs[versions[0], other], performances)
+        for other in others
+    }
+    evidence = "; ".join(f"{text} over {other}" for other, (_, _, text) in compared.items())
+    wanted = 1 if direction == "better" else -1
+    return Half(said, evidence, all(compared[b][0] == wanted for b in BASELINES), refuted_by)
+
+
+def _less_stable(runs: Runs, envs: Sequence[str]) -> Half:
+    """Seeds that break rule (a) or (b): (c) is no divergence yet."""
+    said = "a larger share of preqn-relu's seeds than of preqn-sin's diverges or collapses (a, b)"
+    refuted_by = "preqn-sin's share is as large"
+    lacking = _lacking(runs, envs, ["preqn-sin", "preqn-relu"])
+    if lacking:
+        return Half(said, lacking, None, refuted_by)
+    shares, evidence = {}, []
+    for variant in ("preqn-relu", "preqn-sin"):
+        found = [faults(runs[env, variant]) for env in envs]
+        bad = sum(len({*one.a, *one.b}) for one in found)
+        total = sum(len(runs[env, variant].seeds) for env in envs)
+        shares[variant] = bad / total
+        told = all(one.c is not None for one in found)
+        overvalued = sum(len(one.c or ()) for one in found) if told else "who knows how many"
+        evidence.append(f"{variant} {bad} of {total}, and rule c broken by {overvalued}")
+    borne_out = shares["preqn-relu"] > shares["preqn-sin"]
+    return Half(said, "; ".join(evidence), borne_out, refuted_by)

@@ -1,0 +1,53 @@
+"""What is wrong with the seeds of a run, by the rule of stability (`section_5_2.RULES`)."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.kit.curves import Curves, Lines
+
+FEW = 5  # evaluations whose mean tells learning from noise
+_FINITE = ("critic/q_mean", "critic/td_abs", "critic/norm", "actor/norm", "eval/return_mean")
+
+
+class Faults(NamedTuple):
+    """The seeds of a run that break each part of the rule; None where the records do not tell."""
+
+    a: list[int]
+    b: list[int]
+    c: list[int] | None
+
+
+def faults(run: Curves) -> Faults:
+    """Who breaks the rule of stability."""
+    returns, spreads = (run.metric(name)[1] for name in ("eval/return_mean", "eval/return_std"))
+    a, b, c = [], [], []
+    told = True
+    for i, (seed, lines) in enumerate(zip(run.seeds, run.lines, strict=True)):
+        if (run.diverged and run.diverged[1] == seed) or any(
+            line.get(name, 0) is None for line in lines for name in _FINITE
+        ):
+            a.append(seed)
+        if collapsed(returns[i][np.isfinite(returns[i])], float(np.nanmean(spreads[i]))):
+            b.append(seed)
+        q, worth = (_values(lines, name) for name in ("critic/q_mean", "eval/discounted_max"))
+        told = told and bool(q and worth)
+        if told and max(q) > max(worth):
+            c.append(seed)
+    return Faults(a, b, c if told else None)
+
+
+def collapsed(returns: np.ndarray, spread: float) -> bool:
+    """Rule (b) on the evaluations of one seed: mean returns `[T]`, and the mean spread over the
+    episodes of one.
+    """
+    if len(returns) < FEW:
+        return False
+    windows = np.convolve(returns, np.ones(FEW) / FEW, "valid")
+    best, first = int(np.argmax(windows)), returns[0]
+    gain = windows[best] - first
+    return bool(gain > spread and windows[best:].min() < first + gain / 2)
+
+
+def _values(lines: Lines, name: str) -> list[float]:
+    return [line[name] for line in lines if line.get(name) is not None]

@@ -1,0 +1,42 @@
+"""One verdict: what the paper says, what was found, and what would have spoken against it."""
+
+import textwrap
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+ANSWERS = {True: "yes", False: "no", None: "cannot be judged"}
+
+
+class Half(NamedTuple):
+    """A part of a statement that is judged by itself."""
+
+    words: str
+    evidence: str
+    borne_out: bool | None  # None: it cannot be judged
+    refuted_by: str  # what makes it a no, with the threshold
+
+
+class Verdict(NamedTuple):
+    """A statement of the paper, in the parts that it takes to judge it."""
+
+    statement: str
+    halves: list[Half]
+
+    @property
+    def borne_out(self) -> bool | None:
+        """No where a part is; yes where all are."""
+        known = [half.borne_out for half in self.halves]
+        return False if False in known else None if None in known else True
+
+    def as_json(self) -> dict[str, Any]:
+        halves = [half._asdict() for half in self.halves]
+        return {"statement": self.statement, "borne_out": self.borne_out, "halves": halves}
+
+
+def show(verdicts: Iterable[Verdict]) -> None:
+    """Prints each statement with its answer, and its parts below it."""
+    for verdict in verdicts:
+        print(f'  "{verdict.statement}": {ANSWERS[verdict.borne_out]}')
+        for words, evidence, borne_out, refuted_by in verdict.halves:
+            found = f"{words}: {ANSWERS[borne_out]} ({evidence}). No, if: {refuted_by}."
+            print(textwrap.fill(found, 100, initial_indent=" " * 6, subsequent_indent=" " * 10))

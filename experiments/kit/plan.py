@@ -1,0 +1,331 @@
+"""Many training runs as one command: what they are, which of them are over, and making the others.
+
+A plan may be stopped and started again at any time, also on another machine, and
+two at once on one root share the work.
+"""
+
+import contextlib
+import dataclasses
+import fnmatch
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from tqdm import tqdm
+
+from experiments.kit import flags, launch, output
+from experiments.kit.runs import Run, begun, is_over, job, last, progress, state
+from preqn_jax import envs
+from preqn_jax.options import UserError, check, option
+from preqn_jax.training import directory
+from preqn_jax.training import run as training
+from preqn_jax.training.config import RunConfig
+
+ENVS = ("HalfCheetah-v5", "Walker2d-v5", "Hopper-v5", "Ant-v5", "Swimmer-v5")
+EVERY = 5000  # steps between evaluations, and between lines of records
+CHECKPOINT_EVERY = 25_000
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanConfig:
+    """Which runs there should be, and where."""
+
+    root: str = option(
+        "runs/paper",
+        "the folder of all runs, <root>/<env>/<variant>; what is there is not made again",
+    )
+    seeds: tuple[int, ...] | None = option(
+        None, "seeds of every run (the plan in root's; a new one has the paper's many)"
+    )
+    num_steps: int | None = option(
+        None, "environment steps of each seed (the plan in root's; 1,000,000 in a new one)"
+    )
+    envs: tuple[str, ...] | None = option(
+        None, "environments (the plan in root's; the paper's five in a new one)"
+    )
+    until: int | None = option(
+        None,
+        "make every run to this step and none past it (to num_steps); a later call goes on from "
+        "there",
+        at_least=1,
+    )
+    only: tuple[str, ...] = option(
+        (), "make only these runs now, as in HalfCheetah-v5/preqn-sin,Swimmer-v5/*"
+    )
+    processes: int = option(1, "runs at a time, a process each", at_least=1)
+    report: bool = option(False, "make nothing, report on what is there")
+    out: str = option(
+        "", "folder for figures and tables (a folder in root with the command's name)"
+    )
+
+
+class Kind(NamedTuple):
+    """What a command's plans have in common."""
+
+    name: str  # of the command, and of the plan's file
+    variants: tuple[str, ...]  # each `<algorithm>-<activation>`
+    seeds: tuple[int, ...]  # of the paper
+
+
+# --- what the runs are ----------------------------------------------------------------------------
+
+
+def settle(kind: Kind, config: PlanConfig, extra: Sequence[str]) -> list[Run]:
+    """All runs of the plan in `config.root`, which is written if it is new; `extra` are flags for
+    every run.
+
+    Raises:
+      UserError: a flag out of range, an environment that does not exist, a plan or a run in root
+        that says something else. Nothing is written then.
+    """
+    root = Path(config.root)
+    path = root / f"{kind.name}.json"
+    old = load(path) if path.exists() else {}
+    wanted = {
+        "seeds": config.seeds,
+        "num_steps": config.num_steps,
+        "envs": config.envs,
+        "extra": tuple(extra) or None,
+    }
+    defaults = {"seeds": kind.seeds, "num_steps": 1_000_000, "envs": ENVS, "extra": ()}
+    settings: dict[str, Any] = {}
+    for name, default in defaults.items():
+        value = wanted[name] if wanted[name] is not None else old.get(name, default)
+        settings[name] = list(value) if isinstance(value, tuple) else value
+    left = [env for env in old.get("envs", ()) if env not in settings["envs"]]
+    if left:
+        raise UserError(
+            f"{str(path)!r} has {', '.join(left)} among its envs, but --envs leaves it out; to "
+            f"make a part of a plan use --only"
+        )
+    if old:
+        free = {"envs": None, "runs": None}
+        output.check_same(path, {**old, **free}, {**settings, **free}, "root")
+    until = settings["num_steps"] if config.until is None else config.until
+    if until > settings["num_steps"]:
+        raise UserError(
+            f"until is {until}, beyond the num_steps of the plan ({settings['num_steps']}); give "
+            f"at most that"
+        )
+    runs = [
+        _run(root, env, variant, settings["seeds"], until, settings["extra"])
+        for env in settings["envs"]
+        for variant in kind.variants
+    ]
+    plan = {**settings, "runs": {run.name: list(run.flags) for run in runs}}
+    if plan != old:
+        output.write_json(path, plan, "root")
+    return runs
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A plan's file. Raises UserError if it is none."""
+    with output.expecting(
+        f"{str(path)!r} is not a plan of runs; move it away, or give another --root"
+    ):
+        plan = json.loads(path.read_text())
+        return {name: plan[name] for name in ("seeds", "num_steps", "envs", "extra", "runs")}
+
+
+def _run(
+    root: Path, env: str, variant: str, seeds: list[int], num_steps: int, extra: list[str]
+) -> Run:
+    """The run, with Appendix B's settings. One that another plan has begun with these seeds and
+    more is taken as it is.
+    """
+    algorithm, activation = variant.split("-")
+    folder = root / env / variant
+    there = begun(Run(f"{env}/{variant}", folder, (), (), num_steps)).get("seeds", ())
+    seeds = there if set(seeds) <= set(there) else seeds
+    given = (
+        f"--algorithm={algorithm}",
+        f"--activation={activation}",
+        f"--env={env}",
+        f"--seeds={','.join(map(str, seeds))}",
+        f"--eval_every={EVERY}",
+        "--eval_episodes=10",
+        f"--log_every={EVERY}",
+        f"--checkpoint_every={CHECKPOINT_EVERY}",
+        *extra,
+    )
+    planned = Run(f"{env}/{variant}", folder, given, tuple(seeds), num_steps)
+    configs = flags.read((f"--num_steps={num_steps}", *given), *training.CONFIGS)
+    run, described = configs[0], training.plan(*configs).described
+    if num_steps % run.eval_every:  # runs of whichever plans are compared at evaluations
+        raise UserError(
+            f"runs end at step {num_steps}, but are evaluated every {run.eval_every}: give a "
+            f"multiple as until or num_steps"
+        )
+    fixed = {
+        "algorithm": algorithm,
+        "activation": activation,
+        "env": env,
+        "seeds": seeds,
+        "num_steps": num_steps,
+    }
+    changed = [name for name, value in fixed.items() if described[name] != value]
+    if changed or (run.logdir, run.workers) != (RunConfig.logdir, RunConfig.workers):
+        names = ", ".join(changed) or "logdir or workers"
+        raise UserError(
+            f"{' '.join(extra)!r} after -- sets {names}, which the plan sets for each run; leave "
+            f"it out"
+        )
+    if (folder / "config.json").exists():
+        made = last(planned).get("step", 0) >= num_steps
+        past = max(num_steps, begun(planned).get("num_steps", 0)) if made else num_steps
+        wanted = {**described, "num_steps": past}
+        directory.compare(folder / "config.json", wanted, training.DEFAULTS, flag="root")
+    else:
+        envs.spec(env)
+    return planned
+
+
+def choose(runs: Sequence[Run], patterns: Sequence[str]) -> list[Run]:
+    """Runs whose names match any of the patterns; all if there is none. Raises UserError for a
+    pattern that matches no run.
+    """
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(run.name, pattern) for run in runs):
+            raise UserError(
+                f"only names {pattern!r}, but the runs of this plan are "
+                f"{', '.join(run.name for run in runs)}"
+            )
+    return [
+        run
+        for run in runs
+        if not patterns or any(fnmatch.fnmatchcase(run.name, pattern) for pattern in patterns)
+    ]
+
+
+# --- making them ----------------------------------------------------------------------------------
+
+
+class Outcome(NamedTuple):
+    """What became of a run in this call."""
+
+    run: Run
+    state: str  # done, diverged, stopped, failed, or elsewhere: another process makes it
+    words: str  # the sentence it ended with, if it says more than the state
+
+
+def execute(runs: Sequence[Run], processes: int) -> list[Outcome]:
+    """Makes what is not over, `processes` at a time, and waits; Ctrl-C and SIGTERM are passed on,
+    and each run checkpoints.
+
+    Returns the outcomes of all `runs`; a run that fails stops no other.
+    """
+    outcomes = {run.name: _outcome(run, state(run)) for run in runs}
+    to_make = {run.name: run for run in runs if outcomes[run.name].state in ("new", "begun")}
+    with _bar(runs) as bar:
+
+        def look(running: Sequence[str], ended: Sequence[tuple[str, launch.End]]) -> None:
+            for name, end in ended:
+                outcomes[name] = _ended(to_make[name], end)
+                if end in ("ended", "failed", "stopped"):
+                    bar.write(_sentence(outcomes[name]), file=sys.stderr)
+            bar.set_postfix_str(", ".join(running), refresh=False)
+            bar.update(sum(map(progress, runs)) - bar.n)
+
+        try:
+            for run in to_make.values():
+                run.folder.parent.mkdir(parents=True, exist_ok=True)
+            launch.local([job(run, processes) for run in to_make.values()], processes, look)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            raise UserError(
+                f"cannot write to {str(error.filename)!r}: {error.strerror}; give another --root"
+            ) from error
+    return list(outcomes.values())
+
+
+def _ended(run: Run, end: launch.End) -> Outcome:
+    """The outcome of a run whose process is no more, or never was."""
+    if is_over(run):
+        return _outcome(run, state(run))
+    return _outcome(run, "stopped" if end in ("ended", "unwanted") else end)
+
+
+def _outcome(run: Run, state: str) -> Outcome:
+    """With the last words of the log, where a run did not end well."""
+    if state == "copied":
+        words = "holds records without checkpoints; to make the run, give another --root"
+        return Outcome(run, "failed", f"{str(run.folder)!r} {words}")
+    words = ""
+    if state in ("diverged", "failed"):
+        with contextlib.suppress(OSError):
+            lines = run.log.read_text(errors="replace").replace("\r", "\n").split("\n")
+            words = next((line for line in reversed(lines) if line.strip()), "").removeprefix(
+                "error: "
+            )
+    return Outcome(run, state, words)
+
+
+def _sentence(outcome: Outcome) -> str:
+    words = f"{outcome.run.name}: {outcome.state}{': ' if outcome.words else ''}{outcome.words}"
+    return words + (
+        f" ({outcome.run.log})" if outcome.state == "failed" and outcome.run.log.exists() else ""
+    )
+
+
+def _bar(runs: Sequence[Run]) -> tqdm:
+    return tqdm(
+        total=sum(run.num_steps * len(run.seeds) for run in runs),
+        initial=sum(map(progress, runs)),
+        unit="step",
+        unit_scale=True,
+        smoothing=0,  # the steps come in lumps
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+        dynamic_ncols=True,
+    )
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+Report = Callable[[Path, Sequence[str], Sequence[int] | None, Path], None]
+"""`(root, environments, seeds or None for all, folder for figures and tables)`; prints, and
+writes.
+"""
+
+
+def main(kind: Kind, config: PlanConfig, extra: Sequence[str], report: Report) -> int:
+    """Settles the plan, makes its runs, and reports on them. Returns the exit status; raises
+    UserError.
+    """
+    flags.refuse([word for word in extra if not word.startswith("--")])
+    check(config)
+    status = 0
+    if not config.report:
+        jax.config.update(
+            "jax_platforms", "cpu"
+        )  # of this process: accelerators belong to the runs
+        outcomes = execute(choose(settle(kind, config, extra), config.only), config.processes)
+        states = [outcome.state for outcome in outcomes]
+        print(
+            f"{len(outcomes)} runs: "
+            f"{', '.join(f'{states.count(state)} {state}' for state in dict.fromkeys(states))}"
+        )
+        for outcome in outcomes:
+            if outcome.state in ("diverged", "failed", "elsewhere"):
+                print(_sentence(outcome))
+        if "stopped" in states:
+            print("stopped; the same command goes on from there")
+            return 0
+        status = int("failed" in states)
+    known_envs, known_seeds = remembered(kind, Path(config.root))
+    out = Path(config.out or Path(config.root) / kind.name)
+    report(Path(config.root), config.envs or known_envs, config.seeds or known_seeds, out)
+    return status
+
+
+def remembered(kind: Kind, root: Path) -> tuple[Sequence[str], Sequence[int] | None]:
+    """Environments and seeds of the plan in root; without one, the paper's environments, and None
+    for all seeds there are.
+    """
+    path = root / f"{kind.name}.json"
+    known = load(path) if path.exists() else {}
+    return known.get("envs", ENVS), known.get("seeds")

@@ -1,0 +1,46 @@
+"""Run directories with made-up records, for reports and verdicts."""
+
+import json
+from pathlib import Path
+
+SIX = ("preqn-sin", "td3-relu", "sac-relu", "ddpg-relu", "preqn-relu", "td3-sin")
+
+
+def write(
+    env,
+    variant,
+    returns=lambda seed, t: 1000 * t + 10 * seed,
+    align=0.99,
+    q=5.0,
+    worth=100.0,
+    seeds=(0, 1, 2),
+    end=20,
+    num_steps=100_000,
+    extra=(),
+):
+    """A run under `r`: evaluations at 5,000 to `end` times that, whose returns are `returns(seed,
+    share of the run)`.
+    """
+    folder = Path("r") / env / variant
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(
+        json.dumps({"config": {"env": env, "seeds": list(seeds), "num_steps": num_steps}})
+    )
+    lines = []
+    for i in range(1, end + 1):
+        for seed in seeds:
+            step = {"step": 5000 * i, "seed": seed}
+            lines.append(
+                {**step, "critic/alignment": align, "critic/q_mean": q, "critic/td_abs": 1.0}
+            )
+            evaluation = {"eval/return_mean": returns(seed, i / 20), "eval/return_std": 1.0}
+            lines.append(
+                {**step, **evaluation, **({} if worth is None else {"eval/discounted_max": worth})}
+            )
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in [*lines, *extra])
+    )
+
+
+def better(by, slope=1000):
+    return lambda seed, t: slope * t + by + 10 * seed

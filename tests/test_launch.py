@@ -1,0 +1,216 @@
+"""How the runs of a plan are made: side by side, stopped, shared, and gone on with."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import experiments
+from experiments.kit import plan
+from experiments.kit import runs as kit
+
+# A stand-in for experiments.train, which writes four lines of records, and checkpoints at SIGTERM.
+# What it is to run into is in
+# the name of its environment: "bad" fails, "nan" diverges, "meet" goes on once three of them run,
+# "wait" once it was stopped.
+CHILD = """
+import json, os, pathlib, signal, sys, time
+folder, stopped = pathlib.Path(sys.argv[1]), []
+signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+(folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+with (folder / "starts").open("a") as file:
+    file.write(f"{time.time()} ")
+step, env = len(list((folder / "checkpoints").iterdir())), folder.parent.name
+deadline = time.time() + 60
+def waiting(kind):
+    return env.startswith(kind) and time.time() < deadline
+with (folder / "metrics.jsonl").open("a", buffering=1) as file:
+    while step < 4 and not stopped:
+        step += 1
+        file.write(json.dumps({"step": 100 * step, "seed": 0}) + "\\n")
+        if env == "bad":
+            sys.exit("error: the disk is full")
+        if env == "nan" and step == 2:
+            file.write(json.dumps({"step": 230, "seed": 0, "run/diverged": 1.0}) + "\\n")
+            sys.exit("error: Q is not finite")
+        while waiting("meet") and len(list(folder.parent.parent.glob("meet*/x/starts"))) < 3:
+            time.sleep(0.01)
+        while waiting("wait") and not stopped and not list((folder / "checkpoints").iterdir()):
+            time.sleep(0.01)
+    if time.time() > deadline:
+        sys.exit("error: nobody came")
+    for i in range(step):
+        (folder / "checkpoints" / str(i)).touch()
+(folder / "ends").write_text(str(time.time()))
+if step == 4:
+    (folder / "DONE").touch()
+"""
+
+
+def fake_runs(*envs, root=Path("r")):
+    return [kit.Run(f"{env}/x", root / env / "x", (), (0, 1), 400) for env in envs]
+
+
+@pytest.fixture
+def child(monkeypatch):
+    monkeypatch.setattr(
+        kit,
+        "command",
+        lambda run, processes: [sys.executable, "-I", "-S", "-c", CHILD, str(run.folder)],
+    )
+
+
+def states(outcomes):
+    return [outcome.state for outcome in outcomes]
+
+
+def test_a_run_that_fails_or_diverges_stops_no_other_and_what_is_over_is_not_made_again(child):
+    runs = fake_runs("good", "bad", "nan", "fine")
+    outcomes = plan.execute(runs, 2)
+    assert states(outcomes) == ["done", "failed", "diverged", "done"]
+    assert outcomes[1].words == "the disk is full" and outcomes[2].words == "Q is not finite"
+    assert [kit.progress(run) for run in runs] == [800, 200, 800, 800]
+    assert states(plan.execute(runs, 1)) == ["done", "failed", "diverged", "done"]
+    starts = [len((run.folder / "starts").read_text().split()) for run in runs]
+    assert starts == [1, 2, 1, 1]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_no_more_run_at_once_than_asked_for(child, processes):
+    runs = fake_runs(*"abcd")
+    plan.execute(runs, processes)
+    spans = [
+        tuple(float((run.folder / name).read_text()) for name in ("starts", "ends")) for run in runs
+    ]
+    assert max(sum(a <= t <= b for a, b in spans) for t, _ in spans) <= processes
+
+
+def test_as_many_run_at_once_as_asked_for(child):
+    assert states(plan.execute(fake_runs("meet1", "meet2", "meet3"), 3)) == ["done"] * 3
+
+
+def test_a_run_that_another_process_makes_is_left_to_it(child):
+    runs = fake_runs("a", "b")
+    runs[0].folder.parent.mkdir(parents=True)
+    with runs[0].lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert states(plan.execute(runs, 1)) == ["elsewhere", "done"]
+        assert not runs[0].folder.exists()
+    assert states(plan.execute(runs, 1)) == ["done", "done"]
+
+
+def test_a_run_that_another_process_ends_before_we_hold_the_lock_is_not_made_again(
+    child, monkeypatch
+):
+    (run,) = fake_runs("a")
+
+    def lock_after_it_ended(lock, how):
+        (run.folder / "checkpoints").mkdir(parents=True)
+        (run.folder / "metrics.jsonl").write_text('{"step": 400, "seed": 0}\n')
+        (run.folder / "DONE").touch()
+
+    monkeypatch.setattr(fcntl, "flock", lock_after_it_ended)
+    assert states(plan.execute([run], 1)) == ["done"] and not (run.folder / "starts").exists()
+
+
+def test_the_lock_is_the_runs_own_and_ends_with_it_even_if_we_are_killed(child):
+    """kill -9 of the plan leaves the run, and its lock; kill -9 of the run frees it."""
+    (run,) = fake_runs("wait")
+    run.folder.parent.mkdir(parents=True)
+    job = kit.job(run, 1)
+    ours = f"""
+from pathlib import Path
+from experiments.kit import launch
+job = launch.Job("x", {job.command!r}, {{}}, Path({str(job.log)!r}), Path({str(job.lock)!r}), bool)
+launch.local([job._replace(wanted=lambda: True)], 1, print)
+"""
+    env = {**os.environ, "PYTHONPATH": str(Path(experiments.__file__).parent.parent)}
+    parent = subprocess.Popen([sys.executable, "-c", ours], env=env)
+    until(lambda: (run.folder / "metrics.jsonl").exists())
+    (pid,) = children(parent)
+    with run.lock.open("w") as lock:
+        parent.kill(), parent.wait()
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: locked(lock))
+
+
+def children(process):
+    """Process ids, whichever thread started them."""
+    tasks = Path(f"/proc/{process.pid}/task").iterdir()
+    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+
+
+def until(happened, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def locked(lock):
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_passed_on_and_the_same_call_goes_on(child, number):
+    runs = fake_runs("wait1", "wait2", "c")
+    before = signal.getsignal(number)
+
+    def strike():
+        files = [run.folder / "metrics.jsonl" for run in runs[:2]]
+        while not all(
+            file.exists() and file.stat().st_size for file in files
+        ):  # before its first line a run has nothing to keep
+            time.sleep(0.005)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=strike, daemon=True)
+    thread.start()
+    assert states(plan.execute(runs, 2)) == ["stopped"] * 3
+    thread.join()
+    assert signal.getsignal(number) is before
+    assert [len(list(run.folder.glob("checkpoints/*"))) > 0 for run in runs] == [True, True, False]
+    assert states(plan.execute(runs, 2)) == ["done"] * 3
+    lines = [
+        json.loads(line)["step"]
+        for line in (runs[0].folder / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert lines == [100, 200, 300, 400]  # none twice: it went on from its checkpoint
+
+
+def test_records_without_checkpoints_are_never_overwritten(child):
+    whole, part = fake_runs("whole", "part")
+    for run, last in ((whole, 400), (part, 300)):
+        run.folder.mkdir(parents=True)
+        (run.folder / "metrics.jsonl").write_text(json.dumps({"step": last, "seed": 0}) + "\n")
+    outcomes = plan.execute([whole, part], 1)
+    assert (
+        states(outcomes) == ["done", "failed"]
+        and "holds records without checkpoints" in outcomes[1].words
+    )
+    assert sorted(path.name for path in Path("r").rglob("*") if path.is_file()) == [
+        "metrics.jsonl",
+        "metrics.jsonl",
+    ]
+
+
+def test_progress_is_read_off_the_last_whole_line():
+    (run,) = fake_runs("a")
+    assert kit.progress(run) == 0 and kit.state(run) == "new"
+    (run.folder / "checkpoints").mkdir(parents=True)
+    lines = "".join(json.dumps({"step": s, "seed": 0, "x": "y" * 3000}) + "\n" for s in (100, 200))
+    (run.folder / "metrics.jsonl").write_text(lines + '{"step": 300, "seed": 0}')
+    assert kit.progress(run) == 400 and kit.state(run) == "begun"  # two seeds
