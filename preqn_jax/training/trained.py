@@ -41,10 +41,10 @@ class Trained(NamedTuple):
         params, spec, act = self.agent.policy(self.state(seed)), self.spec, self.agent.act
         low, high = (jnp.asarray(bound) for bound in (spec.action_low, spec.action_high))
 
-        @jax.jit
-        def policy(obs: Array) -> Array:
-            action = act(params, obs) if obs.ndim == 1 else jax.vmap(act, (None, 0))(params, obs)
-            return (high + low) / 2 + (high - low) / 2 * jnp.clip(action, -1, 1)
+        def one(obs: Array) -> Array:
+            return (high + low) / 2 + (high - low) / 2 * jnp.clip(act(params, obs), -1, 1)
+
+        policy = {1: jax.jit(one), 2: jax.jit(jax.vmap(one))}
 
         def checked(obs: Any) -> Array:
             obs = jnp.asarray(obs, jnp.float32)
@@ -53,7 +53,7 @@ class Trained(NamedTuple):
                     f"obs has the shape {obs.shape}, expected ({spec.obs_size},) or "
                     f"(B, {spec.obs_size})"
                 )
-            return policy(obs)
+            return policy[obs.ndim](obs)
 
         return checked
 

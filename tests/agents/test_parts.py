@@ -1,6 +1,7 @@
 """Agents of parts that the package does not know, and numbers that are traced."""
 
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -170,25 +171,28 @@ def test_numbers_may_be_traced_and_a_vmap_over_them_is_a_loop(algorithm, numbers
     """What a sweep is made of."""
     config = agents.AgentConfig(algorithm=algorithm, hidden_sizes=(8, 8), **fixed)
     plain = agents.resolve(config).config
-    both = {name: jnp.array([getattr(plain, name), value]) for name, value in numbers.items()} | (
-        {"rcond": jnp.array([1e-5, 1e-3])} if "rcond" in numbers else {}
-    )
+    usual = {"rcond": 1e-5, "target_entropy": -2.0}
+    for name in set(numbers) - set(usual):
+        usual[name] = getattr(plain, name)
+    both = {name: jnp.array([usual[name], value]) for name, value in numbers.items()}
     rng = np.random.default_rng(0)
     normal = lambda *shape: jnp.asarray(rng.normal(size=(16, *shape)), jnp.float32)
     batch = Transition(normal(3), jnp.tanh(normal(2)), normal(), jnp.ones(16), normal(3))
 
-    def learn(numbers):
+    start = agents.make(config, SPEC).init(jax.random.key(0))
+
+    def learn(numbers, state):
         agent = agents.make(replace(config, **numbers), SPEC)
-        state = agent.init(jax.random.key(0))
         for i in range(2):
             state, metrics = agent.update(state, batch, jax.random.key(i), jnp.int32(i))
         explored = agent.explore(agent.policy(state), jnp.ones(3), jax.random.key(5))
         return agent.policy(state), agent.critic(state), metrics["critic/target_mean"], explored
 
-    swept = jax.jit(jax.vmap(learn))(both)
+    swept = jax.jit(jax.vmap(learn, in_axes=(0, None)))(both, start)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-3)
     for i in range(2):
-        alone = jax.jit(lambda: learn({k: float(v[i]) for k, v in both.items()}))()  # noqa: B023
+        one = {name: float(values[i]) for name, values in both.items()}
+        alone = jax.jit(partial(learn, one))(start)
         jax.tree.map(lambda a, b, i=i: close(a, b[i]), alone, swept)
     differ = [np.abs(leaf[0] - leaf[1]).max() > 1e-4 for leaf in jax.tree.leaves(swept)]
     assert any(differ)

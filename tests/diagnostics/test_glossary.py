@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from experiments import flags
+from experiments.kit import flags
 from preqn_jax.diagnostics import GLOSSARY
 
 
