@@ -41,7 +41,7 @@ def gain(change: Array, delta: Array) -> Array:
     away. 0 where there are none.
 
     With K diagonal it lies between the least and the largest alpha K_ii rho_i: above 1 Eq. 16 fails
-      somewhere.
+    somewhere.
     """
     scale = jnp.max(jnp.abs(delta))
     unit = delta / jnp.where(scale > 0, scale, 1)

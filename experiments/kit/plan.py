@@ -1,7 +1,7 @@
 """Many training runs as one command: what they are, which of them are over, and making the others.
 
-A plan may be stopped and started again at any time, also on another machine, and
-two at once on one root share the work.
+A plan may be stopped and started again at any time, also on another machine, and two at once on one
+root share the work.
 """
 
 import contextlib

@@ -15,13 +15,14 @@ Example:
 
 from typing import Any
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
 from preqn_jax.agents.base import Agent, Inspection
-from preqn_jax.agents.critic import Critic
+from preqn_jax.agents.critic import Critic, Upcoming, Update
 from preqn_jax.agents.policies import Policy
 from preqn_jax.types import Array, Key, Metrics, Params, Spec, Transition
 
@@ -54,6 +55,18 @@ def actor_critic(
     def acting(state: ActorCriticState) -> Params:
         return policy.params(state.policy)
 
+    def learn(state: ActorCriticState, batch: Transition, key: Key) -> tuple[Any, Update, Upcoming]:
+        """The critic's share of an update."""
+        size = batch.reward.shape[0]
+        chex.assert_shape([batch.obs, batch.next_obs], (size, spec.obs_size))
+        chex.assert_shape(batch.action, (size, spec.action_size))
+        chex.assert_shape([batch.reward, batch.discount], (size,))
+        upcoming = policy.upcoming(state.policy, batch.next_obs, key)
+        chex.assert_equal_shape([upcoming.action, batch.action])
+        moved, did = critic.update(state.critic, batch, upcoming, discount)
+        chex.assert_shape(did.targets, (size,))
+        return moved, did, upcoming
+
     def turn(state: ActorCriticState, batch: Transition, key: Key) -> ActorCriticState:
         improved = policy.improve(state.policy, batch, critic.values(state.critic), key)
         return ActorCriticState(policy.follow(improved), critic.follow(state.critic))
@@ -62,8 +75,7 @@ def actor_critic(
         state: ActorCriticState, batch: Transition, key: Key, count: Array
     ) -> tuple[ActorCriticState, Metrics]:
         target_key, policy_key = jax.random.split(key)
-        upcoming = policy.upcoming(state.policy, batch.next_obs, target_key)
-        moved, did = critic.update(state.critic, batch, upcoming, discount)
+        moved, did, upcoming = learn(state, batch, target_key)
         state = ActorCriticState(state.policy, moved)
         if delay == 1:
             state = turn(state, batch, policy_key)
@@ -80,8 +92,7 @@ def actor_critic(
 
     def inspect(state: ActorCriticState, batch: Transition, key: Key) -> Inspection:
         target_key, _ = jax.random.split(key)
-        upcoming = policy.upcoming(state.policy, batch.next_obs, target_key)
-        moved, did = critic.update(state.critic, batch, upcoming, discount)
+        moved, did, _ = learn(state, batch, target_key)
         ahead = jax.vmap(policy.act, in_axes=(None, 0))(acting(state), batch.next_obs)
         return Inspection(first(state), critic.first(moved), did.targets, ahead)
 

@@ -1,9 +1,9 @@
 """Collecting and evaluating for all seeds, in this process or in several.
 
 Between two updates the policy is frozen, so a whole round of every seed is one exchange: out go the
-  actors' parameters, back
-come the transitions. Workers build their share of the seeds from the same `Recipe` as this process
-would, run the same compiled functions on it, and so return the same numbers, bit for bit.
+actors' parameters, back come the transitions. Workers build their share of the seeds from the same
+`Recipe` as this process would, run the same compiled functions on it, and so return the same
+numbers, bit for bit.
 """
 
 import contextlib

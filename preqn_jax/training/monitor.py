@@ -2,7 +2,7 @@
 its own.
 
 Looking draws from keys of its own and changes nothing: a run with a monitor learns what it would
-  have learned without.
+have learned without.
 """
 
 from collections.abc import Callable

@@ -1,9 +1,8 @@
 """One seed on the host: its environments, and the frozen policy that acts in them.
 
 Everything is compiled for one seed, and nothing here is shared among seeds: whoever steps a seed,
-  and in whatever company, gets
-the same numbers, bit for bit. The random numbers of a round are drawn in one call; what is left to
-each step is the policy itself and the environment.
+and in whatever company, gets the same numbers, bit for bit. The random numbers of a round are drawn
+in one call; what is left to each step is the policy itself and the environment.
 """
 
 from collections.abc import Callable

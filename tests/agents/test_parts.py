@@ -149,6 +149,37 @@ def test_a_critic_may_own_its_whole_update():
     assert spec.obs_size == 1
 
 
+@pytest.mark.parametrize(
+    ("spoilt", "words"),
+    [
+        ({"obs": jnp.zeros((4, 2))}, r"\(4, 2\).*\(4, 3\)"),
+        ({"action": jnp.zeros((4, 1))}, r"\(4, 1\).*\(4, 2\)"),
+        ({"reward": jnp.zeros((4, 1))}, r"\(4, 1\).*\(4,\)"),
+        ({"discount": jnp.zeros(3)}, r"\(3,\).*\(4,\)"),
+    ],
+)
+def test_a_batch_of_the_wrong_shape_is_refused_with_both_shapes(spoilt, words):
+    agent = agents.preqn(SPEC, hidden_sizes=(4,))
+    state = jax.eval_shape(agent.init, jax.random.key(0))
+    zeros = lambda *shape: jnp.zeros((4, *shape))
+    batch = Transition(zeros(3), zeros(2), zeros(), zeros(), zeros(3))._replace(**spoilt)
+    with pytest.raises(AssertionError, match=words):
+        jax.eval_shape(agent.update, state, batch, jax.random.key(0), jnp.int32(0))
+
+
+def test_a_policy_of_the_wrong_shape_is_refused():
+    policy = hill_climber(SPEC)._replace(
+        upcoming=lambda state, obs, key: agents.Upcoming(jnp.zeros((4, 1)), None, {})
+    )
+    net = Quadratic()
+    critic = agents.critic(net, normalised(net.apply, 0.5))
+    agent = agents.actor_critic(SPEC, policy, critic)
+    zeros = lambda *shape: jnp.zeros((4, *shape))
+    batch = Transition(zeros(3), zeros(2), zeros(), zeros(), zeros(3))
+    with pytest.raises(AssertionError, match=r"\(4, 1\).*\(4, 2\)"):
+        agent.update(agent.init(jax.random.key(0)), batch, jax.random.key(0), jnp.int32(0))
+
+
 NUMBERS = {
     "preqn": {"critic_learning_rate": 0.05, "eta": 0.9, "damping": 1e-2, "discount": 0.9},
     "ngql": {"critic_learning_rate": 0.05, "damping": 1e-2, "actor_learning_rate": 3e-3},
