@@ -28,7 +28,8 @@ from experiments.judge import section_5_1
 from experiments.judge.section_5_1 import DEPTH, WIDTH
 from experiments.kit import flags, output, provenance
 from preqn_jax import diagnostics, envs, networks, ntk
-from preqn_jax.options import UserError, check, choose, option
+from preqn_jax.options import UserError, check, check_same, choose, option
+from preqn_jax.training import directory
 from preqn_jax.types import Array, Key, Params, QFunction
 
 _BLOCK = 500  # pairs whose gradients are held at a time
@@ -248,7 +249,7 @@ def _open(path: Path, config: NtkInitConfig) -> dict[str, Any]:
     )
     if path.exists():
         data = section_5_1.load(path)
-        output.check_same(path, data["config"], wanted, "out")
+        check_same(f"{str(path)!r} says", data["config"], wanted, "out")
         return data
     if path.parent.is_dir() and any(
         other != output.temporary(path) for other in path.parent.iterdir()
@@ -258,7 +259,7 @@ def _open(path: Path, config: NtkInitConfig) -> dict[str, Any]:
             f"folder"
         )
     packages = ("jax", "jaxlib", "flax", "gymnasium", "mujoco", "numpy")
-    made_on = {"versions": provenance.versions(*packages), "device": provenance.device()}
+    made_on = {"versions": directory.versions(*packages), "device": provenance.device()}
     return {"config": wanted, **made_on, "data": {}, "cells": []}
 
 

@@ -27,10 +27,6 @@ from preqn_jax.training.record import read
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        raise UserError(
-            f"unexpected argument {argv[1]!r}; flags start with --, as in --env=Walker2d-v5"
-        )
     plan = training.plan(*(flags.parse(config) for config in training.CONFIGS))
     with training.Session(plan) as session:
         logdir = session.logdir

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
@@ -69,3 +69,16 @@ def choose(kind: str, name: str, choices: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, choices, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise UserError(f"unknown {kind} {name!r}{hint}; choose one of {', '.join(choices)}")
+
+
+def check_same(begun: str, old: Mapping[str, Any], new: Mapping[str, Any], elsewhere: str) -> None:
+    """Raises UserError for the first setting in which what is asked for now differs from what was
+    begun: `begun` are words for that, as "'plan.json' says", and `elsewhere` is the argument that
+    would lead to another place.
+    """
+    for name in sorted({*old, *new}):
+        if old.get(name) != new.get(name):
+            raise UserError(
+                f"{begun} {name}={old.get(name)!r}, but this command says {new.get(name)!r}; "
+                f"use the same {name} to go on with it, or another `{elsewhere}`"
+            )

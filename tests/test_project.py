@@ -146,3 +146,37 @@ def test_notebooks_run(path):
     nbclient.NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources=resources
     ).execute()
+
+
+def sources():
+    return [path for part in ("preqn_jax", "experiments") for path in (ROOT / part).rglob("*.py")]
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_are_short(path):
+    """400 lines a file; 60 a function, its docstring apart."""
+    text = path.read_text()
+    assert len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            words = node.body[:1] if ast.get_docstring(node) is not None else []
+            lines = [(part.end_lineno or 0) - part.lineno + 1 for part in (node, *words)]
+            assert lines[0] - sum(lines[1:]) <= 60, node.name
+
+
+def test_no_files_import_one_another_in_a_circle():
+    """Not even within a room."""
+    names = {}
+    for path in sources():
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    arrows = {
+        name: {other for other in imported(path) if other in names} for name, path in names.items()
+    }
+    for name, path in names.items():  # `from package.module import thing`
+        arrows[name] |= {other.rpartition(".")[0] for other in imported(path)} & set(names)
+    free = {name for name, path in names.items() if path.name == "__init__.py"}  # they hand on
+    left = {name: others - free - {name} for name, others in arrows.items() if name not in free}
+    while ready := {name for name, others in left.items() if not others & set(left)}:
+        left = {name: others for name, others in left.items() if name not in ready}
+    assert not left, f"a circle among {sorted(left)}"

@@ -14,7 +14,7 @@ import pytest
 
 import preqn_jax
 from preqn_jax import agents
-from preqn_jax.envs import FunctionalEnv
+from preqn_jax.envs import FunctionalEnv, Outcome
 from preqn_jax.options import UserError
 from preqn_jax.training.errors import Diverged
 from preqn_jax.types import Spec
@@ -61,6 +61,14 @@ def test_the_readmes_example_runs_verbatim():
     assert "[0." in python(code)  # alignments
 
 
+def test_the_examples_of_the_python_page_run_verbatim():
+    own, sweep = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.S)
+    *evaluations, policy = python(own).splitlines()
+    returns = [float(line.split()[1]) for line in evaluations]
+    assert len(returns) == 3 and returns[-1] > -1 and policy.count("[") == 4
+    assert len(python(sweep).strip("[] \n").split()) == 3
+
+
 def test_the_readme_is_short():
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) <= 110
@@ -92,7 +100,7 @@ def asymmetric():
     spec = Spec(1, 1, np.zeros(1), np.full(1, 4.0))
 
     def step(state, action, key):
-        return state, preqn_jax.envs.functional.Outcome(-((action[0] - 3) ** 2), np.True_)
+        return state, Outcome(-((action[0] - 3) ** 2), np.True_)
 
     return FunctionalEnv(spec, lambda key: jnp.zeros(()), step, lambda state: state[None])
 

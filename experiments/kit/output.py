@@ -5,7 +5,7 @@ said in one sentence.
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +54,6 @@ def expecting(sentence: str) -> Iterator[None]:
         raise UserError(f"{sentence} ({error.strerror})") from None
     except (LookupError, TypeError, AttributeError, ValueError):
         raise UserError(sentence) from None
-
-
-def check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], flag: str) -> None:
-    """Raises UserError for the first setting in which what `path` was begun with differs from what
-    is asked for now; `flag` is the one that would lead elsewhere.
-    """
-    for name in sorted({*old, *new}):
-        if old.get(name) != new.get(name):
-            raise UserError(
-                f"{str(path)!r} says {name}={old.get(name)!r}, but this command says "
-                f"{new.get(name)!r}; use the same {name} to go on with it, or another --{flag}"
-            )
 
 
 def temporary(path: Path) -> Path:

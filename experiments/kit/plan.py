@@ -19,7 +19,7 @@ from tqdm import tqdm
 from experiments.kit import flags, launch, output
 from experiments.kit.runs import Run, begun, is_over, job, last, progress, state
 from preqn_jax import envs
-from preqn_jax.options import UserError, check, option
+from preqn_jax.options import UserError, check, check_same, option
 from preqn_jax.training import directory
 from preqn_jax.training import run as training
 from preqn_jax.training.config import RunConfig
@@ -103,7 +103,7 @@ def settle(kind: Kind, config: PlanConfig, extra: Sequence[str]) -> list[Run]:
         )
     if old:
         free = {"envs": None, "runs": None}
-        output.check_same(path, {**old, **free}, {**settings, **free}, "root")
+        check_same(f"{str(path)!r} says", {**old, **free}, {**settings, **free}, "root")
     until = settings["num_steps"] if config.until is None else config.until
     if until > settings["num_steps"]:
         raise UserError(

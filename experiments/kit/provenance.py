@@ -1,13 +1,8 @@
 """What numbers were made on, for the files that hold them."""
 
 import os
-from importlib import metadata
 
 import jax
-
-
-def versions(*packages: str) -> dict[str, str]:
-    return {name: metadata.version(name) for name in packages}
 
 
 def device() -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from preqn_jax.envs.base import Step, VectorEnv, derive_seed
 from preqn_jax.envs.finite import FINITE
-from preqn_jax.envs.functional import FunctionalEnv, FunctionalVector
+from preqn_jax.envs.functional import FunctionalEnv, FunctionalVector, Outcome
 from preqn_jax.envs.probe import PROBES
 from preqn_jax.options import choose
 from preqn_jax.types import Spec
@@ -17,6 +17,7 @@ __all__ = [
     "FINITE",
     "PROBES",
     "FunctionalEnv",
+    "Outcome",
     "Source",
     "Step",
     "VectorEnv",

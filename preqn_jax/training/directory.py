@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from preqn_jax.options import UserError
+from preqn_jax.options import UserError, check_same
 
 DONE = "DONE"
 CHECKPOINTS = "checkpoints"
@@ -119,25 +119,26 @@ def compare(
             f"command says {config['num_steps']}; a run can be made longer, not shorter: use at "
             f"least as many, or another `{flag}`"
         )
-    for name in sorted({*old, *config} - set(_MAY_CHANGE)):
-        if old.get(name) != config.get(name):
-            raise UserError(
-                f"logdir {str(path.parent)!r} holds a run with {name}={old.get(name)!r}, but this "
-                f"command says {config.get(name)!r}; use the same {name} to go on with it, or "
-                f"another `{flag}`"
-            )
+    free = dict.fromkeys(_MAY_CHANGE)
+    begun = f"logdir {str(path.parent)!r} holds a run with"
+    check_same(begun, {**old, **free}, {**config, **free}, flag)
     return old
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def provenance() -> dict[str, Any]:
     """Versions, device and precision of this process."""
-    versions = {"python": sys.version.split()[0]}
-    for name in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
     device = jax.devices()[0]
     return {
-        "versions": versions,
+        "versions": {"python": sys.version.split()[0], **versions(*_PACKAGES)},
         "device": {
             "platform": device.platform,
             "kind": device.device_kind,
