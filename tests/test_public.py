@@ -42,7 +42,7 @@ def test_every_public_name_is_there_and_found_by_tab():
 
 def test_the_library_needs_nothing_of_training_until_it_trains():
     """And training a functional environment without a run directory needs nothing either."""
-    heavy = "{'gymnasium', 'mujoco', 'orbax', 'tensorboardX', 'matplotlib', 'tqdm', 'absl.app'}"
+    heavy = "{'gymnasium', 'mujoco', 'orbax', 'tensorboardX', 'matplotlib', 'tqdm'}"
     options = ", ".join(f"{name}={value!r}" for name, value in TINY.items())
     code = f"""
 import sys, preqn_jax
@@ -65,7 +65,7 @@ def test_the_examples_of_the_python_page_run_verbatim():
     own, sweep = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.S)
     *evaluations, policy = python(own).splitlines()
     returns = [float(line.split()[1]) for line in evaluations]
-    assert len(returns) == 3 and returns[-1] > -1 and policy.count("[") == 4
+    assert len(returns) == 3 and returns[-1] > -1 and policy.startswith("[-")
     assert len(python(sweep).strip("[] \n").split()) == 3
 
 

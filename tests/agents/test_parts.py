@@ -154,8 +154,8 @@ def test_a_critic_may_own_its_whole_update():
     [
         ({"obs": jnp.zeros((4, 2))}, r"\(4, 2\).*\(4, 3\)"),
         ({"action": jnp.zeros((4, 1))}, r"\(4, 1\).*\(4, 2\)"),
-        ({"reward": jnp.zeros((4, 1))}, r"\(4, 1\).*\(4,\)"),
-        ({"discount": jnp.zeros(3)}, r"\(3,\).*\(4,\)"),
+        ({"reward": jnp.zeros((4, 1))}, r"\(4, 1\).*\(4\)"),
+        ({"discount": jnp.zeros(3)}, r"\(3,\).*\(4\)"),
     ],
 )
 def test_a_batch_of_the_wrong_shape_is_refused_with_both_shapes(spoilt, words):
@@ -214,10 +214,9 @@ def test_numbers_may_be_traced_and_a_vmap_over_them_is_a_loop(algorithm, numbers
 
     def learn(numbers, state):
         agent = agents.make(replace(config, **numbers), SPEC)
-        for i in range(2):
-            state, metrics = agent.update(state, batch, jax.random.key(i), jnp.int32(i))
+        state, metrics = agent.update(state, batch, jax.random.key(1), jnp.int32(1))
         explored = agent.explore(agent.policy(state), jnp.ones(3), jax.random.key(5))
-        return agent.policy(state), agent.critic(state), metrics["critic/target_mean"], explored
+        return state, metrics["critic/target_mean"], explored
 
     swept = jax.jit(jax.vmap(learn, in_axes=(0, None)))(both, start)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-3)

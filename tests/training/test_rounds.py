@@ -309,7 +309,7 @@ def checkpointed(tmp_path):
 def damage(folder, how):
     """Spoil the biggest data file of a checkpoint."""
     path = max(
-        (p for p in folder.rglob("*") if p.is_file() and "replay" in p.parts),
+        (p for p in folder.rglob("*") if p.is_file() and "agent" in p.parts),
         key=lambda p: p.stat().st_size,
     )
     data = bytearray(path.read_bytes())

@@ -74,8 +74,16 @@ def test_a_finished_run_is_left_alone(capsys):
     assert before == {p: p.stat().st_mtime_ns for p in Path("x").rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize("env_id", ["Pendulum-v1", "probe/delay"])
-@pytest.mark.parametrize("first", [450, 400])
+@pytest.mark.parametrize(
+    ("env_id", "first"),
+    [
+        ("probe/delay", 450),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("probe/delay", 400), ("Pendulum-v1", 450))
+        ),
+    ],
+)
 def test_a_run_that_is_extended_equals_one_that_was_longer_from_the_start(env_id, first, capsys):
     """Also where its former end was neither a logged nor an evaluated step."""
     args = [
