@@ -37,6 +37,8 @@ def main(argv: list[str]) -> int:
             _summarize(logdir, plan)
             return 0
         session.begin()
+        if session.start:
+            print(f"resuming {logdir} at step {session.start}", file=sys.stderr)
         try:
             if not _run(session):
                 return 0

@@ -5,7 +5,6 @@
 """
 
 import dataclasses
-import sys
 import time
 from collections.abc import Callable, Generator
 from functools import partial
@@ -191,7 +190,6 @@ class Session:
                 self.start, self.learner, self.counters, state, extra = restored
                 self._collector.load(state)
                 self.pending = codec.decode(extra["pending"])
-                print(f"resuming {self.logdir} at step {self.start}", file=sys.stderr)
             self._recorder = Recorder(self.logdir, config.seeds, self.start, self._stays)
         self._look = make_monitor(self.agent, config, plan.discount)
         self._acting = jax.jit(jax.vmap(self.agent.policy))

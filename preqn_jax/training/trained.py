@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,11 +59,18 @@ class Trained(NamedTuple):
         return checked
 
 
-def load(logdir: str | Path, *, trust: bool = False) -> Trained:
+def load(
+    logdir: str | Path,
+    *,
+    agent: Callable[[Spec], Agent] | None = None,
+    env: envs.Source | None = None,
+    trust: bool = False,
+) -> Trained:
     """The newest whole checkpoint of a run directory; the run may still be going on.
 
     Args:
       logdir: the run directory.
+      agent, env: what `train` was given, where that was no name.
       trust: import what an environment's id names, as in "module:Env-v0". A run directory may come
         from anybody, and importing a module runs it.
 
@@ -75,19 +83,21 @@ def load(logdir: str | Path, *, trust: bool = False) -> Trained:
     if not path.exists():
         raise UserError(f"{str(logdir)!r} is not a run directory: it has no config.json")
     config = directory.read_config(path)
-    names = {field.name for field in dataclasses.fields(agents.AgentConfig)}
-    fields = {name: _tuple(value) for name, value in config.items() if name in names}
-    env = config["env"]
-    if ":" in env and not trust:
+    named: str = config["env"]
+    if env is None and ":" in named and not trust:
         raise UserError(
-            f"the run {str(logdir)!r} names the environment {env!r}, whose module would be "
+            f"the run {str(logdir)!r} names the environment {named!r}, whose module would be "
             "imported and run; if you trust it, say `trust=True`"
         )
-    spec = envs.spec(env)
-    agent = agents.make(agents.AgentConfig(**fields), spec)
-    seeds = tuple(config["seeds"])
-    step, states = _restore(logdir, agent, len(seeds))
-    return Trained(agent, states, spec, seeds, step)
+    spec, seeds = envs.spec(named if env is None else env), tuple(config["seeds"])
+    made = (agent or partial(agents.make, _agent_config(config)))(spec)
+    step, states = _restore(logdir, made, len(seeds))
+    return Trained(made, states, spec, seeds, step)
+
+
+def _agent_config(config: dict[str, Any]) -> agents.AgentConfig:
+    names = {field.name for field in dataclasses.fields(agents.AgentConfig)}
+    return agents.AgentConfig(**{k: _tuple(v) for k, v in config.items() if k in names})
 
 
 def _restore(logdir: Path, agent: Agent, seeds: int) -> tuple[int, Any]:

@@ -11,6 +11,7 @@ import pytest
 
 import preqn_jax
 from preqn_jax import agents, envs, steps
+from preqn_jax.options import UserError
 from preqn_jax.types import Spec, Transition
 
 SPEC = Spec(3, 2, -np.ones(2), np.ones(2))
@@ -114,6 +115,10 @@ def test_an_agent_of_unknown_parts_can_be_diagnosed_and_gone_on_with(tmp_path):
         p.step for p in preqn_jax.train(own_agent, "probe/action", num_steps=300, **options)
     ]
     assert steps_left == [250, 300]
+    loaded = preqn_jax.load(tmp_path / "x", agent=own_agent)
+    assert loaded.step == 300 and loaded.policy()(np.zeros(1)).shape == (1,)
+    with pytest.raises(UserError, match="unknown algorithm 'own_agent'"):
+        preqn_jax.load(tmp_path / "x")
 
 
 def test_a_critic_may_own_its_whole_update():
