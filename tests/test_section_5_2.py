@@ -268,6 +268,7 @@ def test_what_diverged_is_the_weaker_whatever_it_returned():
     assert verdict.borne_out is True and "preqn-relu diverged" in verdict.halves[0].evidence
 
 
+@pytest.mark.filterwarnings("ignore:Precision loss")  # scores without any spread
 def test_unfinished_runs_are_judged_where_all_of_them_stand():
     for variant in SIX:
         # PreQN is ahead up to step 60,000, and far behind later.

@@ -47,7 +47,8 @@ def difference(a: np.ndarray, b: np.ndarray) -> Estimate:
     value = float(np.mean(a) - np.mean(b))
     if min(len(a), len(b)) < 2 or not np.isfinite(value):
         return Estimate(value, None)
-    if np.ptp(a) == np.ptp(b) == 0:  # no spread, of which Welch's formula makes 0 / 0
+    spread, size = max(np.ptp(a), np.ptp(b)), max(np.abs(a).max(), np.abs(b).max())
+    if spread <= 1e-9 * size:  # none but rounding, of which Welch's formula makes nothing
         return Estimate(value, (value, value))
     low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval(LEVEL)
     return Estimate(value, (float(low), float(high)))
