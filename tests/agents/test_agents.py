@@ -33,6 +33,9 @@ TABLE = {
 }
 # Every solver, option and mix keeps the laws; the fast tests hold one of each kind to them.
 SLOW = {
+    "preqn-relu-eigh",
+    "td3-preconditioned",
+    "sac",
     "preqn-jacobian",
     "preqn-target-networks",
     "preqn-lstsq",

@@ -198,9 +198,19 @@ TUNED = {"automatic_temperature": True, "temperature": 0.3, "target_entropy": -3
 @pytest.mark.parametrize(
     ("algorithm", "numbers", "fixed"),
     [
-        *((name, numbers, {}) for name, numbers in NUMBERS.items()),
+        pytest.param(
+            name, numbers, {}, marks=[pytest.mark.slow] * (name in ("ngql", "ddpg", "sac"))
+        )
+        for name, numbers in NUMBERS.items()
+    ]
+    + [
         ("sac", {"temperature_learning_rate": 1e-2, "target_entropy": -3.0}, TUNED),
-        ("preqn", {"rcond": 1e-3, "linesearch_decay": 0.7}, {"solver": "eigh"}),
+        pytest.param(
+            "preqn",
+            {"rcond": 1e-3, "linesearch_decay": 0.7},
+            {"solver": "eigh"},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_numbers_may_be_traced_and_a_vmap_over_them_is_a_loop(algorithm, numbers, fixed):

@@ -180,7 +180,13 @@ def test_a_q_that_is_too_high_and_follows_its_targets_is_given_time():
 # --- the monitor ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("algorithm", agents.ALGORITHMS)
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("ngql", "ddpg")))
+        for name in agents.ALGORITHMS
+    ],
+)
 def test_what_is_inspected_is_what_an_update_does(algorithm):
     spec = Spec(3, 2, -np.ones(2), np.ones(2))
     agent = agents.make(agents.AgentConfig(algorithm=algorithm, hidden_sizes=(8, 8)), spec)

@@ -63,7 +63,8 @@ ALGORITHMS = {
     "sac": {"algorithm": "sac", "polyak": 0.9, "critic_learning_rate": 3e-3, "temperature": 1e-3},
 }
 HALF = {"discount": 0.5}
-EACH = [pytest.param(name, marks=[pytest.mark.slow] * (name == "sac")) for name in ALGORITHMS]
+LONG = {"sac", "ngql", "ddpg"}  # of a kind with others
+EACH = [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in ALGORITHMS]
 
 
 @pytest.mark.parametrize("name", EACH)

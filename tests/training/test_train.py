@@ -185,6 +185,7 @@ def test_kill_9_and_again_is_bit_for_bit_the_run_that_was_never_killed(tmp_path)
     assert resumed == straight
 
 
+@pytest.mark.slow
 def test_sigterm_writes_a_checkpoint_and_the_run_goes_on_bit_for_bit(tmp_path):
     resumed, straight = killed_and_resumed(tmp_path, "Hopper-v5", signal.SIGTERM, "--algorithm=td3")
     assert resumed == straight
