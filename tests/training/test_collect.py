@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from commands import ROOT
 
 from preqn_jax import agents, envs
 from preqn_jax.training import collect, loop
@@ -99,7 +99,7 @@ def test_imports_start_no_backend():
         f"import jax, {modules}; jax.config.update('jax_platforms', 'none-such'); "
         f"print(jax.devices())"
     )
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120
     )
