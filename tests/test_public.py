@@ -147,6 +147,7 @@ def test_a_run_is_loaded_while_it_is_going_on_and_after(tmp_path):
             loaded.append(preqn_jax.load(tmp_path / "x"))
     loaded.append(preqn_jax.load(str(tmp_path / "x")))
     assert [one.step for one in loaded] == [100, 200] and loaded[1].seeds == (3, 1)
+    assert (tmp_path / "x" / "DONE").exists()
     jax.tree.map(np.testing.assert_array_equal, loaded[1].states, progress.trained.states)
     action = loaded[1].policy(1)(np.zeros(1))
     np.testing.assert_array_equal(action, progress.trained.policy(1)(np.zeros(1)))

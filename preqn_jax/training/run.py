@@ -108,6 +108,7 @@ def train(
         planned = plan(run, agent_config, loop_config)._replace(env=env)
     with Session(planned) as session:
         yield from session.rounds()
+        session.finish()
         return session.trained()
 
 
