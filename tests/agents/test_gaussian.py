@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from jax.flatten_util import ravel_pytree
 
 import oracles
@@ -100,3 +101,36 @@ def test_a_tuned_temperature_brings_the_entropy_to_its_target():
     lowest = entropy.argmin()
     assert entropy[lowest] < target - 1 and alpha[lowest + 100] > 1.5 * alpha[lowest]
     assert abs(entropy[-1000:].mean() - target) < 0.1
+
+
+@pytest.mark.parametrize("mean", [0.0, -0.7, 10.0, -40.0])
+@pytest.mark.parametrize("log_std", [-5.0, 0.0, 2.0])
+def test_log_probability_of_a_squashed_gaussian(mean, log_std):
+    """Also where tanh(u) rounds to 1: no infinity, and a finite gradient."""
+    mean, log_std, noise = (
+        jnp.array([mean, 0.1]),
+        jnp.array([log_std, -1.0]),
+        jnp.array([0.3, -1.2]),
+    )
+    action, log_prob = agents.tanh_gaussian(mean, log_std, noise)
+    np.testing.assert_allclose(
+        action, np.tanh(np.asarray(mean + jnp.exp(log_std) * noise, np.float64)), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        log_prob, oracles.tanh_gaussian_log_prob(mean, log_std, noise), rtol=1e-5, atol=1e-5
+    )
+    gradients = jax.grad(lambda m, s: agents.tanh_gaussian(m, s, noise)[1], argnums=(0, 1))(
+        mean, log_std
+    )
+    assert all(np.isfinite(g).all() for g in gradients)
+
+
+def test_the_squashed_density_integrates_to_one(x64):
+    """Over a in (-1, 1), for one action: pi(a|s) = exp(log pi) on a grid of u, with da = (1 - a^2)
+    du.
+    """
+    noise = jnp.linspace(-9, 9, 20_001)
+    action, log_prob = jax.vmap(
+        lambda n: agents.tanh_gaussian(jnp.array([0.4]), jnp.array([-0.3]), n[None])
+    )(noise)
+    np.testing.assert_allclose(np.trapezoid(np.exp(log_prob), action[:, 0]), 1, atol=1e-6)

@@ -1,0 +1,132 @@
+"""Small agents, batches for them, and parts so simple that their values are worked by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from preqn_jax import agents, steps
+from preqn_jax.types import Spec, Transition
+
+SPEC = Spec(3, 2, -np.ones(2), np.ones(2))
+SMALL = {"hidden_sizes": (16, 16)}
+
+
+def make(fields):
+    return agents.make(agents.AgentConfig(**{**SMALL, **fields}), SPEC)
+
+
+_made = {}
+
+
+def compiled(fields):
+    """An agent with its functions compiled once for all laws."""
+    key = str(fields)
+    if key not in _made:
+        agent = make(fields)
+        _made[key] = agent._replace(init=jax.jit(agent.init), update=jax.jit(agent.update))
+    return _made[key]
+
+
+def transitions(seed=0, n=32):
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=(n, *shape)), jnp.float32)
+    return Transition(
+        normal(3),
+        jnp.tanh(normal(2)),
+        normal(),
+        jnp.asarray(rng.random(n) < 0.8, jnp.float32),
+        normal(3),
+    )
+
+
+def learn(agent, state, updates=4, key=0):
+    for i in range(updates):
+        state, metrics = agent.update(
+            state, transitions(i), jax.random.fold_in(jax.random.key(key), i), jnp.int32(i)
+        )
+    return state, metrics
+
+
+def leaves(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def same(a, b):
+    return all((x == y).all() for x, y in zip(leaves(a), leaves(b), strict=True))
+
+
+class Affine:
+    """Stands in for a network: Q = c * (sum obs + 10 * sum action), mu = clip(m * obs[:2]), for
+    values worked by hand.
+    """
+
+    def __init__(self, value):
+        self.value = value
+
+    def init(self, key, *inputs):
+        return {"w": jnp.float32(self.value)}
+
+
+class HandCritic(Affine):
+    def apply(self, params, obs, action):
+        return params["w"] * (jnp.sum(obs) + 10 * jnp.sum(action))
+
+
+class HandActor(Affine):
+    def apply(self, params, obs):
+        return jnp.clip(params["w"] * obs[:2], -1, 1)
+
+
+def recording(seen):
+    """A critic's step that notes its targets and leaves the parameters alone."""
+
+    def update(params, state, inputs, targets):
+        seen.append(targets)
+        info = steps.StepInfo(targets * 0, targets, {"critic/alignment": jnp.float32(1)})
+        return params, state, info
+
+    return steps.ValueStep(lambda params: (), update)
+
+
+def hand_agent(seen, actor=None, slow=None, members=1, **policy):
+    """An agent of hand-made parts; `slow` sets the weights of the critics' slow copies."""
+    kind = agents.gaussian if isinstance(actor, HandGaussian) else agents.deterministic
+    target = None if slow is None else 0.995
+    if kind is agents.deterministic:
+        policy["target"] = target
+    agent = agents.actor_critic(
+        SPEC,
+        kind(actor or HandActor(0.5), optax.sgd(0.0), **policy),
+        agents.critic(HandCritic(2.0), recording(seen), members=members, target=target),
+        discount=0.5,
+    )
+    state = agent.init(jax.random.key(0))
+    if slow is not None:
+        weights = {"w": jnp.asarray(slow, jnp.float32)}
+        state = state.replace(critic=state.critic.replace(target=weights))
+    return agent, state
+
+
+def targets_of(agent, state, seen):
+    with jax.disable_jit():
+        _, metrics = agent.update(state, HAND_BATCH, jax.random.key(1), jnp.int32(0))
+    return np.ravel(seen[0])[:2], metrics
+
+
+HAND_BATCH = Transition(
+    obs=jnp.zeros((2, 3)),
+    action=jnp.zeros((2, 2)),
+    reward=jnp.array([1.0, 1.0]),
+    discount=jnp.array([0.0, 1.0]),  # a terminal, and a time limit: the second bootstraps
+    next_obs=jnp.array([[1.0, 0.0, 0.0], [1.0, 0.4, 2.0]]),
+)
+
+
+class HandGaussian(Affine):
+    """Mean w * obs[:2], standard deviation all but zero: the action is tanh of the mean, up to
+    1e-6.
+    """
+
+    def apply(self, params, obs):
+        return params["w"] * obs[:2], jnp.full(2, -14.0)

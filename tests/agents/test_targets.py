@@ -1,0 +1,237 @@
+"""Targets and the policy's step, worked by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import oracles
+from agent_cases import (
+    HAND_BATCH,
+    SPEC,
+    HandActor,
+    HandCritic,
+    HandGaussian,
+    hand_agent,
+    learn,
+    leaves,
+    make,
+    recording,
+    targets_of,
+    transitions,
+)
+from preqn_jax import agents, networks, steps
+from preqn_jax.batching import batched
+
+
+def test_targets_by_hand_at_a_terminal_and_at_a_time_limit():
+    """As DDPG's, from slow copies."""
+    agent, state = hand_agent(seen := [], slow=[3.0])
+    # mu(s') = 0.5 * (1, 0.4) = (0.5, 0.2); the slow critic gives 3 * (3.4 + 10 * 0.7) = 31.2
+    np.testing.assert_allclose(targets_of(agent, state, seen)[0], [1.0, 1 + 0.5 * 31.2], rtol=1e-6)
+
+
+def test_without_slow_copies_the_online_networks_bootstrap():
+    """As PreQN's."""
+    agent, state = hand_agent(seen := [])
+    assert state.critic.target is None and state.policy.target is None
+    # the online critic gives 2 * (3.4 + 7) = 20.8
+    np.testing.assert_allclose(targets_of(agent, state, seen)[0], [1.0, 11.4], rtol=1e-6)
+
+
+@pytest.mark.parametrize("algorithm", ["ddpg", "td3"])
+def test_the_next_action_is_the_slow_policys(algorithm):
+    """Moving the online policy alone leaves the targets as they are."""
+    agent, batch = make({"algorithm": algorithm}), transitions()
+    state, key = agent.init(jax.random.key(0)), jax.random.key(1)
+    targets = lambda state: agent.inspect(state, batch, key).targets
+    away = lambda params: jax.tree.map(lambda leaf: leaf + 0.3, params)
+    policy = state.policy
+    online = state.replace(policy=policy.replace(params=away(policy.params)))
+    slow = state.replace(policy=policy.replace(target=away(policy.target)))
+    np.testing.assert_array_equal(targets(online), targets(state))
+    assert np.abs(targets(slow) - targets(state)).max() > 1e-3
+
+
+def test_the_slow_copies_follow_what_the_update_made():
+    """The policy steps first, its copy after."""
+    agent = make({"algorithm": "ddpg"})
+    start = agent.init(jax.random.key(0))
+    end, _ = agent.update(start, transitions(), jax.random.key(1), jnp.int32(0))
+    for part in ("policy", "critic"):
+        before, after = getattr(start, part), getattr(end, part)
+        for slow, old, new in zip(
+            *map(leaves, (after.target, before.target, after.params)), strict=True
+        ):
+            assert np.abs(new - old).max() > 5e-4
+            np.testing.assert_allclose(slow, 0.995 * old + 0.005 * new, rtol=3e-7, atol=1e-8)
+
+
+def test_smoothed_targets_by_hand_take_the_least_critic_and_clipped_noise():
+    """As TD3's."""
+    smoothing = agents.Smoothing(noise=100.0, clip=0.25)
+    agent, state = hand_agent(seen := [], slow=[3.0, 2.0], members=2, smoothing=smoothing)
+    first, second = targets_of(agent, state, seen)[0]
+    # noise of deviation 100 is clipped to +-0.25 in each of the two actions: (0.5 +- 0.25) + (0.2
+    # +- 0.25) is 0.2, 0.7 or 1.2; the least of w = 3 and w = 2 is 2 times 3.4 + 10 * that
+    assert first == 1
+    assert min(abs(second - (1 + 0.5 * 2 * (3.4 + 10 * a))) for a in (0.2, 0.7, 1.2)) < 1e-3
+
+
+def test_smoothed_actions_stay_in_the_box():
+    agent, state = hand_agent(seen := [], smoothing=agents.Smoothing(noise=100.0, clip=50.0))
+    second = targets_of(agent, state, seen)[0][1]
+    total = (second - 1) / 0.5 / 2 - 3.4  # 10 * (a1 + a2), each a at an edge of the box
+    assert min(abs(total - 10 * s) for s in (-2, 0, 2)) < 1e-3
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.3])
+def test_exploration_noise_is_gaussian_of_its_size(noise):
+    agent = agents.actor_critic(
+        SPEC,
+        agents.deterministic(HandActor(0.0), optax.sgd(0.0), noise=noise),
+        agents.critic(HandCritic(2.0), recording([])),
+    )
+    keys = jax.random.split(jax.random.key(3), 20_000)
+    drawn = jax.vmap(lambda key: agent.explore({"w": jnp.float32(0)}, jnp.ones(3), key))(keys)
+    drawn = np.asarray(drawn)[:, 0] / noise
+    np.testing.assert_allclose([drawn.mean(), drawn.std()], [0, 1], atol=0.03)
+    np.testing.assert_allclose(np.mean(np.abs(drawn) > 2), 0.0455, atol=0.006)  # 0 if uniform
+
+
+def test_the_policy_climbs_the_first_critic():
+    agent = make({"algorithm": "td3", "policy_delay": 1, "actor_learning_rate": 1e-3})
+    start = agent.init(jax.random.key(0))
+    batch = transitions()
+    end, _ = agent.update(start, batch, jax.random.key(1), jnp.int32(0))
+    critic = networks.Critic((16, 16), "relu")
+    first = agent.critic(end)
+
+    def objective(phi):
+        action = jax.vmap(agent.act, in_axes=(None, 0))(phi, batch.obs)
+        return jnp.mean(jax.vmap(critic.apply, in_axes=(None, 0, 0))(first, batch.obs, action))
+
+    before, after = agent.policy(start), agent.policy(end)
+    assert objective(after) > objective(before)
+    grads = jax.grad(lambda phi: -objective(phi))(before)
+    updates, _ = optax.adam(1e-3).update(grads, optax.adam(1e-3).init(before))
+    for a, b in zip(leaves(optax.apply_updates(before, updates)), leaves(after), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_gaussian_targets_by_hand_take_the_least_slow_critic_and_the_entropy():
+    """As SAC's."""
+    actor = HandGaussian(0.5)
+    agent, state = hand_agent(seen := [], actor, slow=[3.0, 2.0], members=2, temperature=0.1)
+    (first, second), metrics = targets_of(agent, state, seen)
+    # mu(s') = tanh(0.5, 0.2); the least critic gives 2 * (3.4 + 10 * sum mu); log pi without the
+    # drawn noise's share, which is -noise^2 / 2 in each action, is oracles.tanh_gaussian_log_prob
+    # at noise 0
+    mean = np.array([0.5, 0.2])
+    value = 2 * (3.4 + 10 * np.tanh(mean).sum())
+    log_prob = oracles.tanh_gaussian_log_prob(mean, np.full(2, -14.0), np.zeros(2))
+    share = (second - (1 + 0.5 * (value - 0.1 * log_prob))) / (0.5 * 0.1)  # sum of noise^2 / 2
+    assert first == 1 and 0 < share < 15
+    assert float(metrics["actor/temperature"]) == np.float32(0.1)
+    np.testing.assert_allclose(-metrics["actor/entropy"], log_prob - share, atol=8)  # of two states
+
+
+def test_a_gaussian_policy_draws_anew_for_targets_and_for_its_own_step():
+    """Equal observations and an equal key would draw equal actions: the keys must differ."""
+    seen = []
+    policy = agents.gaussian(HandGaussian(0.5), optax.sgd(0.0))
+
+    def upcoming(state, obs, key):
+        seen.append(key)
+        return policy.upcoming(state, obs, key)
+
+    def improve(state, batch, values, key):
+        seen.append(key)
+        return policy.improve(state, batch, values, key)
+
+    spying = policy._replace(upcoming=upcoming, improve=improve)
+    agent = agents.actor_critic(SPEC, spying, agents.critic(HandCritic(2.0), recording([])))
+    agent.update(agent.init(jax.random.key(0)), HAND_BATCH, jax.random.key(1), jnp.int32(0))
+    one, other = (jax.random.key_data(key).tolist() for key in seen)
+    assert one != other and jax.random.key_data(jax.random.key(1)).tolist() not in (one, other)
+
+
+def test_the_policy_climbs_the_critic_as_it_is_after_its_step():
+    """Line 14 comes after line 13: the critic that it climbs is not the one of before."""
+    agent = make({"algorithm": "preqn", "critic_learning_rate": 1.0, "eta": 0.0})
+    start, batch, seen = agent.init(jax.random.key(0)), transitions(), []
+    policy = agents.deterministic(networks.Actor(2, (16, 16)), optax.adam(1e-3))
+
+    def improve(state, batch, values, key):
+        seen.append(values.first(batch.obs, batch.action))
+        return policy.improve(state, batch, values, key)
+
+    net = networks.Critic((16, 16))
+    step = steps.preconditioned(net.apply, 1.0, 0.0)
+    spying = agents.actor_critic(SPEC, policy._replace(improve=improve), agents.critic(net, step))
+    end, _ = spying.update(start, batch, jax.random.key(1), jnp.int32(0))
+    at = lambda state: batched(net.apply)(spying.critic(state), (batch.obs, batch.action))
+    assert np.abs(at(end) - at(start)).max() > 0.1
+    np.testing.assert_array_equal(seen[0], at(end))
+
+
+def test_sac_policy_climbs_what_its_loss_says():
+    """The agent's own step, on average over draws of the noise, raises E[min Q - alpha log pi]."""
+    agent = make({"algorithm": "sac", "actor_learning_rate": 1e-3})
+    start, batch = agent.init(jax.random.key(0)), transitions()
+    end, _ = jax.jit(agent.update)(start, batch, jax.random.key(1), jnp.int32(0))
+    critic, actor = networks.Critic((16, 16), "relu"), networks.GaussianActor(2, (16, 16), "relu")
+    noise = jax.random.normal(jax.random.key(5), (64, 32, 2))
+
+    def objective(phi):
+        def one(obs, noise):
+            mean, log_std = actor.apply(phi, obs)  # pyright: ignore
+            action, log_prob = agents.tanh_gaussian(mean, log_std, noise)
+            return (
+                jnp.min(
+                    jax.vmap(critic.apply, in_axes=(0, None, None))(end.critic.params, obs, action)
+                )
+                - 0.1 * log_prob
+            )
+
+        return jnp.mean(jax.vmap(jax.vmap(one), in_axes=(None, 0))(batch.obs, noise))
+
+    assert objective(agent.policy(end)) > objective(agent.policy(start))
+
+
+@pytest.mark.parametrize(("target", "direction"), [(100.0, 1), (-100.0, -1)])
+def test_the_temperature_moves_towards_the_target_entropy(target, direction):
+    """An entropy too low raises the temperature, one too high lowers it."""
+    agent = make(
+        {
+            "algorithm": "sac",
+            "automatic_temperature": True,
+            "target_entropy": target,
+            "temperature": 0.2,
+        }
+    )
+    start = agent.init(jax.random.key(0))
+    end, metrics = learn(agent._replace(update=jax.jit(agent.update)), start)
+    np.testing.assert_allclose(np.exp(start.policy.log_temperature), 0.2, rtol=1e-6)
+    assert direction * float(end.policy.log_temperature - start.policy.log_temperature) > 0
+    # the metric is the temperature that the last update's targets used: one of its steps behind
+    assert (
+        direction
+        * (float(end.policy.log_temperature) - np.log(float(metrics["actor/temperature"])))
+        > 0
+    )
+
+
+def test_sac_explores_by_sampling_and_acts_by_the_mean():
+    agent = make({"algorithm": "sac"})
+    phi = agent.policy(agent.init(jax.random.key(0)))
+    actor = networks.GaussianActor(2, (16, 16), "relu")
+    mean, log_std = actor.apply(phi, jnp.ones(3))  # pyright: ignore
+    np.testing.assert_allclose(agent.act(phi, jnp.ones(3)), jnp.tanh(mean), rtol=1e-6)
+    drawn = jax.vmap(lambda key: agent.explore(phi, jnp.ones(3), key))(
+        jax.random.split(jax.random.key(0), 4000)
+    )
+    before = np.arctanh(np.asarray(drawn, np.float64))
+    np.testing.assert_allclose(before.mean(axis=0), mean, atol=0.1)
+    np.testing.assert_allclose(before.std(axis=0), jnp.exp(jnp.asarray(log_std)), rtol=0.1)
