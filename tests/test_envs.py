@@ -7,7 +7,9 @@ import pytest
 
 from preqn_jax import envs
 from preqn_jax.envs import codec, gym
+from preqn_jax.envs.base import scale
 from preqn_jax.options import UserError
+from preqn_jax.types import Spec
 
 PAPER = ["HalfCheetah-v5", "Walker2d-v5", "Hopper-v5", "Ant-v5", "Swimmer-v5"]
 OTHERS = [
@@ -85,6 +87,12 @@ def test_actions_are_scaled_to_the_bounds():
     env.reset([1]), alone.reset(seed=1)
     out = env.step(np.array([[0.5]], np.float32))
     np.testing.assert_array_equal(out.next_obs[0], alone.step(np.array([1.0], np.float32))[0])
+
+
+def test_a_box_that_is_not_about_zero_is_scaled_to_its_own_ends():
+    spec = Spec(1, 2, np.array([0.0, -1.0]), np.array([4.0, 3.0]))
+    got = scale(spec, np.array([[-1.0, -1.0], [0.0, 0.5], [1.0, 2.0]]))
+    np.testing.assert_allclose(got, [[0, -1], [2, 2], [4, 3]])
 
 
 def test_inactive_environments_stand_still():

@@ -34,6 +34,13 @@ def test_gradient_with_sgd_is_equation_5(activation, x64):
     np.testing.assert_allclose(info.values, np.asarray(targets) - delta, rtol=1e-10)
 
 
+def test_gradient_of_one_sample_is_equation_4(x64):
+    params, inputs, targets, x = case(batch=1)
+    theta, phi, delta = oracle(params, x, targets)
+    new, _, _ = take(steps.gradient(critic(), optax.sgd(0.1)), params, inputs, targets)
+    assert move_error(new, params, theta + 0.1 * delta[0] * phi[:, 0]) < 1e-10
+
+
 def test_gradient_keeps_the_optimizers_state(x64):
     """Two steps with momentum: the second one's velocity holds half of the first one's."""
     params, inputs, targets, x = case()

@@ -15,6 +15,7 @@ from preqn_jax.training import collect, loop
 from preqn_jax.training.checkpoint import Checkpointer
 from preqn_jax.training.errors import Diverged
 from preqn_jax.training.rollout import attained
+from preqn_jax.types import Transition
 
 LOOP = loop.LoopConfig(
     num_steps=600, start_steps=100, update_after=100, batch_size=32, replay_capacity=1000
@@ -109,9 +110,11 @@ def test_a_round_collects_and_updates_one_for_one_after_update_after():
     assert sum(len(d.episodes) for d in done) == 600  # one-step episodes
 
 
-def test_start_steps_act_uniformly_and_then_the_policy_does():
+@pytest.mark.parametrize("num_envs", [1, 5])
+def test_start_steps_act_uniformly_and_then_the_policy_does(num_envs):
+    """They count steps of all environments together."""
     agent, collector, config, learner, counters = setup(
-        agent_fields={"exploration_noise": 0.0}, num_steps=400, update_after=400
+        agent_fields={"exploration_noise": 0.0}, num_steps=400, update_after=400, num_envs=num_envs
     )
     _, learner = run(agent, collector, config, learner, counters)
     obs, action = (
@@ -144,6 +147,38 @@ def test_several_environments_feed_one_seed():
     done, learner = run(agent, collector, config, learner, counters)
     assert len(done) == 12 and int(learner.replay.size[0]) == 600
     assert (np.asarray(learner.replay.data.obs)[0, :15, 0] == [0] * 5 + [1] * 5 + [0] * 5).all()
+
+
+def test_every_round_and_update_draws_anew():
+    """Of an agent that learns nothing and notes what it was given: the minibatch, a draw from its
+    key, and the count. The replay holds one round, so that equal keys would draw equal rows.
+    """
+    config = dataclasses.replace(
+        LOOP, num_steps=12, update_every=4, update_after=4, replay_capacity=4, seeds=(0, 1)
+    )
+
+    def update(log, batch, key, count):
+        row = jnp.concatenate([batch.reward, jax.random.normal(key, (1,)), jnp.ones(1) * count])
+        return log.at[count].set(row), {}
+
+    nothing = lambda *_: None
+    agent = agents.Agent(
+        lambda key: jnp.zeros((12, config.batch_size + 2)),
+        *(nothing, nothing, nothing),
+        update,
+        lambda state: {},
+        *(nothing, nothing, nothing),
+    )
+    learner, _ = loop.init(agent, envs.spec("probe/delay"), config)
+    learn = loop.make_learn(agent, config)
+    blank, row = np.zeros((2, 4, 1), np.float32), np.tile(np.arange(4.0), (2, 1))
+    for round_ in range(3):
+        transitions = Transition(blank, blank, row, np.ones((2, 4)), blank)
+        learner, _ = learn(learner, transitions, jnp.uint32(round_), jnp.int32(4 * round_), 4)
+    log = np.asarray(learner.agent)
+    assert (log[..., -1] == np.arange(12)).all()
+    assert len(np.unique(log[..., -2])) == 24  # of two seeds
+    assert len(np.unique(log[..., :-2].reshape(24, -1), axis=0)) == 24
 
 
 def test_the_update_compiles_once():
