@@ -37,6 +37,9 @@ class Counters(NamedTuple):
 
     round: int = 0  # rounds done
     updates: int = 0  # gradient steps done
+    frozen: tuple[
+        int, ...
+    ] = ()  # indices of the seeds that diverged: they stay as they were before
 
 
 class Round(NamedTuple):
@@ -49,6 +52,7 @@ class Round(NamedTuple):
         str, np.ndarray
     ]  # `[S]` each, means over the round's updates; empty before the first
     episodes: list[tuple[int, float]]  # (index of the seed, return) of every episode that ended
+    diverged: list[Diverged]  # whom this round froze
 
 
 def keys(seeds: tuple[int, ...]) -> Key:
@@ -77,30 +81,39 @@ def rounds(
 ) -> Iterator[Round]:
     """Train until `num_steps`, yielding after every round; `collector` stands where `counters` say.
 
+    A seed that meets a NaN or an infinity is frozen: it takes no further part, keeps the agent of
+    the round before, and no other seed's numbers depend on that.
+
     Raises:
-      Diverged: naming the quantity, the seed and the step; the learner of the round before is gone
-        by then.
+      Diverged: the last seed did; the learner of the round before is gone by then.
       Stopped: what else `collector` cannot go on from.
     """
     learn, acting = make_learn(agent, config), jax.jit(jax.vmap(agent.policy))
     while counters.round * config.update_every < config.num_steps:
-        transitions, episodes = collector.collect(acting(learner.agent), counters.round)
+        collected = collector.collect(acting(learner.agent), counters.round, counters.frozen)
+        transitions, episodes, diverged = collected
         step = (counters.round + 1) * config.update_every
         updates = config.update_every if step >= config.update_after else 0
+        out = {*counters.frozen, *(config.seeds.index(error.seed) for error in diverged)}
+        frozen = np.isin(np.arange(len(config.seeds)), sorted(out))
         at = (jnp.uint32(counters.round), jnp.int32(counters.updates))
-        learner, metrics = learn(learner, transitions, *at, updates)
-        counters = Counters(counters.round + 1, counters.updates + updates)
+        learner, metrics = learn(learner, transitions, frozen, *at, updates)
         measured = {name: np.asarray(value) for name, value in metrics.items()}
-        _check_finite(measured, config, step)
-        yield Round(step, learner, counters, measured, episodes)
+        for i, error in _not_finite(measured, config, step):
+            if i not in out:
+                diverged, out = [*diverged, error], {*out, i}
+        if diverged and len(out) == len(config.seeds):
+            raise diverged[-1]
+        counters = Counters(counters.round + 1, counters.updates + updates, tuple(sorted(out)))
+        yield Round(step, learner, counters, measured, episodes, diverged)
 
 
-Learn = Callable[[Learner, Transition, Array, Array, int], tuple[Learner, Metrics]]
+Learn = Callable[[Learner, Transition, Any, Array, Array, int], tuple[Learner, Metrics]]
 
 
 def make_learn(agent: Agent, config: LoopConfig, side_by_side: bool | None = None) -> Learn:
-    """`(learner, transitions [S, n], round, updates done, updates to do) -> (learner, metrics
-    [S])`: one compiled call.
+    """`(learner, transitions [S, n], frozen [S], round, updates done, updates to do) -> (learner,
+    metrics [S])`: one compiled call.
 
     The learner is donated. Every device has its share of the seeds and waits for no other. The
     seeds of a share learn side by side (`vmap`), or one after the other (`lax.map`), which is the
@@ -111,24 +124,27 @@ def make_learn(agent: Agent, config: LoopConfig, side_by_side: bool | None = Non
     if side_by_side is None:
         side_by_side = next(iter(sharding.device_set)).platform != "cpu"
 
-    @partial(jax.jit, donate_argnums=0, static_argnums=4, out_shardings=sharding)
-    def learn(learner: Learner, transitions: Transition, round_: Array, done: Array, updates: int):
+    @partial(jax.jit, donate_argnums=0, static_argnums=5, out_shardings=sharding)
+    def learn(
+        learner: Learner,
+        transitions: Transition,
+        frozen: Array,
+        round_: Array,
+        done: Array,
+        updates: int,
+    ):
         one = partial(_learn_one, agent, config, updates)
 
-        def share(learner: Learner, transitions: Transition, key: Key, round_: Array, done: Array):
+        def share(seeds: tuple[Learner, Transition, Array, Key], round_: Array, done: Array):
             if side_by_side:
-                return jax.vmap(one, in_axes=(0, 0, 0, None, None))(
-                    learner, transitions, key, round_, done
-                )
-            return jax.lax.map(
-                lambda x: one(x[0], x[1], x[2], round_, done), (learner, transitions, key)
-            )
+                return jax.vmap(one, in_axes=(0, None, None))(seeds, round_, done)
+            return jax.lax.map(lambda seed: one(seed, round_, done), seeds)
 
-        specs = (split, split, split, same, same)
+        specs = (split, same, same)
         shares = jax.shard_map(
             share, mesh=sharding.mesh, in_specs=specs, out_specs=split, check_vma=False
         )
-        return shares(learner, transitions, keys(config.seeds), round_, done)
+        return shares((learner, transitions, frozen, keys(config.seeds)), round_, done)
 
     return learn
 
@@ -149,14 +165,13 @@ def _learn_one(
     agent: Agent,
     config: LoopConfig,
     updates: int,
-    learner: Learner,
-    transitions: Transition,
-    key: Key,
+    seed: tuple[Learner, Transition, Array, Key],
     round_: Array,
     done: Array,
 ) -> tuple[Learner, Metrics]:
     """A round of one seed: leaves without `[S]`. The counters are the same for all seeds, so that
     under a `vmap` they stay one number each and a delayed policy update is really skipped."""
+    learner, transitions, frozen, key = seed
     buffer = replays.add(learner.replay, transitions)
     if not updates:
         return Learner(learner.agent, buffer), {}
@@ -175,11 +190,21 @@ def _learn_one(
     means = {
         k: (jnp.nanmean if k.startswith("solve/") else jnp.mean)(m) for k, m in metrics.items()
     }
-    return Learner(state, buffer), {**means, **agent.summary(state)}
+    means |= agent.summary(state)
+    broken = jnp.any(jnp.stack([~jnp.isfinite(means[k]) for k in VITAL if k in means] or [False]))
+    stays = frozen | broken
+    state = jax.tree.map(lambda new, old: jnp.where(stays, old, new), state, learner.agent)
+    return Learner(state, buffer), means
 
 
-def _check_finite(metrics: dict[str, np.ndarray], config: LoopConfig, step: int) -> None:
-    for name in ("critic/q_mean", "critic/td_abs", "critic/norm", "actor/norm"):
-        bad = ~np.isfinite(metrics.get(name, np.zeros(1)))
-        if bad.any():
-            raise Diverged(name, config.seeds[int(np.argmax(bad))], step)
+VITAL = ("critic/q_mean", "critic/td_abs", "critic/norm", "actor/norm")
+"""Metrics without which a seed cannot go on."""
+
+
+def _not_finite(
+    metrics: dict[str, np.ndarray], config: LoopConfig, step: int
+) -> Iterator[tuple[int, Diverged]]:
+    """(index of a seed, what broke it), in the order of `VITAL`."""
+    for name in VITAL:
+        for i in np.flatnonzero(~np.isfinite(metrics.get(name, np.zeros(1)))):
+            yield int(i), Diverged(name, config.seeds[int(i)], step)
