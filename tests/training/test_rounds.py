@@ -112,20 +112,22 @@ def test_a_round_collects_and_updates_one_for_one_after_update_after():
 
 @pytest.mark.parametrize("num_envs", [1, 5])
 def test_start_steps_act_uniformly_and_then_the_policy_does(num_envs):
-    """They count steps of all environments together."""
+    """They count steps of all environments together, and may end within a round."""
     agent, collector, config, learner, counters = setup(
-        agent_fields={"exploration_noise": 0.0}, num_steps=400, update_after=400, num_envs=num_envs
+        agent_fields={"exploration_noise": 0.0},
+        num_steps=400,
+        start_steps=75,
+        update_after=400,
+        num_envs=num_envs,
     )
     _, learner = run(agent, collector, config, learner, counters)
     obs, action = (
         np.asarray(x)[0, :400, 0] for x in (learner.replay.data.obs, learner.replay.data.action)
     )
-    assert (
-        action[:100].std() == pytest.approx(1 / np.sqrt(3), rel=0.2)
-        and len(np.unique(action[:100])) == 100
-    )
+    assert action[:75].std() == pytest.approx(1 / np.sqrt(3), rel=0.2)
+    assert len(np.unique(action[:75])) == 75
     for side in (-1, 1):
-        assert len(np.unique(action[100:][obs[100:] == side])) == 1
+        assert len(np.unique(action[75:][obs[75:] == side])) == 1
 
 
 def test_the_replay_holds_what_happened():
@@ -280,11 +282,14 @@ def test_evaluation_depends_on_its_seeds_alone_and_is_noiseless():
     agent, collector, config, learner, counters = setup(
         "Pendulum-v1", {"exploration_noise": 1.0}, seeds=(1, 2)
     )
-    first, other, again = (
-        np.stack([one.rewards for one in collector.evaluate(agent.policy(learner.agent), step)])
-        for step in (0, 50, 0)
-    )
+    params = agent.policy(learner.agent)
+    found = [collector.evaluate(params, step) for step in (0, 50, 0)]
+    first, other, again = (np.stack([one.rewards for one in each]) for each in found)
     assert first.shape == (2, 200, EPISODES) and (first == again).all() and (first != other).any()
+    act = jax.vmap(jax.vmap(agent.act, in_axes=(None, 0)), in_axes=(None, 0))
+    for i, one in enumerate(found[0]):
+        expected = act(jax.tree.map(lambda leaf, i=i: leaf[i], params), one.obs)
+        np.testing.assert_allclose(one.action, expected, atol=1e-5)
 
 
 def test_the_largest_discounted_return_is_that_of_the_best_state_on_the_way():
