@@ -2,7 +2,7 @@
 
     python -m experiments.judge.power
 
-simulates the rule, and prints the probabilities that `section_5_2.RULES` quotes.
+simulates the rule, and prints the probabilities that `section_5_2.RULES` and docs/results quote.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ MARGIN = 0.05  # of the better rival's interquartile mean
 TOO_LITTLE = 0.8  # of what the better rival attains: a yes must not come from this share of it
 LEVEL = 0.05  # but with this probability
 SHARES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1)  # of what its rivals attain
-RIVALS, DRAWS = 2, 500
+DRAWS = 500
 
 Scores = Sequence[np.ndarray]  # `[S]` of each of T tasks
 
@@ -53,17 +53,25 @@ def power(levels: np.ndarray, spread: np.ndarray | float, seeds: int) -> list[fl
     Scores are normal around the rivals' `levels [T]` on T tasks, with a standard deviation over
     seeds of `spread` times the level.
     """
-    return [_yes(share, levels, spread, seeds) for share in SHARES]
+    return [passes(share, levels, spread, seeds)[0] for share in SHARES]
 
 
-def _yes(share: float, levels: np.ndarray, spread: np.ndarray | float, seeds: int) -> float:
+def passes(
+    share: float,
+    levels: np.ndarray,
+    spread: np.ndarray | float,
+    seeds: int,
+    others: Sequence[float] = (1.0, 1.0),
+) -> tuple[float, float]:
+    """The probability of a yes, and that of attaining what is needed, for one who truly attains
+    `share` of the `levels [T]`, where each rival attains its entry in `others`.
+    """
     rng = np.random.default_rng(0)
-    own, *rivals = (
-        _draw(rng, one * levels, spread, seeds) for one in (share, *[1.0] * RIVALS)
-    )  # `[DRAWS, S, T]`
-    pools = [scores.middle(one.reshape(len(one), -1)) for one in (own, *rivals)]
-    passing = np.flatnonzero(pools[0] >= needed(pools[1:]))  # the rest is a no, and cheap
-    return sum(favorable(own[i].T, [one[i].T for one in rivals]) is True for i in passing) / DRAWS
+    own, *rivals = (_draw(rng, one * levels, spread, seeds) for one in (share, *others))
+    middles = [scores.middle(one.reshape(DRAWS, -1)) for one in (own, *rivals)]
+    above = np.flatnonzero(middles[0] >= needed(middles[1:]))  # the rest is a no, and cheap
+    yes = sum(favorable(own[i].T, [one[i].T for one in rivals]) is True for i in above)
+    return yes / DRAWS, len(above) / DRAWS
 
 
 def _pooled(
@@ -75,6 +83,7 @@ def _pooled(
 def _draw(
     rng: np.random.Generator, levels: np.ndarray, spread: np.ndarray | float, seeds: int
 ) -> np.ndarray:
+    """Scores `[DRAWS, S, T]`."""
     return levels * (1 + spread * rng.normal(size=(DRAWS, seeds, len(levels))))
 
 
@@ -99,6 +108,34 @@ def words(probabilities: Sequence[float]) -> str:
     return f"{', '.join(f'{p:.2f}' for p in probabilities)} at {shares} %"
 
 
+CASES = {  # levels and spreads of tasks
+    "five tasks, spread 25 %": ((1.0, 1.0, 1.0, 1.0, 1.0), 0.25),
+    "one task, spread 30 %": ((1.0,), 0.3),
+    "three tasks, spread 25 %": ((0.42, 0.12, 0.55), 0.25),
+    "three tasks, spread 50 %": ((0.42, 0.12, 0.55), 0.5),
+    "three tasks, spreads 45, 15, 20 %": ((0.42, 0.12, 0.55), np.array([0.45, 0.15, 0.2])),
+    "five tasks, spreads 45, 10, 35, 20, 30 %": (
+        (0.55, 0.17, 0.56, 0.12, 0.27),
+        np.array([0.45, 0.1, 0.35, 0.2, 0.3]),
+    ),
+}
+
+
+def main() -> None:
+    for seeds in (3, 7):
+        print(f"{seeds} seeds: a yes has {words(power(np.ones(5), 0.25, seeds))} of both rivals")
+    print(
+        "\nat 80 % of both rivals, and where the lesser attains half: a yes (by thresholds alone)"
+    )
+    for name, (levels, spread) in CASES.items():
+        for seeds in (3, 7):
+            found = [
+                passes(TOO_LITTLE, np.array(levels), spread, seeds, (1.0, lesser))
+                for lesser in (1.0, 0.5)
+            ]
+            shown = ", ".join(f"{yes:.2f} ({above:.2f})" for yes, above in found)
+            print(f"{name}, {seeds} seeds: {shown}")
+
+
 if __name__ == "__main__":
-    for count in (3, 7):
-        print(f"{count} seeds: {words(power(np.ones(5), 0.25, count))}")
+    main()
