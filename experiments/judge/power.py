@@ -20,7 +20,7 @@ DRAWS = 500
 Scores = Sequence[np.ndarray]  # `[S]` of each of T tasks
 
 
-def needed(rivals: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+def needed(rivals: Sequence[np.ndarray] | Sequence[float]) -> np.ndarray:
     """The interquartile mean that compares favorably with those of the rivals, `[...]` each."""
     best = np.max(rivals, axis=0)
     return np.maximum(best - MARGIN * np.abs(best), np.min(rivals, axis=0))
