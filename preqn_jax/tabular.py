@@ -43,6 +43,13 @@ class MDP(NamedTuple):
     gamma: Number  # `[]`, the discount, in [0, 1)
 
 
+class Learned(NamedTuple):
+    """What Q-learning came to."""
+
+    q: Array  # `[S, A]`
+    visits: Array  # `[S, A]` int32, how often each pair was met
+
+
 class Solution(NamedTuple):
     """What value iteration came to."""
 
@@ -61,12 +68,7 @@ def check(mdp: MDP) -> MDP:
         raise ValueError(
             f"transition has the shape {shape}, expected [S, A, S]: states, actions, states"
         )
-    _check_finite("transition", transition)
-    if transition.min() < 0:
-        raise ValueError(
-            f"transition has the entry {transition.min():.6g}, expected probabilities, which are "
-            f"not negative"
-        )
+    _check_probabilities("transition", transition)
     sums = transition.astype(np.float64).sum(axis=2)
     s, a = np.unravel_index(np.abs(sums - 1).argmax(), sums.shape)
     if abs(sums[s, a] - 1) > _tolerance(transition):
@@ -75,10 +77,7 @@ def check(mdp: MDP) -> MDP:
             f"every successor"
         )
     if reward.shape not in (shape[:2], shape):
-        raise ValueError(
-            f"reward has the shape {reward.shape}, expected {shape[:2]} or {shape}, to fit "
-            f"transition"
-        )
+        raise ValueError(f"reward has the shape {reward.shape}, expected {shape[:2]} or {shape}")
     _check_finite("reward", reward)
     gamma = np.asarray(mdp.gamma)
     if gamma.shape != () or not 0 <= gamma < 1:
@@ -106,16 +105,8 @@ def check_update(
         raise ValueError(f"alpha is {alpha}, expected a positive number")
     if rho is not None:
         rho = np.asarray(rho)
-        if rho.shape != pairs:
-            raise ValueError(
-                f"rho has the shape {rho.shape}, expected {pairs}, a probability for every state "
-                f"and action"
-            )
-        _check_finite("rho", rho)
-        if rho.min() < 0:
-            raise ValueError(
-                f"rho has the entry {rho.min():.6g}, expected probabilities, which are not negative"
-            )
+        _fit("rho", rho, pairs, "a probability for every state and action")
+        _check_probabilities("rho", rho)
         total = rho.astype(np.float64).sum()
         if abs(total - 1) > _tolerance(rho):
             raise ValueError(f"rho sums to {total:.6g}, expected 1")
@@ -124,19 +115,14 @@ def check_update(
 
 
 def _check_kernel(kernel: np.ndarray, size: int) -> None:
-    if kernel.shape != (size, size):
-        raise ValueError(
-            f"kernel has the shape {kernel.shape}, expected {(size, size)}: a row and a column for "
-            f"every pair"
-        )
+    _fit("kernel", kernel, (size, size), "a row and a column for every pair")
     _check_finite("kernel", kernel)
     scale, tolerance = np.abs(kernel).max(), _tolerance(kernel)
     i, j = np.unravel_index(np.abs(kernel - kernel.T).argmax(), kernel.shape)
     if abs(kernel[i, j] - kernel[j, i]) > tolerance * scale:
         raise ValueError(
             f"kernel is not symmetric: entry [{i}, {j}] is {kernel[i, j]:.6g} and [{j}, {i}] is "
-            f"{kernel[j, i]:.6g}, "
-            "expected them to be equal"
+            f"{kernel[j, i]:.6g}, expected them to be equal"
         )
     least = np.linalg.eigvalsh(kernel.astype(np.float64))[0]
     if least < -tolerance * scale:
@@ -146,16 +132,22 @@ def _check_kernel(kernel: np.ndarray, size: int) -> None:
         )
 
 
+def _check_probabilities(name: str, values: np.ndarray) -> None:
+    _check_finite(name, values)
+    if values.min() < 0:
+        raise ValueError(f"{name} has the entry {values.min():.6g}, expected probabilities")
+
+
 def _check_finite(name: str, values: np.ndarray) -> None:
-    if values.dtype.kind not in "fiub" or not np.isfinite(values).all():
-        at = (
-            ""
-            if values.dtype.kind not in "fiub"
-            else f" at {[int(i) for i in np.argwhere(~np.isfinite(values))[0]]}"
-        )
-        raise ValueError(
-            f"{name} holds a value that is no finite number{at}, expected finite numbers"
-        )
+    numeric = values.dtype.kind in "fiub"
+    if not numeric or not np.isfinite(values).all():
+        at = f" at {np.argwhere(~np.isfinite(values))[0].tolist()}" if numeric else ""
+        raise ValueError(f"{name} holds a value that is no finite number{at}, expected finite ones")
+
+
+def _fit(name: str, array: Array | np.ndarray, expected: tuple[int, ...], words: str) -> None:
+    if jnp.shape(array) != expected:
+        raise ValueError(f"{name} has the shape {jnp.shape(array)}, expected {expected}: {words}")
 
 
 def _tolerance(values: np.ndarray) -> float:
@@ -230,23 +222,59 @@ def _back_up(mdp: MDP, values: Array) -> Array:
 
 
 def _table(mdp: MDP, name: str, table: Array) -> Array:
-    expected = mdp.transition.shape[:2]
-    if jnp.shape(table) != expected:
-        raise ValueError(
-            f"{name} has the shape {jnp.shape(table)}, expected {expected}: states, actions"
-        )
+    _fit(name, table, mdp.transition.shape[:2], "states, actions")
     return jnp.asarray(table)
 
 
 def _square(mdp: MDP, kernel: Array) -> Array:
     states, actions = mdp.transition.shape[:2]
-    expected = (states * actions, states * actions)
-    if jnp.shape(kernel) != expected:
-        raise ValueError(
-            f"kernel has the shape {jnp.shape(kernel)}, expected {expected}: a row and a column "
-            f"for every pair"
-        )
+    _fit(
+        "kernel", kernel, (states * actions, states * actions), "a row and a column for every pair"
+    )
     return jnp.asarray(kernel)
+
+
+# Sampled updates
+
+
+@partial(jax.jit, static_argnums=4)
+def q_learning(
+    mdp: MDP, q: Array, rho: Array, key: Key, steps: int, alpha: Number = 0.9, power: Number = 0.8
+) -> Learned:
+    """Eq. 3 from the table `q [S, A]`, `steps` times: Q(s, a) moves by alpha_k times
+    r + gamma max_a' Q(s', a') - Q(s, a), for a pair drawn from rho `[S, A]` and a sampled s'.
+
+    alpha_k is alpha / n^power at a pair's n-th visit. With alpha in (0, 1), power in (1/2, 1] and
+    no rho of zero these steps add up to infinity and their squares do not (Robbins and Monro 1951):
+    Q tends to Q* (Watkins and Dayan 1992). With power = 0 they are constant, and where successors
+    are random Q goes on to wander about Q*.
+
+    >>> mdp = check(MDP(np.ones((1, 2, 1)), np.array([[0.0, 1.0]]), 0.5))
+    >>> rho = jnp.full((1, 2), 0.5)
+    >>> q_learning(mdp, jnp.zeros((1, 2)), rho, jax.random.key(0), 2000).q.round(2).tolist()
+    [[1.0, 2.0]]
+    """
+    s, a, after = transitions(mdp, rho, key, steps)
+    reward = jnp.asarray(mdp.reward)
+    r = reward[s, a] if reward.ndim == 2 else reward[s, a, after]
+
+    def visit(carry: Learned, x: tuple[Array, ...]) -> tuple[Learned, None]:
+        (q, visits), (s, a, r, after) = carry, x
+        visits = visits.at[s, a].add(1)
+        step = alpha / visits[s, a].astype(q.dtype) ** power
+        error = r + mdp.gamma * jnp.max(q[after]) - q[s, a]
+        return Learned(q.at[s, a].add(step * error), visits), None
+
+    start = Learned(_table(mdp, "q", q), jnp.zeros(mdp.transition.shape[:2], jnp.int32))
+    return jax.lax.scan(visit, start, (s, a, r, after))[0]
+
+
+def transitions(mdp: MDP, rho: Array, key: Key, count: int) -> tuple[Array, Array, Array]:
+    """Indices of s, a and s', `[count]` each: pairs of rho `[S, A]`, and successors of P."""
+    where, whither = jax.random.split(key)
+    pairs = jax.random.categorical(where, jnp.log(_table(mdp, "rho", rho)).ravel(), shape=(count,))
+    s, a = jnp.divmod(pairs, mdp.transition.shape[1])
+    return s, a, jax.random.categorical(whither, jnp.log(jnp.asarray(mdp.transition))[s, a])
 
 
 # Operators: all `q [S, A] -> [S, A]`, whatever the other arguments
@@ -278,9 +306,8 @@ def u(mdp: MDP, q: Array, alpha: Number, rho: Array, kernel: Array) -> Array:
     [[0.25, 0.25]]
     """
     weighted = _table(mdp, "rho", rho) * (backup(mdp, q) - q)
-    return q + alpha * jnp.dot(
-        _square(mdp, kernel), weighted.reshape(-1), precision=_HIGHEST
-    ).reshape(q.shape)
+    moved = jnp.dot(_square(mdp, kernel), weighted.reshape(-1), precision=_HIGHEST)
+    return q + alpha * moved.reshape(q.shape)
 
 
 u3 = u
@@ -334,13 +361,9 @@ def modulus(mdp: MDP, alpha: Number, rho: Array, kernel: Array) -> Array:
     size = states * actions
     weighted = alpha * _square(mdp, kernel) * _table(mdp, "rho", rho).reshape(1, size)
     stay = (jnp.eye(size, dtype=weighted.dtype) - weighted).reshape(size, states, actions)
-    flow = (
-        mdp.gamma
-        * jnp.dot(weighted, mdp.transition.reshape(size, states), precision=_HIGHEST)[:, :, None]
-    )
-    gain = jnp.max(
-        jnp.abs(stay + flow) - jnp.abs(stay), axis=2
-    )  # of making an action the greedy one
+    reach = jnp.dot(weighted, mdp.transition.reshape(size, states), precision=_HIGHEST)
+    # What a row gains by making an action the greedy one.
+    gain = jnp.max(jnp.abs(stay + mdp.gamma * reach[:, :, None]) - jnp.abs(stay), axis=2)
     return jnp.max(jnp.sum(jnp.sum(jnp.abs(stay), axis=2) + gain, axis=1))
 
 

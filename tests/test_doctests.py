@@ -20,7 +20,7 @@ MODULES = {  # and what has an example there
     "problems": [""],
     "solve": ["cholesky"],
     "steps": ["gradient", "preconditioned"],
-    "tabular": ["", "backup", "modulus", "u", "value_iteration"],
+    "tabular": ["", "backup", "modulus", "q_learning", "u", "value_iteration"],
 }
 
 

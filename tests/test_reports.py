@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from fabricated import SIX, write
 
 from experiments import alignment, benchmark, figures
 from experiments.bench import growth
-from experiments.judge import section_5_2
+from experiments.judge import scores, section_5_1, section_5_2
 from experiments.kit import curves, style
 from preqn_jax.options import UserError
 
@@ -162,10 +163,121 @@ def test_a_figure_draws_means_bands_and_where_a_run_diverged():
     plt.close(figure)
 
 
-# --- every figure ---------------------------------------------------------------------------------
+# --- what documents quote -------------------------------------------------------------------------
 
 
 RESULTS = Path(figures.__file__).parent / "results"
+DOCS = RESULTS.parent.parent / "docs" / "results"
+
+
+def rows(page, *columns):
+    """The table of a page whose header has these columns, a dictionary a row."""
+    tables = (DOCS / page).read_text().split("\n\n")
+    (table,) = [one for one in tables if all(f"| {column} |" in one for column in columns)]
+    lines = [line for line in table.split("\n") if line.startswith("|")]
+    head, _, *body = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    return [dict(zip(head, line, strict=True)) for line in body]
+
+
+def numbers(text):
+    found = re.findall(r"-?\d+(?:,\d{3})*(?:\.\d+)?", text)
+    return [float(number.replace(",", "")) for number in found]
+
+
+def kept(folder, end=100_000):
+    """name -> values `[S, T]` of the records of a run up to a step."""
+    config, lines = curves.load(RESULTS / folder)
+    by_seed = [[x for x in lines if x["seed"] == s and x["step"] <= end] for s in config["seeds"]]
+    return lambda name: curves.matrix(by_seed, name)[1]
+
+
+def last_three(of):
+    return [round(x) for x in of("eval/return_mean")[:, -3:].mean(axis=1)]
+
+
+def test_the_benchmarks_table_is_of_the_kept_records():
+    env, found = "", rows("benchmark.md", "run", "accepted")
+    assert len(found) == 11
+    for row in found:
+        env = row["environment"] or env
+        of = kept(f"paper/{env}/{row['run']}", numbers(row["steps"])[0])
+        assert last_three(of) == numbers(row["last three evaluations, by seed"])
+        mean = scores.mean(scores.last(of("eval/return_mean")))
+        quoted = numbers(row["last ten"])
+        assert [round(x) for x in (mean.value, *(mean.interval or ()))][: len(quoted)] == quoted
+        assert round(of("critic/alignment").mean(), 3) == float(row["alignment"])
+        if row["run"].startswith("preqn"):
+            told = row["accepted"].replace("every update", "1.00000")
+            assert f"{of('linesearch/accepted').mean():.{len(told) - 2}f}" == told
+
+
+def test_the_pooled_returns_are_of_all_runs_none_picked():
+    pooled, named = {"PreQN-sin": [], "TD3-relu": []}, set()
+    for row in rows("benchmark.md", "runs", "where", "seed by seed"):
+        values = numbers(row["seed by seed"])
+        if row["where"] != "records not kept":
+            folder = row["where"].strip("`")
+            named.add(folder)
+            assert last_three(kept(folder)) == values
+        pooled[row["runs"].split(",")[0]] += values
+    there = {f"halfcheetah/{path.name}" for path in (RESULTS / "halfcheetah").iterdir()}
+    assert named == there | {f"paper/HalfCheetah-v5/{name.lower()}" for name in pooled}
+    readme = " ".join((DOCS.parent.parent / "README.md").read_text().split())
+    for row in rows("benchmark.md", "pooled", "number of runs"):
+        values = pooled.pop(row["pooled"])
+        expected = [round(np.mean(values)), round(np.std(values, ddof=1)), len(values)]
+        words = row["mean, standard deviation over runs"]
+        assert numbers(f"{words} {row['number of runs']}")[:3] == expected
+        assert f"{words} ({len(values)}" in readme
+    assert not pooled
+
+
+def test_verdicts_in_documents_are_those_of_the_kept_reports():
+    said = {None: "open", True: "yes", False: "no"}
+    report = lambda name: json.loads((RESULTS / f"paper/{name}/report.json").read_text())
+    judged = [said[one["borne_out"]] for one in report("benchmark")["verdicts"]]
+    assert [row["borne out"] for row in rows("benchmark.md", "statement", "borne out")] == [
+        *judged,
+        "",
+    ]
+    known = section_5_2.RULES + report("benchmark")["verdicts"][1]["halves"][0]["evidence"]
+    for row in rows("benchmark.md", "60 % of both rivals", "110 %"):  # power
+        assert ", ".join(f"0{cell}" for cell in list(row.values())[1:]) in " ".join(known.split())
+    judged = [said[one["borne_out"]] for one in report("alignment")["verdicts"]]
+    table = rows("alignment.md", "statement of section 5.2", "all three")
+    assert [row["all three"] for row in table] == judged
+    means = {(r["env"], r["variant"]): f"{r['mean']:.3f}" for r in report("alignment")["alignment"]}
+    for row in rows("alignment.md", "environment", "PreQN-relu"):
+        for name in ("PreQN-sin", "PreQN-relu", "TD3-sin", "TD3-relu"):
+            assert row[name] == means.get((row["environment"], name.lower()), "not run")
+
+
+def test_verdicts_on_kernels_are_those_of_the_kept_numbers():
+    data = section_5_1.load(RESULTS / "ntk_init/data.json")
+    found = section_5_1.findings(data)
+    written = json.loads((RESULTS / "ntk_init/findings.json").read_text())
+    assert written == {"rules": section_5_1.RULES, "findings": section_5_1.as_json(found)}
+    columns = {"glorot": "Glorot", "lecun": "LeCun", "pytorch": "PyTorch"}
+    for i, row in enumerate(rows("kernels.md", "finding", *columns.values())):
+        for initializer, column in columns.items():
+            one = found[initializer][i]
+            assert row[column].startswith({True: "yes", False: "no"}[bool(one.borne_out)])
+            if i > 1:  # of 21 pairs
+                counts = [float(re.findall(r"in (\d+) of 21", h.evidence)[0]) for h in one.halves]
+                assert numbers(row[column])[:2] == counts
+
+
+@pytest.mark.parametrize("binary", [benchmark, alignment])
+def test_kept_reports_say_what_the_kept_records_give(binary):
+    kept_there = RESULTS / "paper" / binary.KIND.name
+    envs = ["HalfCheetah-v5", "Walker2d-v5", "Swimmer-v5"]
+    binary.report(RESULTS / "paper", envs, [0, 1, 2], Path("out"))
+    new, old = (json.loads((x / "report.json").read_text()) for x in (Path("out"), kept_there))
+    for part in ("rules", "notes", "step", "verdicts"):
+        assert new[part] == old[part]
+
+
+# --- every figure ---------------------------------------------------------------------------------
 
 
 def test_figures_are_drawn_from_what_is_there_and_the_rest_is_named(capsys):

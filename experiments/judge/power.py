@@ -2,7 +2,7 @@
 
     python -m experiments.judge.power
 
-simulates the rule, and prints the probabilities that `section_5_2.RULES` quotes.
+simulates the rule, and prints the probabilities that `section_5_2.RULES` and docs/results quote.
 """
 
 from collections.abc import Sequence
@@ -12,30 +12,94 @@ import numpy as np
 from experiments.judge import scores
 
 MARGIN = 0.05  # of the better rival's interquartile mean
+TOO_LITTLE = 0.8  # of what the better rival attains: a yes must not come from this share of it
+LEVEL = 0.05  # but with this probability
 SHARES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1)  # of what its rivals attain
-RIVALS, DRAWS = 2, 10_000
+DRAWS = 500
+
+Scores = Sequence[np.ndarray]  # `[S]` of each of T tasks
 
 
-def needed(rivals: Sequence[np.ndarray]) -> np.ndarray:
+def needed(rivals: Sequence[np.ndarray] | Sequence[float]) -> np.ndarray:
     """The interquartile mean that compares favorably with those of the rivals, `[...]` each."""
     best = np.max(rivals, axis=0)
     return np.maximum(best - MARGIN * np.abs(best), np.min(rivals, axis=0))
 
 
-def power(levels: np.ndarray, spread: float, seeds: int) -> list[float]:
+def favorable(own: Scores, rivals: Sequence[Scores]) -> bool | None:
+    """The rule. None, "cannot be judged": it attains what is needed, but with scores that spread
+    like these so might one that truly attains TOO_LITTLE.
+    """
+    found, *others = (float(scores.middle(np.concatenate(one))) for one in (own, *rivals))
+    if not found >= needed(others):
+        return False
+    levels = np.array([values.mean() for values in rivals[int(np.argmax(others))]])
+    risk = chance(found - max(others), levels, spread([own, *rivals]), seeds([own, *rivals]))
+    return True if risk <= LEVEL else None
+
+
+def chance(lead: float, levels: np.ndarray, spread: np.ndarray | float, seeds: int) -> float:
+    """The probability that one who truly attains TOO_LITTLE of a rival's `levels [T]` is found
+    ahead of it by `lead`, which may be negative, or more; 1 where the spread is not known.
+    """
+    rng = np.random.default_rng(0)
+    ahead = _pooled(rng, TOO_LITTLE * levels, spread, seeds) - _pooled(rng, levels, spread, seeds)
+    return 1 - float(np.mean(ahead < lead))
+
+
+def power(levels: np.ndarray, spread: np.ndarray | float, seeds: int) -> list[float]:
     """The probability of a yes, for one who truly attains each of SHARES of both its rivals.
 
     Scores are normal around the rivals' `levels [T]` on T tasks, with a standard deviation over
     seeds of `spread` times the level.
     """
+    return [passes(share, levels, spread, seeds)[0] for share in SHARES]
+
+
+def passes(
+    share: float,
+    levels: np.ndarray,
+    spread: np.ndarray | float,
+    seeds: int,
+    others: Sequence[float] = (1.0, 1.0),
+) -> tuple[float, float]:
+    """The probability of a yes, and that of attaining what is needed, for one who truly attains
+    `share` of the `levels [T]`, where each rival attains its entry in `others`.
+    """
     rng = np.random.default_rng(0)
+    own, *rivals = (_draw(rng, one * levels, spread, seeds) for one in (share, *others))
+    middles = [scores.middle(one.reshape(DRAWS, -1)) for one in (own, *rivals)]
+    above = np.flatnonzero(middles[0] >= needed(middles[1:]))  # the rest is a no, and cheap
+    yes = sum(favorable(own[i].T, [one[i].T for one in rivals]) is True for i in above)
+    return yes / DRAWS, len(above) / DRAWS
 
-    def pooled(share: float) -> np.ndarray:
-        noise = 1 + spread * rng.normal(size=(DRAWS, seeds, len(levels)))
-        return scores.middle((share * levels * noise).reshape(DRAWS, -1))
 
-    rivals = needed([pooled(1) for _ in range(RIVALS)])
-    return [float(np.mean(pooled(share) >= rivals)) for share in SHARES]
+def _pooled(
+    rng: np.random.Generator, levels: np.ndarray, spread: np.ndarray | float, seeds: int
+) -> np.ndarray:
+    return scores.middle(_draw(rng, levels, spread, seeds).reshape(DRAWS, -1))
+
+
+def _draw(
+    rng: np.random.Generator, levels: np.ndarray, spread: np.ndarray | float, seeds: int
+) -> np.ndarray:
+    """Scores `[DRAWS, S, T]`."""
+    return levels * (1 + spread * rng.normal(size=(DRAWS, seeds, len(levels))))
+
+
+def spread(runs: Sequence[Scores]) -> np.ndarray:
+    """The standard deviation over seeds as a share of the mean, by task `[T]`: its root mean square
+    over the runs. NaN where a task has a single seed.
+    """
+    if seeds(runs) < 2:
+        return np.full(len(runs[0]), np.nan)
+    shares = [[values.std(ddof=1) / abs(values.mean()) for values in one] for one in runs]
+    return np.sqrt(np.mean(np.square(shares), axis=0))
+
+
+def seeds(runs: Sequence[Scores]) -> int:
+    """The fewest of any task."""
+    return min(len(values) for one in runs for values in one)
 
 
 def words(probabilities: Sequence[float]) -> str:
@@ -44,6 +108,34 @@ def words(probabilities: Sequence[float]) -> str:
     return f"{', '.join(f'{p:.2f}' for p in probabilities)} at {shares} %"
 
 
-if __name__ == "__main__":
+CASES = {  # levels and spreads of tasks
+    "five tasks, spread 25 %": ((1.0, 1.0, 1.0, 1.0, 1.0), 0.25),
+    "one task, spread 30 %": ((1.0,), 0.3),
+    "three tasks, spread 25 %": ((0.42, 0.12, 0.55), 0.25),
+    "three tasks, spread 50 %": ((0.42, 0.12, 0.55), 0.5),
+    "three tasks, spreads 45, 15, 20 %": ((0.42, 0.12, 0.55), np.array([0.45, 0.15, 0.2])),
+    "five tasks, spreads 45, 10, 35, 20, 30 %": (
+        (0.55, 0.17, 0.56, 0.12, 0.27),
+        np.array([0.45, 0.1, 0.35, 0.2, 0.3]),
+    ),
+}
+
+
+def main() -> None:
     for seeds in (3, 7):
-        print(f"{seeds} seeds: {words(power(np.ones(5), 0.25, seeds))}")
+        print(f"{seeds} seeds: a yes has {words(power(np.ones(5), 0.25, seeds))} of both rivals")
+    print(
+        "\nat 80 % of both rivals, and where the lesser attains half: a yes (by thresholds alone)"
+    )
+    for name, (levels, spread) in CASES.items():
+        for seeds in (3, 7):
+            found = [
+                passes(TOO_LITTLE, np.array(levels), spread, seeds, (1.0, lesser))
+                for lesser in (1.0, 0.5)
+            ]
+            shown = ", ".join(f"{yes:.2f} ({above:.2f})" for yes, above in found)
+            print(f"{name}, {seeds} seeds: {shown}")
+
+
+if __name__ == "__main__":
+    main()

@@ -29,10 +29,12 @@ A seed's alignment is the mean over its updates; one that the linesearch rejects
 Clear: Welch's {scores.LEVEL:.0%} interval of the difference does not hold zero, or one of the two
 diverged. "Generally": clear on at least one environment, clearly the other way round on none, and
 by the mean on more than half. "Comparing favorably": the interquartile mean over tasks is at least
-{1 - power.MARGIN:.0%} of the better baseline's, and at least the lesser baseline's. Simulated with
-five tasks and scores that spread over seeds by a quarter of their mean, one that truly attains 60,
-70, 80, 90, 100, 110 % of both baselines passes with probability 0.00, 0.00, 0.00, 0.11, 0.51, 0.87
-with three seeds, and 0.00, 0.00, 0.00, 0.04, 0.57, 0.97 with seven.
+{1 - power.MARGIN:.0%} of the better baseline's, and at least the lesser baseline's. Where it is,
+but one that truly attains {power.TOO_LITTLE:.0%} of the better baseline would get as far with a
+probability above {power.LEVEL:.0%}, by simulation with scores that spread over seeds as these do,
+it cannot be judged. By simulation with five tasks and a spread of a quarter of the mean, one that
+truly attains 60, 70, 80, 90, 100, 110 % of both baselines gets a yes with probability 0.00, 0.00,
+0.00, 0.10, 0.49, 0.88 with three seeds, and 0.00, 0.00, 0.00, 0.04, 0.58, 0.97 with seven.
 A statement in several parts is borne out if all of them are, and is not as soon as one is not; it
 cannot be judged while runs are missing."""
 
@@ -205,32 +207,27 @@ def _favorable(runs: Runs, envs: Sequence[str]) -> Half:
     lacking = _lacking(runs, envs, variants)
     if lacking:
         return Half(said, lacking, None, "that interquartile mean is below either of the two")
-    tasks = {v: normalised(runs[env, v] for env in envs) for v in variants}
-    found = {variant: scores.interquartile_mean(values) for variant, values in tasks.items()}
-    needed = float(power.needed([np.array(found[name].value) for name in BASELINES]))
+    own, *rivals = ([*normalised(runs[env, v] for env in envs)] for v in variants)
+    found = dict(zip(variants, map(scores.interquartile_mean, (own, *rivals)), strict=True))
+    needed = float(power.needed([found[name].value for name in BASELINES]))
     evidence = ", ".join(f"{variant} {estimate:.3f}" for variant, estimate in found.items())
     return Half(
         said,
-        f"{evidence}; over {', '.join(envs)}{_power(list(tasks.values()))}",
-        found["preqn-sin"].value >= needed,
+        f"{evidence}; over {', '.join(envs)}{_power(own, rivals)}",
+        power.favorable(own, rivals),
         f"that interquartile mean is below {needed:.3f}",
     )
 
 
-def _power(tasks: Sequence[Sequence[np.ndarray]]) -> str:
-    """What the rule of `_favorable` is worth with scores like these: `[S]` of each task, of PreQN
-    and of its baselines.
-    """
-    seeds = min(len(values) for one in tasks for values in one)
+def _power(own: power.Scores, rivals: Sequence[power.Scores]) -> str:
+    """What the rule of `_favorable` is worth with scores like these."""
+    spread, seeds = power.spread([own, *rivals]), power.seeds([own, *rivals])
     if seeds < 2:
-        return ""
-    levels = np.mean([[values.mean() for values in one] for one in tasks[1:]], axis=0)
-    spreads = [values.std(ddof=1) / abs(values.mean()) for one in tasks for values in one]
-    spread = float(np.sqrt(np.mean(np.square(spreads))))
-    probabilities = power.words(power.power(levels, spread, seeds))
+        return "; a single seed has no spread"
+    levels = np.mean([[values.mean() for values in one] for one in rivals], axis=0)
     return (
-        f"; with {seeds} seeds that spread by {spread:.0%} a yes has probability {probabilities} "
-        f"of both baselines"
+        f"; with {seeds} seeds that spread by {np.sqrt(np.mean(spread**2)):.0%} a yes has "
+        f"probability {power.words(power.power(levels, spread, seeds))} of both baselines"
     )
 
 
