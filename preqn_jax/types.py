@@ -17,10 +17,14 @@ Number = Array | float
 """A scalar: a person's, which is checked, or one that may be traced, which is not."""
 
 Params = Any
-"""A pytree of parameters: theta for a critic, phi for an actor."""
+"""A pytree of parameters: theta for a critic, phi for an actor. Of a critic all leaves are real
+floating-point arrays of any precision; `batching.parameters` names one that is not.
+"""
 
 Inputs = tuple[Any, ...]
-"""Arguments of a Q-function after `params`, each a pytree whose arrays lead with `[B]`."""
+"""Arguments of a Q-function after `params`, each a pytree whose arrays lead with `[B]`. They are
+data, of any type that q takes.
+"""
 
 Metrics = dict[str, Array]
 """Scalars by their name in `metrics.jsonl`, as `"critic/td_abs"`."""
