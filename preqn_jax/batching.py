@@ -1,6 +1,4 @@
-"""From one example to a batch, and of which types numbers may be: what every room that takes
-`params` and `inputs` agrees on.
-"""
+"""From one example to a batch: what every room that takes `params` and `inputs` agrees on."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from preqn_jax.types import Array, Inputs, Params, QFunction
+from preqn_jax.types import Array, Inputs, Params, QFunction, wide
 
 
 def batched(q: QFunction) -> Callable[[Params, Inputs], Array]:
@@ -76,8 +74,8 @@ def parameters(params: Params) -> Params:
         cure = (
             "make its real and its imaginary part two leaves"
             if jnp.issubdtype(kind, jnp.complexfloating)
-            else "take it out of params and let q close over it, as with "
-            "nnx.split(model, nnx.Param, ...)"
+            else "take it out of params and let q close over it, as nnx.split(model, nnx.Param, "
+            "...) does"
         )
         raise ValueError(
             f"params{jax.tree_util.keystr(path)} is of the type {getattr(kind, '__name__', kind)}, "
@@ -85,22 +83,6 @@ def parameters(params: Params) -> Params:
         )
 
     return jax.tree_util.tree_map_with_path(parameter, params)
-
-
-def wide(x: Any) -> Array:
-    """`x` in float32, or as it is where it is float64: in a narrower type, or as integers, sums of
-    products lose their digits or wrap around.
-
-    >>> from preqn_jax.batching import wide
-    >>> wide(jnp.asarray([200, 100], jnp.uint8)).tolist()
-    [200.0, 100.0]
-
-    Raises ValueError where x is complex.
-    """
-    x = jnp.asarray(x)
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
-        raise ValueError(f"got numbers of the type {x.dtype}, expected real ones")
-    return x if x.dtype in (jnp.float32, jnp.float64) else x.astype(jnp.float32)
 
 
 def _check_tuple(inputs: Inputs) -> None:

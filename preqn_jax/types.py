@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
@@ -68,3 +69,20 @@ class Spec(NamedTuple):
     action_size: int
     action_low: np.ndarray  # `[act]`, finite
     action_high: np.ndarray  # `[act]`, finite
+
+
+def wide(x: Any) -> Array:
+    """`x` in float32, or as it is where it is float64: in a narrower type, or as integers, sums of
+    products lose their digits or wrap around.
+
+    >>> import jax.numpy as jnp
+    >>> from preqn_jax.types import wide
+    >>> wide(jnp.asarray([200, 100], jnp.uint8)).tolist()
+    [200.0, 100.0]
+
+    Raises ValueError where x is complex.
+    """
+    x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise ValueError(f"got numbers of the type {x.dtype}, expected real ones")
+    return x if x.dtype in (jnp.float32, jnp.float64) else x.astype(jnp.float32)

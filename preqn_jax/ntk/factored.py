@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from preqn_jax.batching import wide
 from preqn_jax.ntk import usage
-from preqn_jax.types import Array, Inputs, Params
+from preqn_jax.types import Array, Inputs, Params, wide
 
 # TF32 products put errors of 1e-3 into K and the solve amplifies them by its condition: never leave
 # this to a default.
