@@ -1,10 +1,12 @@
-"""From one example to a batch: what every room that takes `inputs` agrees on."""
+"""From one example to a batch: what every room that takes `params` and `inputs` agrees on."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from preqn_jax.types import Array, Inputs, Params, QFunction
+from preqn_jax.types import Array, Inputs, Params, QFunction, wide
 
 
 def batched(q: QFunction) -> Callable[[Params, Inputs], Array]:
@@ -16,12 +18,14 @@ def batched(q: QFunction) -> Callable[[Params, Inputs], Array]:
     >>> values(2.0, (jnp.ones((4, 3)), jnp.ones((4, 3)))).tolist()
     [6.0, 6.0, 6.0, 6.0]
 
-    Calls raise ValueError where the inputs are no tuple.
+    Values are `wide`, whatever q computes in: their differences are what all is made of. Calls
+    raise ValueError where the inputs are no tuple.
     """
 
     def values(params: Params, inputs: Inputs) -> Array:
         _check_tuple(inputs)
-        return jax.vmap(q, in_axes=(None, *[0] * len(inputs)))(params, *inputs)
+        each = jax.vmap(q, in_axes=(None, *[0] * len(inputs)))
+        return jax.tree.map(wide, each(params, *inputs))
 
     return values
 
@@ -31,13 +35,54 @@ def batch_size(inputs: Inputs) -> int:
     `inputs` is no tuple.
     """
     _check_tuple(inputs)
-    shapes = [leaf.shape for leaf in jax.tree.leaves(inputs)]
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(inputs)]
     sizes = {shape[0] if shape else -1 for shape in shapes}
     if len(sizes) != 1 or -1 in sizes:
         raise ValueError(
             f"every array of inputs must lead with the same batch axis, got shapes {shapes}"
         )
     return sizes.pop()
+
+
+def one_example(inputs: Inputs) -> Inputs:
+    """Shapes and types of one of the examples. Raises ValueError as `batch_size`."""
+    batch_size(inputs)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
+
+
+def arrays(inputs: Inputs) -> Inputs:
+    """`inputs` as arrays of JAX's, in their own types. Raises ValueError as `batch_size`."""
+    batch_size(inputs)
+    return jax.tree.map(jnp.asarray, inputs)
+
+
+def parameters(params: Params) -> Params:
+    """theta as arrays: every leaf of `params` a real floating-point array, or a Python float.
+
+    >>> from preqn_jax.batching import parameters
+    >>> parameters({"w": jnp.ones(3), "gain": 0.5})["gain"].shape
+    ()
+
+    Raises ValueError with the name of a leaf that is anything else (a counter, a random key, a
+    complex number): what has no gradient is for q to close over.
+    """
+
+    def parameter(path: Any, leaf: Any) -> Array:
+        kind = jnp.float32 if isinstance(leaf, float) else getattr(leaf, "dtype", type(leaf))
+        if jnp.issubdtype(kind, jnp.floating):
+            return jnp.asarray(leaf)
+        cure = (
+            "make its real and its imaginary part two leaves"
+            if jnp.issubdtype(kind, jnp.complexfloating)
+            else "take it out of params and let q close over it, as nnx.split(model, nnx.Param, "
+            "...) does"
+        )
+        raise ValueError(
+            f"params{jax.tree_util.keystr(path)} is of the type {getattr(kind, '__name__', kind)}, "
+            f"expected real floating-point numbers: {cure}"
+        )
+
+    return jax.tree_util.tree_map_with_path(parameter, params)
 
 
 def _check_tuple(inputs: Inputs) -> None:

@@ -1,14 +1,15 @@
 """What the paper measures: the row ratio of a kernel (section 5.1), the alignment of an update
 (section 5.2), and how far an update is from a contraction (Theorem 2). And which members of a batch
-moved Q at a place of interest.
+moved Q at a place of interest. All of them in float32 at least.
 """
 
+import jax
 import jax.numpy as jnp
 
 from preqn_jax import ntk
 from preqn_jax.batching import batch_size
 from preqn_jax.linesearch import cosine
-from preqn_jax.types import Array, Inputs, Params, QFunction
+from preqn_jax.types import Array, Inputs, Params, QFunction, wide
 
 
 def row_ratio(gram: Array) -> Array:
@@ -20,6 +21,7 @@ def row_ratio(gram: Array) -> Array:
 
     A row without a diagonal has no off-diagonal either (Cauchy-Schwarz), and counts as 0.
     """
+    gram = wide(gram)
     diagonal = jnp.diagonal(gram)
     off_diagonal = jnp.sum(jnp.abs(gram), axis=-1) - jnp.abs(diagonal)
     return off_diagonal / (gram.shape[0] * jnp.where(diagonal > 0, diagonal, 1))
@@ -33,7 +35,7 @@ def alignment(change: Array, delta: Array) -> Array:
     >>> alignment(0.1 * delta, delta).round(3).tolist(), alignment(-delta, delta).round(3).tolist()
     (1.0, -1.0)
     """
-    return cosine(change, delta)
+    return cosine(wide(change), wide(delta))
 
 
 def gain(change: Array, delta: Array) -> Array:
@@ -43,9 +45,10 @@ def gain(change: Array, delta: Array) -> Array:
     With K diagonal it lies between the least and the largest alpha K_ii rho_i: above 1 Eq. 16 fails
     somewhere.
     """
+    change, delta = wide(change), wide(delta)
     scale = jnp.max(jnp.abs(delta))
     unit = delta / jnp.where(scale > 0, scale, 1)
-    return jnp.vdot(change, unit) / jnp.where(scale > 0, scale * jnp.vdot(unit, unit), 1)
+    return _inner(change, unit) / jnp.where(scale > 0, scale * _inner(unit, unit), 1)
 
 
 def interference(gram: Array, delta: Array) -> Array:
@@ -56,6 +59,7 @@ def interference(gram: Array, delta: Array) -> Array:
     over pairs, as a share of its mean over examples with themselves. At 1 every example pulls the
     parameters the same way.
     """
+    gram, delta = wide(gram), wide(delta)
     weighted = gram * delta[:, None] * delta[None, :]
     own = jnp.trace(weighted)
     return (jnp.sum(weighted) - own) / ((gram.shape[0] - 1) * jnp.where(own > 0, own, 1))
@@ -87,7 +91,7 @@ def attribution(
             f"z has the shape {jnp.shape(z)}, expected {(size,)}: a weight for each member of "
             f"inputs"
         )
-    return alpha * ntk.kernel(q, params, at, inputs) * z[None, :]
+    return alpha * ntk.kernel(q, params, at, inputs) * wide(z)[None, :]
 
 
 def overshoot_slack(gram: Array, rho: Array | float, alpha: Array | float) -> Array:
@@ -97,6 +101,7 @@ def overshoot_slack(gram: Array, rho: Array | float, alpha: Array | float) -> Ar
     `gram` is K `[N, N]`; `rho` is the data's distribution `[N]`, or 1 / N for a minibatch of N.
     `alpha` is the step of Eq. 5.
     """
+    gram = wide(gram)
     return 1 - alpha * jnp.diagonal(gram) * _over(gram, rho)
 
 
@@ -132,12 +137,17 @@ def contraction_bound(
     )
 
 
+def _inner(a: Array, b: Array) -> Array:
+    return jnp.vdot(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
 def _over(gram: Array, rho: Array | float) -> Array:
     return jnp.broadcast_to(jnp.asarray(rho, gram.dtype), gram.shape[:1])
 
 
 def _weighted(gram: Array, rho: Array | float) -> tuple[Array, Array]:
     """K_ii rho_i `[N]` and sum_{j != i} |K_ij| rho_j `[N]`."""
+    gram = wide(gram)
     weighted = gram * _over(gram, rho)[None, :]
     diagonal = jnp.diagonal(weighted)
     # Summed without the diagonal rather than with it and less it: the two differ by rounding where

@@ -4,7 +4,8 @@ Each constructor returns a `Solve`: `(gram, delta) -> (z, info)`. K is symmetric
 semi-definite, and in practice singular: a minibatch drawn with replacement holds duplicate rows,
 and smooth networks map different inputs to nearly parallel gradients. What to do with the null
 directions is the whole difference between the methods; none of them hides a failure, which shows in
-`SolveInfo.finite`. Tolerances and dampings may be traced numbers.
+`SolveInfo.finite`. Tolerances and dampings may be traced numbers. A solve works in the type of K,
+float32 at least.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from preqn_jax.types import Array, Number
+from preqn_jax.types import Array, Number, wide
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -44,6 +45,7 @@ def eigh(rcond: Number | None = None) -> Solve:
     """
 
     def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
+        gram, delta = _in_one_type(gram, delta)
         values, vectors = jnp.linalg.eigh(gram)
         # Strictly above: of a zero matrix nothing is kept.
         keep = values > _rcond(rcond, gram) * values[-1]
@@ -70,6 +72,7 @@ def cholesky(damping: Number = 1e-3) -> Solve:
     """
 
     def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
+        gram, delta = _in_one_type(gram, delta)
         absolute = damping * jnp.mean(jnp.diagonal(gram))
         damped = gram + absolute * jnp.eye(gram.shape[0], dtype=gram.dtype)
         z = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(damped, lower=True), delta)
@@ -88,6 +91,7 @@ def lstsq(rcond: Number | None = None) -> Solve:
     """
 
     def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
+        gram, delta = _in_one_type(gram, delta)
         z, _, rank, _ = jnp.linalg.lstsq(gram, delta, rcond=_rcond(rcond, gram))  # pyright: ignore
         return z, _info(gram, delta, z, rank=rank)
 
@@ -108,6 +112,7 @@ def cg(tol: Number = 1e-5, max_steps: int = 100, damping: Number = 0.0) -> Solve
     """
 
     def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
+        gram, delta = _in_one_type(gram, delta)
         absolute = damping * jnp.mean(jnp.diagonal(gram))
 
         def matvec(v: Array) -> Array:
@@ -120,6 +125,12 @@ def cg(tol: Number = 1e-5, max_steps: int = 100, damping: Number = 0.0) -> Solve
         return z, _info(gram, delta, z, damping=absolute)
 
     return solve
+
+
+def _in_one_type(gram: Array, delta: Array) -> tuple[Array, Array]:
+    """K in float32 at least, and delta as K is: more digits in delta would tell nothing of K's."""
+    gram = wide(gram)
+    return gram, jnp.asarray(delta, gram.dtype)
 
 
 def _rcond(rcond: Number | None, gram: Array) -> Number:

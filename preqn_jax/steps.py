@@ -17,9 +17,9 @@ import optax
 
 from preqn_jax import linesearch, measures, ntk
 from preqn_jax import solve as solvers
-from preqn_jax.batching import batch_size, batched
+from preqn_jax.batching import batch_size, batched, parameters
 from preqn_jax.options import require
-from preqn_jax.types import Array, Inputs, Metrics, Number, Params, QFunction
+from preqn_jax.types import Array, Inputs, Metrics, Number, Params, QFunction, wide
 
 Memory = Any
 """What a step keeps from one update to the next."""
@@ -69,9 +69,9 @@ def gradient(q: QFunction, optimizer: optax.GradientTransformation) -> ValueStep
     def update(
         params: Params, memory: Memory, inputs: Inputs, targets: Array
     ) -> tuple[Params, Memory, StepInfo]:
-        _check_shapes(inputs, targets)
+        params = _checked(params, inputs, targets)
         values, vjp = jax.vjp(lambda p: batch(p, inputs), params)
-        delta = targets - values
+        delta = _delta(targets, values)
         (grads,) = vjp(-delta / delta.shape[0])
         updates, memory = optimizer.update(grads, memory, params)
         params = optax.apply_updates(params, updates)
@@ -129,10 +129,10 @@ def preconditioned(
     def update(
         params: Params, memory: Memory, inputs: Inputs, targets: Array
     ) -> tuple[Params, Memory, StepInfo]:
-        _check_shapes(inputs, targets)
+        params = _checked(params, inputs, targets)
         alpha, memory = rate(memory)
         lin = ntk.linearize(q, params, inputs, method=method)
-        delta = targets - lin.values
+        delta = _delta(targets, lin.values)
         z, fit = solve(lin.gram, delta)  # Eq. 22
         move = lin.pullback(z)  # Eq. 23
 
@@ -199,10 +199,10 @@ def natural_gradient(
     def update(
         params: Params, memory: Memory, inputs: Inputs, targets: Array
     ) -> tuple[Params, Memory, StepInfo]:
-        _check_shapes(inputs, targets)
+        params = _checked(params, inputs, targets)
         alpha, memory = rate(memory)
         values, move, metrics = direction(params, inputs, targets)
-        delta = targets - values
+        delta = _delta(targets, values)
         params = jax.tree.map(lambda p, m: (p + alpha * m).astype(p.dtype), params, move)
         cos = measures.alignment(batch(params, inputs) - values, delta)
         return params, memory, StepInfo(values, delta, {"critic/alignment": cos, **metrics})
@@ -233,7 +233,7 @@ def _dual_direction(q: QFunction, damping: Number) -> Direction:
 
     def direction(params: Params, inputs: Inputs, targets: Array) -> tuple[Array, Params, Metrics]:
         lin = ntk.linearize(q, params, inputs)
-        delta = targets - lin.values
+        delta = _delta(targets, lin.values)
         z, fit = solve(lin.gram, delta)
         return lin.values, lin.pullback(z), _solve_metrics(fit, lin.gram, delta)
 
@@ -244,8 +244,13 @@ def _primal_direction(q: QFunction, damping: Number, max_steps: int) -> Directio
     batch = batched(q)
 
     def direction(params: Params, inputs: Inputs, targets: Array) -> tuple[Array, Params, Metrics]:
-        values, pushforward = jax.linearize(lambda p: batch(p, inputs), params)
-        pull = jax.linear_transpose(pushforward, params)
+        theta = jax.tree.map(wide, params)  # so that F moves no vector in less than float32
+
+        def value(theta: Params) -> Array:
+            return batch(jax.tree.map(lambda t, p: t.astype(p.dtype), theta, params), inputs)
+
+        values, pushforward = jax.linearize(value, theta)
+        pull = jax.linear_transpose(pushforward, theta)
         size = values.shape[0]
         per_example = batched(jax.grad(q))(params, inputs)
         trace = sum(jnp.sum(g**2) for g in jax.tree.leaves(per_example)) / size  # tr F, Eq. 26
@@ -255,7 +260,7 @@ def _primal_direction(q: QFunction, damping: Number, max_steps: int) -> Directio
             (image,) = pull(pushforward(v) / size)
             return jax.tree.map(lambda a, b: a + shift * b, image, v)
 
-        (g,) = pull((targets - values) / size)  # Eq. 5
+        (g,) = pull(_delta(targets, values) / size)  # Eq. 5
         # Past convergence the iterates would run away, along directions that F knows only as
         # rounding.
         tol = 10 * float(jnp.finfo(values.dtype).eps)
@@ -276,10 +281,21 @@ def _schedule(
     return lambda params: (), lambda memory: (learning_rate, memory)
 
 
-def _check_shapes(inputs: Inputs, targets: Array) -> None:
+def _checked(params: Params, inputs: Inputs, targets: Array) -> Params:
+    """theta as arrays. Raises ValueError where it is none, there is nothing to learn from, or the
+    shapes do not fit.
+    """
     seen, expected = jnp.shape(targets), (batch_size(inputs),)
+    if expected == (0,):
+        raise ValueError("inputs hold no example, expected one at least to learn from")
     if seen != expected:
         raise ValueError(f"targets has the shape {seen}, expected {expected}: one for each input")
+    return parameters(params)
+
+
+def _delta(targets: Array, values: Array) -> Array:
+    """y - Q `[B]`, in Q's type, float32 at least."""
+    return jnp.asarray(targets, values.dtype) - values
 
 
 def _solve_metrics(fit: solvers.SolveInfo, gram: Array, delta: Array) -> Metrics:

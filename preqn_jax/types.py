@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
@@ -17,10 +18,14 @@ Number = Array | float
 """A scalar: a person's, which is checked, or one that may be traced, which is not."""
 
 Params = Any
-"""A pytree of parameters: theta for a critic, phi for an actor."""
+"""A pytree of parameters: theta for a critic, phi for an actor. Of a critic all leaves are real
+floating-point arrays of any precision; `batching.parameters` names one that is not.
+"""
 
 Inputs = tuple[Any, ...]
-"""Arguments of a Q-function after `params`, each a pytree whose arrays lead with `[B]`."""
+"""Arguments of a Q-function after `params`, each a pytree whose arrays lead with `[B]`. They are
+data, of any type that q takes.
+"""
 
 Metrics = dict[str, Array]
 """Scalars by their name in `metrics.jsonl`, as `"critic/td_abs"`."""
@@ -64,3 +69,20 @@ class Spec(NamedTuple):
     action_size: int
     action_low: np.ndarray  # `[act]`, finite
     action_high: np.ndarray  # `[act]`, finite
+
+
+def wide(x: Any) -> Array:
+    """`x` in float32, or as it is where it is float64: in a narrower type, or as integers, sums of
+    products lose their digits or wrap around.
+
+    >>> import jax.numpy as jnp
+    >>> from preqn_jax.types import wide
+    >>> wide(jnp.asarray([200, 100], jnp.uint8)).tolist()
+    [200.0, 100.0]
+
+    Raises ValueError where x is complex.
+    """
+    x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise ValueError(f"got numbers of the type {x.dtype}, expected real ones")
+    return x if x.dtype in (jnp.float32, jnp.float64) else x.astype(jnp.float32)

@@ -17,9 +17,9 @@ import numpy as np
 import scipy.sparse.linalg
 
 from preqn_jax import measures, ntk
-from preqn_jax.batching import batch_size, batched
+from preqn_jax.batching import batch_size, batched, one_example, parameters
 from preqn_jax.diagnostics.glossary import GLOSSARY
-from preqn_jax.types import Array, Inputs, Params, QFunction, Transition
+from preqn_jax.types import Array, Inputs, Params, QFunction, Transition, wide
 
 _DENSE = 64  # rows; all eigenvalues of a matrix no larger are as fast as one
 _DORMANT = 0.025  # tau of Sokar et al. 2023
@@ -78,7 +78,13 @@ def diagnose(q: QFunction, case: Case, *, spectrum_rows: int | None = 64) -> dic
       ValueError: shapes that disagree, gamma outside of [0, 1), an alpha or reward_bound that is
         not positive, a NaN or an infinity in the case.
     """
-    case = case._replace(batch=Transition(*(jnp.asarray(leaf) for leaf in case.batch)))
+    batch = Transition(*(jnp.asarray(leaf) for leaf in case.batch))
+    case = case._replace(
+        params=parameters(case.params),
+        batch=batch,
+        next_action=_alike(case.next_action, batch.action),
+        moved=None if case.moved is None else parameters(case.moved),
+    )
     _check(case)
     size = case.batch.reward.shape[0]
     if spectrum_rows is not None and spectrum_rows < 1:
@@ -108,7 +114,7 @@ def bias(q: QFunction, params: Params, inputs: Inputs, returns: Any) -> dict[str
 
     Raises ValueError where the two do not fit, or are not finite.
     """
-    returns = jnp.asarray(returns)
+    returns = wide(returns)
     size = batch_size(inputs)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((inputs, returns))):
         raise ValueError("returns holds a NaN or an infinity, expected finite numbers")
@@ -118,6 +124,13 @@ def bias(q: QFunction, params: Params, inputs: Inputs, returns: Any) -> dict[str
         )
     off = jnp.mean(_values(q, params, inputs) - returns)
     return {"bias": float(off), "bias_relative": float(off / jnp.mean(jnp.abs(returns)))}
+
+
+def _alike(next_action: Any, action: Array) -> Array:
+    """a' in the type of a, where a policy of another precision than the replay's made it."""
+    next_action = jnp.asarray(next_action)
+    both = all(jnp.issubdtype(a.dtype, jnp.floating) for a in (next_action, action))
+    return next_action.astype(action.dtype) if both else next_action
 
 
 @partial(jax.jit, static_argnums=0)
@@ -158,16 +171,17 @@ def _measure(
 
     Returns the numbers, that problem's matrix, and of each part of the case whether it is finite.
     """
-    batch, gamma = case.batch, case.gamma
+    batch, gamma, reward = case.batch, case.gamma, wide(case.batch.reward)
     inputs, bootstrapped = (batch.obs, batch.action), (batch.next_obs, case.next_action)
+    own = jax.eval_shape(q, case.params, *one_example(inputs)).dtype  # what q computes in
     lin = ntk.linearize(q, case.params, inputs)
     there = lin.elsewhere(bootstrapped)
-    ahead = gamma * jnp.asarray(batch.discount)
-    y = batch.reward + ahead * there.values if case.targets is None else case.targets
-    delta = jnp.asarray(y) - lin.values
+    ahead = gamma * wide(batch.discount)
+    y = reward + ahead * there.values if case.targets is None else wide(case.targets)
+    delta = y - lin.values
     moved, alpha, linear = _update(case, lin, delta)
     change = batched(q)(moved, inputs) - lin.values
-    bound = jnp.max(jnp.abs(batch.reward)) if case.reward_bound is None else case.reward_bound
+    bound = jnp.max(jnp.abs(reward)) if case.reward_bound is None else case.reward_bound
     diagonal = jnp.mean(jnp.diagonal(lin.gram))
     measured = {
         "q_mean": jnp.mean(lin.values),
@@ -178,7 +192,8 @@ def _measure(
         "alignment": measures.alignment(change, delta),
         "gain": measures.gain(change, delta),
         "linearization_error": _ratio(
-            _beyond_rounding(change - linear, lin.values), jnp.linalg.norm(linear)
+            _beyond_rounding(change - linear, lin.values, jnp.finfo(own).eps),
+            jnp.linalg.norm(linear),
         ),
         "soft_divergence": _ratio(jnp.max(jnp.abs(lin.values)) * (1 - gamma), bound),
         "interference": measures.interference(lin.gram, delta),
@@ -205,7 +220,8 @@ def _update(
         alpha = jnp.asarray(1e-3) if case.alpha is None else case.alpha
         step = jax.tree.map(lambda g: alpha * g, lin.pullback(delta / size))
         return jax.tree.map(jnp.add, case.params, step), alpha, alpha * plain
-    linear = lin.pushforward(jax.tree.map(jnp.subtract, case.moved, case.params))
+    difference = lambda new, old: wide(new) - wide(old)  # noqa: E731
+    linear = lin.pushforward(jax.tree.map(difference, case.moved, case.params))
     squares = jnp.maximum(jnp.vdot(plain, plain), jnp.finfo(plain.dtype).tiny)
     alpha = jnp.vdot(linear, plain) / squares if case.alpha is None else case.alpha
     return case.moved, alpha, linear
@@ -248,10 +264,10 @@ def _ratio(a: Array, b: Array | float) -> Array:
     return jnp.where(a == 0, 0, a / b)
 
 
-def _beyond_rounding(error: Array, values: Array) -> Array:
+def _beyond_rounding(error: Array, values: Array, eps: Any) -> Array:
     """|error|, or 0 where differences of values this large have no digit left for it."""
     size = jnp.linalg.norm(error)
-    return jnp.where(size <= 2 * jnp.finfo(values.dtype).eps * jnp.linalg.norm(values), 0, size)
+    return jnp.where(size <= 2 * eps * jnp.linalg.norm(values), 0, size)
 
 
 def _condition(gram: Array) -> Array:

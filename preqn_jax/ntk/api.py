@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from preqn_jax.batching import batch_size
+from preqn_jax.batching import arrays, batch_size, one_example, parameters
 from preqn_jax.ntk import factored, usage
 from preqn_jax.types import Array, Inputs, Params, QFunction
 
@@ -17,14 +17,16 @@ METHODS: tuple[Method, ...] = ("structured", "jacobian")
 class Linearization(NamedTuple):
     """Q on a minibatch and its first-order behaviour around `params`."""
 
-    values: Array  # `[B]`, Q_theta(x_i)
-    gram: Array  # `[B, B]`, K of Eq. 9
+    values: Array  # `[B]`, Q_theta(x_i), in float32 at least
+    gram: Array  # `[B, B]`, K of Eq. 9, in float32, or in float64 where a parameter is
     pullback: Callable[[Array], Params]
     """z `[B]` -> sum_i z_i grad Q(x_i), shaped as params (Eq. 23)."""
     pushforward: Callable[[Params], Array]
     """A change of params -> grad Q(x_i) . change, `[B]` (Eq. 6's first order)."""
     elsewhere: Callable[[Inputs], "Elsewhere"]
-    """Other inputs `[M]`, for one more forward and backward pass."""
+    """Other inputs `[M]`, shapes and types of an example as here, for one more forward and backward
+    pass.
+    """
     layers: list[Array]
     """What enters each weight matrix, in the order of evaluation, `[B, in]`: the inputs first, then
     the hidden layers; see `factored.layers`.
@@ -57,17 +59,21 @@ def linearize(
 
     Args:
       q: `q(params, *inputs) -> scalar`, for one example.
-      params: theta, any pytree of floating-point arrays.
-      inputs: the arguments after `params`, each with a leading `[B]`.
+      params: theta, any pytree of real floating-point arrays, of any precision. What has no
+        gradient (counters, random keys) is for `q` to close over.
+      inputs: the arguments after `params`, each with a leading `[B]`, which may be 0. Of any type
+        that `q` takes: uint8 images are never multiplied as such.
       method: "structured" or "jacobian", see the package's docstring.
 
     Returns:
       `Linearization`; its fields may be used any number of times, inside or outside of `jax.jit`.
 
     Raises:
-      ValueError: unknown `method`, `q` does not return a scalar for one example, or `inputs` is no
-        tuple of arrays with one batch axis.
+      ValueError: unknown `method`, `q` does not return a real scalar for one example, a leaf of
+        `params` is no real floating-point array, or `inputs` is no tuple of arrays with one batch
+        axis.
     """
+    params, inputs = parameters(params), arrays(inputs)
     program = usage.read(q, params, inputs, apart=check_method(method) == "structured")
     here = factored.gradients(program, params, inputs)
 
@@ -78,7 +84,7 @@ def linearize(
         return factored.pushforward(program, here, change)
 
     def elsewhere(ys: Inputs) -> Elsewhere:
-        batch_size(ys)
+        ys = _like(arrays(ys), inputs)
         there = factored.gradients(program, params, ys)
         return Elsewhere(there.values, factored.gram(there, here), factored.layers(program, there))
 
@@ -113,19 +119,21 @@ def kernel(
       q: `q(params, *inputs) -> scalar`, for one example.
       params: theta.
       xs: rows, arrays leading with `[N]`.
-      ys: columns, arrays leading with `[M]`; the rows again if None.
+      ys: columns, arrays leading with `[M]`, shapes and types of an example as in `xs`; the rows
+        again if None.
       method: "structured" or "jacobian".
       block: examples held at a time: peak memory is O(block) gradients and O(N*M) entries.
 
     Returns:
-      `[N, M]`, entries k(x_i, y_j) of Eq. 9.
+      `[N, M]`, entries k(x_i, y_j) of Eq. 9, in float32, or in float64 where a parameter is.
 
     Raises:
-      ValueError: as `linearize`, or `block` below 1.
+      ValueError: as `linearize`, `block` below 1, or examples of `xs` and `ys` that differ.
     """
     if block < 1:
         raise ValueError(f"block must be at least 1, got {block}")
-    ys = xs if ys is None else ys
+    params, xs = parameters(params), arrays(xs)
+    ys = xs if ys is None else _like(arrays(ys), xs)
     program = usage.read(q, params, xs, apart=check_method(method) == "structured")
     rows, columns = _blocks(xs, block), _blocks(ys, block)
 
@@ -134,10 +142,12 @@ def kernel(
         strips = jax.lax.map(
             lambda y: factored.gram(left, factored.gradients(program, params, y)), columns
         )  # `[m, block, block]`
-        return jnp.moveaxis(strips, 0, 1).reshape(strips.shape[1], -1)
+        columns_, rows_, width = strips.shape
+        return jnp.moveaxis(strips, 0, 1).reshape(rows_, columns_ * width)
 
-    full = jax.lax.map(row, rows)
-    return full.reshape(-1, full.shape[-1])[: batch_size(xs), : batch_size(ys)]
+    full = jax.lax.map(row, rows)  # `[n, block, m * block]`
+    full = full.reshape(full.shape[0] * full.shape[1], full.shape[2])
+    return full[: batch_size(xs), : batch_size(ys)]
 
 
 def check_method(method: str) -> str:
@@ -147,16 +157,34 @@ def check_method(method: str) -> str:
     return method
 
 
+def _like(ys: Inputs, xs: Inputs) -> Inputs:
+    """`ys`, if one of its examples has the form of one of `xs`. What q does depends on that: a mean
+    over as many numbers, or a quotient of integers. Raises ValueError otherwise.
+    """
+    seen, expected = one_example(ys), one_example(xs)
+    if seen != expected:
+        raise ValueError(
+            f"one example of these inputs is {_form(seen)}, of the others it is "
+            f"{_form(expected)}: bring both to the same shapes and types"
+        )
+    return ys
+
+
+def _form(example: Inputs) -> str:
+    forms = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", example)
+    return str(forms).replace("'", "")
+
+
 def _blocks(inputs: Inputs, block: int) -> Inputs:
     """Split `[N, ...]` into `[n, block, ...]`, the last block filled up with copies of the last
     row.
     """
     size = batch_size(inputs)
-    block = min(block, size)
+    block = max(1, min(block, size))
     padding = -size % block
 
     def split(leaf: Array) -> Array:
         padded = jnp.pad(leaf, [(0, padding)] + [(0, 0)] * (leaf.ndim - 1), mode="edge")
-        return padded.reshape(-1, block, *leaf.shape[1:])
+        return padded.reshape((size + padding) // block, block, *leaf.shape[1:])
 
     return jax.tree.map(split, inputs)

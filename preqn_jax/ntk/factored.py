@@ -1,13 +1,18 @@
-"""Per-example gradients in factored form, and the three products that the paper takes of them."""
+"""Per-example gradients in factored form, and the three products that the paper takes of them.
 
+q computes in types of its own, and its data come in any: all that is recorded is brought to the
+kernel's type, float32 at least, before any product is taken of it.
+"""
+
+import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from preqn_jax.ntk import usage
-from preqn_jax.types import Array, Inputs, Params
+from preqn_jax.types import Array, Inputs, Params, wide
 
 # TF32 products put errors of 1e-3 into K and the solve amplifies them by its condition: never leave
 # this to a default.
@@ -39,25 +44,29 @@ def gradients(program: usage.Program, params: Params, inputs: Inputs) -> Gradien
                 full[i] = leaf
             return usage.evaluate(program, [*full, *rest], shifts)
 
-        shapes = jax.eval_shape(lambda: usage.evaluate(program, [*leaves, *rest], None)[1])
-        zeros = [jnp.zeros(s.shape, s.dtype) for s in shapes]
+        zeros = [jnp.zeros(s.shape, s.dtype) for s in usage.products(program)]
         (out, data), (slopes, direct) = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(
             zeros, whole
         )
         return out, data, slopes, direct
 
     values, data, slopes, direct = jax.vmap(one)(inputs)
-    flat, dense = [g.reshape(g.shape[0], -1) for g in direct], []
-    for leaf, positions in program.dense.items():
-        x, d = [], []
-        for p in positions:
-            use = program.uses[p]
-            x.append(jax.vmap(use.canonical_data)(data[p]))
-            d.append(
-                jax.vmap(partial(use.canonical_product, weight_ndim=leaves[leaf].ndim))(slopes[p])
-            )
-        dense.append((jnp.concatenate(x, axis=2), jnp.concatenate(d, axis=2)))
-    return Gradients(values, dense, flat)
+    flat = [g.reshape(len(g), math.prod(g.shape[1:])).astype(program.dtype) for g in direct]
+    dense = []
+    for positions in program.dense.values():
+        uses = [program.uses[p] for p in positions]
+        x = [jax.vmap(use.canonical_data)(data[p]) for p, use in zip(positions, uses, strict=True)]
+        d = [
+            jax.vmap(use.canonical_product)(slopes[p])
+            for p, use in zip(positions, uses, strict=True)
+        ]
+        dense.append(tuple(_join(parts, program.dtype) for parts in (x, d)))
+    return Gradients(wide(values), dense, flat)
+
+
+def _join(parts: list[Array], dtype: Any) -> Array:
+    """`[B, G, U, ...]` of one weight's uses, which may differ in type."""
+    return jnp.concatenate([part.astype(dtype) for part in parts], axis=2)
 
 
 def layers(program: usage.Program, grads: Gradients) -> list[Array]:
@@ -94,9 +103,9 @@ def pullback(program: usage.Program, grads: Gradients, z: Array) -> Params:
     """sum_i z_i grad Q(x_i), one product a layer."""
     leaves: dict[int, Array] = {}
     for leaf, (x, d) in zip(program.dense, grads.dense, strict=True):
-        axes, shape = program.canonical(leaf)
-        total = _dense_pullback(x, d, z).reshape([shape[a] for a in axes])
-        leaves[leaf] = total.transpose([axes.index(a) for a in range(len(axes))])
+        total, use = _dense_pullback(x, d, z), _first_use(program, leaf)
+        like = jax.ShapeDtypeStruct(program.shapes[leaf], total.dtype)
+        (leaves[leaf],) = jax.linear_transpose(use.canonical_weight, like)(total)
     for leaf, jacobian in zip(program.direct, grads.direct, strict=True):
         leaves[leaf] = _dot("i,id->d", z, jacobian).reshape(program.shapes[leaf])
     return program.treedef.unflatten([leaves[i] for i in range(len(leaves))])
@@ -111,19 +120,23 @@ def _dense_pullback(x: Array, d: Array, z: Array) -> Array:
 
 def pushforward(program: usage.Program, grads: Gradients, change: Params) -> Array:
     """grad Q(x_i) . change, one product a layer."""
-    leaves = jax.tree.leaves(change)
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(change)]
     shares = [
         _dot("id,d->i", jacobian, leaves[leaf].ravel())
         for leaf, jacobian in zip(program.direct, grads.direct, strict=True)
     ]
     for leaf, (x, d) in zip(program.dense, grads.dense, strict=True):
-        weight = leaves[leaf].transpose(program.canonical(leaf)[0])
-        weight = weight.reshape(x.shape[1], x.shape[3], d.shape[3])
+        weight = _first_use(program, leaf).canonical_weight(leaves[leaf])
         if _plain(x):
             shares.append(jnp.sum(_dot("ic,cf->if", x[:, 0, 0], weight[0]) * d[:, 0, 0], axis=1))
         else:
             shares.append(jnp.sum(_dot("iguc,gcf->iguf", x, weight) * d, axis=(1, 2, 3)))
     return jnp.asarray(sum(shares))
+
+
+def _first_use(program: usage.Program, leaf: int) -> usage.Use:
+    """A use of a leaf that is taken apart: all have one layout."""
+    return program.uses[program.dense[leaf][0]]
 
 
 def _plain(x: Array) -> bool:

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core as jex
 
-from preqn_jax.batching import batch_size
+from preqn_jax.batching import one_example
 from preqn_jax.types import Array, Inputs, Params, QFunction
 
 _CALLS = ("jit", "pjit", "closed_call", "remat", "remat2", "checkpoint")
@@ -29,12 +30,23 @@ class Operation(NamedTuple):
     outputs: list[int]
 
 
-class Use(NamedTuple):
-    """One `dot_general` of data with a weight, as seen from the weight. Axes are paired in the
-    weight's order.
+class View(NamedTuple):
+    """A leaf as a product sees it. Casts, transposes and reshapes of a weight move its gradient's
+    entries along and leave inner products of gradients as they are.
     """
 
-    leaf: int  # the weight
+    leaf: int
+    moves: tuple[tuple[str, tuple[int, ...]], ...] = ()  # ("transpose", axes), ("reshape", shape)
+
+
+class Use(NamedTuple):
+    """One `dot_general` of data with a weight, as seen from the weight. Axes are paired in the
+    order of the weight's view.
+    """
+
+    operation: int  # position of the product in the program
+    view: View
+    ndim: int  # of the view
     on_left: bool  # the weight is the left operand
     weight_batch: tuple[int, ...]
     weight_contract: tuple[int, ...]
@@ -42,24 +54,40 @@ class Use(NamedTuple):
     data_contract: tuple[int, ...]
 
     @property
-    def weight_axes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return self.weight_batch, self.weight_contract
+    def layout(self) -> tuple[Any, ...]:
+        """What all uses of a weight must have in common."""
+        return self.view.moves, self.weight_batch, self.weight_contract
+
+    def canonical_weight(self, leaf: Array) -> Array:
+        """The leaf (or a change of it) as `[G, in, out]`: stacked members, contracted features."""
+        for move, argument in self.view.moves:
+            leaf = getattr(leaf, move)(argument)
+        free = _others(self.ndim, self.weight_batch + self.weight_contract)
+        parts = (self.weight_batch, self.weight_contract, free)
+        sizes = [math.prod(leaf.shape[a] for a in axes) for axes in parts]
+        return leaf.transpose(sum(parts, ())).reshape(sizes)
 
     def canonical_data(self, x: Array) -> Array:
         """The data operand as `[G, U, in]`: stacked members, uses, contracted features."""
-        free = tuple(a for a in range(x.ndim) if a not in self.data_batch + self.data_contract)
-        groups, uses = (math.prod(x.shape[a] for a in axes) for axes in (self.data_batch, free))
-        return x.transpose(self.data_batch + free + self.data_contract).reshape(groups, uses, -1)
+        free = _others(x.ndim, self.data_batch + self.data_contract)
+        parts = (self.data_batch, free, self.data_contract)
+        sizes = [math.prod(x.shape[a] for a in axes) for axes in parts]
+        return x.transpose(sum(parts, ())).reshape(sizes)
 
-    def canonical_product(self, z: Array, weight_ndim: int) -> Array:
+    def canonical_product(self, z: Array) -> Array:
         """The product (or a gradient shaped like it) as `[G, U, out]`."""
         batch = len(self.weight_batch)
-        weight_free = weight_ndim - batch - len(self.weight_contract)
+        weight_free = self.ndim - batch - len(self.weight_contract)
         groups, rest = math.prod(z.shape[:batch]), z.shape[batch:]
         if self.on_left:
             out, uses = math.prod(rest[:weight_free]), math.prod(rest[weight_free:])
             return z.reshape(groups, out, uses).swapaxes(1, 2)
-        return z.reshape(groups, math.prod(rest[: len(rest) - weight_free]), -1)
+        data_free = len(rest) - weight_free
+        return z.reshape(groups, math.prod(rest[:data_free]), math.prod(rest[data_free:]))
+
+
+def _others(ndim: int, axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(a for a in range(ndim) if a not in axes)
 
 
 class Program(NamedTuple):
@@ -70,56 +98,60 @@ class Program(NamedTuple):
     output: int  # the value that q returns
     treedef: Any  # of the parameters
     shapes: list[tuple[int, ...]]  # of their leaves
+    dtype: Any  # of the kernel: float32, or float64 where a leaf is
     uses: list[Use]  # of leaves that are taken apart, in the order of evaluation
     dense: dict[int, list[int]]  # such a leaf -> positions of its uses in `uses`
     direct: list[int]  # every other leaf: it goes through per-example Jacobians
 
-    def canonical(self, leaf: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The order in which a leaf's axes are those of `[G, in, out]`, and its shape."""
-        shape = self.shapes[leaf]
-        axes = sum(self.uses[self.dense[leaf][0]].weight_axes, ()) if leaf in self.dense else ()
-        return axes + tuple(a for a in range(len(shape)) if a not in axes), shape
-
 
 def read(q: QFunction, params: Params, inputs: Inputs, *, apart: bool) -> Program:
-    """`q` as a program. Without `apart` all leaves are left whole.
+    """`q` as a program, of `parameters` and `arrays`. Without `apart` all leaves are left whole.
 
-    Raises ValueError where `inputs` have no batch axis in common, or q returns no scalar.
+    Raises ValueError where `inputs` have no batch axis in common, or q returns no real scalar.
     """
-    batch_size(inputs)
-    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
-    jaxpr = jax.make_jaxpr(q)(params, *example)
+    jaxpr = jax.make_jaxpr(q)(params, *one_example(inputs))
     shapes = [out.shape for out in jaxpr.out_avals]
     if shapes != [()]:
         raise ValueError(
             f"q must return one scalar for one example, got shapes {shapes}; index the last axis, "
             f"as in out[0]"
         )
+    if not _is_real(jaxpr.out_avals[0].dtype):
+        raise ValueError(
+            f"q returns a number of the type {jaxpr.out_avals[0].dtype}, expected a real "
+            f"floating-point one"
+        )
     leaves, treedef = jax.tree.flatten(params)
     number, constants = itertools.count(), {}
     arguments = list(itertools.islice(number, len(jaxpr.in_avals)))
-    operations, (output,) = _flatten(jaxpr, arguments, len(leaves), number, constants)
-    uses, other = _uses(operations, output, len(leaves)) if apart else ([], {})
+    views = {leaf: View(leaf) for leaf in range(len(leaves))}
+    operations, (output,) = _flatten(jaxpr, arguments, views, number, constants)
+    uses, other = _uses(operations, output, views) if apart else ([], {})
     _warn_of_slow_leaves(params, other)
-    uses = [use for use in uses if use.leaf not in other]
+    uses = [use for use in uses if use.view.leaf not in other]
     dense = {
-        leaf: [position for position, use in enumerate(uses) if use.leaf == leaf]
-        for leaf in sorted({use.leaf for use in uses})
+        leaf: [position for position, use in enumerate(uses) if use.view.leaf == leaf]
+        for leaf in sorted({use.view.leaf for use in uses})
     }
     direct = [leaf for leaf in range(len(leaves)) if leaf not in dense]
-    shapes = [leaf.shape for leaf in jaxpr.in_avals[: len(leaves)]]
-    return Program(operations, constants, output, treedef, shapes, uses, dense, direct)
+    shapes = [leaf.shape for leaf in leaves]
+    dtype = jnp.float64 if any(leaf.dtype == jnp.float64 for leaf in leaves) else jnp.float32
+    return Program(operations, constants, output, treedef, shapes, dtype, uses, dense, direct)
+
+
+def _is_real(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating)
 
 
 def _flatten(
     closed: jex.ClosedJaxpr,
     arguments: Sequence[int],
-    leaves: int,
+    views: dict[int, View],
     number: Iterator[int],
     constants: dict[int, Any],
 ) -> tuple[list[Operation], list[int]]:
-    """The operations of a jaxpr on `arguments`, and the values that it returns. Calls are entered
-    only where they take one of the first `leaves` values.
+    """The operations of a jaxpr on `arguments`, and the values that it returns; those that are
+    views of a leaf are added to `views`. Calls are entered only where they take one of these.
     """
     jaxpr, operations = closed.jaxpr, []
     numbers: dict[Any, int] = dict(zip(jaxpr.invars, arguments, strict=True))
@@ -134,12 +166,14 @@ def _flatten(
     numbers |= {v: constant(c) for v, c in zip(jaxpr.constvars, closed.consts, strict=True)}
     for eqn in jaxpr.eqns:
         inputs, body = [find(atom) for atom in eqn.invars], _body(eqn)
-        if body is not None and any(value < leaves for value in inputs):
-            inside, outputs = _flatten(body, inputs, leaves, number, constants)
+        if body is not None and any(value in views for value in inputs):
+            inside, outputs = _flatten(body, inputs, views, number, constants)
             operations += inside
         else:
             outputs = [next(number) for _ in eqn.outvars]
             operations.append(Operation(eqn, inputs, outputs))
+            if len(inputs) == 1 and inputs[0] in views and (view := _seen(eqn, views[inputs[0]])):
+                views[outputs[0]] = view
         numbers |= zip(eqn.outvars, outputs, strict=True)
     return operations, [find(atom) for atom in jaxpr.outvars]
 
@@ -156,35 +190,51 @@ def _body(eqn: jex.JaxprEqn) -> jex.ClosedJaxpr | None:
     return jex.ClosedJaxpr(body, ())  # pyright: ignore[reportArgumentType]
 
 
+def _seen(eqn: jex.JaxprEqn, view: View) -> View | None:
+    """What an equation makes of a view, where that is a view too."""
+    before, after = eqn.invars[0].aval, eqn.outvars[0].aval
+    match eqn.primitive.name:
+        case "convert_element_type" if _is_real(after.dtype):
+            return view
+        case "transpose":
+            return view._replace(moves=(*view.moves, ("transpose", eqn.params["permutation"])))
+        case "reshape" | "squeeze" | "broadcast_in_dim" if before.size == after.size:
+            return view._replace(moves=(*view.moves, ("reshape", after.shape)))
+    return None
+
+
 def _uses(
-    operations: Sequence[Operation], output: int, leaves: int
+    operations: Sequence[Operation], output: int, views: dict[int, View]
 ) -> tuple[list[Use], dict[int, str]]:
     """Every product of a leaf with data, and of each leaf that must stay whole the reason."""
     uses: list[Use] = []
     other: dict[int, str] = {}  # what a leaf is used by besides products
-    for operation in operations:
-        taken = [value for value in operation.inputs if value < leaves]
-        if not taken:
+    for position, operation in enumerate(operations):
+        taken = [value for value in operation.inputs if value in views]
+        if not taken or any(value in views for value in operation.outputs):
             continue
         name = str(operation.eqn.primitive)
-        use = _use(operation, taken[0]) if name == "dot_general" and len(taken) == 1 else None
+        product = name == "dot_general" and len(taken) == 1
+        use = _use(operation, position, views) if product else name
         if isinstance(use, Use):
             uses.append(use)
         else:
-            other |= dict.fromkeys(taken, use or name)
-    if output < leaves:
-        other[output] = "the output"
+            other |= {views[value].leaf: use for value in taken}
+    if output in views:
+        other[views[output].leaf] = "the output"
     layouts: dict[int, set] = {}
     for use in uses:
-        layouts.setdefault(use.leaf, set()).add(use.weight_axes)
+        layouts.setdefault(use.view.leaf, set()).add(use.layout)
     several = "products with different layouts (a tied, transposed weight)"
     return uses, {leaf: several for leaf in layouts if len(layouts[leaf]) > 1} | other
 
 
-def _use(product: Operation, leaf: int) -> Use | str:
+def _use(operation: Operation, position: int, views: dict[int, View]) -> Use | str:
     """How a product uses its weight, or why that is of no use."""
-    on_left = product.inputs[0] == leaf
-    contract, batch = product.eqn.params["dimension_numbers"]
+    eqn, on_left = operation.eqn, operation.inputs[0] in views
+    if not _is_real(eqn.outvars[0].aval.dtype):
+        return "a product that is not real"
+    contract, batch = eqn.params["dimension_numbers"]
     weight, data = (0, 1) if on_left else (1, 0)
     batch_pairs = sorted(zip(batch[weight], batch[data], strict=True))
     contract_pairs = sorted(zip(contract[weight], contract[data], strict=True))
@@ -193,7 +243,9 @@ def _use(product: Operation, leaf: int) -> Use | str:
     if [w for w, _ in batch_pairs] != list(batch[weight]):
         return "a product with permuted batch axes"
     both = (batch_pairs, contract_pairs)
-    return Use(leaf, on_left, *(tuple(pair[i] for pair in pairs) for i in (0, 1) for pairs in both))
+    axes = (tuple(pair[i] for pair in pairs) for i in (0, 1) for pairs in both)
+    ndim = len(eqn.invars[weight].aval.shape)
+    return Use(position, views[operation.inputs[weight]], ndim, on_left, *axes)
 
 
 def _warn_of_slow_leaves(params: Params, other: dict[int, str]) -> None:
@@ -211,25 +263,29 @@ def _warn_of_slow_leaves(params: Params, other: dict[int, str]) -> None:
         )
 
 
+def products(program: Program) -> list[jax.ShapeDtypeStruct]:
+    """Shape and type of each product of a leaf that is taken apart."""
+    avals = [program.operations[use.operation].eqn.outvars[0].aval for use in program.uses]
+    return [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+
+
 def evaluate(
-    program: Program, args: Sequence[Array], shifts: list[Array] | None
+    program: Program, args: Sequence[Array], shifts: list[Array]
 ) -> tuple[Array, list[Array]]:
     """Run q on one example, adding `shifts` to the products of the leaves that are taken apart.
 
     `args` are the leaves of the parameters and of the example. Returns the value, and the data
-    operand of each product; the products themselves if `shifts` is None.
+    operand of each product.
     """
     values: dict[int, Any] = dict(enumerate(args)) | program.constants
+    uses = {use.operation: use for use in program.uses}
     recorded: list[Array] = []
-    for eqn, inputs, outputs in program.operations:
+    for position, (eqn, inputs, outputs) in enumerate(program.operations):
         operands = [values[i] for i in inputs]
         results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
         results = list(results) if eqn.primitive.multiple_results else [results]
-        if any(i in program.dense for i in inputs):
-            if shifts is None:
-                recorded.append(results[0])
-            else:
-                results[0] = results[0] + shifts[len(recorded)]
-                recorded.append(operands[1] if inputs[0] in program.dense else operands[0])
+        if position in uses:
+            results[0] = results[0] + shifts[len(recorded)]
+            recorded.append(operands[1 if uses[position].on_left else 0])
         values |= zip(outputs, results, strict=True)
     return values[program.output], recorded

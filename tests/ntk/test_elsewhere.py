@@ -185,6 +185,12 @@ def test_layers_of_stacked_members_are_the_first_ones(x64):
             [7],
         ),  # the first weight enters a penalty too, and goes through its Jacobian
         ("tied_by_transpose", []),
+        ("transposed", [5, 7, 6]),
+        ("reshaped", [5, 6, 5]),
+        ("members_in_the_middle", []),  # at 2 positions
+        ("seen_in_two_ways", []),
+        ("views_besides_products", [7]),
+        ("complex_products", [5]),
         ("weights_on_the_left", [5, 7, 6]),
         ("remat", [5, 8, 9]),
         ("residual", [5, 9, 7, 9]),

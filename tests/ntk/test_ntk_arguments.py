@@ -1,12 +1,17 @@
 """What a person may get wrong when asking for a kernel."""
 
+import re
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 
 from preqn_jax import ntk
 from preqn_jax.batching import batched
 from zoo import ZOO
+from zoo_base import draw
 
 
 def _critic_of(out):
@@ -77,3 +82,154 @@ def test_batched_is_a_loop_over_examples():
     x, y = jnp.arange(6.0).reshape(3, 2), jnp.asarray([10.0, 20.0, 30.0])
     found = batched(q)(2.0, (x, {"y": y}))
     assert found.tolist() == [q(2.0, x[i], {"y": y[i]}) for i in range(3)]
+
+
+# --- what is no parameter -------------------------------------------------------------------------
+
+CLOSE_OVER, SPLIT = "let q close over it", "its real and its imaginary part two leaves"
+NO_PARAMETERS = {  # leaf -> its type in words, and what to do
+    "a counter": (jnp.arange(3), "int32", CLOSE_OVER),
+    "NumPy's integer": (np.int64(3), "int64", CLOSE_OVER),
+    "a Python integer": (3, "int", CLOSE_OVER),
+    "a mask": (jnp.ones(3, bool), "bool", CLOSE_OVER),
+    "a flag": (True, "bool", CLOSE_OVER),
+    "a random key": (jax.random.key(0), "key<fry>", CLOSE_OVER),
+    "a word": ("relu", "str", CLOSE_OVER),
+    "complex": (jnp.ones(3, jnp.complex64), "complex64", SPLIT),
+    "a Python complex": (1j, "complex", SPLIT),
+}
+
+
+@pytest.mark.parametrize("call", [ntk.linearize, ntk.kernel])
+@pytest.mark.parametrize("name", NO_PARAMETERS)
+def test_a_leaf_that_is_no_real_parameter_is_named(name, call):
+    leaf, kind, cure = NO_PARAMETERS[name]
+    q, params, inputs = _critic_of(lambda y: y)
+    words = rf"^params\['odd'\]\[1\] is of the type {kind}, expected real floating.*{cure}"
+    with pytest.raises(ValueError, match=words):
+        call(lambda p, x: q(p["q"], x), {"odd": [0.5, leaf], "q": params}, inputs)
+    with pytest.raises(ValueError, match=rf"^params is of the type {kind}"):
+        call(lambda p, x: jnp.sum(x), leaf, inputs)
+
+
+def test_of_an_nnx_model_the_parameters_are_split_off():
+    """Its counters and keys are named; what is split off as the sentence says has the K of a plain
+    function.
+    """
+
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.first, self.last = nnx.Linear(5, 7, rngs=rngs), nnx.Linear(7, 1, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs, deterministic=True)
+
+        def __call__(self, x):
+            return self.last(self.dropout(jnp.tanh(self.first(x))))[0]
+
+    model, inputs = Model(nnx.Rngs(0)), (jnp.asarray(draw(0, 4, 5), jnp.float32),)
+    graph, everything = nnx.split(model)
+    with pytest.raises(ValueError, match=r"rngs.* is of the type uint32, expected real"):
+        ntk.linearize(lambda p, x: nnx.merge(graph, p)(x), everything, inputs)
+
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    gram = ntk.kernel(lambda p, x: nnx.merge(graph, p, rest, copy=True)(x), params, inputs)
+    leaves = {
+        "first": {**nnx.to_pure_dict(params)["first"]},
+        "last": nnx.to_pure_dict(params)["last"],
+    }
+
+    def plain(p, x):
+        h = jnp.tanh(x @ p["first"]["kernel"] + p["first"]["bias"])
+        return (h @ p["last"]["kernel"] + p["last"]["bias"])[0]
+
+    expected = ntk.kernel(plain, leaves, inputs, method="jacobian")
+    np.testing.assert_allclose(gram, expected, rtol=1e-5)
+
+
+def test_python_floats_are_parameters():
+    """Of `gain sin(x.w)`, whose derivative by the gain is sin(x.w)."""
+    w, x = draw(1, 5), draw(2, 4, 5)
+    params, inputs = {"gain": 0.5, "w": jnp.asarray(w, jnp.float32)}, (jnp.float32(x),)
+    phi = np.vstack([np.sin(x @ w), 0.5 * np.cos(x @ w) * x.T])
+    for method in ntk.METHODS:
+        lin = ntk.linearize(
+            lambda p, x: p["gain"] * jnp.sin(x @ p["w"]), params, inputs, method=method
+        )
+        np.testing.assert_allclose(lin.gram, phi.T @ phi, rtol=1e-5)
+        pulled = lin.pullback(jnp.ones(4))
+        np.testing.assert_allclose(pulled["gain"], phi[0].sum(), rtol=1e-5)
+        change = {"gain": 2.0, "w": jnp.ones(5)}
+        np.testing.assert_allclose(
+            lin.pushforward(change), phi.T @ [2, 1, 1, 1, 1, 1], rtol=1e-4, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("kind", ["int32", "complex64", "bool"])
+def test_q_must_return_a_real_number(kind):
+    q, params, inputs = _critic_of(lambda y: y.astype(kind))
+    for call in (ntk.linearize, ntk.kernel):
+        with pytest.raises(ValueError, match=f"^q returns a number of the type {kind}, expected a"):
+            call(q, params, inputs)
+
+
+def test_batched_refuses_complex_values():
+    with pytest.raises(ValueError, match="complex64, expected real"):
+        batched(lambda p, x: p * x)(1j, (jnp.ones(3),))
+
+
+# --- no examples, and others than those at hand ---------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ntk.METHODS)
+def test_no_examples_give_empty_results(method):
+    q, params, (x,) = _critic_of(lambda y: y)
+    some, none = (x[:3],), (x[:0],)
+    lin = ntk.linearize(q, params, none, method=method)
+    assert lin.values.shape == (0,) and lin.gram.shape == (0, 0)
+    assert all(jnp.all(leaf == 0) for leaf in jax.tree.leaves(lin.pullback(jnp.zeros(0))))
+    assert jax.tree.map(jnp.shape, lin.pullback(jnp.zeros(0))) == jax.tree.map(jnp.shape, params)
+    assert lin.pushforward(params).shape == (0,)
+    there = lin.elsewhere(some)
+    assert there.values.shape == (3,) and there.kernel.shape == (3, 0)
+    there = ntk.linearize(q, params, some, method=method).elsewhere(none)
+    assert there.values.shape == (0,) and there.kernel.shape == (0, 3)
+    for xs, ys in ((none, some), (some, none), (none, none)):
+        found = ntk.kernel(q, params, xs, ys, method=method, block=2)
+        assert found.shape == (len(xs[0]), len(ys[0])) and found.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("method", ntk.METHODS)
+def test_inputs_and_weights_without_features(method):
+    """`[B, 0]` observations: K is that of the biases, ones."""
+    q = lambda p, x: jnp.sum(x @ p["w"]) + p["b"]
+    params, inputs = {"w": jnp.ones((0, 4)), "b": jnp.ones(())}, (jnp.ones((3, 0)),)
+    assert jnp.all(ntk.kernel(q, params, inputs, method=method) == jnp.ones((3, 3)))
+    pulled = ntk.linearize(q, params, inputs, method=method).pullback(jnp.ones(3))
+    assert pulled["w"].shape == (0, 4) and pulled["b"] == 3
+
+
+@pytest.mark.parametrize(
+    "other, words",
+    [
+        (jnp.ones((4, 2, 3), jnp.uint8), "(uint8[2, 3],), of the others it is (float32[2, 3],)"),
+        (jnp.ones((4, 5, 3)), "(float32[5, 3],), of the others it is (float32[2, 3],)"),
+        ({"x": jnp.ones((4, 2, 3))}, "({x: float32[2, 3]},), of the others it is (float32[2, 3],)"),
+    ],
+)
+def test_inputs_elsewhere_have_the_form_of_the_others(other, words):
+    """q's mean over 2 rows would be one over 5 that is divided by 2, without a word."""
+    q, params = (lambda p, x: jnp.tanh(jnp.mean(x, axis=0) @ p)), jnp.ones(3)
+    inputs = (jnp.ones((4, 2, 3)),)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        ntk.linearize(q, params, inputs).elsewhere((other,))
+    with pytest.raises(ValueError, match=re.escape(words)):
+        ntk.kernel(q, params, inputs, (other,))
+
+
+def test_arrays_of_numpy_are_taken_as_jax_takes_them():
+    """In float64, which JAX has as float32 here; and lists are none."""
+    q, params, (x,) = _critic_of(lambda y: y)
+    wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (params, x))
+    gram = ntk.kernel(q, wide[0], (wide[1],), (x,))
+    np.testing.assert_allclose(gram, ntk.kernel(q, params, (x,)), rtol=1e-6)
+    with pytest.raises(ValueError, match="same batch axis"):
+        ntk.linearize(q, params, ([[1.0] * 5],))

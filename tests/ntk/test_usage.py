@@ -17,7 +17,28 @@ def _either_side(w, x):
     return jnp.tanh(x @ w) * jnp.sin(jnp.einsum("io,i->o", w, x))
 
 
+def _narrow(w, x):
+    return jnp.tanh(x.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16))
+
+
+def _cast_outside(w, x):  # and used by a call
+    return jax.checkpoint(jnp.matmul)(x.astype(jnp.float16), w.astype(jnp.float16))
+
+
 BIG = {
+    "cast": (_narrow, (50, 60)),
+    "cast in jit": (jax.jit(_narrow), (50, 60)),
+    "cast outside": (_cast_outside, (50, 60)),
+    "cast or not": (lambda w, x: _narrow(w, x) * _either_side(w, x), (50, 60)),
+    "transposed": (lambda w, x: x @ w.T, (60, 50)),
+    "transposed outside": (lambda w, x: jax.jit(jnp.matmul)(x, w.T), (60, 50)),
+    "cast and transposed": (lambda w, x: _narrow(w.T, x), (60, 50)),
+    "heads": (lambda w, x: x @ w.reshape(50, 60), (50, 6, 10)),
+    "heads first": (lambda w, x: x @ w.transpose(1, 0, 2).reshape(50, 60), (6, 50, 10)),
+    "unit axes": (
+        lambda w, x: jnp.einsum("i,iuo->uo", x, jnp.squeeze(w[None], 0)[:, None]),
+        (50, 60),
+    ),
     "either side": (_either_side, (50, 60)),
     "jit": (jax.jit(_either_side), (50, 60)),
     "remat": (jax.checkpoint(_either_side), (50, 60)),
@@ -62,6 +83,28 @@ def test_only_a_big_leaf_on_the_slow_way_is_named_in_a_warning(width, warns):
         assert (
             "filters" in texts[0] and "conv_general_dilated" in texts[0] and "Dense" not in texts[0]
         )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_mixed_precision_is_taken_apart(dtype):
+    """Float32 parameters under layers of less: no Jacobian of a weight, and no warning."""
+
+    def body(x):
+        x = nn.LayerNorm(dtype=dtype)(nn.Dense(48, dtype=dtype)(x))
+        heads = nn.DenseGeneral((4, 10), dtype=dtype)(jnp.tanh(x))
+        return nn.Dense(1, dtype=dtype)(jnp.tanh(heads).reshape(-1))
+
+    q, params, inputs = flax_case(Net(body), "float32", (40,))
+
+    def run(params):
+        lin = ntk.linearize(q, params, inputs)
+        return lin.gram, lin.layers
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        jaxpr, (_, layers) = jax.make_jaxpr(run, return_shape=True)(params)
+    assert [layer.shape[1] for layer in layers] == [40, 48, 40]
+    assert largest_intermediate(jaxpr.jaxpr) <= 40 * 48  # a weight, as its cast makes it
 
 
 def equations(jaxpr):

@@ -1,0 +1,129 @@
+"""Steps on observations, targets and parameters of every type: what they learn is in the numbers,
+not in their type.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import oracles
+from preqn_jax import solve, steps
+from step_cases import PREQN, SOLVERS, STEPS, flat, take
+
+
+def pixels(p, x):
+    """A critic of one's own, which multiplies what it is given as it comes."""
+    return jnp.sin(x @ p["w"] / 50) @ p["v"] + p["b"]
+
+
+def drawn(dtype="uint8", size=8):
+    rng = np.random.default_rng(0)
+    params = {"w": rng.normal(size=(4, 16)) / 5, "v": rng.normal(size=16), "b": np.zeros(())}
+    x = rng.integers(0, 2 if dtype == "bool" else 100, size=(size, 4)).astype(dtype)
+    return jax.tree.map(jnp.float32, params), jnp.asarray(x), jnp.float32(rng.integers(-3, 4, size))
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("dtype", ["uint8", "bool", "float16"])
+def test_observations_of_any_type_are_learned_from_as_their_numbers(name, dtype):
+    step = STEPS[name](pixels)
+    params, x, targets = drawn(dtype)
+    found, expected = (take(step, params, (rows,), targets) for rows in (x, jnp.float32(x)))
+    assert oracles.relative_error(found[2].values, expected[2].values) < 1e-5
+    move = flat(expected[0]) - flat(params)
+    assert np.linalg.norm(flat(found[0]) - flat(expected[0])) < 1e-2 * np.linalg.norm(move)
+    if name in PREQN:
+        assert found[2].metrics["linesearch/accepted"] == 1
+
+
+def test_preqn_fits_targets_of_uint8_observations():
+    """By a tenth of the errors an update."""
+    step = steps.preconditioned(pixels, 0.1)
+    params, x, targets = drawn("uint8")
+    update, errors = jax.jit(step.update), []
+    for _ in range(20):
+        params, _, info = update(params, (), (x,), targets)
+        errors.append(float(jnp.linalg.norm(info.delta)))
+        assert info.metrics["linesearch/accepted"] == 1 and info.metrics["critic/alignment"] > 0.97
+    ratios = np.divide(errors[1:], errors[:-1])
+    assert (ratios > 0.88).all() and (ratios < 0.93).all()
+
+
+# Adam's 1e-8 is zero in float16, whatever the step.
+NARROW = [(n, d) for n in STEPS for d in ("bfloat16", "float16") if (n, d) != ("adam", "float16")]
+
+
+@pytest.mark.parametrize("name, dtype", NARROW)
+def test_narrow_parameters_keep_their_type_and_move_as_wide_ones(name, dtype):
+    """Up to their own rounding, with everything between in float32."""
+    step = STEPS[name](pixels)
+    params, x, targets = drawn("float32")
+    params, x = jax.tree.map(lambda p: p.astype(dtype), params), x / 100
+    wide = jax.tree.map(jnp.float32, params)
+    found, expected = take(step, params, (x,), targets), take(step, wide, (x,), targets)
+    assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(found[0]))
+    assert found[2].values.dtype == found[2].delta.dtype == jnp.float32
+    assert all(m.dtype == jnp.float32 for m in found[2].metrics.values())
+    assert oracles.relative_error(found[2].delta, expected[2].delta) < 0.1
+    eps = float(jnp.finfo(dtype).eps)
+    rounding = eps * np.abs(flat(wide))
+    move = np.abs(flat(expected[0]) - flat(wide))
+    slack = 0.3 * move.max() if name in ("ngql_primal", "adam") else 0.1 * move.max()
+    assert (np.abs(flat(found[0]) - flat(expected[0])) <= rounding + slack).all()
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("dtype", ["int32", "bfloat16", "float64"])
+def test_targets_of_any_type(name, dtype, x64):
+    step = STEPS[name](pixels)
+    params, x, targets = drawn("float32")
+    (_, _, found), (_, _, expected) = (
+        take(step, params, (x,), y) for y in (targets.astype(dtype), targets)
+    )
+    assert found.delta.dtype == jnp.float32
+    np.testing.assert_allclose(found.delta, expected.delta, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver_takes_uint8_observations(name):
+    params, x, targets = drawn("uint8")
+    step = steps.preconditioned(pixels, 0.1, solve=SOLVERS[name])
+    _, _, info = take(step, params, (x,), targets)
+    assert info.metrics["linesearch/accepted"] == 1
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_leaf_that_is_no_parameter_and_an_empty_batch_are_refused(name):
+    step = STEPS[name](lambda p, x: pixels(p["net"], x))
+    params, x, targets = drawn("float32")
+    with pytest.raises(ValueError, match=r"^params\['count'\] is of the type int32, expected real"):
+        step.update({"net": params, "count": jnp.arange(2)}, (), (x,), targets)
+    with pytest.raises(ValueError, match="^inputs hold no example"):
+        step.update({"net": params}, (), (x[:0],), targets[:0])
+
+
+@pytest.mark.parametrize("make", [solve.eigh, solve.lstsq, solve.cholesky, solve.cg])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int32"])
+def test_solves_work_in_float32_at_least(make, dtype):
+    gram, delta = jnp.diag(jnp.asarray([1, 2, 4])), jnp.asarray([1, 2, 3])
+    found, info = make()(gram.astype(dtype), delta.astype(dtype))
+    expected, _ = make()(jnp.float32(gram), jnp.float32(delta))
+    assert found.dtype == info.residual.dtype == info.damping.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_a_solve_is_as_precise_as_its_kernel(x64):
+    """Errors in float64 make no more of a kernel in float32: its rounding is no direction."""
+    gram, delta = jnp.diag(jnp.float32([1.0, 1e-3, 1e-10])), jnp.ones(3, jnp.float64)
+    for make in (solve.eigh, solve.lstsq):
+        z, info = make()(gram, delta)
+        assert info.rank == 2 and z.dtype == jnp.float32
+
+
+def test_a_python_float_is_learned_too():
+    step = steps.gradient(lambda p, x: p["gain"] * x, optax.sgd(0.5))
+    params = {"gain": 1.0}
+    params, _, _ = step.update(params, step.init(params), (jnp.ones(2),), jnp.full(2, 3.0))
+    assert float(params["gain"]) == 2.0

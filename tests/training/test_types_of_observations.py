@@ -1,0 +1,157 @@
+"""Observations in uint8, as images come, and critics written outside of the package: an update, a
+training and a diagnosis.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import preqn_jax
+from preqn_jax import agents, diagnostics, networks, steps
+from preqn_jax.envs.functional import FunctionalEnv, Outcome
+from preqn_jax.types import Spec, Transition
+
+OBS, ACT, BATCH = 6, 2, 16
+SPEC = Spec(OBS, ACT, -np.ones(ACT), np.ones(ACT))
+
+
+class Pixels(NamedTuple):
+    """Q of raw bytes: products with what comes, in no library's layers."""
+
+    def init(self, key, obs, action):
+        keys = jax.random.split(key, 3)
+        shapes = {"w": (*obs.shape, 16), "u": (*action.shape, 16), "v": (16,)}
+        draws = zip(keys, shapes.items(), strict=True)
+        return {name: 0.3 * jax.random.normal(k, shape) for k, (name, shape) in draws}
+
+    def apply(self, params, obs, action):
+        return jnp.sin(obs @ params["w"] / 100 + action @ params["u"]) @ params["v"]
+
+
+STEPS = {
+    "preqn": lambda q: steps.preconditioned(q, 0.1),
+    "ngql": lambda q: steps.natural_gradient(q, 0.1),
+    "adam": lambda q: steps.gradient(q, optax.adam(1e-2)),
+}
+CRITICS = {"own": Pixels(), "library": networks.Critic((16,))}
+
+
+def agent_of(critic, step, spec=SPEC):
+    net, mu = CRITICS[critic], networks.Actor(spec.action_size, (16,))
+    return agents.actor_critic(
+        spec,
+        agents.deterministic(mu, optax.adam(1e-3)),
+        agents.critic(net, STEPS[step](net.apply), members=2, target=0.9),
+        discount=0.5,
+    )
+
+
+def transitions(dtype):
+    rng = np.random.default_rng(0)
+    obs, next_obs = (jnp.asarray(rng.integers(0, 255, (BATCH, OBS)), dtype) for _ in range(2))
+    action, reward = rng.uniform(-1, 1, (BATCH, ACT)), rng.normal(size=BATCH)
+    return Transition(obs, jnp.float32(action), jnp.float32(reward), jnp.ones(BATCH), next_obs)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("critic", CRITICS)
+def test_an_update_on_uint8_is_the_one_on_the_same_numbers(critic, step):
+    agent = agent_of(critic, step)
+    state, key = agent.init(jax.random.key(0)), jax.random.key(1)
+    update = jax.jit(agent.update)
+    moved, metrics = update(state, transitions("uint8"), key, 0)
+    expected, wanted = update(state, transitions("float32"), key, 0)
+    for name in wanted:
+        np.testing.assert_allclose(metrics[name], wanted[name], rtol=1e-2, err_msg=name)
+    for got, new, old in zip(*(jax.tree.leaves(s) for s in (moved, expected, state)), strict=True):
+        move = np.asarray(new, np.float64) - np.asarray(old, np.float64)
+        assert np.linalg.norm(np.asarray(got) - np.asarray(new)) <= 2e-2 * np.linalg.norm(move)
+    if step == "preqn":
+        assert metrics["linesearch/accepted"] == 1
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+def test_a_diagnosis_of_uint8_is_the_one_of_the_same_numbers(critic):
+    """With rewards and terminals of other types too."""
+    agent = agent_of(critic, "adam")
+    params = agent.critic(agent.init(jax.random.key(0)))
+    found = {}
+    for dtype in ("uint8", "float32"):
+        batch = transitions(dtype)
+        reward, going_on = jnp.arange(BATCH) - 8, jnp.arange(BATCH) % 3 > 0
+        if dtype == "uint8":
+            batch = batch._replace(reward=jnp.asarray(reward, "int8"), discount=going_on)
+        else:
+            batch = batch._replace(reward=jnp.float32(reward), discount=jnp.float32(going_on))
+        case = diagnostics.Case(params, batch, batch.action)
+        found[dtype] = diagnostics.diagnose(agent.q, case)
+    assert set(found["uint8"]) == set(found["float32"])
+    for name, wanted in found["float32"].items():
+        close = 0.1 if name == "condition" else 1e-3
+        np.testing.assert_allclose(found["uint8"][name], wanted, close, 1e-3, err_msg=name)
+
+
+def test_rewards_of_the_least_int8_are_no_negative_bound():
+    """|-128| is -128 there."""
+    agent = agent_of("own", "adam")
+    params = agent.critic(agent.init(jax.random.key(0)))
+    batch = transitions("uint8")._replace(reward=jnp.full(BATCH, -128, jnp.int8))
+    assert (
+        diagnostics.diagnose(agent.q, diagnostics.Case(params, batch, batch.action))[
+            "soft_divergence"
+        ]
+        > 0
+    )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_diagnosis_of_narrow_parameters_is_near_that_of_wide_ones(dtype):
+    agent = agent_of("own", "adam")
+    wide = agent.critic(agent.init(jax.random.key(0)))
+    narrow = jax.tree.map(lambda p: p.astype(dtype), wide)
+    wide, batch = jax.tree.map(jnp.float32, narrow), transitions("float32")
+    found, expected = (
+        diagnostics.diagnose(agent.q, diagnostics.Case(p, batch, batch.action.astype(dtype)))
+        for p in (narrow, wide)
+    )
+    for name in ("q_mean", "td_error", "diagonal_mean", "row_ratio", "alpha", "feature_rank"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=0.05, err_msg=name)
+
+
+def bright_or_dark():
+    """One step, reward -1 where the image is dark and 1 where it is bright."""
+
+    def observe(state):
+        return jnp.where(state > 0, 200 + 10 * jnp.arange(OBS), 10 * jnp.arange(OBS)).astype(
+            "uint8"
+        )
+
+    def step(state, action, key):
+        return state, Outcome(state, np.True_)
+
+    spec = Spec(OBS, 1, -np.ones(1), np.ones(1))
+    start = lambda key: jax.random.rademacher(key, (), jnp.float32)
+    return FunctionalEnv(spec, start, step, observe)
+
+
+def test_preqn_with_a_critic_of_ones_own_learns_from_images():
+    env = bright_or_dark()
+    options = {"start_steps": 100, "update_after": 100, "batch_size": 32, "discount": 0.5}
+    training = preqn_jax.train(
+        lambda spec: agent_of("own", "preqn", spec),
+        env,
+        num_steps=500,
+        diagnose_every=250,
+        **options,
+    )
+    *_, last = training
+    assert last.metrics["linesearch/accepted"].mean() > 0.9
+    agent, params = last.trained.agent, last.trained.agent.critic(last.trained.state())
+    for side in (-1, 1):
+        obs = jnp.float32(env.observe(jnp.float32(side)))
+        for action in (-0.5, 0.5):
+            assert abs(agent.q(params, obs, jnp.full(1, action)) - side) < 0.1
