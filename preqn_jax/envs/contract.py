@@ -19,12 +19,12 @@ _STEPS = "(observation, reward, terminated, truncated, info)"
 
 def raised(name: str, call: str, error: BaseException) -> EnvError:
     """The sentence on an environment that raised `error` in `call`; raise it from that."""
-    return EnvError(f"environment {name!r} raised {said(error)} in {call}")
+    return EnvError(f"environment {name!r}, in {call}, raised {said(error)}")
 
 
 def said(error: BaseException) -> str:
     """The type of an exception and the first line of what it says."""
-    lines = str(error).strip().splitlines()
+    lines = str(error).strip().replace("`", "'").splitlines()  # what we quote so are our options
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
@@ -80,22 +80,13 @@ def check_spec(name: str, spec: Spec) -> None:
         )
 
 
-def check_time_limit(name: str, steps: Any) -> None:
-    """Raises UserError for a time limit that ends an episode before its first step."""
-    if not isinstance(steps, int | np.integer) or steps < 1:
-        raise UserError(
-            f"environment {name!r} has an episode of max_episode_steps={steps!r}, but it must be "
-            "at least 1"
-        )
-
-
 def check_arrays(name: str, call: str, **arrays: tuple[Any, tuple[int, ...]]) -> None:
     """Raises EnvError for an array `[n, ...]` that has not the shape it stands with."""
     for what, (value, shape) in arrays.items():
         if value.shape != shape:
             raise EnvError(
-                f"environment {name!r} returned {what} of the shape {value.shape[1:]} from {call}, "
-                f"expected {shape[1:]}"
+                f"environment {name!r}, in {call}, returned {what} of the shape "
+                f"{value.shape[1:]}, expected {shape[1:]}"
             )
 
 
@@ -114,7 +105,7 @@ def _scalar(value: Any, kinds: str) -> bool:
 
 def _returned(name: str, call: str, what: str, value: Any, expected: str) -> EnvError:
     return EnvError(
-        f"environment {name!r} returned {what}{_shown(value)} from {call}, expected {expected}"
+        f"environment {name!r}, in {call}, returned {what}{_shown(value)}, expected {expected}"
     )
 
 

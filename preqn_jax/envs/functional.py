@@ -10,6 +10,7 @@ import numpy as np
 
 from preqn_jax.envs import codec, contract
 from preqn_jax.envs.base import Step, scale
+from preqn_jax.options import UserError
 from preqn_jax.types import Array, Key, Spec
 
 EnvState = Any
@@ -78,8 +79,11 @@ class FunctionalVector:
     def __init__(self, env: FunctionalEnv, num_envs: int, name: str = "FunctionalEnv"):
         """Raises UserError for sizes and bounds that make no sense, or a time limit below 0."""
         contract.check_spec(name, env.spec)
-        if env.time_limit:
-            contract.check_time_limit(name, env.time_limit)
+        if env.time_limit < 0:
+            raise UserError(
+                f"environment {name!r} has time_limit={env.time_limit}, but it must be at least 0, "
+                "for none"
+            )
         self.spec, self.num_envs, self._name = env.spec, num_envs, name
         self._start, self._advance, self._observe = _compiled(
             env.reset, env.step, env.observe, env.time_limit

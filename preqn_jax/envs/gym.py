@@ -51,8 +51,8 @@ class GymVector:
     def __init__(self, source: str | Callable[[], gymnasium.Env], num_envs: int):
         """`source` is an id, or makes an environment.
 
-        Raises UserError for an unknown id, spaces that are not boxes, or a time limit below 1;
-        EnvError for what making one raises.
+        Raises UserError for an unknown id, or spaces that are not boxes; EnvError for what making
+        one raises.
         """
         _route_mujoco_warnings()
         name = source if isinstance(source, str) else getattr(source, "__qualname__", str(source))
@@ -190,9 +190,6 @@ def _spec(name: str, env: gymnasium.Env) -> Spec:
     low, high = (bound.reshape(-1).astype(np.float64) for bound in (action.low, action.high))
     spec = Spec(int(np.prod(obs.shape)), int(np.prod(action.shape)), low, high)
     contract.check_spec(name, spec)
-    for layer in _layers(env):
-        if isinstance(layer, gymnasium.wrappers.TimeLimit):
-            contract.check_time_limit(name, layer._max_episode_steps)
     return spec
 
 

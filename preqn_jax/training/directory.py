@@ -1,7 +1,7 @@
 """The run directory: what is in it, whether a command may go on with it, and what made it.
 
-It holds config.json, metrics.jsonl, tensorboard/, checkpoints/, environment.log where one raised, and
-DONE once `num_steps` is reached.
+It holds config.json, metrics.jsonl, tensorboard/, checkpoints/, environment.log where one raised,
+and DONE once `num_steps` is reached.
 """
 
 import contextlib

@@ -43,7 +43,8 @@ class Evaluation(NamedTuple):
     action: np.ndarray  # `[T, n, act]`, in [-1, 1]
     lengths: np.ndarray  # `[n]`, steps of each episode
     terminated: np.ndarray  # `[n]`, whether it ended in a terminal, and not at a time limit
-    cut: np.ndarray | bool = False  # `[n]`, whether it had not ended after `eval_max_steps`
+    # `[n]`, whether it had not ended after `eval_max_steps`
+    cut: np.ndarray = np.zeros(0, bool)
 
 
 def make_acting(agent: Agent, spec: Spec, config: LoopConfig) -> Acting:
