@@ -4,9 +4,11 @@ They are healthy for AT - 1 steps, unless the fault is in making or resetting on
 """
 
 import ctypes
+import os
 import sys
 import threading
 import time
+from pathlib import Path
 
 import gymnasium
 import jax.numpy as jnp
@@ -27,12 +29,20 @@ def wait():
     return OBS, 0.0, False, False, {}
 
 
+def mark():
+    """Tells another process that the hang has begun."""
+    if "FAULTY_MARK" in os.environ:
+        Path(os.environ["FAULTY_MARK"]).touch()
+
+
 def hang():
+    mark()
     while True:  # and gives no other thread a turn
         ctypes.PyDLL(None).sleep(3600)
 
 
 def spin():
+    mark()
     while True:
         time.sleep(0)
 

@@ -1,5 +1,6 @@
 """Signals and broken streams, as a run meets them from its first moment to its last."""
 
+import json
 import os
 import signal
 import subprocess
@@ -116,8 +117,11 @@ def test_debug_shows_the_environments_own_traceback(capsys):
     assert shown.endswith(plain) and "KeyError: 'joint'" in shown and "in throw" in shown
 
 
-def test_a_nan_that_only_an_evaluation_meets_leaves_a_whole_run(capsys, caplog):
-    args = [ENV.format("EvalNan"), "--logdir=x", *SMALL, "--diagnose_every=300"]
+@pytest.mark.parametrize(
+    "extra", [[], pytest.param(["--diagnose_every=300"], marks=pytest.mark.slow)]
+)
+def test_a_nan_that_only_an_evaluation_meets_leaves_a_whole_run(extra, capsys, caplog):
+    args = [ENV.format("EvalNan"), "--logdir=x", *SMALL, *extra]
     assert call(*args) == 0
     out, _ = capsys.readouterr()
     evals = [
@@ -139,10 +143,11 @@ def test_a_cut_evaluation_is_recorded_and_in_the_summary(capsys):
     assert call(*args, "--eval_max_steps=10") == 1
     assert "with eval_max_steps=9, but this command says 10" in capsys.readouterr().err
     assert call(*args, "--eval_max_steps=9", "--env_timeout=5") == 0
-
-
-def begun(logdir, process, step=200):
-    wait_for(lambda: (logdir / "checkpoints" / str(step)).exists(), process)
+    config = json.loads(Path("x/config.json").read_text())
+    del config["config"]["eval_max_steps"]  # as of a run directory from before there was one
+    Path("x/config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    assert call(*args) == 0 and "nothing to do" in capsys.readouterr().out
 
 
 def kill_until_it_ends(process, number):
@@ -160,11 +165,14 @@ def kill_until_it_ends(process, number):
     ("fault", "workers", "number"),
     [("Spin", 0, signal.SIGTERM), ("Hang", 2, signal.SIGINT)],
 )
-def test_a_second_signal_ends_a_run_whose_environment_hangs(tmp_path, fault, workers, number):
+def test_a_second_signal_ends_a_run_whose_environment_hangs(
+    tmp_path, monkeypatch, fault, workers, number
+):
+    monkeypatch.setenv("FAULTY_MARK", str(tmp_path / "hangs"))
     logdir = tmp_path / "x"
     args = [ENV.format(fault), f"--logdir={logdir}", "--seeds=0,1", *SMALL]
     process = start(*args, f"--workers={workers}", "--eval_max_steps=9", "--eval_every=600")
-    begun(logdir, process)
+    wait_for((tmp_path / "hangs").exists, process)
     born = children(process.pid)
     kill_until_it_ends(process, number)
     code, _, err = finished(process)
@@ -209,7 +217,7 @@ def test_a_signal_as_a_run_starts_leaves_nothing_behind(tmp_path, number, delay)
 def test_sighup_writes_a_checkpoint_and_the_run_goes_on_bit_for_bit(tmp_path):
     args = ["--env=Hopper-v5", "--algorithm=td3", *SMALL, "--num_steps=4000"]
     process = start(f"--logdir={tmp_path / 'x'}", *args)
-    begun(tmp_path / "x", process)
+    wait_for((tmp_path / "x" / "checkpoints" / "200").exists, process)
     process.send_signal(signal.SIGHUP)
     code, _, err = finished(process)
     assert code == 0 and "stopped at step" in err
