@@ -11,9 +11,23 @@ policy itself. Batched LAPACK calls of two devices wait for each other in XLA's 
 ever if it has no more threads than cores: `NPROC` gives it twice as many. A process with one core
 has one thread: more get in each other's way. docs/results/performance.md has the figures. Whatever
 the environment already sets wins.
+
+A command that is being imported ends at Ctrl-C without a word; and where a standard stream is
+closed there is nothing in its place, or the next file to be opened would take it, for XLA to write
+its warnings to.
 """
 
 import os
+import signal
+import sys
+
+if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # `flags.run` puts it back
+for _stream in range(3):
+    try:
+        os.fstat(_stream)
+    except OSError:
+        os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def threads(cores: int) -> int:

@@ -6,65 +6,94 @@ The run directory (--logdir) holds config.json, metrics.jsonl, tensorboard/, che
 the end curve.png and DONE. The same command on a directory that holds a checkpoint goes on from
 there, and ends as if it had never been stopped. With a larger --num_steps it goes on to there,
 finished or not, and ends as if it had been given that number at the start.
+
+SIGTERM, SIGHUP and Ctrl-C end the run after the round at hand, with a checkpoint; a second one, a
+second or more later, ends it at once, and leaves the checkpoint before.
 """
 
-import contextlib
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from experiments import plot
-from experiments.kit import flags
+from experiments.kit import flags, signals, streams
+from preqn_jax.envs import EnvError
 from preqn_jax.options import UserError
 from preqn_jax.training import run as training
 from preqn_jax.training.errors import Stopped
 from preqn_jax.training.record import read
 
+if __name__ == "__mp_main__":  # a worker
+    streams.tolerate()
+
+
+class _Run:
+    """A session that signals reach, also before it is there."""
+
+    session: training.Session | None = None
+    stopping = False
+
+    def stop(self) -> None:
+        self.stopping = True
+        if self.session is not None:
+            self.session.stopping = True
+
+    def take(self, session: training.Session) -> None:
+        self.session = session
+        session.stopping = self.stopping
+
+    def kept(self) -> str:
+        steps = self.session.kept if self.session is not None else []
+        if self.session is None or not steps:
+            return "there was no checkpoint yet"
+        return f"the checkpoint of step {steps[-1]} is kept in {self.session.logdir}"
+
+    def cut_off(self) -> None:
+        print(f"ended at once, at a second signal; {self.kept()}", file=sys.stderr)
+
+    def hung(self, error: EnvError) -> None:
+        """Its thread may never come back, so nothing can be closed."""
+        words = flags.in_flags(f"error: {error}; {self.kept()}")
+        signals.end(1, lambda: print(words, file=sys.stderr))
+
 
 def main(argv: list[str]) -> int:
     plan = training.plan(*(flags.parse(config) for config in training.CONFIGS))
-    with training.Session(plan) as session:
+    run = _Run()
+    with signals.heard(run.stop, run.cut_off), training.Session(plan, run.hung) as session:
+        run.take(session)
         logdir = session.logdir
         if logdir is None:
             raise UserError("logdir is empty; name a run directory, as in --logdir=runs/x")
+        picture = logdir / "curve.png"
         if session.finished:
             print(f"{logdir} holds a finished run of this command; nothing to do")
-            _summarize(logdir, plan)
-            return 0
-        session.begin()
-        if session.start:
-            print(f"resuming {logdir} at step {session.start}", file=sys.stderr)
-        try:
-            if not _run(session):
-                return 0
-        except Stopped as error:
-            kept = session.kept
-            where = (
-                f"the checkpoint of step {kept[-1]} is kept in {logdir}"
-                if kept
-                else "there was no checkpoint yet"
-            )
-            raise UserError(f"{error}; {where}") from error
+        else:
+            try:
+                if not _train(session):
+                    return 0
+            except (Stopped, EnvError) as error:
+                raise UserError(f"{error}; {run.kept()}") from error.__cause__
+            plot.draw([logdir], picture)
+            session.finish()
     _summarize(logdir, plan)
-    plot.draw([logdir], logdir / "curve.png")
-    print(f"curves: {logdir / 'curve.png'}")
-    session.finish()
+    print(f"curves: {picture}")
     return 0
 
 
-def _run(session: training.Session) -> bool:
-    """To the end, or to a SIGTERM or Ctrl-C, after which a checkpoint is written. Returns whether
-    it reached the end.
+def _train(session: training.Session) -> bool:
+    """To the end, or to a signal, after which a checkpoint is written. Returns whether it reached
+    the end.
     """
-    latest = np.full(len(session.config.seeds), np.nan)
+    session.begin()
     step = session.start
-    with _signals(session), _progress(session) as bar:
-        for progress in session.rounds():
+    if step:
+        print(f"resuming {session.logdir} at step {step}", file=sys.stderr)
+    latest = np.full(len(session.config.seeds), np.nan)
+    with _progress(session) as bar:
+        for progress in () if session.stopping else session.rounds():
             step = progress.step
             for seed, finding in progress.findings:
                 tqdm.write(
@@ -77,10 +106,9 @@ def _run(session: training.Session) -> bool:
             bar.update(step - bar.n)
             if np.isfinite(latest).all():
                 bar.set_postfix_str(f"return {np.mean(latest):.0f}", refresh=False)
-        if session.stopping and step < session.config.num_steps:
-            bar.close()
-            print(f"stopped at step {step}; the same command goes on from there", file=sys.stderr)
-            return False
+    if session.stopping and step < session.config.num_steps:
+        print(f"stopped at step {step}; the same command goes on from there", file=sys.stderr)
+        return False
     return True
 
 
@@ -95,19 +123,6 @@ def _progress(session: training.Session) -> tqdm:
     )
 
 
-@contextlib.contextmanager
-def _signals(session: training.Session) -> Iterator[None]:
-    def stop(signum: int, frame: Any) -> None:
-        session.stopping = True
-
-    old = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for s, handler in old.items():
-            signal.signal(s, handler)
-
-
 def _summarize(logdir: Path, plan: training.Plan) -> None:
     """The result of a run, in a few lines."""
     run, config = plan.run, plan.loop
@@ -115,13 +130,20 @@ def _summarize(logdir: Path, plan: training.Plan) -> None:
     episodes = f"noiseless returns over {run.eval_episodes} episodes"
     print(f"{run.env}, {config.num_steps} steps, {episodes}")
     print(f"{'seed':>6} {'last':>10} {'last three':>11} {'best':>10}")
+    notes = []
     for seed in config.seeds:
-        evals = [
-            line["eval/return_mean"]
-            for line in lines
-            if line["seed"] == seed and "eval/return_mean" in line
-        ]
-        print(f"{seed:>6} {evals[-1]:>10.1f} {np.mean(evals[-3:]):>11.1f} {max(evals):>10.1f}")
+        mine = [line for line in lines if line["seed"] == seed and "eval/return_mean" in line]
+        # A null is one that was not finite.
+        evals = np.array([line["eval/return_mean"] for line in mine] or [None], float)
+        finite = evals[np.isfinite(evals)]
+        best = finite.max() if len(finite) else np.nan
+        print(f"{seed:>6} {evals[-1]:>10.1f} {evals[-3:].mean():>11.1f} {best:>10.1f}")
+        if lost := len(evals) - len(finite):
+            notes.append(f"seed {seed}: {lost} of {len(evals)} evaluations were not finite")
+        if cut := sum(line.get("eval/cut", 0) for line in mine):
+            words = f"evaluation episodes were cut off after {run.eval_max_steps} steps"
+            notes.append(f"seed {seed}: {cut:.0f} {words}")
+    print("\n".join(notes), end="\n" * bool(notes))
     for name, words in (
         ("critic/alignment", "mean alignment of updates"),
         ("linesearch/accepted", "share of updates accepted by the linesearch"),

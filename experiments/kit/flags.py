@@ -2,7 +2,9 @@
 
 import dataclasses
 import re
+import signal
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -12,6 +14,7 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
+from experiments.kit import streams
 from preqn_jax.options import UserError
 
 Config = TypeVar("Config")
@@ -24,6 +27,9 @@ FLAGS_OF_ARGUMENTS = {
     "(solve.eigh)": "(--solver=eigh)",
 }
 _groups: list[str] = []  # dataclasses with flags, in the order of --help
+_DEBUG = flags.DEFINE_bool(
+    "debug", False, "show the traceback behind an error's sentence", module_name="Manners"
+)
 
 
 def define(*configs: type, values: flags.FlagValues = flags.FLAGS) -> None:
@@ -129,8 +135,11 @@ def run(main: Callable[[list[str]], int], takes_words: bool = False) -> None:
     """
     if {"--help", "-help", "-h"} & set(sys.argv[1:]):
         print(sys.modules["__main__"].__doc__)
-        print("\n".join(flags.FLAGS.module_help(group) for group in _groups))
+        print("\n".join(flags.FLAGS.module_help(group) for group in (*_groups, "Manners")))
         return
+    streams.tolerate()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     jax.config.update("jax_numpy_rank_promotion", "raise")
     absl_logging.set_verbosity(absl_logging.WARNING)  # jax and orbax narrate
 
@@ -145,6 +154,11 @@ def guard(main: Callable[[list[str]], int], argv: list[str]) -> int:
     """`main(argv)`; a UserError is printed, and 1 returned."""
     try:
         return main(argv)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     except UserError as error:
+        if flags.FLAGS.is_parsed() and _DEBUG.value:
+            traceback.print_exception(error)
         print(f"error: {in_flags(str(error))}", file=sys.stderr)
         return 1

@@ -3,10 +3,11 @@ or of a finite problem.
 """
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
-from preqn_jax.envs.base import Step, VectorEnv, derive_seed
+from preqn_jax.envs.base import EnvError, Step, VectorEnv, derive_seed
 from preqn_jax.envs.finite import FINITE
 from preqn_jax.envs.functional import FunctionalEnv, FunctionalVector, Outcome
 from preqn_jax.envs.probe import PROBES
@@ -16,6 +17,7 @@ from preqn_jax.types import Spec
 __all__ = [
     "FINITE",
     "PROBES",
+    "EnvError",
     "FunctionalEnv",
     "Outcome",
     "Source",
@@ -27,6 +29,7 @@ __all__ = [
     "spec",
 ]
 
+_log = logging.getLogger(__name__)
 
 Source = str | FunctionalEnv | Callable[[], Any]
 """Where environments come from: a Gymnasium id, the name of a probe or of a finite problem, a
@@ -35,13 +38,17 @@ functional environment, or a function without arguments that makes a `gymnasium.
 
 
 def make(source: Source, num_envs: int) -> VectorEnv:
-    """`num_envs` copies of an environment. Raises UserError if there is no such, or its spaces do
-    not fit.
+    """`num_envs` copies of an environment.
+
+    Raises:
+      UserError: there is no such, or its spaces do not fit.
+      EnvError: it raised as it was made.
     """
+    called = name(source)
     if isinstance(source, str) and source.startswith(("probe/", "tabular/")):
         source = _functional(choose("environment", source, {**PROBES, **FINITE}))
     if isinstance(source, FunctionalEnv):
-        return FunctionalVector(source, num_envs)
+        return FunctionalVector(source, num_envs, called)
     # It needs gymnasium and mujoco, which notebooks on kernels do without.
     from preqn_jax.envs.gym import GymVector
 
@@ -63,5 +70,8 @@ def name(source: Source) -> str:
 def spec(source: Source) -> Spec:
     """Sizes and bounds of an environment. Raises UserError as `make` does."""
     env = make(source, 1)
-    env.close()
+    try:
+        env.close()
+    except EnvError as error:
+        _log.warning("%s", error)  # nothing that was asked for is lost
     return env.spec

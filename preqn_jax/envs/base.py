@@ -7,7 +7,14 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from preqn_jax.options import UserError
 from preqn_jax.types import Spec
+
+
+class EnvError(UserError):
+    """An environment raised, hung, or returned what its spaces do not hold. What it raised itself
+    is the cause.
+    """
 
 
 class Step(NamedTuple):
@@ -23,7 +30,7 @@ class Step(NamedTuple):
 
 class VectorEnv(Protocol):
     """Several environments stepped as one. Actions are in [-1, 1] and scaled to the environment's
-    bounds inside.
+    bounds inside. Every call raises EnvError for what an environment of it raises or returns amiss.
     """
 
     spec: Spec
@@ -48,7 +55,7 @@ class VectorEnv(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what the environments hold."""
+        """Free what the environments hold, of all of them whichever raises."""
         ...
 
 

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from preqn_jax.envs import codec
+from preqn_jax.envs import codec, contract
 from preqn_jax.envs.base import Step, scale
+from preqn_jax.options import UserError
 from preqn_jax.types import Array, Key, Spec
 
 EnvState = Any
@@ -75,8 +76,15 @@ def _compiled(
 class FunctionalVector:
     """`VectorEnv` of a functional environment; its whole state is a pytree."""
 
-    def __init__(self, env: FunctionalEnv, num_envs: int):
-        self.spec, self.num_envs = env.spec, num_envs
+    def __init__(self, env: FunctionalEnv, num_envs: int, name: str = "FunctionalEnv"):
+        """Raises UserError for sizes and bounds that make no sense, or a time limit below 0."""
+        contract.check_spec(name, env.spec)
+        if env.time_limit < 0:
+            raise UserError(
+                f"environment {name!r} has time_limit={env.time_limit}, but it must be at least 0, "
+                "for none"
+            )
+        self.spec, self.num_envs, self._name = env.spec, num_envs, name
         self._start, self._advance, self._observe = _compiled(
             env.reset, env.step, env.observe, env.time_limit
         )
@@ -87,14 +95,33 @@ class FunctionalVector:
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
         self._seeds = [int(seed) for seed in seeds]
         self._keys = jax.vmap(jax.random.key)(jnp.asarray(self._seeds, jnp.uint32))
-        self._state = self._start(self._keys)
-        return np.asarray(self._observe(self._state), np.float32)
+        self._state = self._ask("reset", self._start, self._keys)
+        return self._look()
+
+    def _ask(self, call: str, function: Callable, *given: Any) -> Any:
+        """What the environment raises comes as EnvError, most of it when it is traced."""
+        try:
+            return function(*given)
+        except contract.RAISED as error:
+            raise contract.raised(self._name, call, error) from error
+
+    def _look(self) -> np.ndarray:
+        obs = np.asarray(self._ask("observe", self._observe, self._state), np.float32)
+        shape = (self.num_envs, self.spec.obs_size)
+        contract.check_arrays(self._name, "observe", **{"the observation": (obs, shape)})
+        return obs
 
     def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> Step:
-        state, outcome = self._advance(
-            self._state, scale(self.spec, actions).astype(np.float32), self._keys
-        )
+        actions = scale(self.spec, actions).astype(np.float32)
+        state, outcome = self._ask("step", self._advance, self._state, actions, self._keys)
         reward, terminated, truncated, next_obs, obs = (np.array(x) for x in outcome)
+        n, size = self.num_envs, self.spec.obs_size
+        shapes: dict[str, tuple[np.ndarray, tuple[int, ...]]] = {
+            "the reward": (reward, (n,)),
+            "terminated": (terminated, (n,)),
+            "the observation": (next_obs, (n, size)),
+        }
+        contract.check_arrays(self._name, "step", **shapes)
         if active is not None:
             keep = jnp.asarray(active)
             state = jax.tree.map(
@@ -105,7 +132,7 @@ class FunctionalVector:
         self._state = state
         return Step(
             reward.astype(np.float32),
-            terminated,
+            terminated.astype(bool),
             truncated,
             next_obs.astype(np.float32),
             obs.astype(np.float32),
@@ -119,7 +146,7 @@ class FunctionalVector:
         self.reset(state["seeds"])
         leaves = [jnp.asarray(leaf) for leaf in codec.decode(state["leaves"])]
         self._state = jax.tree.unflatten(jax.tree.structure(self._state), leaves)
-        return np.asarray(self._observe(self._state), np.float32)
+        return self._look()
 
     def close(self) -> None:
         pass

@@ -18,8 +18,8 @@ import gymnasium
 import mujoco
 import numpy as np
 
-from preqn_jax.envs import codec
-from preqn_jax.envs.base import Step, derive_seed, scale
+from preqn_jax.envs import codec, contract
+from preqn_jax.envs.base import EnvError, Step, derive_seed, scale
 from preqn_jax.options import UserError
 from preqn_jax.types import Spec
 
@@ -51,13 +51,17 @@ class GymVector:
     def __init__(self, source: str | Callable[[], gymnasium.Env], num_envs: int):
         """`source` is an id, or makes an environment.
 
-        Raises UserError for an unknown id, or spaces that are not boxes.
+        Raises UserError for an unknown id, or spaces that are not boxes; EnvError for what making
+        one raises.
         """
         _route_mujoco_warnings()
         name = source if isinstance(source, str) else getattr(source, "__qualname__", str(source))
-        self._envs = [_make(source) for _ in range(num_envs)]
+        self._name = name
+        self._envs = [_make(source, name) for _ in range(num_envs)]
         self.num_envs = num_envs
         self.spec = _spec(name, self._envs[0])
+        self._obs_shape = tuple(self._envs[0].observation_space.shape or ())
+        self._action_shape = self._envs[0].action_space.shape
         self._obs = np.zeros((num_envs, self.spec.obs_size), np.float32)
         self._seeds: list[int] = [0] * num_envs
         self._steps = 0
@@ -65,8 +69,16 @@ class GymVector:
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
         self._seeds, self._steps = list(seeds), 0
         for i, (env, seed) in enumerate(zip(self._envs, seeds, strict=True)):
-            self._obs[i] = env.reset(seed=int(seed))[0].reshape(-1)
+            self._obs[i] = self._first(env, int(seed))
         return self._obs.copy()
+
+    def _first(self, env: gymnasium.Env, seed: int | None = None) -> np.ndarray:
+        """The first observation `[obs]` of a new episode."""
+        try:
+            out = env.reset(seed=seed)
+        except contract.RAISED as error:
+            raise contract.raised(self._name, "reset", error) from error
+        return contract.first_obs(self._name, out, self._obs_shape).reshape(-1)
 
     def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> Step:
         n = self.num_envs
@@ -79,11 +91,15 @@ class GymVector:
         for i, env in enumerate(self._envs):
             if active is not None and not active[i]:
                 continue
-            obs, reward[i], ended[0, i], ended[1, i], _ = env.step(
-                actions[i].reshape(env.action_space.shape)
+            try:
+                out = env.step(actions[i].reshape(self._action_shape))
+            except contract.RAISED as error:
+                raise contract.raised(self._name, "step", error) from error
+            obs, reward[i], ended[0, i], ended[1, i] = contract.outcome(
+                self._name, out, self._obs_shape
             )
             next_obs[i] = obs.reshape(-1)
-            self._obs[i] = env.reset()[0].reshape(-1) if ended[:, i].any() else next_obs[i]
+            self._obs[i] = self._first(env) if ended[:, i].any() else next_obs[i]
         self._steps += 1
         return Step(reward, ended[0], ended[1], next_obs, self._obs.copy())
 
@@ -113,59 +129,68 @@ class GymVector:
             state["steps"],
         )
         for i, (env, saved) in enumerate(zip(self._envs, state["envs"], strict=True)):
-            first = env.reset(seed=derive_seed(self._seeds[i], self._steps))[
-                0
-            ]  # also lets step() be called
+            # Also lets step() be called.
+            first = self._first(env, derive_seed(self._seeds[i], self._steps))
             if saved is None:
-                self._obs[i] = first.reshape(-1)
+                self._obs[i] = first
             else:
                 _load(env, codec.decode(saved))
         return self._obs.copy()
 
     def close(self) -> None:
+        failed = None
         for env in self._envs:
-            env.close()
+            try:
+                env.close()
+            except contract.RAISED as error:
+                failed = error
+        if failed is not None:
+            raise contract.raised(self._name, "close", failed) from failed
 
 
-def _make(env_id: str | Callable[[], gymnasium.Env]) -> gymnasium.Env:
-    if not isinstance(env_id, str):
-        return env_id()
+def _make(source: str | Callable[[], gymnasium.Env], name: str) -> gymnasium.Env:
     try:
-        return gymnasium.make(env_id, disable_env_checker=True)
+        if isinstance(source, str):
+            env = gymnasium.make(source, disable_env_checker=True)
+        else:
+            env = source()
     except gymnasium.error.Error as error:
         raise UserError(
-            f"cannot make environment {env_id!r}: {str(error).strip().rstrip('.')}"
+            f"cannot make environment {name!r}: {str(error).strip().rstrip('.')}"
         ) from error
-    except (ImportError, ModuleNotFoundError) as error:
+    except ImportError as error:
         raise UserError(
-            f"environment {env_id!r} needs a package that is not installed: {error}"
+            f"environment {name!r} needs a package that is not installed: {error}"
         ) from error
+    except contract.RAISED as error:
+        raise contract.raised(name, "its construction", error) from error
+    if not isinstance(env, gymnasium.Env):
+        raise EnvError(
+            f"what makes environment {name!r} returned {type(env).__name__}, expected a "
+            "gymnasium.Env"
+        )
+    return env
 
 
-def _spec(env_id: str, env: gymnasium.Env) -> Spec:
-    obs, action = env.observation_space, env.action_space
+def _spec(name: str, env: gymnasium.Env) -> Spec:
+    try:
+        obs, action = env.observation_space, env.action_space
+    except contract.RAISED as error:  # also where it has none
+        raise contract.raised(name, "its spaces", error) from error
     for what, space in (("action", action), ("observation", obs)):
         if not isinstance(space, gymnasium.spaces.Box) or not np.issubdtype(
             space.dtype, np.floating
         ):
             raise UserError(
-                f"environment {env_id!r} has the {what} space {space}, but these algorithms need a "
-                f"Box of floats, "
-                "as in HalfCheetah-v5"
+                f"environment {name!r} has the {what} space {space}, but these algorithms need a "
+                "Box of floats, as in HalfCheetah-v5; a wrapper may make one of it "
+                "(gymnasium.wrappers.FlattenObservation)"
             )
     assert isinstance(action, gymnasium.spaces.Box) and obs.shape is not None
-    low, high = action.low.reshape(-1), action.high.reshape(-1)
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise UserError(
-            f"environment {env_id!r} has unbounded actions {action}, but actions are scaled from "
-            f"[-1, 1] to their bounds"
-        )
-    return Spec(
-        int(np.prod(obs.shape)),
-        int(np.prod(action.shape)),
-        low.astype(np.float64),
-        high.astype(np.float64),
-    )
+    low, high = (bound.reshape(-1).astype(np.float64) for bound in (action.low, action.high))
+    spec = Spec(int(np.prod(obs.shape)), int(np.prod(action.shape)), low, high)
+    contract.check_spec(name, spec)
+    return spec
 
 
 def _layers(env: gymnasium.Env) -> list[gymnasium.Env]:

@@ -7,37 +7,31 @@ numbers, bit for bit.
 """
 
 import contextlib
-import multiprocessing
+import logging
 import os
-import signal
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple, Protocol
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from preqn_jax import envs
-from preqn_jax.agents import Agent
-from preqn_jax.options import UserError
-from preqn_jax.training.config import LoopConfig
-from preqn_jax.training.errors import Stopped
-from preqn_jax.training.rollout import Evaluation, Rollout, make_acting
-from preqn_jax.types import Params, Spec, Transition
+from preqn_jax.envs import EnvError
+from preqn_jax.training import watch
+from preqn_jax.training.local import Local, Recipe
+from preqn_jax.training.rollout import Evaluation
+from preqn_jax.training.workers import Remote, Workers
+from preqn_jax.types import Params, Transition
 
+__all__ = ["Collector", "Recipe", "default_workers"]
 
-class Recipe(NamedTuple):
-    """What a process builds rollouts from. For workers it must pickle: `partial(agents.make,
-    config)` does, a lambda does not.
-    """
-
-    make_agent: Callable[[Spec], Agent]
-    env: envs.Source
-    config: LoopConfig
-    eval_episodes: int
+_log = logging.getLogger(__name__)
 
 
 def default_workers(seeds: int) -> int:
@@ -50,18 +44,44 @@ def default_workers(seeds: int) -> int:
     return min(cores, seeds) if min(cores, seeds) > 1 else 0
 
 
+def say(error: EnvError) -> None:
+    """What is done about an environment of this process that hangs, if nobody has a better idea."""
+    _log.error("%s", error)
+
+
 class Collector:
     """The rollouts of all seeds, wherever they run."""
 
-    def __init__(self, recipe: Recipe, workers: int = 0):
+    def __init__(
+        self,
+        recipe: Recipe,
+        workers: int = 0,
+        log: Path | None = None,
+        hung: Callable[[EnvError], None] = say,
+    ):
         """`workers` processes at most, as no seed is divided; 0 for this one alone.
 
-        Raises UserError for an environment that cannot be made.
+        What an environment itself raised is added to the file `log`. `hung` is called, in a thread
+        of its own, once an environment of this process hangs; a worker whose environment does is
+        ended.
+
+        Raises:
+          UserError: an environment cannot be made, or what makes it not be sent to workers.
+          EnvError: it raised as it was made or reset; with workers the first call says so.
         """
         if workers < 0:
             raise ValueError(f"workers is {workers}, but it must be at least 0")
-        seeds = recipe.config.seeds
-        self._pool: _Pool = _Workers(recipe, workers) if workers else _Local(recipe, seeds)
+        seeds, place = recipe.config.seeds, watch.nowhere()
+        self._log, self._limit = log, recipe.eval_max_steps
+        self._said: set[Any] = set()
+        name, seconds = envs.name(recipe.env), recipe.env_timeout
+        tell = partial(_tell, name, seconds, log, hung, threading.get_ident())
+        self._watch = watch.Watch([] if workers else [place], seconds, tell)
+        try:
+            self._pool: _Pool = Workers(recipe, workers) if workers else Local(recipe, seeds, place)
+        except EnvError as error:
+            self._watch.close()
+            raise _kept(error, log) from error.__cause__
 
         @jax.jit
         def split(params: Params) -> list[Params]:
@@ -77,32 +97,54 @@ class Collector:
           Diverged: a NaN or an infinity from an environment.
           Stopped: a worker died.
         """
-        rows = self._pool.call(
-            "collect", [(one, round_) for one in jax.device_get(self._split(params))]
-        )
+        rows = self._call("collect", [(one, round_) for one in jax.device_get(self._split(params))])
         transitions = jax.tree.map(lambda *leaves: np.stack(leaves), *(row[0] for row in rows))
         return transitions, [(i, total) for i, row in enumerate(rows) for total in row[1]]
 
     def evaluate(self, params: Params, step: int) -> list[Evaluation]:
         """Noiseless episodes of each of the actors `[S]`.
 
-        They depend on nothing else but the step.
+        They depend on nothing else but the step. One that is cut off, or whose return is not
+        finite, is warned of, once.
         """
-        return self._pool.call(
-            "evaluate", [(one, step) for one in jax.device_get(self._split(params))]
-        )
+        found = self._call("evaluate", [(one, step) for one in jax.device_get(self._split(params))])
+        cut = sum(int(np.sum(one.cut)) for one in found)
+        if cut and "cut" not in self._said:
+            words = "%d of the evaluation's episodes had not ended after %d steps, at step %d, and "
+            words += "were cut off: they count as truncated (eval_max_steps)"
+            _log.warning(words, cut, self._limit, step)
+            self._said.add("cut")
+        lost = sum(int((~np.isfinite(one.rewards.sum(axis=0))).sum()) for one in found)
+        if lost and "lost" not in self._said:
+            words = "%d of the evaluation's episodes met a NaN or an infinity from the environment,"
+            words += " at step %d: their seeds' returns are recorded as null"
+            _log.warning(words, lost, step)
+            self._said.add("lost")
+        return found
 
     def save(self) -> list[Any]:
         """The state of every seed's environments, as plain JSON."""
-        return self._pool.call("save")
+        return self._call("save")
 
     def load(self, state: list[Any]) -> None:
         """Go on from what `save` returned, whether it was saved with as many workers or not."""
-        self._pool.call("load", [(one,) for one in state])
+        self._call("load", [(one,) for one in state])
+
+    def _call(self, method: str, arguments: Sequence[tuple] | None = None) -> list[Any]:
+        try:
+            return self._pool.call(method, arguments)
+        except EnvError as error:
+            raise _kept(error, self._log) from error.__cause__
 
     def close(self) -> None:
-        """End the workers, and free what the environments hold."""
-        self._pool.close()
+        """End the workers, and free what the environments hold; one that raises then is warned
+        of.
+        """
+        try:
+            self._pool.close()
+        except EnvError as error:
+            _log.warning("%s", _kept(error, self._log))
+        self._watch.close()
 
 
 class _Pool(Protocol):
@@ -115,146 +157,43 @@ class _Pool(Protocol):
     def close(self) -> None: ...
 
 
-class _Local:
-    """Seeds of this process, one after the other, on its CPU."""
-
-    def __init__(self, recipe: Recipe, seeds: Sequence[int]):
-        config = recipe.config
-        self._device = _cpu()
-        with jax.default_device(self._device):
-            eval_env = envs.make(recipe.env, recipe.eval_episodes)
-            acting = make_acting(recipe.make_agent(eval_env.spec), eval_env.spec, config)
-            train_envs = [envs.make(recipe.env, config.num_envs) for _ in seeds]
-            self._rollouts = [
-                Rollout(acting, env, eval_env, config, seed)
-                for env, seed in zip(train_envs, seeds, strict=True)
-            ]
-        self._envs = [*train_envs, eval_env]
-
-    def call(self, method: str, arguments: Sequence[tuple] | None = None) -> list[Any]:
-        arguments = [()] * len(self._rollouts) if arguments is None else arguments
-        with jax.default_device(self._device):
-            return [
-                getattr(rollout, method)(*args)
-                for rollout, args in zip(self._rollouts, arguments, strict=True)
-            ]
-
-    def close(self) -> None:
-        for env in self._envs:
-            env.close()
+def watched(
+    env: envs.Source, seconds: float, hung: Callable[[EnvError], None]
+) -> contextlib.AbstractContextManager[Any]:
+    """Inside, an environment is made, which may hang."""
+    place = watch.nowhere()
+    place[0] = watch.CONSTRUCTION
+    tell = partial(_tell, envs.name(env), seconds, None, hung, threading.get_ident())
+    return watch.Watch([place], seconds, tell)
 
 
-def _cpu() -> Any:
-    """Where acting goes on: even with an accelerator at hand, one observation is answered sooner
-    next to the environment.
-    """
+def _tell(
+    name: str,
+    seconds: float,
+    log: Path | None,
+    hung: Callable[[EnvError], None],
+    thread: int,
+    _: int,
+    place: Sequence[int],
+) -> None:
+    """Hands on that an environment of this process hangs, with where its thread stands."""
+    error = EnvError(watch.hung(name, place, seconds))
+    if (frame := sys._current_frames().get(thread)) is not None:
+        error.__cause__ = Remote("\n" + "".join(traceback.format_stack(frame)))
+    hung(_kept(error, log))
+
+
+def _kept(error: EnvError, log: Path | None) -> EnvError:
+    """The error, once what lies behind it is written down; a link is not followed."""
+    if log is None or error.__cause__ is None:
+        return error
+    trace = "".join(traceback.format_exception(error.__cause__))
     try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS leaves it out
-        return jax.local_devices()[0]
-
-
-class _Worker(NamedTuple):
-    process: BaseProcess
-    pipe: Connection
-    seeds: list[int]
-
-
-class _Workers:
-    """Seeds divided among processes; the same calls as `_Local`, one exchange each."""
-
-    def __init__(self, recipe: Recipe, count: int):
-        context = multiprocessing.get_context("spawn")  # a fork of JAX's threads would hang
-        seeds = recipe.config.seeds
-        self._workers: list[_Worker] = []
-        with _signals_held():
-            for share in np.array_split(np.array(seeds), min(count, len(seeds))):
-                share = [int(seed) for seed in share]
-                ours, theirs = context.Pipe()
-                process = context.Process(target=_serve, args=(theirs, recipe, share), daemon=True)
-                process.start()
-                theirs.close()  # or we would not hear of its death
-                self._workers.append(_Worker(process, ours, share))
-        self._end = weakref.finalize(
-            self, _end, self._workers
-        )  # at exit too, before multiprocessing waits for them
-
-    def call(self, method: str, arguments: Sequence[tuple] | None = None) -> list[Any]:
-        first = 0
-        for worker in self._workers:
-            last = first + len(worker.seeds)
-            with self._deaths(worker):
-                worker.pipe.send((method, None if arguments is None else arguments[first:last]))
-            first = last
-        results = []
-        for worker in self._workers:
-            with self._deaths(worker):
-                reply = worker.pipe.recv()
-            if isinstance(reply, UserError):
-                raise reply
-            results.extend(reply)
-        return results
-
-    @contextlib.contextmanager
-    def _deaths(self, worker: _Worker) -> Iterator[None]:
-        try:
-            yield
-        except (EOFError, OSError) as error:
-            worker.process.join(5)
-            code = worker.process.exitcode
-            how = (
-                f"was killed by signal {-code}"
-                if code is not None and code < 0
-                else f"ended with status {code}"
-            )
-            named = (
-                f"seed {worker.seeds[0]}"
-                if len(worker.seeds) == 1
-                else f"seeds {', '.join(map(str, worker.seeds))}"
-            )
-            raise Stopped(
-                f"the worker process that steps {named} {how}; `workers=0` does without such "
-                f"processes"
-            ) from error
-
-    def close(self) -> None:
-        self._end()
-
-
-def _end(workers: list[_Worker]) -> None:
-    for worker in workers:
-        worker.pipe.close()  # an idle worker ends by itself
-    for worker in workers:
-        worker.process.join(2)
-        worker.process.kill()  # a busy one has nothing to lose
-        worker.process.join()
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Processes started in here never see Ctrl-C or a SIGTERM to the group: the last checkpoint
-    still needs their states.
-    """
-    resource_tracker.ensure_running()  # starting it lets the signals through again
-    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, old)
-
-
-def _serve(pipe: Connection, recipe: Recipe, seeds: list[int]) -> None:
-    """What a worker does until its pipe closes."""
-    jax.config.update("jax_platforms", "cpu")  # accelerators belong to the learner
-    jax.config.update(
-        "jax_cpu_enable_async_dispatch", False
-    )  # handing over to a thread takes longer than the policy
-    local = _Local(recipe, seeds)
-    with contextlib.suppress(EOFError, OSError):  # the other end is gone
-        while True:
-            method, arguments = pipe.recv()
-            try:
-                reply = local.call(method, arguments)
-            except UserError as error:
-                reply = error
-            pipe.send(reply)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        with open(os.open(log, flags, 0o666), "a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {error}\n{trace}\n")
+    except OSError:
+        return error  # as of a full disk: the sentence is what matters
+    kept = EnvError(f"{error}; its traceback is in {log}")
+    kept.__cause__ = error.__cause__
+    return kept

@@ -71,6 +71,11 @@ class RunConfig:
     logdir: str = option("runs/preqn", "the run directory; an unfinished run in it goes on")
     eval_every: int = option(5000, "steps between noiseless evaluations", at_least=1)
     eval_episodes: int = option(10, "episodes of an evaluation", at_least=1)
+    eval_max_steps: int = option(
+        10_000,
+        "steps after which an episode of an evaluation is cut off, and counts as truncated",
+        at_least=1,
+    )
     log_every: int = option(
         1000, "steps between lines of metrics.jsonl, each the mean since the last", at_least=1
     )
@@ -89,6 +94,12 @@ class RunConfig:
         "processes that step the environments, each for whole seeds; 0 for none, with the same "
         "numbers "
         "(as many as there are cores or seeds; 0 for one seed)",
+        at_least=0,
+    )
+    env_timeout: float = option(
+        600.0,
+        "seconds after which an environment whose call has not come back is taken for hung; 0 for "
+        "never",
         at_least=0,
     )
 

@@ -1,7 +1,7 @@
 """The run directory: what is in it, whether a command may go on with it, and what made it.
 
-It holds config.json, metrics.jsonl, tensorboard/, checkpoints/, and DONE once `num_steps` is
-reached.
+It holds config.json, metrics.jsonl, tensorboard/, checkpoints/, environment.log where one raised,
+and DONE once `num_steps` is reached.
 """
 
 import contextlib
@@ -19,8 +19,9 @@ from preqn_jax.options import UserError, check_same
 
 DONE = "DONE"
 CHECKPOINTS = "checkpoints"
+ENVIRONMENT_LOG = "environment.log"  # what environments themselves raised
 # A run may be moved, and go on with other processes, or after all.
-_NOT_OF_THE_RUN = ("logdir", "workers", "stop_on_divergence")
+_NOT_OF_THE_RUN = ("logdir", "workers", "env_timeout", "stop_on_divergence")
 _MAY_CHANGE = ("num_steps", "checkpoint_every")
 _PACKAGES = (
     "preqn_jax",

@@ -130,4 +130,5 @@ def returns_to_go(
         evaluation.lengths[None, :] - np.arange(length)[:, None]
     )  # steps from here to the end, `[T, n]`
     known = (left > 0) & (evaluation.terminated[None, :] | (discount**left <= _TAIL))
+    known &= np.isfinite(returns)
     return evaluation.obs[known], evaluation.action[known], returns[known].astype(np.float32)

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from preqn_jax.agents import Agent
-from preqn_jax.envs import VectorEnv, codec, derive_seed
-from preqn_jax.training.config import ACT, EVAL_ENV, TRAIN_ENV, LoopConfig
+from preqn_jax.envs import EnvError, VectorEnv, codec, derive_seed
+from preqn_jax.training import watch
+from preqn_jax.training.config import ACT, EVAL_ENV, TRAIN_ENV, LoopConfig, RunConfig
 from preqn_jax.training.errors import Diverged
 from preqn_jax.types import Array, Params, Spec, Transition
 
@@ -36,11 +37,14 @@ class Acting(NamedTuple):
 class Evaluation(NamedTuple):
     """What happened in an evaluation of n episodes, the longest of T steps."""
 
-    rewards: np.ndarray  # `[T, n]`, 0 after an episode's end
+    # `[T, n]`, 0 after an episode's end, NaN where it or what was seen is not finite
+    rewards: np.ndarray
     obs: np.ndarray  # `[T, n, obs]`, meaningless there
     action: np.ndarray  # `[T, n, act]`, in [-1, 1]
     lengths: np.ndarray  # `[n]`, steps of each episode
     terminated: np.ndarray  # `[n]`, whether it ended in a terminal, and not at a time limit
+    # `[n]`, whether it had not ended after `eval_max_steps`
+    cut: np.ndarray = np.zeros(0, bool)
 
 
 def make_acting(agent: Agent, spec: Spec, config: LoopConfig) -> Acting:
@@ -71,10 +75,19 @@ class Rollout:
     """Where one seed's environments stand."""
 
     def __init__(
-        self, acting: Acting, env: VectorEnv, eval_env: VectorEnv, config: LoopConfig, seed: int
+        self,
+        acting: Acting,
+        env: VectorEnv,
+        eval_env: VectorEnv,
+        config: LoopConfig,
+        seed: int,
+        eval_max_steps: int = RunConfig.eval_max_steps,
+        place: watch.Place | None = None,
     ):
         """`env` holds E environments, which are reset; `eval_env` may be lent to several seeds in
-        turn.
+        turn. Into `place` goes which call of an environment this is in.
+
+        This and all methods raise EnvError for what an environment raises or returns amiss.
         """
         self._acting, self._env, self._eval_env, self._config, self._seed = (
             acting,
@@ -83,10 +96,21 @@ class Rollout:
             config,
             seed,
         )
-        self._obs = env.reset(
-            [derive_seed(seed, TRAIN_ENV, e) for e in range(config.num_envs)]
-        )  # `[E, obs]`
+        self._eval_max_steps, self._place = eval_max_steps, place or watch.nowhere()
+        seeds = [derive_seed(seed, TRAIN_ENV, e) for e in range(config.num_envs)]
+        self._obs = self._ask(watch.RESET, 0, 0, env.reset, seeds)  # `[E, obs]`
         self._returns = np.zeros(config.num_envs)  # rewards of the unfinished episodes so far
+
+    def _ask(self, call: int, step: int, t: int, ask: Callable[..., Any], *given: Any) -> Any:
+        """What a call of an environment returns, at `step` of the run; `t` counts calls there."""
+        place = self._place
+        place[:] = call, self._seed, step, t
+        try:
+            return ask(*given)
+        except EnvError as error:
+            raise EnvError(f"{error} ({watch.when(place)})") from error.__cause__
+        finally:
+            place[0] = watch.OUTSIDE
 
     def collect(self, params: Params, round_: int) -> tuple[Transition, list[float]]:
         """Act for one round: transitions `[update_every]` in order of time, and the returns of the
@@ -107,7 +131,8 @@ class Rollout:
             action = (
                 uniform[t] if random else np.asarray(self._acting.explore(params, obs, keys[t]))
             )
-            out = self._env.step(action)
+            now = start + (t + 1) * config.num_envs
+            out = self._ask(watch.STEP, now, t, self._env.step, action)
             steps.append(
                 Transition(
                     obs, action, out.reward, 1 - out.terminated.astype(np.float32), out.next_obs
@@ -128,6 +153,7 @@ class Rollout:
         for quantity, value in (
             ("the environment's observation", transitions.next_obs),
             ("the environment's reward", transitions.reward),
+            ("the environment's observation", transitions.obs),  # a reset's
         ):
             bad = ~np.isfinite(value).reshape(len(value), -1).all(axis=1)
             if bad.any():
@@ -137,25 +163,28 @@ class Rollout:
                 )
 
     def evaluate(self, params: Params, step: int) -> Evaluation:
-        """A noiseless episode of each evaluation environment.
+        """A noiseless episode of each evaluation environment, cut off after `eval_max_steps`.
 
         The episodes begin from seeds derived of (seed, step, episode), so that an evaluation
         depends on nothing before it.
         """
         env, params = self._eval_env, jax.device_put(params)
-        obs = env.reset([derive_seed(self._seed, EVAL_ENV, step, e) for e in range(env.num_envs)])
+        seeds = [derive_seed(self._seed, EVAL_ENV, step, e) for e in range(env.num_envs)]
+        obs = self._ask(watch.EVAL_RESET, step, 0, env.reset, seeds)
         steps, running, terminated = [], np.ones(env.num_envs, bool), np.zeros(env.num_envs, bool)
         lengths = np.zeros(env.num_envs, int)
-        while running.any():
+        while running.any() and len(steps) < self._eval_max_steps:
             action = np.asarray(self._acting.act(params, obs))
-            out = env.step(action, running)
+            out = self._ask(watch.EVAL_STEP, step, len(steps), env.step, action, running)
             steps.append((np.where(running, out.reward, 0), obs, action))
             lengths += running
             terminated |= running & out.terminated
             running &= ~(out.terminated | out.truncated)
             obs = out.obs
         rewards, seen, actions = (np.stack(leaves) for leaves in zip(*steps, strict=True))
-        return Evaluation(rewards, seen, actions, lengths, terminated)
+        lost = ~np.isfinite(rewards) | ~np.isfinite(seen).all(axis=2)
+        rewards[lost & (np.arange(len(steps))[:, None] < lengths)] = np.nan
+        return Evaluation(rewards, seen, actions, lengths, terminated, running)
 
     def save(self) -> Any:
         """All that the next rounds depend on beside the policy, as plain JSON."""
@@ -163,15 +192,16 @@ class Rollout:
 
     def load(self, state: Any) -> None:
         """Go on from a saved state, bit for bit."""
-        self._obs, self._returns = self._env.load(state["env"]), codec.decode(state["returns"])
+        self._obs = self._ask(watch.LOAD, 0, 0, self._env.load, state["env"])
+        self._returns = codec.decode(state["returns"])
 
 
 def attained(rewards: np.ndarray, discount: float) -> float:
     """The largest discounted return from any state that episodes with `rewards [T, episodes]` went
-    through.
+    through; NaN where a reward is.
     """
     best, to_go = -np.inf, np.zeros(rewards.shape[1])
     for reward in rewards[::-1]:
         to_go = reward + discount * to_go
-        best = max(best, float(to_go.max()))
-    return best
+        best = np.maximum(best, to_go.max())  # unlike `max`, it hands a NaN on
+    return float(best)

@@ -86,6 +86,7 @@ def train(
       UserError: an option that makes no sense, an environment that cannot be made, a run directory
         that holds another run.
       Stopped: the run cannot go on; what it has saved so far is good.
+      envs.EnvError: likewise, as an environment raised, or returned what its spaces do not hold.
 
     Example:
       >>> import preqn_jax
@@ -139,14 +140,19 @@ class Session:
     handler: the run ends after the round at hand, with a checkpoint.
     """
 
-    def __init__(self, plan: Plan):
-        """Raises UserError as `train`. A run directory is made or gone on with."""
+    def __init__(self, plan: Plan, hung: Callable[[envs.EnvError], None] = collect.say):
+        """Raises UserError as `train`. A run directory is made or gone on with.
+
+        `hung` is called, in a thread of its own, once an environment of this process hangs.
+        """
         self.plan, self.config = plan, plan.loop
         self.stopping = False
         self.start = 0
         self.pending: list[dict[str, Any]] = []  # measured since the last line of metrics.jsonl
         self._found: dict[int, str] = {}  # seed -> the failure it was last warned of
-        self.spec = envs.spec(plan.env)
+        self._hung = hung
+        with collect.watched(plan.env, plan.run.env_timeout, hung):
+            self.spec = envs.spec(plan.env)
         self.agent = plan.make_agent(self.spec)
         logdir = plan.run.logdir
         self.logdir = directory.open_(logdir, plan.described, DEFAULTS) if logdir else None
@@ -177,8 +183,10 @@ class Session:
         plan, config = self.plan, self.config
         workers = plan.run.workers
         workers = collect.default_workers(len(config.seeds)) if workers is None else workers
-        recipe = collect.Recipe(plan.make_agent, plan.env, config, plan.run.eval_episodes)
-        self._collector = collect.Collector(recipe, workers)
+        limits = plan.run.eval_episodes, plan.run.eval_max_steps, plan.run.env_timeout
+        recipe = collect.Recipe(plan.make_agent, plan.env, config, *limits)
+        log = self.logdir and self.logdir / directory.ENVIRONMENT_LOG
+        self._collector = collect.Collector(recipe, workers, log, self._hung)
         self.learner, self.counters = loop.init(self.agent, self.spec, config)
         if self.logdir is not None:
             # Orbax and tensorboardX, which a run that keeps nothing does without.
@@ -312,6 +320,8 @@ class Session:
                 "eval/episodes": len(returns),
                 "eval/discounted_max": attained(evaluation.rewards, self.plan.discount),
             }
+            if np.any(evaluation.cut):
+                line["eval/cut"] = np.sum(evaluation.cut)
             if self.plan.run.diagnose_every:
                 state = jax.tree.map(lambda leaf, i=i: leaf[i], self.learner.agent)
                 off = bias(self.agent, self.agent.critic(state), evaluation, self.plan.discount)

@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,9 +15,12 @@ import pytest
 from commands import ROOT
 
 from preqn_jax import agents, envs
+from preqn_jax.envs import EnvError
+from preqn_jax.options import UserError
 from preqn_jax.training import collect, loop
 from preqn_jax.training.errors import Diverged, Stopped
-from preqn_jax.training.rollout import make_acting
+from preqn_jax.training.rollout import attained, make_acting
+from tests import faulty
 
 STEPS = {"num_steps": 600, "start_steps": 50, "update_after": 100}
 
@@ -130,3 +135,173 @@ def test_every_seed_round_and_step_draws_its_own_noise():
     keys = np.concatenate([np.asarray(keys).reshape(6, -1) for keys, _ in drawn])
     uniform = np.concatenate([np.asarray(actions).reshape(6, -1) for _, actions in drawn])
     assert len(np.unique(keys, axis=0)) == len(np.unique(uniform, axis=0)) == 2 * 2 * 6
+
+
+# --- faults of environments -----------------------------------------------------------------------
+
+
+def error_of(built, log, workers=0):
+    """What ends the rounds of a collector, once it is closed."""
+    with pytest.raises(UserError) as caught:
+        collector = collect.Collector(built, workers, log)
+        try:
+            actor = actors(built._replace(env="tests.faulty:Endless-v0"))
+            for i in range(30):
+                collector.collect(actor, i)
+        finally:
+            collector.close()
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def test_what_an_environment_raises_is_said_with_step_and_seed_and_its_trace_is_kept(tmp_path):
+    log = tmp_path / "environment.log"
+    error = error_of(recipe("tests.faulty:Raise-v0", seeds=(7,), num_envs=5), log)
+    assert str(error) == (
+        "environment 'tests.faulty:Raise-v0', in step, raised ValueError: no such joint "
+        f"(step {5 * faulty.AT}, seed 7); its traceback is in {log}"
+    )
+    assert "in throw\n    raise error\nValueError: no such joint\nas the second" in log.read_text()
+    error_of(recipe("tests.faulty:Construct-v0"), log)
+    error_of(recipe("tests.faulty:Four-v0"), log)  # has no trace of its own
+    assert log.read_text().count("Traceback") == 2
+
+
+def test_a_log_that_is_a_link_or_cannot_be_written_costs_no_more_than_the_trace(tmp_path):
+    (tmp_path / "other").write_text("years of work")
+    (tmp_path / "link").symlink_to(tmp_path / "other")
+    for log in (tmp_path / "link", tmp_path / "nowhere" / "log"):
+        error = error_of(recipe("tests.faulty:ResetRaise-v0", seeds=(7,)), log)
+        assert str(error).endswith("in reset, raised KeyError: 'joint' (step 0, seed 7)")
+    assert (tmp_path / "other").read_text() == "years of work"
+
+
+FAULTS = ["Broken", *(pytest.param(f, marks=pytest.mark.slow) for f in ("Ended", "Construct"))]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_worker_says_of_an_environment_what_this_process_would(fault, tmp_path):
+    """An OSError too, which is no end of its pipe."""
+    built = recipe(f"tests.faulty:{fault}-v0", seeds=(7,))
+    here, there = tmp_path / "here", tmp_path / "there"
+    error = error_of(built, there, workers=1)
+    assert type(error) is EnvError
+    assert str(error) == str(error_of(built, here)).replace(str(here), str(there))
+    assert "Traceback" in there.read_text() and "in throw\n    raise error" in there.read_text()
+
+
+def test_what_cannot_be_sent_to_workers_is_said_before_any_starts():
+    with pytest.raises(UserError, match=r"cannot be sent to worker processes .*`workers=0`"):
+        collect.Collector(recipe(lambda: faulty.Faulty()), workers=2)
+
+
+def test_closing_one_that_raises_is_a_warning(caplog, tmp_path):
+    collect.Collector(recipe("tests.faulty:Close-v0"), log=tmp_path / "log").close()
+    assert "in close, raised RuntimeError: closed twice; its traceback is in" in caplog.text
+    assert "RuntimeError: closed twice" in (tmp_path / "log").read_text()
+
+
+def test_an_evaluation_that_does_not_end_is_cut_off_and_says_so_once(caplog):
+    built = recipe("tests.faulty:Endless-v0")._replace(eval_max_steps=7)
+    collector = collect.Collector(built)
+    for step in (100, 200):
+        (evaluation,) = collector.evaluate(actors(built), step)
+        assert evaluation.rewards.shape == (7, 2) and (evaluation.rewards == 1).all()
+        assert evaluation.cut.all() and not evaluation.terminated.any()
+        assert (evaluation.lengths == 7).all()
+    assert [record.getMessage() for record in caplog.records] == [
+        "2 of the evaluation's episodes had not ended after 7 steps, at step 100, and were cut "
+        "off: they count as truncated (eval_max_steps)"
+    ]
+    healthy = recipe("probe/time-limit")
+    (evaluation,) = collect.Collector(healthy).evaluate(actors(healthy), 100)
+    assert not evaluation.cut.any() and len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("fault", ["EvalNan", "EvalNanObs"])
+def test_a_nan_that_only_an_evaluation_meets_is_in_its_return(fault, caplog):
+    built = recipe(f"tests.faulty:{fault}-v0")
+    collector = collect.Collector(built)
+    (first,), (second,) = (collector.evaluate(actors(built), step) for step in (100, 200))
+    assert (first.rewards == 1).all()
+    at = 2 if fault == "EvalNan" else 3  # what is seen is what the step before returned
+    assert np.isnan(second.rewards[at]).all() and np.isfinite(second.rewards[:at]).all()
+    assert np.isnan(attained(second.rewards, 0.9)) and np.isfinite(attained(first.rewards, 0.9))
+    assert "2 of the evaluation's episodes met a NaN" in caplog.text
+
+
+def test_a_nan_from_a_reset_ends_the_run():
+    class Born(faulty.Faulty):
+        def reset(self, *, seed=None, options=None):
+            return faulty.OBS * np.nan, {}
+
+    built = recipe(Born, seeds=(4,))
+    with pytest.raises(Diverged, match="observation is not finite at step 1, seed 4"):
+        collect.Collector(built).collect(actors(built), 0)
+
+
+def test_an_environment_that_hangs_is_named(tmp_path):
+    built = recipe("tests.faulty:Wait-v0", seeds=(7,))._replace(env_timeout=1.0)
+    told = []
+
+    def hung(error):
+        told.append(str(error))
+        if "from step" in told[-1]:  # and not a slow machine's construction
+            faulty.RELEASED.set()
+
+    collector = collect.Collector(built, log=tmp_path / "log", hung=hung)
+    actor = actors(built)
+    for i in range(6):
+        collector.collect(actor, i)
+    collector.close()
+    assert told[-1] == (
+        "environment 'tests.faulty:Wait-v0' has not come back from step for 1 seconds (step 260, "
+        "seed 7); give more if it needs them, as in `env_timeout=2`; its traceback is in "
+        f"{tmp_path / 'log'}"
+    )
+    assert "RELEASED.wait()" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["Hang", "Spin"])
+def test_a_worker_whose_environment_hangs_is_named_and_ended(fault, tmp_path):
+    built = recipe(f"tests.faulty:{fault}-v0", seeds=(7,))._replace(env_timeout=20.0)
+    error = error_of(built, tmp_path / "log", workers=1)
+    assert "has not come back from step for 20 seconds (step 260, seed 7)" in str(error)
+    assert "tests/faulty.py" in (tmp_path / "log").read_text()
+
+
+ORPHANS = """
+import os, sys
+from functools import partial
+from tests.training import test_collect as here
+if __name__ == "__main__":
+    built = here.recipe("tests.faulty:Hang-v0", seeds=(7, 8))
+    collector = here.collect.Collector(built, workers=2)
+    print(*(process.pid for process in here.processes(collector)), flush=True)
+    for i in range(6):
+        print(i, flush=True)
+        collector.collect(here.actors(built), i)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
+@pytest.mark.parametrize("rounds", [1, 6])
+def test_workers_end_with_a_parent_that_is_killed(rounds, tmp_path):
+    """As they start, and while an environment hangs and gives no thread a turn."""
+    script = tmp_path / "script.py"
+    script.write_text(ORPHANS)
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    parent = subprocess.Popen([sys.executable, script], env=env, stdout=subprocess.PIPE, text=True)
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    for _ in range(rounds):
+        parent.stdout.readline()
+    with pytest.raises(subprocess.TimeoutExpired):  # it hangs, or its workers are being made
+        parent.wait(1)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 120
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -1,0 +1,87 @@
+"""The seeds of one process, on its CPU: what a worker runs, and the whole of a run without any."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+
+from preqn_jax import envs
+from preqn_jax.agents import Agent
+from preqn_jax.envs import EnvError
+from preqn_jax.training import watch
+from preqn_jax.training.config import LoopConfig, RunConfig
+from preqn_jax.training.rollout import Rollout, make_acting
+from preqn_jax.types import Spec
+
+
+class Recipe(NamedTuple):
+    """What a process builds rollouts from. For workers it must pickle: `partial(agents.make,
+    config)` does, a lambda does not.
+    """
+
+    make_agent: Callable[[Spec], Agent]
+    env: envs.Source
+    config: LoopConfig
+    eval_episodes: int
+    eval_max_steps: int = RunConfig.eval_max_steps
+    env_timeout: float = RunConfig.env_timeout
+
+
+class Local:
+    """Seeds of this process, one after the other, on its CPU."""
+
+    def __init__(self, recipe: Recipe, seeds: Sequence[int], place: watch.Place):
+        """Raises UserError and EnvError as `envs.make` does, and for what a first `reset` does.
+        Into `place` goes which call of an environment this is in.
+        """
+        config = recipe.config
+        self._device, self._place, self._seed = _cpu(), place, seeds[0]
+        with jax.default_device(self._device):
+            with self._in(watch.CONSTRUCTION):
+                eval_env = envs.make(recipe.env, recipe.eval_episodes)
+                train_envs = [envs.make(recipe.env, config.num_envs) for _ in seeds]
+            acting = make_acting(recipe.make_agent(eval_env.spec), eval_env.spec, config)
+            self._rollouts = [
+                Rollout(acting, env, eval_env, config, seed, recipe.eval_max_steps, place)
+                for env, seed in zip(train_envs, seeds, strict=True)
+            ]
+        self._envs = [*train_envs, eval_env]
+
+    def call(self, method: str, arguments: Sequence[tuple] | None = None) -> list[Any]:
+        arguments = [()] * len(self._rollouts) if arguments is None else arguments
+        with jax.default_device(self._device):
+            return [
+                getattr(rollout, method)(*args)
+                for rollout, args in zip(self._rollouts, arguments, strict=True)
+            ]
+
+    def close(self) -> None:
+        """Raises EnvError for the first environment that raised, once all are closed."""
+        failed = []
+        with self._in(watch.CLOSE):
+            for env in self._envs:
+                try:
+                    env.close()
+                except EnvError as error:
+                    failed.append(error)
+        if failed:
+            raise failed[0]
+
+    @contextmanager
+    def _in(self, call: int) -> Iterator[None]:
+        self._place[:] = call, self._seed, 0, 0
+        try:
+            yield
+        finally:
+            self._place[0] = watch.OUTSIDE
+
+
+def _cpu() -> Any:
+    """Where acting goes on: even with an accelerator at hand, one observation is answered sooner
+    next to the environment.
+    """
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        return jax.local_devices()[0]

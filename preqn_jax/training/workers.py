@@ -1,0 +1,295 @@
+"""Worker processes, each with some of the seeds.
+
+They end with the process that started them, however it ends, and otherwise when it tells them to.
+"""
+
+import contextlib
+import ctypes
+import faulthandler
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+import weakref
+from collections.abc import Iterator, Sequence
+from functools import partial
+from multiprocessing import connection, resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from preqn_jax import envs
+from preqn_jax.envs import EnvError
+from preqn_jax.options import UserError
+from preqn_jax.training import watch
+from preqn_jax.training.errors import Stopped
+from preqn_jax.training.local import Local, Recipe
+
+_PATIENCE = 60  # seconds for a worker that is idle to end by itself
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+class _Worker(NamedTuple):
+    process: BaseProcess
+    pipe: Connection
+    stack: Connection  # raw text: where it stands, once it is asked by SIGUSR1
+    place: watch.Place
+    seeds: list[int]
+
+
+class _Failure(NamedTuple):
+    """What a worker answers in place of results."""
+
+    error: Exception
+    trace: str  # of what lies behind the error; may be empty
+
+
+class Remote(Exception):
+    """What was raised in another process, as text."""
+
+
+class Workers:
+    """Seeds divided among processes; the same calls as `Local`, one exchange each."""
+
+    def __init__(self, recipe: Recipe, count: int):
+        """Raises UserError for a recipe that does not pickle. What a worker's environments raise as
+        they are made, the first call raises.
+        """
+        with _pickling():
+            packed = pickle.dumps(recipe)
+        context = multiprocessing.get_context("spawn")  # a fork of JAX's threads would hang
+        seeds = recipe.config.seeds
+        self._workers: list[_Worker] = []
+        # Who has nothing to lose: at first all.
+        self._busy = set(range(min(count, len(seeds))))
+        self._hung: dict[int, EnvError] = {}
+        self._end = weakref.finalize(
+            self, _end, self._workers, self._busy
+        )  # at exit too, before multiprocessing waits for them
+        bound = threading.current_thread() is threading.main_thread()
+        with _signals_held():
+            for share in np.array_split(np.array(seeds), min(count, len(seeds))):
+                share, place = [int(seed) for seed in share], context.RawArray("q", 4)
+                ours, theirs = context.Pipe()
+                stack, told = context.Pipe(duplex=False)
+                process = context.Process(
+                    target=_serve, args=(theirs, told, place, packed, share, bound), daemon=True
+                )
+                process.start()
+                theirs.close()  # or we would not hear of its death
+                told.close()
+                self._workers.append(_Worker(process, ours, stack, place, share))
+        name, seconds = envs.name(recipe.env), recipe.env_timeout
+        tell = partial(_end_hung, self._workers, self._hung, name, seconds)
+        self._watch = watch.Watch([worker.place for worker in self._workers], seconds, tell)
+
+    def call(self, method: str, arguments: Sequence[tuple] | None = None) -> list[Any]:
+        first = 0
+        for i, worker in enumerate(self._workers):
+            last = first + len(worker.seeds)
+            with self._deaths(i):
+                worker.pipe.send((method, None if arguments is None else arguments[first:last]))
+            self._busy.add(i)
+            first = last
+        results, failed = [], []
+        for i, worker in enumerate(self._workers):
+            with self._deaths(i):
+                reply = worker.pipe.recv()
+            self._busy.discard(i)
+            if isinstance(reply, _Failure):
+                failed.append(reply)
+            else:
+                results.extend(reply)
+        if failed:
+            raise _unpacked(failed[0])
+        return results
+
+    @contextlib.contextmanager
+    def _deaths(self, i: int) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, OSError) as error:
+            worker = self._workers[i]
+            worker.process.join(_PATIENCE)
+            if i in self._hung:
+                raise self._hung[i] from self._hung[i].__cause__
+            code = worker.process.exitcode
+            how = (
+                f"was killed by signal {-code}"
+                if code is not None and code < 0
+                else f"ended with status {code}"
+            )
+            named = (
+                f"seed {worker.seeds[0]}"
+                if len(worker.seeds) == 1
+                else f"seeds {', '.join(map(str, worker.seeds))}"
+            )
+            raise Stopped(
+                f"the worker process that steps {named} {how}; `workers=0` does without such "
+                f"processes"
+            ) from error
+
+    def close(self) -> None:
+        """Raises EnvError for the first environment that raised, once all workers have ended."""
+        failed = self._end()
+        self._watch.close()
+        if failed:
+            raise _unpacked(failed[0])
+
+
+def _end(workers: list[_Worker], busy: set[int]) -> list[_Failure]:
+    """Ends the workers, those that are busy at once; what environments raised as the others closed
+    them.
+    """
+    for i, worker in enumerate(workers):
+        if i in busy:
+            worker.process.kill()
+        else:
+            with contextlib.suppress(OSError):  # it is dead
+                worker.pipe.send(None)
+    failed = []
+    for i, worker in enumerate(workers):
+        if not connection.wait([worker.pipe, worker.process.sentinel], _PATIENCE):
+            worker.process.kill()
+        with contextlib.suppress(EOFError, OSError):
+            if i not in busy and isinstance(reply := worker.pipe.recv(), _Failure):
+                failed.append(reply)
+        worker.pipe.close()
+        worker.process.join(_PATIENCE)
+        worker.process.kill()
+        worker.process.join()
+        worker.stack.close()
+    return failed
+
+
+def _end_hung(
+    workers: list[_Worker],
+    hung: dict[int, EnvError],
+    name: str,
+    seconds: float,
+    i: int,
+    place: Sequence[int],
+) -> None:
+    """Notes what worker `i` hangs in, and ends it, which whoever waits for it hears."""
+    worker, text = workers[i], b""
+    error = EnvError(watch.hung(name, place, seconds))
+    with contextlib.suppress(OSError):
+        os.kill(worker.process.pid or 0, signal.SIGUSR1)
+        ready = worker.stack.poll(5)
+        while ready and (more := os.read(worker.stack.fileno(), 65536)):
+            text += more
+            ready = worker.stack.poll(0.2)
+    error.__cause__ = Remote("\n" + text.decode(errors="replace")) if text else None
+    hung[i] = error
+    worker.process.kill()
+
+
+def _unpacked(failure: _Failure) -> Exception:
+    failure.error.__cause__ = Remote("\n" + failure.trace) if failure.trace else None
+    return failure.error
+
+
+@contextlib.contextmanager
+def _pickling() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever the pickling of somebody's object raises
+        raise UserError(
+            f"the agent or the environment cannot be sent to worker processes ({error}); define "
+            "what makes it at the top level of a module, or do without them, by `workers=0`"
+        ) from error
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Processes started in here never see Ctrl-C, or a SIGTERM or SIGHUP to the group: the last
+    checkpoint still needs their states.
+    """
+    resource_tracker.ensure_running()  # starting it lets the signals through again
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+
+# --- in a worker ----------------------------------------------------------------------------------
+
+
+def _serve(
+    pipe: Connection,
+    stack: Connection,
+    place: watch.Place,
+    packed: bytes,
+    seeds: list[int],
+    bound: bool,
+) -> None:
+    """What a worker does until it is told to end, or its pipe closes."""
+    _end_with_parent(bound)
+    # Even of one that hangs in compiled code.
+    faulthandler.register(signal.SIGUSR1, file=stack.fileno(), all_threads=False)
+    jax.config.update("jax_platforms", "cpu")  # accelerators belong to the learner
+    jax.config.update(
+        "jax_cpu_enable_async_dispatch", False
+    )  # handing over to a thread takes longer than the policy
+    local = broken = None
+    try:
+        with _pickling():
+            recipe = pickle.loads(packed)
+        local = Local(recipe, seeds, place)
+    except Exception as error:
+        broken = _failure(error)
+    while True:
+        try:
+            request = pipe.recv()
+        except (EOFError, OSError):  # the other end is gone
+            return
+        reply = broken if local is None else _answer(local, request)
+        try:
+            pipe.send(reply)
+        except OSError:
+            return
+        if request is None:
+            return
+
+
+def _answer(local: Local, request: tuple[str, Sequence[tuple] | None] | None) -> Any:
+    """The results that a request asks for; of None, which ends the worker, there are none."""
+    try:
+        return local.close() if request is None else local.call(*request)
+    except Exception as error:
+        return _failure(error)
+
+
+def _failure(error: Exception) -> _Failure:
+    """An error as it can be sent: a person's is itself, any other a RuntimeError with its trace."""
+    if isinstance(error, UserError):
+        cause = error.__cause__
+        return _Failure(error, "".join(traceback.format_exception(cause)) if cause else "")
+    told = RuntimeError(f"a worker process met {type(error).__name__}: {error}")
+    return _Failure(told, "".join(traceback.format_exception(error)))
+
+
+def _end_with_parent(bound: bool) -> None:
+    """Ends this process with the one that started it, also while an environment is stuck.
+
+    A thread sees to it, and on Linux the kernel, even where no thread gets a turn; but that one
+    means the thread that started this process, so it must be one that lasts: `bound`.
+    """
+
+    def watch_parent() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch_parent, daemon=True).start()
+    if bound and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

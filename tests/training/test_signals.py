@@ -1,0 +1,240 @@
+"""Signals and broken streams, as a run meets them from its first moment to its last."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from commands import ROOT, SMALL, call, finished, records, start
+
+from experiments.kit import signals, streams
+from preqn_jax.training.record import read
+
+ENV = "--env=tests.faulty:{}-v0"
+proc = pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
+
+
+def wait_for(true, process=None, seconds=240):
+    """Generous: a test must not depend on the machine's speed."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline and (process is None or process.poll() is None)
+        time.sleep(0.02)
+
+
+def children(pid):
+    try:
+        return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def gone(pids):
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+@pytest.fixture
+def ended(monkeypatch):
+    """What `heard` would have ended this process with."""
+    statuses, done = [], threading.Event()
+
+    def end(status, last):
+        statuses.append(status), last(), done.set()
+
+    monkeypatch.setattr(signals, "end", end)
+    return statuses, done
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_the_first_signal_asks_and_the_next_ends(number, ended, monkeypatch):
+    monkeypatch.setattr(signals, "_ECHO", 0.0)
+    before, (statuses, done) = signal.getsignal(number), ended
+    first, calls = threading.Event(), []
+    with signals.heard(first.set, lambda: calls.append("last")):
+        os.kill(os.getpid(), number)
+        assert first.wait(60) and statuses == [] and calls == []
+        os.kill(os.getpid(), number)
+        assert done.wait(60)
+    assert statuses == [128 + number] and calls == ["last"]
+    assert signal.getsignal(number) is before
+
+
+def test_an_echo_of_a_signal_is_the_same_one(ended, monkeypatch):
+    """A closing terminal sends two SIGHUPs, and `timeout` two SIGTERMs."""
+    monkeypatch.setattr(signals, "_ECHO", 1e6)
+    calls = []
+    with signals.heard(lambda: calls.append(1), lambda: None):
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+    assert calls == [1] and ended[0] == []
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.heard(lambda: pytest.fail("asked"), lambda: None):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, old)
+
+
+def test_a_stream_whose_reader_has_gone_is_written_to_in_vain(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    broken = os.fdopen(writer, "w")
+    monkeypatch.setattr(sys, "stdout", broken)
+    monkeypatch.setattr(sys, "stderr", None)
+    streams.tolerate()
+    print("lost")
+    sys.stdout.flush()
+    print("lost too", file=sys.stderr)
+    broken.close()  # would raise BrokenPipeError for what it still held
+
+
+def test_what_a_reader_is_there_for_arrives(monkeypatch, tmp_path):
+    with (tmp_path / "out").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        streams.tolerate()
+        print("kept", end="", flush=True)
+        assert not sys.stdout.isatty()
+    assert (tmp_path / "out").read_text() == "kept"
+
+
+def test_debug_shows_the_environments_own_traceback(capsys):
+    args = ["--env=tests.faulty:ResetRaise-v0", "--logdir=x", *SMALL]
+    assert call(*args) == 1
+    plain = capsys.readouterr().err
+    assert plain.startswith("error: environment 'tests.faulty:ResetRaise-v0', in reset, raised Key")
+    assert plain.count("\n") == 1 and "there was no checkpoint yet" in plain
+    assert call(*args, "--debug") == 1
+    shown = capsys.readouterr().err
+    assert shown.endswith(plain) and "KeyError: 'joint'" in shown and "in throw" in shown
+
+
+@pytest.mark.parametrize(
+    "extra", [[], pytest.param(["--diagnose_every=300"], marks=pytest.mark.slow)]
+)
+def test_a_nan_that_only_an_evaluation_meets_leaves_a_whole_run(extra, capsys, caplog):
+    args = [ENV.format("EvalNan"), "--logdir=x", *SMALL, *extra]
+    assert call(*args) == 0
+    out, _ = capsys.readouterr()
+    evals = [
+        line["eval/return_mean"] for line in read("x/metrics.jsonl") if "eval/episodes" in line
+    ]
+    assert evals == [5.0, None] and Path("x/DONE").exists()
+    assert "     0        nan         nan        5.0\n" in out
+    assert "seed 0: 1 of 2 evaluations were not finite" in out
+    assert "at step 600: their seeds' returns are recorded as null" in caplog.text
+    assert call(*args) == 0 and "nothing to do" in capsys.readouterr().out
+
+
+def test_a_cut_evaluation_is_recorded_and_in_the_summary(capsys):
+    args = [ENV.format("Endless"), "--logdir=x", *SMALL]
+    assert call(*args, "--eval_max_steps=9") == 0
+    cut = [line["eval/cut"] for line in read("x/metrics.jsonl") if "eval/episodes" in line]
+    assert cut == [2, 2]
+    assert "seed 0: 4 evaluation episodes were cut off after 9 steps" in capsys.readouterr().out
+    assert call(*args, "--eval_max_steps=10") == 1
+    assert "with eval_max_steps=9, but this command says 10" in capsys.readouterr().err
+    assert call(*args, "--eval_max_steps=9", "--env_timeout=5") == 0
+    config = json.loads(Path("x/config.json").read_text())
+    del config["config"]["eval_max_steps"]  # as of a run directory from before there was one
+    Path("x/config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    assert call(*args) == 0 and "nothing to do" in capsys.readouterr().out
+
+
+def kill_until_it_ends(process, number):
+    """The first signal asks, and one of the next ends it, however fast this machine is."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None:
+        assert time.monotonic() < deadline
+        process.send_signal(number)
+        time.sleep(0.5)
+
+
+@pytest.mark.slow
+@proc
+@pytest.mark.parametrize(
+    ("fault", "workers", "number"),
+    [("Spin", 0, signal.SIGTERM), ("Hang", 2, signal.SIGINT)],
+)
+def test_a_second_signal_ends_a_run_whose_environment_hangs(
+    tmp_path, monkeypatch, fault, workers, number
+):
+    monkeypatch.setenv("FAULTY_MARK", str(tmp_path / "hangs"))
+    logdir = tmp_path / "x"
+    args = [ENV.format(fault), f"--logdir={logdir}", "--seeds=0,1", *SMALL]
+    process = start(*args, f"--workers={workers}", "--eval_max_steps=9", "--eval_every=600")
+    wait_for((tmp_path / "hangs").exists, process)
+    born = children(process.pid)
+    kill_until_it_ends(process, number)
+    code, _, err = finished(process)
+    assert code == 128 + number and "Traceback" not in err, err
+    assert (
+        f"ended at once, at a second signal; the checkpoint of step 200 is kept in {logdir}" in err
+    )
+    assert (logdir / "checkpoints" / "200").exists() and not (logdir / "DONE").exists()
+    wait_for(lambda: gone(born))
+
+
+@pytest.mark.slow
+def test_a_hung_environment_ends_the_command_with_its_name(tmp_path):
+    logdir = tmp_path / "x"
+    args = [ENV.format("Spin"), f"--logdir={logdir}", *SMALL, "--eval_every=600"]
+    code, _, err = finished(start(*args, "--env_timeout=20"))
+    assert code == 1 and "Traceback" not in err
+    assert "error: environment 'tests.faulty:Spin-v0' has not come back from step for 20 s" in err
+    assert "--env_timeout=40; its traceback is in" in err and "the checkpoint of step 200" in err
+    assert "in spin" in (logdir / "environment.log").read_text()
+
+
+@pytest.mark.slow
+@proc
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("delay", [0.3, 2, 5, 9])
+def test_a_signal_as_a_run_starts_leaves_nothing_behind(tmp_path, number, delay):
+    logdir = tmp_path / "x"
+    args = ["--env=Hopper-v5", "--seeds=0,1", "--workers=2", *SMALL, "--num_steps=20000"]
+    process = start(*args, f"--logdir={logdir}")
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(delay)
+    born = children(process.pid)
+    process.send_signal(number)
+    code, _, err = finished(process)
+    assert "Traceback" not in err, err
+    assert code == -number or (code == 0 and "stopped at step" in err)
+    wait_for(lambda: gone(born))
+
+
+@pytest.mark.slow
+def test_sighup_writes_a_checkpoint_and_the_run_goes_on_bit_for_bit(tmp_path):
+    args = ["--env=Hopper-v5", "--algorithm=td3", *SMALL, "--num_steps=4000"]
+    process = start(f"--logdir={tmp_path / 'x'}", *args)
+    wait_for((tmp_path / "x" / "checkpoints" / "200").exists, process)
+    process.send_signal(signal.SIGHUP)
+    code, _, err = finished(process)
+    assert code == 0 and "stopped at step" in err
+    for name in ("x", "y"):
+        code, _, err = finished(start(f"--logdir={tmp_path / name}", *args))
+        assert code == 0, err
+    assert records(tmp_path / "x") == records(tmp_path / "y")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("redirect", ["2>&-", ">&-", ">&- 2>&- <&-", "2>&1 | true", "| true"])
+def test_a_run_does_not_need_a_reader(tmp_path, redirect):
+    logdir = tmp_path / "x"
+    args = " ".join(["--env=probe/delay", f"--logdir={logdir}", *SMALL])
+    line = f"set -o pipefail; {sys.executable} -m experiments.train {args} {redirect}"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr and "Errno" not in done.stderr
+    assert (logdir / "DONE").exists() and (logdir / "curve.png").exists()
+    assert len(records(logdir)) == 8
