@@ -53,7 +53,6 @@ def main(argv: list[str]) -> int:
     _summarize(logdir, plan)
     plot.draw([logdir], logdir / "curve.png")
     print(f"curves: {logdir / 'curve.png'}")
-    session.finish()
     return 0
 
 
