@@ -261,7 +261,6 @@ def test_a_plan_makes_real_runs_and_says_which_diverged(monkeypatch, capsys):
     )
     assert sorted(path.name for path in Path("r/probe/nan").iterdir()) == [
         "preqn-sin",
-        "preqn-sin.lock",
         "preqn-sin.log",
     ]
 

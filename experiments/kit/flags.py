@@ -12,6 +12,7 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
+from experiments.kit import streams
 from preqn_jax.options import UserError
 
 Config = TypeVar("Config")
@@ -85,6 +86,8 @@ def read(arguments: Sequence[str], *configs: type) -> tuple[Any, ...]:
     """
     values = flags.FlagValues()
     define(*configs, values=values)
+    for word in arguments:  # absl's own, which let through any flag
+        refuse([word] if word.lstrip("-").split("=")[0] in ("flagfile", "undefok") else [])
     try:
         rest = values(["", *arguments])[1:]
     except flags.Error as error:
@@ -131,6 +134,7 @@ def run(main: Callable[[list[str]], int], takes_words: bool = False) -> None:
         print(sys.modules["__main__"].__doc__)
         print("\n".join(flags.FLAGS.module_help(group) for group in _groups))
         return
+    streams.forgive()
     jax.config.update("jax_numpy_rank_promotion", "raise")
     absl_logging.set_verbosity(absl_logging.WARNING)  # jax and orbax narrate
 
