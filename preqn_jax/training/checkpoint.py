@@ -229,8 +229,10 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error).strip()
-    system = re.search(r"\[OS error \d+: \w+ ([^\]]+)\]", text)
-    return system[1] if system else text.splitlines()[0][:160] if text else type(error).__name__
+    system = re.search(r"os_error_code='(\d+)'", text)
+    if system:
+        return os.strerror(int(system[1]))
+    return text.splitlines()[0][:160] if text else type(error).__name__
 
 
 def _named(tree: Any) -> dict[str, Any]:

@@ -30,7 +30,7 @@ CHECKPOINTS = "checkpoints"
 _FOLDERS = (CHECKPOINTS, "tensorboard")
 _FILES = (CONFIG, record.NAME, record.DAMAGED, DONE, lock.NAME, "curve.png")
 # What there may be before there is a config.json.
-_FIRST = {lock.NAME, CONFIG + ".tmp"}
+_FIRST = {lock.NAME, "config.json.tmp", "config.tmp"}
 # A run may be moved, and go on with other processes, or after all.
 _NOT_OF_THE_RUN = ("logdir", "workers", "stop_on_divergence")
 _MAY_CHANGE = ("num_steps", "checkpoint_every")
