@@ -22,7 +22,7 @@ from experiments.kit import curves, flags, output, style
 from preqn_jax import agents, diagnostics, envs
 from preqn_jax.batching import batched
 from preqn_jax.options import UserError, option
-from preqn_jax.training import loop, monitor
+from preqn_jax.training import directory, loop, monitor
 from preqn_jax.training.checkpoint import Checkpointer
 
 PANELS = (  # names, words, line that matters
@@ -42,18 +42,22 @@ class DiagnoseConfig:
     """Where the report goes."""
 
     out: str = option("", "folder for diagnosis.png and diagnosis.json (the run directory)")
+    trust: bool = option(
+        False, 'import, and so run, the module that the run names, as in --env="module:Env-v0"'
+    )
 
 
 def main(argv: list[str]) -> int:
     if len(argv) != 2:
         raise UserError("give one run directory, as in: python -m experiments.diagnose runs/x")
-    run, out = Path(argv[1]), Path(flags.parse(DiagnoseConfig).out or argv[1])
+    given = flags.parse(DiagnoseConfig)
+    run, out = Path(argv[1]), Path(given.out or argv[1])
     config, reports, seeds = load(run)
     name = f"{config['algorithm']} ({config['activation']}) on {config['env']}"
     print(f"{name}, {curves.count_seeds(len(reports))}, as far as {str(run)!r} goes")
     for one in reports:
         show(one)
-    moved = attribution(run, config)
+    moved = attribution(run, config, given.trust)
     if moved:
         show_attribution(moved)
     output.write_json(
@@ -191,23 +195,20 @@ def show(one: dict[str, Any]) -> None:
 # --- who moved Q ----------------------------------------------------------------------------------
 
 
-def attribution(run: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
+def attribution(run: Path, config: dict[str, Any], trust: bool) -> list[dict[str, Any]]:
     """For each seed of the newest checkpoint, the members of a minibatch that move Q most where |Q|
     is largest in it.
 
     Shares are those of a plain step (Eq. 5): K_ij delta_j over the sum of its absolute values. []
-    without a checkpoint.
+    without a checkpoint. Raises UserError as `directory.trusted`.
     """
     if not (run / "checkpoints").is_dir():
         return []
     agent_config, loop_config = _of(agents.AgentConfig, config), _of(loop.LoopConfig, config)
-    spec = envs.spec(config["env"])
+    spec = envs.spec(directory.trusted(config["env"], f"the run {str(run)!r}", trust))
     agent = agents.make(agent_config, spec)
-    checkpoints = Checkpointer(run / "checkpoints")
-    try:
-        restored = checkpoints.restore(loop.init(agent, spec, loop_config)[0])
-    finally:
-        checkpoints.close()
+    checkpoints = Checkpointer(run / "checkpoints", read_only=True)
+    restored = checkpoints.restore(loop.init(agent, spec, loop_config)[0])
     if restored is None:
         return []
     step, learner, counters, *_ = restored

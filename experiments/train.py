@@ -26,7 +26,7 @@ from preqn_jax.training.errors import Stopped
 from preqn_jax.training.record import read
 
 if __name__ == "__mp_main__":  # a worker
-    streams.tolerate()
+    streams.forgive()
 
 
 class _Run:
@@ -67,7 +67,6 @@ def main(argv: list[str]) -> int:
         logdir = session.logdir
         if logdir is None:
             raise UserError("logdir is empty; name a run directory, as in --logdir=runs/x")
-        picture = logdir / "curve.png"
         if session.finished:
             print(f"{logdir} holds a finished run of this command; nothing to do")
         else:
@@ -76,10 +75,9 @@ def main(argv: list[str]) -> int:
                     return 0
             except (Stopped, EnvError) as error:
                 raise UserError(f"{error}; {run.kept()}") from error.__cause__
-            plot.draw([logdir], picture)
-            session.finish()
     _summarize(logdir, plan)
-    print(f"curves: {picture}")
+    plot.draw([logdir], logdir / "curve.png")
+    print(f"curves: {logdir / 'curve.png'}")
     return 0
 
 

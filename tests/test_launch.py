@@ -15,6 +15,7 @@ import pytest
 import experiments
 from experiments.kit import plan
 from experiments.kit import runs as kit
+from preqn_jax.training import lock
 
 # A stand-in for experiments.train, which writes four lines of records, and checkpoints at SIGTERM.
 # What it is to run into is in
@@ -98,11 +99,11 @@ def test_as_many_run_at_once_as_asked_for(child):
 
 def test_a_run_that_another_process_makes_is_left_to_it(child):
     runs = fake_runs("a", "b")
-    runs[0].folder.parent.mkdir(parents=True)
-    with runs[0].lock.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        assert states(plan.execute(runs, 1)) == ["elsewhere", "done"]
-        assert not runs[0].folder.exists()
+    runs[0].folder.mkdir(parents=True)
+    held = lock.Lock(runs[0].folder)
+    assert states(plan.execute(runs, 1)) == ["elsewhere", "done"]
+    assert [path.name for path in runs[0].folder.iterdir()] == ["lock"]
+    held.release()
     assert states(plan.execute(runs, 1)) == ["done", "done"]
 
 
@@ -123,24 +124,24 @@ def test_a_run_that_another_process_ends_before_we_hold_the_lock_is_not_made_aga
 def test_the_lock_is_the_runs_own_and_ends_with_it_even_if_we_are_killed(child):
     """kill -9 of the plan leaves the run, and its lock; kill -9 of the run frees it."""
     (run,) = fake_runs("wait")
-    run.folder.parent.mkdir(parents=True)
+    run.folder.mkdir(parents=True)
     job = kit.job(run, 1)
     ours = f"""
 from pathlib import Path
 from experiments.kit import launch
-job = launch.Job("x", {job.command!r}, {{}}, Path({str(job.log)!r}), Path({str(job.lock)!r}), bool)
+log, folder = Path({str(job.log)!r}), Path({str(job.folder)!r})
+job = launch.Job("x", {job.command!r}, {{}}, log, folder, bool)
 launch.local([job._replace(wanted=lambda: True)], 1, print)
 """
     env = {**os.environ, "PYTHONPATH": str(Path(experiments.__file__).parent.parent)}
     parent = subprocess.Popen([sys.executable, "-c", ours], env=env)
     until(lambda: (run.folder / "metrics.jsonl").exists())
     (pid,) = children(parent)
-    with run.lock.open("w") as lock:
-        parent.kill(), parent.wait()
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.kill(pid, signal.SIGKILL)
-        until(lambda: locked(lock))
+    parent.kill(), parent.wait()
+    with pytest.raises(lock.Busy):
+        lock.Lock(run.folder)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: free(run.folder))
 
 
 def children(process):
@@ -156,10 +157,10 @@ def until(happened, seconds=60):
         time.sleep(0.01)
 
 
-def locked(lock):
+def free(folder):
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock.Lock(folder).release()
+    except lock.Busy:
         return False
     return True
 
@@ -211,6 +212,7 @@ def test_progress_is_read_off_the_last_whole_line():
     (run,) = fake_runs("a")
     assert kit.progress(run) == 0 and kit.state(run) == "new"
     (run.folder / "checkpoints").mkdir(parents=True)
-    lines = "".join(json.dumps({"step": s, "seed": 0, "x": "y" * 3000}) + "\n" for s in (100, 200))
+    long = {f"x/{i}": 1.5 for i in range(300)}
+    lines = "".join(json.dumps({"step": s, "seed": 0, **long}) + "\n" for s in (100, 200))
     (run.folder / "metrics.jsonl").write_text(lines + '{"step": 300, "seed": 0}')
     assert kit.progress(run) == 400 and kit.state(run) == "begun"  # two seeds

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -111,6 +112,52 @@ def test_a_file_that_is_no_plan_is_refused():
     Path("r/benchmark.json").write_text("[1]")
     with pytest.raises(UserError, match="is not a plan of runs"):
         settle()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("envs", 5),
+        ("envs", [["probe/delay"]]),
+        ("envs", ["../../elsewhere"]),
+        ("seeds", ["0"]),
+        ("num_steps", "100"),
+        ("extra", None),
+        ("runs", []),
+    ],
+)
+def test_a_plan_of_other_types_is_refused(name, value):
+    settle("--envs=probe/delay")
+    plan_file = Path("r/benchmark.json")
+    plan_file.write_text(json.dumps({**json.loads(plan_file.read_text()), name: value}))
+    for reader in (settle, lambda: plan.remembered(KIND, Path("r"))):
+        with pytest.raises(UserError, match="is not a plan of runs"):
+            reader()
+
+
+def test_a_module_that_only_a_plan_names_is_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "evil_plan.py").write_text("open('executed', 'w')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settle("--envs=probe/delay", "--seeds=0")
+    plan_file, name = Path("r/benchmark.json"), "evil_plan:E-v0"
+    written = {**json.loads(plan_file.read_text()), "envs": ["probe/delay", name]}
+    plan_file.write_text(json.dumps(written))
+    with pytest.raises(UserError, match="names the environment 'evil_plan:E-v0', whose module"):
+        settle()
+    assert not Path("executed").exists() and plan.remembered(KIND, Path("r"))[0][1] == name
+    for trusting in (["--trust"], [f"--envs=probe/delay,{name}"]):
+        Path("executed").unlink(missing_ok=True)
+        sys.modules.pop("evil_plan", None)
+        with pytest.raises(UserError, match="cannot make environment"):
+            settle(*trusting)
+        assert Path("executed").exists()
+
+
+@pytest.mark.parametrize("word", ["--flagfile=x", "--undefok=profile_file", "-undefok=a"])
+def test_flags_of_a_plan_are_those_of_a_run_alone(word):
+    """Others could make a run write where it should not, as --profile_file does."""
+    with pytest.raises(UserError, match="unexpected argument"):
+        settle("--envs=probe/delay", extra=[word, "--profile_file=/tmp/x"])
 
 
 def begin(run, **fields):
@@ -261,7 +308,6 @@ def test_a_plan_makes_real_runs_and_says_which_diverged(monkeypatch, capsys):
     )
     assert sorted(path.name for path in Path("r/probe/nan").iterdir()) == [
         "preqn-sin",
-        "preqn-sin.lock",
         "preqn-sin.log",
     ]
 

@@ -1,6 +1,5 @@
 """What finished and unfinished runs recorded, as arrays."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,9 +8,9 @@ import numpy as np
 
 from experiments.kit import output
 from preqn_jax.options import UserError
-from preqn_jax.training.record import read
+from preqn_jax.training import directory, record
 
-Lines = list[dict[str, Any]]  # of one seed
+Lines = list[record.Line]  # of one seed
 
 
 class Curves(NamedTuple):
@@ -59,8 +58,8 @@ def load(folder: Path) -> tuple[dict[str, Any], Lines]:
     with output.expecting(
         f"{str(folder)!r} is not a run directory: it needs a config.json and a metrics.jsonl"
     ):
-        config = json.loads((folder / "config.json").read_text())["config"]
-        lines = read(folder / "metrics.jsonl")
+        config = directory.read_config(folder / directory.CONFIG, "run")
+        lines = record.read(folder / record.NAME)
     if not lines:
         raise UserError(f"the run {str(folder)!r} has no metrics yet")
     return config, lines
@@ -89,7 +88,8 @@ def gather(
     for env in envs:
         for variant in variants:
             folder = root / env / variant
-            if not (folder / "metrics.jsonl").exists() or not read(folder / "metrics.jsonl"):
+            path = folder / record.NAME
+            if not path.exists() or (path.is_file() and not record.scan(path).lines):
                 notes.append(f"{env}/{variant} is missing")
                 continue
             run = _select(env, variant, *load(folder), seeds)

@@ -91,6 +91,8 @@ def read(arguments: Sequence[str], *configs: type) -> tuple[Any, ...]:
     """
     values = flags.FlagValues()
     define(*configs, values=values)
+    for word in arguments:  # absl's own, which let through any flag
+        refuse([word] if word.lstrip("-").split("=")[0] in ("flagfile", "undefok") else [])
     try:
         rest = values(["", *arguments])[1:]
     except flags.Error as error:
@@ -137,7 +139,7 @@ def run(main: Callable[[list[str]], int], takes_words: bool = False) -> None:
         print(sys.modules["__main__"].__doc__)
         print("\n".join(flags.FLAGS.module_help(group) for group in (*_groups, "Manners")))
         return
-    streams.tolerate()
+    streams.forgive()
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     jax.config.update("jax_numpy_rank_promotion", "raise")

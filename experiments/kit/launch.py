@@ -1,13 +1,10 @@
 """Commands on this machine: so many at a time, each under a lock of its own, asked to end with us.
 
-The lock is flock's, because a process inherits it: a command holds its own for just as long as it
-lives, even if whoever started it is killed. (filelock unlocks when its owner lets go of it, which
-would take the lock from the command as well.)
+The lock is the one that a run takes on its directory (`training.lock`), and it is passed on to the
+command: that holds it for just as long as it lives, even if whoever started it is killed.
 """
 
 import contextlib
-import fcntl
-import os
 import signal
 import subprocess
 import threading
@@ -15,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+from preqn_jax.training.lock import INHERITED, Busy, Lock
 
 LOOK = 2.0  # seconds between looks at how far commands are
 
@@ -26,7 +25,7 @@ class Job(NamedTuple):
     command: Sequence[str]
     environment: Mapping[str, str]
     log: Path  # what it prints is added there
-    lock: Path
+    folder: Path  # whose lock it takes
     wanted: Callable[[], bool]  # asked once the lock is held: by then another may have run it
 
 
@@ -66,9 +65,13 @@ class _Here:
     def run(self, job: Job) -> End:
         if self.stopping:
             return "stopped"
-        lock = os.open(job.lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = Lock(job.folder)
+        except Busy:
+            return "elsewhere"
+        started = False
+        try:
+            assert lock.fd is not None
             with self.starting, job.log.open("ab") as log:
                 if self.stopping or not job.wanted():
                     return "stopped" if self.stopping else "unwanted"
@@ -77,13 +80,12 @@ class _Here:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=job.environment,
-                    pass_fds=(lock,),
+                    env={**job.environment, INHERITED: str(lock.fd)},
+                    pass_fds=(lock.fd,),
                 )
-        except BlockingIOError:
-            return "elsewhere"
+                started = True
         finally:
-            os.close(lock)
+            lock.release(remove=not started)
         code = process.wait()
         del self.running[job.name]
         return "ended" if code == 0 else "stopped" if self.stopping else "failed"

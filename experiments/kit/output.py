@@ -14,8 +14,10 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from preqn_jax.options import UserError
+from preqn_jax.training import files
 
 matplotlib.use("Agg")  # a terminal is all that a binary needs
+temporary = files.temporary
 
 
 def check_folder(flag: str, path: str) -> None:
@@ -33,8 +35,7 @@ def write_json(path: Path, content: Any, flag: str = "json") -> None:
     """`path` and its folder; `flag` is the one to mend where that fails, in a UserError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary(path).write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(temporary(path), path)
+        files.replace(path, (json.dumps(content, indent=1) + "\n").encode())
     except OSError as error:
         raise UserError(
             f"cannot write {str(path)!r}: {error.strerror}; give another --{flag}"
@@ -56,21 +57,18 @@ def expecting(sentence: str) -> Iterator[None]:
         raise UserError(sentence) from None
 
 
-def temporary(path: Path) -> Path:
-    """Where a file is written before it takes its place."""
-    return path.with_name(path.name + ".tmp")
-
-
 def save_figure(figure: Figure, path: Path, flag: str = "out", dpi: int = 120) -> None:
     """Writes and closes a figure, and makes its folder. Raises UserError where that fails, or for
     an unknown kind of picture.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=dpi)
+        with files.anew(path) as written:
+            figure.savefig(written, dpi=dpi, format=path.suffix[1:] or "png")
     except (OSError, ValueError) as error:
         raise UserError(
-            f"cannot write the figure {str(path)!r}: {error}; give another --{flag}"
+            f"cannot write the figure {str(path)!r}: {getattr(error, 'strerror', None) or error}; "
+            f"give another --{flag}"
         ) from error
     finally:
         plt.close(figure)

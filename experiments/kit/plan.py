@@ -57,6 +57,11 @@ class PlanConfig:
     )
     processes: int = option(1, "runs at a time, a process each", at_least=1)
     report: bool = option(False, "make nothing, report on what is there")
+    trust: bool = option(
+        False,
+        "import, and so run, modules that only the plan in root names among its environments, as "
+        'in "module:Env-v0"',
+    )
     out: str = option(
         "", "folder for figures and tables (a folder in root with the command's name)"
     )
@@ -110,6 +115,9 @@ def settle(kind: Kind, config: PlanConfig, extra: Sequence[str]) -> list[Run]:
             f"until is {until}, beyond the num_steps of the plan ({settings['num_steps']}); give "
             f"at most that"
         )
+    for env in settings["envs"]:
+        if env not in (config.envs or ()):
+            directory.trusted(env, f"the plan {str(path)!r}", config.trust)
     runs = [
         _run(root, env, variant, settings["seeds"], until, settings["extra"])
         for env in settings["envs"]
@@ -126,7 +134,12 @@ def load(path: Path) -> dict[str, Any]:
     with output.expecting(
         f"{str(path)!r} is not a plan of runs; move it away, or give another --root"
     ):
-        plan = json.loads(path.read_text())
+        plan = json.loads(path.read_bytes().decode())
+        good = type(plan["num_steps"]) is int and isinstance(plan["runs"], dict)
+        for name, kind in (("seeds", int), ("envs", str), ("extra", str)):
+            good = good and isinstance(plan[name], list) and {*map(type, plan[name])} <= {kind}
+        if not good or any(".." in Path(env).parts for env in plan["envs"]):
+            raise ValueError
         return {name: plan[name] for name in ("seeds", "num_steps", "envs", "extra", "runs")}
 
 
@@ -231,7 +244,7 @@ def execute(runs: Sequence[Run], processes: int) -> list[Outcome]:
 
         try:
             for run in to_make.values():
-                run.folder.parent.mkdir(parents=True, exist_ok=True)
+                run.folder.mkdir(parents=True, exist_ok=True)
             launch.local([job(run, processes) for run in to_make.values()], processes, look)
         except OSError as error:
             if error.filename is None:

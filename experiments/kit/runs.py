@@ -1,12 +1,10 @@
 """One run of a plan: its folder, how far it is, and the command that makes it.
 
 A run is a run directory `<root>/<env>/<variant>` of `experiments.train`, all of its seeds in one
-program. Beside it lie `<variant>.log`, what it printed, and `<variant>.lock`, held by whatever
-process makes it.
+program. Beside it lies `<variant>.log`, what it printed.
 """
 
 import contextlib
-import json
 import os
 import sys
 from pathlib import Path
@@ -14,7 +12,8 @@ from typing import Any, NamedTuple
 
 import experiments
 from experiments.kit import launch
-from preqn_jax.training import collect, directory
+from preqn_jax.options import UserError
+from preqn_jax.training import collect, directory, record
 
 
 class Run(NamedTuple):
@@ -29,10 +28,6 @@ class Run(NamedTuple):
     @property
     def log(self) -> Path:
         return self.folder.with_name(self.folder.name + ".log")
-
-    @property
-    def lock(self) -> Path:
-        return self.folder.with_name(self.folder.name + ".lock")
 
 
 def state(run: Run) -> str:
@@ -62,23 +57,23 @@ def progress(run: Run) -> int:
 
 def begun(run: Run) -> dict[str, Any]:
     """The configuration in a run's config.json; {} if there is none."""
-    with contextlib.suppress(OSError, KeyError, TypeError, ValueError):
-        return dict(json.loads((run.folder / "config.json").read_text())["config"])
+    with contextlib.suppress(OSError, UserError):
+        return directory.read_config(run.folder / directory.CONFIG)
     return {}
 
 
 def last(run: Run) -> dict[str, Any]:
     """The last whole line of a run's records; {} if there is none."""
     try:
-        with (run.folder / "metrics.jsonl").open("rb") as file:
+        with (run.folder / record.NAME).open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
             lines = file.read().splitlines(keepends=True)
     except OSError:
         return {}
     for line in reversed(lines):
-        with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
-            if line.endswith(b"\n"):
-                return json.loads(line)
+        found = record.parse(line) if line.endswith(b"\n") else None
+        if found is not None:
+            return found
     return {}
 
 
@@ -92,7 +87,7 @@ def job(run: Run, processes: int) -> launch.Job:
         command(run, processes),
         environment(processes),
         run.log,
-        run.lock,
+        run.folder,
         lambda: not is_over(run),
     )
 

@@ -1,42 +1,59 @@
-"""Standard output and error that may be closed, or piped to a process that has ended: what is said
-there is lost then, and nothing else.
-"""
+"""Output that may lose its reader: a command does its work whether or not somebody listens."""
 
 import contextlib
 import os
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 
-class _Tolerant:
-    """A text stream that goes on into nothing once it cannot be written to."""
+class Forgiving:
+    """A text stream that drops what cannot be written. A closed pipe is let go of for good."""
 
-    def __init__(self, stream: Any):
+    def __init__(self, stream: TextIO):
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._try(self._stream.write, text)
+        with self._dropping():
+            self._stream.write(text)
         return len(text)
 
-    def flush(self) -> None:
-        self._try(self._stream.flush)
+    def writelines(self, lines: Any) -> None:
+        self.write("".join(lines))
 
-    def _try(self, act: Any, *given: Any) -> None:
+    def flush(self) -> None:
+        with self._dropping():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _dropping(self):
         try:
-            act(*given)
-        except (OSError, ValueError):
-            # What is buffered still would fail again as the interpreter ends.
-            with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nothing:
-                os.dup2(nothing.fileno(), self._stream.fileno())
+            yield
+        except BrokenPipeError:  # or what is left in it would be tried again at the end
+            with contextlib.suppress(OSError):
+                _to_nowhere(self._stream.fileno())
+        except (OSError, ValueError):  # a full disk; closed by somebody
+            pass
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
-def tolerate() -> None:
-    """Makes such streams of this process's."""
+def forgive() -> None:
+    """From now on stdout and stderr of this process are forgiving, also where they were closed
+    before it began.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:  # or the next file to be opened would be taken for it
+            _to_nowhere(fd)
     for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # it was closed as the process started
-            stream = open(os.devnull, "w")  # noqa: SIM115
-        setattr(sys, name, _Tolerant(stream))
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115
+        setattr(sys, name, Forgiving(stream))
+
+
+def _to_nowhere(fd: int) -> None:
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    if nowhere != fd:
+        os.dup2(nowhere, fd)
+        os.close(nowhere)

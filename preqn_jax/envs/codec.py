@@ -1,7 +1,9 @@
-"""JSON that holds arrays exactly: an array is its dtype, shape and bytes in hexadecimal. Nothing in
-it is executable.
+"""JSON that holds arrays exactly: an array is its dtype, shape and bytes in hexadecimal.
+
+Decoding makes dicts, lists, tuples, strings, numbers, None and arrays of numbers, and runs nothing.
 """
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,3 +51,65 @@ def decode(tree: Any) -> Any:
     if _FLOAT in tree:
         return float.fromhex(tree[_FLOAT])
     return {key: decode(value) for key, value in tree.items()}
+
+
+# --- what may take the place of what --------------------------------------------------------------
+
+
+def check_form(like: Any, tree: Any, where: str = "it") -> None:
+    """Raises ValueError, or what `decode` raises, where an encoded state cannot take the place of
+    `like`, that of a fresh environment of the same kind: other keys, kinds, types or shapes.
+
+    The attributes of an environment ("layers") may change their kinds as it is stepped, and one
+    that cannot be saved is None; seeds are the same.
+    """
+    if isinstance(like, dict) and _ARRAY in like:
+        old, new = decode(like), decode(tree) if isinstance(tree, dict) else None
+        if [getattr(new, name, None) for name in ("dtype", "shape")] != [old.dtype, old.shape]:
+            raise ValueError(f"{where} is no array {old.dtype}{list(old.shape)}")
+    elif type(tree) is not type(like):
+        raise ValueError(f"{where} is of the type {type(tree).__name__}")
+    elif isinstance(like, dict):
+        if set(tree) != set(like):
+            raise ValueError(f"{where} has not the entries {', '.join(sorted(like))}")
+        for name, value in like.items():
+            _check_entry(name, value, tree[name], f"{where}/{name}")
+    elif isinstance(like, list):
+        if len(tree) != len(like):
+            raise ValueError(f"{where} has {len(tree)} entries instead of {len(like)}")
+        for i, value in enumerate(like):
+            check_form(value, tree[i], f"{where}/{i}")
+
+
+def _check_entry(name: str, like: Any, tree: Any, where: str) -> None:
+    if name == "seeds" and tree != like:
+        raise ValueError(f"{where} is not {like}")
+    if name == "envs" and isinstance(tree, list):
+        gone = {i for i, saved in enumerate(tree) if saved is None}
+        like = [None if i in gone else one for i, one in enumerate(like)]
+    if name == "layers":
+        if [type(decode(layer)) for layer in tree] != [dict] * len(like):
+            raise ValueError(f"{where} are not the attributes of {len(like)} layers")
+        return
+    check_form(like, tree, where)
+    if name == "rng" and hasattr(np.random, like["bit_generator"]):
+        getattr(np.random, like["bit_generator"])().state = decode(tree)  # which checks it
+
+
+def restorable(
+    holder: Any, plain: Mapping[str, Any], saved: Mapping[str, Any], never: Collection[str]
+) -> dict[str, Any]:
+    """Of saved attributes those that are plain state of a fresh `holder`, whose `plain` these are,
+    or that stepping it would add: none that stands for a method, a property or another object.
+    """
+
+    def good(name: str) -> bool:
+        if name in plain or name in vars(holder):
+            return name in plain
+        try:
+            encode(getattr(type(holder), name, None))
+        except TypeError:
+            return False
+        return True
+
+    return {k: v for k, v in saved.items() if k not in never and good(k)}

@@ -43,6 +43,7 @@ _CONSTANT_NAMES = {
     "surf",
     "renderer",
 }
+_NEVER = {*_CONSTANT_NAMES, "render_mode", "_action_space", "_observation_space", "_cached_spec"}
 
 
 class GymVector:
@@ -233,7 +234,7 @@ def _save(env: gymnasium.Env) -> dict[str, Any]:
 
 def _load(env: gymnasium.Env, state: dict[str, Any]) -> None:
     for layer, saved in zip(_layers(env), state["layers"], strict=True):
-        for name, value in saved.items():
+        for name, value in codec.restorable(layer, _plain(layer), saved, _NEVER).items():
             setattr(layer, name, value)
     base: Any = env.unwrapped
     base.np_random.bit_generator.state = state["rng"]

@@ -1,7 +1,8 @@
 """The run directory: what is in it, whether a command may go on with it, and what made it.
 
 It holds config.json, metrics.jsonl, tensorboard/, checkpoints/, environment.log where one raised,
-and DONE once `num_steps` is reached.
+DONE once `num_steps` is reached, and lock while a process has it in hand. None of these may be a
+link: a run writes to its directory alone.
 """
 
 import contextlib
@@ -9,17 +10,28 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import stat
 import sys
+import types
+import typing
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from preqn_jax import agents
 from preqn_jax.options import UserError, check_same
+from preqn_jax.training import files, lock, record
+from preqn_jax.training.config import LoopConfig, RunConfig
 
 DONE = "DONE"
+CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 ENVIRONMENT_LOG = "environment.log"  # what environments themselves raised
+_FOLDERS = (CHECKPOINTS, "tensorboard")
+_FILES = (CONFIG, record.NAME, record.DAMAGED, DONE, lock.NAME, ENVIRONMENT_LOG, "curve.png")
+# What there may be before there is a config.json.
+_FIRST = {lock.NAME, "config.json.tmp", "config.tmp"}
 # A run may be moved, and go on with other processes, or after all.
 _NOT_OF_THE_RUN = ("logdir", "workers", "env_timeout", "stop_on_divergence")
 _MAY_CHANGE = ("num_steps", "checkpoint_every")
@@ -46,8 +58,11 @@ def _fields(config: Any) -> list[tuple[str, Any]]:
     return list((config if isinstance(config, dict) else dataclasses.asdict(config)).items())
 
 
-def open_(logdir: str | Path, config: dict[str, Any], defaults: dict[str, Any]) -> Path:
-    """The run directory with its config.json, made or gone on with.
+def open_(
+    logdir: str | Path, config: dict[str, Any], defaults: dict[str, Any]
+) -> tuple[Path, lock.Lock]:
+    """A directory in which the run described by `config` may begin or go on, and its lock, which
+    is held; config.json is written.
 
     Args:
       logdir: the directory.
@@ -55,38 +70,110 @@ def open_(logdir: str | Path, config: dict[str, Any], defaults: dict[str, Any]) 
       defaults: of fields that a config.json of an earlier version does not name.
 
     Raises:
-      UserError: the directory holds another run, a longer one, or cannot be written to.
+      UserError: the directory holds another run, a longer one, links, or what no run leaves; it
+        cannot be written to.
+      lock.Busy: another process has it in hand.
     """
-    logdir = Path(logdir)
-    path = logdir / "config.json"
+    logdir, held = Path(logdir), None
     try:
         logdir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            begun = compare(path, config, defaults)
-            if (logdir / DONE).exists() and begun["num_steps"] < config["num_steps"]:
-                _check_extension(logdir, begun)
-                # Before config.json, or the longer run would count as finished.
-                (logdir / DONE).unlink()
-        elif any(logdir.iterdir()):
-            raise UserError(
-                f"logdir {str(logdir)!r} holds other files and no config.json; "
-                "give an empty or a new directory"
-            )
-        else:
-            begun = None
-        if begun != config:
-            temporary = path.with_suffix(".tmp")
-            content = {"config": config, **provenance()}
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
-            os.replace(temporary, path)
-        if not os.access(logdir, os.W_OK):
-            raise PermissionError("not writable")
-    except OSError as error:
+        _look(logdir)
+        held = lock.Lock(logdir)
+        _look(logdir)  # what there is now stays
+        _begin(logdir, config, defaults)
+        return logdir, held.sign()
+    except BaseException as error:
+        if held is not None:
+            held.release()
+        if not isinstance(error, OSError):
+            raise
         why = error.strerror or error
         raise UserError(
             f"cannot write to logdir {str(logdir)!r}: {why}; give another `logdir`"
         ) from error
-    return logdir
+
+
+def _look(logdir: Path) -> None:
+    """Raises UserError for a directory of other things, or of what is not of the kind a run
+    leaves.
+    """
+    there = {path.name: path.lstat().st_mode for path in logdir.iterdir()}
+    for folder in _FOLDERS:
+        if stat.S_ISDIR(there.get(folder, 0)):
+            for path in (logdir / folder).iterdir():
+                if path.is_symlink():
+                    there[f"{folder}/{path.name}"] = path.lstat().st_mode
+    for name, mode in there.items():
+        known, is_folder = name in _FILES or name.split("/")[0] in _FOLDERS, name in _FOLDERS
+        if known and stat.S_ISLNK(mode):
+            raise UserError(
+                f"{str(logdir / name)!r} is a symbolic link, but a run writes to its directory "
+                "alone; put what it points to in its place, or give another `logdir`"
+            )
+        if known and "/" not in name and not (stat.S_ISDIR if is_folder else stat.S_ISREG)(mode):
+            raise UserError(
+                f"{str(logdir / name)!r} is no {'folder' if is_folder else 'file'}, as a run keeps "
+                "one by that name; move it away, or give another `logdir`"
+            )
+    if CONFIG not in there and not set(there) <= _FIRST:
+        raise UserError(
+            f"logdir {str(logdir)!r} holds other files and no config.json; "
+            "give an empty or a new directory"
+        )
+
+
+def _begin(logdir: Path, config: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Writes config.json, where the run that it tells of may go on as `config` says. Raises
+    UserError, OSError.
+    """
+    path, begun = logdir / CONFIG, None
+    if path.exists():
+        begun = compare(path, config, defaults)
+        if (logdir / DONE).exists() and begun["num_steps"] < config["num_steps"]:
+            _check_extension(logdir, begun)
+            # Before config.json, or the longer run would count as finished.
+            (logdir / DONE).unlink()
+        elif (logdir / DONE).exists():
+            _check_records(logdir, config["seeds"])
+        else:
+            _check_checkpoints(logdir, max(begun["checkpoint_every"], config["checkpoint_every"]))
+    if begun != config:
+        content = json.dumps({"config": config, **provenance()}, indent=2) + "\n"
+        files.replace(path, content.encode())
+    if not os.access(logdir, os.W_OK):
+        raise PermissionError("not writable")
+
+
+def _check_records(logdir: Path, seeds: list[int]) -> None:
+    path = logdir / record.NAME
+    lines = record.read(path) if path.exists() else []
+    evaluated = {line["seed"] for line in lines if "eval/return_mean" in line}
+    if not evaluated >= set(seeds):
+        raise UserError(
+            f"logdir {str(logdir)!r} holds a finished run without its records: {record.NAME} is "
+            "missing or not whole; put it back, or give another `logdir` to make the run anew"
+        )
+
+
+def _check_checkpoints(logdir: Path, every: int) -> None:
+    """Raises UserError where records tell of checkpoints that are gone: to begin anew would drop
+    them.
+    """
+    path = logdir / record.NAME
+    if any((logdir / CHECKPOINTS).glob("*")) or not path.exists():
+        return
+    reached = max((line["step"] for line in record.read(path)), default=0)
+    if reached > every:
+        raise UserError(
+            f"logdir {str(logdir)!r} holds records to step {reached} without their checkpoints, so "
+            "there is nothing to go on from; give another `logdir` to make the run anew"
+        )
+
+
+def finish(logdir: Path) -> None:
+    """Marks a run directory as whole. Raises Stopped where that cannot be written."""
+    with files.writing(str(logdir / DONE)):
+        files.replace(logdir / DONE, b"")
 
 
 def _check_extension(logdir: Path, begun: dict[str, Any]) -> None:
@@ -98,11 +185,51 @@ def _check_extension(logdir: Path, begun: dict[str, Any]) -> None:
 
 
 def read_config(path: Path, flag: str = "logdir") -> dict[str, Any]:
-    """What a run's config.json says of the run. Raises UserError if it is none."""
+    """What a run's config.json says of the run: its environment and seeds at least, and every
+    known setting of its type. Raises UserError if it is none, FileNotFoundError.
+    """
     try:
-        return dict(json.loads(path.read_text())["config"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a run's config.json; give another `{flag}`") from error
+        config = json.loads(path.read_bytes().decode())["config"]
+        hints = {name: hint for name, hint in _hints().items() if name in config}
+        wrong = [name for name, hint in hints.items() if not _fits(config[name], hint)]
+        if not wrong and config["env"] and config["seeds"]:
+            return config
+    except FileNotFoundError:
+        raise
+    except (OSError, LookupError, TypeError, ValueError, RecursionError):
+        wrong = []
+    named = f" ({wrong[0]} is {config[wrong[0]]!r})" if wrong else ""
+    raise UserError(f"{path} is not a run's config.json{named}; give another `{flag}`")
+
+
+def _hints() -> dict[str, Any]:
+    configs: tuple[Any, ...] = (RunConfig, agents.AgentConfig, LoopConfig)
+    return {k: hint for config in configs for k, hint in typing.get_type_hints(config).items()}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether JSON's value is one of a field's type."""
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, one) for one in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, list) and all(_fits(v, typing.get_args(hint)[0]) for v in value)
+    if hint is int and type(value) is float:  # num_steps=1e6, from a notebook
+        return value.is_integer()
+    return type(value) in ((int, float) if hint is float else (hint,))
+
+
+def trusted(env: str, where: str, trust: bool) -> str:
+    """The environment that a file names, to be made. By some names, as "module:Env-v0", a module is
+    imported, which runs it, and a run directory may come from anybody.
+
+    Raises UserError for these, unless `trust`; `where` says who names it.
+    """
+    if ":" in env and not trust:
+        raise UserError(
+            f"{where} names the environment {env!r}, whose module would be imported and run; if "
+            "you trust it, say `trust=True`"
+        )
+    return env
 
 
 def compare(
@@ -113,7 +240,10 @@ def compare(
     Raises UserError if anything else differs; `flag` is the one that would lead elsewhere.
     """
     known = {k: v for k, v in json.loads(json.dumps(defaults)).items() if k in config}
-    old = {**known, **read_config(path, flag)}
+    try:
+        old = {**known, **read_config(path, flag)}
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is gone; give another `{flag}`") from error
     if old["num_steps"] > config["num_steps"]:
         raise UserError(
             f"logdir {str(path.parent)!r} holds a run with num_steps={old['num_steps']}, but this "

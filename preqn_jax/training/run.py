@@ -4,6 +4,7 @@
 `experiments.train` does.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Generator
@@ -19,10 +20,11 @@ from preqn_jax.agents import Agent
 from preqn_jax.diagnostics import Finding
 from preqn_jax.envs import codec
 from preqn_jax.options import choose
-from preqn_jax.training import collect, directory, loop
+from preqn_jax.training import collect, directory, files, loop, note
 from preqn_jax.training.config import LoopConfig, RunConfig, validate_run
 from preqn_jax.training.errors import Diverged, Diverging
 from preqn_jax.training.monitor import bias, make_monitor
+from preqn_jax.training.record import Recorder
 from preqn_jax.training.rollout import Evaluation, attained
 from preqn_jax.training.trained import Trained
 from preqn_jax.types import Spec
@@ -109,7 +111,6 @@ def train(
         planned = plan(run, agent_config, loop_config)._replace(env=env)
     with Session(planned) as session:
         yield from session.rounds()
-        session.finish()
         return session.trained()
 
 
@@ -154,11 +155,14 @@ class Session:
         with collect.watched(plan.env, plan.run.env_timeout, hung):
             self.spec = envs.spec(plan.env)
         self.agent = plan.make_agent(self.spec)
-        logdir = plan.run.logdir
-        self.logdir = directory.open_(logdir, plan.described, DEFAULTS) if logdir else None
-        self._recorder: Any = None
+        self._recorder: Recorder | None = None
         self._checkpoints: Any = None
         self._collector: collect.Collector | None = None
+        self.logdir: Path | None = None
+        self._held = contextlib.ExitStack()  # closed last to first, whatever is raised
+        if plan.run.logdir:
+            self.logdir, lock = directory.open_(plan.run.logdir, plan.described, DEFAULTS)
+            self._held.callback(lock.release)
 
     @property
     def finished(self) -> bool:
@@ -174,9 +178,7 @@ class Session:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        for part in (self._recorder, self._checkpoints, self._collector):
-            if part is not None:
-                part.close()
+        self._held.close()
 
     def begin(self) -> None:
         """Environments and a learner, or all of it from the newest checkpoint."""
@@ -187,21 +189,28 @@ class Session:
         recipe = collect.Recipe(plan.make_agent, plan.env, config, *limits)
         log = self.logdir and self.logdir / directory.ENVIRONMENT_LOG
         self._collector = collect.Collector(recipe, workers, log, self._hung)
+        self._held.callback(self._collector.close)
         self.learner, self.counters = loop.init(self.agent, self.spec, config)
         if self.logdir is not None:
-            # Orbax and tensorboardX, which a run that keeps nothing does without.
+            # Orbax, which a run that keeps nothing does without.
             from preqn_jax.training.checkpoint import Checkpointer
-            from preqn_jax.training.record import Recorder
 
-            self._checkpoints = Checkpointer(self.logdir / directory.CHECKPOINTS)
-            restored = self._checkpoints.restore(self.learner)
+            with files.writing(str(self.logdir)):
+                self._checkpoints = Checkpointer(self.logdir / directory.CHECKPOINTS)
+            restored, expected = self._checkpoints.restore(self.learner, self._check), 0
             if restored is not None:
                 self.start, self.learner, self.counters, state, extra = restored
                 self._collector.load(state)
-                self.pending = codec.decode(extra["pending"])
-            self._recorder = Recorder(self.logdir, config.seeds, self.start, self._stays)
+                self.pending, expected = codec.decode(extra["pending"]), extra["records"]
+            self._recorder = Recorder(self.logdir, config.seeds, self.start, self._stays, expected)
+            self._held.callback(self._recorder.close)
         self._look = make_monitor(self.agent, config, plan.discount)
         self._acting = jax.jit(jax.vmap(self.agent.policy))
+
+    def _check(self, noted: dict[str, Any]) -> None:
+        """Raises where the note of a checkpoint is not one of this run."""
+        assert self._collector is not None
+        note.check(noted, self.config, self._collector.save())
 
     def _stays(self, line: dict[str, Any]) -> bool:
         """Whether a record belongs to a run that goes on: those of its former end may be there only
@@ -218,7 +227,7 @@ class Session:
         return True
 
     def rounds(self) -> Generator[Progress]:
-        """To the end, or until `stopping`.
+        """To the end, where the run directory is marked as whole, or until `stopping`.
 
         Raises:
           Diverged, Diverging: recorded, then raised.
@@ -262,16 +271,13 @@ class Session:
                 raise
             if self.stopping and not last:
                 return
+        if self.logdir is not None:
+            directory.finish(self.logdir)
 
     def trained(self) -> Trained:
         """What training has come to."""
         step = self.counters.round * self.config.update_every
         return Trained(self.agent, self.learner.agent, self.spec, self.config.seeds, step)
-
-    def finish(self) -> None:
-        """Marks the run directory as whole."""
-        if self.logdir is not None:
-            (self.logdir / directory.DONE).touch()
 
     def _write(self, step: int, seed: int, line: dict[str, Any]) -> None:
         if self._recorder is not None:
@@ -368,5 +374,10 @@ class Session:
         if self._recorder is None or self._checkpoints is None or self._collector is None:
             return
         self._recorder.flush()
-        state, extra = self._collector.save(), {"pending": codec.encode(self.pending)}
+        extra = {
+            "pending": codec.encode(self.pending),
+            "seeds": list(self.config.seeds),
+            "records": self._recorder.count,
+        }
+        state = self._collector.save()
         self._checkpoints.save(step, self.learner, self.counters, state, extra)

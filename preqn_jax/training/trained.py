@@ -72,24 +72,20 @@ def load(
       logdir: the run directory.
       agent, env: what `train` was given, where that was no name.
       trust: import what an environment's id names, as in "module:Env-v0". A run directory may come
-        from anybody, and importing a module runs it.
+        from anybody, and importing a module runs it; nothing else in one is run.
 
     Raises:
       UserError: it is no run directory, has no whole checkpoint, its environment cannot be made, or
         names a module and `trust` is off.
     """
     logdir = Path(logdir)
-    path = logdir / "config.json"
-    if not path.exists():
-        raise UserError(f"{str(logdir)!r} is not a run directory: it has no config.json")
-    config = directory.read_config(path)
-    named: str = config["env"]
-    if env is None and ":" in named and not trust:
-        raise UserError(
-            f"the run {str(logdir)!r} names the environment {named!r}, whose module would be "
-            "imported and run; if you trust it, say `trust=True`"
-        )
-    spec, seeds = envs.spec(named if env is None else env), tuple(config["seeds"])
+    try:
+        config = directory.read_config(logdir / directory.CONFIG)
+    except FileNotFoundError as error:
+        raise UserError(f"{str(logdir)!r} is not a run directory: it has no config.json") from error
+    if env is None:
+        env = directory.trusted(config["env"], f"the run {str(logdir)!r}", trust)
+    spec, seeds = envs.spec(env), tuple(config["seeds"])
     made = (agent or partial(agents.make, _agent_config(config)))(spec)
     step, states = _restore(logdir, made, len(seeds))
     return Trained(made, states, spec, seeds, step)
@@ -108,11 +104,7 @@ def _restore(logdir: Path, agent: Agent, seeds: int) -> tuple[int, Any]:
         raise UserError(f"the run {str(logdir)!r} has no checkpoints")
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), seeds))
     like = jax.eval_shape(jax.vmap(agent.init), keys)
-    checkpoints = Checkpointer(folder, read_only=True)
-    try:
-        found = checkpoints.restore_agent(like)
-    finally:
-        checkpoints.close()
+    found = Checkpointer(folder, read_only=True).restore_agent(like)
     if found is None:
         raise UserError(f"the run {str(logdir)!r} has no checkpoint yet")
     return found

@@ -387,7 +387,8 @@ def test_no_whole_checkpoint_is_an_error_and_none_at_all_is_not(tmp_path):
     for step in (100, 150):
         damage(tmp_path / "c" / str(step), "truncated")
     with pytest.raises(
-        UserError, match=r"none of the checkpoints in .* can be read \(steps \[100, 150\]\)"
+        UserError,
+        match=r"none of the checkpoints in .* can be read \(steps \[100, 150\]; the files in agent",
     ):
         Checkpointer(tmp_path / "c").restore(like)
 

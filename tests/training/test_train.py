@@ -5,15 +5,14 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from commands import SMALL, call, finished, records, start
+from commands import ROOT, SMALL, call, finished, records, start
 
-from experiments import plot
-from experiments.kit import curves
 from preqn_jax.training.record import read
 
 PAPER = ["HalfCheetah-v5", "Walker2d-v5", "Hopper-v5", "Ant-v5", "Swimmer-v5"]
@@ -256,6 +255,33 @@ def test_kill_9_on_every_environment_of_the_paper(tmp_path, env_id):
     assert resumed == straight
 
 
+@pytest.mark.slow
+def test_the_same_command_twice_loses_nothing(tmp_path):
+    args = ["--env=probe/delay", *SMALL, "--num_steps=3000"]
+    first = start(f"--logdir={tmp_path / 'run'}", *args)
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "run/lock").exists():
+        assert time.monotonic() < deadline and first.poll() is None
+        time.sleep(0.01)
+    code, _, err = finished(start(f"--logdir={tmp_path / 'run'}", *args))
+    assert code == 1 and f"is in use by process {first.pid} on " in err and err.count("\n") == 1
+    assert finished(first)[0] == 0 and not (tmp_path / "run/lock").exists()
+    assert finished(start(f"--logdir={tmp_path / 'other'}", *args))[0] == 0
+    assert records(tmp_path / "run") == records(tmp_path / "other")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["<&- >&- 2>&-", "2>&1 | head -1", ">/dev/full 2>&1"])
+def test_training_does_not_depend_on_a_reader(tmp_path, how):
+    args = ["--env=probe/delay", f"--logdir={tmp_path / 'run'}", *SMALL]
+    words = " ".join([sys.executable, "-m", "experiments.train", *args, how])
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(["bash", "-c", f"set -o pipefail; {words}"], env=env, cwd=tmp_path)
+    assert ended.returncode == 0
+    assert (tmp_path / "run/DONE").exists() and (tmp_path / "run/curve.png").exists()
+    assert len(read(tmp_path / "run/metrics.jsonl")) == len(records(tmp_path / "run")) == 8
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -362,58 +388,3 @@ def test_help_names_every_flag_with_its_meaning():
         assert f"--{name}" in out or f"--[no]{name}" in out
     for words in ("AgentConfig", "LoopConfig", "RunConfig", "gamma", "alpha_q", "Eq. 24"):
         assert words in out
-
-
-def fake_run(folder, algorithm, env="E-v1", seeds=(0, 1), **fields):
-    folder.mkdir()
-    config = {
-        "algorithm": algorithm,
-        "activation": "sin",
-        "env": env,
-        "seeds": list(seeds),
-        **fields,
-    }
-    (folder / "config.json").write_text(json.dumps({"config": config}))
-    lines = [
-        {"step": s, "seed": k, "eval/return_mean": s * (k + 1.0), "critic/q_mean": 1.0}
-        for s in (10, 20)
-        for k in seeds
-    ]
-    (folder / "metrics.jsonl").write_text(
-        "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 30, "se'
-    )
-    return folder
-
-
-def test_plot_draws_any_runs(tmp_path):
-    runs = [
-        fake_run(tmp_path / "a", "preqn"),
-        fake_run(tmp_path / "b", "td3"),
-        fake_run(tmp_path / "c", "td3", env="F-v1"),
-    ]
-    plot.draw(runs, tmp_path / "deep" / "curve.png")
-    assert (tmp_path / "deep" / "curve.png").stat().st_size > 10_000
-
-
-def test_plot_joins_seeds_of_one_configuration_and_tells_configurations_apart(tmp_path):
-    runs = [
-        curves.load(fake_run(tmp_path / "a", "preqn", seeds=(0,), eta=0.9)),
-        curves.load(fake_run(tmp_path / "b", "preqn", seeds=(1,), eta=0.9)),
-        curves.load(fake_run(tmp_path / "c", "preqn", eta=0.5)),
-    ]
-    groups = plot._group(runs)
-    assert [len(curves) for _, curves in groups] == [2, 2]
-    assert plot._labels([config for config, _ in groups]) == [
-        "preqn-sin, eta=0.9",
-        "preqn-sin, eta=0.5",
-    ]
-    steps, values = curves.matrix(groups[0][1], "eval/return_mean")
-    np.testing.assert_array_equal(steps, [10, 20])
-    np.testing.assert_array_equal(values, [[10, 20], [20, 40]])
-
-
-@pytest.mark.parametrize("args", [[], ["nowhere"], ["empty"]])
-def test_plot_says_what_is_no_run(args, tmp_path):
-    (tmp_path / "empty").mkdir()
-    code, _, err = finished(start(*[str(tmp_path / a) for a in args], module="experiments.plot"))
-    assert code == 1 and err.startswith("error: ") and "Traceback" not in err

@@ -1,0 +1,91 @@
+"""The note of a checkpoint: what is in it beside arrays, and what all of its files were.
+
+Its first line is the SHA-256 of the second, which is JSON. Every byte of a checkpoint is covered:
+those of the note by this line, those of every other file by their digests in the note. That is
+against accidents; whoever means harm can write a new digest, and for that the note is checked whole
+before anything is done with it.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from preqn_jax.envs import codec
+from preqn_jax.training import files
+from preqn_jax.training.config import LoopConfig
+
+NAME = "note"
+FORMAT = 2  # 1 was a note without digests, by orbax
+
+
+def write(folder: Path, content: dict[str, Any]) -> None:
+    """Writes the note of the checkpoint in `folder`, whose other files are all there. Raises
+    OSError.
+    """
+    text = json.dumps({"format": FORMAT, **content, "files": files.digests(folder)}).encode()
+    files.replace(folder / NAME, hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
+
+
+def read(folder: Path, step: int) -> dict[str, Any]:
+    """The note in the folder of the checkpoint of `step`. Raises ValueError where it is damaged or
+    says another step, OSError.
+    """
+    if not (folder / NAME).is_file():
+        raise ValueError("it has no note, so it is of an earlier version or was never finished")
+    digest, _, text = (folder / NAME).read_bytes().partition(b"\n")
+    if hashlib.sha256(text).hexdigest().encode() != digest:
+        raise ValueError("its note does not match its checksum")
+    content = json.loads(text)
+    if content["format"] != FORMAT:
+        raise ValueError(f"its format is {content['format']}, and not {FORMAT}")
+    if content["step"] != step:
+        raise ValueError(f"its note says that it is of step {content['step']}")
+    return content
+
+
+def verify(folder: Path, note: dict[str, Any], part: str) -> None:
+    """Raises ValueError where files of one part of a checkpoint are not as they were written,
+    OSError.
+    """
+    noted = {name: digest for name, digest in note["files"].items() if name.startswith(f"{part}/")}
+    if {f"{part}/{k}": v for k, v in files.digests(folder / part).items()} != noted:
+        raise ValueError(f"the files in {part} do not match their checksums")
+
+
+def check(note: dict[str, Any], config: LoopConfig, fresh: list[Any]) -> None:
+    """Whether the note can be of this run, as far as it says it is; `fresh` is what
+    `Collector.save` returns of environments of this run, however far they are.
+
+    Raises ValueError, or what a note of an unexpected form leads to.
+    """
+    step, seeds = note["step"], list(config.seeds)
+    rounds, left = divmod(step, config.update_every)
+    first = config.update_after - config.update_every  # steps before the round that first updates
+    counters = {"round": rounds, "updates": max(0, step - first)}
+    if left or not 0 < step <= config.num_steps or note["counters"] != counters:
+        raise ValueError(f"its counters {note['counters']} are not those of step {step}")
+    if note["filled"] != min(step, config.replay_capacity):
+        raise ValueError(f"its replay of {note['filled']} is not that of step {step}")
+    extra = note["extra"]
+    if extra["seeds"] != seeds or len(note["collector"]) != len(seeds):
+        raise ValueError(f"its seeds {extra['seeds']} are not {seeds}")
+    if type(extra["records"]) is not int:
+        raise ValueError("its number of records is none")
+    _check_pending(codec.decode(extra["pending"]), len(seeds))
+    codec.check_form(fresh, note["collector"], "its collector")
+
+
+def _check_pending(pending: list[dict[str, Any]], seeds: int) -> None:
+    """That it is what a `Session` keeps of rounds since the last line of records."""
+    if not isinstance(pending, list):
+        raise ValueError("its pending metrics are no list")
+    for noted in pending:
+        for name, values in noted["metrics"].items():
+            if np.shape(values) != (seeds,) or np.asarray(values).dtype.kind not in "fiu":
+                raise ValueError(f"its pending {name} is not {seeds} numbers")
+        for i, total in noted["episodes"]:
+            if i not in range(seeds) or not isinstance(total, float):
+                raise ValueError(f"its pending episode ({i!r}, {total!r}) is none")

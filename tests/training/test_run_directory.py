@@ -1,0 +1,313 @@
+"""The run directory under faults: its lock, its files, what is refused and in which words."""
+
+import errno
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import ROOT, SMALL, call
+
+import preqn_jax
+from experiments.kit import curves, streams
+from preqn_jax.options import UserError
+from preqn_jax.training import directory, files, lock, record
+from preqn_jax.training import run as training
+from preqn_jax.training.config import LoopConfig, RunConfig
+from preqn_jax.training.errors import Stopped
+
+PROBE = ["--env=probe/delay", "--logdir=x", *SMALL]
+RUN = training.plan(
+    RunConfig(env="probe/delay", checkpoint_every=600),
+    preqn_jax.agents.AgentConfig(),
+    LoopConfig(num_steps=10_000),
+).described
+LINES = [{"step": s, "seed": 0, "critic/q_mean": s / 3, "x": None} for s in range(100, 600, 100)]
+EVALUATED = {"step": 10_000, "seed": 0, "eval/return_mean": 1.5}
+
+
+def open_(folder="x", **changes):
+    """Opens a run directory, and lets go of it."""
+    directory.open_(folder, {**RUN, **changes}, training.DEFAULTS)[1].release()
+
+
+def begun(folder="x", lines=LINES, **changes):
+    open_(folder, **changes)
+    (Path(folder) / "metrics.jsonl").write_bytes(text(lines))
+    return Path(folder)
+
+
+def text(lines):
+    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+
+def contents(folder):
+    return {
+        path: os.readlink(path) if path.is_symlink() else path.is_file() and path.read_bytes()
+        for path in Path(folder).rglob("*")
+    }
+
+
+# --- one process at a time ------------------------------------------------------------------------
+
+
+def test_a_second_process_is_told_who_has_the_run_in_hand_and_touches_nothing(capsys):
+    folder = begun()
+    holder = f"""
+import sys, time
+from pathlib import Path
+from preqn_jax.training.lock import Lock
+held = Lock(Path({str(folder.absolute())!r})).sign()
+print("held", flush=True)
+time.sleep(60)
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", holder]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        before = contents(folder)
+        assert call(*PROBE) == 1
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: logdir 'x' is in use by process {process.pid} on ")
+        assert " since 20" in err and err.count("\n") == 1
+        assert contents(folder) == before
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    open_()  # nothing is left of the lock but a file
+    assert not (folder / "lock").exists()
+
+
+def test_a_process_that_holds_it_itself_is_told_so_and_train_takes_it_too():
+    held = lock.Lock(begun(lines=[])).sign()
+    with pytest.raises(lock.Busy, match=r"which is this one: close its former `train` first"):
+        next(preqn_jax.train("preqn", "probe/delay", logdir="x"))
+    held.release()
+
+
+def test_a_lock_that_was_removed_meanwhile_is_none(monkeypatch):
+    """Who waits at the door while the holder takes the door away must not hold an unlinked file."""
+    folder = begun()
+    first, flock = lock.Lock(folder), lock._flock
+
+    def release_first(fd):
+        monkeypatch.setattr(lock, "_flock", flock)
+        first.release()
+        flock(fd)
+
+    monkeypatch.setattr(lock, "_flock", release_first)
+    second = lock.Lock(folder)
+    with pytest.raises(lock.Busy):
+        lock.Lock(folder)
+    second.release()
+
+
+def test_a_file_system_without_locks_is_said_and_the_run_goes_on(monkeypatch, caplog):
+    def none(fd, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "flock", none)
+    open_()
+    assert "no lock on the run directory (No locks available)" in caplog.text
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def broken_config(content):
+    def damage(folder):
+        (folder / "config.json").write_bytes(content)
+
+    return damage
+
+
+def instead(name, how):
+    def damage(folder):
+        path = folder / name
+        path.is_file() and path.unlink()
+        path.mkdir() if how == "folder" else path.write_text("")
+
+    return damage
+
+
+def done(content):
+    def damage(folder):
+        (folder / "DONE").touch()
+        path = folder / "metrics.jsonl"
+        path.unlink() if content is None else path.write_bytes(content)
+
+    return damage
+
+
+def beyond(folder):
+    (folder / "metrics.jsonl").write_bytes(text([*LINES, {"step": 700, "seed": 0}]))
+
+
+NONE = "config.json is not a run's config.json"
+DAMAGES = {
+    "bytes": (broken_config(b"\xff\xfe{"), NONE),
+    "no JSON": (broken_config(b'{"config": {'), NONE),
+    "empty": (broken_config(b""), NONE),
+    "null": (broken_config(b"null"), NONE),
+    "a list": (broken_config(b"[1]"), NONE),
+    "null inside": (broken_config(b'{"config": null}'), NONE),
+    "a list inside": (broken_config(b'{"config": []}'), NONE),
+    "nothing inside": (broken_config(b'{"config": {}}'), NONE),
+    "deep": (broken_config(b'{"config": ' + b"[" * 100_000), NONE),
+    "a type": (
+        broken_config(json.dumps({"config": {**RUN, "seeds": None}}).encode()),
+        r"is not a run's config.json \(seeds is None\)",
+    ),
+    "another type": (
+        broken_config(json.dumps({"config": {**RUN, "eta": "x"}}).encode()),
+        r"\(eta is 'x'\)",
+    ),
+    "config.json a folder": (instead("config.json", "folder"), "config.json' is no file"),
+    "checkpoints a file": (instead("checkpoints", "file"), "checkpoints' is no folder"),
+    "tensorboard a file": (instead("tensorboard", "file"), "tensorboard' is no folder"),
+    "metrics a folder": (instead("metrics.jsonl", "folder"), "metrics.jsonl' is no file"),
+    "DONE a folder": (instead("DONE", "folder"), "DONE' is no file"),
+    "DONE, no metrics": (done(None), "a finished run without its records"),
+    "DONE, empty metrics": (done(b""), "a finished run without its records"),
+    "DONE, other metrics": (done(text(LINES)), "a finished run without its records"),
+    "records, no checkpoints": (beyond, "holds records to step 700 without their checkpoints"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_what_no_run_leaves_is_refused_in_a_sentence_and_stays(name):
+    damage, words = DAMAGES[name]
+    folder = begun()
+    damage(folder)
+    before = contents(folder)
+    with pytest.raises(UserError, match=words) as caught:
+        open_()
+    assert "\n" not in str(caught.value) and contents(folder) == before
+
+
+@pytest.mark.parametrize("name", ["bytes", "null inside", "config.json a folder", "a type"])
+def test_readers_refuse_it_in_a_sentence_as_well(name):
+    folder = begun()
+    DAMAGES[name][0](folder)
+    for reader in (curves.load, preqn_jax.load):
+        with pytest.raises(UserError, match=r"is not a run's config\.json"):
+            reader(folder)
+
+
+def test_a_finished_run_with_its_records_is_accepted():
+    folder = begun(lines=[*LINES, EVALUATED])
+    (folder / "DONE").touch()
+    open_()
+
+
+@pytest.mark.parametrize("left", ["config.json.tmp", "lock", "config.tmp"])
+def test_what_a_kill_leaves_before_config_json_is_accepted(left):
+    Path("x").mkdir()
+    (Path("x") / left).write_text("{")
+    open_()
+    assert json.loads(Path("x/config.json").read_text())["config"] == RUN
+
+
+# --- links ----------------------------------------------------------------------------------------
+
+LINKS = [
+    *("config.json", "metrics.jsonl", "metrics.damaged.jsonl", "DONE", "lock", "curve.png"),
+    *("tensorboard", "checkpoints", "tensorboard/seed_0", "checkpoints/600"),
+]
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+@pytest.mark.parametrize("name", LINKS)
+def test_a_link_is_refused_and_not_followed(name, dangling):
+    folder, outside = begun(), Path("outside")
+    if not dangling:
+        outside.mkdir() if "." not in name else outside.write_text("years of work")
+    files.remove(folder / name)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).symlink_to(outside.absolute())
+    before = contents(".")
+    with pytest.raises(UserError, match=rf"'x/{name}' is a symbolic link"):
+        open_()
+    assert contents(".") == before
+
+
+def test_temporary_files_are_made_anew_and_a_link_that_lies_there_is_not_followed():
+    outside = Path("outside")
+    outside.write_text("years of work")
+    folder = begun(lines=[*LINES, EVALUATED])
+    for name in ("config.json", "metrics.jsonl", "DONE"):
+        (folder / f"{name}.tmp").symlink_to(outside.absolute())
+    (folder / "checkpoints/10000").mkdir(parents=True)
+    open_(num_steps=20_000)
+    record.Recorder(folder, (0,), 200).close()
+    directory.finish(folder)
+    assert outside.read_text() == "years of work"
+    assert not [path for path in folder.rglob("*") if path.is_symlink()]
+    (folder / "metrics.damaged.jsonl").symlink_to(outside.absolute())
+    (folder / "metrics.jsonl").write_bytes(b"broken\n")
+    with pytest.raises(Stopped, match=r"cannot write x/metrics\.jsonl"):
+        record.Recorder(folder, (0,), 200)
+    assert outside.read_text() == "years of work"
+    (folder / "link.json").symlink_to(outside.absolute())
+    files.replace(folder / "link.json", b"{}")
+    assert outside.read_text() == "years of work" and not (folder / "link.json").is_symlink()
+
+
+# --- a directory from a stranger ------------------------------------------------------------------
+
+
+def test_a_module_that_only_a_run_names_is_not_imported(tmp_path, capsys, monkeypatch):
+    from test_monitor import report
+
+    (tmp_path / "evil.py").write_text("open('executed', 'w')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = ("q_mean", "soft_divergence", "linearization_error", "gain", "extrapolation")
+    numbers = {f"diagnose/{name}": 0.5 for name in (*names, "alignment", "q_largest")}
+    looks = [{"step": 100, "seed": 0, **numbers}]
+    folder = begun(lines=looks, env="evil:E-v0", seeds=[0])
+    (folder / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="whose module would be imported and run"):
+        preqn_jax.load(folder)
+    capsys.readouterr()
+    assert report("x") == 1
+    err = capsys.readouterr().err
+    assert "the run 'x' names the environment 'evil:E-v0'" in err and "say --trust=True" in err
+    assert not Path("executed").exists()
+    assert report("x", "--trust") == 1  # it holds no such environment
+    assert "cannot make environment" in capsys.readouterr().err and Path("executed").exists()
+
+
+# --- streams --------------------------------------------------------------------------------------
+
+TALK = """
+import os, sys
+from experiments.kit import streams
+streams.forgive()
+for _ in range(3000):
+    print("words" * 10)
+    print("words" * 10, file=sys.stderr, flush=True)
+with open("made", "w") as file:
+    file.write(str(file.fileno() > 2))
+"""
+
+
+@pytest.mark.parametrize("how", ["<&- >&- 2>&-", "2>&1 | head -1"])
+def test_a_command_does_not_depend_on_a_reader(how, tmp_path):
+    script = f"set -o pipefail; '{sys.executable}' -c '{TALK}' {how}"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True)
+    assert (ended.returncode, Path("made").read_text()) == (0, "True"), ended.stderr
+    assert "Error" not in ended.stdout + ended.stderr
+
+
+def test_a_stream_on_a_full_disk_drops_what_it_cannot_hold():
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    stream = streams.Forgiving(Full())
+    print("words", file=stream, flush=True)
+    assert stream.isatty() is False
