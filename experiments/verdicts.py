@@ -4,12 +4,15 @@ and settings that diverge, diagnosed on the way and judged by how they ended.
     python -m experiments.verdicts                  # the tables, from the records that are kept
     python -m experiments.verdicts --make           # makes what is not there, in half an hour
 
-How a run ended is decided without the verdict: by a NaN, or by whether Q stays beyond twice what
-rewards add up to, in the last third of its diagnoses. The lines of the verdict were chosen on even
-seeds alone, and odd ones are held out.
+How a run ended is decided without the verdict, by its last third: it diverged where there was a NaN
+or |Q| stayed beyond twice what rewards add up to; it was sound where |Q| was within 1.1 times that,
+had never been beyond twice, and was off the returns by no more than three times these; it fell back
+where it had been beyond. The lines of the verdict were chosen on even seeds, odd ones are held out.
 """
 
+import collections
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -18,20 +21,21 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from scipy import stats
 from tqdm import tqdm
 
 from experiments.kit import flags, output
 from preqn_jax import agents, diagnostics
 from preqn_jax.batching import batched
-from preqn_jax.options import UserError, option
+from preqn_jax.options import option
 from preqn_jax.training import monitor
 from preqn_jax.training import run as training
-from preqn_jax.training.config import LoopConfig, RunConfig
 from preqn_jax.training.errors import Diverged
 
 SEEDS = tuple(range(8))
-DIVERGED, HEALTHY, UNCLEAR = "diverged", "healthy", "unclear"
-PERSISTS, SOUND = 2.0, 1.1  # of |Q| over what rewards add up to: beyond, diverged; within, healthy
+ENDS = SOUND, FELL_BACK, UNCLEAR, DIVERGED = "sound", "fell back", "unclear", "diverged"
+BEYOND, WITHIN = 2.0, 1.1  # of |Q| over what rewards add up to
+OFF = 3.0  # of |bias| over the returns: more is not sound, however small Q is
 DIGITS = 4  # of the numbers that are kept
 
 
@@ -43,11 +47,14 @@ class Setting(NamedTuple):
     options: dict[str, Any]
 
     @property
+    def discount(self) -> float:
+        return self.options["discount"]
+
+    @property
     def entropy(self) -> float:
         """The most that SAC's bonus can be: gamma alpha times the entropy of uniform actions."""
-        sizes = {"Hopper-v5": 3}
-        most = sizes.get(self.env, 1) * math.log(2)
-        return 0.1 * self.options["discount"] * most if self.algorithm == "sac" else 0.0
+        most = ACTIONS[self.env] * math.log(2)
+        return 0.1 * self.discount * most if self.algorithm == "sac" else 0.0
 
 
 _ALL = {
@@ -60,18 +67,19 @@ _ALL = {
     "eval_episodes": 2,
     "polyak": 0.98,
 }
+ACTIONS = {"Hopper-v5": 3, "probe/time-limit": 1}
 EVERY = 100  # steps between diagnoses
 _HOPPER = {"discount": 0.98}
 _RAW = {"target_networks": False}  # Q bootstraps from itself
 _ONE = {**_RAW, "num_critics": 1}
-_LOOSE = {"eta": -0.99}  # PreQN without its linesearch
+_RELU = {"activation": "relu"}  # PreQN and NGQL, whose sin does not diverge
 SETTINGS = {
     **{
         f"{name}-{what}": Setting(name, env, options)
         for name in agents.ALGORITHMS
         for what, env, options in (
             ("hopper", "Hopper-v5", _HOPPER),
-            ("at-the-bound", "probe/time-limit", {"discount": 0.9}),
+            ("at-the-bound", "probe/time-limit", {"discount": 0.9, "polyak": 0.9}),
         )
     },
     **{
@@ -81,12 +89,12 @@ SETTINGS = {
             "td3": (_ONE | {"critic_learning_rate": 3e-3}, _ONE | {"critic_learning_rate": 1e-2}),
             "sac": (_ONE | {"critic_learning_rate": 1e-3}, _ONE | {"critic_learning_rate": 1e-2}),
             "preqn": (
-                _LOOSE | {"activation": "relu", "critic_learning_rate": 1.5},
-                _LOOSE | {"critic_learning_rate": 2.5},
+                _RELU | {"critic_learning_rate": 1.5, "eta": 0.0},
+                _RELU | {"critic_learning_rate": 2.0, "eta": 0.0},
             ),
             "ngql": (
-                {"activation": "relu", "critic_learning_rate": 1.5},
-                {"critic_learning_rate": 2.5},
+                _RELU | {"critic_learning_rate": 1.5},
+                _RELU | {"critic_learning_rate": 2.0},
             ),
         }.items()
         for what, options in zip(("fast", "faster"), rows, strict=True)
@@ -165,8 +173,8 @@ def _train(
 
 
 def _numbers(agent: agents.Agent, look: monitor.Look, step: int, gamma: float) -> dict[str, float]:
-    """A diagnosis, and what else might tell a Q that runs away: "growth" = <dQ, Q> / |Q|^2, "pull" =
-    <delta, Q> / |Q|^2.
+    """A diagnosis, and what else might tell a Q that runs away: "growth", <dQ, Q> / |Q|^2, and
+    "pull", <delta, Q> / |Q|^2.
     """
     seen, inputs = look.step, (look.batch.obs, look.batch.action)
     q = np.asarray(_values(agent.q, seen.params, inputs), np.float64)
@@ -211,22 +219,24 @@ class Run(NamedTuple):
 
     @property
     def end(self) -> str:
-        """How it ended, by what is true of the environment and by the last third of the looks."""
+        """How it ended, of `ENDS`: by a NaN, or where |Q| stood in the last third of its looks."""
         if self.nan is not None:
             return DIVERGED
-        tail = self.looks[-len(self.looks) // 3 :]
-        beyond = [one["q_largest"] / self._attainable(one["seen"]) for one in tail]
-        if min(beyond) > PERSISTS:
-            return DIVERGED
-        return HEALTHY if max(beyond) <= SOUND else UNCLEAR
-
-    def _attainable(self, largest: float) -> float:
-        """What rewards no larger than `largest` add up to, with the most entropy there can be."""
         setting = SETTINGS[self.setting]
-        return (largest + setting.entropy) / (1 - setting.options["discount"])
+        # What rewards no larger than those seen add up to, with the most entropy there can be.
+        beyond = [
+            look["q_largest"] * (1 - setting.discount) / (look["seen"] + setting.entropy)
+            for look in self.looks
+        ]
+        tail = beyond[-math.ceil(len(beyond) / 3) :]
+        if min(tail) > BEYOND:
+            return DIVERGED
+        if max(tail) > WITHIN or abs(self.bias_relative or 0.0) > OFF:
+            return UNCLEAR
+        return FELL_BACK if max(beyond) > BEYOND else SOUND
 
     @property
-    def flagged(self) -> list[diagnostics.Finding | None]:
+    def findings(self) -> list[diagnostics.Finding | None]:
         return [diagnostics.failure(look) for look in self.looks]
 
 
@@ -243,29 +253,52 @@ def _run(kept: dict[str, Any]) -> Run:
         for name, values in kept["measured"].items()
     }
     looks = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    for look in looks:  # TD errors beside what rewards add up to
+        look["td_share"] = look["td_error"] / look["q_largest"] * look["soft_divergence"]
     return Run(kept["setting"], kept["seed"], kept["nan"], kept["bias_relative"], looks)
 
 
-def separation(runs: Iterable[Run], name: str, beyond: float = 0.0) -> float:
-    """The chance that a look at a diverged run has a higher number than one at a healthy run (AUC),
-    of looks whose soft divergence is above `beyond`; NaN without either.
+def separation(runs: Iterable[Run], name: str) -> float:
+    """The chance that a number is higher in a look that finds a diverging critic's |Q| beyond its
+    bound than in a look at a sound one (AUC); NaN without either, or without the number.
     """
-    values = {
-        end: np.array(
-            [
-                look[name]
-                for run in runs
-                if run.end == end
-                for look in run.looks
-                if look["soft_divergence"] > beyond
-            ]
+    runs = list(runs)
+    high = [
+        look[name]
+        for run in runs
+        if run.end == DIVERGED
+        for look in run.looks
+        if name in look and look["soft_divergence"] > 1
+    ]
+    low = [look[name] for run in runs if run.end == SOUND for look in run.looks if name in look]
+    if not high or not low:
+        return math.nan
+    return float(stats.mannwhitneyu(high, low).statistic / (len(high) * len(low)))
+
+
+def score(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """For each algorithm, half and end: runs, those with a finding, their looks, those with one."""
+    rows = []
+    for algorithm, held_out, end in itertools.product(agents.ALGORITHMS, (False, True), ENDS):
+        mine = [r for r in runs if (r.algorithm, r.held_out, r.end) == (algorithm, held_out, end)]
+        findings = [run.findings for run in mine]
+        modes = collections.Counter(one.mode for found in findings for one in found if one)
+        rows.append(
+            {
+                "algorithm": algorithm,
+                "half": "held out" if held_out else "choosing",
+                "end": end,
+                "runs": len(mine),
+                "flagged": sum(any(found) for found in findings),
+                "looks": sum(map(len, findings)),
+                "flagged_looks": sum(modes.values()),
+                "modes": dict(modes),
+            }
         )
-        for end in (DIVERGED, HEALTHY)
-    }
-    high, low = values[DIVERGED][:, None], values[HEALTHY][None, :]
-    return (
-        float(np.mean((high > low) + 0.5 * (high == low))) if high.size and low.size else math.nan
-    )
+    return rows
+
+
+# --- the tables -----------------------------------------------------------------------------------
 
 
 def main(argv: list[str]) -> int:
@@ -273,6 +306,13 @@ def main(argv: list[str]) -> int:
     data = Path(config.data)
     if config.make:
         _make_missing(data, config.only)
+    runs = load(data)
+    rows, numbers = score(runs), _separations(runs)
+    for half in ("choosing", "held out"):
+        show([row for row in rows if row["half"] == half], half)
+    show_separations(numbers)
+    if config.json:
+        output.write_json(Path(config.json), {"scores": rows, "separation": numbers})
     return 0
 
 
@@ -283,6 +323,43 @@ def _make_missing(data: Path, only: Sequence[str]) -> None:
         lines = [json.dumps(run) + "\n" for run in make(name)]
         with data.open("a") as file:
             file.writelines(lines)
+
+
+def _separations(runs: Sequence[Run]) -> dict[str, dict[str, float | None]]:
+    """By number, then by half and algorithm."""
+    return {
+        name: {
+            f"{half}, {algorithm}": _short(
+                separation((r for r in runs if (r.held_out, r.algorithm) == (out, algorithm)), name)
+            )
+            for half, out in (("choosing", False), ("held out", True))
+            for algorithm in agents.ALGORITHMS
+        }
+        for name in (*diagnostics.GLOSSARY, "td_share", "growth", "pull")
+    }
+
+
+def show(rows: Sequence[dict[str, Any]], half: str) -> None:
+    print(f"\n{half}: runs with a finding, of all of that end (looks)")
+    print(f"{'':<10}" + "".join(f"{end:>24}" for end in ENDS) + "  modes where it diverged")
+    for algorithm in agents.ALGORITHMS:
+        mine = {row["end"]: row for row in rows if row["algorithm"] == algorithm}
+        cells = [
+            f"{row['flagged']} of {row['runs']} ({row['flagged_looks']} of {row['looks']})"
+            for row in mine.values()
+        ]
+        modes = ", ".join(f"{mode} {count}" for mode, count in mine[DIVERGED]["modes"].items())
+        print(f"{algorithm:<10}" + "".join(f"{cell:>24}" for cell in cells) + f"  {modes}")
+
+
+def show_separations(numbers: dict[str, dict[str, float | None]]) -> None:
+    print("\nchance that a number is higher where Q diverges than where it is sound")
+    columns = next(iter(numbers.values()))
+    print(f"{'':<22}" + "".join(f"{column.split(', ')[1]:>7}" for column in columns))
+    for name, row in numbers.items():
+        print(
+            f"{name:<22}" + "".join(f"{math.nan if v is None else v:>7.2f}" for v in row.values())
+        )
 
 
 if __name__ == "__main__":
