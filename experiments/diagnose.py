@@ -330,9 +330,7 @@ def draw(
 
 
 def _attainable(ax: Any, config: dict[str, Any], seeds: Sequence[curves.Lines]) -> None:
-    """The largest |Q| that there can be, r_max / (1 - gamma), as far as rewards have been seen, and
-    the largest return.
-    """
+    """What rewards as large as any seen add up to, r_max / (1 - gamma), and the largest return."""
     looks = [
         _look(line) for lines in seeds for line in lines if line.get("diagnose/soft_divergence")
     ]
@@ -342,7 +340,7 @@ def _attainable(ax: Any, config: dict[str, Any], seeds: Sequence[curves.Lines]) 
             last["q_largest"] / last["soft_divergence"],
             color="black",
             lw=0.7,
-            label=r"$r_{max}/(1-\gamma)$",
+            label=r"largest $|r|$ seen, over $1-\gamma$",
         )
     best = [
         line["eval/discounted_max"]

@@ -92,9 +92,10 @@ def actor_critic(
 
     def inspect(state: ActorCriticState, batch: Transition, key: Key) -> Inspection:
         target_key, _ = jax.random.split(key)
-        moved, did, _ = learn(state, batch, target_key)
+        moved, did, upcoming = learn(state, batch, target_key)
         ahead = jax.vmap(policy.act, in_axes=(None, 0))(acting(state), batch.next_obs)
-        return Inspection(first(state), critic.first(moved), did.targets, ahead)
+        seen = (first(state), critic.first(moved), did.targets, ahead, upcoming.bonus)
+        return Inspection(*seen)
 
     def first(state: ActorCriticState) -> Params:
         return critic.first(state.critic)

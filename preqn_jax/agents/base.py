@@ -15,6 +15,7 @@ class Inspection(NamedTuple):
     moved: Params  # theta'
     targets: Array  # `[B]`, y
     next_action: Array  # `[B, act]`, the policy's at s', without noise
+    bonus: Array | None = None  # `[B]`, what the targets add to the value at s'; None for none
 
 
 class Agent(NamedTuple):

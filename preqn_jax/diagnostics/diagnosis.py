@@ -24,7 +24,7 @@ from preqn_jax.types import Array, Inputs, Params, QFunction, Transition, wide
 _DENSE = 64  # rows; all eigenvalues of a matrix no larger are as fast as one
 _DORMANT = 0.025  # tau of Sokar et al. 2023
 _SRANK = 0.01  # delta of Kumar et al. 2021
-_PARTS = ("params", "batch", "next_action", "targets", "moved")  # of a case, to be finite
+_PARTS = ("params", "batch", "next_action", "targets", "moved", "bonus")  # to be finite
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -34,7 +34,7 @@ class Case(NamedTuple):
     params: Params  # theta
     batch: Transition  # transitions `[B]`
     next_action: Any  # `[B, act]`, what the policy would do at `batch.next_obs`
-    targets: Any = None  # y `[B]` of the update; r + gamma d Q(s', a') if None
+    targets: Any = None  # y `[B]` of the update; r + gamma d (Q(s', a') + bonus) if None
     moved: Params | None = None  # theta after the update; Eq. 5's with `alpha` if None
     gamma: float = 0.99  # the discount, in [0, 1)
     alpha: float | None = None
@@ -42,6 +42,7 @@ class Case(NamedTuple):
     that to `moved`; without `moved`: 1e-3.
     """
     reward_bound: float | None = None  # r_max, the largest |r| there can be; the batch's if None
+    bonus: Any = None  # `[B]`, what y adds to Q(s', a'), as SAC's -alpha log pi(a'|s'); 0 if None
     returns: tuple[Inputs, Any] | None = None
     """((obs `[M, obs]`, action `[M, act]`), G `[M]`), discounted Monte-Carlo returns of the policy,
     if there are any.
@@ -177,7 +178,8 @@ def _measure(
     lin = ntk.linearize(q, case.params, inputs)
     there = lin.elsewhere(bootstrapped)
     ahead = gamma * wide(batch.discount)
-    y = reward + ahead * there.values if case.targets is None else wide(case.targets)
+    bonus = jnp.zeros_like(reward) if case.bonus is None else wide(case.bonus)
+    y = reward + ahead * (there.values + bonus) if case.targets is None else wide(case.targets)
     delta = y - lin.values
     moved, alpha, linear = _update(case, lin, delta)
     change = batched(q)(moved, inputs) - lin.values
@@ -195,7 +197,7 @@ def _measure(
             _beyond_rounding(change - linear, lin.values, jnp.finfo(own).eps),
             jnp.linalg.norm(linear),
         ),
-        "soft_divergence": _ratio(jnp.max(jnp.abs(lin.values)) * (1 - gamma), bound),
+        "soft_divergence": _soft_divergence(lin.values, bound, ahead * bonus, gamma),
         "interference": measures.interference(lin.gram, delta),
         "extrapolation": _ratio(jnp.mean(there.values) - jnp.mean(lin.values), jnp.std(lin.values)),
         "scale": jnp.where(diagonal > 0, diagonal, 1),
@@ -259,6 +261,17 @@ def _of_hidden_layers(hidden: list[Array], ahead: list[Array], rows: int) -> dic
     }
 
 
+def _soft_divergence(
+    values: Array, bound: Array | float, bonus: Array, gamma: Array | float
+) -> Array:
+    """How far Q `[B]` is beyond what rewards within `bound`, and a bonus `[B]` on top of each, can
+    sum up to on Q's side of zero.
+    """
+    signs = jnp.asarray([1, -1], values.dtype)
+    most = bound + jnp.maximum(jnp.max(jnp.outer(signs, bonus), axis=1), 0)
+    return jnp.max(_ratio(jnp.max(jnp.outer(signs, values), axis=1) * (1 - gamma), most))
+
+
 def _ratio(a: Array, b: Array | float) -> Array:
     """a / b; 0 / 0 is 0."""
     return jnp.where(a == 0, 0, a / b)
@@ -293,7 +306,11 @@ def _check(case: Case) -> None:
         "batch.discount": (batch.discount, size),
         "batch.next_obs": (batch.next_obs, jnp.shape(batch.obs)),
         "next_action": (case.next_action, jnp.shape(batch.action)),
-        **({} if case.targets is None else {"targets": (case.targets, size)}),
+        **{
+            name: (value, size)
+            for name, value in (("targets", case.targets), ("bonus", case.bonus))
+            if value is not None
+        },
     }
     for name, (value, shape) in expected.items():
         if jnp.shape(value) != shape:

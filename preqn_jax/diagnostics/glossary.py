@@ -105,9 +105,10 @@ GLOSSARY: dict[str, Entry] = {
         _SLOW + "; LayerNorm in the critic",
     ),
     "soft_divergence": Entry(
-        "max |Q(X)| / (r_max / (1 - gamma))",
+        "max |Q(X)| / (r_max / (1 - gamma)), r_max the largest |r| seen, or there can be, and the "
+        "largest gamma d bonus of Q's sign with it",
         "van Hasselt et al. 2018",
-        "above 1 Q promises what no policy can earn",
+        "above 1 Q is more than rewards as large as any seen add up to",
         _SLOW,
     ),
     "interference": Entry(

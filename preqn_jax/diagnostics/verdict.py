@@ -1,4 +1,4 @@
-"""Which of the paper's failures (section 3.2) is building up, if any."""
+"""Whether Q diverges, and by which of the paper's failures (section 3.2), if a number tells."""
 
 import math
 from collections.abc import Mapping
@@ -6,8 +6,14 @@ from typing import NamedTuple
 
 from preqn_jax.diagnostics.glossary import GLOSSARY
 
-FAILURES = ("linearization breaks", "overshooting", "over-generalization", "extrapolation error")
-"""The paper's four (section 3.2), in its order."""
+FAILURES = (
+    "linearization breaks",
+    "overshooting",
+    "over-generalization",
+    "extrapolation error",
+    "an unnamed cause",
+)
+"""The paper's four (section 3.2), in its order, and what no number here tells."""
 
 
 class Finding(NamedTuple):
@@ -18,30 +24,29 @@ class Finding(NamedTuple):
     remedy: str
 
 
-# What names a failure, the surest first: the number, whether it is beyond its line, the mode, the
-# number in words.
+# The lines below were chosen on the even seeds of experiments.verdicts, and held on its odd ones.
+MARGIN = 1.5
+"""Of soft divergence: a sound critic whose Q* is at the bound goes beyond it by its errors."""
+NEGLIGIBLE = 0.05
+"""Of mean |delta| over what rewards add up to: below, Q is where its targets want it."""
+# What names a failure, the surest first: the number, its line, the mode, the number in words.
 _SIGNS = (
     (
         "linearization_error",
-        lambda x: x > 1,
+        1.0,
         FAILURES[0],
         "updates change Q by {:.2g} times their first order beside it",
     ),
-    ("gain", lambda x: x > 1, FAILURES[1], "updates change Q by {:.2g} times the TD errors"),
+    ("gain", 1.0, FAILURES[1], "updates change Q by {:.2g} times the TD errors"),
     (
         "extrapolation",
-        lambda x: x > 1,
+        1.0,
         FAILURES[3],
         "Q at the policy's next actions is {:.2g} standard deviations above the data's",
     ),
-    (
-        "alignment",
-        lambda x: x < math.sqrt(0.5),
-        FAILURES[2],
-        "updates have an alignment of {:.2f} with the TD errors",
-    ),
+    ("self_excitation", 1.0, FAILURES[2], "Q excites itself by {:.2g}, in units of the mean K_ii"),
+    ("row_ratio", 1.0, FAILURES[2], "others move a value {:.2g} times as far as its own example"),
 )
-_BEYOND_DOUBT = 10.0  # of soft divergence
 
 
 def failure(measured: Mapping[str, float]) -> Finding | None:
@@ -49,33 +54,37 @@ def failure(measured: Mapping[str, float]) -> Finding | None:
     see.
 
     >>> from preqn_jax import diagnostics
-    >>> measured = {"soft_divergence": 2.0, "linearization_error": 0.1, "gain": 1.5}
-    >>> finding = diagnostics.failure({**measured, "extrapolation": 0.0, "alignment": 0.9})
-    >>> finding.mode, finding.evidence.split(", and ")[0]
-    ('overshooting', '|Q| is 2 times what any policy can earn')
+    >>> measured = {"soft_divergence": 2.0, "q_largest": 20.0, "td_error": 3.0, "gain": 1.5}
+    >>> rest = {"linearization_error": 0.1, "extrapolation": 0.0, "self_excitation": 0.2}
+    >>> rest |= {"row_ratio": 0.5}
+    >>> finding = diagnostics.failure({**measured, **rest})
+    >>> finding.mode, finding.evidence.split(" and ")[0]
+    ('overshooting', '|Q| is 2 times what rewards as large as any seen add up to,')
 
-    A critic may be on its way once |Q| passes r_max / (1 - gamma), the soft divergence of van
-    Hasselt et al. 2018. Before that the other numbers are no verdict: healthy critics cross their
-    lines now and then, Theorem 2's nearly always. From there on the first of these that crosses its
-    line names the failure: linearization error above 1, gain above 1, extrapolation above 1,
-    alignment below cos 45 degrees, where an update moves Q as much aside as towards its targets
-    (over-generalization). If none does, Q is too high and yet follows its targets: that may pass.
-    Ten times beyond r_max / (1 - gamma) it will not, and the targets themselves must be what runs
-    away: extrapolation error. Where no reward but 0 was ever seen there is nothing to hold Q
-    against, and so no verdict: give the case a `reward_bound`.
+    Q diverges once |Q| is 1.5 times beyond r_max / (1 - gamma), the soft divergence of van Hasselt
+    et al. 2018, r_max the largest |r| seen with SAC's entropy added, and its TD errors are above 5
+    % of that. Smaller ones are those of a critic that has settled: at a bound that is not the true
+    one, or by rounding. Until then the other numbers are no verdict: sound critics cross their
+    lines as well.
+
+    From there on the first of these that crosses its line names the failure: linearization error
+    above 1, gain above 1, extrapolation above 1, self-excitation or row ratio above 1
+    (over-generalization). Most often none does, and the cause is unnamed. Alignment is no sign:
+    with Adam it is as low where all goes well. A Q that this calls diverging may yet fall back.
+    Where no reward but 0 was ever seen there is nothing to hold Q against, and so no verdict: give
+    the case a `reward_bound`.
     """
     excess = measured["soft_divergence"]
-    if not 1 < excess < math.inf:
+    if not MARGIN < excess < math.inf:
         return None
-    signs = [
-        (name, mode, words.format(measured[name]))
-        for name, beyond, mode, words in _SIGNS
-        if beyond(measured[name])
-    ]
-    if not signs and excess > _BEYOND_DOUBT:
-        signs = [("extrapolation", FAILURES[3], "updates follow their targets, so these run away")]
-    if not signs:
+    share = measured["td_error"] * excess / measured["q_largest"]
+    if share <= NEGLIGIBLE:
         return None
-    name, mode, words = signs[0]
-    evidence = f"|Q| is {excess:.3g} times what any policy can earn, and {words}"
-    return Finding(mode, evidence, GLOSSARY[name].remedy)
+    beyond = (
+        f"|Q| is {excess:.3g} times what rewards as large as any seen add up to, and its TD errors "
+        f"are {share:.2g} times that"
+    )
+    for name, line, mode, words in _SIGNS:
+        if measured[name] > line:
+            return Finding(mode, f"{beyond}; {words.format(measured[name])}", GLOSSARY[name].remedy)
+    return Finding(FAILURES[4], beyond, GLOSSARY["soft_divergence"].remedy)

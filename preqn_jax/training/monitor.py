@@ -77,23 +77,27 @@ def make_monitor(agent: Agent, config: LoopConfig, discount: float) -> Monitor:
     `update` would take with it.
     """
     looks = make_looks(agent, config)
+    return lambda learner, round_: [
+        measure(agent, look, discount) for look in looks(learner, round_)
+    ]
 
-    def measure(look: Look) -> dict[str, float]:
-        step = look.step
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(step))):
-            return {}
-        case = diagnostics.Case(
-            step.params,
-            look.batch,
-            step.next_action,
-            step.targets,
-            step.moved,
-            gamma=discount,
-            reward_bound=look.reward_bound or None,
-        )
-        return diagnostics.diagnose(agent.q, case, spectrum_rows=None)
 
-    return lambda learner, round_: [measure(look) for look in looks(learner, round_)]
+def measure(agent: Agent, look: Look, discount: float) -> dict[str, float]:
+    """What `diagnose` measures of a look; nothing where its step is not finite."""
+    step = look.step
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(step))):
+        return {}
+    case = diagnostics.Case(
+        step.params,
+        look.batch,
+        step.next_action,
+        step.targets,
+        step.moved,
+        gamma=discount,
+        reward_bound=look.reward_bound or None,
+        bonus=step.bonus,
+    )
+    return diagnostics.diagnose(agent.q, case, spectrum_rows=None)
 
 
 def bias(agent: Agent, params: Params, evaluation: Evaluation, discount: float) -> dict[str, float]:

@@ -64,6 +64,15 @@ def some_returns(seed):
     )
 
 
+def some_bonus(seed):
+    """Of either sign, more of it above zero; the largest is behind a terminal and so counts for
+    nothing.
+    """
+    bonus = np.random.default_rng(seed).uniform(-0.5, 1, size=BATCH)
+    bonus[[1, 4]] = 9, -9
+    return bonus
+
+
 def joined(case):
     """X and X*, `[N, OBS + ACT]` each."""
     return np.hstack([case.batch.obs, case.batch.action]), np.hstack(
@@ -75,10 +84,8 @@ def linearized(case):
     """Q, Phi, and delta at X, without `targets` of its own."""
     x, ahead = joined(case)
     values, phi, _ = case.make(case.theta, x)
-    targets = (
-        case.batch.reward
-        + case.options.get("gamma", 0.99) * case.batch.discount * case.make(case.theta, ahead)[0]
-    )
+    worth = case.make(case.theta, ahead)[0] + case.options.get("bonus", 0)
+    targets = case.batch.reward + case.options.get("gamma", 0.99) * case.batch.discount * worth
     return values, phi, targets - values
 
 
@@ -133,6 +140,8 @@ CASES = {
     "own step": _own_step,
     "moved and alpha": _moved_and_alpha,
     "defaults": lambda: draw_case(MAKES["one hidden layer"], 4),
+    "bonus": lambda: draw_case(MAKES["tanh"], 12, gamma=0.9, bonus=some_bonus(12)),
+    "cost": lambda: draw_case(MAKES["relu"], 3, gamma=0.9, bonus=some_bonus(3)),
     "LayerNorm": lambda: draw_case(MAKES["LayerNorm"], 5, gamma=0.95, alpha=3.0),
     "linear": lambda: draw_case(MAKES["linear"], 6, 8, gamma=0.9, alpha=0.1, spectrum_rows=6),
 }
@@ -143,7 +152,7 @@ def look(case, dtype="float64"):
     with jax.enable_x64(dtype == "float64"):
         cast = lambda tree: jax.tree.map(lambda leaf: np.asarray(leaf, dtype), tree)
         options = dict(case.options)
-        for name in {"targets", "returns"} & set(options):
+        for name in {"targets", "returns", "bonus"} & set(options):
             options[name] = cast(options[name])
         if "moved" in options:
             options["moved"] = case.make.params(options["moved"], dtype)
@@ -167,7 +176,8 @@ def formulas(case, alpha=None):
     values, phi, hidden = case.make(case.theta, x)
     ahead_values, ahead_phi, ahead_hidden = case.make(case.theta, ahead_x)
     gamma, size = options.get("gamma", 0.99), len(values)
-    targets = options.get("targets", batch.reward + gamma * batch.discount * ahead_values)
+    bonus = options.get("bonus", np.zeros(size))
+    targets = options.get("targets", batch.reward + gamma * batch.discount * (ahead_values + bonus))
     delta, k = targets - values, oracles.kernel(phi)
     others = [[j for j in range(size) if j != i] for i in range(size)]
     plain = k @ delta / size
@@ -209,9 +219,10 @@ def formulas(case, alpha=None):
         "effective_rank": np.trace(k) ** 2 / np.linalg.norm(k, "fro") ** 2,
         "condition": spectrum.max() / spectrum.min(),
         "self_excitation": np.linalg.eigvals(excitation).real.max() / np.mean(np.diag(k)),
-        "soft_divergence": np.abs(values).max()
-        * (1 - gamma)
-        / options.get("reward_bound", np.abs(batch.reward).max()),
+        "soft_divergence": max(
+            abs(value) / attainable(np.sign(value), batch, bonus, gamma, options)
+            for value in values
+        ),
         "interference": pairs / np.mean(delta**2 * np.diag(k)),
         "extrapolation": (ahead_values.mean() - values.mean()) / values.std(),
     }
@@ -230,6 +241,12 @@ def formulas(case, alpha=None):
         numbers["bias"] = np.mean(case.make(case.theta, np.hstack([obs, action]))[0] - returns)
         numbers["bias_relative"] = numbers["bias"] / np.mean(np.abs(returns))
     return numbers
+
+
+def attainable(sign, batch, bonus, gamma, options):
+    """The sum of gamma^t (r_max + the largest gamma d b of that sign, if there is one)."""
+    most = options.get("reward_bound", np.abs(batch.reward).max())
+    return (most + max(0, *(sign * gamma * batch.discount * bonus))) / (1 - gamma)
 
 
 def sum_of_entries(k, alpha, gamma):

@@ -27,6 +27,8 @@ WRONG = {
     "next_action flat": ("next_action", {"next_action": VECTOR}),
     "targets too short": ("targets", {"targets": FEWER}),
     "targets as a column": ("targets", {"targets": VECTOR[:, None]}),
+    "bonus too short": ("bonus", {"bonus": FEWER}),
+    "bonus a number": ("bonus", {"bonus": np.asarray(1.0)}),
     "discount too short": ("batch.discount", {"discount": FEWER}),
     "discount a number": ("batch.discount", {"discount": np.asarray(1.0)}),
     "next_obs too wide": ("batch.next_obs", {"next_obs": np.zeros((BATCH, OBS + 1))}),
@@ -80,7 +82,7 @@ def test_moved_must_fit_the_parameters():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", ["params", "batch", "next_action", "targets", "moved"])
+@pytest.mark.parametrize("name", ["params", "batch", "next_action", "targets", "moved", "bonus"])
 def test_what_is_no_number_is_named(name, bad):
     case = CASES["moved" if name == "moved" else "own step"]()
 
@@ -95,6 +97,7 @@ def test_what_is_no_number_is_named(name, bad):
         "next_action": lambda: {"next_action": spoiled(case.next_action)},
         "targets": lambda: {"targets": spoiled(case.options["targets"])},
         "moved": lambda: {"moved": spoiled(case.options["moved"])},
+        "bonus": lambda: {"bonus": spoiled(VECTOR)},
     }[name]()
     with pytest.raises(ValueError, match=f"^{name} holds a NaN or an infinity"):
         look(case.replace(**change))

@@ -52,6 +52,12 @@ def test_the_cases_can_tell_formulas_apart():
     assert moved["linearization_error"] > 0.01 and own["linearization_error"] > 0.01
     assert {np.sign(found[name]["self_excitation"]) for name in CASES} == {-1, 1}
     assert own["bias"] < 0 < own["alignment"] < 1
+    for name, side in (("bonus", 1), ("cost", -1)):  # what entropy adds counts on Q's own side
+        case = CASES[name]()
+        without = formulas(case.replace(bonus=0 * case.options["bonus"]))["soft_divergence"]
+        turned = formulas(case.replace(bonus=-case.options["bonus"]))["soft_divergence"]
+        assert found[name]["soft_divergence"] < 0.9 * without and side * found[name]["q_mean"] > 0
+        assert abs(turned / found[name]["soft_divergence"] - 1) > 0.1
     assert found["LayerNorm"]["overshoot_slack"] < 0 < own["overshoot_slack"]
     for name in CASES:
         assert 0 < np.sum(CASES[name]().batch.discount == 0) < len(CASES[name]().batch.reward)

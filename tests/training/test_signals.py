@@ -90,7 +90,7 @@ def test_a_stream_whose_reader_has_gone_is_written_to_in_vain(monkeypatch):
     broken = os.fdopen(writer, "w")
     monkeypatch.setattr(sys, "stdout", broken)
     monkeypatch.setattr(sys, "stderr", None)
-    streams.tolerate()
+    streams.forgive()
     print("lost")
     sys.stdout.flush()
     print("lost too", file=sys.stderr)
@@ -100,7 +100,7 @@ def test_a_stream_whose_reader_has_gone_is_written_to_in_vain(monkeypatch):
 def test_what_a_reader_is_there_for_arrives(monkeypatch, tmp_path):
     with (tmp_path / "out").open("w") as file:
         monkeypatch.setattr(sys, "stdout", file)
-        streams.tolerate()
+        streams.forgive()
         print("kept", end="", flush=True)
         assert not sys.stdout.isatty()
     assert (tmp_path / "out").read_text() == "kept"

@@ -1,0 +1,367 @@
+"""How often `diagnostics.failure` is right: short runs of every algorithm, with settings that learn
+and settings that diverge, diagnosed on the way and judged by how they ended.
+
+    python -m experiments.verdicts                  # the tables, from the records that are kept
+    python -m experiments.verdicts --make           # makes what is not there, in half an hour
+
+How a run ended is decided without the verdict, by its last third: it diverged where there was a NaN
+or |Q| stayed beyond twice what rewards add up to; it was sound where |Q| was within 1.1 times that,
+had never been beyond twice, and was off the returns by no more than three times these; it fell back
+where it had been beyond. The lines of the verdict were chosen on even seeds, odd ones are held out.
+"""
+
+import collections
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from scipy import stats
+from tqdm import tqdm
+
+from experiments.kit import flags, output
+from preqn_jax import agents, diagnostics
+from preqn_jax.batching import batched
+from preqn_jax.options import option
+from preqn_jax.training import monitor
+from preqn_jax.training import run as training
+from preqn_jax.training.errors import Diverged
+
+SEEDS = tuple(range(8))
+ENDS = SOUND, FELL_BACK, UNCLEAR, DIVERGED = "sound", "fell back", "unclear", "diverged"
+BEYOND, WITHIN = 2.0, 1.1  # of |Q| over what rewards add up to
+OFF = 3.0  # of |bias| over the returns: more is not sound, however small Q is
+DIGITS = 4  # of the numbers that are kept
+
+
+class Setting(NamedTuple):
+    """Runs of one kind, a seed each."""
+
+    algorithm: str
+    env: str
+    options: dict[str, Any]
+
+    @property
+    def discount(self) -> float:
+        return self.options["discount"]
+
+    @property
+    def entropy(self) -> float:
+        """The most that SAC's bonus can be: gamma alpha times the entropy of uniform actions."""
+        most = ACTIONS[self.env] * math.log(2)
+        return 0.1 * self.discount * most if self.algorithm == "sac" else 0.0
+
+
+_ALL = {
+    "hidden_sizes": (64, 64),
+    "batch_size": 64,
+    "start_steps": 500,
+    "update_after": 500,
+    "num_envs": 10,
+    "num_steps": 1500,
+    "eval_episodes": 2,
+    "polyak": 0.98,
+}
+ACTIONS = {"Hopper-v5": 3, "probe/time-limit": 1}
+EVERY = 100  # steps between diagnoses
+_HOPPER = {"discount": 0.98}
+_RAW = {"target_networks": False}  # Q bootstraps from itself
+_ONE = {**_RAW, "num_critics": 1}
+_RELU = {"activation": "relu"}  # PreQN and NGQL, whose sin does not diverge
+SETTINGS = {
+    **{
+        f"{name}-{what}": Setting(name, env, options)
+        for name in agents.ALGORITHMS
+        for what, env, options in (
+            ("hopper", "Hopper-v5", _HOPPER),
+            ("at-the-bound", "probe/time-limit", {"discount": 0.9, "polyak": 0.9}),
+        )
+    },
+    **{
+        f"{name}-{what}": Setting(name, "Hopper-v5", {**_HOPPER, **options})
+        for name, rows in {
+            "ddpg": (_RAW | {"critic_learning_rate": 1e-3}, _RAW | {"critic_learning_rate": 1e-2}),
+            "td3": (_ONE | {"critic_learning_rate": 3e-3}, _ONE | {"critic_learning_rate": 1e-2}),
+            "sac": (_ONE | {"critic_learning_rate": 1e-3}, _ONE | {"critic_learning_rate": 1e-2}),
+            "preqn": (
+                _RELU | {"critic_learning_rate": 1.5, "eta": 0.0},
+                _RELU | {"critic_learning_rate": 2.0, "eta": 0.0},
+            ),
+            "ngql": (
+                _RELU | {"critic_learning_rate": 1.5},
+                _RELU | {"critic_learning_rate": 2.0},
+            ),
+        }.items()
+        for what, options in zip(("fast", "faster"), rows, strict=True)
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class VerdictsConfig:
+    """Where the records are, and what becomes of them."""
+
+    data: str = option(
+        "experiments/results/verdicts/runs.jsonl", "records of the runs, a line each"
+    )
+    make: bool = option(False, "make the runs that the records lack")
+    only: tuple[str, ...] = option(tuple(SETTINGS), "settings to make")
+    json: str = option("", "also write the tables to this file")
+
+
+# --- the runs -------------------------------------------------------------------------------------
+
+
+def make(name: str, seeds: Sequence[int] = SEEDS, **smaller: Any) -> list[dict[str, Any]]:
+    """A record of every seed of a setting. `smaller` are options for a test."""
+    setting = SETTINGS[name]
+    numbers: dict[int, list[dict[str, float]]] = {seed: [] for seed in seeds}
+    ended: dict[int, int] = {}  # seed -> step of its NaN
+    while len(ended) < len(seeds):
+        left = [seed for seed in seeds if seed not in ended]
+        looks, bad = _train(setting, left, smaller)
+        numbers |= looks
+        if bad is None:
+            break
+        ended[bad.seed] = bad.step  # the others, which it took with it, begin anew
+    return [
+        {
+            "setting": name,
+            "seed": seed,
+            "nan": ended.get(seed),
+            "bias_relative": _short(numbers[seed][-1].pop("bias_relative", math.nan)),
+            "measured": {
+                number: [_short(look[number]) for look in numbers[seed]]
+                for number in numbers[seed][0]
+            },
+        }
+        for seed in seeds
+    ]
+
+
+def _train(
+    setting: Setting, seeds: Sequence[int], smaller: dict[str, Any]
+) -> tuple[dict[int, list[dict[str, float]]], Diverged | None]:
+    options = {**_ALL, **setting.options, **smaller, "seeds": tuple(seeds)}
+    every = options["num_steps"]
+    options |= {"eval_every": every, "log_every": every, "checkpoint_every": every}
+    run, agent, loop = training._configs(setting.algorithm, setting.env, "", options)
+    found: dict[int, list[dict[str, float]]] = {seed: [] for seed in seeds}
+    with training.Session(training.plan(run, agent, loop)) as session:
+        looks = monitor.make_looks(session.agent, loop)
+        try:
+            for done in session.rounds():
+                if done.step % EVERY or not session.counters.updates:
+                    continue
+                for seed, look in zip(
+                    seeds, looks(session.learner, session.counters.round), strict=True
+                ):
+                    found[seed].append(_numbers(session.agent, look, done.step, agent.discount))
+                for i, (seed, episodes) in enumerate(zip(seeds, done.evaluations, strict=False)):
+                    state = jax.tree.map(lambda leaf, i=i: leaf[i], session.learner.agent)
+                    params = session.agent.critic(state)
+                    off = monitor.bias(session.agent, params, episodes, agent.discount)
+                    found[seed][-1] |= {k: off[k] for k in off if k == "bias_relative"}
+        except Diverged as error:
+            return found, error
+    return found, None
+
+
+def _numbers(agent: agents.Agent, look: monitor.Look, step: int, gamma: float) -> dict[str, float]:
+    """A diagnosis, and what else might tell a Q that runs away: "growth", <dQ, Q> / |Q|^2, and
+    "pull", <delta, Q> / |Q|^2.
+    """
+    seen, inputs = look.step, (look.batch.obs, look.batch.action)
+    q = np.asarray(_values(agent.q, seen.params, inputs), np.float64)
+    change = np.asarray(_values(agent.q, seen.moved, inputs), np.float64) - q
+    square = q @ q or 1.0
+    return {
+        "step": step,
+        "seen": look.reward_bound,
+        "growth": float(change @ q / square),
+        "pull": float((np.asarray(seen.targets, np.float64) - q) @ q / square),
+        **monitor.measure(agent, look, gamma),
+    }
+
+
+_values = jax.jit(lambda q, params, inputs: batched(q)(params, inputs), static_argnums=0)
+
+
+def _short(value: float) -> float | None:
+    """For JSON, which has no NaN."""
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+
+
+# --- how they ended, and what was said of them ----------------------------------------------------
+
+
+class Run(NamedTuple):
+    """A seed of a setting."""
+
+    setting: str
+    seed: int
+    nan: int | None  # the step of a NaN, which ended it
+    bias_relative: float | None  # at its end, where returns are known
+    looks: list[dict[str, float]]  # diagnoses, in the order of time
+
+    @property
+    def algorithm(self) -> str:
+        return SETTINGS[self.setting].algorithm
+
+    @property
+    def held_out(self) -> bool:
+        return self.seed % 2 == 1
+
+    @property
+    def end(self) -> str:
+        """How it ended, of `ENDS`: by a NaN, or where |Q| stood in the last third of its looks."""
+        if self.nan is not None:
+            return DIVERGED
+        setting = SETTINGS[self.setting]
+        # What rewards no larger than those seen add up to, with the most entropy there can be.
+        beyond = [
+            look["q_largest"] * (1 - setting.discount) / (look["seen"] + setting.entropy)
+            for look in self.looks
+        ]
+        tail = beyond[-math.ceil(len(beyond) / 3) :]
+        if min(tail) > BEYOND:
+            return DIVERGED
+        if max(tail) > WITHIN or abs(self.bias_relative or 0.0) > OFF:
+            return UNCLEAR
+        return FELL_BACK if max(beyond) > BEYOND else SOUND
+
+    @property
+    def findings(self) -> list[diagnostics.Finding | None]:
+        return [diagnostics.failure(look) for look in self.looks]
+
+
+def load(data: Path) -> list[Run]:
+    """The records. Raises UserError where there are none."""
+    with output.expecting(f"{str(data)!r} holds no runs of experiments.verdicts; add --make"):
+        return [_run(json.loads(line)) for line in data.read_text().splitlines()]
+
+
+def _run(kept: dict[str, Any]) -> Run:
+    """In records null stands for what is too large for a number."""
+    columns = {
+        name: [math.inf if value is None else value for value in values]
+        for name, values in kept["measured"].items()
+    }
+    looks = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    for look in looks:  # TD errors beside what rewards add up to
+        look["td_share"] = look["td_error"] / look["q_largest"] * look["soft_divergence"]
+    return Run(kept["setting"], kept["seed"], kept["nan"], kept["bias_relative"], looks)
+
+
+def separation(runs: Iterable[Run], name: str) -> float:
+    """The chance that a number is higher in a look that finds a diverging critic's |Q| beyond its
+    bound than in a look at a sound one (AUC); NaN without either, or without the number.
+    """
+    runs = list(runs)
+    high = [
+        look[name]
+        for run in runs
+        if run.end == DIVERGED
+        for look in run.looks
+        if name in look and look["soft_divergence"] > 1
+    ]
+    low = [look[name] for run in runs if run.end == SOUND for look in run.looks if name in look]
+    if not high or not low:
+        return math.nan
+    return float(stats.mannwhitneyu(high, low).statistic / (len(high) * len(low)))
+
+
+def score(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """For each algorithm, half and end: runs, those with a finding, their looks, those with one."""
+    rows = []
+    for algorithm, held_out, end in itertools.product(agents.ALGORITHMS, (False, True), ENDS):
+        mine = [r for r in runs if (r.algorithm, r.held_out, r.end) == (algorithm, held_out, end)]
+        findings = [run.findings for run in mine]
+        modes = collections.Counter(one.mode for found in findings for one in found if one)
+        rows.append(
+            {
+                "algorithm": algorithm,
+                "half": "held out" if held_out else "choosing",
+                "end": end,
+                "runs": len(mine),
+                "flagged": sum(any(found) for found in findings),
+                "looks": sum(map(len, findings)),
+                "flagged_looks": sum(modes.values()),
+                "modes": dict(modes),
+            }
+        )
+    return rows
+
+
+# --- the tables -----------------------------------------------------------------------------------
+
+
+def main(argv: list[str]) -> int:
+    config = flags.parse(VerdictsConfig)
+    data = Path(config.data)
+    if config.make:
+        _make_missing(data, config.only)
+    runs = load(data)
+    rows, numbers = score(runs), _separations(runs)
+    for half in ("choosing", "held out"):
+        show([row for row in rows if row["half"] == half], half)
+    show_separations(numbers)
+    if config.json:
+        output.write_json(Path(config.json), {"scores": rows, "separation": numbers})
+    return 0
+
+
+def _make_missing(data: Path, only: Sequence[str]) -> None:
+    kept = {run.setting for run in load(data)} if data.exists() else set()
+    data.parent.mkdir(parents=True, exist_ok=True)
+    for name in tqdm([name for name in only if name not in kept], desc="settings"):
+        lines = [json.dumps(run) + "\n" for run in make(name)]
+        with data.open("a") as file:
+            file.writelines(lines)
+
+
+def _separations(runs: Sequence[Run]) -> dict[str, dict[str, float | None]]:
+    """By number, then by half and algorithm."""
+    return {
+        name: {
+            f"{half}, {algorithm}": _short(
+                separation((r for r in runs if (r.held_out, r.algorithm) == (out, algorithm)), name)
+            )
+            for half, out in (("choosing", False), ("held out", True))
+            for algorithm in agents.ALGORITHMS
+        }
+        for name in (*diagnostics.GLOSSARY, "td_share", "growth", "pull")
+    }
+
+
+def show(rows: Sequence[dict[str, Any]], half: str) -> None:
+    print(f"\n{half}: runs with a finding, of all of that end (looks)")
+    print(f"{'':<10}" + "".join(f"{end:>24}" for end in ENDS) + "  modes where it diverged")
+    for algorithm in agents.ALGORITHMS:
+        mine = {row["end"]: row for row in rows if row["algorithm"] == algorithm}
+        cells = [
+            f"{row['flagged']} of {row['runs']} ({row['flagged_looks']} of {row['looks']})"
+            for row in mine.values()
+        ]
+        modes = ", ".join(f"{mode} {count}" for mode, count in mine[DIVERGED]["modes"].items())
+        print(f"{algorithm:<10}" + "".join(f"{cell:>24}" for cell in cells) + f"  {modes}")
+
+
+def show_separations(numbers: dict[str, dict[str, float | None]]) -> None:
+    print("\nchance that a number is higher where Q diverges than where it is sound")
+    columns = next(iter(numbers.values()))
+    print(f"{'':<22}" + "".join(f"{column.split(', ')[1]:>7}" for column in columns))
+    for name, row in numbers.items():
+        print(
+            f"{name:<22}" + "".join(f"{math.nan if v is None else v:>7.2f}" for v in row.values())
+        )
+
+
+if __name__ == "__main__":
+    flags.define(VerdictsConfig)
+    flags.run(main)
