@@ -160,7 +160,9 @@ def show_together(pooled: Sequence[dict[str, Any]], step: int) -> None:
 
 
 def _why(run: Curves) -> str:
-    return f"diverged at {run.diverged[0]:,}" if run.diverged else f"at {run.reached:,}"
+    if not run.diverged:
+        return f"at {run.reached:,}"
+    return f"diverged at {', '.join(f'{step:,}' for step in run.diverged.values())}"
 
 
 def _published(row: published.Return) -> str:

@@ -177,7 +177,7 @@ def show(one: dict[str, Any]) -> None:
         print(f"  what to do: {one['remedy']}")
         print(f"  of {one['diagnoses']} diagnoses: {shares}")
     if one["diverged"] is not None:
-        print(f"  the run ended at step {one['diverged']:,}, diverged")
+        print(f"  it diverged at step {one['diverged']:,}, and took no further part")
     by_step = {look["step"]: look for look in one["looks"]}
     steps = list(dict.fromkeys(one["at"].values()))
     print(

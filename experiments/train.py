@@ -75,10 +75,10 @@ def main(argv: list[str]) -> int:
                     return 0
             except (Stopped, EnvError) as error:
                 raise UserError(f"{error}; {run.kept()}") from error.__cause__
-    _summarize(logdir, plan)
+    diverged = _summarize(logdir, plan)
     plot.draw([logdir], logdir / "curve.png")
     print(f"curves: {logdir / 'curve.png'}")
-    return 0
+    return int(bool(diverged))
 
 
 def _train(session: training.Session) -> bool:
@@ -100,10 +100,10 @@ def _train(session: training.Session) -> bool:
                     file=sys.stderr,
                 )
             for i, evaluation in enumerate(progress.evaluations):
-                latest[i] = evaluation.rewards.sum(axis=0).mean()
+                latest[i] = np.nan if evaluation is None else evaluation.rewards.sum(axis=0).mean()
             bar.update(step - bar.n)
-            if np.isfinite(latest).all():
-                bar.set_postfix_str(f"return {np.mean(latest):.0f}", refresh=False)
+            if np.isfinite(latest).any():
+                bar.set_postfix_str(f"return {np.nanmean(latest):.0f}", refresh=False)
     if session.stopping and step < session.config.num_steps:
         print(f"stopped at step {step}; the same command goes on from there", file=sys.stderr)
         return False
@@ -121,14 +121,14 @@ def _progress(session: training.Session) -> tqdm:
     )
 
 
-def _summarize(logdir: Path, plan: training.Plan) -> None:
-    """The result of a run, in a few lines."""
+def _summarize(logdir: Path, plan: training.Plan) -> list[int]:
+    """The result of a run, in a few lines. Returns the seeds that diverged."""
     run, config = plan.run, plan.loop
     lines = read(logdir / "metrics.jsonl")
     episodes = f"noiseless returns over {run.eval_episodes} episodes"
     print(f"{run.env}, {config.num_steps} steps, {episodes}")
     print(f"{'seed':>6} {'last':>10} {'last three':>11} {'best':>10}")
-    notes = []
+    notes, diverged = [], []
     for seed in config.seeds:
         mine = [line for line in lines if line["seed"] == seed and "eval/return_mean" in line]
         # A null is one that was not finite.
@@ -141,6 +141,14 @@ def _summarize(logdir: Path, plan: training.Plan) -> None:
         if cut := sum(line.get("eval/cut", 0) for line in mine):
             words = f"evaluation episodes were cut off after {run.eval_max_steps} steps"
             notes.append(f"seed {seed}: {cut:.0f} {words}")
+        for line in lines:
+            if line["seed"] == seed and "run/diverged" in line:
+                diverged.append(seed)
+                names = [name for name, value in line.items() if value is None]
+                notes.append(
+                    f"seed {seed} diverged at step {line['step']}, where {' and '.join(names)} was "
+                    f"not finite, and stands as it was before; the others are whole"
+                )
     print("\n".join(notes), end="\n" * bool(notes))
     for name, words in (
         ("critic/alignment", "mean alignment of updates"),
@@ -155,6 +163,7 @@ def _summarize(logdir: Path, plan: training.Plan) -> None:
         ]
         if values:
             print(f"{words}: {np.mean(values):.4g}")
+    return diverged
 
 
 if __name__ == "__main__":

@@ -163,6 +163,8 @@ def _train(
                 ):
                     found[seed].append(_numbers(session.agent, look, done.step, agent.discount))
                 for i, (seed, episodes) in enumerate(zip(seeds, done.evaluations, strict=False)):
+                    if episodes is None:
+                        continue
                     state = jax.tree.map(lambda leaf, i=i: leaf[i], session.learner.agent)
                     params = session.agent.critic(state)
                     off = monitor.bias(session.agent, params, episodes, agent.discount)

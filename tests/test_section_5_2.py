@@ -150,7 +150,7 @@ def test_a_number_that_is_not_finite_is_a_fault_of_its_seed():
 def test_a_divergence_is_a_fault_of_its_seed_alone():
     run = one(end=12, extra=[{"step": 61_050, "seed": 2, "run/diverged": 1.0}])
     assert (
-        run.diverged == (61_050, 2)
+        run.diverged == {2: 61_050}
         and stability.faults(run).a == [2]
         and run.reached == 60_000
         and not run.finished
@@ -299,8 +299,8 @@ def test_a_run_that_diverged_holds_back_no_other_and_stands_as_it_ended():
     runs, _ = curves.gather(Path("r"), ["HalfCheetah-v5"], SIX)
     diverged = runs[0]
     assert curves.common_step(runs) == 75_000 and curves.common_step([diverged]) == 60_000
-    assert diverged.cut(75_000).diverged == (61_050, 2) and diverged.cut(75_000).reached == 60_000
-    assert diverged.cut(60_000).diverged is None and diverged.cut(50_000).reached == 50_000
+    assert diverged.cut(75_000).diverged == {2: 61_050} and diverged.cut(75_000).reached == 60_000
+    assert not diverged.cut(60_000).diverged and diverged.cut(50_000).reached == 50_000
     assert find("is stable", ["HalfCheetah-v5"]).halves[0].borne_out is False
 
 

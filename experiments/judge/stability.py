@@ -24,7 +24,7 @@ def faults(run: Curves) -> Faults:
     a, b, c = [], [], []
     told = True
     for i, (seed, lines) in enumerate(zip(run.seeds, run.lines, strict=True)):
-        if (run.diverged and run.diverged[1] == seed) or any(
+        if seed in run.diverged or any(
             line.get(name, 0) is None for line in lines for name in _FINITE
         ):
             a.append(seed)

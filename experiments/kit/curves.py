@@ -21,7 +21,7 @@ class Curves(NamedTuple):
     config: dict[str, Any]
     seeds: tuple[int, ...]  # S of them
     lines: list[Lines]  # `[S]`
-    diverged: tuple[int, int] | None  # (step, seed) at which the run ended, if it did so
+    diverged: dict[int, int]  # seed -> step, of those that did
 
     @property
     def name(self) -> str:
@@ -29,12 +29,22 @@ class Curves(NamedTuple):
 
     @property
     def reached(self) -> int:
-        """The last step at which every seed was evaluated; 0 before that."""
-        last = (
-            max((line["step"] for line in lines if "eval/return_mean" in line), default=0)
-            for lines in self.lines
-        )
-        return min(last, default=0)
+        """The last step at which every seed was evaluated, but for those that diverged if others
+        did not; 0 before that.
+        """
+        last = {
+            seed: max((line["step"] for line in lines if "eval/return_mean" in line), default=0)
+            for seed, lines in zip(self.seeds, self.lines, strict=True)
+        }
+        going = {seed: step for seed, step in last.items() if seed not in self.diverged}
+        return min((going or last).values(), default=0)
+
+    @property
+    def ended(self) -> bool:
+        """Whether a divergence was the end of all seeds, as it is where no other is left."""
+        after = max(self.diverged.values(), default=0)
+        steps = (line["step"] for lines in self.lines for line in lines)
+        return bool(self.diverged) and max(steps, default=0) <= after
 
     @property
     def finished(self) -> bool:
@@ -43,8 +53,10 @@ class Curves(NamedTuple):
     def cut(self, at: int) -> "Curves":
         """The run as it stood at step `at`; one that ended before, by divergence, as it ended."""
         lines = [[line for line in mine if line["step"] <= at] for mine in self.lines]
-        ended = self.diverged and (self.diverged[0] <= at or self.reached < at)
-        return self._replace(lines=lines, diverged=self.diverged if ended else None)
+        so_far = {s: step for s, step in self.diverged.items() if step <= at}
+        if self.ended and self.reached < at:
+            so_far = self.diverged
+        return self._replace(lines=lines, diverged=so_far)
 
     def metric(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps `[T]` and values `[S, T]`, NaN where a seed has none."""
@@ -93,16 +105,14 @@ def gather(
                 notes.append(f"{env}/{variant} is missing")
                 continue
             run = _select(env, variant, *load(folder), seeds)
-            if run.diverged:
-                step, seed = run.diverged
-                notes.append(
-                    f"{run.name} diverged at step {step:,}, seed {seed}, which ended all its seeds"
-                )
+            for seed, step in run.diverged.items():
+                last = ", which ended all its seeds" if run.ended else "; its others went on"
+                notes.append(f"{run.name} diverged at step {step:,}, seed {seed}{last}")
             if not run.seeds or not run.reached:
                 notes.append(f"{run.name} has no evaluation of these seeds yet")
                 continue
             found.append(run)
-            if not run.diverged and not run.finished:
+            if not run.ended and not run.finished:
                 notes.append(
                     f"{run.name} stands at step {run.reached:,} of {run.config['num_steps']:,}"
                 )
@@ -113,20 +123,19 @@ def _select(
     env: str, variant: str, config: dict[str, Any], lines: Lines, seeds: Sequence[int] | None
 ) -> Curves:
     chosen = tuple(seed for seed in config["seeds"] if seeds is None or seed in seeds)
-    diverged = next(
-        ((line["step"], line["seed"]) for line in lines if line.get("run/diverged") is not None),
-        None,
-    )
+    diverged = {
+        line["seed"]: line["step"] for line in lines if line.get("run/diverged") is not None
+    }
     by_seed = [[line for line in lines if line["seed"] == seed] for seed in chosen]
     return Curves(env, variant, config, chosen, by_seed, diverged)
 
 
 def common_step(runs: Iterable[Curves]) -> int:
-    """The last step that every seed of all runs has reached; a run that diverged holds back none
-    but its like.
+    """The last step that every seed of all runs has reached; a run that ended by divergence holds
+    back none but its like.
     """
     runs = list(runs)
-    going = [run.reached for run in runs if not run.diverged]
+    going = [run.reached for run in runs if not run.ended]
     return min(going) if going else max(run.reached for run in runs)
 
 

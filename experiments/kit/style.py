@@ -51,12 +51,14 @@ def spread(ax: Any, steps: np.ndarray, values: np.ndarray, **look: Any) -> None:
 
 
 def panel(ax: Any, runs: Iterable[Curves], name: str) -> None:
-    """One metric of several variants against environment steps; a cross where a run diverged."""
+    """One metric of several variants against environment steps; a cross where a seed diverged."""
     for run in runs:
         (steps, values), look = run.metric(name), of_variant(run.variant)
         spread(ax, steps, values, **look)
-        if run.diverged:
-            ax.plot(steps[-1], np.nanmean(values[:, -1]), "x", color=look["color"], ms=8, mew=2)
+        for seed, row in zip(run.seeds, values, strict=True):
+            last = np.flatnonzero(np.isfinite(row))[-1:]
+            if seed in run.diverged:
+                ax.plot(steps[last], row[last], "x", color=look["color"], ms=8, mew=2)
     thousands(ax)
     tidy(ax)
 

@@ -175,8 +175,10 @@ class Checkpointer:
 
         data = Transition(*jax.tree.map(fill, tuple(replay.data), tuple(like.replay.data)))
         learner = Learner(agent, replace(replay, data=data))
+        done = content["counters"]
+        counters = Counters(**{**done, "frozen": tuple(done["frozen"])})
         learner = jax.device_put(learner, jax.tree.map(lambda leaf: leaf.sharding, like))
-        return learner, Counters(**content["counters"]), content["collector"], content["extra"]
+        return learner, counters, content["collector"], content["extra"]
 
     def _read_part(self, part: str, like: Any, content: Note) -> Any:
         """One item of a checkpoint, in the structure of `like`. Raises ValueError if damaged, or

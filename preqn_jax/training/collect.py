@@ -24,6 +24,7 @@ import numpy as np
 from preqn_jax import envs
 from preqn_jax.envs import EnvError
 from preqn_jax.training import watch
+from preqn_jax.training.errors import Diverged
 from preqn_jax.training.local import Local, Recipe
 from preqn_jax.training.rollout import Evaluation
 from preqn_jax.training.workers import Remote, Workers
@@ -89,32 +90,51 @@ class Collector:
 
         self._split = split
 
-    def collect(self, params: Params, round_: int) -> tuple[Transition, list[tuple[int, float]]]:
-        """One round with the actors `[S]`: transitions `[S, update_every]`, and (index of the seed,
-        return) of ended episodes.
+    def collect(
+        self, params: Params, round_: int, frozen: Sequence[int] = ()
+    ) -> tuple[Transition | None, list[tuple[int, float]], list[Diverged]]:
+        """One round with the actors `[S]`, but for the `frozen`, by index, whose environments stand
+        still.
 
-        Raises:
-          Diverged: a NaN or an infinity from an environment.
-          Stopped: a worker died.
+        Returns:
+          transitions `[S, update_every]`, zeros where there are none; None if there are none at
+          all. (index of the seed, return) of ended episodes. Who met a NaN or an infinity.
+
+        Raises Stopped: a worker died.
         """
-        rows = self._call("collect", [(one, round_) for one in jax.device_get(self._split(params))])
-        transitions = jax.tree.map(lambda *leaves: np.stack(leaves), *(row[0] for row in rows))
-        return transitions, [(i, total) for i, row in enumerate(rows) for total in row[1]]
+        rows = self._call("collect", self._arguments(params, round_, frozen))
+        diverged = [row for row in rows if isinstance(row, Diverged)]
+        good = {i: row for i, row in enumerate(rows) if isinstance(row, tuple)}
+        if not good:
+            return None, [], diverged
+        blank = jax.tree.map(np.zeros_like, next(iter(good.values()))[0])
+        each = [good[i][0] if i in good else blank for i in range(len(rows))]
+        transitions = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+        return transitions, [(i, total) for i in good for total in good[i][1]], diverged
 
-    def evaluate(self, params: Params, step: int) -> list[Evaluation]:
-        """Noiseless episodes of each of the actors `[S]`.
+    def _arguments(
+        self, params: Params, when: int, frozen: Sequence[int]
+    ) -> list[tuple[Params, int] | None]:
+        each = jax.device_get(self._split(params))
+        return [None if i in frozen else (one, when) for i, one in enumerate(each)]
+
+    def evaluate(
+        self, params: Params, step: int, frozen: Sequence[int] = ()
+    ) -> list[Evaluation | None]:
+        """Noiseless episodes of each of the actors `[S]`; None for those that are frozen.
 
         They depend on nothing else but the step. One that is cut off, or whose return is not
         finite, is warned of, once.
         """
-        found = self._call("evaluate", [(one, step) for one in jax.device_get(self._split(params))])
-        cut = sum(int(np.sum(one.cut)) for one in found)
+        found = self._call("evaluate", self._arguments(params, step, frozen))
+        made = [one for one in found if one is not None]
+        cut = sum(int(np.sum(one.cut)) for one in made)
         if cut and "cut" not in self._said:
             words = "%d of the evaluation's episodes had not ended after %d steps, at step %d, and "
             words += "were cut off: they count as truncated (eval_max_steps)"
             _log.warning(words, cut, self._limit, step)
             self._said.add("cut")
-        lost = sum(int((~np.isfinite(one.rewards.sum(axis=0))).sum()) for one in found)
+        lost = sum(int((~np.isfinite(one.rewards.sum(axis=0))).sum()) for one in made)
         if lost and "lost" not in self._said:
             words = "%d of the evaluation's episodes met a NaN or an infinity from the environment,"
             words += " at step %d: their seeds' returns are recorded as null"
@@ -130,7 +150,7 @@ class Collector:
         """Go on from what `save` returned, whether it was saved with as many workers or not."""
         self._call("load", [(one,) for one in state])
 
-    def _call(self, method: str, arguments: Sequence[tuple] | None = None) -> list[Any]:
+    def _call(self, method: str, arguments: Sequence[tuple | None] | None = None) -> list[Any]:
         try:
             return self._pool.call(method, arguments)
         except EnvError as error:
@@ -148,11 +168,7 @@ class Collector:
 
 
 class _Pool(Protocol):
-    def call(self, method: str, arguments: Sequence[tuple] | None = None) -> list[Any]:
-        """A method of every seed's Rollout with that seed's arguments: the results, in the order of
-        seeds.
-        """
-        ...
+    def call(self, method: str, arguments: Sequence[tuple | None] | None = None) -> list[Any]: ...
 
     def close(self) -> None: ...
 

@@ -11,6 +11,7 @@ from preqn_jax.agents import Agent
 from preqn_jax.envs import EnvError
 from preqn_jax.training import watch
 from preqn_jax.training.config import LoopConfig, RunConfig
+from preqn_jax.training.errors import Diverged
 from preqn_jax.training.rollout import Rollout, make_acting
 from preqn_jax.types import Spec
 
@@ -48,11 +49,14 @@ class Local:
             ]
         self._envs = [*train_envs, eval_env]
 
-    def call(self, method: str, arguments: Sequence[tuple] | None = None) -> list[Any]:
+    def call(self, method: str, arguments: Sequence[tuple | None] | None = None) -> list[Any]:
+        """A method of every seed's Rollout with that seed's arguments: the results, in the order of
+        seeds. None of one whose arguments are None; that a seed diverged is a result as well.
+        """
         arguments = [()] * len(self._rollouts) if arguments is None else arguments
         with jax.default_device(self._device):
             return [
-                getattr(rollout, method)(*args)
+                None if args is None else _result(getattr(rollout, method), *args)
                 for rollout, args in zip(self._rollouts, arguments, strict=True)
             ]
 
@@ -75,6 +79,13 @@ class Local:
             yield
         finally:
             self._place[0] = watch.OUTSIDE
+
+
+def _result(method: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return method(*args)
+    except Diverged as error:
+        return error
 
 
 def _cpu() -> Any:

@@ -85,27 +85,29 @@ def rounds(
     the round before, and no other seed's numbers depend on that.
 
     Raises:
-      Diverged: the last seed did; the learner of the round before is gone by then.
+      Diverged: no seed is left; the round in which the last one diverged was yielded.
       Stopped: what else `collector` cannot go on from.
     """
     learn, acting = make_learn(agent, config), jax.jit(jax.vmap(agent.policy))
     while counters.round * config.update_every < config.num_steps:
         collected = collector.collect(acting(learner.agent), counters.round, counters.frozen)
         transitions, episodes, diverged = collected
+        measured: dict[str, np.ndarray] = {}
         step = (counters.round + 1) * config.update_every
         updates = config.update_every if step >= config.update_after else 0
         out = {*counters.frozen, *(config.seeds.index(error.seed) for error in diverged)}
         frozen = np.isin(np.arange(len(config.seeds)), sorted(out))
         at = (jnp.uint32(counters.round), jnp.int32(counters.updates))
-        learner, metrics = learn(learner, transitions, frozen, *at, updates)
-        measured = {name: np.asarray(value) for name, value in metrics.items()}
+        if transitions is not None:
+            learner, metrics = learn(learner, transitions, frozen, *at, updates)
+            measured = {name: np.asarray(value) for name, value in metrics.items()}
         for i, error in _not_finite(measured, config, step):
             if i not in out:
                 diverged, out = [*diverged, error], {*out, i}
-        if diverged and len(out) == len(config.seeds):
-            raise diverged[-1]
         counters = Counters(counters.round + 1, counters.updates + updates, tuple(sorted(out)))
         yield Round(step, learner, counters, measured, episodes, diverged)
+        if len(out) == len(config.seeds):
+            raise diverged[-1]
 
 
 Learn = Callable[[Learner, Transition, Any, Array, Array, int], tuple[Learner, Metrics]]

@@ -64,7 +64,9 @@ def check(note: dict[str, Any], config: LoopConfig, fresh: list[Any]) -> None:
     step, seeds = note["step"], list(config.seeds)
     rounds, left = divmod(step, config.update_every)
     first = config.update_after - config.update_every  # steps before the round that first updates
-    counters = {"round": rounds, "updates": max(0, step - first)}
+    frozen = note["counters"]["frozen"]
+    some = sorted(set(frozen) & set(range(len(seeds))))[: len(seeds) - 1]  # never all
+    counters = {"round": rounds, "updates": max(0, step - first), "frozen": some}
     if left or not 0 < step <= config.num_steps or note["counters"] != counters:
         raise ValueError(f"its counters {note['counters']} are not those of step {step}")
     if note["filled"] != min(step, config.replay_capacity):

@@ -6,6 +6,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Generator
 from functools import partial
@@ -29,6 +30,7 @@ from preqn_jax.training.rollout import Evaluation, attained
 from preqn_jax.training.trained import Trained
 from preqn_jax.types import Spec
 
+_log = logging.getLogger(__name__)
 CONFIGS: tuple[Any, ...] = (RunConfig, agents.AgentConfig, LoopConfig)
 DEFAULTS = {f.name: f.default for config in CONFIGS for f in dataclasses.fields(config)}
 
@@ -39,7 +41,8 @@ class Progress(NamedTuple):
     step: int  # environment steps of each seed so far
     metrics: dict[str, np.ndarray]  # `[S]` each, means over the round's updates; {} before any
     episodes: list[tuple[int, float]]  # (index of the seed, return) of every episode that ended
-    evaluations: list[Evaluation]  # one a seed, where this round ended with one
+    # One a seed, where this round ended with one; None of a seed that diverged.
+    evaluations: list[Evaluation | None]
     findings: list[tuple[int, Finding]]  # (seed, failure that is building up), where it is news
     trained: Trained
 
@@ -229,15 +232,17 @@ class Session:
     def rounds(self) -> Generator[Progress]:
         """To the end, where the run directory is marked as whole, or until `stopping`.
 
+        A seed that diverges is frozen, recorded and warned of, and the others go on.
+
         Raises:
-          Diverged, Diverging: recorded, then raised.
+          Diverged, Diverging: no seed is left, or the run should end; recorded, then raised.
           Stopped: what else the run cannot go on from.
         """
         if self._collector is None:
             self.begin()
         try:
             yield from self._rounds()
-        except (Diverged, Diverging) as error:
+        except Diverging as error:
             self._note_divergence(error)
             raise
 
@@ -248,6 +253,10 @@ class Session:
         assert collector is not None
         for done in loop.rounds(self.agent, collector, self.config, self.learner, self.counters):
             self.learner, self.counters, step = done.learner, done.counters, done.step
+            for error in done.diverged:
+                self._note_divergence(error)
+            if len(self.counters.frozen) == len(self.config.seeds):
+                raise done.diverged[-1]
             self.pending.append({"metrics": done.metrics, "episodes": done.episodes})
             last = step == num_steps
             if step % every.log_every == 0 or last:
@@ -297,9 +306,14 @@ class Session:
             "time/steps_per_s": (now[1] - mark[1]) / elapsed,
             "time/updates_per_s": (now[2] - mark[2]) / elapsed,
         }
-        for i, seed in enumerate(self.config.seeds):
+        for i, seed in self._going():
             self._write(step, seed, {**self._means(i), **clock})
         self._mark = now
+
+    def _going(self) -> list[tuple[int, int]]:
+        """(index, seed) of those that have not diverged."""
+        frozen = self.counters.frozen
+        return [(i, seed) for i, seed in enumerate(self.config.seeds) if i not in frozen]
 
     def _means(self, i: int) -> dict[str, float]:
         """Of one seed's numbers since the last line."""
@@ -315,10 +329,13 @@ class Session:
             if v
         }
 
-    def _evaluate(self, step: int) -> list[Evaluation]:
+    def _evaluate(self, step: int) -> list[Evaluation | None]:
         assert self._collector is not None
-        evaluations = self._collector.evaluate(self._acting(self.learner.agent), step)
-        for i, (seed, evaluation) in enumerate(zip(self.config.seeds, evaluations, strict=True)):
+        acting, frozen = self._acting(self.learner.agent), self.counters.frozen
+        evaluations = self._collector.evaluate(acting, step, frozen)
+        for i, seed in self._going():
+            evaluation = evaluations[i]
+            assert evaluation is not None
             returns = evaluation.rewards.sum(axis=0)
             line = {
                 "eval/return_mean": returns.mean(),
@@ -343,9 +360,10 @@ class Session:
         """
         news, worst = [], None
         looks = self._look(self.learner, self.counters.round)
-        for seed, measured in zip(self.config.seeds, looks, strict=True):
-            if not measured:
-                raise Diverged("the critic's next step", seed, step)
+        for i, seed in self._going():
+            measured = looks[i]
+            if not measured:  # training says so itself where it meets this
+                continue
             finding = diagnostics.failure(measured)
             line = {f"diagnose/{name}": value for name, value in measured.items()}
             number = 1 + diagnostics.FAILURES.index(finding.mode) if finding else 0
@@ -359,16 +377,21 @@ class Session:
         return news
 
     def _note_divergence(self, error: Diverged | Diverging) -> None:
-        """The last lines of a run that diverged; one that goes on from a checkpoint drops them,
-        with all that came after it.
+        """The last lines of a seed that diverged, or of a run; one that goes on from a checkpoint
+        drops them, with all that came after it.
         """
         every = self.config.update_every
         step = (error.step - 1) // every * every  # of the last whole round
+        alone = isinstance(error, Diverged)
         for i, seed in enumerate(self.config.seeds):
-            if self.pending:
+            if self.pending and (
+                seed == error.seed or (not alone and i not in self.counters.frozen)
+            ):
                 self._write(step, seed, self._means(i))
         quantity = {error.quantity: np.nan} if isinstance(error, Diverged) else {}
         self._write(error.step, error.seed, {"run/diverged": 1.0, **quantity})
+        if alone and len(self.counters.frozen) < len(self.config.seeds):
+            _log.warning("%s; this seed is frozen there, and the others go on", error)
 
     def _save(self, step: int) -> None:
         if self._recorder is None or self._checkpoints is None or self._collector is None:

@@ -90,7 +90,7 @@ class Workers:
         tell = partial(_end_hung, self._workers, self._hung, name, seconds)
         self._watch = watch.Watch([worker.place for worker in self._workers], seconds, tell)
 
-    def call(self, method: str, arguments: Sequence[tuple] | None = None) -> list[Any]:
+    def call(self, method: str, arguments: Sequence[tuple | None] | None = None) -> list[Any]:
         first = 0
         for i, worker in enumerate(self._workers):
             last = first + len(worker.seeds)
@@ -260,7 +260,7 @@ def _serve(
             return
 
 
-def _answer(local: Local, request: tuple[str, Sequence[tuple] | None] | None) -> Any:
+def _answer(local: Local, request: tuple[str, Sequence[tuple | None] | None] | None) -> Any:
     """The results that a request asks for; of None, which ends the worker, there are none."""
     try:
         return local.close() if request is None else local.call(*request)

@@ -18,7 +18,7 @@ from preqn_jax import agents, envs
 from preqn_jax.envs import EnvError
 from preqn_jax.options import UserError
 from preqn_jax.training import collect, loop
-from preqn_jax.training.errors import Diverged, Stopped
+from preqn_jax.training.errors import Stopped
 from preqn_jax.training.rollout import attained, make_acting
 from tests import faulty
 
@@ -80,12 +80,12 @@ def test_what_ends_a_worker_or_its_run_is_said_in_one_sentence():
     built = recipe("probe/nan", seeds=(7,), num_envs=5)
     actor = actors(built)
     collector = collect.Collector(built, workers=4)
-    with pytest.raises(
-        Diverged, match=r"the environment's reward is not finite at step 655, seed 7"
-    ) as caught:
-        for i in range(20):
-            collector.collect(actor, i)
-    assert (caught.value.seed, caught.value.step) == (7, 655)
+    diverged = [error for i in range(14) for error in collector.collect(actor, i)[2]]
+    assert [str(error) for error in diverged] == [
+        "the environment's reward is not finite at step 655, seed 7"
+    ]
+    assert (diverged[0].seed, diverged[0].step) == (7, 655)
+    assert collector.collect(actor, 14, frozen=(0,)) == (None, [], [])
     (process,) = processes(collector)
     process.kill()
     for _ in range(2):
@@ -230,14 +230,15 @@ def test_a_nan_that_only_an_evaluation_meets_is_in_its_return(fault, caplog):
     assert "2 of the evaluation's episodes met a NaN" in caplog.text
 
 
-def test_a_nan_from_a_reset_ends_the_run():
+def test_a_nan_from_a_reset_is_one():
     class Born(faulty.Faulty):
         def reset(self, *, seed=None, options=None):
             return faulty.OBS * np.nan, {}
 
     built = recipe(Born, seeds=(4,))
-    with pytest.raises(Diverged, match="observation is not finite at step 1, seed 4"):
-        collect.Collector(built).collect(actors(built), 0)
+    transitions, _, (error,) = collect.Collector(built).collect(actors(built), 0)
+    assert transitions is None
+    assert str(error) == "the environment's observation is not finite at step 1, seed 4"
 
 
 def test_an_environment_that_hangs_is_named(tmp_path):

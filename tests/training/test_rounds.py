@@ -3,7 +3,9 @@
 import dataclasses
 import shutil
 from functools import partial
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -176,7 +178,8 @@ def test_every_round_and_update_draws_anew():
     blank, row = np.zeros((2, 4, 1), np.float32), np.tile(np.arange(4.0), (2, 1))
     for round_ in range(3):
         transitions = Transition(blank, blank, row, np.ones((2, 4)), blank)
-        learner, _ = learn(learner, transitions, jnp.uint32(round_), jnp.int32(4 * round_), 4)
+        at = jnp.uint32(round_), jnp.int32(4 * round_)
+        learner, _ = learn(learner, transitions, np.zeros(2, bool), *at, 4)
     log = np.asarray(learner.agent)
     assert (log[..., -1] == np.arange(12)).all()
     assert len(np.unique(log[..., -2])) == 24  # of two seeds
@@ -187,8 +190,9 @@ def test_the_update_compiles_once():
     agent, collector, config, learner, counters = setup()
     learn = loop.make_learn(agent, config)
     for i in range(5):
-        transitions, _ = collector.collect(agent.policy(learner.agent), i)
-        learner, _ = learn(learner, transitions, jnp.uint32(i), jnp.int32(50 * i), 50)
+        transitions, *_ = collector.collect(agent.policy(learner.agent), i)
+        at = np.zeros(1, bool), jnp.uint32(i), jnp.int32(50 * i)
+        learner, _ = learn(learner, transitions, *at, 50)
     policy = collector._pool._rollouts[0]._acting  # pyright: ignore
     assert [made._cache_size() for made in (learn, policy.draw, policy.explore)] == [1, 1, 1]  # pyright: ignore
 
@@ -235,11 +239,11 @@ def test_three_seeds_on_two_devices_stay_on_one(monkeypatch):
 
 def test_seeds_side_by_side_learn_what_they_learn_in_turn():
     agent, collector, config, learner, _ = setup(agent_fields=ALGORITHMS["td3"], seeds=(3, 5))
-    transitions, _ = collector.collect(agent.policy(learner.agent), 0)
-    args = transitions, jnp.uint32(0), jnp.int32(0), 5
+    transitions, *_ = collector.collect(agent.policy(learner.agent), 0)
+    args = transitions, np.zeros(2, bool), jnp.uint32(0), jnp.int32(0), 5
     vmapped = loop.make_learn(agent, config, side_by_side=True)
     assert " cond[" in str(
-        jax.make_jaxpr(vmapped, static_argnums=4)(learner, *args)
+        jax.make_jaxpr(vmapped, static_argnums=5)(learner, *args)
     )  # or the delayed step is computed, and thrown away
     states = [
         learn(jax.tree.map(jnp.copy, learner), *args)[0].agent
@@ -248,25 +252,62 @@ def test_seeds_side_by_side_learn_what_they_learn_in_turn():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), *states)
 
 
-def test_a_nan_from_the_environment_stops_the_run_and_is_named():
-    with pytest.raises(
-        Diverged, match=r"the environment's reward is not finite at step 131, seed 4"
-    ):
-        run(*setup("probe/nan", seeds=(4, 9)))
+def test_a_nan_from_the_environment_stops_seeds_and_is_named():
+    """All of them here, at the same step: the last round has no transitions and changes nothing."""
+    rounds = loop.rounds(*setup("probe/nan", seeds=(4, 9)))
+    with pytest.raises(Diverged, match=r"reward is not finite at step 131, seed 9"):
+        for done in rounds:
+            last = done
+    assert [str(error) for error in last.diverged] == [
+        f"the environment's reward is not finite at step 131, seed {seed}" for seed in (4, 9)
+    ]
+    assert last.counters.frozen == (0, 1) and last.step == 150 and not last.metrics
 
 
-def test_a_nan_in_an_update_stops_the_run_and_is_named():
-    agent, collector, config, learner, counters = setup(seeds=(4, 9))
+def test_a_seed_that_meets_a_nan_is_frozen_and_the_others_go_on_bit_for_bit():
+    """A seed's second round ends in NaN: it keeps the agent of its first."""
+    agent, *_ = setup()
 
     def update(state, batch, key, count):
-        state, metrics = agent.update(state, batch, key, count)
-        return state, {
-            **metrics,
-            "critic/q_mean": jnp.where(count >= 60, jnp.nan, metrics["critic/q_mean"]),
-        }
+        bad = state.fragile & (count >= 60)
+        inner, metrics = agent.update(state.inner, batch, key, count)
+        inner = jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x).astype(x.dtype), inner)
+        q_mean = jnp.where(bad, jnp.nan, metrics["critic/q_mean"])
+        return state.replace(inner=inner), {**metrics, "critic/q_mean": q_mean}
 
-    with pytest.raises(Diverged, match=r"critic/q_mean is not finite at step 150, seed 4"):
-        run(agent._replace(update=update), collector, config, learner, counters)
+    of = lambda f: lambda state, *args: f(state.inner, *args)
+    made = agent._replace(update=update, policy=of(agent.policy), summary=of(agent.summary))
+
+    def rounds(fragile):
+        _, collector, config, learner, counters = setup(seeds=(4, 9, 5), num_steps=300)
+        learner = learner.replace(agent=Noted(learner.agent, jnp.asarray(fragile)))
+        return [
+            (done, jax.device_get(done.learner.agent.inner))
+            for done in loop.rounds(made, collector, config, learner, counters)
+        ]
+
+    whole, broken = rounds([False] * 3), rounds([False, True, False])
+    ((error,),) = [done.diverged for done, _ in broken if done.diverged]
+    assert (error.quantity, error.seed, error.step) == ("critic/q_mean", 9, 150)
+    assert [done.counters.frozen for done, _ in broken] == 2 * [()] + 4 * [(1,)]
+    for (one, its_agent), (other, others_agent) in zip(whole, broken, strict=True):
+        for i in (0, 2):
+            pick = lambda tree, i=i: jax.tree.map(lambda leaf: np.asarray(leaf)[i], tree)
+            jax.tree.map(np.testing.assert_array_equal, pick(its_agent), pick(others_agent))
+            jax.tree.map(np.testing.assert_array_equal, pick(one.metrics), pick(other.metrics))
+        assert [e for e in one.episodes if e[0] != 1] == [e for e in other.episodes if e[0] != 1]
+    before, *after = [jax.tree.map(lambda leaf: leaf[1], state) for _, state in broken[1:]]
+    for state in after:
+        jax.tree.map(np.testing.assert_array_equal, state, before)
+    assert all(done.episodes and 1 not in dict(done.episodes) for done, _ in broken[3:])
+
+
+@flax.struct.dataclass
+class Noted:
+    """An agent's state, and whether it will break."""
+
+    inner: Any
+    fragile: Any
 
 
 def test_a_failed_solve_is_counted_and_does_not_stop_the_run():
