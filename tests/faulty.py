@@ -14,6 +14,9 @@ import gymnasium
 import jax.numpy as jnp
 import numpy as np
 
+from preqn_jax.envs import derive_seed
+from preqn_jax.training.config import TRAIN_ENV
+
 AT = 260  # which of its steps goes wrong
 RELEASED = threading.Event()  # ends `Wait`'s hang
 OBS = np.zeros(3, np.float32)
@@ -132,6 +135,15 @@ class EvalNan(Faulty):
         return obs, reward, False, self.steps == 5, {}
 
 
+class Unlucky(Faulty):
+    """A NaN for seed 1 of a run alone."""
+
+    def reset(self, *, seed=None, options=None):
+        if seed == derive_seed(1, TRAIN_ENV, 0):
+            self.fault = "Nan"
+        return super().reset(seed=seed)
+
+
 def spaces(**changed):
     def make():
         env = Faulty()
@@ -144,6 +156,7 @@ def spaces(**changed):
 
 for fault in ("Endless", "Construct", "Close", *STEPS, *RESETS, *ODD):
     gymnasium.register(f"{fault}-v0", Faulty, kwargs={"fault": fault}, order_enforce=False)
+gymnasium.register("Unlucky-v0", Unlucky)
 for limit, name in ((0, "NoSteps"), (-1, "LessThanNone")):
     gymnasium.register(f"{name}-v0", Faulty, max_episode_steps=limit)
 for fault in ("EvalNan", "EvalNanObs"):

@@ -147,8 +147,8 @@ def _begin(logdir: Path, config: dict[str, Any], defaults: dict[str, Any]) -> No
 def _check_records(logdir: Path, seeds: list[int]) -> None:
     path = logdir / record.NAME
     lines = record.read(path) if path.exists() else []
-    evaluated = {line["seed"] for line in lines if "eval/return_mean" in line}
-    if not evaluated >= set(seeds):
+    told = {line["seed"] for line in lines if line.keys() & {"eval/return_mean", "run/diverged"}}
+    if not told >= set(seeds):
         raise UserError(
             f"logdir {str(logdir)!r} holds a finished run without its records: {record.NAME} is "
             "missing or not whole; put it back, or give another `logdir` to make the run anew"

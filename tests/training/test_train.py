@@ -367,6 +367,32 @@ def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(capsys):
     assert [line["step"] for line in before] == [100]
 
 
+def test_a_seed_that_diverges_is_frozen_and_no_other_is_touched(capsys, caplog):
+    """Also over a stop and a resume."""
+    args = [*SMALL, "--seeds=0,1,2"]
+    unlucky, healthy = (f"--env=tests.faulty:{name}-v0" for name in ("Unlucky", "Endless"))
+    limit = "--eval_max_steps=20"
+    assert call(healthy, "--logdir=healthy", limit, *args) == 0
+    assert call(unlucky, "--logdir=x", limit, *args, "--num_steps=400") == 1
+    said = "the environment's reward is not finite at step 260, seed 1; this seed is frozen"
+    assert caplog.text.count(said) == 1
+    assert call(unlucky, "--logdir=x", limit, *args) == 1
+    assert caplog.text.count(said) == 1  # it was before the resume
+    out = capsys.readouterr().out
+    assert "seed 1 diverged at step 260, where the environment's reward was not finite" in out
+    others = lambda logdir: [line for line in records(logdir) if line["seed"] != 1]
+    assert others("x") == others("healthy")
+    mine = [line for line in records("x") if line["seed"] == 1]
+    assert mine[-1] == {
+        "step": 260,
+        "seed": 1,
+        "run/diverged": 1.0,
+        "the environment's reward": None,
+    }
+    assert call(unlucky, "--logdir=x", limit, *args) == 1 and Path("x/DONE").exists()
+    assert "nothing to do" in capsys.readouterr().out
+
+
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(capsys, caplog):
     args = ["--env=Pendulum-v1", "--logdir=x", *SMALL]
     assert call(*args) == 0
