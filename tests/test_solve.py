@@ -270,3 +270,10 @@ def test_no_product_leaves_its_precision_to_a_default(name):
         == text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)")
         >= 1
     )
+
+
+@pytest.mark.parametrize("damping", [0.0, DAMPING])
+def test_iterates_that_end_in_nan_stay_to_be_seen(damping):
+    """Where conjugate gradients divide by zero, z = 0 would pass for a solution."""
+    z, info = jit(solve.cg(damping=damping))(jnp.zeros((4, 4)), jnp.ones(4))
+    assert jnp.isnan(z).all() and not info.finite

@@ -13,6 +13,7 @@ import pytest
 import oracles
 import preqn_jax
 from preqn_jax import agents, diagnostics, networks, steps
+from preqn_jax.batching import batched
 from preqn_jax.envs.functional import FunctionalEnv, Outcome
 from preqn_jax.types import Spec, Transition
 
@@ -150,3 +151,20 @@ def test_preqn_with_a_critic_of_ones_own_learns_from_images():
         obs = env.observe(jnp.float32(side))
         for action in (-0.5, 0.5):
             assert abs(agent.q(params, obs, jnp.full(1, action)) - side) < 0.05
+
+
+def test_what_a_narrow_critic_cannot_resolve_is_no_linearization_error():
+    """Of a linear Q, whose update is its linearization: what differs is the rounding of Q's own 8
+    bits.
+    """
+    q = lambda params, obs, action: obs @ params["w"] + params["b"]
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.asarray(rng.normal(size=OBS), jnp.bfloat16), "b": jnp.bfloat16(3.0)}
+    obs = jnp.asarray(rng.normal(size=(BATCH, OBS)), jnp.bfloat16)
+    batch = transitions("bfloat16")._replace(obs=obs, next_obs=obs)
+    moved = jax.tree.map(lambda p: p * jnp.bfloat16(1 + 2.0**-7), params)
+    found = diagnostics.diagnose(q, diagnostics.Case(params, batch, batch.action, moved=moved))
+    change = batched(q)(moved, (obs, batch.action)) - batched(q)(params, (obs, batch.action))
+    slope = np.asarray(obs, float) @ np.asarray(moved["w"] - params["w"], float) + 2.0**-6
+    assert np.linalg.norm(change - slope) > 0.1 * np.linalg.norm(slope)
+    assert found["linearization_error"] == 0
