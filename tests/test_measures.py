@@ -215,3 +215,59 @@ def test_a_weight_for_each_member_or_none_at_all(shape):
         ValueError, match=rf"^z has the shape {re.escape(str(shape))}, expected \(7,\)"
     ):
         measures.attribution(q, params, inputs, jnp.zeros(shape), at)
+
+
+# --- numbers of any type --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "float16", "bfloat16"])
+def test_measures_of_narrow_numbers_are_those_of_the_same_numbers(dtype):
+    """Whole numbers, whose sums and products leave int8 and the digits of the others; and a share
+    rho is no whole number.
+    """
+    rng = np.random.default_rng(0)
+    k = 13.0 * (np.abs(rng.integers(-8, 9, size=(9, 9))) + 9 * np.eye(9))
+    k, (change, delta) = np.minimum(k, 127), rng.integers(-99, 100, size=(2, 9))
+    others = [[j for j in range(9) if j != i] for i in range(9)]
+    off = np.array([sum(k[i, j] for j in others[i]) for i in range(9)])
+    diagonal, weighted = np.diag(k), k * np.outer(delta, delta)
+    expected = {
+        "row_ratio": off / diagonal / 9,
+        "alignment": oracles.cosine(change, delta),
+        "gain": change @ delta / (delta @ delta),
+        "interference": (weighted.sum() - np.trace(weighted)) / 8 / np.trace(weighted),
+        "overshoot_slack": 1 - 0.01 * diagonal / 9,
+        "generalization_slack": (0.1 * diagonal - 1.9 * off) / 9,
+        "contraction_bound": max(
+            abs(1 - 0.01 * d / 9) + 0.009 * d / 9 + 0.019 * o / 9
+            for d, o in zip(diagonal, off, strict=True)
+        ),
+    }
+    k, change, delta = (jnp.asarray(v, dtype) for v in (k, change, delta))
+    arguments = {
+        "row_ratio": (k,),
+        "alignment": (change, delta),
+        "gain": (change, delta),
+        "interference": (k, delta),
+        "overshoot_slack": (k, 1 / 9, 0.01),
+        "generalization_slack": (k, 1 / 9, 0.9),
+        "contraction_bound": (k, 1 / 9, 0.01, 0.9),
+    }
+    for name, wanted in expected.items():
+        got = getattr(measures, name)(*arguments[name])
+        assert got.dtype == jnp.float32, name
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_attribution_at_uint8_inputs():
+    x, y = (np.random.default_rng(s).integers(0, 255, size=(4, 3)).astype("uint8") for s in (0, 1))
+    q = lambda p, x: x @ p
+    got = measures.attribution(q, jnp.ones(3), (jnp.asarray(x),), jnp.arange(4), (jnp.asarray(y),))
+    np.testing.assert_allclose(got, y.astype(float) @ x.T.astype(float) * np.arange(4), rtol=1e-6)
+
+
+def test_products_of_measures_are_pinned_to_full_precision():
+    for measure in (measures.gain, measures.alignment):
+        text = str(jax.make_jaxpr(measure)(jnp.ones(9), jnp.ones(9)))
+        assert text.count("dot_general[") == text.count("(Precision.HIGHEST, Precision.HIGHEST)")
+        assert "dot_general[" in text

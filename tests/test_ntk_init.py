@@ -106,6 +106,15 @@ def test_pairs_are_of_the_rails_random_policy_and_of_whole_steps():
     assert (other.obs != pairs.obs).any() and (other.action != pairs.action).any()
 
 
+def test_both_rails_are_equally_likely_in_every_entry_of_an_action():
+    """sgn(u) with u uniform over a box around 0: means within four standard errors."""
+    action = ntk_init.collect("HalfCheetah-v5", 600, seed=0).action
+    assert abs(action.mean()) < 4 / np.sqrt(action.size) and action.size == 3600
+    assert np.all(np.abs(action.mean(axis=0)) < 4 / np.sqrt(600))
+    pairwise = np.abs(action.T @ action / 600 - np.eye(6))
+    assert pairwise.max() < 4 / np.sqrt(600)  # and independent of one another
+
+
 def test_the_networks_are_the_papers():
     cells = ntk_init._cells(ntk_init.NtkInitConfig())
     sizes = {hidden for _, _, hidden, _ in cells}

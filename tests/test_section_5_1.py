@@ -148,6 +148,33 @@ def test_commonly_is_in_every_environment():
     assert halves(data, 3) == [False, True]
 
 
+@pytest.mark.parametrize(
+    ("lost", "expected"),
+    [
+        ({"a": [[64]], "b": [[64]], "c": [[64]]}, True),  # 9 of 12 are three quarters
+        ({"a": [[64]], "b": [[64]], "c": [[64], [32, 32]]}, False),
+        ({"c": [[64], [32, 32]]}, False),  # 2 of 4 are not more than half
+    ],
+)
+def test_where_three_quarters_and_half_begin(lost, expected):
+    data = made_up(widths=[32, 64, 128], depths=[1, 2])
+    for cell in data["cells"]:
+        if cell["activation"] == "relu" and cell["hidden_sizes"] in lost.get(cell["env"], []):
+            cell["diagonal"] = [1.0, 1.01, 1.02]
+    assert halves(data, 3) == [expected, True]
+
+
+def test_clear_is_more_than_two_standard_errors():
+    at = lambda mean: np.array([mean - 1, mean + 1])  # its mean has a standard error of 1
+    for mean, clear in ((2.0, False), (2.001, True)):
+        assert section_5_1._clear(at(mean), np.zeros(2)) is clear
+
+
+def test_what_is_constant_neither_rises_nor_falls():
+    data = made_up(spread=0.0, row_ratio=lambda a, w, d: 0.25 * d, diagonal=lambda a, w, d: 4.0)
+    assert halves(data, 2) == [True, True] and halves(data, 1) == [False, False]
+
+
 def test_every_half_says_what_makes_it_a_no():
     rows = section_5_1.as_json(section_5_1.findings(made_up()))
     assert all(half["refuted_by"] for row in rows for half in row["halves"])

@@ -18,7 +18,7 @@ DRAWS = power.DRAWS
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch):
     """Enough to tell where a rule says yes; verdicts here are far from its edges."""
-    monkeypatch.setattr(power, "DRAWS", 100)
+    monkeypatch.setattr(power, "DRAWS", 20)
 
 
 def one(**fields):
@@ -96,9 +96,17 @@ def test_where_there_is_no_spread_there_is_no_interval_or_an_empty_one():
 
 
 @pytest.mark.parametrize(
-    ("interval", "sign"), [((1.0, 2.0), 1), ((-2.0, -1.0), -1), ((-1.0, 2.0), 0), (None, 0)]
+    ("interval", "sign"),
+    [
+        ((1.0, 2.0), 1),
+        ((-2.0, -1.0), -1),
+        ((-1.0, 2.0), 0),
+        ((0.0, 2.0), 0),
+        ((-2.0, 0.0), 0),
+        (None, 0),
+    ],
 )
-def test_clearly(interval, sign):
+def test_clearly_is_all_of_an_interval_beside_zero(interval, sign):
     assert scores.clearly(scores.Estimate(0.5, interval)) == sign
 
 
@@ -135,6 +143,14 @@ def test_a_return_collapses_if_it_loses_half_of_what_it_gained():
         np.concatenate([rise, np.full(5, 40.0)]), spread=200.0
     )  # it never learned
     assert not stability.collapsed(np.array([0.0, 100.0, 0.0]), spread=1.0)  # too few to tell
+
+
+def test_half_of_the_gain_and_a_gain_of_the_spread_are_the_lines():
+    fall = lambda to: np.array([0.0] + 5 * [100.0] + 5 * [to])
+    assert not stability.collapsed(fall(50.0), spread=1.0)
+    assert stability.collapsed(fall(49.9), spread=1.0)
+    assert stability.collapsed(fall(40.0), spread=99.9)
+    assert not stability.collapsed(fall(40.0), spread=100.0)
 
 
 def test_a_run_without_faults_has_none():
@@ -179,6 +195,18 @@ def test_a_collapse_is_a_fault_of_its_seed():
 def test_q_above_what_evaluations_attained_is_a_fault():
     high = [{"step": 99_000, "seed": 2, "critic/q_mean": 100.5}]
     assert stability.faults(one(extra=high)).c == [2]
+
+
+def test_q_is_judged_on_every_line_against_the_largest_of_all_evaluations():
+    high = [{"step": 40_000, "seed": 2, "critic/q_mean": 100.5}]
+    later = [*high, {"step": 99_000, "seed": 2, "critic/q_mean": 1.0}]
+    assert stability.faults(one(extra=later)).c == [2]  # also if it came down again
+    shutil.rmtree("r")
+    level = [{"step": 99_000, "seed": 2, "critic/q_mean": 100.0}]
+    assert stability.faults(one(extra=level)).c == []  # what was attained is not above it
+    shutil.rmtree("r")
+    attained = [*high, {"step": 10_000, "seed": 2, "eval/discounted_max": 101.0}]
+    assert stability.faults(one(extra=attained)).c == []
 
 
 def test_q_cannot_be_judged_on_records_without_attained_returns():
@@ -261,6 +289,34 @@ def test_generally_needs_no_environment_to_say_the_opposite():
         write(env, "td3-sin", returns=better(by))
     assert find("TD3-sin was", (*ENVS, "Ant-v5")).borne_out is False
     assert find("TD3-sin was", ENVS).borne_out is True
+
+
+@pytest.mark.parametrize("by", [1, 0])
+def test_generally_is_by_the_mean_on_more_than_half(by):
+    """Clear on one of two, and on the other a little ahead, or level."""
+    for env, less in zip(ENVS, (-500, by), strict=True):
+        write(env, "td3-relu")
+        write(env, "td3-sin", returns=better(less))
+    assert find("TD3-sin was").borne_out is False
+    assert find("TD3-sin was", ENVS[:1]).borne_out is True
+
+
+def test_a_seeds_alignment_is_the_mean_of_its_updates():
+    """Rejected ones count as 0: one line of 21 that is 0 takes .99 to .943."""
+    for variant in ("preqn-sin", "preqn-relu"):
+        rejected = {"step": 52_000, "seed": 1, "critic/alignment": 0.0}
+        write("HalfCheetah-v5", variant, extra=[rejected] if variant == "preqn-sin" else [])
+    found = find("regardless of architecture", ["HalfCheetah-v5"])
+    assert [half.borne_out for half in found.halves] == [False, True]
+    assert f"{0.99 * 20 / 21:.4f}" in found.halves[0].evidence
+
+
+def test_an_alignment_of_eta_is_enough(monkeypatch):
+    for variant in ("preqn-sin", "preqn-relu"):
+        write("HalfCheetah-v5", variant, align=0.5)
+    for eta, so in ((0.5, True), (0.51, False)):
+        monkeypatch.setattr(section_5_2, "ETA", eta)
+        assert find("regardless of architecture", ["HalfCheetah-v5"]).borne_out is so
 
 
 def test_what_diverged_is_the_weaker_whatever_it_returned():

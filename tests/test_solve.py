@@ -167,12 +167,13 @@ def test_rcond_cuts_relative_to_the_largest(make, rcond, rank, x64):
 @pytest.mark.parametrize("make", [solve.eigh, solve.lstsq])
 def test_the_default_cut_is_of_the_kernels_own_precision_and_size(make, x64):
     """One and the same matrix has full rank in float64 and not in float32; and the cut is B times
-    the precision.
+    the precision, of the largest eigenvalue whatever that is.
     """
     eps = np.finfo(np.float64).eps
     for last, rank in ((0.5 * BATCH * eps, BATCH - 1), (2 * BATCH * eps, BATCH)):
-        gram = jnp.diag(jnp.ones(BATCH).at[-1].set(last))
-        assert jit(make())(gram, jnp.ones(BATCH))[1].rank == rank
+        for scale in (1e-6, 1.0, 1e6):
+            gram = scale * jnp.diag(jnp.ones(BATCH).at[-1].set(last))
+            assert jit(make())(gram, jnp.ones(BATCH))[1].rank == rank
     gram = np.diag([1.0, 1e-3, 1e-10])
     ranks = {
         dtype: jit(make())(jnp.asarray(gram, dtype), jnp.ones(3, dtype))[1].rank
@@ -269,3 +270,10 @@ def test_no_product_leaves_its_precision_to_a_default(name):
         == text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)")
         >= 1
     )
+
+
+@pytest.mark.parametrize("damping", [0.0, DAMPING])
+def test_iterates_that_end_in_nan_stay_to_be_seen(damping):
+    """Where conjugate gradients divide by zero, z = 0 would pass for a solution."""
+    z, info = jit(solve.cg(damping=damping))(jnp.zeros((4, 4)), jnp.ones(4))
+    assert jnp.isnan(z).all() and not info.finite

@@ -70,7 +70,10 @@ def load(folder: Path) -> tuple[dict[str, Any], Lines]:
     with output.expecting(
         f"{str(folder)!r} is not a run directory: it needs a config.json and a metrics.jsonl"
     ):
-        config = directory.read_config(folder / directory.CONFIG, "run")
+        try:
+            config = directory.read_config(folder / directory.CONFIG, "run")
+        except UserError as error:
+            raise UserError(f"{str(folder)!r} is not a run directory: {error}") from None
         lines = record.read(folder / record.NAME)
     if not lines:
         raise UserError(f"the run {str(folder)!r} has no metrics yet")

@@ -12,7 +12,8 @@ from preqn_jax.options import UserError
 from preqn_jax.types import Spec
 
 RAISED = (Exception, SystemExit)  # one that calls sys.exit() must not end a run as if it were whole
-_FLAGS, _NUMBERS = (int, np.bool_, np.integer), (float, int, np.floating, np.integer)
+_NUMBERS, _FLAGS = "fiu", "biu"  # kinds of dtypes
+_USUAL_NUMBERS, _USUAL_FLAGS = {float, int, np.float64, np.float32}, {bool, np.bool_}
 _STARTS = "(observation, info)"
 _STEPS = "(observation, reward, terminated, truncated, info)"
 
@@ -30,7 +31,7 @@ def said(error: BaseException) -> str:
 
 def first_obs(name: str, out: Any, shape: tuple[int, ...]) -> np.ndarray:
     """The observation of what `reset` returned. Raises EnvError if that is not it."""
-    if not isinstance(out, tuple | list) or len(out) != 2:
+    if not isinstance(out, (tuple, list)) or len(out) != 2:
         raise _returned(name, "reset", "", out, _STARTS)
     return _observation(name, "reset", out[0], shape)
 
@@ -39,14 +40,15 @@ def outcome(name: str, out: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, An
     """(observation, reward, terminated, truncated) of what `step` returned. Raises EnvError if that
     is not it.
     """
-    if not isinstance(out, tuple | list) or len(out) != 5:
+    if not isinstance(out, (tuple, list)) or len(out) != 5:
         raise _returned(name, "step", "", out, _STEPS)
     obs, reward, terminated, truncated, _ = out
-    if not isinstance(reward, _NUMBERS) and not _scalar(reward, "fiu"):
+    if type(reward) not in _USUAL_NUMBERS and not _scalar(reward, _NUMBERS):
         raise _returned(name, "step", "the reward ", reward, "a number")
-    for words, flag in (("terminated", terminated), ("truncated", truncated)):
-        if not isinstance(flag, _FLAGS) and not _scalar(flag, "biu"):
-            raise _returned(name, "step", f"{words} as ", flag, "True or False")
+    if type(terminated) not in _USUAL_FLAGS and not _scalar(terminated, _FLAGS):
+        raise _returned(name, "step", "terminated as ", terminated, "True or False")
+    if type(truncated) not in _USUAL_FLAGS and not _scalar(truncated, _FLAGS):
+        raise _returned(name, "step", "truncated as ", truncated, "True or False")
     return _observation(name, "step", obs, shape), reward, terminated, truncated
 
 
@@ -100,7 +102,9 @@ def _observation(name: str, call: str, value: Any, shape: tuple[int, ...]) -> np
 
 
 def _scalar(value: Any, kinds: str) -> bool:
-    return getattr(value, "shape", None) == () and np.asarray(value).dtype.kind in kinds
+    """Whether it is one number of these kinds, Python's, NumPy's or JAX's."""
+    one = isinstance(value, (int, float)) or getattr(value, "shape", None) == ()
+    return one and np.asarray(value).dtype.kind in kinds
 
 
 def _returned(name: str, call: str, what: str, value: Any, expected: str) -> EnvError:

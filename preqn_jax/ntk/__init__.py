@@ -10,12 +10,16 @@ Two exact ways to the same K:
   ``B^2*(in + out)`` multiply-adds where the Jacobian spends ``B^2*in*out``, and no per-example
   gradient exists at any time.
 
-How a weight is used is read off the jaxpr of ``q``: every weight whose uses are all ``dot_general``
-with the same layout is taken apart in this way (dense layers with any number of axes, layers used
-several times, stacked ensembles), and every other leaf (biases, LayerNorm scales, convolutions,
-tied or transposed weights) goes through the per-example Jacobian of that leaf alone. Both parts are
-exact, so the sum is, for any pure function; a matrix that has to take the slow way is named in a
-warning.
+How a weight is used is read off the jaxpr of ``q``, through casts, transposes and reshapes: every
+weight whose uses are all ``dot_general`` with the same layout is taken apart in this way (dense
+layers with any number of axes, layers used several times, stacked ensembles, layers in mixed
+precision), and every other leaf (biases, LayerNorm scales, convolutions, tied weights) goes through
+the per-example Jacobian of that leaf alone. Both parts are exact, so the sum is, for any pure
+function; a matrix that has to take the slow way is named in a warning.
+
+q computes in its own types, and inputs come in any. The kernel's products are taken in float32, or
+in float64 where a parameter is. Every leaf of the parameters is real and floating-point; anything
+else is refused by its name, and is for q to close over.
 
 `usage` reads the jaxpr, `factored` does the algebra, `api` is what there is to call.
 """

@@ -143,6 +143,11 @@ def _is_real(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.floating)
 
 
+def _struct(atom: jex.Var | jex.Literal) -> jax.ShapeDtypeStruct:
+    aval: Any = atom.aval
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+
+
 def _flatten(
     closed: jex.ClosedJaxpr,
     arguments: Sequence[int],
@@ -192,7 +197,7 @@ def _body(eqn: jex.JaxprEqn) -> jex.ClosedJaxpr | None:
 
 def _seen(eqn: jex.JaxprEqn, view: View) -> View | None:
     """What an equation makes of a view, where that is a view too."""
-    before, after = eqn.invars[0].aval, eqn.outvars[0].aval
+    before, after = _struct(eqn.invars[0]), _struct(eqn.outvars[0])
     match eqn.primitive.name:
         case "convert_element_type" if _is_real(after.dtype):
             return view
@@ -232,7 +237,7 @@ def _uses(
 def _use(operation: Operation, position: int, views: dict[int, View]) -> Use | str:
     """How a product uses its weight, or why that is of no use."""
     eqn, on_left = operation.eqn, operation.inputs[0] in views
-    if not _is_real(eqn.outvars[0].aval.dtype):
+    if not _is_real(_struct(eqn.outvars[0]).dtype):
         return "a product that is not real"
     contract, batch = eqn.params["dimension_numbers"]
     weight, data = (0, 1) if on_left else (1, 0)
@@ -244,7 +249,7 @@ def _use(operation: Operation, position: int, views: dict[int, View]) -> Use | s
         return "a product with permuted batch axes"
     both = (batch_pairs, contract_pairs)
     axes = (tuple(pair[i] for pair in pairs) for i in (0, 1) for pairs in both)
-    ndim = len(eqn.invars[weight].aval.shape)
+    ndim = _struct(eqn.invars[weight]).ndim
     return Use(position, views[operation.inputs[weight]], ndim, on_left, *axes)
 
 
@@ -265,8 +270,7 @@ def _warn_of_slow_leaves(params: Params, other: dict[int, str]) -> None:
 
 def products(program: Program) -> list[jax.ShapeDtypeStruct]:
     """Shape and type of each product of a leaf that is taken apart."""
-    avals = [program.operations[use.operation].eqn.outvars[0].aval for use in program.uses]
-    return [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+    return [_struct(program.operations[use.operation].eqn.outvars[0]) for use in program.uses]
 
 
 def evaluate(

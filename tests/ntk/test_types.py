@@ -174,3 +174,13 @@ def test_mixed_precision_equals_the_jacobian_and_is_near_the_full_one(dtype):
     assert structured.dtype == jacobian.dtype == jnp.float32
     assert oracles.relative_error(structured, jacobian) < 2.0**-bits
     assert oracles.relative_error(structured, exact) < 10 * 2.0**-bits
+
+
+def test_one_parameter_in_float64_makes_a_kernel_in_float64(x64):
+    x = np.round(5 * draw(1, BATCH, 5))
+    params = {"w": jnp.asarray(weights(2, 5)), "v": jnp.float32(0.5)}
+    q = lambda p, x: jnp.sin(x @ p["w"]) + p["v"] * x[0]
+    phi = np.vstack([x[:, 0], np.cos(x @ np.asarray(params["w"])) * x.T])
+    for method in ntk.METHODS:
+        gram = ntk.kernel(q, params, (jnp.asarray(x),), method=method)
+        assert gram.dtype == jnp.float64 and oracles.relative_error(gram, phi.T @ phi) < 1e-12

@@ -12,6 +12,8 @@ import oracles
 from preqn_jax import solve, steps
 from step_cases import PREQN, SOLVERS, STEPS, flat, take
 
+SLOW = pytest.mark.slow  # of a kind with others
+
 
 def pixels(p, x):
     """A critic of one's own, which multiplies what it is given as it comes."""
@@ -19,14 +21,17 @@ def pixels(p, x):
 
 
 def drawn(dtype="uint8", size=8):
+    """Rows that are bright in a place each, so that K can be solved with, and dim elsewhere."""
     rng = np.random.default_rng(0)
-    params = {"w": rng.normal(size=(4, 16)) / 5, "v": rng.normal(size=16), "b": np.zeros(())}
-    x = rng.integers(0, 2 if dtype == "bool" else 100, size=(size, 4)).astype(dtype)
-    return jax.tree.map(jnp.float32, params), jnp.asarray(x), jnp.float32(rng.integers(-3, 4, size))
+    params = {"w": rng.normal(size=(size, 16)) / 5, "v": rng.normal(size=16), "b": np.zeros(())}
+    x = 200 * np.eye(size) + rng.integers(0, 40, size=(size, size)) * (1 - np.eye(size))
+    x = x > 32 if dtype == "bool" else x
+    targets = rng.integers(-3, 4, size)
+    return jax.tree.map(jnp.float32, params), jnp.asarray(x, dtype), jnp.float32(targets)
 
 
 @pytest.mark.parametrize("name", STEPS)
-@pytest.mark.parametrize("dtype", ["uint8", "bool", "float16"])
+@pytest.mark.parametrize("dtype", ["uint8", "bool", pytest.param("float16", marks=SLOW)])
 def test_observations_of_any_type_are_learned_from_as_their_numbers(name, dtype):
     step = STEPS[name](pixels)
     params, x, targets = drawn(dtype)
@@ -52,7 +57,9 @@ def test_preqn_fits_targets_of_uint8_observations():
 
 
 # Adam's 1e-8 is zero in float16, whatever the step.
-NARROW = [(n, d) for n in STEPS for d in ("bfloat16", "float16") if (n, d) != ("adam", "float16")]
+NARROW = [(name, "bfloat16") for name in STEPS] + [
+    pytest.param(name, "float16", marks=SLOW) for name in STEPS if name != "adam"
+]
 
 
 @pytest.mark.parametrize("name, dtype", NARROW)
@@ -74,7 +81,11 @@ def test_narrow_parameters_keep_their_type_and_move_as_wide_ones(name, dtype):
     assert (np.abs(flat(found[0]) - flat(expected[0])) <= rounding + slack).all()
 
 
-@pytest.mark.parametrize("name", STEPS)
+OF_A_KIND = ("adam", "preqn_eigh", "preqn_jacobian", "ngql")
+EACH = [pytest.param(name, marks=[SLOW] * (name in OF_A_KIND)) for name in STEPS]
+
+
+@pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize("dtype", ["int32", "bfloat16", "float64"])
 def test_targets_of_any_type(name, dtype, x64):
     step = STEPS[name](pixels)

@@ -64,6 +64,11 @@ def test_value_iteration_finds_the_best_policy_and_bounds_its_error():
     assert few.steps == 3 and few.error > 1e-9 and sup(few.q - optimal(one(mdps, 0))) <= few.error
 
 
+def test_the_greedy_policy_takes_the_first_of_several_best_actions():
+    q = jnp.asarray([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0], [0.0, 1.0, 5.0]])
+    np.testing.assert_array_equal(tabular.greedy(q), [[0, 1, 0], [1, 0, 0], [0, 0, 1]])
+
+
 def test_operators_are_equations_11_to_14():
     """With a kernel that is not symmetric, so that a transpose shows."""
     rng = np.random.default_rng(3)

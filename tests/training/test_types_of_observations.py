@@ -10,8 +10,10 @@ import numpy as np
 import optax
 import pytest
 
+import oracles
 import preqn_jax
 from preqn_jax import agents, diagnostics, networks, steps
+from preqn_jax.batching import batched
 from preqn_jax.envs.functional import FunctionalEnv, Outcome
 from preqn_jax.types import Spec, Transition
 
@@ -45,7 +47,7 @@ def agent_of(critic, step, spec=SPEC):
     return agents.actor_critic(
         spec,
         agents.deterministic(mu, optax.adam(1e-3)),
-        agents.critic(net, STEPS[step](net.apply), members=2, target=0.9),
+        agents.critic(net, STEPS[step](net.apply)),
         discount=0.5,
     )
 
@@ -57,12 +59,13 @@ def transitions(dtype):
     return Transition(obs, jnp.float32(action), jnp.float32(reward), jnp.ones(BATCH), next_obs)
 
 
-@pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("critic", CRITICS)
+@pytest.mark.parametrize(
+    "critic, step", [("own", "preqn"), ("own", "ngql"), ("own", "adam"), ("library", "preqn")]
+)
 def test_an_update_on_uint8_is_the_one_on_the_same_numbers(critic, step):
     agent = agent_of(critic, step)
     state, key = agent.init(jax.random.key(0)), jax.random.key(1)
-    update = jax.jit(agent.update)
+    update = jax.jit(agent.update, compiler_options=oracles.QUICK)
     moved, metrics = update(state, transitions("uint8"), key, 0)
     expected, wanted = update(state, transitions("float32"), key, 0)
     for name in wanted:
@@ -122,13 +125,12 @@ def test_a_diagnosis_of_narrow_parameters_is_near_that_of_wide_ones(dtype):
         np.testing.assert_allclose(found[name], expected[name], rtol=0.05, err_msg=name)
 
 
-def bright_or_dark():
-    """One step, reward -1 where the image is dark and 1 where it is bright."""
+def left_or_right():
+    """One step, reward -1 where the image's left is bright and 1 where its right is."""
 
     def observe(state):
-        return jnp.where(state > 0, 200 + 10 * jnp.arange(OBS), 10 * jnp.arange(OBS)).astype(
-            "uint8"
-        )
+        right = jnp.arange(OBS) >= OBS // 2
+        return jnp.where(right == (state > 0), 200, 10).astype(jnp.uint8)
 
     def step(state, action, key):
         return state, Outcome(state, np.True_)
@@ -139,19 +141,30 @@ def bright_or_dark():
 
 
 def test_preqn_with_a_critic_of_ones_own_learns_from_images():
-    env = bright_or_dark()
+    env = left_or_right()
     options = {"start_steps": 100, "update_after": 100, "batch_size": 32, "discount": 0.5}
-    training = preqn_jax.train(
-        lambda spec: agent_of("own", "preqn", spec),
-        env,
-        num_steps=500,
-        diagnose_every=250,
-        **options,
-    )
-    *_, last = training
-    assert last.metrics["linesearch/accepted"].mean() > 0.9
+    own = lambda spec: agent_of("own", "preqn", spec)
+    _, first, last = preqn_jax.train(own, env, num_steps=150, **options)
+    assert first.step == 100 and first.metrics["linesearch/accepted"] == 1
     agent, params = last.trained.agent, last.trained.agent.critic(last.trained.state())
     for side in (-1, 1):
-        obs = jnp.float32(env.observe(jnp.float32(side)))
+        obs = env.observe(jnp.float32(side))
         for action in (-0.5, 0.5):
-            assert abs(agent.q(params, obs, jnp.full(1, action)) - side) < 0.1
+            assert abs(agent.q(params, obs, jnp.full(1, action)) - side) < 0.05
+
+
+def test_what_a_narrow_critic_cannot_resolve_is_no_linearization_error():
+    """Of a linear Q, whose update is its linearization: what differs is the rounding of Q's own 8
+    bits.
+    """
+    q = lambda params, obs, action: obs @ params["w"] + params["b"]
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.asarray(rng.normal(size=OBS), jnp.bfloat16), "b": jnp.bfloat16(3.0)}
+    obs = jnp.asarray(rng.normal(size=(BATCH, OBS)), jnp.bfloat16)
+    batch = transitions("bfloat16")._replace(obs=obs, next_obs=obs)
+    moved = jax.tree.map(lambda p: p * jnp.bfloat16(1 + 2.0**-7), params)
+    found = diagnostics.diagnose(q, diagnostics.Case(params, batch, batch.action, moved=moved))
+    change = batched(q)(moved, (obs, batch.action)) - batched(q)(params, (obs, batch.action))
+    slope = np.asarray(obs, float) @ np.asarray(moved["w"] - params["w"], float) + 2.0**-6
+    assert np.linalg.norm(change - slope) > 0.1 * np.linalg.norm(slope)
+    assert found["linearization_error"] == 0
