@@ -129,19 +129,23 @@ def make(name: str, seeds: Sequence[int] = SEEDS, **smaller: Any) -> list[dict[s
         if bad is None:
             break
         ended[bad.seed] = bad.step  # the others, which it took with it, begin anew
-    return [
-        {
-            "setting": name,
-            "seed": seed,
-            "nan": ended.get(seed),
-            "bias_relative": _short(numbers[seed][-1].pop("bias_relative", math.nan)),
-            "measured": {
-                number: [_short(look[number]) for look in numbers[seed]]
-                for number in numbers[seed][0]
-            },
-        }
-        for seed in seeds
-    ]
+    return [_record(name, seed, ended.get(seed), numbers[seed]) for seed in seeds]
+
+
+def _record(
+    name: str, seed: int, nan: int | None, looks: Sequence[dict[str, float]]
+) -> dict[str, Any]:
+    """A line of the records, as `load` reads it."""
+    off = looks[-1].get("bias_relative", math.nan) if looks else math.nan
+    names = [number for number in looks[0] if number != "bias_relative"] if looks else []
+    measured = {number: [_short(look[number]) for look in looks] for number in names}
+    return {
+        "setting": name,
+        "seed": seed,
+        "nan": nan,
+        "bias_relative": _short(off),
+        "measured": measured,
+    }
 
 
 def _train(
@@ -161,7 +165,9 @@ def _train(
                 for seed, look in zip(
                     seeds, looks(session.learner, session.counters.round), strict=True
                 ):
-                    found[seed].append(_numbers(session.agent, look, done.step, agent.discount))
+                    found[seed].append(
+                        _numbers(session.agent, look, done.step, seed, agent.discount)
+                    )
                 for i, (seed, episodes) in enumerate(zip(seeds, done.evaluations, strict=False)):
                     state = jax.tree.map(lambda leaf, i=i: leaf[i], session.learner.agent)
                     params = session.agent.critic(state)
@@ -172,10 +178,15 @@ def _train(
     return found, None
 
 
-def _numbers(agent: agents.Agent, look: monitor.Look, step: int, gamma: float) -> dict[str, float]:
+def _numbers(
+    agent: agents.Agent, look: monitor.Look, step: int, seed: int, gamma: float
+) -> dict[str, float]:
     """A diagnosis, and what else might tell a Q that runs away: "growth", <dQ, Q> / |Q|^2, and
     "pull", <delta, Q> / |Q|^2.
     """
+    measured = monitor.measure(agent, look, gamma)
+    if not measured:
+        raise Diverged("the critic's next step", seed, step)
     seen, inputs = look.step, (look.batch.obs, look.batch.action)
     q = np.asarray(_values(agent.q, seen.params, inputs), np.float64)
     change = np.asarray(_values(agent.q, seen.moved, inputs), np.float64) - q
@@ -185,7 +196,7 @@ def _numbers(agent: agents.Agent, look: monitor.Look, step: int, gamma: float) -
         "seen": look.reward_bound,
         "growth": float(change @ q / square),
         "pull": float((np.asarray(seen.targets, np.float64) - q) @ q / square),
-        **monitor.measure(agent, look, gamma),
+        **measured,
     }
 
 
@@ -344,12 +355,14 @@ def show(rows: Sequence[dict[str, Any]], half: str) -> None:
     print(f"{'':<10}" + "".join(f"{end:>24}" for end in ENDS) + "  modes where it diverged")
     for algorithm in agents.ALGORITHMS:
         mine = {row["end"]: row for row in rows if row["algorithm"] == algorithm}
-        cells = [
-            f"{row['flagged']} of {row['runs']} ({row['flagged_looks']} of {row['looks']})"
-            for row in mine.values()
-        ]
+        cells = [cell(row) for row in mine.values()]
         modes = ", ".join(f"{mode} {count}" for mode, count in mine[DIVERGED]["modes"].items())
         print(f"{algorithm:<10}" + "".join(f"{cell:>24}" for cell in cells) + f"  {modes}")
+
+
+def cell(row: dict[str, Any]) -> str:
+    """Runs with a finding, and looks."""
+    return f"{row['flagged']} of {row['runs']} ({row['flagged_looks']} of {row['looks']})"
 
 
 def show_separations(numbers: dict[str, dict[str, float | None]]) -> None:

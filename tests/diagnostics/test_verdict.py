@@ -109,15 +109,14 @@ CALM = {
     "linearization_error": 0.1,
     "gain": 0.1,
     "extrapolation": 0.1,
-    "self_excitation": 0.1,
     "row_ratio": 0.1,
-    "alignment": 0.1,  # is no sign, whatever it is
+    "alignment": 0.1,  # no signs, whatever they are
+    "self_excitation": 9.0,
 }
 SIGNS = {
     "linearization_error": "linearization breaks",
     "gain": "overshooting",
     "extrapolation": "extrapolation error",
-    "self_excitation": "over-generalization",
     "row_ratio": "over-generalization",
 }
 WILD = dict.fromkeys(CALM, 5.0)
