@@ -106,6 +106,17 @@ def test_runs_and_looks_are_counted_by_algorithm_half_and_end():
     assert rows["sac", "choosing", "diverged"]["runs"] == 0
 
 
+def test_signs_are_counted_where_they_are_beyond_their_lines():
+    sound, diverged = run(*LOW, 0.5, 0.5, 0.5), run(*LOW, 3.0, 3.0, 3.0)
+    sound.looks[0]["gain"], sound.looks[1]["gain"] = 1.0, 1.1
+    diverged.looks[0]["gain"], diverged.looks[-1]["gain"] = 5.0, 5.0  # the first has no finding
+    found = verdicts.crossings([sound, diverged, run(3.0, *LOW, 0.5, 0.5)], held_out=False)
+    assert found["gain"] == {"sound": "1 of 9", "diverged": "1 of 3"}
+    assert found["row_ratio"] == {"sound": "0 of 9", "diverged": "0 of 3"}
+    nothing = verdicts.crossings([sound, diverged], held_out=True)
+    assert nothing["gain"] == {"sound": "0 of 0", "diverged": "0 of 0"}
+
+
 def test_a_nan_ends_its_own_seed_and_the_others_begin_anew(monkeypatch):
     asked = []
 
@@ -145,7 +156,7 @@ def test_a_setting_makes_runs_that_can_be_scored(tmp_path):
     runs = verdicts.load(kept)
     assert [one.end for one in runs] == ["sound", "sound"]
     assert [one["step"] for one in runs[0].looks] == [100, 200]
-    assert {"growth", "pull", "td_share", "alignment"} <= set(runs[0].looks[0])
+    assert {"td_share", "alignment", "row_ratio"} <= set(runs[0].looks[0])
     assert runs[0].looks[0]["seen"] == 1 and runs[0].looks != runs[1].looks
 
 

@@ -140,16 +140,17 @@ def test_a_critic_without_errors_is_not_called_diverging():
 
 @pytest.mark.parametrize("number", SIGNS)
 def test_a_sign_names_its_failure_beyond_its_line_alone(number):
-    assert diagnostics.failure({**CALM, **BEYOND, number: 1.0}).mode == "an unnamed cause"
-    finding = diagnostics.failure({**CALM, **BEYOND, number: 1.5})
-    assert finding.mode == SIGNS[number] and "1.5" in finding.evidence
+    line = 2.0 if number == "extrapolation" else 1.0
+    assert diagnostics.failure({**CALM, **BEYOND, number: line}).mode == "an unnamed cause"
+    finding = diagnostics.failure({**CALM, **BEYOND, number: 1.1 * line})
+    assert finding.mode == SIGNS[number] and f"{1.1 * line:.2g}" in finding.evidence
     assert finding.remedy == diagnostics.GLOSSARY[number].remedy
 
 
 def test_the_first_sign_that_is_there_names_the_failure():
     names = list(SIGNS)
     for i, first in enumerate(names):
-        seen = dict.fromkeys(names[i:], 2.0)
+        seen = dict.fromkeys(names[i:], 2.5)
         assert diagnostics.failure({**CALM, **BEYOND, **seen}).mode == SIGNS[first]
 
 
