@@ -246,18 +246,20 @@ def _run(kept: dict[str, Any]) -> Run:
 
 
 def separation(runs: Iterable[Run], name: str) -> float:
-    """The chance that a number is higher in a look that finds a diverging critic's |Q| beyond its
-    bound than in a look at a sound one (AUC); NaN without either, or without the number.
+    """The chance that a number is higher in a look at a diverged run with |Q| beyond its bound than
+    in a look at a sound one (AUC), overflows left out; NaN without either.
     """
     runs = list(runs)
-    high = [
-        look[name]
-        for run in runs
-        if run.end == DIVERGED
-        for look in run.looks
-        if name in look and look["soft_divergence"] > 1
-    ]
-    low = [look[name] for run in runs if run.end == SOUND for look in run.looks if name in look]
+    high, low = (
+        [
+            look[name]
+            for run in runs
+            if run.end == end
+            for look in run.looks
+            if look["soft_divergence"] > beyond and math.isfinite(look.get(name, math.nan))
+        ]
+        for end, beyond in ((DIVERGED, 1.0), (SOUND, -1.0))
+    )
     if not high or not low:
         return math.nan
     return float(stats.mannwhitneyu(high, low).statistic / (len(high) * len(low)))
@@ -303,7 +305,7 @@ def crossings(runs: Sequence[Run], held_out: bool) -> dict[str, dict[str, str]]:
     }
     return {
         name: {
-            end: f"{sum(look[name] > line for look in some)} of {len(some)}"
+            end: f"{sum(line < look[name] < math.inf for look in some)} of {len(some)}"
             for end, some in looks.items()
         }
         for name, line, *_ in verdict.SIGNS

@@ -72,9 +72,11 @@ def test_seeds_are_divided_by_parity():
 
 
 def test_a_separation_is_the_share_of_pairs_in_order():
-    """Of looks beyond the bound at those that diverged, and of all looks at sound ones."""
-    diverged, sound = ENDS["diverged"][0], ENDS["sound"][0]
-    for one, gain in zip(diverged.looks, [9.0] * 6 + [0.1, 0.3, 0.3], strict=True):
+    """Of looks beyond the bound at those that diverged, and of all looks at sound ones; an overflow
+    is left out.
+    """
+    diverged, sound = run(*LOW, 3.0, 3.0, 3.0, 3.0), run(*LOW, 0.5, 0.5, 0.5)
+    for one, gain in zip(diverged.looks, [9.0] * 6 + [0.1, 0.3, 0.3, math.inf], strict=True):
         one["gain"] = gain
     for i, one in enumerate(sound.looks):
         one["gain"] = 0.05 * i
@@ -110,6 +112,7 @@ def test_signs_are_counted_where_they_are_beyond_their_lines():
     sound, diverged = run(*LOW, 0.5, 0.5, 0.5), run(*LOW, 3.0, 3.0, 3.0)
     sound.looks[0]["gain"], sound.looks[1]["gain"] = 1.0, 1.1
     diverged.looks[0]["gain"], diverged.looks[-1]["gain"] = 5.0, 5.0  # the first has no finding
+    diverged.looks[-2]["gain"] = math.inf  # an overflow
     found = verdicts.crossings([sound, diverged, run(3.0, *LOW, 0.5, 0.5)], held_out=False)
     assert found["gain"] == {"sound": "1 of 9", "diverged": "1 of 3"}
     assert found["row_ratio"] == {"sound": "0 of 9", "diverged": "0 of 3"}

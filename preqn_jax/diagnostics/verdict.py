@@ -87,6 +87,6 @@ def failure(measured: Mapping[str, float]) -> Finding | None:
         f"are {share:.2g} times that"
     )
     for name, line, mode, words in SIGNS:
-        if measured[name] > line:
+        if line < measured[name] < math.inf:  # an infinity is an overflow
             return Finding(mode, f"{beyond}; {words.format(measured[name])}", GLOSSARY[name].remedy)
     return Finding(FAILURES[4], beyond, GLOSSARY["soft_divergence"].remedy)

@@ -50,7 +50,13 @@ PROBLEMS = {  # what fails: (q, first params, transitions, gamma, alpha of Eq. 5
         0.95,
         0.1,
     ),
-    "extrapolation error": (linear, [1.0], batch([W] * 4, [TWO] * 4, [0.1] * 4), 0.95, 0.1),
+    "extrapolation error": (
+        linear,
+        [1.0],
+        batch([W, W, W, [1.1]], [TWO] * 4, [0.1] * 4),
+        0.95,
+        0.1,
+    ),
 }
 
 
@@ -145,6 +151,8 @@ def test_a_sign_names_its_failure_beyond_its_line_alone(number):
     finding = diagnostics.failure({**CALM, **BEYOND, number: 1.1 * line})
     assert finding.mode == SIGNS[number] and f"{1.1 * line:.2g}" in finding.evidence
     assert finding.remedy == diagnostics.GLOSSARY[number].remedy
+    for overflow in (np.inf, np.nan):
+        assert diagnostics.failure({**CALM, **BEYOND, number: overflow}).mode == "an unnamed cause"
 
 
 def test_the_first_sign_that_is_there_names_the_failure():
