@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
 from experiments.kit import flags, output
 from preqn_jax import agents, diagnostics
-from preqn_jax.batching import batched
+from preqn_jax.diagnostics import verdict
 from preqn_jax.options import option
 from preqn_jax.training import monitor
 from preqn_jax.training import run as training
@@ -34,6 +33,7 @@ from preqn_jax.training.errors import Diverged
 
 SEEDS = tuple(range(8))
 ENDS = SOUND, FELL_BACK, UNCLEAR, DIVERGED = "sound", "fell back", "unclear", "diverged"
+HALVES = {"choosing": False, "held out": True}  # even seeds, and odd ones
 BEYOND, WITHIN = 2.0, 1.1  # of |Q| over what rewards add up to
 OFF = 3.0  # of |bias| over the returns: more is not sound, however small Q is
 DIGITS = 4  # of the numbers that are kept
@@ -129,19 +129,23 @@ def make(name: str, seeds: Sequence[int] = SEEDS, **smaller: Any) -> list[dict[s
         if bad is None:
             break
         ended[bad.seed] = bad.step  # the others, which it took with it, begin anew
-    return [
-        {
-            "setting": name,
-            "seed": seed,
-            "nan": ended.get(seed),
-            "bias_relative": _short(numbers[seed][-1].pop("bias_relative", math.nan)),
-            "measured": {
-                number: [_short(look[number]) for look in numbers[seed]]
-                for number in numbers[seed][0]
-            },
-        }
-        for seed in seeds
-    ]
+    return [_record(name, seed, ended.get(seed), numbers[seed]) for seed in seeds]
+
+
+def _record(
+    name: str, seed: int, nan: int | None, looks: Sequence[dict[str, float]]
+) -> dict[str, Any]:
+    """A line of the records, as `load` reads it."""
+    off = looks[-1].get("bias_relative", math.nan) if looks else math.nan
+    names = [number for number in looks[0] if number != "bias_relative"] if looks else []
+    measured = {number: [_short(look[number]) for look in looks] for number in names}
+    return {
+        "setting": name,
+        "seed": seed,
+        "nan": nan,
+        "bias_relative": _short(off),
+        "measured": measured,
+    }
 
 
 def _train(
@@ -161,7 +165,10 @@ def _train(
                 for seed, look in zip(
                     seeds, looks(session.learner, session.counters.round), strict=True
                 ):
-                    found[seed].append(_numbers(session.agent, look, done.step, agent.discount))
+                    measured = monitor.measure(session.agent, look, agent.discount)
+                    if not measured:
+                        raise Diverged("the critic's next step", seed, done.step)
+                    found[seed].append({"step": done.step, "seen": look.reward_bound, **measured})
                 for i, (seed, episodes) in enumerate(zip(seeds, done.evaluations, strict=False)):
                     if episodes is None:
                         continue
@@ -172,26 +179,6 @@ def _train(
         except Diverged as error:
             return found, error
     return found, None
-
-
-def _numbers(agent: agents.Agent, look: monitor.Look, step: int, gamma: float) -> dict[str, float]:
-    """A diagnosis, and what else might tell a Q that runs away: "growth", <dQ, Q> / |Q|^2, and
-    "pull", <delta, Q> / |Q|^2.
-    """
-    seen, inputs = look.step, (look.batch.obs, look.batch.action)
-    q = np.asarray(_values(agent.q, seen.params, inputs), np.float64)
-    change = np.asarray(_values(agent.q, seen.moved, inputs), np.float64) - q
-    square = q @ q or 1.0
-    return {
-        "step": step,
-        "seen": look.reward_bound,
-        "growth": float(change @ q / square),
-        "pull": float((np.asarray(seen.targets, np.float64) - q) @ q / square),
-        **monitor.measure(agent, look, gamma),
-    }
-
-
-_values = jax.jit(lambda q, params, inputs: batched(q)(params, inputs), static_argnums=0)
 
 
 def _short(value: float) -> float | None:
@@ -261,18 +248,20 @@ def _run(kept: dict[str, Any]) -> Run:
 
 
 def separation(runs: Iterable[Run], name: str) -> float:
-    """The chance that a number is higher in a look that finds a diverging critic's |Q| beyond its
-    bound than in a look at a sound one (AUC); NaN without either, or without the number.
+    """The chance that a number is higher in a look at a diverged run with |Q| beyond its bound than
+    in a look at a sound one (AUC), overflows left out; NaN without either.
     """
     runs = list(runs)
-    high = [
-        look[name]
-        for run in runs
-        if run.end == DIVERGED
-        for look in run.looks
-        if name in look and look["soft_divergence"] > 1
-    ]
-    low = [look[name] for run in runs if run.end == SOUND for look in run.looks if name in look]
+    high, low = (
+        [
+            look[name]
+            for run in runs
+            if run.end == end
+            for look in run.looks
+            if look["soft_divergence"] > beyond and math.isfinite(look.get(name, math.nan))
+        ]
+        for end, beyond in ((DIVERGED, 1.0), (SOUND, -1.0))
+    )
     if not high or not low:
         return math.nan
     return float(stats.mannwhitneyu(high, low).statistic / (len(high) * len(low)))
@@ -281,14 +270,15 @@ def separation(runs: Iterable[Run], name: str) -> float:
 def score(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """For each algorithm, half and end: runs, those with a finding, their looks, those with one."""
     rows = []
-    for algorithm, held_out, end in itertools.product(agents.ALGORITHMS, (False, True), ENDS):
-        mine = [r for r in runs if (r.algorithm, r.held_out, r.end) == (algorithm, held_out, end)]
+    for algorithm, half, end in itertools.product(agents.ALGORITHMS, HALVES, ENDS):
+        which = (algorithm, HALVES[half], end)
+        mine = [run for run in runs if (run.algorithm, run.held_out, run.end) == which]
         findings = [run.findings for run in mine]
         modes = collections.Counter(one.mode for found in findings for one in found if one)
         rows.append(
             {
                 "algorithm": algorithm,
-                "half": "held out" if held_out else "choosing",
+                "half": half,
                 "end": end,
                 "runs": len(mine),
                 "flagged": sum(any(found) for found in findings),
@@ -298,6 +288,30 @@ def score(runs: Sequence[Run]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def crossings(runs: Sequence[Run], held_out: bool) -> dict[str, dict[str, str]]:
+    """In how many looks of how many each sign is beyond its line: of all looks at sound runs, and
+    of those at diverged ones that have a finding.
+    """
+    mine = [run for run in runs if run.held_out == held_out]
+    looks = {
+        SOUND: [look for run in mine if run.end == SOUND for look in run.looks],
+        DIVERGED: [
+            look
+            for run in mine
+            if run.end == DIVERGED
+            for look, finding in zip(run.looks, run.findings, strict=True)
+            if finding
+        ],
+    }
+    return {
+        name: {
+            end: f"{sum(line < look[name] < math.inf for look in some)} of {len(some)}"
+            for end, some in looks.items()
+        }
+        for name, line, *_ in verdict.SIGNS
+    }
 
 
 # --- the tables -----------------------------------------------------------------------------------
@@ -310,11 +324,18 @@ def main(argv: list[str]) -> int:
         _make_missing(data, config.only)
     runs = load(data)
     rows, numbers = score(runs), _separations(runs)
-    for half in ("choosing", "held out"):
+    crossed = {half: crossings(runs, out) for half, out in HALVES.items()}
+    for half in HALVES:
         show([row for row in rows if row["half"] == half], half)
+        print(
+            f"\n{half}: looks beyond a sign's line: at sound runs, at diverged ones with a finding"
+        )
+        for name, ends in crossed[half].items():
+            print(f"{name:<22}" + "".join(f"{count:>16}" for count in ends.values()))
     show_separations(numbers)
     if config.json:
-        output.write_json(Path(config.json), {"scores": rows, "separation": numbers})
+        content = {"scores": rows, "crossings": crossed, "separation": numbers}
+        output.write_json(Path(config.json), content)
     return 0
 
 
@@ -334,10 +355,11 @@ def _separations(runs: Sequence[Run]) -> dict[str, dict[str, float | None]]:
             f"{half}, {algorithm}": _short(
                 separation((r for r in runs if (r.held_out, r.algorithm) == (out, algorithm)), name)
             )
-            for half, out in (("choosing", False), ("held out", True))
+            for half, out in HALVES.items()
             for algorithm in agents.ALGORITHMS
         }
-        for name in (*diagnostics.GLOSSARY, "td_share", "growth", "pull")
+        for name in (*diagnostics.GLOSSARY, "td_share")
+        if not name.startswith("bias")
     }
 
 
@@ -346,12 +368,14 @@ def show(rows: Sequence[dict[str, Any]], half: str) -> None:
     print(f"{'':<10}" + "".join(f"{end:>24}" for end in ENDS) + "  modes where it diverged")
     for algorithm in agents.ALGORITHMS:
         mine = {row["end"]: row for row in rows if row["algorithm"] == algorithm}
-        cells = [
-            f"{row['flagged']} of {row['runs']} ({row['flagged_looks']} of {row['looks']})"
-            for row in mine.values()
-        ]
+        cells = [cell(row) for row in mine.values()]
         modes = ", ".join(f"{mode} {count}" for mode, count in mine[DIVERGED]["modes"].items())
         print(f"{algorithm:<10}" + "".join(f"{cell:>24}" for cell in cells) + f"  {modes}")
+
+
+def cell(row: dict[str, Any]) -> str:
+    """Runs with a finding, and looks."""
+    return f"{row['flagged']} of {row['runs']} ({row['flagged_looks']} of {row['looks']})"
 
 
 def show_separations(numbers: dict[str, dict[str, float | None]]) -> None:

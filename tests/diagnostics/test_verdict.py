@@ -50,7 +50,13 @@ PROBLEMS = {  # what fails: (q, first params, transitions, gamma, alpha of Eq. 5
         0.95,
         0.1,
     ),
-    "extrapolation error": (linear, [1.0], batch([W] * 4, [TWO] * 4, [0.1] * 4), 0.95, 0.1),
+    "extrapolation error": (
+        linear,
+        [1.0],
+        batch([W, W, W, [1.1]], [TWO] * 4, [0.1] * 4),
+        0.95,
+        0.1,
+    ),
 }
 
 
@@ -109,15 +115,14 @@ CALM = {
     "linearization_error": 0.1,
     "gain": 0.1,
     "extrapolation": 0.1,
-    "self_excitation": 0.1,
     "row_ratio": 0.1,
-    "alignment": 0.1,  # is no sign, whatever it is
+    "alignment": 0.1,  # no signs, whatever they are
+    "self_excitation": 9.0,
 }
 SIGNS = {
     "linearization_error": "linearization breaks",
     "gain": "overshooting",
     "extrapolation": "extrapolation error",
-    "self_excitation": "over-generalization",
     "row_ratio": "over-generalization",
 }
 WILD = dict.fromkeys(CALM, 5.0)
@@ -141,16 +146,19 @@ def test_a_critic_without_errors_is_not_called_diverging():
 
 @pytest.mark.parametrize("number", SIGNS)
 def test_a_sign_names_its_failure_beyond_its_line_alone(number):
-    assert diagnostics.failure({**CALM, **BEYOND, number: 1.0}).mode == "an unnamed cause"
-    finding = diagnostics.failure({**CALM, **BEYOND, number: 1.5})
-    assert finding.mode == SIGNS[number] and "1.5" in finding.evidence
+    line = 2.0 if number == "extrapolation" else 1.0
+    assert diagnostics.failure({**CALM, **BEYOND, number: line}).mode == "an unnamed cause"
+    finding = diagnostics.failure({**CALM, **BEYOND, number: 1.1 * line})
+    assert finding.mode == SIGNS[number] and f"{1.1 * line:.2g}" in finding.evidence
     assert finding.remedy == diagnostics.GLOSSARY[number].remedy
+    for overflow in (np.inf, np.nan):
+        assert diagnostics.failure({**CALM, **BEYOND, number: overflow}).mode == "an unnamed cause"
 
 
 def test_the_first_sign_that_is_there_names_the_failure():
     names = list(SIGNS)
     for i, first in enumerate(names):
-        seen = dict.fromkeys(names[i:], 2.0)
+        seen = dict.fromkeys(names[i:], 2.5)
         assert diagnostics.failure({**CALM, **BEYOND, **seen}).mode == SIGNS[first]
 
 
