@@ -11,7 +11,7 @@ import pytest
 
 NAMES = {"jax": jax, "jnp": jnp, "np": np, "optax": optax}  # what every example may use
 MODULES = {  # and what has an example there
-    "batching": ["batched"],
+    "batching": ["batched", "parameters"],
     "diagnostics.diagnosis": ["diagnose"],
     "diagnostics.verdict": ["failure"],
     "linesearch": ["backtrack"],
@@ -20,6 +20,7 @@ MODULES = {  # and what has an example there
     "problems": [""],
     "solve": ["cholesky"],
     "steps": ["gradient", "preconditioned"],
+    "training.monitor": ["stuck"],
     "tabular": ["", "backup", "modulus", "q_learning", "u", "value_iteration"],
 }
 

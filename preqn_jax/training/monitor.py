@@ -26,6 +26,7 @@ critic is not finite.
 """
 
 _BIAS_PAIRS = 256  # of an evaluation
+_HUGE = 1e9  # TD errors whose squares, and sums of them, lose the networks' own numbers
 _TAIL = 0.05  # the largest share of a return that may lie beyond the time limit
 
 
@@ -98,6 +99,26 @@ def measure(agent: Agent, look: Look, discount: float) -> dict[str, float]:
         bonus=step.bonus,
     )
     return diagnostics.diagnose(agent.q, case, spectrum_rows=None)
+
+
+def stuck(means: dict[str, float]) -> str | None:
+    """Why no update of an interval moved Q, of its means, with what to do; None where some did.
+
+    >>> from preqn_jax.training import monitor
+    >>> means = {"critic/alignment": 0.0, "critic/td_abs": 1.0, "solve/finite": 0.0}
+    >>> monitor.stuck(means)
+    'every solve failed, as where K is singular; use a `damping` above 0, or `solver=eigh`'
+    """
+    if means.get("critic/alignment") != 0 or not means.get("critic/td_abs", 0):
+        return None
+    if means["critic/td_abs"] > _HUGE:
+        size = f"TD errors are of the size {means['critic/td_abs']:.2g}"
+        return f"{size}, which float32 has no room for; scale the environment's rewards"
+    if means.get("solve/finite") == 0:
+        return (
+            "every solve failed, as where K is singular; use a `damping` above 0, or `solver=eigh`"
+        )
+    return "the linesearch accepted none; lower `critic_learning_rate` or `eta`"
 
 
 def bias(agent: Agent, params: Params, evaluation: Evaluation, discount: float) -> dict[str, float]:

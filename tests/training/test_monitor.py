@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,13 +15,13 @@ from absl import flags as absl_flags
 from commands import SMALL as SHORT
 from commands import call, records
 
+import preqn_jax
 from experiments import diagnose as binary
 from experiments.kit import flags
 from preqn_jax import agents, diagnostics
 from preqn_jax.options import UserError
-from preqn_jax.training import directory
+from preqn_jax.training import directory, monitor
 from preqn_jax.training import run as training
-from preqn_jax.training.monitor import returns_to_go
 from preqn_jax.training.record import read
 from preqn_jax.training.rollout import Evaluation
 from preqn_jax.types import Spec, Transition
@@ -184,13 +185,44 @@ def test_a_mistake_is_one_sentence(args, words, capsys, tmp_path):
     assert err.count("\n") == 1 and words in err and not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("agent", ["preqn", pytest.param("td3", marks=pytest.mark.slow)])
+def test_a_run_in_which_nothing_moves_q_says_so_once_with_the_cause(agent, caplog):
+    def env():
+        return gymnasium.wrappers.TransformReward(
+            gymnasium.make("Pendulum-v1"), lambda reward: 1e30 * reward
+        )
+
+    small = {"hidden_sizes": (16, 16), "start_steps": 50, "update_after": 50, "batch_size": 16}
+    for _ in preqn_jax.train(agent, env, num_steps=400, log_every=100, eval_every=400, **small):
+        pass
+    (said,) = [record.message for record in caplog.records if "moved Q" in record.message]
+    assert said.startswith("no update of seed 0 moved Q from step 0 to 100: TD errors are of the")
+    assert said.endswith("scale the environment's rewards")
+
+
+@pytest.mark.parametrize(
+    ("means", "words"),
+    [
+        ({"critic/alignment": 0.1, "critic/td_abs": 1e30}, None),
+        ({"critic/alignment": 0.0, "critic/td_abs": 0.0}, None),
+        ({}, None),
+        ({"critic/alignment": 0.0, "critic/td_abs": 1e30, "solve/finite": 1.0}, "scale the"),
+        ({"critic/alignment": 0.0, "critic/td_abs": 1.0, "solve/finite": 0.0}, "damping"),
+        ({"critic/alignment": 0.0, "critic/td_abs": 1.0, "solve/finite": 0.5}, "eta"),
+    ],
+)
+def test_what_holds_q_in_its_place_is_named(means, words):
+    found = monitor.stuck(means)
+    assert found is None if words is None else words in found
+
+
 def test_returns_to_go_are_those_that_the_time_limit_does_not_hide():
     rewards = np.array(
         [[1.0, 1.0], [2.0, 1.0], [4.0, 1.0], [0.0, 1.0]]
     )  # the first episode ends after three steps
     obs = np.arange(8.0).reshape(4, 2, 1)
     evaluation = Evaluation(rewards, obs, -obs, np.array([3, 4]), np.array([True, False]))
-    seen, action, returns = returns_to_go(evaluation, 0.2)
+    seen, action, returns = monitor.returns_to_go(evaluation, 0.2)
     # 0.2^2 is below 5 %: of the second episode, cut off after four steps, the last is left out.
     np.testing.assert_allclose(seen[:, 0], [0, 1, 2, 3, 4, 5])
     np.testing.assert_allclose(action, -seen)
