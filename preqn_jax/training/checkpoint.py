@@ -8,6 +8,7 @@ environment's name, by which a module may be imported, is in config.json; see `d
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import re
@@ -31,7 +32,7 @@ from preqn_jax.types import Transition
 _log = logging.getLogger(__name__)
 KEEP = 2  # the newest, and the one before it should the newest be damaged
 _FILES = 64  # at most, of a checkpoint
-_SLACK = 100_000  # bytes of these beside arrays and note
+_SLACK = 100_000  # bytes that these take beside their contents
 
 Note = dict[str, Any]
 
@@ -44,7 +45,7 @@ class Checkpointer:
         left unfinished in it is removed. Raises OSError.
         """
         self._folder = Path(directory).absolute()
-        self._ratio = 1.0  # of the size on disk to that of the arrays, at most
+        self._ratio = 1.0  # of the size on disk to that in memory, at most
         if not read_only:
             self._folder.mkdir(parents=True, exist_ok=True)
             for path in self._folder.glob("[0-9]*tmp*"):
@@ -77,9 +78,8 @@ class Checkpointer:
             "arrays": {part: _forms(named) for part, named in parts.items()},
         }
         written = self._folder / f"{step}.tmp"
-        with self._complaints(
-            step, sum(leaf.nbytes for n in parts.values() for leaf in n.values())
-        ):
+        size = len(json.dumps(content)) + sum(x.nbytes for n in parts.values() for x in n.values())
+        with self._complaints(step, size):
             files.remove(written)
             written.mkdir()
             for part, named in parts.items():
@@ -95,11 +95,11 @@ class Checkpointer:
             files.remove(self._folder / str(step))
 
     @contextlib.contextmanager
-    def _complaints(self, step: int, arrays: int) -> Iterator[None]:
+    def _complaints(self, step: int, size: int) -> Iterator[None]:
         """Where a checkpoint cannot be written that is what Stopped says, and nothing is left of
         it; for one that has no room, before any of it is written.
         """
-        needed = int(arrays * self._ratio) + _SLACK
+        needed = int(size * self._ratio) + _SLACK
         what = f"the checkpoint of step {step} to {self._folder}, which needs {files.size(needed)}"
         written = self._folder / f"{step}.tmp"
         try:
@@ -116,7 +116,7 @@ class Checkpointer:
             shutil.rmtree(written, ignore_errors=True)
             raise Stopped(f"cannot write {what}: {_reason(error)}") from error
         used = sum(p.stat().st_size for p in (self._folder / str(step)).rglob("*"))
-        self._ratio = min(1.0, 1.2 * used / max(arrays, 1))
+        self._ratio = min(1.0, 1.2 * used / size)
 
     def restore(
         self, like: Learner, check: Callable[[Note], None] = lambda note: None

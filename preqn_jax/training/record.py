@@ -63,7 +63,8 @@ class Recorder:
             _log.warning("%s, and put aside in %s", _damage(self._path, found), aside)
         before = [(raw, line) for raw, line in found.lines if line["step"] <= resume_at]
         kept = [raw + b"\n" for raw, line in before if keep(line)]
-        files.replace(self._path, b"".join(kept))
+        if b"".join(kept) != self._path.read_bytes():  # else a full disk has room for it
+            files.replace(self._path, b"".join(kept))
         self.count = len(kept)
         return len(before)
 
