@@ -82,15 +82,12 @@ def _members_in_the_middle(dtype):  # `[in, members, out]`, brought to the front
 
 
 @zoo
-def _seen_in_two_ways(
-    dtype,
-):  # once as it is and once reshaped: the two do not add up in any layout
+def _seen_in_two_ways(dtype):  # the same axes meet the data, and the others come in another order
     def q(p, x):
-        return jnp.sum(jnp.tanh(x @ p["w"])) * jnp.sum(
-            jnp.sin(x @ p["w"].reshape(5, -1, order="F"))
-        )
+        plain, swapped = p["w"].reshape(5, 6), p["w"].transpose(0, 2, 1).reshape(5, 6)
+        return jnp.sum(jnp.tanh(x @ plain) * jnp.sin(x @ swapped))
 
-    return q, arrays(dtype, {"w": weights(1, 5, 5)}), arrays(dtype, (draw(3, BATCH, 5),))
+    return q, arrays(dtype, {"w": weights(1, 5, 2, 3)}), arrays(dtype, (draw(3, BATCH, 5),))
 
 
 @zoo
