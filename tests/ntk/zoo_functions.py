@@ -100,6 +100,26 @@ def _views_besides_products(dtype):  # a transpose in a product and in a penalty
 
 
 @zoo
+def _broadcast(
+    dtype,
+):  # one row for all features: its gradient is a sum, and no view of a product's
+    def q(p, x):
+        return jnp.sum(jnp.tanh(x @ jnp.broadcast_to(p["w"], (5, 7)))) + x @ jnp.full(5, p["c"])
+
+    params = {"w": weights(1, 7), "c": np.asarray(0.7)}
+    return q, arrays(dtype, params), arrays(dtype, (draw(3, BATCH, 5),))
+
+
+@zoo
+def _cast_to_integers(dtype):  # without a gradient there
+    def q(p, x):
+        return jnp.sum(jnp.tanh(x @ p["w"].astype(jnp.int32)) * (x @ p["v"]))
+
+    params = {"w": 3 * weights(1, 5, 7), "v": weights(2, 5, 7)}
+    return q, arrays(dtype, params), arrays(dtype, (draw(3, BATCH, 5),))
+
+
+@zoo
 def _returns_a_view(dtype):
     def q(p, x):
         jnp.tensordot(x, p["c"].reshape(()), axes=0)
