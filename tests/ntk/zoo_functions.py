@@ -82,15 +82,12 @@ def _members_in_the_middle(dtype):  # `[in, members, out]`, brought to the front
 
 
 @zoo
-def _seen_in_two_ways(
-    dtype,
-):  # once as it is and once reshaped: the two do not add up in any layout
+def _seen_in_two_ways(dtype):  # the same axes meet the data, and the others come in another order
     def q(p, x):
-        return jnp.sum(jnp.tanh(x @ p["w"])) * jnp.sum(
-            jnp.sin(x @ p["w"].reshape(5, -1, order="F"))
-        )
+        plain, swapped = p["w"].reshape(5, 6), p["w"].transpose(0, 2, 1).reshape(5, 6)
+        return jnp.sum(jnp.tanh(x @ plain) * jnp.sin(x @ swapped))
 
-    return q, arrays(dtype, {"w": weights(1, 5, 5)}), arrays(dtype, (draw(3, BATCH, 5),))
+    return q, arrays(dtype, {"w": weights(1, 5, 2, 3)}), arrays(dtype, (draw(3, BATCH, 5),))
 
 
 @zoo
@@ -99,6 +96,26 @@ def _views_besides_products(dtype):  # a transpose in a product and in a penalty
         return jnp.tanh(x @ p["w"].T) @ p["v"].reshape(7) - 0.1 * jnp.sum(p["w"].T ** 2)
 
     params = {"w": weights(1, 7, 5), "v": weights(2, 7, 1)}
+    return q, arrays(dtype, params), arrays(dtype, (draw(3, BATCH, 5),))
+
+
+@zoo
+def _broadcast(
+    dtype,
+):  # one row for all features: its gradient is a sum, and no view of a product's
+    def q(p, x):
+        return jnp.sum(jnp.tanh(x @ jnp.broadcast_to(p["w"], (5, 7)))) + x @ jnp.full(5, p["c"])
+
+    params = {"w": weights(1, 7), "c": np.asarray(0.7)}
+    return q, arrays(dtype, params), arrays(dtype, (draw(3, BATCH, 5),))
+
+
+@zoo
+def _cast_to_integers(dtype):  # without a gradient there
+    def q(p, x):
+        return jnp.sum(jnp.tanh(x @ p["w"].astype(jnp.int32)) * (x @ p["v"]))
+
+    params = {"w": 3 * weights(1, 5, 7), "v": weights(2, 5, 7)}
     return q, arrays(dtype, params), arrays(dtype, (draw(3, BATCH, 5),))
 
 
