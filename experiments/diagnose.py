@@ -53,8 +53,10 @@ def main(argv: list[str]) -> int:
     given = flags.parse(DiagnoseConfig)
     run, out = Path(argv[1]), Path(given.out or argv[1])
     config, reports, seeds = load(run)
-    name = f"{config['algorithm']} ({config['activation']}) on {config['env']}"
-    print(f"{name}, {curves.count_seeds(len(reports))}, as far as {str(run)!r} goes")
+    print(
+        f"{curves.variant(config)} on {config['env']}, {curves.count_seeds(len(reports))}, "
+        f"as far as {str(run)!r} goes"
+    )
     for one in reports:
         show(one)
     moved = attribution(run, config, given.trust)
@@ -318,7 +320,7 @@ def draw(
     for ax in (axes[0, 2], axes[1, 0], axes[1, 1]):
         ax.set_yscale("symlog", linthresh=1)
     modes = [one["mode"] for one in reports if one["mode"]]
-    title = f"{config['algorithm']}-{config['activation']} on {config['env']}"
+    title = f"{curves.variant(config)} on {config['env']}"
     counts = ", ".join(
         f"{mode} in {curves.count_seeds(modes.count(mode))}"
         for mode in diagnostics.FAILURES

@@ -99,7 +99,7 @@ def _group(
 def _labels(configs: list[dict[str, Any]]) -> list[str]:
     """ "preqn-sin", and whatever else tells the groups of one environment apart."""
     ignored = {"seeds", "env", "algorithm", "activation"}
-    base = [f"{c['algorithm']}-{c['activation']}" for c in configs]
+    base = [curves.variant(c) for c in configs]
     labels = []
     for config, label in zip(configs, base, strict=True):
         twins = [c for c, other in zip(configs, base, strict=True) if other == label]

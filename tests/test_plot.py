@@ -63,3 +63,10 @@ def test_plot_says_what_is_no_run(args, tmp_path):
     (tmp_path / "empty").mkdir()
     code, _, err = finished(start(*[str(tmp_path / a) for a in args], module="experiments.plot"))
     assert code == 1 and err.startswith("error: ") and "Traceback" not in err
+
+
+def test_an_agent_of_own_parts_goes_by_its_name(tmp_path):
+    """Its configuration has no activation."""
+    config, _ = curves.load(fake_run(tmp_path / "a", "preqn"))
+    del config["activation"]
+    assert plot._labels([{**config, "algorithm": "own_agent"}]) == ["own_agent"]

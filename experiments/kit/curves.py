@@ -80,6 +80,12 @@ def load(folder: Path) -> tuple[dict[str, Any], Lines]:
     return config, lines
 
 
+def variant(config: dict[str, Any]) -> str:
+    """ "preqn-sin"; of an agent of somebody's own parts its name."""
+    words = [config["algorithm"], config.get("activation")]
+    return "-".join(word for word in words if word)
+
+
 def matrix(curves: Sequence[Lines], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps `[T]` and values `[S, T]` of one metric, NaN where a seed has none."""
     rows = [
