@@ -189,7 +189,7 @@ def test_a_mistake_is_one_sentence(args, words, capsys, tmp_path):
 def test_a_run_in_which_nothing_moves_q_says_so_once_with_the_cause(agent, caplog):
     def env():
         return gymnasium.wrappers.TransformReward(
-            gymnasium.make("Pendulum-v1"), lambda reward: 1e30 * reward
+            gymnasium.make("Pendulum-v1"), lambda reward: 1e30 * float(reward)
         )
 
     small = {"hidden_sizes": (16, 16), "start_steps": 50, "update_after": 50, "batch_size": 16}

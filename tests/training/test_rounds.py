@@ -98,7 +98,9 @@ def test_every_algorithm_finds_the_best_action(name):
     )
     _, learner = run(agent, collector, config, learner, counters)
     assert abs(mu_at(agent, learner, 0.0) - 0.5) < 0.1
-    ((rewards, *_),) = collector.evaluate(agent.policy(learner.agent), 0)
+    (evaluation,) = collector.evaluate(agent.policy(learner.agent), 0)
+    assert evaluation is not None
+    rewards = evaluation.rewards
     assert rewards.shape == (1, EPISODES) and (rewards > 0.98).all()
 
 
@@ -280,7 +282,7 @@ def test_a_seed_that_meets_a_nan_is_frozen_and_the_others_go_on_bit_for_bit():
 
     def rounds(fragile):
         _, collector, config, learner, counters = setup(seeds=(4, 9, 5), num_steps=300)
-        learner = learner.replace(agent=Noted(learner.agent, jnp.asarray(fragile)))
+        learner = dataclasses.replace(learner, agent=Noted(learner.agent, jnp.asarray(fragile)))
         return [
             (done, jax.device_get(done.learner.agent.inner))
             for done in loop.rounds(made, collector, config, learner, counters)
