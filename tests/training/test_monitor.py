@@ -22,6 +22,7 @@ from preqn_jax import agents, diagnostics
 from preqn_jax.options import UserError
 from preqn_jax.training import directory, monitor
 from preqn_jax.training import run as training
+from preqn_jax.training.monitor import Look, measure
 from preqn_jax.training.record import read
 from preqn_jax.training.rollout import Evaluation
 from preqn_jax.types import Spec, Transition
@@ -79,6 +80,22 @@ def test_what_is_inspected_is_what_an_update_does(algorithm):
         close(jnp.mean(seen.bonus), metrics["actor/temperature"] * metrics["actor/entropy"])
     else:
         assert seen.bonus is None
+
+
+def test_what_the_targets_add_counts_as_a_reward():
+    """A bonus of 4 beside rewards of 1, on the side that Q is on: a bound 1 + 0.9 * 4 as high."""
+    spec = Spec(3, 2, -np.ones(2), np.ones(2))
+    agent = agents.make(agents.AgentConfig(algorithm="sac", hidden_sizes=(8, 8)), spec)
+    obs, one = jnp.ones((4, 3)), jnp.ones(4)
+    data = Transition(obs, jnp.ones((4, 2)), one, one, obs)
+    seen = agent.inspect(agent.init(jax.random.key(0)), data, jax.random.key(1))
+    side = jnp.sign(agent.q(seen.params, obs[0], data.action[0]))
+    with_it, without = (
+        measure(agent, Look(data, seen._replace(bonus=bonus), 1.0), 0.9)["soft_divergence"]
+        for bonus in (4 * side * one, None)
+    )
+    assert without > 0
+    np.testing.assert_allclose(without / with_it, 1 + 0.9 * 4, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
