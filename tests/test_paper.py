@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import oracles
-from preqn_jax import ntk, solve, steps
+from preqn_jax import ntk, solve, steps, tabular
 from preqn_jax.batching import batched
 from preqn_jax.networks import Critic
 
@@ -226,3 +226,66 @@ def test_section_4_1_preqn_and_natural_gradient_are_one_update():
         assert info.metrics["linesearch/backtracks"] == 0
         a, b = (oracles.theta(jax.tree.leaves(p)) for p in (theta, other))
         assert oracles.relative_error(a, b) < 1e-9
+
+
+# Section 5.2: "divergence issues with PreQN-relu were straightforwardly resolved by decreasing the
+# learning rate". Three states at 1, 2 and 32; the first leads to the third, the second to itself,
+# and there are data of these two alone. A relu network without biases is linear on positive
+# numbers, so what it says at 32 is 31 Q(2) - 30 Q(1) to first order, whatever its weights: every
+# step alpha moves Q(1) by -30 alpha gamma times as much as it moves the target of Q(1).
+PLACES, GAMMA = np.array([1.0, 2.0, 32.0]), 0.9
+MDP = tabular.MDP(np.eye(3)[[2, 1, 2]][:, None], np.array([[1.0], [0.0], [0.0]]), GAMMA)
+DATA = jnp.asarray([[0.5], [0.5], [0.0]])
+
+
+def far_apart(activation, seed):
+    """A critic on the three states, its parameters and its inputs."""
+    critic = Critic((32,), activation)
+    inputs = jnp.asarray(PLACES)[:, None], jnp.zeros((3, 1))
+    params = critic.init(jax.random.key(seed), inputs[0][0], inputs[1][0])
+    return critic.apply, jax.tree.map(lambda leaf: leaf.astype(float), params), inputs
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_section_5_2_preconditioned_steps_of_a_relu_kernel_diverge_unless_they_are_small(seed):
+    """To first order: K of a fresh network, and the step of Eqs. 21-23 with it."""
+    q, params, inputs = far_apart("relu", seed)
+    kernel = np.asarray(ntk.kernel(q, params, inputs))
+    far = kernel[2, :2] @ np.linalg.inv(kernel[:2, :2])
+    np.testing.assert_allclose(far, [-30, 31], rtol=1e-9)
+    factor = 0.1 * (1 + 30 * GAMMA) - 1  # of the error of Q(1), in a step that turns it round
+    assert factor > 1 and 0.01 * (1 + 30 * GAMMA) < 1
+    start = values_of(q, params, inputs)[:, None]
+
+    def td_errors(alpha, steps):
+        step = lambda table: tabular.preconditioned(MDP, table, alpha, DATA, kernel)
+        path = np.asarray(tabular.iterate(step, jnp.asarray(start), steps))
+        return np.array([np.abs(tabular.backup(MDP, q) - q)[:2].max() for q in path])
+
+    at_the_papers, smaller = td_errors(0.1, 60), td_errors(0.01, 3000)
+    np.testing.assert_allclose(at_the_papers[-5:] / at_the_papers[-6:-1], factor, rtol=1e-6)
+    assert smaller[-1] < 0.1 * smaller[0] and smaller[-1] < 0.05
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_section_5_2_preqn_relu_settles_at_a_smaller_rate_and_preqn_sin_at_the_papers(seed):
+    """With network and linesearch: at the paper's rate and eta TD errors of relu stay, though the
+    linesearch bounds them; at 0.01 they go, and those of sin go at 0.1.
+    """
+
+    def td_errors(activation, alpha, updates):
+        q, params, inputs = far_apart(activation, seed)
+        step = steps.preconditioned(q, alpha, 0.97)
+        data = jax.tree.map(lambda leaf: leaf[:2], inputs)
+
+        def advance(params, _):
+            table = batched(q)(params, inputs)[:, None]
+            targets = tabular.backup(MDP, table)[:2, 0]
+            new, _, _ = step.update(params, step.init(params), data, targets)
+            return new, jnp.max(jnp.abs(targets - table[:2, 0]))
+
+        return np.asarray(jit(lambda p: jax.lax.scan(advance, p, length=updates)[1])(params))
+
+    assert td_errors("relu", 0.1, 1000)[500:].max() > 0.2
+    assert td_errors("relu", 0.01, 3000)[1500:].max() < 0.02
+    assert td_errors("sin", 0.1, 1000)[500:].max() < 0.02
