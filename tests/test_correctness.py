@@ -1,6 +1,7 @@
 """docs/correctness.md is true: every statement has its code, and a test that fails without it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -45,3 +46,11 @@ def test_a_row_that_is_wrong_fails_its_test(row, tmp_path):
     assert "AssertionError" in ended.stdout or "\nE   " in ended.stdout
     for accident in ("NameError", "SyntaxError", "AttributeError", "TypeError"):
         assert f"E   {accident}" not in ended.stdout
+
+
+def test_the_page_on_faults_names_tests_that_are_there():
+    text = (correctness.ROOT / "docs" / "faults.md").read_text()
+    named = re.findall(r"\[`(\w+)`\]\(\.\./([\w/.]+)\)", text)
+    assert len(named) > 20
+    for test, file in named:
+        assert f"def {test}(" in (correctness.ROOT / file).read_text(), f"{file} has no {test}"
