@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 
 from experiments.kit import curves, flags, output, style
 from preqn_jax.options import UserError, option
+from preqn_jax.training import run as training
 
 PANELS = (
     ("eval/return_mean", "noiseless return"),
@@ -87,7 +88,10 @@ def _group(
     lines of each seed).
     """
     groups: dict[str, tuple[dict[str, Any], list[curves.Lines]]] = {}
-    for config, lines in runs:
+    defaults = json.loads(json.dumps(training.DEFAULTS))
+    for made, lines in runs:
+        # A version before may not have had a field yet.
+        config = {**defaults, **made} if "activation" in made else made
         key = json.dumps(
             {name: value for name, value in config.items() if name != "seeds"}, sort_keys=True
         )

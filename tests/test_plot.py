@@ -70,3 +70,12 @@ def test_an_agent_of_own_parts_goes_by_its_name(tmp_path):
     config, _ = curves.load(fake_run(tmp_path / "a", "preqn"))
     del config["activation"]
     assert plot._labels([{**config, "algorithm": "own_agent"}]) == ["own_agent"]
+
+
+def test_a_field_that_an_earlier_version_had_not_tells_no_runs_apart(tmp_path):
+    now, before = (fake_run(tmp_path / n, "preqn", seeds=(i,)) for i, n in enumerate("ab"))
+    config = json.loads((now / "config.json").read_text())
+    config["config"]["eval_max_steps"] = 10_000
+    (now / "config.json").write_text(json.dumps(config))
+    ((_, joined),) = plot._group([curves.load(run) for run in (now, before)])
+    assert len(joined) == 2
