@@ -59,10 +59,6 @@ def arrays(inputs: Inputs) -> Inputs:
 def parameters(params: Params) -> Params:
     """theta as arrays: every leaf of `params` a real floating-point array, or a Python float.
 
-    >>> from preqn_jax.batching import parameters
-    >>> parameters({"w": jnp.ones(3), "gain": 0.5})["gain"].shape
-    ()
-
     Raises ValueError with the name of a leaf that is anything else (a counter, a random key, a
     complex number): what has no gradient is for q to close over.
     """

@@ -75,11 +75,6 @@ def wide(x: Any) -> Array:
     """`x` in float32, or as it is where it is float64: in a narrower type, or as integers, sums of
     products lose their digits or wrap around.
 
-    >>> import jax.numpy as jnp
-    >>> from preqn_jax.types import wide
-    >>> wide(jnp.asarray([200, 100], jnp.uint8)).tolist()
-    [200.0, 100.0]
-
     Raises ValueError where x is complex.
     """
     x = jnp.asarray(x)

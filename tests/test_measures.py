@@ -271,3 +271,12 @@ def test_products_of_measures_are_pinned_to_full_precision():
         text = str(jax.make_jaxpr(measure)(jnp.ones(9), jnp.ones(9)))
         assert text.count("dot_general[") == text.count("(Precision.HIGHEST, Precision.HIGHEST)")
         assert "dot_general[" in text
+
+
+@pytest.mark.parametrize("alpha", [0.3, -0.3])
+def test_the_contraction_bound_is_the_formula_for_steps_of_either_sign(alpha, x64):
+    """max_i sum_j (|1_ij - alpha K_ij rho_j| + |alpha| gamma |K_ij| rho_j)."""
+    k, rho = gram(0), np.random.default_rng(1).dirichlet(np.ones(9))
+    entries = np.abs(np.eye(9) - alpha * k * rho) + abs(alpha) * 0.9 * np.abs(k) * rho
+    got = measures.contraction_bound(jnp.asarray(k), jnp.asarray(rho), alpha, 0.9)
+    np.testing.assert_allclose(got, entries.sum(axis=1).max(), rtol=1e-12)

@@ -172,3 +172,11 @@ def test_no_per_example_gradient_of_a_weight_exists_on_the_structured_way(what):
     }
     assert largest["structured"] <= size_in * size_out  # a weight itself, as the pullback makes it
     assert largest["jacobian"] >= batch * size_in * size_out
+
+
+def test_many_uses_are_summed_and_small_inputs_not_filled_up_to_a_block():
+    """Neither the pairs of 32 positions of 6 examples exist, nor 256 rows of 6."""
+    q = lambda p, x: jnp.sum(jnp.tanh(jnp.sin(x @ p["w"]) @ p["v"]))
+    params, x = {"w": jnp.zeros((4, 5)), "v": jnp.zeros((5, 3))}, jnp.zeros((6, 32, 4))
+    for call in (lambda p: ntk.linearize(q, p, (x,)).gram, lambda p: ntk.kernel(q, p, (x,))):
+        assert largest_intermediate(jax.make_jaxpr(call)(params).jaxpr) <= 6 * 32 * 5

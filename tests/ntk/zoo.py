@@ -4,6 +4,7 @@ inputs)`.
 
 import zoo_flax  # noqa: F401  (they put theirs into ZOO)
 import zoo_functions  # noqa: F401
+import zoo_views  # noqa: F401
 from zoo_base import ZOO
 
 __all__ = ["TRAINED", "ZOO"]
