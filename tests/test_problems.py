@@ -54,6 +54,12 @@ def test_bairds_star_diverges_with_the_gradient_and_converges_preconditioned():
 
 
 @x64
+def test_bairds_star_starts_where_the_literature_does():
+    """w = (1, ..., 1, 10) and w_0 = 1: 2 + 1 in the upper states, 10 + 2 in the seventh."""
+    np.testing.assert_allclose(problems.baird().start, [[0, 3]] * 6 + [[0, 12]])
+
+
+@x64
 @pytest.mark.parametrize("gamma", [0.75, 0.8, 0.87, 0.99])
 def test_w_to_2w_diverges_above_five_sixths_whatever_the_preconditioner(gamma):
     """w' = w + alpha (6 gamma - 5) w / 2 by the gradient, w + alpha (6 gamma - 5) w / 5 by PreQN's
@@ -72,6 +78,10 @@ def test_garnets_have_their_branches_and_differ_by_seed():
     one, other = problems.garnet(20, 4, 3, seed=0), problems.garnet(20, 4, 3, seed=1)
     assert np.all((np.asarray(one.mdp.transition) > 0).sum(axis=2) == 3)
     assert np.any(one.mdp.transition != other.mdp.transition)
+    large = problems.garnet(100, 4, features=1000)
+    assert np.all(np.abs(np.diagonal(large.kernel) - 1) < 5 * np.sqrt(2 / 1000))
+    # The squares of a uniform draw from all distributions on 400 pairs sum to 2 / 401.
+    np.testing.assert_allclose(np.sum(large.rho**2), 2 / 401, rtol=0.25)
     with pytest.raises(ValueError, match="branching is 21, expected 1 to 20"):
         problems.garnet(20, branching=21)
 
@@ -90,6 +100,38 @@ def test_wider_features_of_the_chain_leave_equation_17():
     assert np.all(best.argmax(axis=1) == 1) and np.all(
         np.diff(best[:, 1]) > 0
     )  # right, and the nearer the better
+
+
+@x64
+def test_the_chain_is_a_row_with_a_slip_and_overlapping_bells():
+    chain = problems.chain(5, width=2.0, slip=0.2)
+    for s, (left, right) in enumerate([(0, 1), (0, 2), (1, 3), (2, 4), (3, 4)]):
+        row = np.zeros((2, 5))
+        for a, after in enumerate((left, right)):
+            row[a, after] += 0.8
+            row[1 - a, after] += 0.2
+        np.testing.assert_allclose(chain.mdp.transition[s], row)
+    np.testing.assert_allclose(
+        tabular.expected_reward(chain.mdp), np.asarray(chain.mdp.transition)[:, :, -1]
+    )
+    bell = np.exp(-((np.arange(5)[:, None] - np.arange(5)[None]) ** 2) / 8)
+    bell /= np.sqrt((bell**2).sum(axis=1))[:, None]
+    kernel = np.asarray(chain.kernel).reshape(5, 2, 5, 2)
+    for a, b in np.ndindex(2, 2):
+        np.testing.assert_allclose(kernel[:, a, :, b], (a == b) * bell @ bell.T, atol=1e-12)
+    assert np.allclose(np.diagonal(chain.kernel), 1)
+
+
+@x64
+def test_a_move_of_the_gridworld_slips_in_a_random_direction():
+    """Any of the four, the intended one too; walls stay."""
+    grid = problems.gridworld(3, slip=0.2).mdp.transition
+    middle = np.zeros(9)
+    middle[[1, 5, 7, 3]] = [0.85, 0.05, 0.05, 0.05]
+    np.testing.assert_allclose(grid[4, 0], middle, atol=1e-12)  # up from the middle
+    corner = np.zeros(9)
+    corner[[0, 1, 3]] = [0.85 + 0.05, 0.05, 0.05]
+    np.testing.assert_allclose(grid[0, 3], corner, atol=1e-12)  # left, at the upper left
 
 
 @x64

@@ -150,6 +150,8 @@ def test_half_of_the_gain_and_a_gain_of_the_spread_are_the_lines():
     assert not stability.collapsed(fall(50.0), spread=1.0)
     assert stability.collapsed(fall(49.9), spread=1.0)
     assert stability.collapsed(fall(40.0), spread=99.9)
+    dip = np.array([0.0, -400.0] + 5 * [100.0] + 5 * [60.0])
+    assert not stability.collapsed(dip, spread=1.0)  # a gain is one over the first evaluation
     assert not stability.collapsed(fall(40.0), spread=100.0)
 
 

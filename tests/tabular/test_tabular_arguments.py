@@ -90,6 +90,19 @@ def test_check_update_names_what_is_wrong(arguments, words):
         tabular.check_update(GOOD, **{"alpha": 0.1, **arguments})
 
 
+@pytest.mark.parametrize("off", [1e-7, -1e-7])
+def test_what_rounding_cannot_explain_is_refused(off):
+    with pytest.raises(ValueError, match="sums to"):
+        tabular.check(GOOD._replace(transition=edited(GOOD.transition, (0, 0, 0), 1 / S + off)))
+    for arguments in (
+        {"rho": edited(RHO, (0, 0), 1 / N + off)},
+        {"kernel": edited(KERNEL, (1, 4), off)},
+        {"kernel": edited(KERNEL, (3, 3), -abs(off))},
+    ):
+        with pytest.raises(ValueError, match="sums to|symmetric|eigenvalue"):
+            tabular.check_update(GOOD, 0.1, **arguments)
+
+
 def test_what_is_right_passes_in_float32_and_as_a_singular_kernel():
     for dtype in (np.float32, np.float64):
         mdps = random_mdps(16, 20, 40, 3)
