@@ -1,0 +1,64 @@
+"""The rule of "comparing favorably": its power, its level, and when it is open."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.judge import power, section_5_2
+
+
+@pytest.mark.parametrize("seeds", [3, 7])
+def test_the_rules_state_their_power_which_is_none_at_four_fifths(seeds):
+    found = power.power(np.ones(5), 0.25, seeds)
+    stated = power.words(found).partition(" at ")[0]
+    assert stated in " ".join(section_5_2.RULES.split())
+    assert max(found[:3]) < 0.01 and found[-1] > 0.85 and found == sorted(found)
+
+
+def drawn(rng, levels, spread, count=3):
+    """Scores `[S]` of each task."""
+    return list((levels * (1 + spread * rng.normal(size=(count, len(levels))))).T)
+
+
+@pytest.mark.parametrize(("levels", "spread"), [
+    ([1.0, 1.0, 1.0], 0.25),
+    ([1.0], 0.3),
+    ([0.42, 0.12, 0.55], 0.5),
+    ([0.42, 0.12, 0.55], [0.45, 0.15, 0.2]),
+])  # fmt: skip
+def test_four_fifths_do_not_pass_however_scores_spread(levels, spread):
+    """The level of the rule, to which the spread is unknown; its thresholds alone would let 80 % of
+    both rivals pass more often where scores spread widely.
+    """
+    rng, levels, repeats = np.random.default_rng(6), np.array(levels), 150
+    answers, above = [], 0
+    for _ in range(repeats):
+        own, *rivals = (drawn(rng, x * levels, np.array(spread)) for x in (0.8, 1, 1))
+        answers.append(power.favorable(own, rivals))
+        middles = [np.sort(np.concatenate(one)) for one in (own, *rivals)]
+        cut = len(middles[0]) // 4
+        found, *others = (one[cut : len(one) - cut].mean() for one in middles)
+        above += found >= max(0.95 * max(others), min(others))
+    assert answers.count(True) <= 0.05 * repeats
+    assert answers.count(True) + answers.count(None) == above
+
+
+def test_what_passes_but_might_be_four_fifths_is_not_judged():
+    """One task, PreQN level with its rivals: with scores that hardly spread it is, with scores that
+    spread by half it cannot be told."""
+    level = lambda spread: [np.array([1 - spread, 1.0, 1 + spread])]
+    for spread, so in ((0.01, True), (0.5, None)):
+        assert power.favorable(level(spread), [level(spread)] * 2) is so
+    assert power.favorable([np.array([1.0])], [[np.array([1.0])]] * 2) is None  # a single seed
+    assert power.favorable([np.array([0.9])], [[np.array([1.0])]] * 2) is False
+
+
+def test_the_risk_is_that_four_fifths_lead_by_as_much(monkeypatch):
+    """One task and three seeds, of which no quarter is left out: a difference of two means, with
+    standard errors of .8 and 1 times 20 % / sqrt(3).
+    """
+    monkeypatch.setattr(power, "DRAWS", 20_000)
+    deviation = 0.2 * np.sqrt((0.8**2 + 1) / 3)
+    for lead in (-0.3, -0.2, 0.0):
+        found = power.chance(lead, np.ones(1), 0.2, 3)
+        assert found == pytest.approx(stats.norm.sf(lead, -0.2, deviation), abs=0.012)
