@@ -67,7 +67,8 @@ def main(argv: list[str]) -> int:
         logdir = session.logdir
         if logdir is None:
             raise UserError("logdir is empty; name a run directory, as in --logdir=runs/x")
-        if session.finished:
+        trained = not session.finished
+        if not trained:
             print(f"{logdir} holds a finished run of this command; nothing to do")
         else:
             try:
@@ -75,9 +76,10 @@ def main(argv: list[str]) -> int:
                     return 0
             except (Stopped, EnvError) as error:
                 raise UserError(f"{error}; {run.kept()}") from error.__cause__
-    diverged = _summarize(logdir, plan)
-    plot.draw([logdir], logdir / "curve.png")
-    print(f"curves: {logdir / 'curve.png'}")
+    diverged, picture = _summarize(logdir, plan), logdir / "curve.png"
+    if trained or not picture.exists():
+        plot.draw([logdir], picture)
+    print(f"curves: {picture}")
     return int(bool(diverged))
 
 

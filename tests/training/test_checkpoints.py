@@ -70,7 +70,7 @@ def same(a, b):
 def test_what_is_restored_is_what_was_saved(made, at):
     assert Checkpointer(at).steps() == [100, 150]
     step, learner, counters, collector, extra = restored(made, at)
-    assert step == 150 and counters == (3, 150) and int(learner.replay.size[1]) == 150
+    assert step == 150 and counters == (3, 150, ()) and int(learner.replay.size[1]) == 150
     assert len(collector) == 2 and extra["seeds"] == [0, 3] and extra["records"] == 2
     assert len(codec.decode(extra["pending"])) == 1  # of the round since step 100
 

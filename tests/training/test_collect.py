@@ -59,7 +59,7 @@ def test_workers_give_the_same_numbers_and_go_on_from_one_another():
         if i == 1:
             states = [json.dumps(here.save()), json.dumps(there.save())]
     assert states[0] == states[1]
-    assert {i for _, episodes in rounds[2:] for i, _ in episodes} == {0, 1, 2}
+    assert {i for _, episodes, _ in rounds[2:] for i, _ in episodes} == {0, 1, 2}
     evaluations = here.evaluate(actor, 100)
     assert_same(evaluations, there.evaluate(actor, 100))
     alive = [seed.rewards != 0 for seed in evaluations]  # Hopper pays at every step
