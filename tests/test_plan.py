@@ -276,6 +276,7 @@ def test_a_root_that_cannot_be_written_to_is_a_sentence():
 # --- with experiments.train itself ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_plan_makes_real_runs_and_says_which_diverged(monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", str(Path(experiments.__file__).parent.parent))
     seen = []

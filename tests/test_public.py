@@ -61,6 +61,7 @@ def test_the_readmes_example_runs_verbatim():
     assert "[0." in python(code)  # alignments
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_python_page_run_verbatim():
     own, sweep = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.S)
     *evaluations, policy = python(own).splitlines()

@@ -160,7 +160,12 @@ def test_actions_stay_in_the_box(fields):
 
 
 @pytest.mark.parametrize(
-    ("delay", "moves"), [(1, [1, 1, 1, 1]), (2, [0, 1, 0, 1]), (3, [0, 0, 1, 0])]
+    ("delay", "moves"),
+    [
+        pytest.param(1, [1, 1, 1, 1], marks=pytest.mark.slow),
+        (2, [0, 1, 0, 1]),
+        pytest.param(3, [0, 0, 1, 0], marks=pytest.mark.slow),
+    ],
 )
 def test_the_policy_and_the_targets_wait_for_their_turn(delay, moves):
     agent = make({"algorithm": "td3", "policy_delay": delay})

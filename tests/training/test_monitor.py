@@ -158,6 +158,7 @@ def diverging(tmp_path_factory):
     return folder, call(f"--logdir={folder}", "--stop_on_divergence", *args), args
 
 
+@pytest.mark.slow
 def test_divergence_ends_the_run_if_wanted_with_the_checkpoint_before_it_kept(diverging, capsys):
     folder, status, args = diverging
     assert status == 1 and not (folder / "DONE").exists()

@@ -66,7 +66,7 @@ ALGORITHMS = {
     "sac": {"algorithm": "sac", "polyak": 0.9, "critic_learning_rate": 3e-3, "temperature": 1e-3},
 }
 HALF = {"discount": 0.5}
-LONG = {"sac", "ngql", "ddpg"}  # of a kind with others
+LONG = {"sac", "ngql", "ddpg", "td3"}  # of a kind with others
 EACH = [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in ALGORITHMS]
 
 
@@ -217,6 +217,7 @@ def test_the_same_seeds_repeat_and_each_seed_is_itself_in_any_company():
     np.testing.assert_array_equal(*first)
 
 
+@pytest.mark.slow
 def test_seeds_are_shared_out_among_devices_and_a_share_does_not_feel_the_others(monkeypatch):
     seeds = (0, 1, 2, 3)
     learner = run(*setup(seeds=seeds, num_steps=150))[1]
@@ -239,6 +240,7 @@ def test_three_seeds_on_two_devices_stay_on_one(monkeypatch):
     assert counts == [1, len(devices), 1, len(devices)]
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_learn_what_they_learn_in_turn():
     agent, collector, config, learner, _ = setup(agent_fields=ALGORITHMS["td3"], seeds=(3, 5))
     transitions, *_ = collector.collect(agent.policy(learner.agent), 0)
@@ -365,7 +367,9 @@ def save_and_load(tmp_path, stop_at, **kwargs):
     return resumed, last, *run(*setup(**kwargs))
 
 
-@pytest.mark.parametrize("name", ["preqn", "td3", pytest.param("sac", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["preqn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("td3", "sac"))]
+)
 def test_save_and_resume_is_straight_through(tmp_path, name):
     fields = {"algorithm": name, "automatic_temperature": True if name == "sac" else None}
     kwargs = {

@@ -140,6 +140,7 @@ def left_or_right():
     return FunctionalEnv(spec, start, step, observe)
 
 
+@pytest.mark.slow
 def test_preqn_with_a_critic_of_ones_own_learns_from_images():
     env = left_or_right()
     options = {"start_steps": 100, "update_after": 100, "batch_size": 32, "discount": 0.5}
