@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
 def run(config: CostConfig) -> int:
     """Measure, print, and write what is asked for. Returns the exit status; raises UserError."""
     check(config)
-    output.check_folder("json", config.json)
+    output.check("json", config.json)
     if config.grid:
         return growth.run(config)
     if config.figure:

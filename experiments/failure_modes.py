@@ -43,6 +43,8 @@ class FailureModesConfig:
 def main(argv: list[str]) -> int:
     config = flags.parse(FailureModesConfig)
     check(config)
+    output.check("out", config.out, picture=True)
+    output.check("json", config.json)
     makers = (
         partial(section_3_2.linearization, seed=config.seed),
         section_3_2.overshooting,

@@ -45,6 +45,8 @@ def main(argv: list[str]) -> int:
 
 def draw(results: Path, out: Path) -> int:
     """All figures that there is data for. Returns the exit status: 1 if that is not all of them."""
+    if not results.is_dir():
+        raise UserError(f"there is no folder {str(results)!r}; name one with --results")
     missing = 0
     for maker in MAKERS:
         try:

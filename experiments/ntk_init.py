@@ -77,6 +77,7 @@ class Pairs(NamedTuple):
 
 def main(argv: list[str]) -> int:
     config = flags.parse(NtkInitConfig)
+    output.check("json", config.json)
     data = run(config)
     for path in section_5_1.draw(data, Path(config.out)):
         print(path)

@@ -38,6 +38,7 @@ def main(argv: list[str]) -> int:
             "--out=curve.png"
         )
     out = Path(flags.parse(PlotConfig).out)
+    output.check("out", str(out), picture=True)
     draw([Path(run) for run in argv[1:]], out)
     print(out)
     return 0

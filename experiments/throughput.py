@@ -80,7 +80,7 @@ def run(config: ThroughputConfig) -> int:
 
 def _validate(config: ThroughputConfig) -> None:
     check(config)
-    output.check_folder("json", config.json)
+    output.check("json", config.json)
     for name in ("update_after", "segment"):
         if getattr(config, name) % config.update_every:
             raise UserError(

@@ -319,6 +319,7 @@ def crossings(runs: Sequence[Run], held_out: bool) -> dict[str, dict[str, str]]:
 
 def main(argv: list[str]) -> int:
     config = flags.parse(VerdictsConfig)
+    output.check("json", config.json)
     data = Path(config.data)
     if config.make:
         _make_missing(data, config.only)

@@ -42,6 +42,8 @@ def check(config: Any) -> None:
 
 def _check_range(name: str, value: float, metadata: Any) -> None:
     above, at_least, below = metadata["above"], metadata["at_least"], metadata["below"]
+    if below is None and isinstance(value, int):
+        below = 2**31  # counters are int32
     good = math.isfinite(value)
     good = good and (above is None or value > above) and (at_least is None or value >= at_least)
     if good and (below is None or value < below):

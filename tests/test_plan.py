@@ -364,3 +364,12 @@ def test_the_command_itself_fails_without_a_traceback(args, tmp_path):
         and "Traceback" not in err
         and len(err.strip().splitlines()) == 1
     )
+
+
+@pytest.mark.parametrize(
+    ("args", "words"), [(["--only=foo"], "only"), (["--envs="], "envs is empty")]
+)
+def test_what_is_refused_writes_no_plan(args, words):
+    with pytest.raises(UserError, match=words):
+        settle("--root=new", *args)
+    assert not Path("new").exists()

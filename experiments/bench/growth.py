@@ -93,7 +93,7 @@ def run(config: GrowthConfig, axes: dict[str, tuple[int, ...]] = AXES, points: i
         )
     if config.figure and Path(config.figure).suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"figure is {config.figure!r}, but it must end in .png, .pdf or .svg")
-    output.check_folder("figure", config.figure)
+    output.check("figure", config.figure, picture=True)
     rows, kernel = measure(config, axes, points)
     _print(config, rows, kernel, points)
     if config.json:

@@ -1,6 +1,7 @@
 """Command-line flags derived from config dataclasses, and the manners all binaries share."""
 
 import dataclasses
+import os
 import re
 import signal
 import sys
@@ -160,7 +161,24 @@ def guard(main: Callable[[list[str]], int], argv: list[str]) -> int:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except UserError as error:
-        if flags.FLAGS.is_parsed() and _DEBUG.value:
-            traceback.print_exception(error)
-        print(f"error: {in_flags(str(error))}", file=sys.stderr)
-        return 1
+        return _refused(error, in_flags(str(error)))
+    except (RuntimeError, AssertionError) as error:
+        if _has_devices():
+            raise
+        named = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
+        words = "JAX finds no device to compute on"
+        return _refused(error, f"{words}; unset {named}, or name what is there: JAX_PLATFORMS=cpu")
+
+
+def _has_devices() -> bool:
+    try:
+        return bool(jax.devices())
+    except (RuntimeError, AssertionError):  # the latter where a plugin is missing
+        return False
+
+
+def _refused(error: Exception, sentence: str) -> int:
+    if flags.FLAGS.is_parsed() and _DEBUG.value:
+        traceback.print_exception(error)
+    print(f"error: {sentence}", file=sys.stderr)
+    return 1

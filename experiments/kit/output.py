@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from preqn_jax.options import UserError
@@ -20,15 +21,25 @@ matplotlib.use("Agg")  # a terminal is all that a binary needs
 temporary = files.temporary
 
 
-def check_folder(flag: str, path: str) -> None:
-    """Raises UserError, before anything is measured, if the file of `--flag` has no folder to lie
-    in.
+def check(flag: str, path: str, *, picture: bool = False) -> None:
+    """Raises UserError, before anything is measured, if the file of `--flag` could not be written:
+    it is a folder, or no folder can be made for it to lie in, or it is no kind of picture. An empty
+    path is none.
     """
-    if path and not os.access(Path(path).parent, os.W_OK):
-        raise UserError(
-            f"cannot write {path!r}: {str(Path(path).parent)!r} is no folder to write to; give "
-            f"another --{flag}"
-        )
+    if not path:
+        return
+    file = Path(path)
+    folder = next(parent for parent in (file.absolute().parents) if parent.exists())
+    kinds = FigureCanvasAgg.get_supported_filetypes() if picture else {}
+    if file.is_dir():
+        why = "it is a folder"
+    elif not folder.is_dir() or not os.access(folder, os.W_OK):
+        why = f"{str(folder)!r} is no folder to write to"
+    elif picture and file.suffix[1:].lower() not in kinds:
+        why = f"pictures end in {', '.join(f'.{kind}' for kind in sorted(kinds))}"
+    else:
+        return
+    raise UserError(f"cannot write {path!r}: {why}; give another --{flag}")
 
 
 def write_json(path: Path, content: Any, flag: str = "json") -> None:

@@ -100,6 +100,11 @@ def settle(kind: Kind, config: PlanConfig, extra: Sequence[str]) -> list[Run]:
     for name, default in defaults.items():
         value = wanted[name] if wanted[name] is not None else old.get(name, default)
         settings[name] = list(value) if isinstance(value, tuple) else value
+    for name in ("envs", "seeds"):
+        if not settings[name]:
+            raise UserError(
+                f"{name} is empty, but a plan needs some; leave --{name} out for its own"
+            )
     left = [env for env in old.get("envs", ()) if env not in settings["envs"]]
     if left:
         raise UserError(
@@ -123,6 +128,7 @@ def settle(kind: Kind, config: PlanConfig, extra: Sequence[str]) -> list[Run]:
         for env in settings["envs"]
         for variant in kind.variants
     ]
+    choose(runs, config.only)  # or it would refuse once the plan is written
     plan = {**settings, "runs": {run.name: list(run.flags) for run in runs}}
     if plan != old:
         output.write_json(path, plan, "root")

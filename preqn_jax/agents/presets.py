@@ -96,8 +96,7 @@ class AgentConfig:
     )
     temperature: float | None = option(
         None,
-        "alpha, the weight of the policy's entropy (0.1 for sac); a number makes any policy "
-        "stochastic",
+        "alpha, the weight of the policy's entropy (0.1 for sac; the other policies have none)",
         above=0,
     )
     automatic_temperature: bool | None = option(
@@ -217,20 +216,22 @@ def _policy(config: AgentConfig) -> Deterministic | Gaussian:
                 f"{name} is {getattr(config, name)}, but nothing tunes the temperature: "
                 "add `automatic_temperature`"
             )
-    if config.temperature is None:
-        if config.automatic_temperature:
-            raise UserError(
-                f"automatic_temperature is on, but the policy of {config.algorithm} is "
-                "deterministic: use `algorithm=sac`, or give a `temperature` to start from"
-            )
+    if "temperature" not in ALGORITHMS[config.algorithm]:
+        for name in ("temperature", "automatic_temperature"):
+            if getattr(config, name) is not None and getattr(config, name) is not False:
+                raise UserError(
+                    f"{name} is {getattr(config, name)}, but the policy of {config.algorithm} is "
+                    "deterministic: use `algorithm=sac`, whose critics may take other steps, as in "
+                    "`critic_step=preconditioned`"
+                )
         smoothing = Smoothing(cast(Any, config.target_noise), config.target_noise_clip)
         return Deterministic(config.exploration_noise, smoothing if smooth else None)
     if smooth:
         raise UserError(
-            f"target_noise is {config.target_noise}, but smoothing is for deterministic policies "
-            f"and temperature {config.temperature} makes this one stochastic: "
-            "use `target_noise=0`, or leave the temperature out"
+            f"target_noise is {config.target_noise}, but smoothing is for deterministic policies, "
+            f"and that of {config.algorithm} is stochastic: leave it out"
         )
+    assert config.temperature is not None
     return Gaussian(config.temperature, config.temperature_learning_rate, config.target_entropy)
 
 

@@ -17,7 +17,7 @@ from preqn_jax import agents, diagnostics, envs
 from preqn_jax.agents import Agent
 from preqn_jax.diagnostics import Finding
 from preqn_jax.envs import codec
-from preqn_jax.training import collect, directory, files, loop, note
+from preqn_jax.training import collect, directory, files, loop, memory, note
 from preqn_jax.training.config import LoopConfig, RunConfig
 from preqn_jax.training.errors import Diverged, Diverging
 from preqn_jax.training.monitor import bias, make_monitor, stuck
@@ -75,6 +75,7 @@ class Session:
         self._hung = hung
         with collect.watched(plan.env, plan.run.env_timeout, hung):
             self.spec = envs.spec(plan.env)
+        memory.check(self.spec, plan.loop, plan.described)
         self.agent = plan.make_agent(self.spec)
         self._recorder: Recorder | None = None
         self._checkpoints: Any = None

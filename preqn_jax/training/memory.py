@@ -1,0 +1,45 @@
+"""Whether a run fits into memory, before any of it is allocated."""
+
+import os
+from typing import Any
+
+import jax
+
+from preqn_jax.options import UserError
+from preqn_jax.training import files
+from preqn_jax.training.config import LoopConfig
+from preqn_jax.types import Spec
+
+# At a checkpoint the filled part of the replay is there as itself, as a copy of that part, and as
+# what is being written: 818 MiB of it peaked at 2.8 GiB.
+_COPIES = 3.5
+_KERNELS = 4  # of B x B numbers that a solve holds at once
+
+
+def check(spec: Spec, config: LoopConfig, described: dict[str, Any]) -> None:
+    """Raises UserError where replay, minibatches or kernel cannot fit this machine. `described` is
+    what `directory.describe` says of the run.
+    """
+    row = 4 * (2 * spec.obs_size + spec.action_size + 2)  # bytes of a transition
+    seeds, batch = len(config.seeds), config.batch_size
+    needs = {
+        "replay_capacity": _COPIES * seeds * min(config.replay_capacity, config.num_steps) * row,
+        "batch_size": config.update_every * batch * row,
+    }
+    if described.get("critic_step") in ("preconditioned", "natural_gradient"):
+        needs["batch_size"] += _KERNELS * 4 * batch**2
+    there = _there()
+    if sum(needs.values()) > there:
+        most = max(needs, key=lambda name: needs[name])
+        raise UserError(
+            f"this run would need some {files.size(int(sum(needs.values())))} of memory at its "
+            f"peak, {files.size(int(needs[most]))} of that for {most}={getattr(config, most)}, but "
+            f"there are {files.size(there)}; lower `{most}`"
+        )
+
+
+def _there() -> int:
+    """Bytes of the least device, or of this machine where devices do not say."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    limits = [found["bytes_limit"] for found in stats if "bytes_limit" in found]
+    return min(limits) if limits else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

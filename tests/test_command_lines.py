@@ -1,0 +1,85 @@
+"""Command lines that make no sense: one sentence, before anything is done or written."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import ROOT, SMALL, call
+
+from experiments.kit import output
+from preqn_jax.options import UserError
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (
+            ["--batch_size=100000000000"],
+            "batch_size is 100000000000, but it must be at least 1 and",
+        ),
+        (["--num_steps=99999999999999999950"], "must be at least 1 and below 2147483648"),
+        (["--replay_capacity=-3"], "replay_capacity is -3"),
+        (["--batch_size=1000000000"], "for batch_size=1000000000, but there are"),
+        (
+            ["--num_steps=2000000000", "--replay_capacity=2000000000"],
+            "for replay_capacity=2000000000, but there are",
+        ),
+        (["--algorithm=preqn", "--temperature=0.2"], "temperature is 0.2, but the policy of preqn"),
+        (["--algorithm=td3", "--automatic_temperature"], "use --algorithm=sac"),
+    ],
+)
+def test_what_cannot_be_trained_touches_nothing(args, words, capsys):
+    assert call("--env=probe/delay", "--logdir=x", *SMALL, *args) == 1
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1 and not Path("x").exists()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("NPROC", "x", "NPROC is 'x', but it is a number of threads"),
+        ("NPROC", "0", "NPROC is '0'"),
+        pytest.param("JAX_PLATFORMS", "foo", "unset JAX_PLATFORMS=foo", marks=pytest.mark.slow),
+        pytest.param("JAX_PLATFORMS", "cuda", "unset JAX_PLATFORMS=cuda", marks=pytest.mark.slow),
+    ],
+)
+def test_a_wrong_variable_of_the_environment_is_one_sentence(variable, value, words, tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), variable: value}
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.train",
+        "--env=probe/delay",
+        f"--logdir={tmp_path}/x",
+    ]
+    ended = subprocess.run([*command, *SMALL], env=env, capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 1 and words in ended.stderr
+    assert ended.stderr.count("\n") == 1 and not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "picture", "words"),
+    [
+        ("x.xyz", True, r"cannot write 'x.xyz': pictures end in .*\.png"),
+        ("run", True, "pictures end in"),
+        ("folder", True, "it is a folder"),
+        ("folder", False, "it is a folder"),
+        ("/dev/null/x", False, "'/dev/null' is no folder to write to; give another --json"),
+        ("file/x/y.json", False, "file' is no folder to write to"),
+    ],
+)
+def test_what_could_not_be_written_is_said_before_any_work(path, picture, words):
+    Path("folder").mkdir()
+    Path("file").touch()
+    with pytest.raises(UserError, match=words):
+        output.check("json", path, picture=picture)
+
+
+@pytest.mark.parametrize(
+    ("path", "picture"), [("", True), ("a/b/c.PDF", True), ("new.json", False)]
+)
+def test_what_can_be_written_passes_and_nothing_is_made(path, picture):
+    output.check("out", path, picture=picture)
+    assert not list(Path().iterdir())
