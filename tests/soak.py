@@ -1,0 +1,165 @@
+"""Random kills, damaged checkpoints, a full disk and lost readers: what they cost a run.
+
+    PYTHONPATH=. python tests/soak.py --trials=20
+
+Each trial makes a run under a fault, goes on with the same command until it is whole, and counts
+the numbers of its records that differ from those of a run that nothing happened to, tracebacks and
+hangs. All of them should be zero. It is no test of the suite: it takes half a minute a trial.
+"""
+
+import dataclasses
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from commands import SMALL, finished, records, start
+
+from experiments.kit import flags
+from preqn_jax.options import UserError, check, option
+
+ENVS = ("HalfCheetah-v5", "Ant-v5", "Humanoid-v5", "Pusher-v5", "InvertedDoublePendulum-v5")
+KINDS = [f"--algorithm={name}" for name in ("preqn", "td3", "sac")]
+
+
+@dataclasses.dataclass(frozen=True)
+class SoakConfig:
+    """How long to soak."""
+
+    trials: int = option(20, "trials of each fault", at_least=1)
+    seed: int = option(0, "of what is met, where and when", at_least=0)
+    only: tuple[str, ...] | None = option(None, "faults to meet: kill, damage, disk, reader (all)")
+
+
+class Count:
+    """What trials came to."""
+
+    def __init__(self) -> None:
+        self.trials = self.faults = self.numbers = self.differ = self.tracebacks = self.hangs = 0
+
+    def look(self, err: str) -> None:
+        self.faults += 1
+        self.tracebacks += "Traceback" in err
+
+    def compare(self, logdir: Path, whole: list[dict]) -> None:
+        now = records(logdir)
+        self.trials += 1
+        self.numbers += sum(len(line) for line in whole)
+        self.differ += abs(len(now) - len(whole)) + sum(
+            one.get(name) != other.get(name)
+            for one, other in zip(now, whole, strict=False)
+            for name in one | other
+        )
+
+
+def arguments(rng: random.Random) -> list[str]:
+    """A run of 600 steps."""
+    words = [f"--env={rng.choice(ENVS)}", rng.choice(KINDS), "--seeds=0,1"]
+    return [*words, *SMALL[:-1], f"--workers={rng.choice((0, 2))}"]
+
+
+def whole(args: list[str], folder: Path, made: dict[tuple, list[dict]]) -> list[dict]:
+    """Records of the run that nothing happens to, with whatever workers."""
+    key = tuple(args[:-1])
+    if key not in made:
+        logdir = folder / f"whole-{len(made)}"
+        code, _, err = finished(start(*args, f"--logdir={logdir}"))
+        if code:
+            raise UserError(f"a run that nothing happened to ended with {code}: {err}")
+        made[key] = records(logdir)
+    return made[key]
+
+
+def to_the_end(args: list[str], logdir: Path, count: Count) -> None:
+    """The same command until it is whole."""
+    for _ in range(5):
+        try:
+            code, _, err = finished(start(*args, f"--logdir={logdir}"))
+        except subprocess.TimeoutExpired:
+            count.hangs += 1
+            return
+        count.look(err)
+        if code == 0:
+            return
+
+
+def kill(args: list[str], logdir: Path, rng: random.Random, count: Count) -> None:
+    """Three signals at any time, from before the first import to the end."""
+    for _ in range(3):
+        process = start(*args, f"--logdir={logdir}")
+        time.sleep(rng.uniform(0, 25))
+        process.send_signal(rng.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)))
+        count.look(finished(process)[2])
+
+
+def damage(args: list[str], logdir: Path, rng: random.Random, count: Count) -> None:
+    """Some bytes of one file of the newest checkpoint, or of the records."""
+    finished(start(*args, f"--logdir={logdir}"))
+    (logdir / "DONE").unlink()
+    newest = max((logdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    file = rng.choice([path for path in newest.rglob("*") if path.is_file()])
+    content = bytearray(file.read_bytes())
+    for _ in range(rng.randint(1, 3)):
+        content[rng.randrange(len(content))] ^= rng.randint(1, 255)
+    file.write_bytes(content if rng.random() < 0.7 else content[: len(content) // 2])
+
+
+def disk(args: list[str], logdir: Path, rng: random.Random, count: Count) -> None:
+    """A disk with room for part of the run, and then for all of it."""
+    logdir.mkdir()
+    size = f"size={rng.randint(50, 900)}k"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(logdir)], check=True)
+    count.look(finished(start(*args, f"--logdir={logdir / 'run'}"))[2])
+    subprocess.run(["mount", "-o", "remount,size=200m", str(logdir)], check=True)
+
+
+def reader(args: list[str], logdir: Path, rng: random.Random, count: Count) -> None:
+    """Standard streams that are closed, or whose reader has gone."""
+    ends = rng.choice((">&- 2>&-", "2>&1 | true", "2>&1 >/dev/full | head -c 10"))
+    command = " ".join([sys.executable, "-m", "experiments.train", *args, f"--logdir={logdir}"])
+    root = Path(__file__).parent.parent
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    subprocess.run(["bash", "-c", f"{command} {ends}"], env=env, cwd=root, timeout=300)
+
+
+FAULTS: dict[str, Callable[..., None]] = {f.__name__: f for f in (kill, damage, disk, reader)}
+
+
+def main(argv: list[str]) -> int:
+    config = flags.parse(SoakConfig)
+    check(config)
+    rng, made, counts = random.Random(config.seed), {}, {}
+    print(
+        f"{'fault':<8}{'trials':>8}{'commands':>10}{'numbers':>9}{'differ':>8}{'tracebacks':>12}"
+        f"{'hangs':>7}"
+    )
+    for name in config.only or FAULTS:
+        count = counts[name] = Count()
+        for _ in range(config.trials):
+            with tempfile.TemporaryDirectory() as folder:
+                args, logdir = arguments(rng), Path(folder) / "run"
+                expected = whole(args, Path(folder), made)
+                FAULTS[name](args, logdir, rng, count)
+                inner = logdir / "run" if name == "disk" else logdir
+                to_the_end(args, inner, count)
+                count.compare(inner, expected)
+                if name == "disk":
+                    subprocess.run(["umount", str(logdir)], check=True)
+                shutil.rmtree(logdir, ignore_errors=True)
+        print(
+            f"{name:<8}{count.trials:>8}{count.faults:>10}{count.numbers:>9}{count.differ:>8}"
+            f"{count.tracebacks:>12}{count.hangs:>7}",
+            flush=True,
+        )
+    return int(any(c.differ or c.tracebacks or c.hangs for c in counts.values()))
+
+
+if __name__ == "__main__":
+    flags.define(SoakConfig)
+    flags.run(main)
