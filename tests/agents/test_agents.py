@@ -27,6 +27,8 @@ TABLE = {
 }
 # Every solver, option and mix keeps the laws; the fast tests hold one of each kind to them.
 SLOW = {
+    "ngql",
+    "ddpg",
     "preqn-relu-eigh",
     "td3-preconditioned",
     "sac",

@@ -198,9 +198,7 @@ TUNED = {"automatic_temperature": True, "temperature": 0.3, "target_entropy": -3
 @pytest.mark.parametrize(
     ("algorithm", "numbers", "fixed"),
     [
-        pytest.param(
-            name, numbers, {}, marks=[pytest.mark.slow] * (name in ("ngql", "ddpg", "sac"))
-        )
+        pytest.param(name, numbers, {}, marks=[pytest.mark.slow] * (name != "preqn"))
         for name, numbers in NUMBERS.items()
     ]
     + [

@@ -31,7 +31,9 @@ def drawn(dtype="uint8", size=8):
 
 
 @pytest.mark.parametrize("name", STEPS)
-@pytest.mark.parametrize("dtype", ["uint8", "bool", pytest.param("float16", marks=SLOW)])
+@pytest.mark.parametrize(
+    "dtype", ["uint8", *(pytest.param(d, marks=SLOW) for d in ("bool", "float16"))]
+)
 def test_observations_of_any_type_are_learned_from_as_their_numbers(name, dtype):
     step = STEPS[name](pixels)
     params, x, targets = drawn(dtype)
@@ -86,7 +88,7 @@ EACH = [pytest.param(name, marks=[SLOW] * (name in OF_A_KIND)) for name in STEPS
 
 
 @pytest.mark.parametrize("name", EACH)
-@pytest.mark.parametrize("dtype", ["int32", "bfloat16", "float64"])
+@pytest.mark.parametrize("dtype", ["int32", "float64", pytest.param("bfloat16", marks=SLOW)])
 def test_targets_of_any_type(name, dtype, x64):
     step = STEPS[name](pixels)
     params, x, targets = drawn("float32")
