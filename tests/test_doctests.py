@@ -11,7 +11,7 @@ import pytest
 
 NAMES = {"jax": jax, "jnp": jnp, "np": np, "optax": optax}  # what every example may use
 MODULES = {  # and what has an example there
-    "batching": ["batched", "parameters"],
+    "batching": ["batched"],
     "diagnostics.diagnosis": ["diagnose"],
     "diagnostics.verdict": ["failure"],
     "linesearch": ["backtrack"],

@@ -263,7 +263,7 @@ class Session:
             returns = evaluation.rewards.sum(axis=0)
             line = {
                 "eval/return_mean": returns.mean(),
-                "eval/return_std": returns.std(),
+                "eval/return_std": returns.std(dtype=np.float64),  # of 1e30 it overflows in float32
                 "eval/episodes": len(returns),
                 "eval/discounted_max": attained(evaluation.rewards, self.plan.discount),
             }
