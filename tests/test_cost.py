@@ -188,8 +188,8 @@ def test_throughput_times_segments_of_a_run_that_goes_on(capsys, monkeypatch):
         ),
         (
             cost.run,
-            cost.CostConfig(json="no/such/cost.json"),
-            "cannot write 'no/such/cost.json': 'no/such' is no folder",
+            cost.CostConfig(json="/dev/null/cost.json"),
+            "cannot write '/dev/null/cost.json': '/dev/null' is no folder",
         ),
         (
             cost.run,

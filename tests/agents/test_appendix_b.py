@@ -32,6 +32,7 @@ APPENDIX_B = {
     "its bound": ("target_noise_clip", {"td3": 0.5}),
     "policy delay": ("policy_delay", {"preqn": 1, "td3": 2, "sac": 1}),
     # Not in the table: Algorithm 1, and Haarnoja et al. 2018b for SAC.
+    "replay size": ("replay_capacity", 1_000_000),
     "target networks": ("target_networks", {"preqn": False, "td3": True, "sac": True}),
     "critics": ("num_critics", {"preqn": 1, "td3": 2, "sac": 2}),
     "activation": ("activation", {"preqn": "sin", "td3": "relu", "sac": "relu"}),
