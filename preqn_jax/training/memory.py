@@ -11,7 +11,7 @@ from preqn_jax.training.config import LoopConfig
 from preqn_jax.types import Spec
 
 # At a checkpoint the filled part of the replay is there as itself, as a copy of that part, and as
-# what is being written: 818 MiB of it peaked at 2.8 GiB.
+# what is being written.
 _COPIES = 3.5
 _KERNELS = 4  # of B x B numbers that a solve holds at once
 

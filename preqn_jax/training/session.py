@@ -307,12 +307,10 @@ class Session:
         every = self.config.update_every
         step = (error.step - 1) // every * every  # of the last whole round
         alone = isinstance(error, Diverged)
-        for i, seed in enumerate(self.config.seeds):
-            if self.pending and (
-                seed == error.seed or (not alone and i not in self.counters.frozen)
-            ):
-                self._write(step, seed, self._means(i))
-        quantity = {error.quantity: np.nan} if isinstance(error, Diverged) else {}
+        mine = [(self.config.seeds.index(error.seed), error.seed)]
+        for i, seed in (mine if alone else self._going()) if self.pending else ():
+            self._write(step, seed, self._means(i))
+        quantity = {error.quantity: np.nan} if alone else {}
         self._write(error.step, error.seed, {"run/diverged": 1.0, **quantity})
         if alone and len(self.counters.frozen) < len(self.config.seeds):
             _log.warning("%s; this seed is frozen there, and the others go on", error)
