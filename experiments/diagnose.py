@@ -210,7 +210,8 @@ def attribution(run: Path, config: dict[str, Any], trust: bool) -> list[dict[str
     spec = envs.spec(directory.trusted(config["env"], f"the run {str(run)!r}", trust))
     agent = agents.make(agent_config, spec)
     checkpoints = Checkpointer(run / "checkpoints", read_only=True)
-    restored = checkpoints.restore(loop.init(agent, spec, loop_config)[0])
+    like = loop.members(loop.init(agent, spec, loop_config)[0], loop_config)
+    restored = checkpoints.restore(like)
     if restored is None:
         return []
     step, learner, counters, *_ = restored

@@ -95,9 +95,9 @@ def _train(session: training.Session) -> bool:
     with _progress(session) as bar:
         for progress in () if session.stopping else session.rounds():
             step = progress.step
-            for seed, finding in progress.findings:
+            for i, finding in progress.findings:
                 tqdm.write(
-                    f"step {step}, seed {seed}: {finding.mode}: {finding.evidence}; "
+                    f"step {step}, {session.plan.name(i)}: {finding.mode}: {finding.evidence}; "
                     f"{flags.in_flags(finding.remedy)}",
                     file=sys.stderr,
                 )

@@ -35,19 +35,21 @@ def init(spec: Spec, capacity: int) -> Replay:
     return Replay(data, jnp.int32(0))
 
 
-def add(replay: Replay, transitions: Transition) -> Replay:
-    """Append `[n]` transitions, over the oldest where the ring is full. `n` must not exceed the
-    capacity.
+def add(replay: Replay, transitions: Transition, skip: bool | Array = False) -> Replay:
+    """Append `[n]` transitions, over the oldest where the ring is full; none where `skip`. `n`
+    must not exceed the capacity.
     """
     capacity, n = replay.data.reward.shape[0], transitions.reward.shape[0]
     if n > capacity:
         raise ValueError(f"{n} transitions do not fit into a replay of capacity {capacity}")
     rows = (replay.added + jnp.arange(n)) % capacity
+    rows = jnp.where(skip, capacity + jnp.arange(n), rows)  # where there is nothing to write to
 
     def put(ring: Array, new: Any) -> Array:
-        return ring.at[rows].set(jnp.asarray(new, ring.dtype), unique_indices=True)
+        return ring.at[rows].set(jnp.asarray(new, ring.dtype), unique_indices=True, mode="drop")
 
-    return Replay(jax.tree.map(put, replay.data, transitions), replay.added + n)
+    added = replay.added + jnp.where(skip, 0, n)
+    return Replay(jax.tree.map(put, replay.data, transitions), added)
 
 
 def sample(replay: Replay, key: Key, shape: tuple[int, ...]) -> Transition:

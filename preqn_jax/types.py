@@ -71,6 +71,11 @@ class Spec(NamedTuple):
     action_high: np.ndarray  # `[act]`, finite
 
 
+Settings = dict[str, Any]
+"""Numeric hyper-parameters by name, as fields of a config: `[]` each of one member, `[M]` of all.
+"""
+
+
 def wide(x: Any) -> Array:
     """`x` in float32, or as it is where it is float64: in a narrower type, or as integers, sums of
     products lose their digits or wrap around.

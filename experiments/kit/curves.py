@@ -148,6 +148,11 @@ def common_step(runs: Iterable[Curves]) -> int:
     return min(going) if going else max(run.reached for run in runs)
 
 
+def plural(count: int, thing: str) -> str:
+    """ "1 seed", "2 seeds"."""
+    return f"{count} {thing}{'s' * (count != 1)}"
+
+
 def count_seeds(*counts: int) -> str:
     """ "3 seeds", or "2 to 3 seeds"."""
     least, most = min(counts), max(counts)

@@ -112,12 +112,18 @@ def refuse(words: Sequence[str]) -> None:
 
 def _integers(name: str, entries: Sequence[str]) -> tuple[int, ...]:
     try:
-        return tuple(int(entry) for entry in entries)
+        return tuple(number for entry in entries for number in _range(entry))
     except ValueError:
         raise UserError(
             f"{name} is {','.join(entries)!r}, but it must be whole numbers with commas between, "
-            f"as in 0,1,2"
+            f"as in 0,1,2, or a range, as 0:3"
         ) from None
+
+
+def _range(entry: str) -> Sequence[int]:
+    """ "0:3" is 0, 1, 2, as in a slice."""
+    first, colon, end = entry.partition(":")
+    return range(int(first), int(end)) if colon else (int(entry),)
 
 
 def in_flags(text: str) -> str:

@@ -23,6 +23,7 @@ from preqn_jax.agents.presets import (
     sac,
     td3,
 )
+from preqn_jax.agents.swept import SweptState, swept
 
 __all__ = [
     "ALGORITHMS",
@@ -33,6 +34,7 @@ __all__ = [
     "Policy",
     "Resolved",
     "Smoothing",
+    "SweptState",
     "Tuning",
     "Upcoming",
     "Update",
@@ -47,6 +49,7 @@ __all__ = [
     "preqn",
     "resolve",
     "sac",
+    "swept",
     "tanh_gaussian",
     "td3",
 ]

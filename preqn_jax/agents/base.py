@@ -21,7 +21,7 @@ class Inspection(NamedTuple):
 class Agent(NamedTuple):
     """A reinforcement-learning algorithm as pure functions of a state that nobody else opens.
 
-    init: `key -> state`.
+    init: `key -> state`; of `swept` alone `(key, settings) -> state`.
     policy: `state -> params to act with`, what `act` and `explore` take.
     act: `(params, obs [obs]) -> action [act]` in [-1, 1], without noise.
     explore: `(params, obs [obs], key) -> action [act]` in [-1, 1], with that of data collection.
@@ -35,7 +35,7 @@ class Agent(NamedTuple):
     inspect: `(state, batch of transitions [B], key) -> Inspection`, for a diagnosis.
     """
 
-    init: Callable[[Key], AgentState]
+    init: Callable[..., AgentState]
     policy: Callable[[AgentState], Params]
     act: Callable[[Params, Array], Array]
     explore: Callable[[Params, Array, Key], Array]

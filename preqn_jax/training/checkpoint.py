@@ -131,13 +131,16 @@ class Checkpointer:
           UserError: there are checkpoints, and none is whole.
         """
 
-        def read(step: int) -> Any:
-            content = note.read(self._folder / str(step), step)
-            check(content)
-            return self._read(content, like)
-
-        found = self._newest(read)
+        found = newest(self._folder, self.steps(), lambda step: self.read(step, like, check))
         return None if found is None else (found[0], *found[1])
+
+    def read(
+        self, step: int, like: Learner, check: Callable[[Note], None] = lambda note: None
+    ) -> tuple[Learner, Counters, Any, Any]:
+        """That of one step, as `restore`; raises whatever a damaged file makes the reader raise."""
+        content = note.read(self._folder / str(step), step)
+        check(content)
+        return self._read(content, like)
 
     def restore_agent(self, like: Any) -> tuple[int, Any] | None:
         """(step, the agent's state) of the newest whole checkpoint, without its replay; else as
@@ -147,23 +150,7 @@ class Checkpointer:
         def read(step: int) -> Any:
             return self._read_part("agent", like, note.read(self._folder / str(step), step))
 
-        return self._newest(read)
-
-    def _newest(self, read: Callable[[int], Any]) -> tuple[int, Any] | None:
-        steps, reason = self.steps(), ""
-        for step in reversed(steps):
-            try:
-                return step, read(step)
-            except Exception as error:  # whatever a damaged file makes the reader raise
-                reason = _reason(error)
-                words = "the checkpoint of step %d cannot be read (%s); trying the one before"
-                _log.warning(words, step, reason)
-        if steps:
-            raise UserError(
-                f"none of the checkpoints in {self._folder} can be read (steps {steps}; {reason});"
-                " move the run directory away, or give another `logdir`, to start anew"
-            )
-        return None
+        return newest(self._folder, self.steps(), read)
 
     def _read(self, content: Note, like: Learner) -> tuple[Learner, Counters, Any, Any]:
         short = jax.tree.map(lambda ring: ring[:, : content["filled"]], like.replay.data)
@@ -192,6 +179,27 @@ class Checkpointer:
         with _orbax() as orbax:
             arrays = orbax.restore(folder / part, args=ocp.args.StandardRestore(abstract))
         return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in forms])
+
+
+def newest(where: Path, steps: list[int], read: Callable[[int], Any]) -> tuple[int, Any] | None:
+    """The last of the steps that can be read, and what `read` returns of it; None if there is none.
+
+    Those that cannot are passed over with a warning. Raises UserError if that goes for all.
+    """
+    reason = ""
+    for step in reversed(steps):
+        try:
+            return step, read(step)
+        except Exception as error:  # whatever a damaged file makes the reader raise
+            reason = _reason(error)
+            words = "the checkpoint of step %d cannot be read (%s); trying the one before"
+            _log.warning(words, step, reason)
+    if steps:
+        raise UserError(
+            f"none of the checkpoints in {where} can be read (steps {steps}; {reason}); move the "
+            "run directory away, or give another `logdir`, to start anew"
+        )
+    return None
 
 
 class _Loop(asyncio.SelectorEventLoop):

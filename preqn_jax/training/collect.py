@@ -92,18 +92,18 @@ class Collector:
 
     def collect(
         self, params: Params, round_: int, frozen: Sequence[int] = ()
-    ) -> tuple[Transition | None, list[tuple[int, float]], list[Diverged]]:
-        """One round with the actors `[S]`, but for the `frozen`, by index, whose environments stand
+    ) -> tuple[Transition | None, list[tuple[int, float]], list[tuple[int, Diverged]]]:
+        """One round with the actors `[P]`, but for the `frozen`, by index, whose environments stand
         still.
 
         Returns:
-          transitions `[S, update_every]`, zeros where there are none; None if there are none at
-          all. (index of the seed, return) of ended episodes. Who met a NaN or an infinity.
+          transitions `[M, update_every]`, zeros where there are none; None if there are none at
+          all. (index of the member, return) of ended episodes. Who met a NaN or an infinity.
 
         Raises Stopped: a worker died.
         """
         rows = self._call("collect", self._arguments(params, round_, frozen))
-        diverged = [row for row in rows if isinstance(row, Diverged)]
+        diverged = [(i, row) for i, row in enumerate(rows) if isinstance(row, Diverged)]
         good = {i: row for i, row in enumerate(rows) if isinstance(row, tuple)}
         if not good:
             return None, [], diverged
@@ -121,7 +121,7 @@ class Collector:
     def evaluate(
         self, params: Params, step: int, frozen: Sequence[int] = ()
     ) -> list[Evaluation | None]:
-        """Noiseless episodes of each of the actors `[S]`; None for those that are frozen.
+        """Noiseless episodes of each of the actors `[P]`; None for those that are frozen.
 
         They depend on nothing else but the step. One that is cut off, or whose return is not
         finite, is warned of, once.

@@ -1,6 +1,7 @@
 """The configuration of a run and of its loop, and the numbers that keep random streams apart."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from preqn_jax.options import UserError, check, option
 
@@ -28,14 +29,20 @@ class LoopConfig:
     replay_capacity: int = option(1_000_000, "transitions the replay buffer D holds", at_least=1)
 
 
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raises UserError where a seed is there twice. In a sweep it is, with other settings."""
+    if len(set(seeds)) < len(seeds):
+        raise UserError(
+            f"seeds are {list(seeds)}, but each seed trains once: give different numbers, as in "
+            "`seeds=(0, 1, 2)`"
+        )
+
+
 def validate(config: LoopConfig) -> None:
     """Raises UserError where numbers are out of range or do not fit one another."""
     check(config)
-    if not config.seeds or len(set(config.seeds)) < len(config.seeds):
-        raise UserError(
-            f"seeds are {list(config.seeds)}, but each seed trains once: give different numbers, "
-            f"as in `seeds=(0, 1, 2)`"
-        )
+    if not config.seeds:
+        raise UserError("seeds is empty, but a run has at least one, as in `seeds=(0,)`")
     if config.num_steps < config.update_after:
         raise UserError(
             f"num_steps is {config.num_steps}, below update_after ({config.update_after}): nothing "
@@ -107,6 +114,7 @@ class RunConfig:
 def validate_run(run: RunConfig, config: LoopConfig) -> None:
     """Raises UserError where numbers are out of range or do not fit one another."""
     check(run)
+    check_seeds(config.seeds)
     validate(config)
     if run.stop_on_divergence and not run.diagnose_every:
         raise UserError(

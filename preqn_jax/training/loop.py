@@ -1,13 +1,13 @@
 """The training loop as a generator of rounds.
 
 A round is: act for `update_every` steps with a frozen policy, add what happened to the replay, and
-  take as many gradient steps in
-one compiled call (Appendix B's "update frequency"). Every random number comes from a key folded
-from (seed, purpose, round), so a run can go on from any round with nothing but the counters. All
-arrays lead with a seed axis `[S]`: several seeds learn in one program.
+take as many gradient steps in one compiled call (Appendix B's "update frequency"). Every random
+number comes from a key folded from (seed, purpose, round), so a run can go on from any round with
+nothing but the counters. All arrays lead with an axis of members `[M]`, each with a seed, and with
+settings of its own where that is swept: they learn in one program.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,12 +21,14 @@ from preqn_jax.agents import Agent
 from preqn_jax.training.collect import Collector
 from preqn_jax.training.config import SAMPLE, UPDATE, LoopConfig, validate
 from preqn_jax.training.errors import Diverged
-from preqn_jax.types import Array, Key, Metrics, Spec, Transition
+from preqn_jax.types import Array, Key, Metrics, Settings, Spec, Transition
 
 
 @flax.struct.dataclass
 class Learner:
-    """What lives on the device; every leaf leads with `[S]`."""
+    """What lives on the device; every leaf leads with `[P]`, the M members and what makes their
+    number one that devices can share.
+    """
 
     agent: Any
     replay: replays.Replay
@@ -37,43 +39,52 @@ class Counters(NamedTuple):
 
     round: int = 0  # rounds done
     updates: int = 0  # gradient steps done
-    frozen: tuple[
-        int, ...
-    ] = ()  # indices of the seeds that diverged: they stay as they were before
+    # indices of the members that diverged: they stay as they were before
+    frozen: tuple[int, ...] = ()
 
 
 class Round(NamedTuple):
     """What one round leaves behind. `learner` is donated to the next: use it before going on."""
 
-    step: int  # environment steps of each seed so far
+    step: int  # environment steps of each member so far
     learner: Learner
     counters: Counters
-    metrics: dict[
-        str, np.ndarray
-    ]  # `[S]` each, means over the round's updates; empty before the first
-    episodes: list[tuple[int, float]]  # (index of the seed, return) of every episode that ended
-    diverged: list[Diverged]  # whom this round froze
+    # `[M]` each, means over the round's updates; empty before the first
+    metrics: dict[str, np.ndarray]
+    episodes: list[tuple[int, float]]  # (index of the member, return) of every episode that ended
+    diverged: list[tuple[int, Diverged]]  # whom this round froze, by index
 
 
-def keys(seeds: tuple[int, ...]) -> Key:
-    """`[S]` keys."""
+def keys(seeds: Sequence[int] | np.ndarray) -> Key:
+    """`[M]` keys."""
     return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
 
 
-def init(agent: Agent, spec: Spec, config: LoopConfig) -> tuple[Learner, Counters]:
-    """A learner with empty replay, at the beginning. Raises UserError for a config that makes no
-    sense.
+def init(
+    agent: Agent, spec: Spec, config: LoopConfig, settings: Settings | None = None
+) -> tuple[Learner, Counters]:
+    """A learner with empty replay, at the beginning; `settings [M]` are what `agents.swept` takes.
+    Raises UserError for a config that makes no sense.
     """
     validate(config)
-    capacity = min(
-        config.replay_capacity, config.num_steps
-    )  # rows that could never fill are not allocated
-    states = jax.jit(jax.vmap(agent.init))(keys(config.seeds))
-    buffer = replays.init(spec, capacity)
-    buffers = jax.tree.map(
-        lambda leaf: jnp.zeros((len(config.seeds), *leaf.shape), leaf.dtype), buffer
-    )
-    return jax.device_put(Learner(states, buffers), seed_sharding(config)), Counters()
+    seeds, places = config.seeds, members_sharding(config)
+    given = (np.array(seeds), *([settings] if settings else []))
+    seeds, *rest = jax.tree.map(partial(_padded, _rows(config) - len(seeds)), given)
+    states = jax.jit(jax.vmap(agent.init))(keys(seeds), *rest)
+    # Rows that could never fill are not allocated.
+    buffer = replays.init(spec, min(config.replay_capacity, config.num_steps))
+    buffers = jax.tree.map(lambda leaf: jnp.zeros((len(seeds), *leaf.shape), leaf.dtype), buffer)
+    return jax.device_put(Learner(states, buffers), places), Counters()
+
+
+def _padded(rows: int, leaf: np.ndarray) -> np.ndarray:
+    return np.pad(leaf, (0, rows), mode="edge")
+
+
+def members(tree: Any, config: LoopConfig) -> Any:
+    """The first M rows of leaves `[P, ...]`."""
+    size = len(config.seeds)
+    return tree if size == _rows(config) else jax.tree.map(lambda leaf: leaf[:size], tree)
 
 
 def rounds(
@@ -81,50 +92,53 @@ def rounds(
 ) -> Iterator[Round]:
     """Train until `num_steps`, yielding after every round; `collector` stands where `counters` say.
 
-    A seed that meets a NaN or an infinity is frozen: it takes no further part, keeps the agent of
-    the round before, and no other seed's numbers depend on that.
+    A member that meets a NaN or an infinity is frozen: it takes no further part, keeps the agent
+    of the round before, and no other member's numbers depend on that.
 
     Raises:
-      Diverged: no seed is left; the round in which the last one diverged was yielded.
+      Diverged: no member is left; the round in which the last one diverged was yielded.
       Stopped: what else `collector` cannot go on from.
     """
     learn, acting = make_learn(agent, config), jax.jit(jax.vmap(agent.policy))
+    size = len(config.seeds)
     while counters.round * config.update_every < config.num_steps:
         collected = collector.collect(acting(learner.agent), counters.round, counters.frozen)
         transitions, episodes, diverged = collected
         measured: dict[str, np.ndarray] = {}
         step = (counters.round + 1) * config.update_every
         updates = config.update_every if step >= config.update_after else 0
-        out = {*counters.frozen, *(config.seeds.index(error.seed) for error in diverged)}
-        frozen = np.isin(np.arange(len(config.seeds)), sorted(out))
+        out = {*counters.frozen, *(i for i, _ in diverged)}
+        frozen = np.isin(np.arange(size), sorted(out))
         at = (jnp.uint32(counters.round), jnp.int32(counters.updates))
         if transitions is not None:
             learner, metrics = learn(learner, transitions, frozen, *at, updates)
-            measured = {name: np.asarray(value) for name, value in metrics.items()}
+            measured = {name: np.asarray(value)[:size] for name, value in metrics.items()}
         for i, error in _not_finite(measured, config, step):
             if i not in out:
-                diverged, out = [*diverged, error], {*out, i}
+                diverged, out = [*diverged, (i, error)], {*out, i}
         counters = Counters(counters.round + 1, counters.updates + updates, tuple(sorted(out)))
         yield Round(step, learner, counters, measured, episodes, diverged)
-        if len(out) == len(config.seeds):
-            raise diverged[-1]
+        if len(out) == size:
+            raise diverged[-1][1]
 
 
 Learn = Callable[[Learner, Transition, Any, Array, Array, int], tuple[Learner, Metrics]]
 
 
 def make_learn(agent: Agent, config: LoopConfig, side_by_side: bool | None = None) -> Learn:
-    """`(learner, transitions [S, n], frozen [S], round, updates done, updates to do) -> (learner,
-    metrics [S])`: one compiled call.
+    """`(learner, transitions [M, n], frozen [M], round, updates done, updates to do) -> (learner,
+    metrics [P])`: one compiled call.
 
-    The learner is donated. Every device has its share of the seeds and waits for no other. The
-    seeds of a share learn side by side (`vmap`), or one after the other (`lax.map`), which is the
-    default on CPUs: one seed's arrays fit a core's cache, several seeds' do not.
+    The learner is donated. Every device has its share of the members and waits for no other. The
+    members of a share learn side by side (`vmap`), or one after the other, which is the default on
+    CPUs: one member's arrays fit a core's cache, several members' do not. In turn, a member's
+    numbers are the same, bit for bit, whatever its company.
     """
-    sharding = seed_sharding(config)
+    sharding, rows = members_sharding(config), _rows(config)
     split, same = sharding.spec, jax.sharding.PartitionSpec()
     if side_by_side is None:
         side_by_side = next(iter(sharding.device_set)).platform != "cpu"
+    seeds = _padded(rows - len(config.seeds), np.array(config.seeds))
 
     @partial(jax.jit, donate_argnums=0, static_argnums=5, out_shardings=sharding)
     def learn(
@@ -135,78 +149,134 @@ def make_learn(agent: Agent, config: LoopConfig, side_by_side: bool | None = Non
         done: Array,
         updates: int,
     ):
-        one = partial(_learn_one, agent, config, updates)
+        def share(members: tuple[Learner, Transition, Array, Key], round_: Array, done: Array):
+            learner, transitions, frozen, key = members
+            buffer = jax.vmap(replays.add)(learner.replay, transitions, frozen)
+            if not updates:
+                return Learner(learner.agent, buffer), {}
+            draw = partial(_draw, config, updates)
+            batches = jax.vmap(draw, in_axes=(0, 0, None))(buffer, key, round_)
 
-        def share(seeds: tuple[Learner, Transition, Array, Key], round_: Array, done: Array):
-            if side_by_side:
-                return jax.vmap(one, in_axes=(0, None, None))(seeds, round_, done)
-            return jax.lax.map(lambda seed: one(seed, round_, done), seeds)
+            def one(member: tuple[Any, Transition, Array, Key]) -> tuple[Any, Metrics]:
+                return _learn_one(agent, updates, *member, done)
 
-        specs = (split, same, same)
+            run = jax.vmap(one) if side_by_side else partial(_in_turn, one)
+            states, metrics = run((learner.agent, batches, frozen, key))
+            return Learner(states, buffer), metrics
+
+        def fill(leaf: Array, value: Any) -> Array:
+            missing = jnp.full((rows - len(leaf), *leaf.shape[1:]), value, leaf.dtype)
+            return jnp.concatenate([leaf, missing])
+
+        transitions = jax.tree.map(lambda leaf: fill(jnp.asarray(leaf), 0), transitions)
+        members = learner, transitions, fill(jnp.asarray(frozen), True), keys(seeds)
         shares = jax.shard_map(
-            share, mesh=sharding.mesh, in_specs=specs, out_specs=split, check_vma=False
+            share,
+            mesh=sharding.mesh,
+            in_specs=(split, same, same),
+            out_specs=split,
+            check_vma=False,
         )
-        return shares((learner, transitions, frozen, keys(config.seeds)), round_, done)
+        return shares(members, round_, done)
 
     return learn
 
 
-def seed_sharding(config: LoopConfig) -> jax.sharding.NamedSharding:
-    """How leaves `[S, ...]` lie on the devices: on as many as can have equal shares of the
-    seeds.
+def members_sharding(config: LoopConfig) -> jax.sharding.NamedSharding:
+    """How leaves `[P, ...]` lie on the devices of this process: on as many as make the largest
+    share smallest, and no more.
     """
     devices = jax.local_devices()
-    count = max(n for n in range(1, len(devices) + 1) if len(config.seeds) % n == 0)
+    share = -(-len(config.seeds) // len(devices))
+    count = -(-len(config.seeds) // share)
     mesh = jax.make_mesh(
-        (count,), ("seeds",), (jax.sharding.AxisType.Auto,), devices=devices[:count]
+        (count,), ("members",), (jax.sharding.AxisType.Auto,), devices=devices[:count]
     )
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("seeds"))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("members"))
+
+
+def _rows(config: LoopConfig) -> int:
+    """P: the members, and copies of the last, frozen from the start, that make shares equal."""
+    count = members_sharding(config).mesh.size
+    return -(-len(config.seeds) // count) * count
+
+
+def _in_turn(one: Callable[[Any], Any], members: Any) -> Any:
+    """`lax.map`, but what is compiled for one member does not depend on their number: XLA would
+    make no loop of one turn, and no axis of one member, and round otherwise.
+    """
+    size = len(jax.tree.leaves(members)[0])
+    if size == 1:
+        members = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), members)
+    rows = max(size, 2)
+
+    def pick(i: Any) -> Any:
+        return jax.tree.map(partial(jax.lax.dynamic_index_in_dim, index=i, keepdims=False), members)
+
+    def turn(i: Array, found: Any) -> Any:
+        put = partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
+        return jax.tree.map(put, found, one(pick(i)))
+
+    shapes = jax.eval_shape(lambda: one(pick(0)))
+    blank = jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape), leaf.dtype), shapes)
+    turns = jax.lax.optimization_barrier(jnp.int32(size))
+    return jax.tree.map(lambda leaf: leaf[:size], jax.lax.fori_loop(0, turns, turn, blank))
+
+
+def _draw(
+    config: LoopConfig, updates: int, replay: replays.Replay, key: Key, round_: Array
+) -> Transition:
+    """The minibatches of a member's round, `[updates, B, ...]`."""
+    sample_key = jax.random.fold_in(jax.random.fold_in(key, SAMPLE), round_)
+    return replays.sample(replay, sample_key, (updates, config.batch_size))
 
 
 def _learn_one(
     agent: Agent,
-    config: LoopConfig,
     updates: int,
-    seed: tuple[Learner, Transition, Array, Key],
-    round_: Array,
+    state: Any,
+    batches: Transition,
+    frozen: Array,
+    key: Key,
     done: Array,
-) -> tuple[Learner, Metrics]:
-    """A round of one seed: leaves without `[S]`. The counters are the same for all seeds, so that
-    under a `vmap` they stay one number each and a delayed policy update is really skipped."""
-    learner, transitions, frozen, key = seed
-    buffer = replays.add(learner.replay, transitions)
-    if not updates:
-        return Learner(learner.agent, buffer), {}
-    sample_key = jax.random.fold_in(jax.random.fold_in(key, SAMPLE), round_)
-    batches = replays.sample(buffer, sample_key, (updates, config.batch_size))
+) -> tuple[Any, Metrics]:
+    """The updates of one member's round: leaves without `[P]`. The counter is the same for all,
+    so that under a `vmap` it stays one number and a delayed policy update is really skipped.
+    A frozen member's are skipped where members learn one after the other.
+    """
 
-    def update(state: Any, x: tuple[Transition, Array]):
-        batch, i = x
-        return agent.update(
-            state, batch, jax.random.fold_in(jax.random.fold_in(key, UPDATE), done + i), done + i
-        )
+    def learn(old: Any) -> tuple[Any, Metrics]:
+        def update(state: Any, x: tuple[Transition, Array]):
+            batch, i = x
+            update_key = jax.random.fold_in(jax.random.fold_in(key, UPDATE), done + i)
+            return agent.update(state, batch, update_key, done + i)
 
-    state, metrics = jax.lax.scan(update, learner.agent, (batches, jnp.arange(updates)))
-    # A failed solve has no residual: its metrics are means over the others, its failure is in
-    # "solve/finite".
-    means = {
-        k: (jnp.nanmean if k.startswith("solve/") else jnp.mean)(m) for k, m in metrics.items()
-    }
-    means |= agent.summary(state)
-    broken = jnp.any(jnp.stack([~jnp.isfinite(means[k]) for k in VITAL if k in means] or [False]))
-    stays = frozen | broken
-    state = jax.tree.map(lambda new, old: jnp.where(stays, old, new), state, learner.agent)
-    return Learner(state, buffer), means
+        state, metrics = jax.lax.scan(update, old, (batches, jnp.arange(updates)))
+        # A failed solve has no residual: its metrics are means over the others, its failure is in
+        # "solve/finite".
+        means = {
+            k: (jnp.nanmean if k.startswith("solve/") else jnp.mean)(m) for k, m in metrics.items()
+        }
+        means |= agent.summary(state)
+        vital = [~jnp.isfinite(means[name]) for name in VITAL if name in means]
+        broken = jnp.any(jnp.stack(vital or [jnp.bool_(False)]))
+        return jax.tree.map(lambda new, old: jnp.where(broken, old, new), state, old), means
+
+    def stay(old: Any) -> tuple[Any, Metrics]:
+        _, means = jax.eval_shape(learn, old)
+        return old, jax.tree.map(lambda mean: jnp.full(mean.shape, jnp.nan, mean.dtype), means)
+
+    return jax.lax.cond(frozen, stay, learn, state)
 
 
 VITAL = ("critic/q_mean", "critic/td_abs", "critic/norm", "actor/norm")
-"""Metrics without which a seed cannot go on."""
+"""Metrics without which a member cannot go on."""
 
 
 def _not_finite(
     metrics: dict[str, np.ndarray], config: LoopConfig, step: int
 ) -> Iterator[tuple[int, Diverged]]:
-    """(index of a seed, what broke it), in the order of `VITAL`."""
+    """(index of a member, what broke it), in the order of `VITAL`."""
     for name in VITAL:
         for i in np.flatnonzero(~np.isfinite(metrics.get(name, np.zeros(1)))):
             yield int(i), Diverged(name, config.seeds[int(i)], step)

@@ -5,7 +5,7 @@ Looking draws from keys of its own and changes nothing: a run with a monitor lea
 have learned without.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,12 +16,12 @@ from preqn_jax import diagnostics
 from preqn_jax import replay as replays
 from preqn_jax.agents import Agent, Inspection
 from preqn_jax.training.config import LOOK, LoopConfig
-from preqn_jax.training.loop import Learner, keys
+from preqn_jax.training.loop import Learner, keys, members
 from preqn_jax.training.rollout import Evaluation
 from preqn_jax.types import Array, Key, Params, Transition
 
 Monitor = Callable[[Learner, int], list[dict[str, float]]]
-"""`(learner [S], round) -> what diagnose measured, for each seed`; nothing where the step of the
+"""`(learner [P], round) -> what diagnose measured, for each member`; nothing where the step of the
 critic is not finite.
 """
 
@@ -39,7 +39,7 @@ class Look(NamedTuple):
 
 
 def make_looks(agent: Agent, config: LoopConfig) -> Callable[[Learner, int], list[Look]]:
-    """`(learner [S], round) -> a look at each seed`."""
+    """`(learner [P], round) -> a look at each member`."""
 
     @jax.jit
     def draw(replay: replays.Replay, round_: Array) -> tuple[Transition, Array, Array]:
@@ -54,7 +54,7 @@ def make_looks(agent: Agent, config: LoopConfig) -> Callable[[Learner, int], lis
                 bound,
             )
 
-        return jax.vmap(one)(replay, keys(config.seeds))
+        return jax.vmap(one)(members(replay, config), keys(config.seeds))
 
     @jax.jit
     def inspect(state: Any, batch: Transition, key_data: Array) -> Inspection:
@@ -73,13 +73,16 @@ def make_looks(agent: Agent, config: LoopConfig) -> Callable[[Learner, int], lis
     return looks
 
 
-def make_monitor(agent: Agent, config: LoopConfig, discount: float) -> Monitor:
-    """A monitor of the runs that `config` describes. Measures the first critic, and the step that
-    `update` would take with it.
+def make_monitor(
+    agent: Agent, config: LoopConfig, discounts: Sequence[float] | np.ndarray
+) -> Monitor:
+    """A monitor of the runs that `config` describes, with the gamma of each member. Measures the
+    first critic, and the step that `update` would take with it.
     """
     looks = make_looks(agent, config)
     return lambda learner, round_: [
-        measure(agent, look, discount) for look in looks(learner, round_)
+        measure(agent, look, float(discount))
+        for look, discount in zip(looks(learner, round_), discounts, strict=True)
     ]
 
 

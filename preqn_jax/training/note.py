@@ -65,7 +65,7 @@ def check(note: dict[str, Any], config: LoopConfig, fresh: list[Any]) -> None:
     rounds, left = divmod(step, config.update_every)
     first = config.update_after - config.update_every  # steps before the round that first updates
     frozen = note["counters"]["frozen"]
-    some = sorted(set(frozen) & set(range(len(seeds))))[: len(seeds) - 1]  # never all
+    some = sorted(set(frozen) & set(range(len(seeds))))
     counters = {"round": rounds, "updates": max(0, step - first), "frozen": some}
     if left or not 0 < step <= config.num_steps or note["counters"] != counters:
         raise ValueError(f"its counters {note['counters']} are not those of step {step}")

@@ -16,15 +16,14 @@ import numpy as np
 from preqn_jax import agents, diagnostics, envs
 from preqn_jax.agents import Agent
 from preqn_jax.diagnostics import Finding
-from preqn_jax.envs import codec
-from preqn_jax.training import collect, directory, files, loop, memory, note
+from preqn_jax.training import collect, directory, folder, loop, memory
 from preqn_jax.training.config import LoopConfig, RunConfig
 from preqn_jax.training.errors import Diverged, Diverging
+from preqn_jax.training.folder import Folder, Place
 from preqn_jax.training.monitor import bias, make_monitor, stuck
-from preqn_jax.training.record import Recorder
 from preqn_jax.training.rollout import Evaluation, attained
 from preqn_jax.training.trained import Trained
-from preqn_jax.types import Spec
+from preqn_jax.types import Settings, Spec
 
 _log = logging.getLogger(__name__)
 CONFIGS: tuple[Any, ...] = (RunConfig, agents.AgentConfig, LoopConfig)
@@ -34,24 +33,39 @@ DEFAULTS = {f.name: f.default for config in CONFIGS for f in dataclasses.fields(
 class Progress(NamedTuple):
     """What a round leaves behind; `trained` is gone with the next one: use it before going on."""
 
-    step: int  # environment steps of each seed so far
-    metrics: dict[str, np.ndarray]  # `[S]` each, means over the round's updates; {} before any
-    episodes: list[tuple[int, float]]  # (index of the seed, return) of every episode that ended
-    # One a seed, where this round ended with one; None of a seed that diverged.
+    step: int  # environment steps of each member so far
+    metrics: dict[str, np.ndarray]  # `[M]` each, means over the round's updates; {} before any
+    episodes: list[tuple[int, float]]  # (index of the member, return) of every episode that ended
+    # One a member, where this round ended with one; None of a member that diverged.
     evaluations: list[Evaluation | None]
-    findings: list[tuple[int, Finding]]  # (seed, failure that is building up), where it is news
+    # (index of the member, failure that is building up), where it is news
+    findings: list[tuple[int, Finding]]
     trained: Trained
 
 
 class Plan(NamedTuple):
-    """What a run is to be."""
+    """What a run is to be: its members are the seeds, or of a sweep (seed, settings)."""
 
     make_agent: Callable[[Spec], Agent]
     env: envs.Source
     run: RunConfig
-    loop: LoopConfig
-    discount: float
+    loop: LoopConfig  # with the seed of every member
+    discount: float | np.ndarray  # gamma, or `[M]`
     described: dict[str, Any]  # for config.json
+    settings: Settings = {}  # noqa: RUF012 (`[M]` each, what an agent of `agents.swept` takes)
+    places: tuple[Place, ...] | None = None  # where members are kept; in `run.logdir` if None
+
+    def homes(self) -> tuple[Place, ...]:
+        """Where members are kept."""
+        if self.places is not None:
+            return self.places
+        members = range(len(self.loop.seeds))
+        return (Place(self.run.logdir, self.described, members),) if self.run.logdir else ()
+
+    def name(self, member: int) -> str:
+        """What to call a member, by index."""
+        named = [f"{name}={values[member]:g}" for name, values in self.settings.items()]
+        return ", ".join([*named, f"seed {self.loop.seeds[member]}"])
 
 
 class Session:
@@ -70,31 +84,47 @@ class Session:
         self.stopping = False
         self.start = 0
         self.pending: list[dict[str, Any]] = []  # measured since the last line of metrics.jsonl
-        self._found: dict[int, str] = {}  # seed -> the failure it was last warned of
-        self._stuck: set[int] = set()  # seeds that were warned of as such
+        self._found: dict[int, str] = {}  # member -> the failure it was last warned of
+        self._stuck: set[int] = set()  # members that were warned of as such
         self._hung = hung
         with collect.watched(plan.env, plan.run.env_timeout, hung):
             self.spec = envs.spec(plan.env)
         memory.check(self.spec, plan.loop, plan.described)
         self.agent = plan.make_agent(self.spec)
-        self._recorder: Recorder | None = None
-        self._checkpoints: Any = None
+        self._discounts = np.broadcast_to(plan.discount, len(plan.loop.seeds))
         self._collector: collect.Collector | None = None
-        self.logdir: Path | None = None
         self._held = contextlib.ExitStack()  # closed last to first, whatever is raised
-        if plan.run.logdir:
-            self.logdir, lock = directory.open_(plan.run.logdir, plan.described, DEFAULTS)
-            self._held.callback(lock.release)
+        self._folders: list[Folder] = []
+        try:
+            for place in plan.homes():
+                self._folders.append(Folder(place, plan.loop, DEFAULTS))
+                self._held.callback(self._folders[-1].close)
+        except BaseException:
+            self._held.close()
+            raise
 
     @property
     def finished(self) -> bool:
-        """Whether the run directory holds this run, whole."""
-        return self.logdir is not None and (self.logdir / directory.DONE).exists()
+        """Whether the run directories hold this run, whole."""
+        return bool(self._folders) and all(one.finished for one in self._folders)
+
+    @property
+    def logdir(self) -> Path | None:
+        """The run directory, where there is one for all members."""
+        return self._folders[0].logdir if len(self._folders) == 1 else None
+
+    @property
+    def where(self) -> Path | None:
+        """The run directory, or the folder of a sweep's; None where nothing is kept."""
+        if len(self._folders) > 1:
+            return self._folders[0].logdir.parent
+        return self.logdir
 
     @property
     def kept(self) -> list[int]:
         """Steps of the checkpoints on disk."""
-        return self._checkpoints.steps() if self._checkpoints else []
+        kept = [set(one.steps()) for one in self._folders]
+        return sorted(set.intersection(*kept)) if kept else []
 
     def __enter__(self) -> "Session":
         return self
@@ -112,27 +142,27 @@ class Session:
         log = self.logdir and self.logdir / directory.ENVIRONMENT_LOG
         self._collector = collect.Collector(recipe, workers, log, self._hung)
         self._held.callback(self._collector.close)
-        self.learner, self.counters = loop.init(self.agent, self.spec, config)
-        if self.logdir is not None:
-            # Orbax, which a run that keeps nothing does without.
-            from preqn_jax.training.checkpoint import Checkpointer
-
-            with files.writing(str(self.logdir)):
-                self._checkpoints = Checkpointer(self.logdir / directory.CHECKPOINTS)
-            restored, expected = self._checkpoints.restore(self.learner, self._check), 0
-            if restored is not None:
-                self.start, self.learner, self.counters, state, extra = restored
-                self._collector.load(state)
-                self.pending, expected = codec.decode(extra["pending"]), extra["records"]
-            self._recorder = Recorder(self.logdir, config.seeds, self.start, self._stays, expected)
-            self._held.callback(self._recorder.close)
-        self._look = make_monitor(self.agent, config, plan.discount)
+        self.learner, self.counters = loop.init(self.agent, self.spec, config, plan.settings)
+        if self._folders:
+            self._go_on()
+        self._look = make_monitor(self.agent, config, self._discounts)
         self._acting = jax.jit(jax.vmap(self.agent.policy))
 
-    def _check(self, noted: dict[str, Any]) -> None:
-        """Raises where the note of a checkpoint is not one of this run."""
+    def _go_on(self) -> None:
+        """From the newest checkpoint of all folders, if there is one."""
         assert self._collector is not None
-        note.check(noted, self.config, self._collector.save())
+        for one in self._folders:
+            one.open_checkpoints()
+        agent, bare = self.learner.agent, folder.bare(self.learner)
+        restored = folder.restore(self._folders, bare, self._collector.save())
+        counts = [0] * len(self._folders)
+        if restored is not None:
+            self.start, moment, counts = restored
+            self.counters, self.pending = moment.counters, moment.pending
+            self.learner = folder.dressed(moment.learner, agent)
+            self._collector.load(moment.collector)
+        for one, count in zip(self._folders, counts, strict=True):
+            one.begin_records(self.start, self._stays, count)
 
     def _stays(self, line: dict[str, Any]) -> bool:
         """Whether a record belongs to a run that goes on: those of its former end may be there only
@@ -151,31 +181,33 @@ class Session:
     def rounds(self) -> Generator[Progress]:
         """To the end, where the run directory is marked as whole, or until `stopping`.
 
-        A seed that diverges is frozen, recorded and warned of, and the others go on.
+        A member that diverges is frozen, recorded and warned of, and the others go on.
 
         Raises:
-          Diverged, Diverging: no seed is left, or the run should end; recorded, then raised.
+          Diverged, Diverging: no member is left, or the run should end; recorded, then raised.
           Stopped: what else the run cannot go on from.
         """
         if self._collector is None:
             self.begin()
         try:
             yield from self._rounds()
-        except Diverging as error:
-            self._note_divergence(error)
-            raise
+        except _Diverging as found:
+            self._note_divergence(found.member, found.error)
+            raise found.error from None
 
     def _rounds(self) -> Generator[Progress]:
-        every, num_steps = self.plan.run, self.config.num_steps
+        every, num_steps, size = self.plan.run, self.config.num_steps, len(self.config.seeds)
         self._mark = (time.monotonic(), self.start, self.counters.updates)
         collector = self._collector
         assert collector is not None
+        if len(self.counters.frozen) == size:  # where a sweep is resumed in other company
+            return self._finish()
         for done in loop.rounds(self.agent, collector, self.config, self.learner, self.counters):
             self.learner, self.counters, step = done.learner, done.counters, done.step
-            for error in done.diverged:
-                self._note_divergence(error)
-            if len(self.counters.frozen) == len(self.config.seeds):
-                raise done.diverged[-1]
+            for member, error in done.diverged:
+                self._note_divergence(member, error)
+            if len(self.counters.frozen) == size:
+                raise done.diverged[-1][1]
             self.pending.append({"metrics": done.metrics, "episodes": done.episodes})
             last = step == num_steps
             if step % every.log_every == 0 or last:
@@ -199,17 +231,22 @@ class Session:
                 raise
             if self.stopping and not last:
                 return
-        if self.logdir is not None:
-            directory.finish(self.logdir)
+        self._finish()
+
+    def _finish(self) -> None:
+        for one in self._folders:
+            one.finish()
 
     def trained(self) -> Trained:
         """What training has come to."""
         step = self.counters.round * self.config.update_every
-        return Trained(self.agent, self.learner.agent, self.spec, self.config.seeds, step)
+        states = loop.members(self.learner.agent, self.config)
+        return Trained(self.agent, states, self.spec, self.config.seeds, step)
 
-    def _write(self, step: int, seed: int, line: dict[str, Any]) -> None:
-        if self._recorder is not None:
-            self._recorder.write(step, seed, line)
+    def _write(self, step: int, member: int, line: dict[str, Any]) -> None:
+        for one in self._folders:
+            if member in one.members:
+                one.write(step, member, line)
 
     def _off_the_clock(self, act: Callable[[int], list[Any]], step: int) -> list[Any]:
         """What is no training takes none of its time."""
@@ -225,22 +262,21 @@ class Session:
             "time/steps_per_s": (now[1] - mark[1]) / elapsed,
             "time/updates_per_s": (now[2] - mark[2]) / elapsed,
         }
-        for i, seed in self._going():
+        for i in self._going():
             means = self._means(i)
-            self._write(step, seed, {**means, **clock})
-            if (why := stuck(means)) and seed not in self._stuck:
-                words = "no update of seed %d moved Q from step %d to %d: %s"
-                _log.warning(words, seed, self._mark[1], step, why)
-                self._stuck.add(seed)
+            self._write(step, i, {**means, **clock})
+            if (why := stuck(means)) and i not in self._stuck:
+                words = "no update of %s moved Q from step %d to %d: %s"
+                _log.warning(words, self.plan.name(i), self._mark[1], step, why)
+                self._stuck.add(i)
         self._mark = now
 
-    def _going(self) -> list[tuple[int, int]]:
-        """(index, seed) of those that have not diverged."""
-        frozen = self.counters.frozen
-        return [(i, seed) for i, seed in enumerate(self.config.seeds) if i not in frozen]
+    def _going(self) -> list[int]:
+        """Those that have not diverged, by index."""
+        return [i for i in range(len(self.config.seeds)) if i not in self.counters.frozen]
 
     def _means(self, i: int) -> dict[str, float]:
-        """Of one seed's numbers since the last line."""
+        """Of one member's numbers since the last line."""
         sums: dict[str, list[float]] = {}
         for noted in self.pending:
             for name, values in noted["metrics"].items():
@@ -257,72 +293,78 @@ class Session:
         assert self._collector is not None
         acting, frozen = self._acting(self.learner.agent), self.counters.frozen
         evaluations = self._collector.evaluate(acting, step, frozen)
-        for i, seed in self._going():
-            evaluation = evaluations[i]
+        for i in self._going():
+            evaluation, discount = evaluations[i], float(self._discounts[i])
             assert evaluation is not None
             returns = evaluation.rewards.sum(axis=0)
             line = {
                 "eval/return_mean": returns.mean(),
                 "eval/return_std": returns.std(dtype=np.float64),  # of 1e30 it overflows in float32
                 "eval/episodes": len(returns),
-                "eval/discounted_max": attained(evaluation.rewards, self.plan.discount),
+                "eval/discounted_max": attained(evaluation.rewards, discount),
             }
             if np.any(evaluation.cut):
                 line["eval/cut"] = np.sum(evaluation.cut)
             if self.plan.run.diagnose_every:
                 state = jax.tree.map(lambda leaf, i=i: leaf[i], self.learner.agent)
-                off = bias(self.agent, self.agent.critic(state), evaluation, self.plan.discount)
+                off = bias(self.agent, self.agent.critic(state), evaluation, discount)
                 line |= {f"diagnose/{name}": value for name, value in off.items()}
-            self._write(step, seed, line)
+            self._write(step, i, line)
         return evaluations
 
     def _diagnose(self, step: int) -> list[tuple[int, Finding]]:
-        """Records a diagnosis of every seed; returns what failure is building up, once for each
-        that a seed comes to.
+        """Records a diagnosis of every member; returns what failure is building up, once for each
+        that a member comes to.
 
-        Raises Diverging where there is one and the run should end.
+        Raises _Diverging where there is one and the run should end.
         """
         news, worst = [], None
         looks = self._look(self.learner, self.counters.round)
-        for i, seed in self._going():
+        for i in self._going():
             measured = looks[i]
             if not measured:  # training says so itself where it meets this
                 continue
             finding = diagnostics.failure(measured)
             line = {f"diagnose/{name}": value for name, value in measured.items()}
             number = 1 + diagnostics.FAILURES.index(finding.mode) if finding else 0
-            self._write(step, seed, {**line, "diagnose/failure": number})
-            if finding and self._found.get(seed) != finding.mode:
-                self._found[seed] = finding.mode
-                news.append((seed, finding))
-            worst = worst or (finding and Diverging(finding, seed, step))
+            self._write(step, i, {**line, "diagnose/failure": number})
+            if finding and self._found.get(i) != finding.mode:
+                self._found[i] = finding.mode
+                news.append((i, finding))
+            if finding and worst is None:
+                worst = _Diverging(i, Diverging(finding, self.config.seeds[i], step))
         if worst and self.plan.run.stop_on_divergence:
             raise worst
         return news
 
-    def _note_divergence(self, error: Diverged | Diverging) -> None:
-        """The last lines of a seed that diverged, or of a run; one that goes on from a checkpoint
+    def _note_divergence(self, member: int, error: Diverged | Diverging) -> None:
+        """The last lines of a member that diverged, or of a run; one that goes on from a checkpoint
         drops them, with all that came after it.
         """
         every = self.config.update_every
         step = (error.step - 1) // every * every  # of the last whole round
         alone = isinstance(error, Diverged)
-        mine = [(self.config.seeds.index(error.seed), error.seed)]
-        for i, seed in (mine if alone else self._going()) if self.pending else ():
-            self._write(step, seed, self._means(i))
+        for i in ([member] if alone else self._going()) if self.pending else ():
+            self._write(step, i, self._means(i))
         quantity = {error.quantity: np.nan} if alone else {}
-        self._write(error.step, error.seed, {"run/diverged": 1.0, **quantity})
+        self._write(error.step, member, {"run/diverged": 1.0, **quantity})
         if alone and len(self.counters.frozen) < len(self.config.seeds):
-            _log.warning("%s; this seed is frozen there, and the others go on", error)
+            words = f"; this {'member' if self.plan.settings else 'seed'} is frozen there"
+            named = f"{self.plan.name(member)}: " if self.plan.settings else ""
+            _log.warning("%s%s%s, and the others go on", named, error, words)
 
     def _save(self, step: int) -> None:
-        if self._recorder is None or self._checkpoints is None or self._collector is None:
+        if self._collector is None or not self._folders:
             return
-        self._recorder.flush()
-        extra = {
-            "pending": codec.encode(self.pending),
-            "seeds": list(self.config.seeds),
-            "records": self._recorder.count,
-        }
-        state = self._collector.save()
-        self._checkpoints.save(step, self.learner, self.counters, state, extra)
+        learner, state = folder.bare(self.learner), self._collector.save()
+        moment = folder.Moment(learner, self.counters, state, self.pending)
+        for one in self._folders:
+            one.save(step, folder.part(moment, one.members))
+
+
+class _Diverging(Exception):
+    """A diagnosis of a member that should end the run."""
+
+    def __init__(self, member: int, error: Diverging):
+        super().__init__(member, error)
+        self.member, self.error = member, error

@@ -1,0 +1,107 @@
+"""Sessions with a progress bar, which signals reach."""
+
+import sys
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments.kit import flags, signals
+from preqn_jax.envs import EnvError
+from preqn_jax.options import UserError
+from preqn_jax.training.errors import Diverged, Stopped
+from preqn_jax.training.run import Session
+
+
+class Running:
+    """The session at hand, also before it is there."""
+
+    session: Session | None = None
+    stopping = False
+
+    def stop(self) -> None:
+        """A first signal: end after the round at hand, with a checkpoint."""
+        self.stopping = True
+        if self.session is not None:
+            self.session.stopping = True
+
+    def take(self, session: Session) -> None:
+        self.session = session
+        session.stopping = self.stopping
+
+    def kept(self) -> str:
+        """Which checkpoint there is, in words."""
+        steps = self.session.kept if self.session is not None else []
+        if self.session is None or not steps:
+            return "there was no checkpoint yet"
+        return f"the checkpoint of step {steps[-1]} is kept in {self.session.where}"
+
+    def cut_off(self) -> None:
+        print(f"ended at once, at a second signal; {self.kept()}", file=sys.stderr)
+
+    def hung(self, error: EnvError) -> None:
+        """Its thread may never come back, so nothing can be closed."""
+        words = flags.in_flags(f"error: {error}; {self.kept()}")
+        signals.end(1, lambda: print(words, file=sys.stderr))
+
+    def follow(self, session: Session, title: str) -> bool:
+        """Trains the session to the end, or to a signal, after which a checkpoint is written.
+        Returns whether it reached the end, as it also does where no member is left.
+
+        Raises UserError where it cannot go on, with the checkpoint that is kept.
+        """
+        self.take(session)
+        try:
+            return _follow(session, title)
+        except Diverged:
+            if not session.plan.settings and session.plan.places is None:
+                raise
+            return True
+        except (Stopped, EnvError) as error:
+            raise UserError(f"{error}; {self.kept()}") from error.__cause__
+
+
+def _follow(session: Session, title: str) -> bool:
+    session.begin()
+    step = session.start
+    if step:
+        print(f"resuming {session.where} at step {step}", file=sys.stderr)
+    members = len(session.config.seeds)
+    latest = np.full(members, np.nan)
+    with _progress(session, title) as bar:
+        for progress in () if session.stopping else session.rounds():
+            step = progress.step
+            for i, finding in progress.findings:
+                tqdm.write(
+                    f"step {step}, {session.plan.name(i)}: {finding.mode}: {finding.evidence}; "
+                    f"{flags.in_flags(finding.remedy)}",
+                    file=sys.stderr,
+                )
+            for i, evaluation in enumerate(progress.evaluations):
+                latest[i] = np.nan if evaluation is None else evaluation.rewards.sum(axis=0).mean()
+            bar.update(step - bar.n)
+            bar.set_postfix_str(_state(session, latest), refresh=False)
+    if session.stopping and step < session.config.num_steps:
+        print(f"stopped at step {step}; the same command goes on from there", file=sys.stderr)
+        return False
+    return True
+
+
+def _state(session: Session, latest: np.ndarray) -> str:
+    """How many members are alive, where there are several, and their mean return."""
+    members, frozen = len(latest), len(session.counters.frozen)
+    alive = f"{members - frozen} of {members} alive" if frozen else f"{members} members"
+    words = [alive] if members > 1 else []
+    if np.isfinite(latest).any():
+        words.append(f"return {np.nanmean(latest):.0f}")
+    return ", ".join(words)
+
+
+def _progress(session: Session, title: str) -> tqdm:
+    return tqdm(
+        total=session.config.num_steps,
+        initial=session.start,
+        unit="step",
+        desc=title,
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+        dynamic_ncols=True,
+    )

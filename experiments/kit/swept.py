@@ -1,0 +1,230 @@
+"""What came of a sweep: a table, `summary.json`, `summary.md` and `sweep.png`."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from experiments import plot
+from experiments.judge import scores, stability
+from experiments.kit import curves, output, style
+from preqn_jax.options import UserError
+from preqn_jax.training import record
+from preqn_jax.training.sweep import Sweep
+
+RULES = f"""\
+Returns are scores, of all members at the same step. {scores.RULES}
+Best is the highest mean return of an evaluation, of any seed. Stable are seeds without a number
+that is not finite and without a collapse of the return (rules (a) and (b) of docs/results)."""
+
+
+class Row(NamedTuple):
+    """One setting, of all its seeds that have records."""
+
+    setting: dict[str, Any]
+    run: curves.Curves
+    scores: np.ndarray  # `[S]`, NaN of a seed that diverged
+
+    @property
+    def words(self) -> str:
+        return ", ".join(f"{k}={_short(v)}" for k, v in self.setting.items()) or "the setting"
+
+    @property
+    def mean(self) -> scores.Estimate:
+        finite = self.scores[np.isfinite(self.scores)]
+        return scores.mean(finite) if len(finite) else scores.Estimate(math.nan, None)
+
+    @property
+    def best(self) -> float:
+        returns = self.run.metric("eval/return_mean")[1]
+        return float(np.nanmax(returns)) if np.isfinite(returns).any() else math.nan
+
+    @property
+    def stable(self) -> int:
+        faults = stability.faults(self.run)
+        return len({*self.run.seeds} - {*faults.a, *faults.b})
+
+    @property
+    def alignment(self) -> float:
+        values = self.run.metric("critic/alignment")[1]
+        return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
+
+
+def report(sweep: Sweep) -> dict[str, int]:
+    """Prints the table and writes the files. Returns which members diverged, and at what step.
+
+    Raises UserError where no member has been evaluated yet.
+    """
+    rows, step = gather(sweep)
+    table, path = _table(rows), sweep.logdir
+    print(f"noiseless returns at step {step:,}\n{table}")
+    content = {
+        "step": step,
+        "axes": {name: list(values) for name, values in sweep.axes.items()},
+        "seeds": list(sweep.loop.seeds),
+        "settings": [_described(row) for row in rows],
+    }
+    output.write_json(path / "summary.json", content, "logdir")
+    output.write_text(path / "summary.md", f"{table}\n\n{RULES}\n", "logdir")
+    draw(sweep, rows, step)
+    print(f"{path / 'summary.md'}, {path / 'summary.json'}, {path / 'sweep.png'}")
+    return {
+        f"{row.words}, seed {seed}": at for row in rows for seed, at in row.run.diverged.items()
+    }
+
+
+def gather(sweep: Sweep) -> tuple[list[Row], int]:
+    """A row for each setting that has records, and the step that all members of these have
+    reached but for those that diverged.
+    """
+    found: dict[str, tuple[dict[str, Any], list[tuple[dict[str, Any], curves.Lines]]]] = {}
+    for member in sweep.members:
+        if (sweep.logdir / member.name / record.NAME).exists():
+            runs = found.setdefault(repr(member.setting), (member.setting, []))[1]
+            runs.append(curves.load(sweep.logdir / member.name))
+    pooled = [(setting, _pool(runs)) for setting, runs in found.values()]
+    if not any(run.reached for _, run in pooled):
+        raise UserError(f"no member of the sweep in {str(sweep.logdir)!r} was evaluated yet")
+    step = curves.common_step(run for _, run in pooled if run.reached)
+    return [Row(setting, run.cut(step), _scores(run.cut(step))) for setting, run in pooled], step
+
+
+def _pool(runs: Sequence[tuple[dict[str, Any], curves.Lines]]) -> curves.Curves:
+    config = runs[0][0]
+    seeds = tuple(one["seeds"][0] for one, _ in runs)
+    diverged = {
+        line["seed"]: line["step"]
+        for _, lines in runs
+        for line in lines
+        if line.get("run/diverged") is not None
+    }
+    by_seed = [lines for _, lines in runs]
+    return curves.Curves(config["env"], curves.variant(config), config, seeds, by_seed, diverged)
+
+
+def _scores(run: curves.Curves) -> np.ndarray:
+    found = []
+    for seed, lines in zip(run.seeds, run.lines, strict=True):
+        returns = curves.matrix([lines], "eval/return_mean")[1]
+        lost = seed in run.diverged or not returns.size
+        found.append(math.nan if lost else float(scores.last(returns)[0]))
+    return np.array(found)
+
+
+def _described(row: Row) -> dict[str, Any]:
+    mean = row.mean
+    return {
+        "setting": row.setting,
+        "seeds": list(row.run.seeds),
+        "returns": [None if math.isnan(x) else x for x in row.scores],
+        "mean": None if math.isnan(mean.value) else mean.value,
+        "interval": mean.interval,
+        "best": None if math.isnan(row.best) else row.best,
+        "stable": row.stable,
+        "alignment": None if math.isnan(row.alignment) else row.alignment,
+        "diverged": {str(seed): step for seed, step in row.run.diverged.items()},
+    }
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _table(rows: Sequence[Row]) -> str:
+    """In Markdown, the best first."""
+    names = list(rows[0].setting)
+    head = [*names, "return", "best", "stable", "alignment", "diverged"]
+    body = []
+    for row in sorted(rows, key=lambda row: -np.nan_to_num(row.mean.value, nan=-np.inf)):
+        lost = ", ".join(f"seed {s} at {step:,}" for s, step in row.run.diverged.items())
+        numbers = [f"{row.mean:.1f}", f"{row.best:.1f}", f"{row.stable} of {len(row.run.seeds)}"]
+        body.append(
+            [*map(_short, row.setting.values()), *numbers, f"{row.alignment:.3f}", lost or "none"]
+        )
+    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    lines = [head, ["-" * width for width in widths], *body]
+    return "\n".join(
+        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )
+
+
+# --- the picture ----------------------------------------------------------------------------------
+
+
+def draw(sweep: Sweep, rows: Sequence[Row], step: int) -> None:
+    """The return over each axis, and a map where there are two; a row of panels for each
+    environment. Learning curves where nothing but seeds was swept.
+    """
+    out = sweep.logdir / "sweep.png"
+    names = [name for name in sweep.axes if name != "env"]
+    if not names:
+        plot.draw([sweep.logdir / member.name for member in sweep.members], out)
+        return
+    envs = list(dict.fromkeys(row.run.env for row in rows))
+    columns = len(names) + (len(names) == 2)
+    figure, axes = plt.subplots(
+        len(envs),
+        columns,
+        figsize=(1 + 4.2 * columns, 0.6 + 3.2 * len(envs)),
+        squeeze=False,
+        constrained_layout=True,
+    )
+    for env, line in zip(envs, axes, strict=True):
+        mine = [row for row in rows if row.run.env == env]
+        for ax, name in zip(line, names, strict=False):
+            _over(ax, mine, name, names)
+        line[0].set_ylabel(f"{env}\n{style.RETURN}")
+        if len(names) == 2:
+            _map(figure, line[-1], mine, names)
+    seeds = curves.seeds_of(row.run for row in rows)
+    words = f"{seeds} at step {step:,}; dots: members, lines: means over seeds; x: diverged"
+    figure.suptitle(words, fontsize=9)
+    output.save_figure(figure, out, "logdir")
+
+
+def _over(ax: Any, rows: Sequence[Row], name: str, names: Sequence[str]) -> None:
+    """Returns against one axis, a line for each setting of the others."""
+    values = list(dict.fromkeys(row.setting[name] for row in rows))
+    others = [other for other in names if other != name]
+    lines = list(dict.fromkeys(tuple(row.setting[other] for other in others) for row in rows))
+    low = min((s for row in rows for s in row.scores if np.isfinite(s)), default=0.0)
+    for i, line in enumerate(lines):
+        mine = [row for row in rows if tuple(row.setting[other] for other in others) == line]
+        places = np.array([values.index(row.setting[name]) for row in mine])
+        shift = 0.12 * (i - (len(lines) - 1) / 2) * min(1, 4 / len(lines))
+        colour = style.COLOURS[i % len(style.COLOURS)]
+        label = ", ".join(f"{o}={_short(v)}" for o, v in zip(others, line, strict=True))
+        ax.plot(places + shift, [row.mean.value for row in mine], color=colour, label=label or None)
+        for place, row in zip(places, mine, strict=True):
+            at = np.full(len(row.scores), place + shift)
+            lost = np.isnan(row.scores)
+            ax.plot(at, row.scores, "o", color=colour, ms=4, alpha=0.5, mew=0)
+            ax.plot(at[lost], np.full(lost.sum(), low), "x", color=colour, ms=7, mew=2)
+    ax.set_xticks(range(len(values)), [_short(value) for value in values])
+    ax.set_xlabel(name)
+    if others:
+        ax.legend(frameon=False, fontsize=8)
+    style.tidy(ax)
+
+
+def _map(figure: Any, ax: Any, rows: Sequence[Row], names: Sequence[str]) -> None:
+    """Mean returns over two axes, each with its number."""
+    across, up = (list(dict.fromkeys(row.setting[name] for row in rows)) for name in names)
+    grid = np.full((len(up), len(across)), np.nan)
+    for row in rows:
+        grid[up.index(row.setting[names[1]]), across.index(row.setting[names[0]])] = row.mean.value
+    image = ax.imshow(grid, origin="lower", aspect="auto", cmap="viridis")
+    middle = np.nanmean(grid) if np.isfinite(grid).any() else 0
+    for (y, x), value in np.ndenumerate(grid):
+        words, dark = ("none left", True) if np.isnan(value) else (f"{value:.0f}", value > middle)
+        ax.text(x, y, words, ha="center", va="center", color="black" if dark else "white")
+    ax.set_xticks(range(len(across)), [_short(v) for v in across])
+    ax.set_yticks(range(len(up)), [_short(v) for v in up])
+    ax.set_xlabel(names[0])
+    ax.set_ylabel(names[1])
+    figure.colorbar(image, ax=ax, label="mean return")

@@ -1,0 +1,85 @@
+"""Train many settings and seeds in one program.
+
+    python -m experiments.sweep --algorithm=preqn --env=HalfCheetah-v5 --seeds=0:7 \\
+        --sweep=critic_learning_rate=0.03,0.1,0.3 --sweep=eta=0.9,0.97 --logdir=runs/sweep
+
+Every value of an axis is tried with every value of the others and every seed: members, 42 here.
+Numbers of the algorithm are trained side by side in one program; what shapes a program (sizes,
+activations, algorithms, environments) makes one program a value, one after the other.
+
+Each member leaves a run directory of its own in --logdir, as experiments.train would, for
+experiments.plot, diagnose and the others; the sweep adds summary.json, summary.md and sweep.png.
+The same command goes on where it was stopped, and ends as if it had never been; with more values,
+more seeds or a larger --num_steps it trains what is missing. A member that diverges is frozen where
+it stood, and no other's numbers depend on it. --report makes the summary alone.
+"""
+
+import sys
+
+import jax
+from absl import flags as absl_flags
+
+from experiments.kit import flags, signals, streams, swept
+from experiments.kit.curves import plural
+from experiments.kit.running import Running
+from preqn_jax.training import run as training
+from preqn_jax.training import sweep as sweeps
+
+if __name__ == "__mp_main__":  # a worker
+    streams.forgive()
+
+_GROUP = "SweepConfig"
+
+
+def define() -> None:
+    """The flags of a sweep, beside those of its runs."""
+    absl_flags.DEFINE_multi_string(
+        "sweep",
+        [],
+        "an axis and its values, as critic_learning_rate=0.03,0.1,0.3; one flag for each axis",
+        module_name=_GROUP,
+    )
+    absl_flags.DEFINE_bool(
+        "report", False, "train nothing, report on what is there", module_name=_GROUP
+    )
+
+
+def main(argv: list[str]) -> int:
+    run, agent, loop = (flags.parse(config) for config in training.CONFIGS)
+    given = absl_flags.FLAGS
+    sweep = sweeps.plan(run.logdir, run, agent, loop, sweeps.axes(given.sweep))
+    if not given.report:
+        sweeps.open_(sweep)
+        if not _train(sweep):
+            return 0
+    diverged = swept.report(sweep)
+    return int(bool(diverged))
+
+
+def _train(sweep: sweeps.Sweep) -> bool:
+    """Whatever is left to do. Returns False where it was stopped."""
+    devices = jax.local_devices()
+    members, programs = len(sweep.members), sweep.programs
+    print(
+        f"{plural(members, 'member')} ({plural(members // len(sweep.loop.seeds), 'setting')}, "
+        f"{plural(len(sweep.loop.seeds), 'seed')}) in {plural(len(programs), 'program')}, on "
+        f"{plural(len(devices), 'device')} ({devices[0].device_kind}); {sweep.logdir}",
+        file=sys.stderr,
+    )
+    running = Running()
+    with signals.heard(running.stop, running.cut_off):
+        for program in programs:
+            title = ", ".join(filter(None, (program.run.env, program.name)))
+            for plan in sweeps.sessions(sweep, program):
+                if running.stopping:
+                    return False
+                with training.Session(plan, running.hung) as session:
+                    if not running.follow(session, title):
+                        return False
+    return True
+
+
+if __name__ == "__main__":
+    flags.define(*training.CONFIGS)
+    define()
+    flags.run(main)

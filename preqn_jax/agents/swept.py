@@ -1,0 +1,70 @@
+"""An agent of agents: the same algorithm with other numbers in each member, in one program."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+
+from preqn_jax.agents.base import Agent, Inspection
+from preqn_jax.types import Array, Key, Metrics, Params, Settings, Transition
+
+
+@flax.struct.dataclass
+class SweptState:
+    """A member's state, and the settings that it learns with, which stay as they are."""
+
+    settings: Settings  # `[]` each
+    inner: Any  # the state of the agent that these make
+
+
+def swept(make: Callable[[Settings], Agent], example: Settings) -> Agent:
+    """The agent whose hyper-parameters are part of its state: a `vmap` over states is a sweep.
+
+    Its `init` takes `(key, settings)`; what it acts with is the pair of settings and parameters.
+
+    Args:
+      make: `settings -> agent`, for numbers that may be traced. Networks must not depend on them.
+      example: settings of any member.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, numpy as np
+      >>> from preqn_jax import agents
+      >>> from preqn_jax.types import Spec
+      >>> spec = Spec(3, 1, -np.ones(1), np.ones(1))
+      >>> small = {"hidden_sizes": (16, 16)}
+      >>> agent = agents.swept(lambda s: agents.preqn(spec, **small, **s), {"eta": 0.9})
+      >>> keys = jax.random.split(jax.random.key(0), 2)
+      >>> states = jax.vmap(agent.init)(keys, {"eta": jnp.array([0.9, 0.97])})
+      >>> states.settings["eta"].shape
+      (2,)
+    """
+    template = make(example)  # for what settings do not reach
+
+    def init(key: Key, settings: Settings) -> SweptState:
+        return SweptState(settings, make(settings).init(key))
+
+    def policy(state: SweptState) -> tuple[Settings, Params]:
+        return state.settings, make(state.settings).policy(state.inner)
+
+    def act(params: tuple[Settings, Params], obs: Array) -> Array:
+        return make(params[0]).act(params[1], obs)
+
+    def explore(params: tuple[Settings, Params], obs: Array, key: Key) -> Array:
+        return make(params[0]).explore(params[1], obs, key)
+
+    def update(
+        state: SweptState, batch: Transition, key: Key, count: Array
+    ) -> tuple[SweptState, Metrics]:
+        inner, metrics = make(state.settings).update(state.inner, batch, key, count)
+        return SweptState(state.settings, inner), metrics
+
+    def summary(state: SweptState) -> Metrics:
+        return template.summary(state.inner)
+
+    def critic(state: SweptState) -> Params:
+        return template.critic(state.inner)
+
+    def inspect(state: SweptState, batch: Transition, key: Key) -> Inspection:
+        return make(state.settings).inspect(state.inner, batch, key)
+
+    return Agent(init, policy, act, explore, update, summary, template.q, critic, inspect)

@@ -1,0 +1,217 @@
+"""A run directory in the hands of a session: records and checkpoints of some of its members."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from preqn_jax.agents.swept import SweptState
+from preqn_jax.envs import codec
+from preqn_jax.training import directory, files, note
+from preqn_jax.training.config import LoopConfig
+from preqn_jax.training.loop import Counters, Learner
+from preqn_jax.training.record import Line, Recorder
+
+
+class Place(NamedTuple):
+    """Where members are kept: a run directory, as one run of theirs alone would leave it."""
+
+    logdir: str | Path
+    described: dict[str, Any]  # for its config.json
+    members: range  # of the session's, by index
+
+
+class Moment(NamedTuple):
+    """All that a session goes on from, of M members."""
+
+    learner: Learner  # leaves `[M, ...]`
+    counters: Counters
+    collector: list[Any]  # what `Collector.save` returned
+    pending: list[dict[str, Any]]  # metrics and episodes since the last line of records
+
+
+class Folder:
+    """One place, locked, until it is closed."""
+
+    def __init__(self, place: Place, config: LoopConfig, defaults: dict[str, Any]):
+        """Raises UserError, Busy as `directory.open_`, which see; `config` is the session's."""
+        self.members = place.members
+        self.seeds = tuple(config.seeds[i] for i in place.members)
+        self._config = dataclasses.replace(config, seeds=self.seeds)
+        self._held = contextlib.ExitStack()  # closed last to first, whatever is raised
+        self.logdir, lock = directory.open_(place.logdir, place.described, defaults)
+        self._held.callback(lock.release)
+        self._checkpoints: Any = None
+        self._recorder: Recorder | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.logdir / directory.CHECKPOINTS
+
+    @property
+    def finished(self) -> bool:
+        """Whether it holds its run, whole."""
+        return (self.logdir / directory.DONE).exists()
+
+    def finish(self) -> None:
+        """Marks it as whole. Raises Stopped."""
+        directory.finish(self.logdir)
+
+    def close(self) -> None:
+        self._held.close()
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints in it."""
+        return self._checkpoints.steps() if self._checkpoints else []
+
+    def open_checkpoints(self) -> None:
+        """Raises Stopped."""
+        # Orbax, which a run that keeps nothing does without.
+        from preqn_jax.training.checkpoint import Checkpointer
+
+        with files.writing(str(self.logdir)):
+            self._checkpoints = Checkpointer(self.checkpoints)
+
+    def read(self, step: int, like: Learner, fresh: list[Any]) -> tuple[Moment, int]:
+        """The checkpoint of a step, and how many records there were; `like` is a learner of these
+        members, `fresh` what `Collector.save` returns of their environments, however far they are.
+        Raises whatever a damaged file makes the reader raise.
+        """
+
+        def check(noted: dict[str, Any]) -> None:
+            note.check(noted, self._config, fresh)
+
+        learner, counters, collector, extra = self._checkpoints.read(step, like, check)
+        pending = codec.decode(extra["pending"])
+        return Moment(learner, counters, collector, pending), extra["records"]
+
+    def begin_records(self, start: int, keep: Callable[[Line], bool], expected: int) -> None:
+        """Records from `start` on; see `Recorder`. Raises Stopped."""
+        self._recorder = Recorder(self.logdir, self.seeds, start, keep, expected)
+        self._held.callback(self._recorder.close)
+
+    def write(self, step: int, member: int, line: dict[str, Any]) -> None:
+        """A line of records. Raises Stopped."""
+        assert self._recorder is not None
+        self._recorder.write(step, self.seeds[self.members.index(member)], line)
+
+    def save(self, step: int, moment: Moment) -> None:
+        """A checkpoint of these members' moment. Raises Stopped."""
+        assert self._recorder is not None
+        self._recorder.flush()
+        extra = {
+            "pending": codec.encode(moment.pending),
+            "seeds": list(self.seeds),
+            "records": self._recorder.count,
+        }
+        state = moment.learner, moment.counters, moment.collector
+        self._checkpoints.save(step, *state, extra)
+
+
+# --- moments of some members, and of all ----------------------------------------------------------
+
+
+def bare(learner: Learner) -> Learner:
+    """Without the settings of a sweep: what is kept of a member is what a run of it alone keeps."""
+    swept = isinstance(learner.agent, SweptState)
+    return dataclasses.replace(learner, agent=learner.agent.inner) if swept else learner
+
+
+def dressed(learner: Learner, agent: Any) -> Learner:
+    """The inverse, with the settings that `agent` has, if any."""
+    swept = isinstance(agent, SweptState)
+    whole = SweptState(agent.settings, learner.agent) if swept else learner.agent
+    return dataclasses.replace(learner, agent=whole)
+
+
+@jax.jit
+def _rows(tree: Any, first: Any, like: Any) -> Any:
+    """As many rows of every leaf as `like` has, from the first on."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, len(like)), tree)
+
+
+def part(moment: Moment, members: range) -> Moment:
+    """What some members have of a moment; P rows may be more than there are members."""
+    learner, rows = moment.learner, len(moment.learner.replay.added)
+    if len(members) < rows:
+        learner = _rows(learner, members.start, jnp.zeros(len(members)))
+    frozen = tuple(members.index(i) for i in moment.counters.frozen if i in members)
+    return Moment(
+        learner,
+        moment.counters._replace(frozen=frozen),
+        [moment.collector[i] for i in members],
+        [
+            {
+                "metrics": {k: v[members.start : members.stop] for k, v in one["metrics"].items()},
+                "episodes": [(members.index(i), r) for i, r in one["episodes"] if i in members],
+            }
+            for one in moment.pending
+        ],
+    )
+
+
+def whole(like: Learner, parts: Sequence[tuple[range, Moment]]) -> Moment:
+    """The moment of all members, of which these are the parts, in order; `like` has P rows, of
+    which those beyond the members stay as they are.
+    """
+    moments = [moment for _, moment in parts]
+
+    def join(full: jax.Array, *leaves: Any) -> jax.Array:
+        if len(leaves) == 1 and len(leaves[0]) == len(full):
+            return jax.device_put(leaves[0], full.sharding)
+        count = sum(map(len, leaves))
+        rows = [*map(np.asarray, leaves), np.asarray(full[count:])]
+        return jax.device_put(np.concatenate(rows), full.sharding)
+
+    learner = jax.tree.map(join, like, *(moment.learner for moment in moments))
+    frozen = tuple(members[i] for members, moment in parts for i in moment.counters.frozen)
+    pending = []
+    for together in zip(*(moment.pending for moment in moments), strict=True):
+        names = together[0]["metrics"]
+        metrics = {k: np.concatenate([one["metrics"][k] for one in together]) for k in names}
+        episodes = [
+            (members[i], total)
+            for (members, _), one in zip(parts, together, strict=True)
+            for i, total in one["episodes"]
+        ]
+        pending.append({"metrics": metrics, "episodes": episodes})
+    collector = [state for moment in moments for state in moment.collector]
+    return Moment(learner, moments[0].counters._replace(frozen=frozen), collector, pending)
+
+
+def restore(
+    folders: Sequence[Folder], like: Learner, fresh: list[Any]
+) -> tuple[int, Moment, list[int]] | None:
+    """The newest step whose checkpoint is whole in every folder: (step, moment of all members,
+    records that each folder had), or None where there is no step that all of them have.
+
+    A damaged one is passed over with a warning. Raises UserError: there are such steps, and none
+    is whole.
+    """
+    from preqn_jax.training.checkpoint import newest
+
+    def read(step: int) -> list[tuple[Moment, int]]:
+        found = []
+        for folder in folders:
+            mine = [fresh[i] for i in folder.members]
+            alike = like if len(mine) == len(like.replay.added) else _blank(like, len(mine))
+            found.append(folder.read(step, alike, mine))
+        return found
+
+    steps = sorted(set.intersection(*(set(folder.steps()) for folder in folders)))
+    found = newest(folders[0].checkpoints, steps, read)
+    if found is None:
+        return None
+    step, parts = found
+    moment = whole(like, [(f.members, m) for f, (m, _) in zip(folders, parts, strict=True)])
+    return step, moment, [count for _, count in parts]
+
+
+def _blank(like: Learner, members: int) -> Learner:
+    """One of as many members."""
+    return jax.tree.map(lambda leaf: jnp.zeros((members, *leaf.shape[1:]), leaf.dtype), like)

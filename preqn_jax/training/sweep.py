@@ -1,0 +1,310 @@
+"""Sweeps: seeds and settings as members of one program, each kept as a run of its own.
+
+Numeric hyper-parameters are leaves of the learner, so all their values learn side by side; what
+shapes a program (sizes, activations, algorithms, environments) makes one program a value.
+"""
+
+import dataclasses
+import itertools
+import json
+import types
+import typing
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from preqn_jax import agents
+from preqn_jax.agents import Agent, AgentConfig
+from preqn_jax.options import UserError, check_same, choose
+from preqn_jax.training import directory, files
+from preqn_jax.training.config import LoopConfig, RunConfig, check_seeds, validate_run
+from preqn_jax.training.folder import Place
+from preqn_jax.training.session import Plan
+from preqn_jax.types import Settings, Spec
+
+NAME = "sweep.json"
+_HINTS = {
+    name: hint
+    for config in (AgentConfig, LoopConfig, RunConfig)
+    for name, hint in typing.get_type_hints(config).items()
+}
+NUMERIC = tuple(
+    field.name for field in dataclasses.fields(AgentConfig) if "float" in str(_HINTS[field.name])
+)
+"""What may differ inside one program."""
+_FIXED = {"seeds", "num_steps", *(f.name for f in dataclasses.fields(RunConfig))} - {"env"}
+
+Axes = dict[str, tuple[Any, ...]]
+
+
+class Member(NamedTuple):
+    """One run of a sweep."""
+
+    setting: dict[str, Any]  # the value on every axis
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its run directory, in that of the sweep."""
+        words = [f"{name}={_word(value)}" for name, value in self.setting.items()]
+        return ",".join([*words, f"seed={self.seed}"])
+
+
+class Program(NamedTuple):
+    """Members that are compiled together."""
+
+    run: RunConfig
+    agent: AgentConfig  # without the numeric axes
+    loop: LoopConfig
+    axes: Axes  # the numeric ones
+    members: tuple[Member, ...]
+
+    @property
+    def name(self) -> str:
+        """What its members share, as "activation=sin"; "" where there is one program."""
+        fixed = {k: v for k, v in self.members[0].setting.items() if k not in self.axes}
+        return ",".join(f"{name}={_word(value)}" for name, value in fixed.items())
+
+
+class Sweep(NamedTuple):
+    """All of it."""
+
+    logdir: Path
+    run: RunConfig
+    agent: AgentConfig
+    loop: LoopConfig
+    axes: Axes
+
+    @property
+    def members(self) -> list[Member]:
+        """In the order of the axes, the seeds last."""
+        return [member for program in self.programs for member in program.members]
+
+    @property
+    def programs(self) -> list[Program]:
+        """One for each value of what shapes a program."""
+        shaping = {k: v for k, v in self.axes.items() if k not in NUMERIC}
+        numeric = {k: v for k, v in self.axes.items() if k in NUMERIC}
+        made = []
+        for fixed in _product(shaping):
+            run, agent, loop = (_replace(c, fixed) for c in (self.run, self.agent, self.loop))
+            settings = [
+                {name: {**fixed, **inner}[name] for name in self.axes}
+                for inner in _product(numeric)
+            ]
+            members = tuple(Member(s, seed) for s in settings for seed in self.loop.seeds)
+            made.append(Program(run, agent, loop, numeric, members))
+        return made
+
+
+def _product(axes: Axes) -> list[dict[str, Any]]:
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def _replace(config: Any, values: dict[str, Any]) -> Any:
+    mine = {field.name for field in dataclasses.fields(config)}
+    return dataclasses.replace(config, **{k: v for k, v in values.items() if k in mine})
+
+
+def _word(value: Any) -> str:
+    """A value as it is written on the command line, and in names of folders."""
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value).replace("/", "-")
+
+
+# --- from words to a sweep ------------------------------------------------------------------------
+
+
+def axes(words: Sequence[str]) -> Axes:
+    """Of "name=value,value,..." each; sizes are written 64x64. Raises UserError."""
+    found: Axes = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals:
+            raise UserError(
+                f"sweep is {word!r}, but an axis is a name and its values, as in "
+                "`sweep=critic_learning_rate=0.03,0.1,0.3`"
+            )
+        choose("axis", name, sorted({*_HINTS} - _FIXED))
+        if name in found:
+            raise UserError(f"sweep names {name} twice; give all its values once")
+        values = [part for part in text.split(",") if part]
+        if not values:
+            raise UserError(f"the axis {name} has no values; give some, as in `sweep={name}=A,B`")
+        found[name] = tuple(_value(name, part) for part in values)
+        if len(set(found[name])) < len(values):
+            raise UserError(f"the axis {name} has a value twice: {text}; give each once")
+    return found
+
+
+def _value(name: str, text: str) -> Any:
+    hint = _HINTS[name]
+    if isinstance(hint, types.UnionType):
+        hint = next(one for one in typing.get_args(hint) if one is not type(None))
+    try:
+        if hint is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if typing.get_origin(hint) is tuple:
+            return tuple(int(part) for part in text.split("x"))
+        return hint(text)
+    except (ValueError, KeyError):
+        kinds = {bool: "true or false", int: "a whole number", float: "a number"}
+        words = kinds.get(hint, "whole numbers with x between, as in 64x64")
+        raise UserError(f"the axis {name} has {text!r}, but it must be {words}") from None
+
+
+def plan(
+    logdir: str | Path, run: RunConfig, agent: AgentConfig, loop: LoopConfig, axes: Axes
+) -> Sweep:
+    """The sweep, every member of which makes sense. Raises UserError."""
+    if not logdir:
+        raise UserError("logdir is empty; name a folder for the sweep, as in `logdir=runs/sweep`")
+    sweep = Sweep(Path(logdir), run, agent, loop, axes)
+    check_seeds(loop.seeds)
+    for program in sweep.programs:
+        validate_run(program.run, program.loop)
+        for member in program.members:
+            agents.resolve(_replace(program.agent, member.setting))
+    return sweep
+
+
+def open_(sweep: Sweep) -> None:
+    """The folder of the sweep, where it may begin, go on, or go on with more members.
+
+    Raises UserError: it holds another sweep, or what no sweep leaves; it cannot be written to.
+    """
+    path = sweep.logdir / NAME
+    base = directory.describe(sweep.run, sweep.agent, sweep.loop)
+    free = dict.fromkeys((*sweep.axes, "seeds", "num_steps", "checkpoint_every"))
+    content = {
+        "config": {**base, **dict.fromkeys(sweep.axes)},
+        "axes": {name: list(values) for name, values in sweep.axes.items()},
+        "seeds": list(sweep.loop.seeds),
+    }
+    content = json.loads(json.dumps(content))
+    try:
+        sweep.logdir.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            begun = read(sweep.logdir)
+            words = f"the sweep in {str(sweep.logdir)!r} has"
+            check_same(words, {**begun["config"], **free}, {**content["config"], **free}, "logdir")
+            for name in {*begun["axes"], *content["axes"]}:
+                _check_kept(name, begun["axes"].get(name, []), content["axes"].get(name, []))
+            _check_kept("seeds", begun["seeds"], content["seeds"])
+        elif any(sweep.logdir.iterdir()):
+            raise UserError(
+                f"logdir {str(sweep.logdir)!r} holds other files and no {NAME}; give an empty or a "
+                "new directory"
+            )
+        files.replace(path, (json.dumps(content, indent=1) + "\n").encode())
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(
+            f"cannot write to logdir {str(sweep.logdir)!r}: {why}; give another `logdir`"
+        ) from error
+
+
+def _check_kept(name: str, old: list[Any], new: list[Any]) -> None:
+    left = [value for value in old if value not in new]
+    if left or not old:
+        raise UserError(
+            f"the sweep in this logdir has {name}={','.join(map(str, old)) or 'one value'}, but "
+            f"this command says {','.join(map(str, new)) or 'one value'}; a sweep may get more "
+            f"values of an axis, and keeps those it has: name them too, or give another `logdir`"
+        )
+
+
+def read(logdir: Path) -> dict[str, Any]:
+    """What a sweep's file says. Raises UserError if it is none."""
+    path = logdir / NAME
+    try:
+        content = json.loads(path.read_bytes().decode())
+        good = all(isinstance(content[k], dict) for k in ("config", "axes"))
+        if good and all(isinstance(v, list) and v for v in content["axes"].values()):
+            return {name: content[name] for name in ("config", "axes", "seeds")}
+    except (OSError, LookupError, TypeError, ValueError, AttributeError):
+        pass
+    raise UserError(f"{str(path)!r} is not a sweep's file; give another `logdir`")
+
+
+# --- from a sweep to sessions ---------------------------------------------------------------------
+
+
+def sessions(sweep: Sweep, program: Program, share: slice = slice(None)) -> list[Plan]:
+    """What is left to do of a program's members, or of a share of them: a session for each group
+    of those that can go on from one step.
+    """
+    members = program.members[share]
+    folders = [sweep.logdir / member.name for member in members]
+    left = [i for i, one in enumerate(folders) if not _is_whole(one, program.loop.num_steps)]
+    groups = stages([_steps(folders[i]) for i in left], program.run.checkpoint_every)
+    return [_plan(sweep, program, [members[left[i]] for i in group]) for group in groups]
+
+
+def stages(steps: Sequence[list[int]], first: int) -> list[list[int]]:
+    """Groups of members, by index, each of which has a checkpoint of one step, or goes on from the
+    beginning; those furthest behind come first.
+
+    Args:
+      steps: of the checkpoints of every member.
+      first: the step of a run's first checkpoint; who has no later one may begin anew in company.
+    """
+    left, groups = list(range(len(steps))), []
+    while left:
+        at = min(max(steps[i], default=0) for i in left)
+        group = [
+            i for i in left if at in steps[i] or (not at and max(steps[i], default=0) <= first)
+        ]
+        groups.append(group)
+        left = [i for i in left if i not in group]
+    return groups
+
+
+def _is_whole(folder: Path, num_steps: int) -> bool:
+    if not (folder / directory.DONE).exists():
+        return False
+    return directory.read_config(folder / directory.CONFIG)["num_steps"] >= num_steps
+
+
+def _steps(folder: Path) -> list[int]:
+    from preqn_jax.training.checkpoint import Checkpointer  # orbax takes a second to import
+
+    return Checkpointer(folder / directory.CHECKPOINTS, read_only=True).steps()
+
+
+def _plan(sweep: Sweep, program: Program, members: Sequence[Member]) -> Plan:
+    resolved = [agents.resolve(_replace(program.agent, member.setting)) for member in members]
+    settings: Settings = {
+        name: np.array([getattr(one.config, name) for one in resolved], np.float32)
+        for name in program.axes
+    }
+    example = {name: float(values[0]) for name, values in settings.items()}
+    discounts = np.array([one.config.discount for one in resolved])
+    config = dataclasses.replace(program.loop, seeds=tuple(member.seed for member in members))
+    places = tuple(
+        Place(sweep.logdir / member.name, _described(program, one.config, member), range(i, i + 1))
+        for i, (member, one) in enumerate(zip(members, resolved, strict=True))
+    )
+    make: Callable[[Spec], Agent] = partial(make_swept, program.agent, example)
+    described = places[0].described
+    return Plan(make, program.run.env, program.run, config, discounts, described, settings, places)
+
+
+def _described(program: Program, agent: AgentConfig, member: Member) -> dict[str, Any]:
+    loop = dataclasses.replace(program.loop, seeds=(member.seed,))
+    return directory.describe(program.run, agent, loop)
+
+
+def make_swept(config: AgentConfig, example: Settings, spec: Spec) -> Agent:
+    """The agent of a program; `example` are settings of any member. Pickles, as workers need it."""
+    if not example:
+        return agents.make(config, spec)
+
+    def make(settings: Settings) -> Agent:
+        return agents.make(dataclasses.replace(config, **settings), spec)
+
+    return agents.swept(make, example)

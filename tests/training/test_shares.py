@@ -1,0 +1,87 @@
+"""Members divided among devices: any number of them, on any number, with the same numbers."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from preqn_jax.training import loop
+
+ROOT = Path(__file__).parents[2]
+EIGHT = """
+import jax, numpy as np
+from test_rounds import run, setup
+devices = jax.local_devices()
+assert len(devices) == 8
+small = {"num_steps": 100, "batch_size": 8, "update_after": 50}
+agent = {"algorithm": "ddpg", "hidden_sizes": (8, 8)}
+def learned(seeds, count):
+    jax.local_devices = lambda *_, **__: devices[:count]
+    done, learner = run(*setup("probe/delay", agent, seeds=tuple(range(seeds)), **small))
+    used = {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(learner)}
+    of_members = jax.tree.map(lambda leaf: np.asarray(leaf)[:seeds], learner)
+    return used, (of_members, done[-1].metrics)
+one, alone = learned(7, 1)
+for seeds, count in ((7, 4), (5, 8), (3, 2)):
+    used, numbers = learned(seeds, count)
+    print(seeds, count, *used)
+    expected = jax.tree.map(lambda leaf: leaf[:seeds], alone)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-3, 1e-5), numbers, expected)
+    if seeds == 7:
+        shared = numbers
+    expected = jax.tree.map(lambda leaf: leaf[:seeds], shared)
+    jax.tree.map(np.testing.assert_array_equal, numbers, expected)
+jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:1], b), alone, learned(1, 1)[1])
+"""
+
+
+@pytest.mark.parametrize(
+    ("members", "devices", "used", "rows"),
+    [
+        *((7, 8, 7, 7), (7, 4, 4, 8), (5, 4, 3, 6), (5, 2, 2, 6), (3, 2, 2, 4), (10, 4, 4, 12)),
+        *((1, 8, 1, 1), (8, 8, 8, 8), (9, 8, 5, 10), (42, 1, 1, 42)),
+    ],
+)
+def test_as_many_devices_as_make_the_largest_share_smallest(
+    monkeypatch, members, devices, used, rows
+):
+    class Mesh:
+        size = used
+
+    made = []
+    monkeypatch.setattr(jax, "local_devices", lambda: [f"device {i}" for i in range(devices)])
+    monkeypatch.setattr(jax, "make_mesh", lambda shape, *_, devices: made.append(devices) or Mesh)
+    monkeypatch.setattr(jax.sharding, "NamedSharding", lambda mesh, _: _Sharding(mesh))
+    config = dataclasses.replace(loop.LoopConfig(), seeds=tuple(range(members)))
+    loop.members_sharding(config)
+    assert [len(one) for one in made] == [used] and loop._rows(config) == rows  # pyright: ignore
+
+
+class _Sharding:
+    def __init__(self, mesh):
+        self.mesh = mesh
+
+
+def test_uneven_shares_of_eight_devices_learn_what_one_device_does():
+    """To rounding, as XLA compiles for several devices by another way; bit for bit among several,
+    and whatever a member's company.
+    """
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
+    path = f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests/training'}"
+    given = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": path}
+    made = subprocess.run(
+        [sys.executable, "-c", EIGHT], env=given, capture_output=True, text=True, check=False
+    )
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.split("\n") == ["7 4 4", "5 8 5", "3 2 2", ""]
+
+
+def test_the_rows_that_make_shares_equal_are_no_members():
+    config = dataclasses.replace(loop.LoopConfig(), seeds=(4, 5, 6))
+    tree = {"a": np.arange(loop._rows(config))}  # pyright: ignore
+    assert loop.members(tree, config)["a"].tolist() == [0, 1, 2]
