@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -25,7 +24,7 @@ SPEC = Spec(3, 2, np.array([0.0, -3.0]), np.array([4.0, -1.0]))
 def fresh(algorithm, seeds=(4, 2)):
     """Agents that have learned nothing yet."""
     agent = agents.make(agents.AgentConfig(algorithm=algorithm, hidden_sizes=(8, 8)), SPEC)
-    states = jax.vmap(agent.init)(jax.vmap(jax.random.key)(jnp.array(seeds)))
+    states = jax.jit(jax.vmap(agent.init))(jax.random.split(jax.random.key(0), len(seeds)))
     return trained.Trained(agent, states, SPEC, seeds, 0)
 
 
