@@ -86,6 +86,7 @@ def play(run: Path, given: PlayConfig) -> tuple[np.ndarray, np.ndarray]:
     vector = envs.make(source, 1)
     try:
         _check_picture(env_id, mode, made, drawn)
+        _follow(made)
         with _film(given, made) as show:
             results = _episodes(vector, _acting(trained, given.seed), given, show)
     finally:
@@ -197,6 +198,17 @@ def _check_picture(env_id: str, mode: str | None, made: list[gymnasium.Env], dra
         )
 
 
+def _follow(made: list[gymnasium.Env]) -> None:
+    """A camera that goes along with what runs: Gymnasium 1.4 has the one of HalfCheetah and Ant
+    stand still.
+    """
+    renderer = getattr(made[0].unwrapped, "mujoco_renderer", None) if made else None
+    if renderer is not None and "trackbodyid" not in (renderer.default_cam_config or {}):
+        names = [renderer.model.camera(i).name for i in range(renderer.model.ncam)]
+        if "track" in names:
+            renderer.camera_id = names.index("track")
+
+
 @contextlib.contextmanager
 def _film(given: PlayConfig, made: list[gymnasium.Env]) -> Iterator[Show]:
     """What takes a picture of the environment as it stands; the video is written at the end. Raises
@@ -213,7 +225,9 @@ def _film(given: PlayConfig, made: list[gymnasium.Env]) -> Iterator[Show]:
     def show() -> None:
         step = next(count)
         if step < given.video_steps and step % every == 0:
-            writer.append_data(_picture(env, path))
+            with warnings.catch_warnings():  # ffmpeg is started with the first picture
+                warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+                writer.append_data(_picture(env, path))
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -240,10 +254,10 @@ def _picture(env: gymnasium.Env, path: Path) -> np.ndarray:
     except Exception as error:  # drivers, and packages that are not there, raise of all kinds
         words = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"cannot draw the environment: {words}; leave out --video") from error
-    height, width, _ = frame.shape
-    if path.suffix.lower() == ".gif" and width > GIF[0]:
-        small = (GIF[0], round(height * GIF[0] / width))
-        frame = np.asarray(Image.fromarray(frame).resize(small, Image.Resampling.LANCZOS))
+    if path.suffix.lower() == ".gif":
+        small = Image.fromarray(frame)
+        small.thumbnail((GIF[0], frame.shape[0]), Image.Resampling.LANCZOS)
+        frame = np.asarray(small.quantize(64, dither=Image.Dither.NONE).convert("RGB"))
     return frame
 
 
