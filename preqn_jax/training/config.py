@@ -3,6 +3,7 @@
 import dataclasses
 
 from preqn_jax.options import UserError, check, option
+from preqn_jax.training import trackers
 
 ACT, SAMPLE, UPDATE, LOOK = range(4)  # purposes of keys
 TRAIN_ENV, EVAL_ENV = range(2)  # purposes of environment seeds
@@ -102,12 +103,14 @@ class RunConfig:
         "never",
         at_least=0,
     )
+    track: str = option("", "a tracker that gets the records as well: wandb or mlflow (none)")
 
 
 def validate_run(run: RunConfig, config: LoopConfig) -> None:
     """Raises UserError where numbers are out of range or do not fit one another."""
     check(run)
     validate(config)
+    trackers.check(run.track, run.logdir)
     if run.stop_on_divergence and not run.diagnose_every:
         raise UserError(
             "stop_on_divergence is on, but nothing looks for divergence: add `diagnose_every=1000`"

@@ -124,7 +124,9 @@ class Session:
                 self.start, self.learner, self.counters, state, extra = restored
                 self._collector.load(state)
                 self.pending, expected = codec.decode(extra["pending"]), extra["records"]
-            self._recorder = Recorder(self.logdir, config.seeds, self.start, self._stays, expected)
+            self._recorder = Recorder(
+                self.logdir, config.seeds, self.start, self._stays, expected, plan.run.track
+            )
             self._held.callback(self._recorder.close)
         self._look = make_monitor(self.agent, config, plan.discount)
         self._acting = jax.jit(jax.vmap(self.agent.policy))
@@ -205,7 +207,8 @@ class Session:
     def trained(self) -> Trained:
         """What training has come to."""
         step = self.counters.round * self.config.update_every
-        return Trained(self.agent, self.learner.agent, self.spec, self.config.seeds, step)
+        learned, described = self.learner.agent, self.plan.described
+        return Trained(self.agent, learned, self.spec, self.config.seeds, step, described)
 
     def _write(self, step: int, seed: int, line: dict[str, Any]) -> None:
         if self._recorder is not None:
