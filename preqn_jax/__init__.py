@@ -5,7 +5,7 @@ What a notebook types, each imported when it is first asked for:
 * the kernel: `linearize`, `kernel`, `solve`, `linesearch`, `steps`, `networks`
 * the theory: `tabular`, `diagnose`, `failure`
 * the agents: `agents`, and by name `preqn`, `ngql`, `ddpg`, `td3`, `sac`
-* training: `train`, `load`
+* training: `train`, `load`, `records`
 """
 
 import importlib
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from preqn_jax.diagnostics import diagnose, failure
     from preqn_jax.ntk import kernel, linearize
     from preqn_jax.training.run import train
-    from preqn_jax.training.trained import load
+    from preqn_jax.training.trained import load, records
 
 __all__ = [
     "__version__",
@@ -35,6 +35,7 @@ __all__ = [
     "networks",
     "ngql",
     "preqn",
+    "records",
     "sac",
     "solve",
     "steps",
@@ -48,7 +49,7 @@ _HOMES = {  # of what is not a module
     **dict.fromkeys(("diagnose", "failure"), "diagnostics"),
     **dict.fromkeys(("preqn", "ngql", "ddpg", "td3", "sac"), "agents"),
     "train": "training.run",
-    "load": "training.trained",
+    **dict.fromkeys(("load", "records"), "training.trained"),
 }
 
 

@@ -43,15 +43,15 @@ def check(flag: str, path: str, *, picture: bool = False) -> None:
 
 
 def write_json(path: Path, content: Any, flag: str = "json") -> None:
+    """As `write`."""
+    write(path, (json.dumps(content, indent=1) + "\n").encode(), flag)
+
+
+def write(path: Path, content: bytes, flag: str = "out") -> None:
     """`path` and its folder; `flag` is the one to mend where that fails, in a UserError."""
-    write_text(path, json.dumps(content, indent=1) + "\n", flag)
-
-
-def write_text(path: Path, content: str, flag: str) -> None:
-    """As `write_json`, for text as it is."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.replace(path, content.encode())
+        files.replace(path, content)
     except OSError as error:
         raise UserError(
             f"cannot write {str(path)!r}: {error.strerror}; give another --{flag}"

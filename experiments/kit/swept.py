@@ -67,7 +67,7 @@ def report(sweep: Sweep) -> dict[str, int]:
         "settings": [_described(row) for row in rows],
     }
     output.write_json(path / "summary.json", content, "logdir")
-    output.write_text(path / "summary.md", f"{table}\n\n{RULES}\n", "logdir")
+    output.write(path / "summary.md", f"{table}\n\n{RULES}\n".encode(), "logdir")
     draw(sweep, rows, step)
     print(f"{path / 'summary.md'}, {path / 'summary.json'}, {path / 'sweep.png'}")
     return {

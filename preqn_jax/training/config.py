@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from preqn_jax.options import UserError, check, option
+from preqn_jax.training import trackers
 
 ACT, SAMPLE, UPDATE, LOOK = range(4)  # purposes of keys
 TRAIN_ENV, EVAL_ENV = range(2)  # purposes of environment seeds
@@ -109,6 +110,7 @@ class RunConfig:
         "never",
         at_least=0,
     )
+    track: str = option("", "a tracker that gets the records as well: wandb or mlflow (none)")
 
 
 def validate_run(run: RunConfig, config: LoopConfig) -> None:
@@ -116,6 +118,7 @@ def validate_run(run: RunConfig, config: LoopConfig) -> None:
     check(run)
     check_seeds(config.seeds)
     validate(config)
+    trackers.check(run.track, run.logdir)
     if run.stop_on_divergence and not run.diagnose_every:
         raise UserError(
             "stop_on_divergence is on, but nothing looks for divergence: add `diagnose_every=1000`"

@@ -21,7 +21,7 @@ import jax
 
 from preqn_jax import agents
 from preqn_jax.options import UserError, check_same
-from preqn_jax.training import files, lock, record
+from preqn_jax.training import files, lock, record, trackers
 from preqn_jax.training.config import LoopConfig, RunConfig
 
 DONE = "DONE"
@@ -29,11 +29,21 @@ CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 ENVIRONMENT_LOG = "environment.log"  # what environments themselves raised
 _FOLDERS = (CHECKPOINTS, "tensorboard")
-_FILES = (CONFIG, record.NAME, record.DAMAGED, DONE, lock.NAME, ENVIRONMENT_LOG, "curve.png")
+_FILES = (
+    CONFIG,
+    record.NAME,
+    record.DAMAGED,
+    DONE,
+    lock.NAME,
+    ENVIRONMENT_LOG,
+    "curve.png",
+    trackers.LOG,
+    trackers.KEPT,
+)
 # What there may be before there is a config.json.
 _FIRST = {lock.NAME, "config.json.tmp", "config.tmp"}
 # A run may be moved, and go on with other processes, or after all.
-_NOT_OF_THE_RUN = ("logdir", "workers", "env_timeout", "stop_on_divergence")
+_NOT_OF_THE_RUN = ("logdir", "workers", "env_timeout", "stop_on_divergence", "track")
 _MAY_CHANGE = ("num_steps", "checkpoint_every")
 _PACKAGES = (
     "preqn_jax",

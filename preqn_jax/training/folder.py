@@ -90,9 +90,11 @@ class Folder:
         pending = codec.decode(extra["pending"])
         return Moment(learner, counters, collector, pending), extra["records"]
 
-    def begin_records(self, start: int, keep: Callable[[Line], bool], expected: int) -> None:
+    def begin_records(
+        self, start: int, keep: Callable[[Line], bool], expected: int, track: str = ""
+    ) -> None:
         """Records from `start` on; see `Recorder`. Raises Stopped."""
-        self._recorder = Recorder(self.logdir, self.seeds, start, keep, expected)
+        self._recorder = Recorder(self.logdir, self.seeds, start, keep, expected, track)
         self._held.callback(self._recorder.close)
 
     def write(self, step: int, member: int, line: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The records of a run: `metrics.jsonl`, and TensorBoard files beside it."""
+"""The records of a run: `metrics.jsonl`, TensorBoard files beside it, and a tracker."""
 
 import json
 import logging
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from preqn_jax.training import files
 from preqn_jax.training.errors import Stopped
+from preqn_jax.training.trackers import Tracker
 
 _log = logging.getLogger(__name__)
 NAME = "metrics.jsonl"
@@ -28,12 +29,15 @@ class Recorder:
         resume_at: int = 0,
         keep: Callable[[Line], bool] = lambda line: True,
         expected: int = 0,
+        track: str = "",
     ):
         """Records after `resume_at` are those of a run that was cut off there; they will be written
         again, and are dropped.
 
         So are those up to there that `keep` is False of. What is no record is put aside, and where
         fewer than `expected` are left up to there, that is said.
+
+        `track` names a tracker that gets them as well (`trackers`), or is empty.
 
         Raises Stopped where a file cannot be written.
         """
@@ -49,6 +53,7 @@ class Recorder:
                 )
             self._fd = files.append(self._path)
         self._boards = Boards(Path(logdir) / "tensorboard", seeds, resume_at)
+        self._tracker = Tracker(track, Path(logdir))
 
     def _go_on(self, resume_at: int, keep: Callable[[Line], bool]) -> int:
         """Leaves what is kept in the file; returns how many records up to `resume_at` it had."""
@@ -81,7 +86,9 @@ class Recorder:
         with files.writing(f"the records of step {step} to {self._path}"):
             files.write_all(self._fd, text.encode())
         self.count += 1
-        self._boards.write(step, seed, {k: v for k, v in clean.items() if v is not None})
+        numbers = {k: v for k, v in clean.items() if v is not None}
+        for board in (self._boards, self._tracker):
+            board.write(step, seed, numbers)
 
     def _check(self) -> None:
         """A file that was deleted or replaced takes what is written with it."""
@@ -104,6 +111,7 @@ class Recorder:
     def close(self) -> None:
         os.close(self._fd)
         self._boards.close()
+        self._tracker.close()
 
 
 class Found(NamedTuple):

@@ -162,7 +162,7 @@ class Session:
             self.learner = folder.dressed(moment.learner, agent)
             self._collector.load(moment.collector)
         for one, count in zip(self._folders, counts, strict=True):
-            one.begin_records(self.start, self._stays, count)
+            one.begin_records(self.start, self._stays, count, self.plan.run.track)
 
     def _stays(self, line: dict[str, Any]) -> bool:
         """Whether a record belongs to a run that goes on: those of its former end may be there only
@@ -240,8 +240,8 @@ class Session:
     def trained(self) -> Trained:
         """What training has come to."""
         step = self.counters.round * self.config.update_every
-        states = loop.members(self.learner.agent, self.config)
-        return Trained(self.agent, states, self.spec, self.config.seeds, step)
+        states, described = loop.members(self.learner.agent, self.config), self.plan.described
+        return Trained(self.agent, states, self.spec, self.config.seeds, step, described)
 
     def _write(self, step: int, member: int, line: dict[str, Any]) -> None:
         for one in self._folders:

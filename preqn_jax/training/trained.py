@@ -1,9 +1,11 @@
-"""What training came to: policies and critics to use, from a run at hand or from its directory."""
+"""What training came to: policies, critics, records, of a run at hand or from its directory."""
 
 import dataclasses
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +14,7 @@ import jax.numpy as jnp
 from preqn_jax import agents, envs
 from preqn_jax.agents import Agent
 from preqn_jax.options import UserError
-from preqn_jax.training import directory
+from preqn_jax.training import directory, record
 from preqn_jax.types import Array, Spec
 
 
@@ -24,6 +26,7 @@ class Trained(NamedTuple):
     spec: Spec
     seeds: tuple[int, ...]
     step: int  # environment steps of each seed
+    config: Mapping[str, Any] = MappingProxyType({})  # what config.json says of the run
 
     def state(self, seed: int | None = None) -> Any:
         """One seed's state; the first's if None. Raises UserError for a seed that is not there."""
@@ -37,26 +40,65 @@ class Trained(NamedTuple):
     def policy(self, seed: int | None = None) -> Callable[[Any], Array]:
         """`obs [obs] or [B, obs] -> action [act] or [B, act]` in the environment's own units.
 
-        Noiseless, and compiled. Raises UserError for a seed that is not there.
+        Noiseless, and compiled. Raises UserError for a seed that is not there; what it returns
+        raises ValueError for observations of another shape.
+
+        Example:
+          >>> run = preqn_jax.load("runs/x")
+          >>> policy = run.policy(seed=0)
+          >>> policy(np.zeros(run.spec.obs_size)).shape == (run.spec.action_size,)
+          True
+          >>> policy(np.zeros((5, run.spec.obs_size))).shape == (5, run.spec.action_size)
+          True
         """
-        params, spec, act = self.agent.policy(self.state(seed)), self.spec, self.agent.act
-        low, high = (jnp.asarray(bound) for bound in (spec.action_low, spec.action_high))
+        params, act = self.agent.policy(self.state(seed)), self.agent.act
+        centre, half = _range(self.spec)
+        return _compiled(
+            lambda obs: centre + half * jnp.clip(act(params, obs), -1, 1), obs=self.spec.obs_size
+        )
 
-        def one(obs: Array) -> Array:
-            return (high + low) / 2 + (high - low) / 2 * jnp.clip(act(params, obs), -1, 1)
+    def q(self, seed: int | None = None) -> Callable[[Any, Any], Array]:
+        """`(obs [obs], action [act]) -> value []`, or `([B, obs], [B, act]) -> [B]`, of the first
+        critic; actions are in the environment's own units.
 
-        policy = {1: jax.jit(one), 2: jax.jit(jax.vmap(one))}
+        Compiled. Raises as `policy` does.
 
-        def checked(obs: Any) -> Array:
-            obs = jnp.asarray(obs, jnp.float32)
-            if obs.ndim not in (1, 2) or obs.shape[-1] != spec.obs_size:
+        Example:
+          >>> run = preqn_jax.load("runs/x")
+          >>> obs = np.zeros((5, run.spec.obs_size))
+          >>> run.q(seed=0)(obs, run.policy(seed=0)(obs)).shape
+          (5,)
+        """
+        params, q = self.agent.critic(self.state(seed)), self.agent.q
+        centre, half = _range(self.spec)
+        return _compiled(
+            lambda obs, action: q(params, obs, (action - centre) / half),
+            obs=self.spec.obs_size,
+            action=self.spec.action_size,
+        )
+
+
+def _range(spec: Spec) -> tuple[Array, Array]:
+    """Centre and half the width `[act]` of the actions."""
+    low, high = (jnp.asarray(bound, jnp.float32) for bound in (spec.action_low, spec.action_high))
+    return (high + low) / 2, (high - low) / 2
+
+
+def _compiled(one: Callable[..., Array], **sizes: int) -> Callable[..., Array]:
+    """`one`, a function of vectors with these names and sizes, for one or a batch of each."""
+    ways = {1: jax.jit(one), 2: jax.jit(jax.vmap(one))}
+
+    def checked(*inputs: Any) -> Array:
+        arrays = [jnp.asarray(x, jnp.float32) for x in inputs]
+        for (name, size), x in zip(sizes.items(), arrays, strict=True):
+            if x.ndim not in ways or x.shape[-1] != size or x.shape[:-1] != arrays[0].shape[:-1]:
+                batch = "" if x is arrays[0] else ", with the B of obs"
                 raise ValueError(
-                    f"obs has the shape {obs.shape}, expected ({spec.obs_size},) or "
-                    f"(B, {spec.obs_size})"
+                    f"{name} has the shape {x.shape}, expected ({size},) or (B, {size}){batch}"
                 )
-            return policy[obs.ndim](obs)
+        return ways[arrays[0].ndim](*arrays)
 
-        return checked
+    return checked
 
 
 def load(
@@ -77,18 +119,65 @@ def load(
     Raises:
       UserError: it is no run directory, has no whole checkpoint, its environment cannot be made, or
         names a module and `trust` is off.
+
+    Example:
+      >>> run = preqn_jax.load("runs/x")
+      >>> run.config["algorithm"], run.seeds, run.step
+      ('preqn', (0, 1), 100)
     """
     logdir = Path(logdir)
-    try:
-        config = directory.read_config(logdir / directory.CONFIG)
-    except FileNotFoundError as error:
-        raise UserError(f"{str(logdir)!r} is not a run directory: it has no config.json") from error
+    config = _config(logdir)
     if env is None:
         env = directory.trusted(config["env"], f"the run {str(logdir)!r}", trust)
     spec, seeds = envs.spec(env), tuple(config["seeds"])
     made = (agent or partial(agents.make, _agent_config(config)))(spec)
     step, states = _restore(logdir, made, len(seeds))
-    return Trained(made, states, spec, seeds, step)
+    return Trained(made, states, spec, seeds, step, config)
+
+
+def records(logdir: str | Path) -> Any:
+    """The records of a run directory as a `pandas.DataFrame`; the run may still be going on.
+
+    A row for each (seed, step) at which anything was recorded, in this order: "seed", "step" and
+    a column for each metric, by its name in metrics.jsonl. NaN where it was not recorded there, or
+    not finite.
+
+    Raises UserError: it is no run directory, has no records yet, or pandas is not installed.
+
+    Example:
+      >>> frame = preqn_jax.records("runs/x")
+      >>> frame.groupby("step")["eval/return_mean"].mean().index.tolist()  # over seeds
+      [50, 100]
+    """
+    try:
+        pandas = importlib.import_module("pandas")
+    except ImportError as error:
+        raise UserError(
+            "records come as a pandas.DataFrame, and pandas is not installed; "
+            "pip install 'preqn_jax[analysis]'"
+        ) from error
+    logdir = Path(logdir)
+    _config(logdir)
+    path = logdir / record.NAME
+    lines = record.read(path) if path.is_file() else []
+    if not lines:
+        raise UserError(f"the run {str(logdir)!r} has no records yet")
+    rows: dict[tuple[int, int], record.Line] = {}
+    for line in lines:
+        rows.setdefault((line["seed"], line["step"]), {}).update(line)
+    columns = dict.fromkeys(name for line in lines for name in line)
+    frame = pandas.DataFrame(
+        [rows[key] for key in sorted(rows)], columns=list({"seed": 0, "step": 0} | columns)
+    )
+    return frame.astype({name: float for name in frame.columns if name not in ("seed", "step")})
+
+
+def _config(logdir: Path) -> dict[str, Any]:
+    """What config.json says. Raises UserError where there is none."""
+    try:
+        return directory.read_config(logdir / directory.CONFIG)
+    except FileNotFoundError as error:
+        raise UserError(f"{str(logdir)!r} is not a run directory: it has no config.json") from error
 
 
 def _agent_config(config: dict[str, Any]) -> agents.AgentConfig:

@@ -80,7 +80,7 @@ def test_what_ends_a_worker_or_its_run_is_said_in_one_sentence():
     built = recipe("probe/nan", seeds=(7,), num_envs=5)
     actor = actors(built)
     collector = collect.Collector(built, workers=4)
-    diverged = [error for i in range(14) for error in collector.collect(actor, i)[2]]
+    diverged = [error for i in range(14) for _, error in collector.collect(actor, i)[2]]
     assert [str(error) for error in diverged] == [
         "the environment's reward is not finite at step 655, seed 7"
     ]

@@ -1,0 +1,86 @@
+"""Export what a run has learned, for use without this package.
+
+    python -m experiments.export runs/x --out=policy.stablehlo
+    python -m experiments.export runs/x --out=policy.npz
+
+The first is a program for batches of any size, with its parameters inside; jax alone loads and runs
+it (`jax.export.deserialize`), on all --platforms. The second holds parameters by name, for whoever
+writes the network anew. docs/after-training.md shows both in use.
+"""
+
+import dataclasses
+import io
+from pathlib import Path
+
+import numpy as np
+
+import preqn_jax
+from experiments.kit import flags, output
+from preqn_jax.options import UserError, check, choose, option
+from preqn_jax.training import exported
+from preqn_jax.training.trained import Trained
+
+FORMATS = ("npz", "stablehlo")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """What to export, and as what."""
+
+    out: str = option("", "the file to write (policy.stablehlo, as it is called for)")
+    what: str = option("policy", "policy or critic; of several critics the first")
+    format: str | None = option(
+        None, "stablehlo, or npz for arrays (npz where --out ends in it, else stablehlo)"
+    )
+    platforms: tuple[str, ...] = option(
+        ("cpu", "cuda", "tpu"), "where the program should run: cpu, cuda, rocm, tpu"
+    )
+    seed: int | None = option(
+        None, "which of the run's policies, by its seed (the first)", at_least=0, below=2**32
+    )
+    trust: bool = option(
+        False, 'import, and so run, the module that the run names, as in --env="module:Env-v0"'
+    )
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) != 2:
+        raise UserError("give one run directory, as in: python -m experiments.export runs/x")
+    print(export(Path(argv[1]), flags.parse(ExportConfig)))
+    return 0
+
+
+def export(run: Path, given: ExportConfig) -> Path:
+    """Writes what a run has learned. Returns where. Raises UserError."""
+    check(given)
+    choose("thing to export", given.what, exported.WHAT)
+    ending = "npz" if given.out.endswith(".npz") else "stablehlo"
+    format_ = choose("format", given.format or ending, FORMATS)
+    out = Path(given.out or f"{given.what}.{format_}")
+    output.check("out", str(out))
+    trained = preqn_jax.load(run, trust=given.trust)
+    make = _npz if format_ == "npz" else _stablehlo
+    output.write(out, make(trained, given))
+    return out
+
+
+def _npz(trained: Trained, given: ExportConfig) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **exported.arrays(trained, given.what, given.seed))  # pyright: ignore
+    return file.getvalue()
+
+
+def _stablehlo(trained: Trained, given: ExportConfig) -> bytes:
+    program = exported.program(trained, given.what, given.seed, given.platforms)
+    try:
+        return bytes(program.serialize())
+    except ImportError as error:
+        raise UserError(
+            "a program is written by flatbuffers, which is not installed: pip install flatbuffers, "
+            "or export arrays, --format=npz"
+        ) from error
+
+
+if __name__ == "__main__":
+    flags.define(ExportConfig)
+    flags.run(main, takes_words=True)

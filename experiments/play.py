@@ -1,0 +1,283 @@
+"""Play what a run has learned: noiseless episodes, from its newest checkpoint, in numbers, as a
+video or in a window.
+
+    python -m experiments.play runs/x
+    python -m experiments.play runs/x --episodes=1 --video=cheetah.mp4
+
+The run may still be going on; nothing in its directory is touched. Episode i begins from
+`env.reset(seed=episode_seed + i)`, and the same command plays the same episodes, bit for bit.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import imageio.v2 as imageio
+import jax
+import numpy as np
+from PIL import Image
+
+import preqn_jax
+from experiments.kit import flags, output
+from preqn_jax import envs
+from preqn_jax.options import UserError, check, option
+from preqn_jax.training import directory
+from preqn_jax.training.trained import Trained
+
+ENDINGS = (".mp4", ".gif")
+GIF = (240, 25)  # at most so many pixels wide, and frames a second: for a page, not for a screen
+_DRAW = """
+import mujoco
+model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='1'/></worldbody></mujoco>")
+mujoco.Renderer(model, 8, 8).render()
+"""
+
+Show = Callable[[], None]  # of what there is to be seen now
+
+
+@dataclasses.dataclass(frozen=True)
+class PlayConfig:
+    """What to play, and how to show it."""
+
+    episodes: int = option(10, "episodes to play", at_least=1)
+    seed: int | None = option(
+        None, "which of the run's policies, by its seed (the first)", at_least=0, below=2**32
+    )
+    episode_seed: int = option(
+        0, "seed of the first episode; each further one has the next", at_least=0
+    )
+    max_steps: int = option(10_000, "steps after which an episode is cut off", at_least=1)
+    video: str = option("", "the video of the first episode to write: .mp4 or .gif")
+    video_steps: int = option(1000, "steps of it to show", at_least=1)
+    human: bool = option(False, "show the episodes in a window")
+    trust: bool = option(
+        False, 'import, and so run, the module that the run names, as in --env="module:Env-v0"'
+    )
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) != 2:
+        raise UserError("give one run directory, as in: python -m experiments.play runs/x")
+    play(Path(argv[1]), flags.parse(PlayConfig))
+    return 0
+
+
+def play(run: Path, given: PlayConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Plays, and prints, the episodes of a run. Returns their returns and lengths `[episodes]`.
+
+    Raises UserError for what is no run, cannot be shown, or cannot be written.
+    """
+    _check(given)
+    drawn = bool(given.video) and _choose_gl()
+    trained = preqn_jax.load(run, trust=given.trust)
+    env_id = directory.trusted(trained.config["env"], f"the run {str(run)!r}", given.trust)
+    mode = "rgb_array" if given.video else "human" if given.human else None
+    source, made = _source(env_id, mode)
+    vector = envs.make(source, 1)
+    try:
+        _check_picture(env_id, mode, made, drawn)
+        _follow(made)
+        with _film(given, made) as show:
+            results = _episodes(vector, _acting(trained, given.seed), given, show)
+    finally:
+        vector.close()
+    returns, lengths = (np.array(column) for column in zip(*results, strict=True))
+    seed = trained.seeds[0] if given.seed is None else given.seed
+    print(
+        f"{env_id}, step {trained.step}, seed {seed}: return {_spread(returns)}, length "
+        f"{_spread(lengths)}, over {given.episodes} episode{'s' * (given.episodes > 1)}"
+    )
+    if given.video:
+        print(given.video)
+    return returns, lengths
+
+
+def _episodes(
+    vector: envs.VectorEnv, act: Callable[[np.ndarray], Any], given: PlayConfig, show: Show
+) -> list[tuple[float, int]]:
+    print(f"{'episode':>7} {'seed':>10} {'return':>10} {'length':>7}")
+    results = []
+    for i in range(given.episodes):
+        seed, seen = given.episode_seed + i, show if i == 0 else lambda: None
+        results.append(episode(vector, act, seed, given.max_steps, seen))
+        print(f"{i:>7} {seed:>10} {results[-1][0]:>10.1f} {results[-1][1]:>7}", flush=True)
+    return results
+
+
+def episode(
+    vector: envs.VectorEnv, act: Callable[[np.ndarray], Any], seed: int, most: int, show: Show
+) -> tuple[float, int]:
+    """The return and the length of one episode, which ends after `most` steps at the latest.
+
+    Args:
+      vector: of one environment.
+      act: `obs [1, obs] -> action [1, act]` in [-1, 1].
+      seed: the environment's.
+      most: steps.
+      show: called before every step, where the environment stands as the action saw it.
+    """
+    obs, total = vector.reset([seed]), 0.0
+    for length in range(1, most + 1):
+        show()
+        out = vector.step(np.asarray(act(obs)))
+        obs, total = out.obs, total + float(out.reward[0])
+        if out.terminated[0] or out.truncated[0]:
+            return total, length
+    return total, most
+
+
+def _acting(trained: Trained, seed: int | None) -> Callable[[np.ndarray], Any]:
+    """The noiseless policy of one seed, as evaluations run it."""
+    params, act = trained.agent.policy(trained.state(seed)), trained.agent.act
+    compiled = jax.jit(jax.vmap(act, in_axes=(None, 0)))
+    return lambda obs: compiled(params, obs)
+
+
+def _spread(values: np.ndarray) -> str:
+    return f"{values.mean():.1f} +- {values.std():.1f}"
+
+
+# --- what is shown --------------------------------------------------------------------------------
+
+
+def _check(given: PlayConfig) -> None:
+    """Raises UserError for what could not be shown or written, before anything is played."""
+    check(given)
+    if given.video and given.human:
+        raise UserError("an environment draws for a video or for a window; give --video or --human")
+    if given.video and Path(given.video).suffix.lower() not in ENDINGS:
+        raise UserError(f"cannot write {given.video!r}: videos end in .mp4 or .gif")
+    output.check("video", given.video)
+    if given.video.lower().endswith(".mp4") and not importlib.util.find_spec("imageio_ffmpeg"):
+        raise UserError(
+            "an .mp4 needs imageio-ffmpeg, which is not installed: pip install imageio-ffmpeg, or "
+            "give a --video that ends in .gif"
+        )
+    screens = ("DISPLAY", "WAYLAND_DISPLAY")
+    if given.human and sys.platform == "linux" and not any(map(os.environ.get, screens)):
+        raise UserError("there is no display for a window; give a file instead: --video=out.gif")
+
+
+def _source(env_id: str, mode: str | None) -> tuple[envs.Source, list[gymnasium.Env]]:
+    """Where the environment comes from, and a list that will hold it once it is made, if it is one
+    of Gymnasium's.
+    """
+    made: list[gymnasium.Env] = []
+    if env_id.startswith(("probe/", "tabular/")):
+        return env_id, made
+
+    def make() -> gymnasium.Env:
+        with warnings.catch_warnings(action="ignore"):  # of a mode that is not there: we say it
+            made.append(gymnasium.make(env_id, render_mode=mode, disable_env_checker=True))
+        return made[-1]
+
+    make.__qualname__ = env_id  # what messages call it
+    return make, made
+
+
+def _check_picture(env_id: str, mode: str | None, made: list[gymnasium.Env], drawn: bool) -> None:
+    """Raises UserError where the environment cannot be drawn in this mode."""
+    if mode is None:
+        return
+    if not made or mode not in made[0].metadata.get("render_modes", ()):
+        raise UserError(f"environment {env_id!r} has no picture; leave out --video and --human")
+    if mode == "rgb_array" and not drawn and hasattr(made[0].unwrapped, "mujoco_renderer"):
+        raise UserError(
+            f"cannot draw {env_id!r}: MuJoCo finds neither EGL nor OSMesa; install one, as with "
+            "apt install libegl1"
+        )
+
+
+def _follow(made: list[gymnasium.Env]) -> None:
+    """A camera that goes along with what runs: Gymnasium 1.4 has the one of HalfCheetah and Ant
+    stand still.
+    """
+    renderer = getattr(made[0].unwrapped, "mujoco_renderer", None) if made else None
+    if renderer is not None and "trackbodyid" not in (renderer.default_cam_config or {}):
+        names = [renderer.model.camera(i).name for i in range(renderer.model.ncam)]
+        if "track" in names:
+            renderer.camera_id = names.index("track")
+
+
+@contextlib.contextmanager
+def _film(given: PlayConfig, made: list[gymnasium.Env]) -> Iterator[Show]:
+    """What takes a picture of the environment as it stands; the video is written at the end. Raises
+    UserError where the environment cannot be drawn, or the file not be written.
+    """
+    if not given.video:
+        yield lambda: None
+        return
+    path, env = Path(given.video), made[0]
+    fps = env.metadata.get("render_fps") or 30
+    every = -(-fps // GIF[1]) if path.suffix.lower() == ".gif" else 1
+    count = itertools.count()
+
+    def show() -> None:
+        step = next(count)
+        if step < given.video_steps and step % every == 0:
+            with warnings.catch_warnings():  # ffmpeg is started with the first picture
+                warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+                writer.append_data(_picture(env, path))
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            written = Path(folder) / path.name.lower()  # its ending tells what to write
+            with _writer(written, fps / every) as writer:
+                yield show
+            os.replace(written, path)
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(f"cannot write {given.video!r}: {why}; give another --video") from error
+
+
+def _writer(path: Path, fps: float) -> Any:
+    if path.suffix == ".gif":
+        return imageio.get_writer(path, mode="I", duration=1000 / fps, loop=0)
+    return imageio.get_writer(path, mode="I", fps=fps, macro_block_size=2)
+
+
+def _picture(env: gymnasium.Env, path: Path) -> np.ndarray:
+    """`[height, width, 3]` uint8."""
+    try:
+        frame = np.asarray(env.render(), np.uint8)
+    except Exception as error:  # drivers, and packages that are not there, raise of all kinds
+        words = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"cannot draw the environment: {words}; leave out --video") from error
+    if path.suffix.lower() == ".gif":
+        small = Image.fromarray(frame)
+        small.thumbnail((GIF[0], frame.shape[0]), Image.Resampling.LANCZOS)
+        frame = np.asarray(small.quantize(64, dither=Image.Dither.NONE).convert("RGB"))
+    return frame
+
+
+def _choose_gl() -> bool:
+    """Sets MUJOCO_GL, which MuJoCo reads as it is imported, to what draws without a screen on this
+    machine. Returns whether there is such. Raises UserError where it is set to what does not.
+    """
+    given = os.environ.get("MUJOCO_GL")
+    for name in [given] if given else ["egl", "osmesa"]:
+        env = {**os.environ, "MUJOCO_GL": name}
+        if not subprocess.run(
+            [sys.executable, "-c", _DRAW], env=env, capture_output=True
+        ).returncode:
+            os.environ["MUJOCO_GL"] = name
+            return True
+    if given:
+        raise UserError(f"MUJOCO_GL is {given!r}, by which MuJoCo cannot draw here; unset it")
+    return False
+
+
+if __name__ == "__main__":
+    flags.define(PlayConfig)
+    flags.run(main, takes_words=True)

@@ -1,0 +1,203 @@
+"""A table of any runs, a row for each.
+
+    python -m experiments.table runs/*
+    python -m experiments.table runs/a runs/b --format=tex --out=table.tex
+
+Returns are those of noiseless episodes: the last, the best, and the mean of the last three
+evaluations, each the mean +- one standard deviation over seeds. Alignment is cos(Q' - Q, y - Q),
+and accepted the share of steps that the linesearch took, both as means from the first update on.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.kit import curves, flags, output
+from preqn_jax.options import UserError, choose, option
+from preqn_jax.training import run as training
+
+RETURNS = ("last return", "best return", "last three")
+MEANS = {"alignment": "critic/alignment", "accepted": "linesearch/accepted"}
+_SAID = {"env", "algorithm", "activation", "seeds", "num_steps"}  # by columns of their own
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class TableConfig:
+    """How the table is written, and where."""
+
+    format: str = option("md", "csv, md or tex")
+    out: str = option("", "the file to write (standard output)")
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) < 2:
+        raise UserError(
+            "no run given; name run directories, as in: python -m experiments.table runs/x runs/y"
+        )
+    given = flags.parse(TableConfig)
+    write = WRITERS[choose("format", given.format, WRITERS)]
+    output.check("out", given.out)
+    text = write(rows([Path(run) for run in argv[1:]]))
+    if given.out:
+        output.write(Path(given.out), text.encode())
+        print(given.out)
+    else:
+        print(text, end="")
+    return 0
+
+
+def rows(runs: Sequence[Path]) -> list[Row]:
+    """A row for each run: column -> a text, an integer, a number, (mean, standard deviation) over
+    seeds, the latter None for one seed, or None for what was not recorded. Raises UserError for
+    what is no run.
+    """
+    loaded = [curves.load(run) for run in runs]
+    return [
+        _row(run, config, lines, settings)
+        for run, (config, lines), settings in zip(
+            runs, loaded, _settings([config for config, _ in loaded]), strict=True
+        )
+    ]
+
+
+def _row(run: Path, config: dict[str, Any], lines: curves.Lines, settings: str) -> Row:
+    seeds = [[line for line in lines if line["seed"] == seed] for seed in config["seeds"]]
+    mine = [
+        np.array([line["eval/return_mean"] for line in one if "eval/return_mean" in line], float)
+        for one in seeds
+    ]
+    evals = [one for one in mine if len(one)]  # a null, which was not finite, is NaN
+    first = config.get("update_after", 0)
+    means = {
+        column: _mean([line.get(name) for line in lines if line["step"] > first])
+        for column, name in MEANS.items()
+    }
+    best = [_finite(one).max() if len(_finite(one)) else np.nan for one in evals]
+    return {
+        "run": str(run),
+        "environment": config["env"],
+        "algorithm": curves.variant(config),
+        "settings": settings,
+        "seeds": len(config["seeds"]),
+        "steps": max(line["step"] for line in lines),
+        "last return": _over_seeds([one[-1] for one in evals]),
+        "best return": _over_seeds(best),
+        "last three": _over_seeds([one[-3:].mean() for one in evals]),
+        **means,
+    }
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return values[np.isfinite(values)]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else None
+
+
+def _over_seeds(values: Sequence[float]) -> tuple[float, float | None] | None:
+    """Mean and standard deviation, which one seed has none of."""
+    if not values:
+        return None
+    return float(np.mean(values)), float(np.std(values)) if len(values) > 1 else None
+
+
+def _settings(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """Of each run what tells it from others of its algorithm and activation: "eta=0.9, ..."."""
+    defaults = json.loads(json.dumps(training.DEFAULTS))
+    # A version before may not have had a field yet.
+    whole = [{**defaults, **made} if "activation" in made else made for made in configs]
+    variants = [curves.variant(config) for config in whole]
+    texts = []
+    for config, variant in zip(whole, variants, strict=True):
+        twins = [c for c, other in zip(whole, variants, strict=True) if other == variant]
+        names = sorted(
+            name
+            for name in set().union(*twins) - _SAID
+            if any(twin.get(name) != config.get(name) for twin in twins)
+        )
+        texts.append(", ".join(f"{name}={config.get(name)}" for name in names))
+    return texts
+
+
+# --- how it is written ----------------------------------------------------------------------------
+
+
+def as_csv(table: Sequence[Row]) -> str:
+    """For machines: numbers as they are, a mean and its deviation in columns of their own."""
+    file = io.StringIO()
+    flat = [_flat(row) for row in table]
+    writer = csv.DictWriter(file, list(flat[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return file.getvalue()
+
+
+def _flat(row: Row) -> Row:
+    spread = {name: row[name] or (None, None) for name in RETURNS}
+    columns = {}
+    for name, value in row.items():
+        if name in spread:
+            columns |= dict(zip((f"{name} mean", f"{name} std"), spread[name], strict=True))
+        else:
+            columns[name] = value
+    return columns
+
+
+def as_md(table: Sequence[Row]) -> str:
+    """Markdown, aligned for whoever reads it as it is."""
+    cells = [[text.replace("|", r"\|") for text in line] for line in _cells(table, "±")]
+    widths = [max(len(text) for text in column) for column in zip(*cells, strict=True)]
+    lines = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in cells]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:], ""])
+
+
+def as_tex(table: Sequence[Row]) -> str:
+    """A LaTeX tabular, without a package."""
+    cells = [[_escaped(text) for text in line] for line in _cells(table, "+-")]
+    lines = [" & ".join(line) + r" \\" for line in cells]
+    columns = "".join("l" if isinstance(value, str) else "r" for value in table[0].values())
+    head = [rf"\begin{{tabular}}{{{columns}}}", r"\hline", lines[0], r"\hline"]
+    return "\n".join([*head, *lines[1:], r"\hline", r"\end{tabular}", ""])
+
+
+def _escaped(text: str) -> str:
+    named = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    text = re.sub(r"[\\~^&%$#_{}]", lambda m: named.get(m[0], "\\" + m[0]), text)
+    return re.sub(r"(\S+) \+- (\S+)", r"$\1 \\pm \2$", text)
+
+
+def _cells(table: Sequence[Row], sign: str) -> list[list[str]]:
+    """The names of the columns, then the rows, as texts."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, tuple):
+            return f" {sign} ".join(_rounded(part) for part in value if part is not None)
+        if isinstance(value, float):
+            return f"{value:.3f}"
+        return "" if value is None else f"{value:,}" if isinstance(value, int) else value
+
+    return [list(table[0]), *([text(value) for value in row.values()] for row in table)]
+
+
+def _rounded(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 or not np.isfinite(value) else f"{value:.3g}"
+
+
+WRITERS: dict[str, Callable[[Sequence[Row]], str]] = {"csv": as_csv, "md": as_md, "tex": as_tex}
+
+
+if __name__ == "__main__":
+    flags.define(TableConfig)
+    flags.run(main, takes_words=True)

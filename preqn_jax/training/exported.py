@@ -1,0 +1,106 @@
+"""Policies and critics for use without this package: a program that jax alone runs, or arrays."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from preqn_jax.options import UserError, choose
+from preqn_jax.training.trained import Trained
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+WHAT = ("critic", "policy")
+_LAYERS = "params.mlp."  # where the networks of this package keep theirs
+
+
+def program(
+    trained: Trained,
+    what: str = "policy",
+    seed: int | None = None,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+) -> Any:
+    """`Trained.policy` or `Trained.q`, of a batch of any size, as a `jax.export.Exported`.
+
+    Its parameters are inside. `serialize()` makes bytes of it (which needs flatbuffers), and
+    `jax.export.deserialize` a function again, in a process that has jax and not this package:
+    `[B, obs] -> [B, act]`, or `([B, obs], [B, act]) -> [B]`, all float32, actions in the
+    environment's own units.
+
+    Args:
+      trained: what `preqn_jax.load` returns.
+      what: "policy" or "critic".
+      seed: whose; the first's if None.
+      platforms: where it should run, of `PLATFORMS`.
+
+    Raises UserError for what, a seed or a platform that is not there.
+
+    Example:
+      >>> run = preqn_jax.load("runs/x")
+      >>> policy = program(run, "policy", platforms=["cpu"])
+      >>> policy.call(np.zeros((5, run.spec.obs_size), np.float32)).shape[0]
+      5
+    """
+    if not platforms:
+        raise UserError(f"platforms is empty; name some of {', '.join(PLATFORMS)}")
+    for name in platforms:
+        choose("platform", name, PLATFORMS)
+    critic = choose("thing to export", what, WHAT) == "critic"
+    sizes = (trained.spec.obs_size, trained.spec.action_size)[: 1 + critic]
+    (batch,) = jax.export.symbolic_shape("B")
+    inputs = [jax.ShapeDtypeStruct((batch, size), jnp.float32) for size in sizes]
+    function = trained.q(seed) if critic else trained.policy(seed)
+    with _no_paths():
+        return jax.export.export(jax.jit(function), platforms=list(platforms))(*inputs)
+
+
+@contextlib.contextmanager
+def _no_paths() -> Iterator[None]:
+    """Programs do not tell where the files lie that they were made of."""
+    name = "jax_traceback_in_locations_limit"
+    limit = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, limit)
+
+
+def arrays(
+    trained: Trained, what: str = "policy", seed: int | None = None
+) -> dict[str, np.ndarray]:
+    """The parameters of a policy or of the first critic by name, "Dense_0.kernel" `[in, out]` and
+    "Dense_0.bias" `[out]`, and as "about" a text, JSON, with what rebuilds the network of them.
+
+    That is "activation" of all layers but the last, the number of "layers", "action_low" and
+    "action_high". A policy ends in a tanh, of the first half where it is SAC's: mean, then the
+    logarithm of the deviation. A critic takes [s, a], a scaled to [-1, 1]. docs/after-training.md
+    has the lines of NumPy.
+
+    Raises UserError for what or a seed that is not there, or networks that are not this package's.
+    """
+    state = trained.state(seed)
+    critic = choose("thing to export", what, WHAT) == "critic"
+    params = trained.agent.critic(state) if critic else trained.agent.policy(state)
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    named = {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
+    if "activation" not in trained.config or not all(name.startswith(_LAYERS) for name in named):
+        raise UserError(
+            "arrays tell only of networks that are this package's, and this agent has its own; "
+            "export it as a program, --format=stablehlo"
+        )
+    about = {
+        "what": what,
+        **{name: trained.config[name] for name in ("algorithm", "env", "activation")},
+        "seed": trained.seeds[0] if seed is None else seed,
+        "step": trained.step,
+        "layers": len(trained.config["hidden_sizes"]) + 1,
+        "obs_size": trained.spec.obs_size,
+        "action_low": trained.spec.action_low.tolist(),
+        "action_high": trained.spec.action_high.tolist(),
+    }
+    weights = {name.removeprefix(_LAYERS): np.asarray(x) for name, x in named.items()}
+    return {**weights, "about": np.array(json.dumps(about))}

@@ -1,0 +1,149 @@
+"""Hands the records of a run to a tracker as they come: the program of `trackers.Tracker`.
+
+    python follow.py wandb RUN
+
+It reads metrics.jsonl until its standard input is closed, which the end of the run does, whatever
+ends it. One run of the tracker for each seed, by the names in metrics.jsonl. In tracker.json it
+keeps which those are and how far they have come, for a run that goes on. Whatever goes wrong ends
+this process, and nothing else; it imports nothing but the tracker.
+"""
+
+import contextlib
+import json
+import os
+import select
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+EVERY = 1.0  # seconds between looks at the file
+PROJECT = "preqn_jax"  # of wandb, and experiment of mlflow, where their own variables name none
+
+
+class Wandb:
+    """Weights & Biases; `WANDB_MODE`, `WANDB_PROJECT` and its other variables hold."""
+
+    def __init__(self, folder: Path, config: dict[str, Any], seed: int, id_: str | None):
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        self.id = id_ or uuid.uuid4().hex[:8]
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            dir=os.environ.get("WANDB_DIR", str(folder)),
+            id=self.id,
+            name=f"{folder.name}/seed_{seed}",
+            group=folder.name,
+            config={**config, "seed": seed},
+            resume="allow",
+            reinit="create_new",
+            settings={"console": "off"},
+        )
+
+    def log(self, step: int, numbers: dict[str, float]) -> None:
+        self._run.log(numbers, step=step)
+
+    def close(self, whole: bool) -> None:
+        self._run.finish(exit_code=0 if whole else 1)
+
+
+class Mlflow:
+    """MLflow, in the store that `MLFLOW_TRACKING_URI` names; `MLFLOW_EXPERIMENT_NAME` holds."""
+
+    def __init__(self, folder: Path, config: dict[str, Any], seed: int, id_: str | None):
+        from mlflow import MlflowClient, entities  # pyright: ignore[reportMissingImports]
+
+        self._client, self._metric = MlflowClient(), entities.Metric
+        if id_ is not None:
+            self.id = id_
+            self._client.update_run(self.id, status="RUNNING")
+            return
+        name = f"{folder.name}/seed_{seed}"
+        self.id = self._client.create_run(self._experiment(), run_name=name).info.run_id
+        told = {**config, "seed": seed}.items()
+        params = [entities.Param(key, str(value)) for key, value in told]
+        self._client.log_batch(self.id, params=params)
+
+    def _experiment(self) -> str:
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        there = self._client.get_experiment_by_name(name)
+        if there is None:
+            with contextlib.suppress(Exception):  # a run beside this one made it just now
+                return self._client.create_experiment(name)
+            there = self._client.get_experiment_by_name(name)
+        return there.experiment_id
+
+    def log(self, step: int, numbers: dict[str, float]) -> None:
+        now = int(1000 * time.time())
+        metrics = [self._metric(key, value, now, step) for key, value in numbers.items()]
+        self._client.log_batch(self.id, metrics=metrics)
+
+    def close(self, whole: bool) -> None:
+        self._client.set_terminated(self.id, "FINISHED" if whole else "KILLED")
+
+
+TRACKERS = {"wandb": Wandb, "mlflow": Mlflow}
+
+
+class Sender:
+    """The tracker's runs of one run directory, by seed."""
+
+    def __init__(self, name: str, folder: Path):
+        self._config = json.loads((folder / "config.json").read_text())["config"]
+        self._name, self._folder = name, folder
+        self._path = folder / "tracker.json"
+        self._runs: dict[str, Any] = {}
+        # name -> seed -> {"id", "step"}: the tracker's run, and how far it has come
+        self._kept: dict[str, Any] = {}
+        with contextlib.suppress(OSError, ValueError):
+            self._kept = json.loads(self._path.read_text())
+
+    def send(self, line: dict[str, Any]) -> None:
+        """One record. Those of steps before the last that was sent were sent by the run that this
+        one goes on from: they are the same.
+        """
+        step, seed = line.pop("step"), line.pop("seed")
+        mine = self._kept.setdefault(self._name, {}).setdefault(str(seed), {})
+        if step < mine.get("step", 0):
+            return
+        if str(seed) not in self._runs:
+            run = TRACKERS[self._name](self._folder, self._config, seed, mine.get("id"))
+            self._runs[str(seed)] = run
+            mine["id"] = run.id
+        self._runs[str(seed)].log(step, {k: v for k, v in line.items() if v is not None})
+        mine["step"] = step
+
+    def keep(self) -> None:
+        """Writes down how far it has come."""
+        written = self._path.with_name("tracker.json.tmp")
+        written.write_text(json.dumps(self._kept))
+        os.replace(written, self._path)
+
+    def close(self) -> None:
+        for run in self._runs.values():
+            run.close((self._folder / "DONE").exists())
+
+
+def follow(path: Path, sender: Sender) -> None:
+    """Until standard input is closed, and then to the end of the file."""
+    rest, over = b"", False
+    with path.open("rb") as file:
+        while not over:
+            over = bool(select.select([sys.stdin], [], [], EVERY)[0])
+            *lines, rest = (rest + file.read()).split(b"\n")
+            for line in lines:
+                sender.send(json.loads(line))
+            if lines:
+                sender.keep()
+
+
+def main(name: str, folder: str) -> None:
+    os.nice(10)  # training comes first
+    sender = Sender(name, Path(folder).absolute())
+    follow(Path(folder) / "metrics.jsonl", sender)
+    sender.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,52 @@
+"""One small run directory, for the tests of what people do with one."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from preqn_jax import agents, envs
+from preqn_jax.training import loop
+from preqn_jax.training import run as training
+from preqn_jax.training.checkpoint import Checkpointer
+from preqn_jax.training.config import LoopConfig, RunConfig
+from preqn_jax.training.trained import Trained
+
+STEP = 100
+
+
+def write_run(path, env, seeds=(0, 1)):
+    """What a run leaves of agents that have learned nothing yet, with made-up records. Returns what
+    `load` should.
+    """
+    path = Path(path)
+    config = LoopConfig(seeds, num_steps=STEP, update_after=50, replay_capacity=50)
+    run = RunConfig(env, str(path), eval_every=50, log_every=50, checkpoint_every=50)
+    plan = training.plan(run, agents.AgentConfig(hidden_sizes=(8, 8)), config)
+    spec = envs.spec(env)
+    agent = plan.make_agent(spec)
+    learner, counters = loop.init(agent, spec, config)
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps({"config": plan.described}))
+    lines = [
+        {
+            "step": step,
+            "seed": seed,
+            "critic/alignment": 0.9,
+            "eval/return_mean": step + 10.0 * seed,
+        }
+        for step in (50, STEP)
+        for seed in seeds
+    ]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    learner = replace(learner, replay=replace(learner.replay, added=learner.replay.added + 1))
+    Checkpointer(path / "checkpoints").save(STEP, learner, counters, [], {})
+    return Trained(agent, learner.agent, spec, seeds, STEP, plan.described)
+
+
+@pytest.fixture(scope="session")
+def reacher(tmp_path_factory):
+    """(a run directory, what `load` should make of it), on episodes of 50 steps."""
+    path = tmp_path_factory.mktemp("after") / "reacher"
+    return path, write_run(path, "Reacher-v5")

@@ -1,0 +1,170 @@
+"""Episodes of a run's newest checkpoint, and their pictures."""
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+from commands import finished, start
+
+import after_cases
+import preqn_jax
+from experiments import play
+from experiments.kit import flags
+from preqn_jax.options import UserError
+from preqn_jax.training import files
+
+reacher = after_cases.reacher
+
+
+def options(*args):
+    return flags.read(args, play.PlayConfig)[0]
+
+
+def by_hand(path, seed, episode_seed):
+    """A return and a length by Gymnasium alone."""
+    policy, env = preqn_jax.load(path).policy(seed), gymnasium.make("Reacher-v5")
+    obs, total, length, ended = *env.reset(seed=episode_seed)[:1], 0.0, 0, False
+    while not ended:
+        obs, reward, terminated, truncated, _ = env.step(np.asarray(policy(obs)))
+        total, length, ended = total + float(reward), length + 1, terminated or truncated
+    return total, length
+
+
+def test_episodes_are_those_of_the_policy_and_the_same_each_time(reacher, capsys):
+    path, _ = reacher
+    before = files.digests(path)
+    returns, lengths = play.play(path, options("--episodes=3", "--episode_seed=7"))
+    for i in range(3):
+        total, length = by_hand(path, 0, 7 + i)
+        assert abs(returns[i] - total) < 1e-3 * abs(total) and lengths[i] == length == 50
+    assert len(set(returns)) == 3
+    out = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in out[1:4]] == [["0", "7"], ["1", "8"], ["2", "9"]]
+    mean, std = sum(returns) / 3, (sum((r - sum(returns) / 3) ** 2 for r in returns) / 3) ** 0.5
+    assert f"seed 0: return {mean:.1f} +- {std:.1f}, length 50.0 +- 0.0, over 3 ep" in out[4]
+    again, _ = play.play(path, options("--episodes=1", "--episode_seed=8"))
+    assert again[0] == returns[1]  # bit for bit, whatever was played before
+    other, _ = play.play(path, options("--episodes=1", "--episode_seed=8", "--seed=1"))
+    assert abs(other[0] - by_hand(path, 1, 8)[0]) < 1e-3 * abs(other[0]) and other[0] != again[0]
+    assert files.digests(path) == before  # nothing is written there
+
+
+def test_a_run_that_is_going_on_can_be_played():
+    """Its lock is held."""
+    small = {"hidden_sizes": (8, 8), "start_steps": 50, "update_after": 50, "batch_size": 8}
+    every = {"checkpoint_every": 50, "eval_every": 100, "eval_episodes": 1}
+    training = preqn_jax.train("ddpg", "probe/delay", num_steps=100, logdir="x", **small, **every)
+    next(training)
+    there = sorted(path for path in Path("x").rglob("*"))
+    _, lengths = play.play(Path("x"), options("--episodes=2"))
+    assert len(lengths) == 2 and sorted(path for path in Path("x").rglob("*")) == there
+    training.close()
+
+
+def test_an_episode_is_cut_off(reacher):
+    assert play.play(reacher[0], options("--episodes=1", "--max_steps=9"))[1].tolist() == [9]
+
+
+@pytest.mark.parametrize("ending", ["gif", "mp4"])
+def test_a_video_shows_the_first_episode(reacher, ending):
+    """In a process of its own, as MuJoCo chooses what it draws with when it is imported."""
+    if ending == "mp4" and not importlib.util.find_spec("imageio_ffmpeg"):
+        pytest.skip("imageio-ffmpeg is not installed")
+    out = Path(f"new/folder/x.{ending}").absolute()
+    args = [str(reacher[0]), "--episodes=2", f"--video={out}", "--video_steps=20"]
+    code, text, err = finished(start(*args, module="experiments.play"))
+    if "MuJoCo finds neither" in err:
+        pytest.skip("neither EGL nor OSMesa is here")
+    assert code == 0 and "fork" not in err, err
+    frames = (
+        imageio.imread(out, index=None) if ending == "gif" else np.stack(list(imageio.imiter(out)))
+    )
+    # Reacher is drawn 50 times a second, of which a GIF has every second picture.
+    assert frames.shape == ((10, 240, 240, 3) if ending == "gif" else (20, 480, 480, 3))
+    moved = np.abs(np.diff(frames.astype(int), axis=0)).max(axis=(1, 2, 3))
+    assert frames.std() > 10 and (moved > 30).sum() >= 5  # not blank, and not still
+    if ending == "gif":
+        assert imageio.immeta(out)["duration"] == 40
+    played, _ = play.play(reacher[0], options("--episodes=2"))
+    shown = [float(line.split()[2]) for line in text.splitlines()[1:3]]
+    np.testing.assert_allclose(shown, played, atol=0.051)  # drawing changes nothing
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+def test_the_camera_goes_along_with_what_runs():
+    for env_id, moved in (("HalfCheetah-v5", 0), ("Hopper-v5", -1), ("Reacher-v5", -1)):
+        env: Any = gymnasium.make(env_id)  # Hopper's free camera (-1) follows it already
+        play._follow([env])
+        assert env.unwrapped.mujoco_renderer.camera_id == moved
+        env.close()
+
+
+def test_what_draws_is_found_out_in_another_process(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "nonsense")
+    with pytest.raises(UserError, match="MUJOCO_GL is 'nonsense', by which MuJoCo cannot draw"):
+        play._choose_gl()
+    monkeypatch.delenv("MUJOCO_GL")
+    monkeypatch.setattr(play, "_DRAW", "import os, sys; sys.exit(os.environ['MUJOCO_GL'] == 'egl')")
+    assert play._choose_gl() and os.environ["MUJOCO_GL"] == "osmesa"
+    monkeypatch.delenv("MUJOCO_GL")
+    monkeypatch.setattr(play, "_DRAW", "raise SystemExit(1)")
+    assert not play._choose_gl() and "MUJOCO_GL" not in os.environ
+
+
+def test_without_anything_to_draw_with_the_package_is_named(reacher, monkeypatch):
+    monkeypatch.setattr(play, "_choose_gl", lambda: False)
+    with pytest.raises(UserError, match="'Reacher-v5': MuJoCo finds neither EGL nor OSMesa; .*apt"):
+        play.play(reacher[0], options("--video=x.gif"))
+    assert not Path("x.gif").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--seed=5"], "there is no seed 5; this run has 0, 1"),
+        (["--episodes=0"], "episodes is 0, but it must be at least 1"),
+        (["--episode_seed=-1"], "episode_seed is -1, but it must be at least 0"),
+        (["--video=x.avi"], "cannot write 'x.avi': videos end in .mp4 or .gif"),
+        (["--video=x"], "cannot write 'x': videos end in"),
+        (["--video=/dev/null/x.gif"], "'/dev/null' is no folder to write to; give another --video"),
+        (["--video=x.gif", "--human"], "give --video or --human"),
+        (["--human"], "there is no display for a window; give a file instead"),
+    ],
+)
+def test_what_cannot_be_played_is_one_sentence(reacher, args, words, monkeypatch):
+    for screen in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(screen, raising=False)
+    monkeypatch.setattr(play, "_choose_gl", lambda: True)
+    with pytest.raises(UserError, match=words):
+        play.play(reacher[0], options(*args))
+
+
+def test_an_mp4_without_its_writer_is_one_sentence(reacher, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install imageio-ffmpeg, or give a --video that ends"):
+        play.play(reacher[0], options("--video=x.mp4"))
+
+
+def test_what_is_no_run_or_has_no_picture_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(play, "_choose_gl", lambda: True)
+    with pytest.raises(UserError, match="'nowhere' is not a run directory: it has no config.json"):
+        play.play(Path("nowhere"), options())
+    after_cases.write_run("x", "probe/delay", seeds=(0,))
+    with pytest.raises(UserError, match="'probe/delay' has no picture; leave out --video and"):
+        play.play(Path("x"), options("--video=x.gif"))
+    assert not Path("x.gif").exists()
+    files.remove(Path("x/checkpoints"))
+    with pytest.raises(UserError, match="the run 'x' has no checkpoints"):
+        play.play(Path("x"), options())
+    Path("x/checkpoints").mkdir()
+    with pytest.raises(UserError, match="the run 'x' has no checkpoint yet"):
+        play.play(Path("x"), options())
+    config = Path("x/config.json")
+    config.write_text(config.read_text().replace("probe/delay", "evil_module:E-v0"))
+    with pytest.raises(UserError, match="whose module would be imported and run; if you trust it"):
+        play.play(Path("x"), options())

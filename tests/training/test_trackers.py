@@ -1,0 +1,266 @@
+"""Trackers beside a run: what they get, and that nothing of theirs reaches training."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import ROOT, SMALL, call, records
+
+from preqn_jax.training import trackers
+from preqn_jax.training.record import Recorder, read
+
+# In place of the package, on the path of the tracker's process: it writes down what it is told.
+WANDB = """
+import json, os, sys, time
+
+class Run:
+    def __init__(self, id):
+        self.id = id
+    def say(self, *words):
+        with open(os.environ["SAID"], "a") as file:
+            file.write(json.dumps([self.id, *words]) + chr(10))
+    def log(self, numbers, step):
+        self.say("log", step, numbers)
+        %s
+    def finish(self, exit_code):
+        self.say("finish", exit_code)
+
+def init(**given):
+    run = Run(given["id"])
+    run.say("init", {k: given[k] for k in ("project", "name", "group", "config", "dir")})
+    return run
+"""
+
+
+@pytest.fixture
+def fake(monkeypatch, tmp_path):
+    """Puts a wandb where the processes look, whose `log` ends in a statement; returns what it was
+    told so far.
+    """
+
+    def install(statement="pass"):
+        folder = tmp_path / "path"
+        folder.mkdir(exist_ok=True)
+        (folder / "wandb.py").write_text(WANDB % statement)
+        monkeypatch.syspath_prepend(str(folder))
+        monkeypatch.setenv("PYTHONPATH", str(folder))
+        monkeypatch.setenv("SAID", str(tmp_path / "said"))
+        for name in ("WANDB_PROJECT", "WANDB_DIR"):
+            monkeypatch.delenv(name, raising=False)
+
+        def said():
+            there = (tmp_path / "said").exists()
+            text = (tmp_path / "said").read_text() if there else ""
+            return [json.loads(line) for line in text.splitlines()]
+
+        return said
+
+    return install
+
+
+def begin(track="wandb", start=0, seeds=(3, 1), folder="x"):
+    folder = Path(folder)
+    folder.mkdir(exist_ok=True)
+    config = {"config": {"env": "E-v1", "seeds": list(seeds), "eta": 0.9}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return Recorder(folder, seeds, start, track=track)
+
+
+def write(recorder, steps, seeds=(3, 1)):
+    for step in steps:
+        for seed in seeds:
+            recorder.write(step, seed, {"critic/q_mean": step + seed / 10, "x": np.nan})
+
+
+def test_a_tracker_gets_every_record_by_its_name_and_goes_on_with_the_run(fake):
+    said = fake()
+    recorder = begin()
+    write(recorder, [100, 200, 300])
+    recorder.close()
+    begun = {one[2]["name"]: one for one in said() if one[1] == "init"}
+    assert set(begun) == {"x/seed_3", "x/seed_1"}
+    three, _, told = begun["x/seed_3"]
+    assert told["project"] == "preqn_jax" and told["group"] == "x"
+    assert told["config"] == {"env": "E-v1", "seeds": [3, 1], "eta": 0.9, "seed": 3}
+    logged = [one[2:] for one in said() if one[0] == three and one[1] == "log"]
+    assert logged == [[step, {"critic/q_mean": step + 0.3}] for step in (100, 200, 300)]
+    assert [one[2] for one in said() if one[1] == "finish"] == [1, 1]  # there is no DONE yet
+
+    ids, before = {one[0] for one in said()}, len(said())
+    recorder = begin(start=200)  # from the checkpoint of this step; what came after comes again
+    write(recorder, [250, 300, 400])
+    (Path("x") / "DONE").touch()
+    recorder.close()
+    new = said()[before:]
+    assert {one[0] for one in new} == ids  # the same runs of the tracker
+    assert [one[2] for one in new if one[0] == three and one[1] == "log"] == [300, 400]
+    assert [one[2] for one in new if one[1] == "finish"] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("statement", "why"),
+    [
+        ("raise RuntimeError('the network is gone')", "RuntimeError: the network is gone"),
+        ("os._exit(3)", "it ended"),
+    ],
+)
+def test_a_tracker_that_fails_is_said_once_and_ends_nothing(fake, statement, why, caplog):
+    fake(statement)
+    recorder = begin()
+    write(recorder, [100])
+    recorder._tracker._process.wait(60)
+    write(recorder, range(200, 900, 100))
+    recorder.close()
+    assert len(read("x/metrics.jsonl")) == 16
+    assert caplog.text.count("no more records for wandb: ") == 1
+    assert f"{why}; the run is whole without, and x/tracker.log says more" in caplog.text
+
+
+def test_a_tracker_that_hangs_holds_nothing_up(fake, caplog, monkeypatch):
+    said = fake("time.sleep(1000)")
+    monkeypatch.setattr(trackers, "WAIT", 0.5)
+    recorder = begin()
+    write(recorder, [100])
+    deadline = time.monotonic() + 60
+    while not any(one[1] == "log" for one in said()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process, began = recorder._tracker._process, time.monotonic()
+    write(recorder, range(200, 5000, 10))
+    recorder.close()
+    assert time.monotonic() - began < 30 and process.poll() is not None
+    assert len(read("x/metrics.jsonl")) == 2 + 2 * 480
+    assert caplog.text.count("no more records for wandb: it was not done 0 s after the run") == 1
+
+
+def test_a_tracker_ends_by_itself_where_the_run_is_killed(fake):
+    said = fake()
+    code = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from tests.training.test_trackers import begin, write
+write(begin(), [100, 200])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    env = {**os.environ, "PYTHONPATH": f"{os.environ['PYTHONPATH']}:{ROOT}:{ROOT}/tests"}
+    subprocess.run([sys.executable, "-c", code, str(ROOT)], env=env, capture_output=True)
+    deadline = time.monotonic() + 60
+    while sum(one[1] == "finish" for one in said()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert sum(one[1] == "log" for one in said()) == 4 == len(read("x/metrics.jsonl"))
+    assert [one[2] for one in said() if one[1] == "finish"] == [1, 1]
+
+
+@pytest.mark.slow
+def test_a_run_is_the_same_with_a_tracker_and_without(fake, capsys):
+    """Which is none of its settings, so that it may go on without as well."""
+    said = fake()
+    args = ["--algorithm=ddpg", "--env=probe/delay", *SMALL]
+    assert call(*args, "--logdir=with", "--track=wandb") == 0
+    assert call(*args, "--logdir=without") == 0
+    assert records("with") == records("without")
+    assert (
+        json.loads(Path("with/config.json").read_text())["config"]
+        == (json.loads(Path("without/config.json").read_text())["config"])
+    )
+    logged = [{"step": one[2], "seed": 0, **one[3]} for one in said() if one[1] == "log"]
+    assert logged == read("with/metrics.jsonl")
+    assert said()[-1][1:] == ["finish", 0]
+    assert call(*args, "--logdir=with") == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--track=tensorboard"], "unknown tracker 'tensorboard'; choose one of mlflow, wandb"),
+        (["--track=wandb"], "track is 'wandb', which is not installed; pip install 'preqn_jax[wan"),
+        (
+            ["--track=mlflow", "--logdir="],
+            "there are no records without a run directory; add --log",
+        ),
+    ],
+)
+def test_a_tracker_that_makes_no_sense_touches_nothing(args, words, capsys, monkeypatch):
+    there = {"wandb": None, "mlflow": object()}
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", there.get)
+    assert call("--env=probe/delay", "--logdir=x", *SMALL, *args) == 1
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1 and not Path("x").exists()
+
+
+def offline(path):
+    """The records in a .wandb file: LevelDB's log of protocol buffers."""
+    from wandb.proto import wandb_internal_pb2  # pyright: ignore[reportMissingImports]
+
+    raw, at, part = path.read_bytes(), 7, b""
+    while at < len(raw):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        _, size, kind = struct.unpack("<IHB", raw[at : at + 7])
+        part, at = part + raw[at + 7 : at + 7 + size], at + 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(part)
+            yield record
+            part = b""
+
+
+def test_wandb_keeps_the_records_offline(monkeypatch):
+    pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    recorder = begin(seeds=(3,))
+    write(recorder, [100, 200], seeds=(3,))
+    recorder.close()
+    assert recorder._tracker._process is None
+    (path,) = Path("x/wandb").glob("offline-run-*/*.wandb")
+    seen = [r.history for r in offline(path) if r.WhichOneof("record_type") == "history"]
+    rows = [{"/".join(i.nested_key) or i.key: i.value_json for i in h.item} for h in seen]
+    shown = [(int(row["_step"]), float(row["critic/q_mean"])) for row in rows]
+    assert shown == [(100, 100.3), (200, 200.3)] and not any("x" in row for row in rows)
+
+
+@pytest.mark.slow
+def test_mlflow_keeps_the_records_in_a_file(monkeypatch):
+    """Over a run that goes on."""
+    mlflow = pytest.importorskip("mlflow", reason="the extra `mlflow` is not installed")
+    pytest.importorskip("sqlalchemy")
+    store = f"sqlite:///{Path('m.db').absolute()}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    for start, steps in ((0, [100, 200]), (150, [300])):
+        recorder = begin("mlflow", start, seeds=(3,))
+        write(recorder, steps, seeds=(3,))
+        if steps == [300]:
+            Path("x/DONE").touch()
+        recorder.close()
+    client = mlflow.MlflowClient(store)
+    (run,) = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
+    assert run.info.run_name == "x/seed_3" and run.info.status == "FINISHED"
+    assert run.data.params["eta"] == "0.9" and set(run.data.metrics) == {"critic/q_mean"}
+    history = client.get_metric_history(run.info.run_id, "critic/q_mean")
+    assert {(one.step, one.value) for one in history} == {(s, s + 0.3) for s in (100, 200, 300)}
+
+
+def test_tensorboards_own_reader_reads_our_files():
+    """Of a run that went on from a checkpoint: what came after it is there once."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    recorder = begin(track="")
+    write(recorder, [100, 200, 300])
+    recorder.close()
+    time.sleep(1.1)  # tensorboard takes files in the order of their names, which have the second
+    recorder = begin(track="", start=200)
+    write(recorder, [300, 400])
+    recorder.close()
+    for seed in (3, 1):
+        events = accumulator.EventAccumulator(f"x/tensorboard/seed_{seed}").Reload()
+        assert events.Tags()["scalars"] == ["critic/q_mean"]  # and nothing of what was not finite
+        seen = [(one.step, one.value) for one in events.Scalars("critic/q_mean")]
+        expected = [(step, np.float32(step + seed / 10)) for step in (100, 200, 300, 400)]
+        assert seen == expected
