@@ -43,10 +43,15 @@ def check(flag: str, path: str, *, picture: bool = False) -> None:
 
 
 def write_json(path: Path, content: Any, flag: str = "json") -> None:
+    """As `write_text`, of numbers, words, lists and dicts."""
+    write_text(path, json.dumps(content, indent=1) + "\n", flag)
+
+
+def write_text(path: Path, text: str, flag: str) -> None:
     """`path` and its folder; `flag` is the one to mend where that fails, in a UserError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.replace(path, (json.dumps(content, indent=1) + "\n").encode())
+        files.replace(path, text.encode())
     except OSError as error:
         raise UserError(
             f"cannot write {str(path)!r}: {error.strerror}; give another --{flag}"
