@@ -12,13 +12,15 @@ second or more later, ends it at once, and leaves the checkpoint before.
 """
 
 import sys
+import time
 from pathlib import Path
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
 from experiments import plot
-from experiments.kit import flags, signals, streams
+from experiments.kit import curves, flags, signals, streams
 from preqn_jax.envs import EnvError
 from preqn_jax.options import UserError
 from preqn_jax.training import run as training
@@ -91,10 +93,13 @@ def _train(session: training.Session) -> bool:
     step = session.start
     if step:
         print(f"resuming {session.logdir} at step {step}", file=sys.stderr)
-    latest = np.full(len(session.config.seeds), np.nan)
+    print(_intention(session), file=sys.stderr)
+    latest, clock = np.full(len(session.config.seeds), np.nan), _Clock(session.config.num_steps)
     with _progress(session) as bar:
         for progress in () if session.stopping else session.rounds():
             step = progress.step
+            if words := clock.first_words(step, bool(progress.metrics)):
+                tqdm.write(words, file=sys.stderr)
             for seed, finding in progress.findings:
                 tqdm.write(
                     f"step {step}, seed {seed}: {finding.mode}: {finding.evidence}; "
@@ -110,6 +115,47 @@ def _train(session: training.Session) -> bool:
         print(f"stopped at step {step}; the same command goes on from there", file=sys.stderr)
         return False
     return True
+
+
+def _intention(session: training.Session) -> str:
+    """What a run will do, and how to watch it."""
+    made, config, where = session.plan.described, session.config, session.logdir
+    sizes = "x".join(map(str, made.get("hidden_sizes", ())))
+    device = jax.devices()[0]
+    return (
+        f"{curves.variant(made)}{f', networks of {sizes}' * bool(sizes)}, on {made['env']}: "
+        f"{config.num_steps - session.start:,} steps for each of "
+        f"{curves.count_seeds(len(config.seeds))}, the first {config.update_after:,} without "
+        f"updates, on {jax.local_device_count()} x {device.device_kind}\n"
+        f"into {where}; to watch: tensorboard --logdir={where}, or "
+        f"python -m experiments.plot {where}"
+    )
+
+
+class _Clock:
+    """How long a run will take, once, as soon as the rate of its updates is known."""
+
+    WAIT = 5.0  # seconds of updates, after those that compile
+
+    def __init__(self, num_steps: int):
+        self._num_steps, self._rounds, self._said = num_steps, 0, False
+        self._began = (0.0, 0)
+
+    def first_words(self, step: int, updates: bool, now: float | None = None) -> str | None:
+        """After a round that ended at `step`; a round without updates tells nothing."""
+        now = time.monotonic() if now is None else now
+        self._rounds += updates
+        if self._said or not updates:
+            return None
+        if self._rounds == 2:
+            self._began = (now, step)
+        if self._rounds <= 2 or now - self._began[0] < self.WAIT:
+            return None
+        self._said = True
+        rate = (step - self._began[1]) / (now - self._began[0])
+        left = (self._num_steps - step) / rate
+        words = f"{left / 3600:.1f} hours" if left > 5400 else f"{max(1, left / 60):.0f} minutes"
+        return f"{rate:.0f} steps a second: about {words} to go" if left >= 60 else None
 
 
 def _progress(session: training.Session) -> tqdm:
@@ -153,8 +199,8 @@ def _summarize(logdir: Path, plan: training.Plan) -> list[int]:
                 )
     print("\n".join(notes), end="\n" * bool(notes))
     for name, words in (
-        ("critic/alignment", "mean alignment of updates"),
-        ("linesearch/accepted", "share of updates accepted by the linesearch"),
+        ("critic/alignment", "mean alignment of updates (1: values move straight to targets)"),
+        ("linesearch/accepted", "share of updates in which the linesearch found a step"),
         ("solve/finite", "share of solves that ended finite"),
         ("time/steps_per_s", "environment steps a second, of each seed"),
     ):
