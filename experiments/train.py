@@ -126,7 +126,7 @@ def _intention(session: training.Session) -> str:
         f"{curves.variant(made)}{f', networks of {sizes}' * bool(sizes)}, on {made['env']}: "
         f"{config.num_steps - session.start:,} steps for each of "
         f"{curves.count_seeds(len(config.seeds))}, the first {config.update_after:,} without "
-        f"updates, on {jax.local_device_count()} x {device.device_kind}\n"
+        f"updates, on {jax.local_device_count()} {device.platform} device(s)\n"
         f"into {where}; to watch: tensorboard --logdir={where}, or "
         f"python -m experiments.plot {where}"
     )
