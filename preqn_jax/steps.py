@@ -118,18 +118,7 @@ def preconditioned(
     require(eta, lambda x: -1 < x < 1, "eta is a cosine and must lie in (-1, 1)")
     linesearch.check(decay, max_steps)
     ntk.check_method(method)
-    solve = solvers.cholesky() if solve is None else solve
-    if not callable(solve) or solve in (
-        solvers.cholesky,
-        solvers.eigh,
-        solvers.lstsq,
-        solvers.cg,
-    ):
-        name = getattr(solve, "__name__", solve)
-        raise ValueError(
-            f"solve is {solve!r}, expected a function (gram, delta) -> (z, info), as "
-            f"preqn_jax.solve.{name if hasattr(solvers, str(name)) else 'cholesky'}() makes one"
-        )
+    solve = solvers.cholesky() if solve is None else _checked_solve(solve)
     init, rate = _schedule(learning_rate)
     batch = batched(q)
 
@@ -275,6 +264,19 @@ def _primal_direction(q: QFunction, damping: Number, max_steps: int) -> Directio
         return values, move, {}
 
     return direction
+
+
+def _checked_solve(solve: solvers.Solve) -> solvers.Solve:
+    """`solve`, if it is a solve. Raises ValueError for its name, or for what makes one."""
+    makers = {"cholesky": solvers.cholesky, "eigh": solvers.eigh}
+    makers |= {"lstsq": solvers.lstsq, "cg": solvers.cg}
+    if callable(solve) and solve not in makers.values():
+        return solve
+    name = getattr(solve, "__name__", solve)
+    raise ValueError(
+        f"solve is {solve!r}, expected a function (gram, delta) -> (z, info), as "
+        f"preqn_jax.solve.{name if name in list(makers) else 'cholesky'}() makes one"
+    )
 
 
 def _schedule(
