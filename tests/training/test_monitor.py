@@ -265,7 +265,7 @@ def test_the_cause_that_is_named_is_the_one_there_is():
         step = steps.preconditioned(q, alpha, **options)
         metrics = step.update(params, (), inputs, targets)[2].metrics
         assert metrics["linesearch/accepted"] == 0
-        return monitor.rejecting({**metrics, "linesearch/accepted": 0.4}, eta)
+        return monitor.rejecting({**metrics, "linesearch/accepted": 0.4}, eta) or ""
 
     assert "lower `damping`" in seen(1e-3, 10.0, 0.97)
     assert "lower `critic_learning_rate`" in seen(10.0, 1e-6, 0.9)
