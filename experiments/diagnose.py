@@ -21,17 +21,21 @@ import numpy as np
 from experiments.kit import curves, flags, output, style
 from preqn_jax import agents, diagnostics, envs
 from preqn_jax.batching import batched
+from preqn_jax.diagnostics.verdict import SIGNS
 from preqn_jax.options import UserError, option
 from preqn_jax.training import directory, loop, monitor
 from preqn_jax.training.checkpoint import Checkpointer
 
-PANELS = (  # names, words, line that matters
-    (("q_largest",), "largest |Q| of the minibatch", None),
-    (("alignment", "gain"), "alignment, gain", 1.0),
-    (("linearization_error",), "linearization error", 1.0),
-    (("self_excitation",), "self-excitation", 0.0),
-    (("extrapolation",), "extrapolation", 1.0),
-    (("row_ratio", "coadaptation"), "row ratio, co-adaptation", None),
+LINES = {name: line for name, line, *_ in SIGNS}
+PANELS = (  # name, words, line that matters, whether it goes through many sizes
+    ("q_largest", "largest |Q| of the minibatch", None, True),
+    ("alignment", "alignment of the update", None, False),
+    ("gain", "gain: |change of Q| over |TD error|", LINES["gain"], True),
+    ("linearization_error", "linearization error", LINES["linearization_error"], True),
+    ("self_excitation", "self-excitation", 0.0, False),
+    ("extrapolation", "extrapolation, standard deviations", LINES["extrapolation"], False),
+    ("row_ratio", "row ratio of K", LINES["row_ratio"], False),
+    ("coadaptation", "co-adaptation of the features", None, False),
 )
 RETURNS = ("train/return", "eval/return_mean")
 LARGEST = 8  # members of a minibatch that are shown
@@ -298,28 +302,27 @@ def draw(
     """A panel for each group of numbers, a line for each seed, a vertical line where a seed went
     wrong.
     """
-    figure, axes = plt.subplots(
-        2, 3, figsize=(13, 6.6), squeeze=False, layout="constrained", sharex=True
-    )
-    for ax, (names, words, line) in zip(axes.flat, PANELS, strict=True):
+    figure, axes = plt.subplots(2, 4, figsize=(13.5, 6.2), layout="constrained", sharex=True)
+    for ax, (name, words, line, sizes) in zip(axes.flat, PANELS, strict=True):
         for i, one in enumerate(reports):
             colour = style.COLOURS[i % len(style.COLOURS)]
-            for name, dashes in zip(names, ("-", ":"), strict=False):
-                steps, values = curves.matrix([one["looks"]], name)
-                label = f"seed {one['seed']}" if name == names[0] else None
-                if len(steps):
-                    ax.plot(steps, values[0], dashes, color=colour, lw=1.3, label=label)
+            steps, values = curves.matrix([one["looks"]], name)
+            if len(steps):
+                ax.plot(steps, values[0], color=colour, lw=1.3, label=f"seed {one['seed']}")
             if one["failed"] is not None:
                 ax.axvline(one["failed"], color=colour, lw=0.8, ls="--")
         if line is not None:
-            ax.axhline(line, color="black", lw=0.7)
-        ax.set_ylabel(words + (" (dotted)" if len(names) > 1 else ""))
+            label = "line that a failure crosses" if name in LINES else None
+            ax.axhline(line, color="black", lw=0.9, ls=(0, (1, 1)), label=label)
+        ax.set_title(words, fontsize=10)
         style.thousands(ax)
         style.tidy(ax)
-    axes[0, 0].set_yscale("log")
+        if sizes:
+            ax.set_yscale("log")
+    for ax in axes[0]:
+        ax.set_xlabel("")
     _attainable(axes[0, 0], config, seeds)
-    for ax in (axes[0, 2], axes[1, 0], axes[1, 1]):
-        ax.set_yscale("symlog", linthresh=1)
+    axes.flat[4].set_yscale("symlog", linthresh=1)
     modes = [one["mode"] for one in reports if one["mode"]]
     title = f"{curves.variant(config)} on {config['env']}"
     counts = ", ".join(
@@ -352,7 +355,7 @@ def _attainable(ax: Any, config: dict[str, Any], seeds: Sequence[curves.Lines]) 
         if line.get("eval/discounted_max")
     ]
     if best and max(best) > 0:
-        ax.axhline(max(best), color="gray", lw=0.7, ls=":", label="largest discounted return")
+        ax.axhline(max(best), color="gray", lw=0.9, ls="-.", label="largest discounted return")
 
 
 if __name__ == "__main__":

@@ -1,27 +1,36 @@
 """Learning curves of any runs, with the spread over seeds, and panels of Q, alignment and TD error
-below them.
+beside them.
 
     python -m experiments.plot RUN [RUN ...] --out=curve.png
+
+The numbers at the end of the curves are printed, and lie beside the picture, in curve.txt.
 """
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
+import numpy as np
 
 from experiments.kit import curves, flags, output, style
-from preqn_jax.options import UserError, option
+from preqn_jax.options import UserError, check, option
 from preqn_jax.training import run as training
+from preqn_jax.training.config import RunConfig
 
-PANELS = (
-    ("eval/return_mean", "noiseless return"),
-    ("critic/q_mean", "mean Q of the minibatch"),
-    ("critic/alignment", r"alignment $\cos(Q'-Q,\ y-Q)$"),
-    ("critic/td_abs", "mean |TD error|"),
+PANELS = (  # name, words, and a short one for the table
+    ("eval/return_mean", "noiseless return", "return"),
+    ("critic/q_mean", "mean Q of the minibatch", "Q"),
+    ("critic/alignment", r"alignment $\cos(Q'-Q,\ y-Q)$", "alignment"),
+    ("critic/td_abs", "mean |TD error|", "|TD error|"),
 )
+# How long a run is, how often it is looked at and who steps its environments change no number of
+# what it learns.
+_LOOKING = {f.name for f in dataclasses.fields(RunConfig)} - {"env", "eval_max_steps"}
+_LOOKING |= {"seeds", "num_steps"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +38,18 @@ class PlotConfig:
     """Where the figure goes."""
 
     out: str = option("curve.png", "the picture to write: .png, .pdf or .svg")
+    format: str = option("", "png, pdf or svg, in place of the ending of --out")
+    width: float = option(0.0, "of the picture, in inches; 0 for what its panels need", at_least=0)
+    height: float = option(0.0, "likewise", at_least=0)
+
+
+class Group(NamedTuple):
+    """Runs of one environment that differ in their seeds alone."""
+
+    config: dict[str, Any]
+    folders: list[str]
+    seeds: dict[int, curves.Lines]  # each with its records
+    alone: bool = False  # whether others with the same settings hold the same seeds
 
 
 def main(argv: list[str]) -> int:
@@ -37,82 +58,162 @@ def main(argv: list[str]) -> int:
             "no run given; name run directories, as in: python -m experiments.plot runs/x "
             "--out=curve.png"
         )
-    out = Path(flags.parse(PlotConfig).out)
-    output.check("out", str(out), picture=True)
-    draw([Path(run) for run in argv[1:]], out)
+    config = flags.parse(PlotConfig)
+    check(config)
+    out = Path(config.out)
+    if config.format:
+        out = out.with_suffix(f".{config.format}")
+    output.check("format" if config.format else "out", str(out), picture=True)
+    text = draw([Path(run) for run in argv[1:]], out, (config.width, config.height))
+    print(text, end="")
+    if out.suffix != ".txt":
+        output.write(out.with_suffix(".txt"), text.encode(), "out")
     print(out)
     return 0
 
 
-def draw(runs: Sequence[Path], out: Path) -> None:
-    """A figure of `runs`: a column for each environment, a line for each configuration. Raises
-    UserError for what is no run.
+def draw(runs: Sequence[Path], out: Path, size: tuple[float, float] = (0, 0)) -> str:
+    """A figure of `runs`: the panels of one environment, or a column for each of several; a line
+    for each configuration. Returns its table. Raises UserError for what is no run.
     """
-    groups = _group([curves.load(run) for run in runs])
-    envs = sorted({config["env"] for config, _ in groups})
-    labels = _labels([config for config, _ in groups])
-    figure, axes = plt.subplots(
-        len(PANELS),
-        len(envs),
-        figsize=(1.5 + 4.5 * len(envs), 10),
+    groups = _group(_given_once(runs))
+    labels = _labels(groups)
+    figure, axes = _panels(sorted({group.config["env"] for group in groups}), size)
+    looks = style.looks(sorted(set(labels)))
+    for group, label in zip(groups, labels, strict=True):
+        for ax, (name, _, _) in zip(axes[group.config["env"]], PANELS, strict=True):
+            steps, values = _matrix(group, name)
+            if len(steps):
+                style.spread(ax, steps, values, label=label, **looks[label])
+    counts = [len(group.seeds) for group in groups]
+    words = [*axes] * (len(axes) == 1)
+    words += [f"{style.SPREAD} ({curves.count_seeds(*counts)})"] * (max(counts) > 1)
+    style.finish(figure, np.array(figure.axes), ": ".join(words))
+    output.save_figure(figure, out)
+    return _table(groups, labels)
+
+
+def _panels(envs: Sequence[str], size: tuple[float, float]) -> tuple[Any, dict[str, list[Any]]]:
+    """A figure, and the axes of each environment for `PANELS`: two by two of one, else a column."""
+    alone = len(envs) == 1
+    columns, rows = (2, 2) if alone else (len(envs), len(PANELS))
+    needed = (9.5, 6.4) if alone else (1.2 + 3.6 * columns, 8.8)
+    figure, grid = plt.subplots(
+        rows,
+        columns,
+        figsize=[given or own for given, own in zip(size, needed, strict=True)],
         sharex="col",
         squeeze=False,
-        constrained_layout=True,
+        layout="constrained",
     )
-    most_seeds = 0
-    for (config, seeds), label in zip(groups, labels, strict=True):
-        column = envs.index(config["env"])
-        most_seeds = max(most_seeds, len(seeds))
-        colour = style.COLOURS[sorted(set(labels)).index(label) % len(style.COLOURS)]
-        for row, (name, _) in enumerate(PANELS):
-            steps, values = curves.matrix(seeds, name)
-            if len(steps):
-                words = f"{label} ({curves.count_seeds(len(seeds))})"
-                style.spread(axes[row, column], steps, values, color=colour, label=words)
-    for column, env in enumerate(envs):
-        axes[0, column].set_title(env)
-        axes[-1, column].set_xlabel("environment steps")
-        axes[0, column].legend(frameon=False, fontsize=8)
-    for row, (_, words) in enumerate(PANELS):
-        axes[row, 0].set_ylabel(words)
-    for ax in axes.flat:
-        style.tidy(ax)
-    if most_seeds > 1:
-        figure.suptitle(style.SPREAD, fontsize=9)
-    output.save_figure(figure, out)
+    axes = {env: list(grid.flat if alone else grid[:, i]) for i, env in enumerate(envs)}
+    for i, env in enumerate(envs):
+        for ax, (_, words, short) in zip(axes[env], PANELS, strict=True):
+            style.thousands(ax)
+            style.tidy(ax)
+            if alone or i == 0:
+                ax.set_ylabel(words if alone else short)
+        if not alone:
+            axes[env][0].set_title(env)
+    for ax in grid[:-1].flat:
+        ax.set_xlabel("")
+    return figure, axes
 
 
-def _group(
-    runs: list[tuple[dict[str, Any], curves.Lines]],
-) -> list[tuple[dict[str, Any], list[curves.Lines]]]:
-    """Runs with the same configuration but for the seeds are one group; a group is (config, the
-    lines of each seed).
+def _given_once(runs: Sequence[Path]) -> list[Path]:
+    """Each folder once; of another that is the same is told."""
+    found: dict[Path, Path] = {}
+    for run in runs:
+        if found.setdefault(run.resolve(), run) is not run:
+            print(f"{str(run)!r} is given twice, and counts once", file=sys.stderr)
+    return list(found.values())
+
+
+def _group(folders: Sequence[Path]) -> list[Group]:
+    """Runs with the same settings but for the seeds are one group; where they hold the same seeds
+    each is one alone, for no seed counts twice.
     """
-    groups: dict[str, tuple[dict[str, Any], list[curves.Lines]]] = {}
+    groups: dict[str, Group] = {}
     defaults = json.loads(json.dumps(training.DEFAULTS))
-    for made, lines in runs:
+    for folder in folders:
+        made, lines = curves.load(folder)
         # A version before may not have had a field yet.
         config = {**defaults, **made} if "activation" in made else made
-        key = json.dumps(
-            {name: value for name, value in config.items() if name != "seeds"}, sort_keys=True
-        )
-        seeds = groups.setdefault(key, (config, []))[1]
-        seeds.extend([line for line in lines if line["seed"] == seed] for seed in config["seeds"])
+        key = json.dumps({k: v for k, v in config.items() if k not in _LOOKING}, sort_keys=True)
+        mine = {s: [line for line in lines if line["seed"] == s] for s in config["seeds"]}
+        group = groups.setdefault(key, Group(config, [], {}))
+        if shared := group.seeds.keys() & mine:
+            print(
+                f"{str(folder)!r} has the settings of {group.folders[0]!r} and "
+                f"{'seed' if len(shared) == 1 else 'seeds'} {', '.join(map(str, sorted(shared)))} "
+                f"as well: it is drawn apart",
+                file=sys.stderr,
+            )
+            groups[key] = group._replace(alone=True)
+            groups[f"{key} {folder}"] = Group(config, [str(folder)], mine, alone=True)
+            continue
+        group.folders.append(str(folder))
+        group.seeds.update(mine)
     return list(groups.values())
 
 
-def _labels(configs: list[dict[str, Any]]) -> list[str]:
-    """ "preqn-sin", and whatever else tells the groups of one environment apart."""
-    ignored = {"seeds", "env", "algorithm", "activation"}
-    base = [curves.variant(c) for c in configs]
+def _labels(groups: Sequence[Group]) -> list[str]:
+    """ "preqn-sin", and what else tells the groups of one environment apart: settings that change
+    the numbers, or the folder where these are the same.
+    """
     labels = []
-    for config, label in zip(configs, base, strict=True):
-        twins = [c for c, other in zip(configs, base, strict=True) if other == label]
-        names = [
-            n for n in config if n not in ignored and any(c.get(n) != config[n] for c in twins)
+    for group in groups:
+        config, base = group.config, curves.variant(group.config)
+        twins = [
+            other.config
+            for other in groups
+            if other.config["env"] == config["env"] and curves.variant(other.config) == base
         ]
-        labels.append(", ".join([label, *(f"{name}={config[name]}" for name in names)]))
+        differ = [
+            name
+            for name, value in config.items()
+            if name not in _LOOKING and any(c.get(name) != value for c in twins)
+        ]
+        words = [base, *(f"{name}={_short(config[name])}" for name in differ)]
+        folder = "/".join(Path(group.folders[0]).absolute().parts[-2:])
+        labels.append(", ".join(words) + f" ({folder})" * group.alone)
     return labels
+
+
+def _short(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _matrix(group: Group, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """As `curves.matrix`, at the steps for which every seed that got there has a line: seeds that
+    were looked at less often than others leave no teeth.
+    """
+    lines = [[line for line in mine if name in line] for mine in group.seeds.values()]
+    steps, values = curves.matrix(lines, name)
+    at = [{line["step"] for line in mine} for mine in lines]
+    whole = [all(not mine or step > max(mine) or step in mine for mine in at) for step in steps]
+    return steps[whole], values[:, whole]
+
+
+def _table(groups: Sequence[Group], labels: Sequence[str]) -> str:
+    """Each group's numbers at the last step that all its seeds have, in text."""
+    rows = [["environment", "runs", "seeds", "step", *(short for _, _, short in PANELS)]]
+    for group, label in zip(groups, labels, strict=True):
+        cells, last = [], 0
+        for name, _, _ in PANELS:
+            steps, values = _matrix(group, name)
+            whole = np.flatnonzero(np.isfinite(values).all(axis=0)) if len(steps) else []
+            if not len(whole):
+                cells.append("")
+                continue
+            column, last = values[:, whole[-1]], max(last, int(steps[whole[-1]]))
+            spread = f" +- {column.std():.4g}" if len(column) > 1 else ""
+            cells.append(f"{column.mean():.4g}{spread}")
+        seeds = str(len(group.seeds))
+        rows.append([group.config["env"], label, seeds, f"{last:,}", *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
+    return "".join(line.rstrip() + "\n" for line in lines)
 
 
 if __name__ == "__main__":

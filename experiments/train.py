@@ -11,71 +11,35 @@ SIGTERM, SIGHUP and Ctrl-C end the run after the round at hand, with a checkpoin
 second or more later, ends it at once, and leaves the checkpoint before.
 """
 
-import sys
 from pathlib import Path
 
+import jax
 import numpy as np
-from tqdm import tqdm
 
 from experiments import plot
-from experiments.kit import flags, signals, streams
-from preqn_jax.envs import EnvError
+from experiments.kit import curves, flags, signals, streams
+from experiments.kit.running import Running
 from preqn_jax.options import UserError
 from preqn_jax.training import run as training
-from preqn_jax.training.errors import Stopped
 from preqn_jax.training.record import read
 
 if __name__ == "__mp_main__":  # a worker
     streams.forgive()
 
 
-class _Run:
-    """A session that signals reach, also before it is there."""
-
-    session: training.Session | None = None
-    stopping = False
-
-    def stop(self) -> None:
-        self.stopping = True
-        if self.session is not None:
-            self.session.stopping = True
-
-    def take(self, session: training.Session) -> None:
-        self.session = session
-        session.stopping = self.stopping
-
-    def kept(self) -> str:
-        steps = self.session.kept if self.session is not None else []
-        if self.session is None or not steps:
-            return "there was no checkpoint yet"
-        return f"the checkpoint of step {steps[-1]} is kept in {self.session.logdir}"
-
-    def cut_off(self) -> None:
-        print(f"ended at once, at a second signal; {self.kept()}", file=sys.stderr)
-
-    def hung(self, error: EnvError) -> None:
-        """Its thread may never come back, so nothing can be closed."""
-        words = flags.in_flags(f"error: {error}; {self.kept()}")
-        signals.end(1, lambda: print(words, file=sys.stderr))
-
-
 def main(argv: list[str]) -> int:
     plan = training.plan(*(flags.parse(config) for config in training.CONFIGS))
-    run = _Run()
-    with signals.heard(run.stop, run.cut_off), training.Session(plan, run.hung) as session:
-        run.take(session)
-        logdir = session.logdir
+    running = Running()
+    with signals.heard(running.stop, running.cut_off), training.Session(plan, running.hung) as run:
+        running.take(run)
+        logdir = run.logdir
         if logdir is None:
             raise UserError("logdir is empty; name a run directory, as in --logdir=runs/x")
-        trained = not session.finished
+        trained = not run.finished
         if not trained:
             print(f"{logdir} holds a finished run of this command; nothing to do")
-        else:
-            try:
-                if not _train(session):
-                    return 0
-            except (Stopped, EnvError) as error:
-                raise UserError(f"{error}; {run.kept()}") from error.__cause__
+        elif not running.follow(run, plan.run.env, _intention):
+            return 0
     diverged, picture = _summarize(logdir, plan), logdir / "curve.png"
     if trained or not picture.exists():
         plot.draw([logdir], picture)
@@ -83,43 +47,18 @@ def main(argv: list[str]) -> int:
     return int(bool(diverged))
 
 
-def _train(session: training.Session) -> bool:
-    """To the end, or to a signal, after which a checkpoint is written. Returns whether it reached
-    the end.
-    """
-    session.begin()
-    step = session.start
-    if step:
-        print(f"resuming {session.logdir} at step {step}", file=sys.stderr)
-    latest = np.full(len(session.config.seeds), np.nan)
-    with _progress(session) as bar:
-        for progress in () if session.stopping else session.rounds():
-            step = progress.step
-            for i, finding in progress.findings:
-                tqdm.write(
-                    f"step {step}, {session.plan.name(i)}: {finding.mode}: {finding.evidence}; "
-                    f"{flags.in_flags(finding.remedy)}",
-                    file=sys.stderr,
-                )
-            for i, evaluation in enumerate(progress.evaluations):
-                latest[i] = np.nan if evaluation is None else evaluation.rewards.sum(axis=0).mean()
-            bar.update(step - bar.n)
-            if np.isfinite(latest).any():
-                bar.set_postfix_str(f"return {np.nanmean(latest):.0f}", refresh=False)
-    if session.stopping and step < session.config.num_steps:
-        print(f"stopped at step {step}; the same command goes on from there", file=sys.stderr)
-        return False
-    return True
-
-
-def _progress(session: training.Session) -> tqdm:
-    return tqdm(
-        total=session.config.num_steps,
-        initial=session.start,
-        unit="step",
-        desc=session.plan.run.env,
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-        dynamic_ncols=True,
+def _intention(session: training.Session) -> str:
+    """What a run will do, and how to watch it."""
+    made, config, where = session.plan.described, session.config, session.logdir
+    sizes = "x".join(map(str, made.get("hidden_sizes", ())))
+    device = jax.devices()[0]
+    return (
+        f"{curves.variant(made)}{f', networks of {sizes}' * bool(sizes)}, on {made['env']}: "
+        f"{config.num_steps - session.start:,} steps for each of "
+        f"{curves.count_seeds(len(config.seeds))}, the first {config.update_after:,} without "
+        f"updates, on {jax.local_device_count()} {device.platform} device(s)\n"
+        f"into {where}; to watch: tensorboard --logdir={where}, or "
+        f"python -m experiments.plot {where}"
     )
 
 
@@ -153,8 +92,8 @@ def _summarize(logdir: Path, plan: training.Plan) -> list[int]:
                 )
     print("\n".join(notes), end="\n" * bool(notes))
     for name, words in (
-        ("critic/alignment", "mean alignment of updates"),
-        ("linesearch/accepted", "share of updates accepted by the linesearch"),
+        ("critic/alignment", "mean alignment of updates (1: values move straight to targets)"),
+        ("linesearch/accepted", "share of updates in which the linesearch found a step"),
         ("solve/finite", "share of solves that ended finite"),
         ("time/steps_per_s", "environment steps a second, of each seed"),
     ):

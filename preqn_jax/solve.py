@@ -17,6 +17,10 @@ import jax.numpy as jnp
 from preqn_jax.types import Array, Number, wide
 
 _HIGHEST = jax.lax.Precision.HIGHEST
+# Rows of K that LAPACK factors at once, and of a triangle that it inverts, on the CPU: OpenBLAS
+# wakes its other threads for a Cholesky factorisation of some 128 rows, or 1,024 right-hand numbers
+# (docs/results/performance.md). Above the last, its threads are worth waking.
+_BLOCK, _LEAF, _LARGE = 96, 24, 2048
 
 
 class SolveInfo(NamedTuple):
@@ -49,9 +53,9 @@ def eigh(rcond: Number | None = None) -> Solve:
         values, vectors = jnp.linalg.eigh(gram)
         # Strictly above: of a zero matrix nothing is kept.
         keep = values > _rcond(rcond, gram) * values[-1]
-        inner = jnp.dot(delta, vectors, precision=_HIGHEST)
+        inner = _dot(delta, vectors)
         weights = jnp.where(keep, inner / jnp.where(keep, values, 1), 0)
-        z = jnp.dot(vectors, weights, precision=_HIGHEST)
+        z = _dot(vectors, weights)
         return z, _info(gram, delta, z, rank=jnp.sum(keep))
 
     return solve
@@ -60,6 +64,8 @@ def eigh(rcond: Number | None = None) -> Solve:
 def cholesky(damping: Number = 1e-3) -> Solve:
     """``(K + damping * mean(diag K) * I) z = delta`` by a Cholesky factorisation: the cheapest, and
     differentiable.
+
+    On the CPU by blocks, whose size leaves LAPACK's threads asleep: they fight XLA's.
 
     >>> from preqn_jax import solve
     >>> z, info = solve.cholesky(damping=0.0)(2 * jnp.eye(3), jnp.asarray([2.0, 4.0, 6.0]))
@@ -75,7 +81,7 @@ def cholesky(damping: Number = 1e-3) -> Solve:
         gram, delta = _in_one_type(gram, delta)
         absolute = damping * jnp.mean(jnp.diagonal(gram))
         damped = gram + absolute * jnp.eye(gram.shape[0], dtype=gram.dtype)
-        z = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(damped, lower=True), delta)
+        z = _positive(damped, delta)
         return z, _info(gram, delta, z, damping=absolute)
 
     return solve
@@ -116,7 +122,7 @@ def cg(tol: Number = 1e-5, max_steps: int = 100, damping: Number = 0.0) -> Solve
         absolute = damping * jnp.mean(jnp.diagonal(gram))
 
         def matvec(v: Array) -> Array:
-            return jnp.dot(gram, v, precision=_HIGHEST) + absolute * v
+            return _dot(gram, v) + absolute * v
 
         z, _ = jax.scipy.sparse.linalg.cg(matvec, delta, tol=tol, maxiter=max_steps)  # pyright: ignore
         error, size = jnp.linalg.norm(matvec(z) - delta), jnp.linalg.norm(delta)
@@ -125,6 +131,45 @@ def cg(tol: Number = 1e-5, max_steps: int = 100, damping: Number = 0.0) -> Solve
         return z, _info(gram, delta, z, damping=absolute)
 
     return solve
+
+
+@jax.jit  # so that a call outside of `jit` is compiled once
+def _positive(matrix: Array, b: Array) -> Array:
+    """matrix^-1 b of a symmetric positive definite matrix; NaN where it is none."""
+    return jax.lax.platform_dependent(matrix, b, cpu=_by_blocks, default=_at_once)
+
+
+def _at_once(matrix: Array, b: Array) -> Array:
+    return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix, lower=True), b)
+
+
+def _by_blocks(matrix: Array, b: Array) -> Array:
+    """The same, the first rows eliminated by their own Cholesky factor L, the others by recursion:
+    with matrix = [[L L^T, .], [P L^T, S + P P^T]] what is left is ``S x' = b' - P L^-1 b``.
+    """
+    if not _BLOCK < b.shape[0] <= _LARGE:
+        return _at_once(matrix, b)
+    inverse = _inverse(jnp.linalg.cholesky(matrix[:_BLOCK, :_BLOCK], symmetrize_input=False))
+    below, y = _dot(matrix[_BLOCK:, :_BLOCK], inverse.T), _dot(inverse, b[:_BLOCK])
+    rest = matrix[_BLOCK:, _BLOCK:] - _dot(below, below.T)
+    x = _by_blocks(rest, b[_BLOCK:] - _dot(below, y))
+    return jnp.concatenate([_dot(y - _dot(x, below), inverse), x])
+
+
+def _inverse(lower: Array) -> Array:
+    """Of a lower triangle, by halves."""
+    size = lower.shape[0]
+    if size <= _LEAF:
+        eye = jnp.eye(size, dtype=lower.dtype)
+        return jax.scipy.linalg.solve_triangular(lower, eye, lower=True)
+    half = size // 2
+    first, last = _inverse(lower[:half, :half]), _inverse(lower[half:, half:])
+    corner = -_dot(_dot(last, lower[half:, :half]), first)
+    return jnp.block([[first, jnp.zeros((half, size - half), lower.dtype)], [corner, last]])
+
+
+def _dot(a: Array, b: Array) -> Array:
+    return jnp.dot(a, b, precision=_HIGHEST)
 
 
 def _in_one_type(gram: Array, delta: Array) -> tuple[Array, Array]:
@@ -140,7 +185,7 @@ def _rcond(rcond: Number | None, gram: Array) -> Number:
 def _info(
     gram: Array, delta: Array, z: Array, rank: Array | None = None, damping: Array | None = None
 ) -> SolveInfo:
-    error = jnp.linalg.norm(jnp.dot(gram, z, precision=_HIGHEST) - delta)
+    error = jnp.linalg.norm(_dot(gram, z) - delta)
     size = jnp.linalg.norm(delta)
     return SolveInfo(
         residual=jnp.where(size > 0, error / jnp.where(size > 0, size, 1), error),

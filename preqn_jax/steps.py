@@ -8,6 +8,7 @@ Numbers such as a learning rate may be arrays that JAX traces, so `jax.vmap` ove
 makes a step and takes it is a sweep. Only a number of Python's own is checked.
 """
 
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -112,17 +113,12 @@ def preconditioned(
       max_steps: candidates at most; if none passes, theta stays and "linesearch/accepted" is 0.
 
     Raises:
-      ValueError: an argument out of range, or `solve` is no function.
+      ValueError: an argument out of range, or `solve` is no such function.
     """
     require(eta, lambda x: -1 < x < 1, "eta is a cosine and must lie in (-1, 1)")
     linesearch.check(decay, max_steps)
     ntk.check_method(method)
-    solve = solvers.cholesky() if solve is None else solve
-    if not callable(solve):
-        raise ValueError(
-            f"solve is {solve!r}, expected a function (gram, delta) -> (z, info), as in "
-            f"solve.cholesky()"
-        )
+    solve = solvers.cholesky() if solve is None else _checked_solve(solve)
     init, rate = _schedule(learning_rate)
     batch = batched(q)
 
@@ -270,13 +266,38 @@ def _primal_direction(q: QFunction, damping: Number, max_steps: int) -> Directio
     return direction
 
 
+def _checked_solve(solve: solvers.Solve) -> solvers.Solve:
+    """`solve`, if it is a solve. Raises ValueError for its name, or for what makes one."""
+    makers = {"cholesky": solvers.cholesky, "eigh": solvers.eigh}
+    makers |= {"lstsq": solvers.lstsq, "cg": solvers.cg}
+    if callable(solve) and solve not in makers.values():
+        return solve
+    name = getattr(solve, "__name__", solve)
+    raise ValueError(
+        f"solve is {solve!r}, expected a function (gram, delta) -> (z, info), as "
+        f"preqn_jax.solve.{name if name in list(makers) else 'cholesky'}() makes one"
+    )
+
+
 def _schedule(
     learning_rate: LearningRate,
 ) -> tuple[Callable[[Params], Memory], Callable[[Memory], tuple[Any, Memory]]]:
     """The memory that a learning rate asks for, and how to get the rate of an update from it."""
     if callable(learning_rate):
-        counted = lambda count: (learning_rate(count), optax.safe_increment(count))  # noqa: E731
+
+        def counted(count: Memory) -> tuple[Any, Memory]:
+            if not hasattr(count, "dtype"):
+                raise ValueError(
+                    f"memory is {count!r}, expected what step.init(params) returns: with a "
+                    f"schedule as learning rate it counts the updates"
+                )
+            return learning_rate(count), optax.safe_increment(count)
+
         return lambda params: jnp.zeros((), jnp.int32), counted
+    if not isinstance(learning_rate, numbers.Real) and not hasattr(learning_rate, "dtype"):
+        raise ValueError(
+            f"learning_rate is {learning_rate!r}, expected a number, or an optax schedule"
+        )
     require(learning_rate, lambda x: x > 0, "learning_rate must be positive")
     return lambda params: (), lambda memory: (learning_rate, memory)
 
@@ -289,7 +310,10 @@ def _checked(params: Params, inputs: Inputs, targets: Array) -> Params:
     if expected == (0,):
         raise ValueError("inputs hold no example, expected one at least to learn from")
     if seen != expected:
-        raise ValueError(f"targets has the shape {seen}, expected {expected}: one for each input")
+        cure = ", as targets[:, 0] is" if seen == (*expected, 1) else ""
+        raise ValueError(
+            f"targets has the shape {seen}, expected {expected}{cure}: one number for each input"
+        )
     return parameters(params)
 
 

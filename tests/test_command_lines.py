@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from commands import ROOT, SMALL, call
 
-from experiments.kit import output
+from experiments.kit import flags, output
 from preqn_jax.options import UserError
+from preqn_jax.training.config import LoopConfig
 
 
 @pytest.mark.parametrize(
@@ -83,3 +84,31 @@ def test_what_could_not_be_written_is_said_before_any_work(path, picture, words)
 def test_what_can_be_written_passes_and_nothing_is_made(path, picture):
     output.check("out", path, picture=picture)
     assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("text", ["1e6", "1_000_000", "1000000", "1.0e6"])
+def test_whole_numbers_may_be_written_as_people_write_them(text):
+    (config,) = flags.read([f"--num_steps={text}", "--seeds=1_0,2e1"], LoopConfig)
+    assert config.num_steps == 1_000_000 and config.seeds == (10, 20)
+
+
+@pytest.mark.parametrize("args", [["--num_steps=1.5"], ["--num_steps=inf"], ["--seeds=0,1.5"]])
+def test_what_is_no_whole_number_is_refused(args):
+    with pytest.raises(UserError):
+        flags.read(args, LoopConfig)
+
+
+def test_an_environment_of_a_module_goes_by_module_and_name(tmp_path, monkeypatch, capsys):
+    """As Gymnasium names it: the module is imported first, and registers the environment."""
+    (tmp_path / "my_envs.py").write_text(
+        "import gymnasium\n"
+        'gymnasium.register("Mine-v0", "gymnasium.envs.classic_control:PendulumEnv",'
+        " max_episode_steps=20)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    small = [*SMALL, "--num_steps=300", "--eval_every=300"]
+    assert call("--env=my_envs:Mine-v0", "--logdir=x", *small) == 0
+    out, err = capsys.readouterr()
+    assert "my_envs:Mine-v0, 300 steps" in out
+    assert "preqn-sin, networks of 16x16, on my_envs:Mine-v0: 300 steps for each of 1 seed" in err
+    assert "to watch: tensorboard --logdir=x" in err

@@ -20,7 +20,7 @@ MODULES = {  # and what has an example there
     "problems": [""],
     "solve": ["cholesky"],
     "steps": ["gradient", "preconditioned"],
-    "training.monitor": ["stuck"],
+    "training.monitor": ["rejecting", "stuck"],
     "tabular": ["", "backup", "modulus", "q_learning", "u", "value_iteration"],
 }
 

@@ -7,7 +7,7 @@ import pytest
 from commands import finished, start
 
 from experiments import plot
-from experiments.kit import curves
+from experiments.kit import style
 
 
 def fake_run(folder, algorithm, env="E-v1", seeds=(0, 1), **fields):
@@ -42,20 +42,72 @@ def test_plot_draws_any_runs(tmp_path):
 
 
 def test_plot_joins_seeds_of_one_configuration_and_tells_configurations_apart(tmp_path):
-    runs = [
-        curves.load(fake_run(tmp_path / "a", "preqn", seeds=(0,), eta=0.9)),
-        curves.load(fake_run(tmp_path / "b", "preqn", seeds=(1,), eta=0.9)),
-        curves.load(fake_run(tmp_path / "c", "preqn", eta=0.5)),
-    ]
-    groups = plot._group(runs)
-    assert [len(curves) for _, curves in groups] == [2, 2]
-    assert plot._labels([config for config, _ in groups]) == [
-        "preqn-sin, eta=0.9",
-        "preqn-sin, eta=0.5",
-    ]
-    steps, values = curves.matrix(groups[0][1], "eval/return_mean")
+    groups = plot._group(
+        [
+            fake_run(tmp_path / "a", "preqn", seeds=(0,), eta=0.9),
+            fake_run(tmp_path / "b", "preqn", seeds=(1,), eta=0.9),
+            fake_run(tmp_path / "c", "preqn", eta=0.5),
+        ]
+    )
+    assert [len(group.seeds) for group in groups] == [2, 2]
+    assert plot._labels(groups) == ["preqn-sin, eta=0.9", "preqn-sin, eta=0.5"]
+    steps, values = plot._matrix(groups[0], "eval/return_mean")
     np.testing.assert_array_equal(steps, [10, 20])
     np.testing.assert_array_equal(values, [[10, 20], [20, 40]])
+
+
+def test_labels_name_what_differs_within_an_environment_and_changes_the_numbers(tmp_path):
+    """Settings of a run's length and of looking at it do neither."""
+    groups = plot._group(
+        [
+            fake_run(tmp_path / "a", "preqn", eta=0.9, log_every=10, num_steps=20),
+            fake_run(tmp_path / "b", "preqn", eta=0.9, log_every=5, num_steps=40, seeds=(2,)),
+            fake_run(tmp_path / "c", "preqn", env="F-v1", eta=0.5, hidden_sizes=[8, 8]),
+            fake_run(tmp_path / "d", "preqn", env="F-v1", eta=0.5, hidden_sizes=[4, 4]),
+        ]
+    )
+    assert [sorted(group.seeds) for group in groups] == [[0, 1, 2], [0, 1], [0, 1]]
+    assert plot._labels(groups) == [
+        "preqn-sin",
+        "preqn-sin, hidden_sizes=8x8",
+        "preqn-sin, hidden_sizes=4x4",
+    ]
+
+
+def test_no_seed_counts_twice(tmp_path, capsys):
+    """The same folder counts once; another with the same seeds is drawn apart, under its name."""
+    first, second = fake_run(tmp_path / "a", "preqn"), fake_run(tmp_path / "b", "preqn", seeds=(1,))
+    assert plot._given_once([first, tmp_path / "." / "a", second]) == [first, second]
+    assert "is given twice, and counts once" in capsys.readouterr().err
+    groups = plot._group([first, second])
+    assert [sorted(group.seeds) for group in groups] == [[0, 1], [1]]
+    assert "seed 1 as well: it is drawn apart" in capsys.readouterr().err
+    root = tmp_path.name
+    assert plot._labels(groups) == [f"preqn-sin ({root}/a)", f"preqn-sin ({root}/b)"]
+
+
+def test_seeds_that_were_looked_at_at_other_steps_leave_no_teeth(tmp_path):
+    """A mean over two seeds at one step, and over one of them at the next, would be a saw."""
+    run = fake_run(tmp_path / "a", "preqn")
+    dense = [{"step": s, "seed": 0, "critic/q_mean": 1.0} for s in (5, 10, 15, 20)]
+    sparse = [{"step": s, "seed": 1, "critic/q_mean": 3.0} for s in (10, 20, 30)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in dense + sparse))
+    (group,) = plot._group([run])
+    steps, values = plot._matrix(group, "critic/q_mean")
+    np.testing.assert_array_equal(steps, [10, 20, 30])  # at 30 the first has ended
+    np.testing.assert_array_equal(values, [[1, 1, np.nan], [3, 3, 3]])
+
+
+def test_the_table_has_the_numbers_at_the_end(tmp_path):
+    text = plot.draw([fake_run(tmp_path / "a", "preqn")], tmp_path / "x.svg", (4, 3))
+    head, row = text.splitlines()
+    assert head.split()[:5] == ["environment", "runs", "seeds", "step", "return"]
+    assert row == "E-v1         preqn-sin  2      20    30 +- 10  1 +- 0"  # of 20 and 40
+
+
+def test_any_number_of_lines_look_different():
+    looks = style.looks([str(i) for i in range(3 * len(style.COLOURS))])
+    assert len({tuple(look.values()) for look in looks.values()}) == len(looks)
 
 
 @pytest.mark.parametrize("args", [[], ["nowhere"], ["empty"]])
@@ -65,11 +117,22 @@ def test_plot_says_what_is_no_run(args, tmp_path):
     assert code == 1 and err.startswith("error: ") and "Traceback" not in err
 
 
+def test_plot_writes_a_picture_of_the_kind_asked_for_and_a_table(tmp_path):
+    run, out = fake_run(tmp_path / "a", "preqn"), tmp_path / "x.png"
+    args = [str(run), f"--out={out}", "--format=svg", "--width=4", "--height=3"]
+    code, said, err = finished(start(*args, module="experiments.plot"))
+    assert code == 0, err
+    assert (tmp_path / "x.svg").read_text().startswith("<?xml") and not out.exists()
+    assert said == (tmp_path / "x.txt").read_text() + f"{tmp_path}/x.svg\n"
+
+
 def test_an_agent_of_own_parts_goes_by_its_name(tmp_path):
     """Its configuration has no activation."""
-    config, _ = curves.load(fake_run(tmp_path / "a", "preqn"))
-    del config["activation"]
-    assert plot._labels([{**config, "algorithm": "own_agent"}]) == ["own_agent"]
+    run = fake_run(tmp_path / "a", "own_agent")
+    config = json.loads((run / "config.json").read_text())
+    del config["config"]["activation"]
+    (run / "config.json").write_text(json.dumps(config))
+    assert plot._labels(plot._group([run])) == ["own_agent"]
 
 
 def test_a_field_that_an_earlier_version_had_not_tells_no_runs_apart(tmp_path):
@@ -77,5 +140,5 @@ def test_a_field_that_an_earlier_version_had_not_tells_no_runs_apart(tmp_path):
     config = json.loads((now / "config.json").read_text())
     config["config"]["eval_max_steps"] = 10_000
     (now / "config.json").write_text(json.dumps(config))
-    ((_, joined),) = plot._group([curves.load(run) for run in (now, before)])
-    assert len(joined) == 2
+    (joined,) = plot._group([now, before])
+    assert len(joined.seeds) == 2

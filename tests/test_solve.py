@@ -2,6 +2,7 @@
 answer.
 """
 
+import re
 from functools import partial
 
 import jax
@@ -277,3 +278,75 @@ def test_iterates_that_end_in_nan_stay_to_be_seen(damping):
     """Where conjugate gradients divide by zero, z = 0 would pass for a solution."""
     z, info = jit(solve.cg(damping=damping))(jnp.zeros((4, 4)), jnp.ones(4))
     assert jnp.isnan(z).all() and not info.finite
+
+
+# --- Cholesky by blocks, of more rows than LAPACK takes at once on the CPU ------------------------
+
+MANY = 230
+
+
+@pytest.fixture(scope="module")
+def many():
+    """K of 230 inputs of 60 directions, Delta, and the damped solution in float64."""
+    phi = np.random.default_rng(0).normal(size=(60, MANY))
+    gram, delta = phi.T @ phi, delta_for(batch=MANY)
+    damped = gram + DAMPING * np.mean(np.diag(gram)) * np.eye(MANY)
+    return gram, delta, np.linalg.solve(damped, delta)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-3), ("float64", 1e-11)])
+def test_many_rows_are_solved_as_exactly_as_few(dtype, error, many, request):
+    """In float32 the condition of the damped K, 1e4, times eps."""
+    if dtype == "float64":
+        request.getfixturevalue("x64")
+    gram, delta, expected = many
+    z, info = run("cholesky_damped", gram, delta, dtype)
+    assert oracles.relative_error(z, expected) < error and info.finite and z.dtype == dtype
+
+
+def test_many_rows_under_vmap_are_a_loop_and_a_bad_one_spoils_no_other(many, x64):
+    gram, delta, expected = many
+    grams = jnp.stack([gram, -gram, 2 * gram])
+    z, info = jit(jax.vmap(solve.cholesky(DAMPING)))(grams, jnp.stack([delta] * 3))
+    assert info.finite.tolist() == [True, False, True] and jnp.isnan(z[1]).all()
+    assert oracles.relative_error(z[0], expected) < 1e-11
+    assert oracles.relative_error(z[2], expected / 2) < 1e-11
+
+
+@pytest.mark.parametrize("row", [3, MANY - 3])
+def test_many_rows_that_cannot_be_factored_are_reported(row):
+    """In the first block, and in what is left of it."""
+    gram = np.eye(MANY)
+    gram[row, row] = -1
+    z, info = run("cholesky", gram, np.ones(MANY), jnp.float32)
+    assert not info.finite and jnp.isnan(z[: row + 1]).all()
+
+
+def test_a_solve_of_many_rows_is_differentiable(many, x64):
+    """d(g . z)/d delta = (K + c)^-1 g."""
+    gram, delta, expected = many
+    g = np.random.default_rng(5).normal(size=MANY)
+    pulled = jax.grad(lambda d: g @ SOLVERS["cholesky_damped"][0](jnp.asarray(gram), d)[0])(delta)
+    assert abs(pulled @ delta / (g @ expected) - 1) < 1e-9
+
+
+@pytest.mark.parametrize("batch", [97, 256, 1000])
+def test_no_call_of_lapack_is_large_enough_to_wake_its_threads(batch):
+    """OpenBLAS wakes its other threads, which fight XLA's for the cores, for a factorisation of
+    some 128 rows and for 1,024 right-hand numbers.
+    """
+    shapes = jax.ShapeDtypeStruct((batch, batch), jnp.float32), jax.ShapeDtypeStruct((batch,), "f4")
+    text = jax.jit(solve.cholesky()).lower(*shapes).as_text()
+    calls = [line for line in text.splitlines() if "lapack_" in line or "blas_" in line]
+    factored = [line for line in calls if "potrf" in line]
+    assert factored
+    for line in calls:
+        *_, result = re.findall(r"tensor<(\d+)(?:x(\d+))?xf32>", line.rpartition("->")[2])[:1]
+        rows, columns = int(result[0]), int(result[1] or 1)
+        assert rows <= 96 if line in factored else rows * columns < 1024
+
+
+def test_the_blocks_are_for_the_cpu_alone():
+    gram, delta = jax.ShapeDtypeStruct((256, 256), "f4"), jax.ShapeDtypeStruct((256,), "f4")
+    exported = jax.export.export(jax.jit(solve.cholesky()), platforms=["cuda"])(gram, delta)
+    assert "tensor<96x96xf32>" not in exported.mlir_module()

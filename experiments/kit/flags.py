@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import textwrap
 import traceback
 import types
 import typing
@@ -27,21 +28,35 @@ FLAGS_OF_ARGUMENTS = {
     "(damping=)": "(--damping)",
     "(solve.eigh)": "(--solver=eigh)",
 }
-_groups: list[str] = []  # dataclasses with flags, in the order of --help
+# Where a command has many flags these come first in --help, as a person thinks of them.
+FIRST = (
+    "algorithm",
+    "env",
+    "seeds",
+    "num_steps",
+    "logdir",
+    "hidden_sizes",
+    "critic_learning_rate",
+    "eta",
+    "eval_every",
+    "diagnose_every",
+)
+_groups: dict[str, list[str]] = {}  # title -> flags, in the order of --helpfull
 _DEBUG = flags.DEFINE_bool(
     "debug", False, "show the traceback behind an error's sentence", module_name="Manners"
 )
 
 
 def define(*configs: type, values: flags.FlagValues = flags.FLAGS) -> None:
-    """One flag for each field of each dataclass, with its name, default and help; `--help` groups
-    them by dataclass.
+    """One flag for each field of each dataclass, with its name, default and help; `--helpfull`
+    groups them by dataclass, whose first sentence is the title.
 
     They are those of the command line, or of other `values`.
     """
     for config in configs:
         if values is flags.FLAGS:
-            _groups.append(config.__name__)
+            title = (config.__doc__ or config.__name__).split(";")[0].split(".")[0]
+            _groups[title] = [field.name for field in dataclasses.fields(config)]
         hints = typing.get_type_hints(config)
         for field in dataclasses.fields(config):
             _define_one(field, _inner_type(hints[field.name]), config.__name__, values)
@@ -60,7 +75,9 @@ def _define_one(field: dataclasses.Field, kind: Any, group: str, values: flags.F
     if kind is bool:
         flags.DEFINE_bool(field.name, default, help_text, module_name=group, flag_values=values)
     elif kind is int:
-        flags.DEFINE_integer(field.name, default, help_text, module_name=group, flag_values=values)
+        as_text = flags.ArgumentSerializer()
+        options = {"module_name": group, "flag_values": values}
+        flags.DEFINE(_Whole(), field.name, default, help_text, serializer=as_text, **options)
     elif kind is float:
         flags.DEFINE_float(field.name, default, help_text, module_name=group, flag_values=values)
     elif kind in (tuple[int, ...], tuple[str, ...]):
@@ -68,6 +85,22 @@ def _define_one(field: dataclasses.Field, kind: Any, group: str, values: flags.F
         flags.DEFINE_list(field.name, entries, help_text, module_name=group, flag_values=values)
     else:
         flags.DEFINE_string(field.name, default, help_text, module_name=group, flag_values=values)
+
+
+class _Whole(flags.IntegerParser):
+    """Whole numbers, also as 1e6 and 1_000_000."""
+
+    def convert(self, argument: Any) -> int:
+        return _whole(argument) if isinstance(argument, str) else super().convert(argument)
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        if not float(text).is_integer():  # nor is infinity
+            raise ValueError(f"{text!r} is no whole number") from None
+        return int(float(text))
 
 
 def parse(config: type[Config], values: flags.FlagValues = flags.FLAGS) -> Config:
@@ -123,7 +156,7 @@ def _integers(name: str, entries: Sequence[str]) -> tuple[int, ...]:
 def _range(entry: str) -> Sequence[int]:
     """ "0:3" is 0, 1, 2, as in a slice."""
     first, colon, end = entry.partition(":")
-    return range(int(first), int(end)) if colon else (int(entry),)
+    return range(_whole(first), _whole(end)) if colon else (_whole(entry),)
 
 
 def in_flags(text: str) -> str:
@@ -142,9 +175,10 @@ def run(main: Callable[[list[str]], int], takes_words: bool = False) -> None:
     """`app.run`, with a person's mistakes as one sentence on stderr and exit status 1; one of them
     is a word that is no flag, unless `main` takes them.
     """
-    if {"--help", "-help", "-h"} & set(sys.argv[1:]):
+    asked = {word.lstrip("-") for word in sys.argv[1:] if word.startswith("-")}
+    if asked & {"help", "h", "helpshort", "helpfull"}:
         print(sys.modules["__main__"].__doc__)
-        print("\n".join(flags.FLAGS.module_help(group) for group in (*_groups, "Manners")))
+        print(_help("helpfull" in asked))
         return
     streams.forgive()
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
@@ -157,6 +191,30 @@ def run(main: Callable[[list[str]], int], takes_words: bool = False) -> None:
         return main(argv)
 
     app.run(lambda argv: guard(checked, argv))
+
+
+def _help(full: bool) -> str:
+    """Of all flags by group, or of the `FIRST` where there are more than twenty."""
+    names = [name for group in _groups.values() for name in group]
+    first = [name for name in FIRST if name in names]
+    if full or len(names) <= 20 or not first:
+        groups, more = {**_groups, "Of every command": ["debug"]}, ""
+    else:
+        more = f"\n--helpfull has all {len(names) + 1} flags."
+        groups = {"The flags that matter first": first}
+    parts = [f"{title}:\n" + "\n".join(map(_meaning, group)) for title, group in groups.items()]
+    return "\n\n".join(parts) + "\n" + more
+
+
+def _meaning(name: str) -> str:
+    """A flag's name, with its default, and what it is."""
+    flag = flags.FLAGS[name]
+    value = flag.default
+    if isinstance(value, list):
+        value = ",".join(value)
+    shown = f"--[no]{name}" if flag.boolean else f"--{name}{'' if value is None else f'={value}'}"
+    words = textwrap.fill(str(flag.help), 84, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return f"  {shown}{' (on)' if flag.boolean and value else ''}\n{words}"
 
 
 def guard(main: Callable[[list[str]], int], argv: list[str]) -> int:

@@ -1,6 +1,8 @@
 """Sessions with a progress bar, which signals reach."""
 
 import sys
+import time
+from collections.abc import Callable
 
 import numpy as np
 from tqdm import tqdm
@@ -43,33 +45,40 @@ class Running:
         words = flags.in_flags(f"error: {error}; {self.kept()}")
         signals.end(1, lambda: print(words, file=sys.stderr))
 
-    def follow(self, session: Session, title: str) -> bool:
-        """Trains the session to the end, or to a signal, after which a checkpoint is written.
-        Returns whether it reached the end, as it also does where no member is left.
+    def follow(
+        self, session: Session, title: str, words: Callable[[Session], str] | None = None
+    ) -> bool:
+        """Trains the session to the end, or to a signal, after which a checkpoint is written;
+        `words` are said as it begins. Returns whether it reached the end, as it also does where no
+        member of a sweep is left.
 
         Raises UserError where it cannot go on, with the checkpoint that is kept.
         """
         self.take(session)
         try:
-            return _follow(session, title)
-        except Diverged:
-            if not session.plan.settings and session.plan.places is None:
-                raise
+            return _follow(session, title, words)
+        except Diverged as error:
+            if session.plan.places is None:
+                raise UserError(f"{error}; {self.kept()}") from None
             return True
         except (Stopped, EnvError) as error:
             raise UserError(f"{error}; {self.kept()}") from error.__cause__
 
 
-def _follow(session: Session, title: str) -> bool:
+def _follow(session: Session, title: str, words: Callable[[Session], str] | None) -> bool:
     session.begin()
     step = session.start
     if step:
         print(f"resuming {session.where} at step {step}", file=sys.stderr)
     members = len(session.config.seeds)
-    latest = np.full(members, np.nan)
+    if words is not None:
+        print(words(session), file=sys.stderr)
+    latest, clock = np.full(members, np.nan), Clock(session.config.num_steps)
     with _progress(session, title) as bar:
         for progress in () if session.stopping else session.rounds():
             step = progress.step
+            if told := clock.first_words(step, bool(progress.metrics)):
+                tqdm.write(told, file=sys.stderr)
             for i, finding in progress.findings:
                 tqdm.write(
                     f"step {step}, {session.plan.name(i)}: {finding.mode}: {finding.evidence}; "
@@ -84,6 +93,32 @@ def _follow(session: Session, title: str) -> bool:
         print(f"stopped at step {step}; the same command goes on from there", file=sys.stderr)
         return False
     return True
+
+
+class Clock:
+    """How long a run will take, once, as soon as the rate of its updates is known."""
+
+    WAIT = 5.0  # seconds of updates, after those that compile
+
+    def __init__(self, num_steps: int):
+        self._num_steps, self._rounds, self._said = num_steps, 0, False
+        self._began = (0.0, 0)
+
+    def first_words(self, step: int, updates: bool, now: float | None = None) -> str | None:
+        """After a round that ended at `step`; a round without updates tells nothing."""
+        now = time.monotonic() if now is None else now
+        self._rounds += updates
+        if self._said or not updates:
+            return None
+        if self._rounds == 2:
+            self._began = (now, step)
+        if self._rounds <= 2 or now - self._began[0] < self.WAIT:
+            return None
+        self._said = True
+        rate = (step - self._began[1]) / (now - self._began[0])
+        left = (self._num_steps - step) / rate
+        words = f"{left / 3600:.1f} hours" if left > 5400 else f"{max(1, left / 60):.0f} minutes"
+        return f"{rate:.0f} steps a second: about {words} to go" if left >= 60 else None
 
 
 def _state(session: Session, latest: np.ndarray) -> str:

@@ -1,6 +1,6 @@
 """How all figures look: one palette, one way to draw a mean with its spread."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,18 @@ def of_variant(variant: str) -> dict[str, Any]:
     return {"color": colour, "ls": dashes, "label": variant}
 
 
+def looks(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """A look for each of any labels: colours first, then dashes as well."""
+    dashes = ("-", "--", ":", "-.")
+    return {
+        label: {
+            "color": COLOURS[i % len(COLOURS)],
+            "ls": dashes[i // len(COLOURS) % len(dashes)],
+        }
+        for i, label in enumerate(labels)
+    }
+
+
 def spread(ax: Any, steps: np.ndarray, values: np.ndarray, **look: Any) -> None:
     """The mean of `values [S, T]` over seeds against `steps [T]`, in a band of one standard
     deviation; NaN is left out.
@@ -72,7 +84,9 @@ def thousands(ax: Any) -> None:
 
 
 def finish(figure: Any, axes: Any, title: str) -> None:
-    """One legend below all panels, with every label once, and the title above."""
+    """One legend below all panels, with every label once and no wider than they are, and the title
+    above.
+    """
     handles = {
         label: handle
         for ax in axes.flat
@@ -83,7 +97,7 @@ def finish(figure: Any, axes: Any, title: str) -> None:
         handles.keys(),
         frameon=False,
         fontsize=9,
-        ncols=len(handles),
+        ncols=_columns(figure, handles),
         loc="outside lower center",
     )
     figure.suptitle(
@@ -95,3 +109,11 @@ def finish(figure: Any, axes: Any, title: str) -> None:
         ),
         fontsize=9,
     )
+
+
+def _columns(figure: Any, labels: Iterable[str]) -> int:
+    """Of a legend as wide as its figure at most; a letter of 9 points takes some 0.075 inches."""
+    widths, room = [0.075 * len(label) + 0.6 for label in labels], figure.get_figwidth()
+    if sum(widths) <= room:
+        return max(1, len(widths))
+    return max(1, int(room / max(widths)))

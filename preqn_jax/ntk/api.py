@@ -1,10 +1,12 @@
 """What there is to call: `linearize` for a minibatch, `kernel` for any two sets of inputs."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from preqn_jax.batching import arrays, batch_size, one_example, parameters
 from preqn_jax.ntk import factored, usage
@@ -66,7 +68,8 @@ def linearize(
       method: "structured" or "jacobian", see the package's docstring.
 
     Returns:
-      `Linearization`; its fields may be used any number of times, inside or outside of `jax.jit`.
+      `Linearization`; its fields may be used any number of times, inside or outside of `jax.jit`,
+      which may return it.
 
     Raises:
       ValueError: unknown `method`, `q` does not return a real scalar for one example, a leaf of
@@ -77,23 +80,21 @@ def linearize(
     program = usage.read(q, params, inputs, apart=check_method(method) == "structured")
     here = factored.gradients(program, params, inputs)
 
-    def pullback(z: Array) -> Params:
-        return factored.pullback(program, here, z)
+    # What q computes with goes along as arguments, so that all may leave `jit` and `vmap`.
+    layout = program._replace(operations=[], constants={})
+    bare, example = program._replace(constants={}), one_example(inputs)
 
-    def pushforward(change: Params) -> Array:
-        return factored.pushforward(program, here, change)
-
-    def elsewhere(ys: Inputs) -> Elsewhere:
-        ys = _like(arrays(ys), inputs)
-        there = factored.gradients(program, params, ys)
-        return Elsewhere(there.values, factored.gram(there, here), factored.layers(program, there))
+    def elsewhere(constants: dict, params: Params, here: factored.Gradients, ys: Inputs):
+        ys = _like(arrays(ys), example)
+        there = factored.gradients(bare._replace(constants=constants), params, ys)
+        return Elsewhere(there.values, factored.gram(there, here), factored.layers(bare, there))
 
     return Linearization(
         here.values,
         factored.gram(here, here),
-        pullback,
-        pushforward,
-        elsewhere,
+        Partial(partial(factored.pullback, layout), here),
+        Partial(partial(factored.pushforward, layout), here),
+        Partial(elsewhere, program.constants, params, here),
         factored.layers(program, here),
     )
 
@@ -133,7 +134,7 @@ def kernel(
     if block < 1:
         raise ValueError(f"block must be at least 1, got {block}")
     params, xs = parameters(params), arrays(xs)
-    ys = xs if ys is None else _like(arrays(ys), xs)
+    ys = xs if ys is None else _like(arrays(ys), one_example(xs))
     program = usage.read(q, params, xs, apart=check_method(method) == "structured")
     rows, columns = _blocks(xs, block), _blocks(ys, block)
 
@@ -157,11 +158,11 @@ def check_method(method: str) -> str:
     return method
 
 
-def _like(ys: Inputs, xs: Inputs) -> Inputs:
-    """`ys`, if one of its examples has the form of one of `xs`. What q does depends on that: a mean
-    over as many numbers, or a quotient of integers. Raises ValueError otherwise.
+def _like(ys: Inputs, expected: Inputs) -> Inputs:
+    """`ys`, if one of its examples has the form of the others', `expected`. What q does depends on
+    that: a mean over as many numbers, or a quotient of integers. Raises ValueError otherwise.
     """
-    seen, expected = one_example(ys), one_example(xs)
+    seen = one_example(ys)
     if seen != expected:
         raise ValueError(
             f"one example of these inputs is {_form(seen)}, of the others it is "

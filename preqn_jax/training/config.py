@@ -74,7 +74,8 @@ class RunConfig:
 
     env: str = option(
         "HalfCheetah-v5",
-        "a Gymnasium environment with Box observations and actions, or a probe (probe/delay)",
+        "a Gymnasium environment with Box observations and actions, or a probe (probe/delay), "
+        "or module:Env-v0, which the module registers",
     )
     logdir: str = option("runs/preqn", "the run directory; an unfinished run in it goes on")
     eval_every: int = option(5000, "steps between noiseless evaluations", at_least=1)

@@ -124,6 +124,31 @@ def stuck(means: dict[str, float]) -> str | None:
     return "the linesearch accepted none; lower `critic_learning_rate` or `eta`"
 
 
+def rejecting(means: dict[str, float], eta: float) -> str | None:
+    """Why most updates of an interval found no step, of its means, with what to do; None where at
+    least half of them did, or none moved Q at all, which is `stuck`.
+
+    As a step gets shorter its alignment goes to that of K Z with Delta ("solve/alignment"): where
+    that is below `eta`, no step is short enough (Eq. 24).
+
+    >>> from preqn_jax.training import monitor
+    >>> means = {"linesearch/accepted": 0.3, "solve/alignment": 0.95, "critic/alignment": 0.29}
+    >>> monitor.rejecting(means, eta=0.97)
+    'the solve itself is aligned to 0.95 on average, below eta = 0.97: lower `damping` or `eta`'
+    """
+    accepted = means.get("linesearch/accepted", 1.0)
+    if not 0 < accepted < 0.5:
+        return None
+    reached = means.get("solve/alignment", 1.0)
+    if reached < eta:
+        words = f"the solve itself is aligned to {reached:.2g} on average, below eta = {eta:.2g}"
+        return f"{words}: lower `damping` or `eta`"
+    return (
+        f"the solve is aligned to {reached:.3g}, but Q bends before a step is short enough: lower "
+        f"`critic_learning_rate`, or raise `linesearch_max_steps`"
+    )
+
+
 def bias(agent: Agent, params: Params, evaluation: Evaluation, discount: float) -> dict[str, float]:
     """The first critic's bias against the returns of an evaluation; nothing where the time limit
     cuts all of them short.

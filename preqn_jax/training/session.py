@@ -20,7 +20,7 @@ from preqn_jax.training import collect, directory, folder, loop, memory
 from preqn_jax.training.config import LoopConfig, RunConfig
 from preqn_jax.training.errors import Diverged, Diverging
 from preqn_jax.training.folder import Folder, Place
-from preqn_jax.training.monitor import bias, make_monitor, stuck
+from preqn_jax.training.monitor import bias, make_monitor, rejecting, stuck
 from preqn_jax.training.rollout import Evaluation, attained
 from preqn_jax.training.trained import Trained
 from preqn_jax.types import Settings, Spec
@@ -86,11 +86,14 @@ class Session:
         self.pending: list[dict[str, Any]] = []  # measured since the last line of metrics.jsonl
         self._found: dict[int, str] = {}  # member -> the failure it was last warned of
         self._stuck: set[int] = set()  # members that were warned of as such
+        self._rejecting: set[int] = set()
         self._hung = hung
         with collect.watched(plan.env, plan.run.env_timeout, hung):
             self.spec = envs.spec(plan.env)
         memory.check(self.spec, plan.loop, plan.described)
         self.agent = plan.make_agent(self.spec)
+        etas = plan.settings.get("eta", plan.described.get("eta", 1.0))
+        self._etas = np.broadcast_to(etas, len(plan.loop.seeds))
         self._discounts = np.broadcast_to(plan.discount, len(plan.loop.seeds))
         self._collector: collect.Collector | None = None
         self._held = contextlib.ExitStack()  # closed last to first, whatever is raised
@@ -269,6 +272,10 @@ class Session:
                 words = "no update of %s moved Q from step %d to %d: %s"
                 _log.warning(words, self.plan.name(i), self._mark[1], step, why)
                 self._stuck.add(i)
+            elif (why := rejecting(means, self._etas[i])) and i not in self._rejecting:
+                words = "most updates of %s from step %d to %d found no step: %s"
+                _log.warning(words, self.plan.name(i), self._mark[1], step, why)
+                self._rejecting.add(i)
         self._mark = now
 
     def _going(self) -> list[int]:

@@ -160,3 +160,32 @@ def test_equals_backpropagation_in_numpy(activation, use_bias, x64):
         assert oracles.relative_error(got_values, values) < 1e-12
         assert oracles.relative_error(gram, oracles.kernel(phi)) < 1e-12
         assert oracles.relative_error(oracles.theta(jax.tree.leaves(pulled)), phi @ z) < 1e-12
+
+
+@pytest.mark.parametrize("method", ntk.METHODS)
+def test_a_linearization_may_leave_jit_and_vmap(method):
+    """Also of a q that closes over what jit traces."""
+    x, w, z = (jnp.asarray(draw(i, *n), jnp.float32) for i, n in enumerate([(4, 5), (5, 3), (4,)]))
+    params = {"w": w, "v": jnp.asarray(draw(3, 3), jnp.float32)}
+
+    def make(params, scale):
+        q = lambda p, x: scale * (jnp.tanh(x @ p["w"]) @ p["v"])
+        return ntk.linearize(q, params, (x,), method=method)
+
+    def parts(lin, params):
+        there = lin.elsewhere((2 * x,))
+        return lin.pullback(z), lin.pushforward(params), there.values, there.kernel
+
+    here, out = make(params, 2.0), jit(make)(params, 2.0)
+    assert jax.tree.map(jnp.shape, parts(out, params)) == jax.tree.map(
+        jnp.shape, parts(here, params)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        parts(out, params),
+        parts(here, params),
+    )
+    many = jax.vmap(make, in_axes=(None, 0))(params, jnp.asarray([1.0, 2.0]))
+    np.testing.assert_allclose(many.gram[1], here.gram, rtol=1e-4, atol=1e-4)
+    each = jax.vmap(lambda lin: lin.pullback(z))(many)
+    np.testing.assert_allclose(each["w"][1], here.pullback(z)["w"], rtol=1e-4, atol=1e-4)

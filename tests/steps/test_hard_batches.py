@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 from preqn_jax import solve, steps
@@ -106,12 +107,26 @@ def test_damping_out_of_range():
         ({"decay": 1.0}, r"decay must lie in \(0, 1\), got 1.0"),
         ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
         ({"method": "x"}, 'method must be "structured" or "jacobian", got'),
-        ({"solve": "cholesky"}, r"solve is 'cholesky', expected a function .* solve.cholesky\(\)"),
+        (
+            {"solve": "cholesky"},
+            r"solve is 'cholesky', expected a function .*cholesky\(\) makes",
+        ),
+        ({"solve": solve.eigh}, r"solve is <function eigh.* preqn_jax.solve.eigh\(\) makes one"),
+        ({"learning_rate": "0.1"}, "learning_rate is '0.1', expected a number, or an optax sch"),
     ],
 )
 def test_options_that_a_step_hands_on_are_checked_as_it_is_made(option, text):
     with pytest.raises(ValueError, match=text):
         steps.preconditioned(critic(), **option)
+
+
+def test_a_schedule_without_its_count_and_a_column_of_targets_are_one_sentence():
+    params, inputs, targets, _ = case(dtype="float32")
+    step = steps.preconditioned(critic(), optax.constant_schedule(0.1))
+    with pytest.raises(ValueError, match=r"^memory is \(\), expected what step.init\(params\)"):
+        step.update(params, (), inputs, targets)
+    with pytest.raises(ValueError, match=r"as targets\[:, 0\] is: one number for each input"):
+        step.update(params, step.init(params), inputs, targets[:, None])
 
 
 def test_iterations_of_the_primal_step_are_at_least_one():

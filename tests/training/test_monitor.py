@@ -18,7 +18,7 @@ from commands import call, records
 import preqn_jax
 from experiments import diagnose as binary
 from experiments.kit import flags
-from preqn_jax import agents, diagnostics
+from preqn_jax import agents, diagnostics, solve, steps
 from preqn_jax.options import UserError
 from preqn_jax.training import directory, monitor
 from preqn_jax.training import run as training
@@ -232,6 +232,43 @@ def test_a_run_in_which_nothing_moves_q_says_so_once_with_the_cause(agent, caplo
 def test_what_holds_q_in_its_place_is_named(means, words):
     found = monitor.stuck(means)
     assert found is None if words is None else words in found
+
+
+@pytest.mark.parametrize(
+    ("accepted", "reached", "words"),
+    [
+        (0.6, 0.9, None),
+        (0.0, 0.9, None),  # said by `stuck`
+        (0.49, 0.95, "aligned to 0.95 on average, below eta = 0.97: lower `damping` or `eta`"),
+        (0.3, 0.999, "lower `critic_learning_rate`, or raise `linesearch_max_steps`"),
+    ],
+)
+def test_what_rejects_most_updates_is_named_with_the_argument_that_helps(accepted, reached, words):
+    means = {"linesearch/accepted": accepted, "solve/alignment": reached, "critic/td_abs": 1.0}
+    found = monitor.rejecting(means, 0.97)
+    assert found is None if words is None else words in found
+
+
+def test_a_step_without_a_linesearch_rejects_nothing():
+    assert monitor.rejecting({"critic/alignment": 0.3}, 0.97) is None
+
+
+def test_the_cause_that_is_named_is_the_one_there_is():
+    """Damping that leaves K Z off Delta, against a step that is long and searched but once."""
+    q = lambda params, x: jnp.tanh(x @ params["w"]) @ params["v"]
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {"w": jax.random.normal(keys[0], (3, 32)), "v": jax.random.normal(keys[1], (32,))}
+    inputs, targets = (jax.random.normal(keys[2], (16, 3)),), 5 * jax.random.normal(keys[3], (16,))
+
+    def seen(alpha, damping, eta):
+        options = {"solve": solve.cholesky(damping), "eta": eta, "max_steps": 1}
+        step = steps.preconditioned(q, alpha, **options)
+        metrics = step.update(params, (), inputs, targets)[2].metrics
+        assert metrics["linesearch/accepted"] == 0
+        return monitor.rejecting({**metrics, "linesearch/accepted": 0.4}, eta) or ""
+
+    assert "lower `damping`" in seen(1e-3, 10.0, 0.97)
+    assert "lower `critic_learning_rate`" in seen(10.0, 1e-6, 0.9)
 
 
 def test_returns_to_go_are_those_that_the_time_limit_does_not_hide():

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from commands import ROOT, SMALL, call, finished, records, start
 
+from experiments.kit import running
 from preqn_jax.training.record import read
 
 PAPER = ["HalfCheetah-v5", "Walker2d-v5", "Hopper-v5", "Ant-v5", "Swimmer-v5"]
@@ -407,10 +408,27 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(capsys, caplog):
     assert records("x") == expected
 
 
-def test_help_names_every_flag_with_its_meaning():
+def test_help_names_the_flags_that_matter_and_helpfull_every_flag():
     code, out, _ = finished(start("--help"))
+    assert code == 0 and "--update_every" not in out and "--helpfull has all" in out
+    places = [out.index(f"\n  --{name}") for name in ("algorithm", "env", "seeds", "num_steps")]
+    assert places == sorted(places)
+    code, out, _ = finished(start("--helpfull"))
     assert code == 0
     for name in ("algorithm", "eta", "critic_learning_rate", "seeds", "logdir", "update_every"):
         assert f"--{name}" in out or f"--[no]{name}" in out
-    for words in ("AgentConfig", "LoopConfig", "RunConfig", "gamma", "alpha_q", "Eq. 24"):
+    for words in ("What a person says of an algorithm:", "gamma", "alpha_q", "Eq. 24", "debug"):
         assert words in out
+
+
+def test_a_mistyped_flag_points_to_a_help_that_lists_flags():
+    code, out, err = finished(start("--num_stepz=5"))
+    assert code != 0 and "num_steps" in err and "--helpfull" in err and "Traceback" not in err
+
+
+def test_a_run_says_how_long_it_will_take_once_its_rate_is_known():
+    """The first two rounds with updates compile; 50 steps a second from there."""
+    clock = running.Clock(100_000)
+    rounds = [(50, False, 0), (100, True, 90), (150, True, 99), (200, True, 100), (450, True, 105)]
+    said = [clock.first_words(*one) for one in [*rounds, (500, True, 106)]]
+    assert said == [None, None, None, None, "50 steps a second: about 33 minutes to go", None]
