@@ -12,6 +12,9 @@ experiments.plot, diagnose and the others; the sweep adds summary.json, summary.
 The same command goes on where it was stopped, and ends as if it had never been; with more values,
 more seeds or a larger --num_steps it trains what is missing. A member that diverges is frozen where
 it stood, and no other's numbers depend on it. --report makes the summary alone.
+
+On several machines with one file system start the same command on each, with --coordinator,
+--num_processes and --process_id, or --coordinator=auto: each trains its share of the members.
 """
 
 import sys
@@ -19,7 +22,7 @@ import sys
 import jax
 from absl import flags as absl_flags
 
-from experiments.kit import flags, signals, streams, swept
+from experiments.kit import flags, processes, signals, streams, swept
 from experiments.kit.curves import plural
 from experiments.kit.running import Running
 from preqn_jax.training import run as training
@@ -46,31 +49,35 @@ def define() -> None:
 
 def main(argv: list[str]) -> int:
     run, agent, loop = (flags.parse(config) for config in training.CONFIGS)
-    given = absl_flags.FLAGS
+    given, together = absl_flags.FLAGS, flags.parse(processes.ProcessesConfig)
     sweep = sweeps.plan(run.logdir, run, agent, loop, sweeps.axes(given.sweep))
     if not given.report:
-        sweeps.open_(sweep)
+        processes.meet(together)
+        sweeps.open_(sweep, write=processes.first())
         if not _train(sweep):
             return 0
-    diverged = swept.report(sweep)
-    return int(bool(diverged))
+        processes.wait(together, lambda words: print(words, file=sys.stderr))
+    return int(bool(swept.report(sweep))) if processes.first() else 0
 
 
 def _train(sweep: sweeps.Sweep) -> bool:
     """Whatever is left to do. Returns False where it was stopped."""
-    devices = jax.local_devices()
-    members, programs = len(sweep.members), sweep.programs
-    print(
-        f"{plural(members, 'member')} ({plural(members // len(sweep.loop.seeds), 'setting')}, "
-        f"{plural(len(sweep.loop.seeds), 'seed')}) in {plural(len(programs), 'program')}, on "
-        f"{plural(len(devices), 'device')} ({devices[0].device_kind}); {sweep.logdir}",
-        file=sys.stderr,
-    )
+    devices, seeds, programs = jax.local_devices(), len(sweep.loop.seeds), sweep.programs
+    settings = plural(len(sweep.members) // seeds, "setting")
+    words = [
+        f"{plural(len(sweep.members), 'member')} ({settings}, {plural(seeds, 'seed')})",
+        f"in {plural(len(programs), 'program')},",
+        f"on {plural(len(devices), 'device')} ({devices[0].device_kind})",
+    ]
+    if jax.process_count() > 1:
+        words.append(f"of process {jax.process_index() + 1} of {jax.process_count()}")
+    print(f"{' '.join(words)}: {sweep.logdir}", file=sys.stderr)
     running = Running()
     with signals.heard(running.stop, running.cut_off):
         for program in programs:
             title = ", ".join(filter(None, (program.run.env, program.name)))
-            for plan in sweeps.sessions(sweep, program):
+            mine = processes.share(len(program.members))
+            for plan in sweeps.sessions(sweep, program, mine):
                 if running.stopping:
                     return False
                 with training.Session(plan, running.hung) as session:
@@ -80,6 +87,6 @@ def _train(sweep: sweeps.Sweep) -> bool:
 
 
 if __name__ == "__main__":
-    flags.define(*training.CONFIGS)
+    flags.define(*training.CONFIGS, processes.ProcessesConfig)
     define()
     flags.run(main)

@@ -25,7 +25,7 @@ class Row(NamedTuple):
 
     setting: dict[str, Any]
     run: curves.Curves
-    scores: np.ndarray  # `[S]`, NaN of a seed that diverged
+    returns: np.ndarray  # `[S]`, scores; NaN of a seed that diverged
 
     @property
     def words(self) -> str:
@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
     @property
     def mean(self) -> scores.Estimate:
-        finite = self.scores[np.isfinite(self.scores)]
+        finite = self.returns[np.isfinite(self.returns)]
         return scores.mean(finite) if len(finite) else scores.Estimate(math.nan, None)
 
     @property
@@ -118,7 +118,7 @@ def _described(row: Row) -> dict[str, Any]:
     return {
         "setting": row.setting,
         "seeds": list(row.run.seeds),
-        "returns": [None if math.isnan(x) else x for x in row.scores],
+        "returns": [None if math.isnan(x) else x for x in row.returns],
         "mean": None if math.isnan(mean.value) else mean.value,
         "interval": mean.interval,
         "best": None if math.isnan(row.best) else row.best,
@@ -192,7 +192,7 @@ def _over(ax: Any, rows: Sequence[Row], name: str, names: Sequence[str]) -> None
     values = list(dict.fromkeys(row.setting[name] for row in rows))
     others = [other for other in names if other != name]
     lines = list(dict.fromkeys(tuple(row.setting[other] for other in others) for row in rows))
-    low = min((s for row in rows for s in row.scores if np.isfinite(s)), default=0.0)
+    low = min((s for row in rows for s in row.returns if np.isfinite(s)), default=0.0)
     for i, line in enumerate(lines):
         mine = [row for row in rows if tuple(row.setting[other] for other in others) == line]
         places = np.array([values.index(row.setting[name]) for row in mine])
@@ -201,9 +201,9 @@ def _over(ax: Any, rows: Sequence[Row], name: str, names: Sequence[str]) -> None
         label = ", ".join(f"{o}={_short(v)}" for o, v in zip(others, line, strict=True))
         ax.plot(places + shift, [row.mean.value for row in mine], color=colour, label=label or None)
         for place, row in zip(places, mine, strict=True):
-            at = np.full(len(row.scores), place + shift)
-            lost = np.isnan(row.scores)
-            ax.plot(at, row.scores, "o", color=colour, ms=4, alpha=0.5, mew=0)
+            at = np.full(len(row.returns), place + shift)
+            lost = np.isnan(row.returns)
+            ax.plot(at, row.returns, "o", color=colour, ms=4, alpha=0.5, mew=0)
             ax.plot(at[lost], np.full(lost.sum(), low), "x", color=colour, ms=7, mew=2)
     ax.set_xticks(range(len(values)), [_short(value) for value in values])
     ax.set_xlabel(name)

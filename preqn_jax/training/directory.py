@@ -267,13 +267,13 @@ def versions(*packages: str) -> dict[str, str]:
 
 def provenance() -> dict[str, Any]:
     """Versions, device and precision of this process."""
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     return {
         "versions": {"python": sys.version.split()[0], **versions(*_PACKAGES)},
         "device": {
             "platform": device.platform,
             "kind": device.device_kind,
-            "count": jax.device_count(),
+            "count": jax.local_device_count(),
         },
         "precision": {
             "type": "float32",

@@ -69,8 +69,10 @@ def check(note: dict[str, Any], config: LoopConfig, fresh: list[Any]) -> None:
     counters = {"round": rounds, "updates": max(0, step - first), "frozen": some}
     if left or not 0 < step <= config.num_steps or note["counters"] != counters:
         raise ValueError(f"its counters {note['counters']} are not those of step {step}")
-    if note["filled"] != min(step, config.replay_capacity):
-        raise ValueError(f"its replay of {note['filled']} is not that of step {step}")
+    filled, full = note["filled"], min(step, config.replay_capacity)
+    stood = len(frozen) == len(seeds) and 0 <= filled < full  # a frozen member's gets nothing more
+    if filled != full and not stood:
+        raise ValueError(f"its replay of {filled} is not that of step {step}")
     extra = note["extra"]
     if extra["seeds"] != seeds or len(note["collector"]) != len(seeds):
         raise ValueError(f"its seeds {extra['seeds']} are not {seeds}")

@@ -172,8 +172,9 @@ def plan(
     return sweep
 
 
-def open_(sweep: Sweep) -> None:
-    """The folder of the sweep, where it may begin, go on, or go on with more members.
+def open_(sweep: Sweep, write: bool = True) -> None:
+    """The folder of the sweep, where it may begin, go on, or go on with more members; of several
+    processes one alone should `write` to it.
 
     Raises UserError: it holds another sweep, or what no sweep leaves; it cannot be written to.
     """
@@ -195,12 +196,13 @@ def open_(sweep: Sweep) -> None:
             for name in {*begun["axes"], *content["axes"]}:
                 _check_kept(name, begun["axes"].get(name, []), content["axes"].get(name, []))
             _check_kept("seeds", begun["seeds"], content["seeds"])
-        elif any(sweep.logdir.iterdir()):
+        elif write and any(sweep.logdir.iterdir()):
             raise UserError(
                 f"logdir {str(sweep.logdir)!r} holds other files and no {NAME}; give an empty or a "
                 "new directory"
             )
-        files.replace(path, (json.dumps(content, indent=1) + "\n").encode())
+        if write:
+            files.replace(path, (json.dumps(content, indent=1) + "\n").encode())
     except OSError as error:
         why = error.strerror or error
         raise UserError(

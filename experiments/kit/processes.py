@@ -1,0 +1,123 @@
+"""One command on several machines: which process this is, and waiting for the others.
+
+`jax.distributed` makes them known to one another. They share nothing but a folder: each has members
+of its own, and none waits for another until the end.
+"""
+
+import contextlib
+import dataclasses
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import jax
+
+from preqn_jax.options import UserError, check, option
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessesConfig:
+    """The same command in several processes."""
+
+    coordinator: str = option(
+        "",
+        "host:port of process 0, where the processes of one command meet; auto on a TPU pod and "
+        "under srun, which know it",
+    )
+    num_processes: int | None = option(None, "how many processes there are", at_least=1)
+    process_id: int | None = option(None, "which of them this is, from 0", at_least=0)
+    timeout: float = option(
+        300.0, "seconds in which all processes must have started, and at the end be done", above=0
+    )
+
+
+def meet(config: ProcessesConfig) -> None:
+    """Makes this process one of several, where the flags say so.
+
+    Raises UserError for flags that do not fit one another. One that waits longer than `timeout`
+    for the others ends the process, with one sentence.
+    """
+    check(config)
+    given = (config.num_processes, config.process_id)
+    if not config.coordinator:
+        if given != (None, None):
+            raise UserError(
+                "num_processes or process_id is given, but no coordinator: add where process 0 "
+                "listens, as in `coordinator=10.0.0.1:1234`"
+            )
+        return
+    auto = config.coordinator == "auto"
+    if not auto:
+        _check_address(config.coordinator)
+        if None in given or int(config.process_id or 0) >= int(config.num_processes or 0):
+            raise UserError(
+                f"num_processes is {config.num_processes} and process_id {config.process_id}, but "
+                "with a coordinator each process says how many there are, and which it is, from 0"
+            )
+    # A process that is lost takes no other with it: what it had trained goes on from its folders.
+    jax.config.update("jax_enable_recoverability", True)
+    where = "where SLURM or the TPU pod says" if auto else f"at {config.coordinator}"
+    words = f"no meeting of all processes {where} in {config.timeout:g} s"
+    mend = "start all of them, or give a longer --timeout, or another --coordinator"
+    with _ends_after(config.timeout, f"error: {words}; {mend}"):
+        try:
+            jax.distributed.initialize(
+                None if auto else config.coordinator,
+                *given,
+                initialization_timeout=int(config.timeout) + 60,  # it would abort, with a stack
+            )
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0][:200]
+            raise UserError(f"the processes cannot meet {where}: {reason}; {mend}") from error
+
+
+def _check_address(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(
+            f"coordinator is {address!r}, but it must be host:port, as 10.0.0.1:1234, or auto"
+        )
+
+
+@contextlib.contextmanager
+def _ends_after(seconds: float, sentence: str) -> Iterator[None]:
+    """Ends the process with a sentence, if what is inside lasts longer: it may be in a call that
+    does not come back.
+    """
+
+    def end() -> None:
+        print(sentence, file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def share(members: int) -> slice:
+    """Which of so many members are this process's."""
+    index, count = jax.process_index(), jax.process_count()
+    return slice(index * members // count, (index + 1) * members // count)
+
+
+def first() -> bool:
+    """Whether this is the process that writes what is of all."""
+    return jax.process_index() == 0
+
+
+def wait(config: ProcessesConfig, say: Callable[[str], None]) -> None:
+    """Until all processes are here; of those that are not in time, `say` tells."""
+    if jax.process_count() == 1:
+        return
+    from orbax.checkpoint import multihost  # the coordination service's barrier, by a public name
+
+    try:
+        everyone = set(range(jax.process_count()))
+        multihost.sync_global_processes("the end", timeout=int(config.timeout), processes=everyone)
+    except Exception:  # whatever the service raises where one is late, or lost
+        say("not all processes were done in time: the report is of what is there")

@@ -1,0 +1,143 @@
+"""The command: what it leaves, prints, and refuses; two processes."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from preqn_jax.training import record
+
+ROOT = Path(__file__).parents[1]
+SMALL = (
+    *("--env=probe/delay", "--algorithm=ddpg", "--seeds=0:3", "--hidden_sizes=8,8"),
+    *("--sweep=critic_learning_rate=0.001,0.01", "--sweep=discount=0.5,0.9", "--num_steps=300"),
+    *("--update_after=50", "--start_steps=50", "--batch_size=8", "--eval_every=100"),
+    *("--log_every=100", "--checkpoint_every=50", "--workers=0"),
+)
+
+
+def start(*flags):
+    command = [sys.executable, "-m", "experiments.sweep", *flags]
+    given = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=given, **pipes)
+
+
+def sweep(*flags):
+    made = start(*flags)
+    out, err = made.communicate(timeout=500)
+    return made.returncode, out, err
+
+
+def records(logdir):
+    return {
+        path.parent.name: [
+            {key: value for key, value in line.items() if not key.startswith("time/")}
+            for line in record.read(path)
+        ]
+        for path in sorted(Path(logdir).glob("*/metrics.jsonl"))
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    logdir = tmp_path_factory.mktemp("command") / "whole"
+    return logdir, sweep(*SMALL, f"--logdir={logdir}")
+
+
+def test_a_sweep_leaves_runs_a_table_and_a_picture(whole):
+    logdir, (status, out, err) = whole
+    assert status == 0, err
+    assert "12 members (4 settings, 3 seeds) in 1 program" in err
+    assert len(records(logdir)) == 12
+    summary = json.loads((logdir / "summary.json").read_text())
+    assert summary["step"] == 300 and summary["seeds"] == [0, 1, 2]
+    assert summary["axes"] == {"critic_learning_rate": [0.001, 0.01], "discount": [0.5, 0.9]}
+    for row in summary["settings"]:
+        setting = row["setting"]
+        lines = [
+            line["eval/return_mean"]
+            for seed in range(3)
+            for line in record.read(
+                logdir / f"critic_learning_rate={setting['critic_learning_rate']:g},"
+                f"discount={setting['discount']:g},seed={seed}/metrics.jsonl"
+            )
+            if "eval/return_mean" in line
+        ]
+        assert row["mean"] == pytest.approx(sum(lines) / len(lines)) and row["best"] == max(lines)
+    assert len(re.findall(r"^\| 0\.", out, re.M)) == 4
+    assert out.split("\n")[1:-2] == (logdir / "summary.md").read_text().split("\n")[:6]
+    assert (logdir / "sweep.png").stat().st_size > 10_000
+
+
+def test_the_report_alone_changes_no_run(whole):
+    logdir, (_, out, _) = whole
+    before = {path: path.stat().st_mtime_ns for path in logdir.glob("*/*")}
+    assert sweep(*SMALL, f"--logdir={logdir}", "--report")[:2] == (0, out)
+    assert before == {path: path.stat().st_mtime_ns for path in logdir.glob("*/*")}
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_again_and_again_ends_bit_for_bit(whole, tmp_path):
+    """By SIGKILL, at five moments."""
+    kills = 0
+    while kills < 5:
+        made = start(*SMALL, f"--logdir={tmp_path}/s", f"--num_steps={300}")
+        there = set()
+        while made.poll() is None and len(there) < 3:  # a checkpoint further in some folders
+            time.sleep(0.05)
+            there |= {*tmp_path.glob("s/*/checkpoints/[0-9]*")} - there
+        if made.poll() is not None:
+            break
+        made.send_signal(signal.SIGKILL)
+        made.communicate()
+        kills += 1
+    status, _, err = sweep(*SMALL, f"--logdir={tmp_path}/s")
+    assert status == 0 and kills == 5, err
+    assert records(tmp_path / "s") == records(whole[0])
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does_and_one_goes_on_with_what_two_left(whole, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--timeout=200"]
+    flags = [*SMALL, f"--logdir={tmp_path}/s"]
+    short = [*flags, "--num_steps=200"]
+    both = [start(*short, *where, f"--process_id={i}") for i in range(2)]
+    ends = [one.communicate(timeout=500) for one in both]
+    assert [one.returncode for one in both] == [0, 0], ends
+    assert "process 2 of 2" in ends[1][1] and ends[0][0] and not ends[1][0]
+    status, _, err = sweep(*flags)
+    assert status == 0 and "resuming" in err
+    assert records(tmp_path / "s") == records(whole[0])
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--sweep=eta"], "sweep is 'eta', but an axis is a name and its values, as in --sweep="),
+        (["--sweep=envv=a,b"], "unknown axis 'envv' (did you mean 'env'?)"),
+        (["--seeds=0:x"], "as in 0,1,2, or a range, as 0:3"),
+        (["--num_processes=2"], "but no coordinator"),
+        (["--coordinator=here", "--num_processes=2", "--process_id=0"], "it must be host:port"),
+        (["--coordinator=a:1", "--num_processes=2"], "each process says how many there are"),
+        (
+            ["--coordinator=127.0.0.1:9", "--num_processes=2", "--process_id=1", "--timeout=1"],
+            "no meeting of all processes at 127.0.0.1:9 in 1 s",
+        ),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_nothing_is_written(tmp_path, flags, sentence):
+    status, out, err = sweep(*SMALL, f"--logdir={tmp_path}/s", *flags)
+    lines = [line for line in err.splitlines() if not line.startswith(("WARNING", "W1", "E1"))]
+    assert status == 1 and not out and sentence in lines[-1] and len(lines) == 1, err
+    assert not (tmp_path / "s").exists()

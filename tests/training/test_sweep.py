@@ -1,0 +1,206 @@
+"""Sweeps: what their members are, and that each learns what a run of it alone does."""
+
+import itertools
+import json
+import re
+
+import numpy as np
+import pytest
+
+from preqn_jax import agents
+from preqn_jax.options import UserError
+from preqn_jax.training import directory, record, sweep
+from preqn_jax.training import run as training
+from preqn_jax.training import trained as trained_
+from preqn_jax.training.config import LoopConfig, RunConfig
+
+RUN = {"env": "probe/delay", "eval_every": 100, "eval_episodes": 2, "log_every": 50}
+AGENT = {"algorithm": "ddpg", "hidden_sizes": (8, 8)}
+LOOP = {"num_steps": 300, "start_steps": 50, "update_after": 50, "batch_size": 8}
+
+
+def planned(logdir, words, seeds=(3, 5), agent=AGENT, **loop):
+    configs = (
+        RunConfig(**RUN, checkpoint_every=100, workers=0),
+        agents.AgentConfig(**agent),
+        LoopConfig(**{**LOOP, **loop}, seeds=seeds),
+    )
+    return sweep.plan(logdir, *configs, sweep.axes(words))
+
+
+def trained(swept, until=None):
+    """Trains what is left, to its end or to where it is cut off; the sessions' starts."""
+    sweep.open_(swept)
+    starts = []
+    for program in swept.programs:
+        for plan in sweep.sessions(swept, program):
+            with training.Session(plan) as session:
+                session.begin()
+                starts.append((len(plan.loop.seeds), session.start))
+                for done in session.rounds():
+                    if done.step == until:
+                        return starts
+    return starts
+
+
+def records(logdir, name):
+    return [
+        {key: value for key, value in line.items() if not key.startswith("time/")}
+        for line in record.read(logdir / name / record.NAME)
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Three rates, the last of which explodes, of two seeds: never interrupted."""
+    swept = planned(tmp_path_factory.mktemp("sweep") / "s", ["critic_learning_rate=.001,.01,1e38"])
+    assert trained(swept) == [(6, 0)]
+    return swept
+
+
+def test_every_value_meets_every_other_and_every_seed():
+    words = ["eta=.9,.97", "activation=sin,relu", "damping=1e-3"]
+    swept = planned("s", words, agent={"algorithm": "preqn"})
+    assert [program.name for program in swept.programs] == ["activation=sin", "activation=relu"]
+    assert [program.agent.activation for program in swept.programs] == ["sin", "relu"]
+    assert [program.axes for program in swept.programs] == 2 * [
+        {"eta": (0.9, 0.97), "damping": (1e-3,)}
+    ]
+    wanted = [
+        f"eta={eta},activation={name},damping=0.001,seed={seed}"
+        for name, eta, seed in itertools.product(("sin", "relu"), ("0.9", "0.97"), (3, 5))
+    ]
+    assert [member.name for member in swept.members] == wanted
+
+
+def test_what_shapes_a_program_may_be_swept_too():
+    words = ["hidden_sizes=8x8,16", "env=probe/delay,probe/observation", "batch_size=8,16"]
+    programs = planned("s", words).programs
+    shapes = {(p.agent.hidden_sizes, p.run.env, p.loop.batch_size) for p in programs}
+    assert len(programs) == len(shapes) == 8 and ((16,), "probe/observation", 16) in shapes
+    assert "hidden_sizes=8x8,env=probe-delay,batch_size=8,seed=3" in [
+        member.name for member in programs[0].members
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["eta"], "sweep is 'eta', but an axis is a name and its values"),
+        (["etta=1,2"], "unknown axis 'etta' (did you mean 'eta'?)"),
+        (["num_steps=1,2"], "unknown axis 'num_steps'"),
+        (["eta="], "the axis eta has no values; give some"),
+        (["eta=.9", "eta=.8"], "sweep names eta twice"),
+        (["eta=.9,0.90"], "the axis eta has a value twice: .9,0.90"),
+        (["eta=high"], "the axis eta has 'high', but it must be a number"),
+        (["policy_delay=1.5"], "the axis policy_delay has '1.5', but it must be a whole number"),
+        (["target_networks=maybe"], "it must be true or false"),
+        (["hidden_sizes=8x"], "whole numbers with x between"),
+        (["eta=.9,1.5"], "eta is 1.5, but it must be above -1 and below 1"),
+        (["activation=sin,cos"], "unknown activation 'cos'"),
+        (["temperature=.1,.2"], "temperature is 0.1, but the policy of ddpg is deterministic"),
+        (["update_every=7"], "num_steps is 300, but it must be a multiple of update_every (7)"),
+    ],
+)
+def test_bad_axes_are_refused_in_one_sentence(tmp_path, words, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)) as error:
+        planned(tmp_path / "s", words)
+    assert "\n" not in str(error.value) and not (tmp_path / "s").exists()
+
+
+def test_a_seed_twice_is_refused():
+    with pytest.raises(UserError, match="each seed trains once"):
+        planned("s", ["eta=.9"], seeds=(1, 1))
+
+
+def test_all_numbers_of_an_algorithm_are_leaves_of_one_program():
+    assert {"discount", "eta", "damping", "polyak", "critic_learning_rate"} <= set(sweep.NUMERIC)
+    assert not {"hidden_sizes", "num_critics", "algorithm", "policy_delay"} & set(sweep.NUMERIC)
+
+
+@pytest.mark.parametrize(
+    ("steps", "groups"),
+    [
+        ([[], []], [[0, 1]]),
+        ([[10, 20], [10, 20], [10]], [[0, 1, 2]]),  # killed between two folders' checkpoints
+        ([[20, 30], [20, 30], [10, 20]], [[0, 1, 2]]),
+        ([[10], [], [10]], [[0, 1, 2]]),  # nobody loses more than to the first
+        ([[30, 40], [10, 20], []], [[2], [1], [0]]),  # two processes, and a seed more
+        ([[30, 40], [30, 40], []], [[2], [0, 1]]),
+        ([], []),
+    ],
+)
+def test_members_go_on_with_those_that_stand_at_their_step(steps, groups):
+    assert sweep.stages(steps, 10) == groups
+
+
+def test_a_member_is_kept_as_the_run_of_it_alone(whole, tmp_path):
+    """The settings are traced, so numbers round otherwise: here over 250 updates to 1e-3."""
+    member = "critic_learning_rate=0.01,seed=5"
+    there = whole.logdir / member
+    list(
+        training.train(
+            "ddpg",
+            logdir=tmp_path / "alone",
+            seeds=(5,),
+            checkpoint_every=100,
+            **{**RUN, **LOOP, "hidden_sizes": (8, 8), "critic_learning_rate": 0.01},
+        )
+    )
+    config, alone = (directory.read_config(x / "config.json") for x in (there, tmp_path / "alone"))
+    assert config == alone and (there / "DONE").exists()
+    mine, wanted = records(whole.logdir, member), records(tmp_path, "alone")
+    assert [line.keys() for line in mine] == [line.keys() for line in wanted]
+    for one, other in zip(mine, wanted, strict=True):
+        np.testing.assert_allclose(list(one.values()), list(other.values()), 1e-3, 1e-5)
+    policies = [trained_.load(folder).policy() for folder in (there, tmp_path / "alone")]
+    obs = np.ones((4, 1), np.float32)
+    np.testing.assert_allclose(*(policy(obs) for policy in policies), rtol=1e-3, atol=1e-5)
+
+
+def test_a_member_that_explodes_changes_no_other(whole, tmp_path):
+    lost = records(whole.logdir, "critic_learning_rate=1e+38,seed=3")
+    assert lost[-1]["run/diverged"] == 1 and lost[-1]["step"] < 300
+    without = planned(tmp_path / "s", ["critic_learning_rate=.001,.01"])
+    trained(without)
+    for member in without.members:
+        assert records(whole.logdir, member.name) == records(without.logdir, member.name)
+        assert len(records(whole.logdir, member.name)) > 8
+
+
+@pytest.mark.parametrize("cut", [50, 150, 250])
+def test_a_sweep_goes_on_bit_for_bit(whole, tmp_path, cut):
+    swept = planned(tmp_path / "s", ["critic_learning_rate=.001,.01,1e38"])
+    trained(swept, until=cut)
+    assert not any((swept.logdir / m.name / "DONE").exists() for m in swept.members)
+    ((members, start),) = trained(swept)
+    assert members == 6 and start > 0
+    for member in swept.members:
+        assert records(whole.logdir, member.name) == records(swept.logdir, member.name)
+    assert trained(swept) == []
+
+
+def test_more_values_seeds_and_steps_train_what_is_missing(tmp_path):
+    logdir = tmp_path / "s"
+    assert trained(planned(logdir, ["critic_learning_rate=.001"])) == [(2, 0)]
+    more = planned(logdir, ["critic_learning_rate=.001,.01"], seeds=(3, 5, 7))
+    assert trained(more) == [(4, 0)]
+    longer = planned(logdir, ["critic_learning_rate=.001,.01"], seeds=(3, 5, 7), num_steps=400)
+    assert trained(longer) == [(6, 300)]
+    assert {records(logdir, member.name)[-1]["step"] for member in longer.members} == {400}
+    for words, seeds in ((["critic_learning_rate=.01"], (3, 5, 7)), ([], (3, 5, 7))):
+        with pytest.raises(UserError, match=r"a sweep may get more values of an axis"):
+            sweep.open_(planned(logdir, words, seeds=seeds, num_steps=400))
+    with pytest.raises(UserError, match=r"the sweep in .* has batch_size=8, but this command"):
+        words = ["critic_learning_rate=.001,.01"]
+        sweep.open_(planned(logdir, words, seeds=(3, 5, 7), batch_size=16, num_steps=400))
+
+
+def test_a_folder_of_other_things_is_left_as_it_is(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"holds other files and no sweep.json"):
+        sweep.open_(planned(tmp_path, ["eta=.9"]))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "sweep.json").write_text(json.dumps({"config": 3}))
+    with pytest.raises(UserError, match=r"sweep.json' is not a sweep's file"):
+        sweep.open_(planned(tmp_path, ["eta=.9"]))
