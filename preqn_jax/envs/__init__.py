@@ -1,5 +1,5 @@
 """Environments: `make(env_id, num_envs)` builds a vector of any Gymnasium environment, of a probe,
-or of a finite problem.
+of a finite problem, or of one that is written for the device: our own, Brax's, MuJoCo Playground's.
 """
 
 import functools
@@ -7,15 +7,19 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from preqn_jax.envs import brax, playground
 from preqn_jax.envs.base import EnvError, Step, VectorEnv, derive_seed
 from preqn_jax.envs.finite import FINITE
 from preqn_jax.envs.functional import FunctionalEnv, FunctionalVector, Outcome
+from preqn_jax.envs.native import NATIVE
 from preqn_jax.envs.probe import PROBES
 from preqn_jax.options import choose
 from preqn_jax.types import Spec
 
 __all__ = [
     "FINITE",
+    "FOR_DEVICES",
+    "NATIVE",
     "PROBES",
     "EnvError",
     "FunctionalEnv",
@@ -26,15 +30,19 @@ __all__ = [
     "derive_seed",
     "make",
     "name",
+    "pure",
     "spec",
 ]
 
 _log = logging.getLogger(__name__)
 
 Source = str | FunctionalEnv | Callable[[], Any]
-"""Where environments come from: a Gymnasium id, the name of a probe or of a finite problem, a
-functional environment, or a function without arguments that makes a `gymnasium.Env`.
+"""Where environments come from: a Gymnasium id, the name of a functional environment (a probe, a
+finite problem, "brax/halfcheetah"), one itself, or a function without arguments that makes a
+`gymnasium.Env`.
 """
+FOR_DEVICES = ("native/", brax.PREFIX, playground.PREFIX)
+"""How the names of environments begin that are fastest next to the learner, on its device."""
 
 
 def make(source: Source, num_envs: int) -> VectorEnv:
@@ -44,20 +52,35 @@ def make(source: Source, num_envs: int) -> VectorEnv:
       UserError: there is no such, or its spaces do not fit.
       EnvError: it raised as it was made.
     """
-    called = name(source)
-    if isinstance(source, str) and source.startswith(("probe/", "tabular/")):
-        source = _functional(choose("environment", source, {**PROBES, **FINITE}))
-    if isinstance(source, FunctionalEnv):
-        return FunctionalVector(source, num_envs, called)
+    env = pure(source)
+    if env is not None:
+        return FunctionalVector(env, num_envs, name(source))
     # It needs gymnasium and mujoco, which notebooks on kernels do without.
     from preqn_jax.envs.gym import GymVector
 
+    assert not isinstance(source, FunctionalEnv)
     return GymVector(source, num_envs)
+
+
+def pure(source: Source) -> FunctionalEnv | None:
+    """The functional environment that is meant; None for one of the host. Raises as `make` does.
+
+    >>> from preqn_jax import envs
+    >>> envs.pure("native/pendulum").time_limit, envs.pure("HalfCheetah-v5")
+    (200, None)
+    """
+    if isinstance(source, str) and source.startswith(("probe/", "tabular/", *FOR_DEVICES)):
+        return _functional(source)
+    return source if isinstance(source, FunctionalEnv) else None
 
 
 @functools.cache  # what is compiled of one is shared by all vectors of it
 def _functional(env_id: str) -> FunctionalEnv:
-    return {**PROBES, **FINITE}[env_id]()
+    for library in (brax, playground):
+        if env_id.startswith(library.PREFIX):
+            return library.make(env_id)
+    known = {**PROBES, **FINITE, **NATIVE}
+    return known[choose("environment", env_id, known)]()
 
 
 def name(source: Source) -> str:

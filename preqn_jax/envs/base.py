@@ -18,14 +18,16 @@ class EnvError(UserError):
 
 
 class Step(NamedTuple):
-    """One step of every environment; finished ones have already been reset in `obs`."""
+    """One step of every environment; finished ones have already been reset in `obs`. Arrays are
+    NumPy's, or on the device JAX's.
+    """
 
-    reward: np.ndarray  # `[n]` float32
-    terminated: np.ndarray  # `[n]` bool, the episode ended by the task's own rule: nothing follows
-    truncated: np.ndarray  # `[n]` bool, it was cut off by a time limit: the value goes on
-    next_obs: np.ndarray  # `[n, obs]` float32, the true successor, also where the episode ended
+    reward: Any  # `[n]` float32
+    terminated: Any  # `[n]` bool, the episode ended by the task's own rule: nothing follows
+    truncated: Any  # `[n]` bool, it was cut off by a time limit: the value goes on
+    next_obs: Any  # `[n, obs]` float32, the true successor, also where the episode ended
     # `[n, obs]` float32, where to act from next: `next_obs`, or a new episode's first observation
-    obs: np.ndarray
+    obs: Any
 
 
 class VectorEnv(Protocol):

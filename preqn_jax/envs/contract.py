@@ -82,13 +82,13 @@ def check_spec(name: str, spec: Spec) -> None:
         )
 
 
-def check_arrays(name: str, call: str, **arrays: tuple[Any, tuple[int, ...]]) -> None:
-    """Raises EnvError for an array `[n, ...]` that has not the shape it stands with."""
+def check_shapes(name: str, call: str, **arrays: tuple[Any, tuple[int, ...]]) -> None:
+    """Raises EnvError for an array of one environment that has not the shape it stands with."""
     for what, (value, shape) in arrays.items():
-        if value.shape != shape:
+        if np.shape(value) != shape:
             raise EnvError(
                 f"environment {name!r}, in {call}, returned {what} of the shape "
-                f"{value.shape[1:]}, expected {shape[1:]}"
+                f"{np.shape(value)}, expected {shape}"
             )
 
 

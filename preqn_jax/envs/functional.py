@@ -1,7 +1,9 @@
 """Environments as pure functions, and the vector that runs them where the loop expects one."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from preqn_jax.envs import codec, contract
-from preqn_jax.envs.base import Step, scale
+from preqn_jax.envs.base import EnvError, Step, scale
 from preqn_jax.options import UserError
 from preqn_jax.types import Array, Key, Spec
 
@@ -39,54 +41,155 @@ class FunctionalEnv(NamedTuple):
     time_limit: int = 0
 
 
+def of_states(reset: Callable, step: Callable, action_size: int, time_limit: int) -> FunctionalEnv:
+    """The environment of two functions as Brax and MuJoCo Playground have them, with actions in
+    [-1, 1].
+
+    reset: `key data -> state`, with `state.obs`, an array `[obs]` or a dict that holds "state".
+    step: `(state, action) -> state`, with `state.reward` and `state.done` as well, which is 1
+      where the task ends.
+    """
+
+    def observe(state: Any) -> Array:
+        return state.obs["state"] if isinstance(state.obs, Mapping) else state.obs
+
+    def begin(key: Key) -> EnvState:
+        with their_ways():
+            return reset(jax.random.key_data(key))  # which a state may hold, and be saved with
+
+    def advance(state: EnvState, action: Array, key: Key) -> tuple[EnvState, Outcome]:
+        with their_ways():
+            after = step(state, action)
+        return after, Outcome(after.reward, after.done > 0)
+
+    obs = jax.eval_shape(lambda key: observe(begin(key)), jax.random.key(0))
+    bound = np.ones(action_size)
+    return FunctionalEnv(
+        Spec(obs.shape[-1], action_size, -bound, bound), begin, advance, observe, time_limit
+    )
+
+
+def their_ways() -> contextlib.AbstractContextManager[Any]:
+    """Inside, a library may let JAX promote ranks, which ours and the binaries do not."""
+    return jax.numpy_rank_promotion("allow")
+
+
+def checked(env: FunctionalEnv, name: str) -> FunctionalEnv:
+    """`env`, which raises EnvError as it is traced, for what it raises itself and for shapes that
+    are not those of its spec; rewards and observations are float32.
+
+    Raises UserError for sizes and bounds that make no sense, or a time limit below 0.
+    """
+    contract.check_spec(name, env.spec)
+    if env.time_limit < 0:
+        raise UserError(
+            f"environment {name!r} has time_limit={env.time_limit}, but it must be at least 0, "
+            "for none"
+        )
+
+    def whole(state: EnvState, action: Array, key: Key) -> tuple[EnvState, Outcome]:
+        after, (reward, terminated) = env.step(state, action, key)
+        return jax.tree.map(_as, after, state), Outcome(reward, terminated)
+
+    def step(state: EnvState, action: Array, key: Key) -> tuple[EnvState, Outcome]:
+        after, out = _ask(name, "step", whole, state, action, key)
+        shapes = {"the reward": (out.reward, ()), "terminated": (out.terminated, ())}
+        contract.check_shapes(name, "step", **shapes)
+        return after, Outcome(jnp.asarray(out.reward, jnp.float32), jnp.asarray(out[1], bool))
+
+    def observe(state: EnvState) -> Array:
+        obs = _ask(name, "observe", env.observe, state)
+        contract.check_shapes(name, "observe", **{"the observation": (obs, (env.spec.obs_size,))})
+        return jnp.asarray(obs, jnp.float32)
+
+    reset = partial(_ask, name, "reset", env.reset)
+    return env._replace(reset=reset, step=step, observe=observe)
+
+
+def _as(new: Any, old: Array) -> Array:
+    return jnp.asarray(new).astype(old.dtype)
+
+
+def _ask(name: str, call: str, function: Callable, *given: Any) -> Any:
+    """What an environment raises comes as EnvError, most of it when it is traced."""
+    try:
+        return function(*given)
+    except EnvError:
+        raise
+    except contract.RAISED as error:
+        raise contract.raised(name, call, error) from error
+
+
+class Many(NamedTuple):
+    """A vector of a functional environment as pure functions. Its state is that of each
+    environment, the steps of each one's episode, and how many keys each has used.
+
+    start: `keys -> state`, from one key for each environment.
+    advance: `(state, actions in the spec's bounds, keys) -> (state, Step)`.
+    observe: `state -> obs`, where to act from.
+    """
+
+    start: Callable[[Key], EnvState]
+    advance: Callable[[EnvState, Array, Key], tuple[EnvState, Step]]
+    observe: Callable[[EnvState], Array]
+
+
+def many(env: FunctionalEnv, name: str, axes: int = 1) -> Many:
+    """Environments of one kind whose arrays lead with so many axes: `[E]`, or `[S, E]`."""
+    env = checked(env, name)
+
+    def each(function: Callable) -> Callable:
+        for _ in range(axes):
+            function = jax.vmap(function)
+        return function
+
+    fold = each(jax.random.fold_in)
+
+    def start(keys: Key) -> EnvState:
+        zeros = jnp.zeros(keys.shape, jnp.int32)
+        return each(env.reset)(fold(keys, zeros)), zeros, zeros + 1
+
+    def advance(state: EnvState, actions: Array, keys: Key) -> tuple[EnvState, Step]:
+        before, elapsed, count = state
+        inner, outcome = each(env.step)(before, actions, fold(keys, 2 * count))
+        elapsed = elapsed + 1
+        truncated = (elapsed >= env.time_limit) & (env.time_limit > 0)
+        ended = outcome.terminated | truncated
+
+        def renew(inner: EnvState) -> EnvState:
+            fresh = each(env.reset)(fold(keys, 2 * count + 1))
+            return jax.tree.map(partial(each(jnp.where), ended), fresh, inner)
+
+        # A reset may cost as much as many steps: none where no episode ended.
+        after = jax.lax.cond(jnp.any(ended), renew, lambda inner: inner, inner)
+        see = each(env.observe)
+        out = Step(outcome.reward, outcome.terminated, truncated, see(inner), see(after))
+        return (after, jnp.where(ended, 0, elapsed), count + 1), out
+
+    return Many(start, advance, lambda state: each(env.observe)(state[0]))
+
+
 @functools.cache
 def _compiled(
-    reset: Callable, step: Callable, observe: Callable, time_limit: int
+    reset: Callable, step: Callable, observe: Callable, time_limit: int, obs_size: int, name: str
 ) -> tuple[Callable, Callable, Callable]:
     """Start, advance and observe a vector of the environment with these functions; its other
     vectors share them.
     """
-
-    def start(key: Key) -> tuple[EnvState, Array, Array]:
-        return reset(jax.random.fold_in(key, 0)), jnp.int32(0), jnp.int32(1)
-
-    def advance(state: tuple[EnvState, Array, Array], action: Array, key: Key):
-        inner, elapsed, count = state  # steps of this episode; keys used by this environment
-        inner, outcome = step(inner, action, jax.random.fold_in(key, 2 * count))
-        elapsed = elapsed + 1
-        truncated = (elapsed >= time_limit) & (time_limit > 0)
-        ended = outcome.terminated | truncated
-        fresh = reset(jax.random.fold_in(key, 2 * count + 1))
-        after = jax.tree.map(lambda new, old: jnp.where(ended, new, old), fresh, inner)
-        state = (after, jnp.where(ended, 0, elapsed), count + 1)
-        return state, (
-            outcome.reward,
-            outcome.terminated,
-            truncated,
-            observe(inner),
-            observe(after),
-        )
-
-    def look(state: tuple[EnvState, Array, Array]) -> Array:
-        return observe(state[0])
-
-    return jax.jit(jax.vmap(start)), jax.jit(jax.vmap(advance)), jax.jit(jax.vmap(look))
+    spec = Spec(obs_size, 1, np.full(1, -1.0), np.full(1, 1.0))  # arrays have no hash
+    made = many(FunctionalEnv(spec, reset, step, observe, time_limit), name)
+    return jax.jit(made.start), jax.jit(made.advance), jax.jit(made.observe)
 
 
 class FunctionalVector:
     """`VectorEnv` of a functional environment; its whole state is a pytree."""
 
     def __init__(self, env: FunctionalEnv, num_envs: int, name: str = "FunctionalEnv"):
-        """Raises UserError for sizes and bounds that make no sense, or a time limit below 0."""
-        contract.check_spec(name, env.spec)
-        if env.time_limit < 0:
-            raise UserError(
-                f"environment {name!r} has time_limit={env.time_limit}, but it must be at least 0, "
-                "for none"
-            )
+        """Raises UserError as `checked` does."""
         self.spec, self.num_envs, self._name = env.spec, num_envs, name
+        checked(env, name)
         self._start, self._advance, self._observe = _compiled(
-            env.reset, env.step, env.observe, env.time_limit
+            env.reset, env.step, env.observe, env.time_limit, env.spec.obs_size, name
         )
         self._state: Any = None
         self._keys: Any = None
@@ -95,33 +198,16 @@ class FunctionalVector:
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
         self._seeds = [int(seed) for seed in seeds]
         self._keys = jax.vmap(jax.random.key)(jnp.asarray(self._seeds, jnp.uint32))
-        self._state = self._ask("reset", self._start, self._keys)
+        self._state = _ask(self._name, "reset", self._start, self._keys)
         return self._look()
 
-    def _ask(self, call: str, function: Callable, *given: Any) -> Any:
-        """What the environment raises comes as EnvError, most of it when it is traced."""
-        try:
-            return function(*given)
-        except contract.RAISED as error:
-            raise contract.raised(self._name, call, error) from error
-
     def _look(self) -> np.ndarray:
-        obs = np.asarray(self._ask("observe", self._observe, self._state), np.float32)
-        shape = (self.num_envs, self.spec.obs_size)
-        contract.check_arrays(self._name, "observe", **{"the observation": (obs, shape)})
-        return obs
+        return np.asarray(_ask(self._name, "observe", self._observe, self._state))
 
     def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> Step:
         actions = scale(self.spec, actions).astype(np.float32)
-        state, outcome = self._ask("step", self._advance, self._state, actions, self._keys)
+        state, outcome = _ask(self._name, "step", self._advance, self._state, actions, self._keys)
         reward, terminated, truncated, next_obs, obs = (np.array(x) for x in outcome)
-        n, size = self.num_envs, self.spec.obs_size
-        shapes: dict[str, tuple[np.ndarray, tuple[int, ...]]] = {
-            "the reward": (reward, (n,)),
-            "terminated": (terminated, (n,)),
-            "the observation": (next_obs, (n, size)),
-        }
-        contract.check_arrays(self._name, "step", **shapes)
         if active is not None:
             keep = jnp.asarray(active)
             state = jax.tree.map(
@@ -130,13 +216,7 @@ class FunctionalVector:
             reward, terminated, truncated = reward * active, terminated & active, truncated & active
             next_obs = next_obs * active[:, None]
         self._state = state
-        return Step(
-            reward.astype(np.float32),
-            terminated.astype(bool),
-            truncated,
-            next_obs.astype(np.float32),
-            obs.astype(np.float32),
-        )
+        return Step(reward, terminated, truncated, next_obs, obs)
 
     def save(self) -> Any:
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(self._state)]

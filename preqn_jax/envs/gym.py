@@ -55,7 +55,7 @@ class GymVector:
         Raises UserError for an unknown id, or spaces that are not boxes; EnvError for what making
         one raises.
         """
-        _route_mujoco_warnings()
+        route_mujoco_warnings()
         name = source if isinstance(source, str) else getattr(source, "__qualname__", str(source))
         self._name = name
         self._envs = [_make(source, name) for _ in range(num_envs)]
@@ -264,7 +264,7 @@ def _derived(data: mujoco.MjData) -> list[str]:
     return [name for name in dir(mujoco.MjData) if not name.startswith("_") and fixed(name)]
 
 
-def _route_mujoco_warnings() -> None:
+def route_mujoco_warnings() -> None:
     """MuJoCo's warnings to `logging`, instead of the console and a MUJOCO_LOG.TXT in the current
     folder.
     """

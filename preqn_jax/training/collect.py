@@ -127,19 +127,7 @@ class Collector:
         finite, is warned of, once.
         """
         found = self._call("evaluate", self._arguments(params, step, frozen))
-        made = [one for one in found if one is not None]
-        cut = sum(int(np.sum(one.cut)) for one in made)
-        if cut and "cut" not in self._said:
-            words = "%d of the evaluation's episodes had not ended after %d steps, at step %d, and "
-            words += "were cut off: they count as truncated (eval_max_steps)"
-            _log.warning(words, cut, self._limit, step)
-            self._said.add("cut")
-        lost = sum(int((~np.isfinite(one.rewards.sum(axis=0))).sum()) for one in made)
-        if lost and "lost" not in self._said:
-            words = "%d of the evaluation's episodes met a NaN or an infinity from the environment,"
-            words += " at step %d: their seeds' returns are recorded as null"
-            _log.warning(words, lost, step)
-            self._said.add("lost")
+        warn(found, step, self._limit, self._said)
         return found
 
     def save(self) -> list[Any]:
@@ -165,6 +153,25 @@ class Collector:
         except EnvError as error:
             _log.warning("%s", _kept(error, self._log))
         self._watch.close()
+
+
+def warn(found: Sequence[Evaluation | None], step: int, limit: int, said: set[Any]) -> None:
+    """Of episodes of an evaluation that were cut off after `limit` steps, or whose return is not
+    finite, once each, as noted in `said`.
+    """
+    made = [one for one in found if one is not None]
+    cut = sum(int(np.sum(one.cut)) for one in made)
+    if cut and "cut" not in said:
+        words = "%d of the evaluation's episodes had not ended after %d steps, at step %d, and "
+        words += "were cut off: they count as truncated (eval_max_steps)"
+        _log.warning(words, cut, limit, step)
+        said.add("cut")
+    lost = sum(int((~np.isfinite(one.rewards.sum(axis=0))).sum()) for one in made)
+    if lost and "lost" not in said:
+        words = "%d of the evaluation's episodes met a NaN or an infinity from the environment,"
+        words += " at step %d: their seeds' returns are recorded as null"
+        _log.warning(words, lost, step)
+        said.add("lost")
 
 
 class _Pool(Protocol):

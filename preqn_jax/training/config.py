@@ -74,8 +74,9 @@ class RunConfig:
 
     env: str = option(
         "HalfCheetah-v5",
-        "a Gymnasium environment with Box observations and actions, or a probe (probe/delay), "
-        "or module:Env-v0, which the module registers",
+        "a Gymnasium environment with Box observations and actions (module:Env-v0 for one that the "
+        "module registers), one for the device (native/pendulum, brax/halfcheetah, "
+        "playground/CheetahRun), or a probe (probe/delay)",
     )
     logdir: str = option("runs/preqn", "the run directory; an unfinished run in it goes on")
     eval_every: int = option(5000, "steps between noiseless evaluations", at_least=1)
@@ -97,6 +98,11 @@ class RunConfig:
     )
     stop_on_divergence: bool = option(
         False, "end the run when a diagnosis finds that Q diverges, with the checkpoints before it"
+    )
+    on_device: bool | None = option(
+        None,
+        "step the environments on the device as well, many rounds in one compiled call, where they "
+        "are functional (by default those of native/, brax/ and playground/)",
     )
     workers: int | None = option(
         None,

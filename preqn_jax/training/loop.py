@@ -53,6 +53,8 @@ class Round(NamedTuple):
     metrics: dict[str, np.ndarray]
     episodes: list[tuple[int, float]]  # (index of the member, return) of every episode that ended
     diverged: list[tuple[int, Diverged]]  # whom this round froze, by index
+    # Whether `learner` is that of this round; on the device it is that of the last of a call.
+    settled: bool = True
 
 
 def keys(seeds: Sequence[int] | np.ndarray) -> Key:
@@ -69,7 +71,7 @@ def init(
     validate(config)
     seeds, places = config.seeds, members_sharding(config)
     given = (np.array(seeds), *([settings] if settings else []))
-    seeds, *rest = jax.tree.map(partial(_padded, _rows(config) - len(seeds)), given)
+    seeds, *rest = jax.tree.map(partial(padded, config), given)
     states = jax.jit(jax.vmap(agent.init))(keys(seeds), *rest)
     # Rows that could never fill are not allocated.
     buffer = replays.init(spec, min(config.replay_capacity, config.num_steps))
@@ -77,8 +79,9 @@ def init(
     return jax.device_put(Learner(states, buffers), places), Counters()
 
 
-def _padded(rows: int, leaf: np.ndarray) -> np.ndarray:
-    return np.pad(leaf, (0, rows), mode="edge")
+def padded(config: LoopConfig, leaf: np.ndarray) -> np.ndarray:
+    """`[P, ...]` from `[M, ...]`, with copies of the last."""
+    return np.pad(leaf, [(0, _rows(config) - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)], mode="edge")
 
 
 def members(tree: Any, config: LoopConfig) -> Any:
@@ -113,7 +116,7 @@ def rounds(
         if transitions is not None:
             learner, metrics = learn(learner, transitions, frozen, *at, updates)
             measured = {name: np.asarray(value)[:size] for name, value in metrics.items()}
-        for i, error in _not_finite(measured, config, step):
+        for i, error in not_finite(measured, config, step):
             if i not in out:
                 diverged, out = [*diverged, (i, error)], {*out, i}
         counters = Counters(counters.round + 1, counters.updates + updates, tuple(sorted(out)))
@@ -136,9 +139,7 @@ def make_learn(agent: Agent, config: LoopConfig, side_by_side: bool | None = Non
     """
     sharding, rows = members_sharding(config), _rows(config)
     split, same = sharding.spec, jax.sharding.PartitionSpec()
-    if side_by_side is None:
-        side_by_side = next(iter(sharding.device_set)).platform != "cpu"
-    seeds = _padded(rows - len(config.seeds), np.array(config.seeds))
+    seeds = padded(config, np.array(config.seeds))
 
     @partial(jax.jit, donate_argnums=0, static_argnums=5, out_shardings=sharding)
     def learn(
@@ -154,13 +155,12 @@ def make_learn(agent: Agent, config: LoopConfig, side_by_side: bool | None = Non
             buffer = jax.vmap(replays.add)(learner.replay, transitions, frozen)
             if not updates:
                 return Learner(learner.agent, buffer), {}
-            draw = partial(_draw, config, updates)
-            batches = jax.vmap(draw, in_axes=(0, 0, None))(buffer, key, round_)
+            batches = draw(config, updates, buffer, key, round_)
 
             def one(member: tuple[Any, Transition, Array, Key]) -> tuple[Any, Metrics]:
-                return _learn_one(agent, updates, *member, done)
+                return learn_one(agent, updates, *member, done)
 
-            run = jax.vmap(one) if side_by_side else partial(_in_turn, one)
+            run = over_members(one, config, side_by_side)
             states, metrics = run((learner.agent, batches, frozen, key))
             return Learner(states, buffer), metrics
 
@@ -223,15 +223,31 @@ def _in_turn(one: Callable[[Any], Any], members: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[:size], jax.lax.fori_loop(0, turns, turn, blank))
 
 
-def _draw(
-    config: LoopConfig, updates: int, replay: replays.Replay, key: Key, round_: Array
+def over_members(
+    one: Callable[[Any], Any], config: LoopConfig, side_by_side: bool | None = None
+) -> Callable[[Any], Any]:
+    """`one` of every member of a device's share: side by side, or one after the other, which is the
+    default on CPUs.
+    """
+    if side_by_side is None:
+        device = next(iter(members_sharding(config).device_set))
+        side_by_side = device.platform != "cpu"
+    return jax.vmap(one) if side_by_side else partial(_in_turn, one)
+
+
+def draw(
+    config: LoopConfig, updates: int, replay: replays.Replay, keys: Key, round_: Array
 ) -> Transition:
-    """The minibatches of a member's round, `[updates, B, ...]`."""
-    sample_key = jax.random.fold_in(jax.random.fold_in(key, SAMPLE), round_)
-    return replays.sample(replay, sample_key, (updates, config.batch_size))
+    """The minibatches of a round of members `[P]` with these `keys`, `[P, updates, B, ...]`."""
+
+    def one(replay: replays.Replay, key: Key) -> Transition:
+        sample_key = jax.random.fold_in(jax.random.fold_in(key, SAMPLE), round_)
+        return replays.sample(replay, sample_key, (updates, config.batch_size))
+
+    return jax.vmap(one)(replay, keys)
 
 
-def _learn_one(
+def learn_one(
     agent: Agent,
     updates: int,
     state: Any,
@@ -273,7 +289,7 @@ VITAL = ("critic/q_mean", "critic/td_abs", "critic/norm", "actor/norm")
 """Metrics without which a member cannot go on."""
 
 
-def _not_finite(
+def not_finite(
     metrics: dict[str, np.ndarray], config: LoopConfig, step: int
 ) -> Iterator[tuple[int, Diverged]]:
     """(index of a member, what broke it), in the order of `VITAL`."""

@@ -16,7 +16,7 @@ import numpy as np
 from preqn_jax import agents, diagnostics, envs
 from preqn_jax.agents import Agent
 from preqn_jax.diagnostics import Finding
-from preqn_jax.training import collect, directory, folder, loop, memory
+from preqn_jax.training import collect, device, directory, folder, loop, memory
 from preqn_jax.training.config import LoopConfig, RunConfig
 from preqn_jax.training.errors import Diverged, Diverging
 from preqn_jax.training.folder import Folder, Place
@@ -31,10 +31,13 @@ DEFAULTS = {f.name: f.default for config in CONFIGS for f in dataclasses.fields(
 
 
 class Progress(NamedTuple):
-    """What a round leaves behind; `trained` is gone with the next one: use it before going on."""
+    """What a round leaves behind, or on the device a call of several; `trained` is gone with the
+    next one: use it before going on.
+    """
 
     step: int  # environment steps of each member so far
-    metrics: dict[str, np.ndarray]  # `[M]` each, means over the round's updates; {} before any
+    # `[M]` each, means over the updates of the last round; {} before any
+    metrics: dict[str, np.ndarray]
     episodes: list[tuple[int, float]]  # (index of the member, return) of every episode that ended
     # One a member, where this round ended with one; None of a member that diverged.
     evaluations: list[Evaluation | None]
@@ -89,13 +92,14 @@ class Session:
         self._rejecting: set[int] = set()
         self._hung = hung
         with collect.watched(plan.env, plan.run.env_timeout, hung):
+            self._on_device = device.wanted(plan.run, plan.env)
             self.spec = envs.spec(plan.env)
         memory.check(self.spec, plan.loop, plan.described)
         self.agent = plan.make_agent(self.spec)
         etas = plan.settings.get("eta", plan.described.get("eta", 1.0))
         self._etas = np.broadcast_to(etas, len(plan.loop.seeds))
         self._discounts = np.broadcast_to(plan.discount, len(plan.loop.seeds))
-        self._collector: collect.Collector | None = None
+        self._collector: collect.Collector | device.Resident | None = None
         self._held = contextlib.ExitStack()  # closed last to first, whatever is raised
         self._folders: list[Folder] = []
         try:
@@ -143,7 +147,12 @@ class Session:
         limits = plan.run.eval_episodes, plan.run.eval_max_steps, plan.run.env_timeout
         recipe = collect.Recipe(plan.make_agent, plan.env, config, *limits)
         log = self.logdir and self.logdir / directory.ENVIRONMENT_LOG
-        self._collector = collect.Collector(recipe, workers, log, self._hung)
+        if self._on_device:
+            each = plan.run.log_every, plan.run.eval_every, plan.run.checkpoint_every
+            stops = (*each, plan.run.diagnose_every) if plan.run.diagnose_every else each
+            self._collector = device.Resident(recipe, stops)
+        else:
+            self._collector = collect.Collector(recipe, workers, log, self._hung)
         self._held.callback(self._collector.close)
         self.learner, self.counters = loop.init(self.agent, self.spec, config, plan.settings)
         if self._folders:
@@ -205,13 +214,23 @@ class Session:
         assert collector is not None
         if len(self.counters.frozen) == size:  # where a sweep is resumed in other company
             return self._finish()
-        for done in loop.rounds(self.agent, collector, self.config, self.learner, self.counters):
+        at = self.learner, self.counters
+        rounds = (
+            collector.rounds(*at)
+            if isinstance(collector, device.Resident)
+            else loop.rounds(self.agent, collector, self.config, *at)
+        )
+        episodes: list[tuple[int, float]] = []  # that ended since what was yielded last
+        for done in rounds:
             self.learner, self.counters, step = done.learner, done.counters, done.step
             for member, error in done.diverged:
                 self._note_divergence(member, error)
             if len(self.counters.frozen) == size:
                 raise done.diverged[-1][1]
             self.pending.append({"metrics": done.metrics, "episodes": done.episodes})
+            episodes += done.episodes
+            if not done.settled:
+                continue
             last = step == num_steps
             if step % every.log_every == 0 or last:
                 self._log(step)
@@ -226,7 +245,8 @@ class Session:
                 evaluations = self._off_the_clock(self._evaluate, step)
             if step % every.checkpoint_every == 0 or last or self.stopping:
                 self._save(step)
-            here = (done.metrics, done.episodes, evaluations, findings, self.trained())
+            here = (done.metrics, episodes, evaluations, findings, self.trained())
+            episodes = []
             try:
                 yield Progress(step, *here)
             except GeneratorExit:  # a notebook's break

@@ -1,0 +1,45 @@
+"""Brax's environments: `brax/halfcheetah`, or `brax/spring/halfcheetah` for another physics.
+
+Only their reset and step are taken. Brax's wrappers put a new episode's first observation in the
+place of the true successor; episodes and time limits are ours.
+"""
+
+import warnings
+
+from preqn_jax.envs import contract
+from preqn_jax.envs.functional import FunctionalEnv, of_states, their_ways
+from preqn_jax.options import UserError, choose
+
+PREFIX = "brax/"
+PHYSICS = ("mjx", "generalized", "positional", "spring")  # the first is the default
+TIME_LIMIT = 1000
+
+
+def make(env_id: str) -> FunctionalEnv:
+    """The environment `brax/<name>` or `brax/<physics>/<name>`; actions are in [-1, 1], and
+    episodes are cut off after 1000 steps.
+
+    Raises:
+      UserError: there is no such, or no Brax.
+      EnvError: it raised as it was made, as where it has not that physics.
+    """
+    try:
+        import brax.envs as library  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError(
+            f"environment {env_id!r} needs Brax, which is not installed ({error}); "
+            "pip install 'preqn_jax[brax]'"
+        ) from error
+    physics, _, name = env_id.removeprefix(PREFIX).rpartition("/")
+    physics = choose("physics of Brax", physics or PHYSICS[0], PHYSICS)
+    env_class = library._envs[choose("environment of Brax", name, library._envs)]
+    from preqn_jax.envs.gym import route_mujoco_warnings
+
+    route_mujoco_warnings()
+    try:
+        with warnings.catch_warnings(), their_ways():
+            warnings.simplefilter("ignore")  # that Brax is not actively maintained
+            env = env_class(backend=physics)
+        return of_states(env.reset, env.step, env.action_size, TIME_LIMIT)
+    except contract.RAISED as error:
+        raise contract.raised(env_id, "its construction", error) from error
