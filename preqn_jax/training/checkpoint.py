@@ -22,7 +22,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
 from preqn_jax.options import UserError
@@ -200,18 +199,19 @@ class Checkpointer:
 
     def _verify(self, part: str, like: Any, content: Note) -> None:
         """Raises ValueError where a part of a checkpoint is damaged, or of other names, shapes or
-        types than `like`; orbax sees none of these.
+        types than `like`.
         """
         if content["arrays"][part] != _forms(_named(like)):
             raise ValueError(f"its {part} is of another kind")
         note.verify(self._folder / str(content["step"]), content, part)
 
     def _load(self, part: str, like: Any, content: Note) -> Any:
-        """A part that was verified, in the structure of `like`."""
+        """A part that was verified, in the structure of `like`. Raises ValueError for another."""
         forms, folder = _forms(_named(like)), self._folder / str(content["step"])
-        abstract = {name: np.zeros(shape, dtype) for name, (shape, dtype) in forms.items()}
         with _orbax() as orbax:
-            arrays = orbax.restore(folder / part, args=ocp.args.StandardRestore(abstract))
+            arrays = orbax.restore(folder / part, args=ocp.args.StandardRestore())
+        if _forms(arrays) != forms:  # given others, orbax would cut or fill up what is there
+            raise ValueError(f"its {part} is not as its note says")
         return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in forms])
 
 
