@@ -50,15 +50,17 @@ class Count:
     """What trials came to."""
 
     def __init__(self) -> None:
+        self.patience = 300.0  # seconds for a command, or ten times what a whole run takes
         self.trials = self.faults = self.numbers = self.differ = self.tracebacks = self.hangs = 0
 
     def look(self, process: subprocess.Popen) -> int | None:
         """Its exit status, or None of one that hangs."""
         self.faults += 1
         try:
-            code, _, err = finished(process)
+            code, _, err = finished(process, self.patience)
         except subprocess.TimeoutExpired:
             self.hangs += 1
+            print(f"hangs: {shlex.join(map(str, process.args))}", file=sys.stderr)  # pyright: ignore
             process.kill()
             return None
         self.tracebacks += "Traceback" in err
@@ -140,7 +142,8 @@ def reader(trial: Trial, rng: random.Random, count: Count) -> None:
     command = [sys.executable, "-m", "experiments.train", *trial.args, f"--logdir={trial.logdir}"]
     shell = ["bash", "-c", f"{shlex.join(command)} {ends}"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    count.look(subprocess.Popen(shell, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True))
+    pipe = subprocess.PIPE
+    count.look(subprocess.Popen(shell, env=env, cwd=ROOT, stdout=pipe, stderr=pipe, text=True))
 
 
 FAULTS: dict[str, Callable[..., None]] = {f.__name__: f for f in (kill, damage, disk, reader)}
@@ -149,17 +152,19 @@ FAULTS: dict[str, Callable[..., None]] = {f.__name__: f for f in (kill, damage, 
 def main(argv: list[str]) -> int:
     config = flags.parse(SoakConfig)
     check(config)
-    rng, made, counts = random.Random(config.seed), {}, {}
+    made, counts = {}, {}
     print(
         f"{'fault':<8}{'trials':>8}{'commands':>10}{'numbers':>9}{'differ':>8}{'tracebacks':>12}"
         f"{'hangs':>7}"
     )
     for name in config.only or FAULTS:
         count = counts[name] = Count()
-        for _ in range(config.trials):
+        for i in range(config.trials):
+            rng = random.Random(f"{config.seed} {name} {i}")
             with tempfile.TemporaryDirectory() as folder:
                 args = arguments(rng)
                 expected, seconds = whole(args, Path(folder), made)
+                count.patience = max(300, 10 * seconds)
                 trial = Trial(args, Path(folder) / "there/run", seconds)
                 try:
                     FAULTS[name](trial, rng, count)
