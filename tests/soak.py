@@ -90,7 +90,7 @@ def whole(
     key = tuple(args[:-1])
     if key not in made:
         logdir, began = folder / f"whole-{len(made)}", time.monotonic()
-        code, _, err = finished(start(*args, f"--logdir={logdir}"))
+        code, _, err = finished(start(*args, f"--logdir={logdir}"), timeout=3600)
         if code:
             raise UserError(f"a run that nothing happened to ended with {code}: {err}")
         made[key] = records(logdir), time.monotonic() - began
