@@ -10,7 +10,7 @@ hangs. All of them should be zero. It is no test of the suite: it takes half a m
 import dataclasses
 import os
 import random
-import shutil
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from commands import SMALL, finished, records, start
+from commands import ROOT, SMALL, finished, records, start
 
 from experiments.kit import flags
 from preqn_jax.options import UserError, check, option
@@ -37,15 +37,34 @@ class SoakConfig:
     only: tuple[str, ...] | None = option(None, "faults to meet: kill, damage, disk, reader (all)")
 
 
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A run that meets a fault."""
+
+    args: list[str]
+    logdir: Path
+    seconds: float  # that it takes where it meets none
+
+
 class Count:
     """What trials came to."""
 
     def __init__(self) -> None:
+        self.patience = 300.0  # seconds for a command, or ten times what a whole run takes
         self.trials = self.faults = self.numbers = self.differ = self.tracebacks = self.hangs = 0
 
-    def look(self, err: str) -> None:
+    def look(self, process: subprocess.Popen) -> int | None:
+        """Its exit status, or None of one that hangs."""
         self.faults += 1
+        try:
+            code, _, err = finished(process, self.patience)
+        except subprocess.TimeoutExpired:
+            self.hangs += 1
+            print(f"hangs: {shlex.join(map(str, process.args))}", file=sys.stderr)  # pyright: ignore
+            process.kill()
+            return None
         self.tracebacks += "Traceback" in err
+        return code
 
     def compare(self, logdir: Path, whole: list[dict]) -> None:
         now = records(logdir)
@@ -64,43 +83,40 @@ def arguments(rng: random.Random) -> list[str]:
     return [*words, *SMALL[:-1], f"--workers={rng.choice((0, 2))}"]
 
 
-def whole(args: list[str], folder: Path, made: dict[tuple, list[dict]]) -> list[dict]:
-    """Records of the run that nothing happens to, with whatever workers."""
+def whole(
+    args: list[str], folder: Path, made: dict[tuple, tuple[list[dict], float]]
+) -> tuple[list[dict], float]:
+    """Records of the run that nothing happens to, with whatever workers, and its seconds."""
     key = tuple(args[:-1])
     if key not in made:
-        logdir = folder / f"whole-{len(made)}"
-        code, _, err = finished(start(*args, f"--logdir={logdir}"))
+        logdir, began = folder / f"whole-{len(made)}", time.monotonic()
+        code, _, err = finished(start(*args, f"--logdir={logdir}"), timeout=3600)
         if code:
             raise UserError(f"a run that nothing happened to ended with {code}: {err}")
-        made[key] = records(logdir)
+        made[key] = records(logdir), time.monotonic() - began
     return made[key]
 
 
 def to_the_end(args: list[str], logdir: Path, count: Count) -> None:
     """The same command until it is whole."""
     for _ in range(5):
-        try:
-            code, _, err = finished(start(*args, f"--logdir={logdir}"))
-        except subprocess.TimeoutExpired:
-            count.hangs += 1
-            return
-        count.look(err)
-        if code == 0:
+        if count.look(start(*args, f"--logdir={logdir}")) in (0, None):
             return
 
 
-def kill(args: list[str], logdir: Path, rng: random.Random, count: Count) -> None:
+def kill(trial: Trial, rng: random.Random, count: Count) -> None:
     """Three signals at any time, from before the first import to the end."""
     for _ in range(3):
-        process = start(*args, f"--logdir={logdir}")
-        time.sleep(rng.uniform(0, 25))
+        process = start(*trial.args, f"--logdir={trial.logdir}")
+        time.sleep(rng.uniform(0, trial.seconds))
         process.send_signal(rng.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)))
-        count.look(finished(process)[2])
+        count.look(process)
 
 
-def damage(args: list[str], logdir: Path, rng: random.Random, count: Count) -> None:
-    """Some bytes of one file of the newest checkpoint, or of the records."""
-    finished(start(*args, f"--logdir={logdir}"))
+def damage(trial: Trial, rng: random.Random, count: Count) -> None:
+    """Some bytes of one file of the newest checkpoint, or its second half."""
+    logdir = trial.logdir
+    count.look(start(*trial.args, f"--logdir={logdir}"))
     (logdir / "DONE").unlink()
     newest = max((logdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
     file = rng.choice([path for path in newest.rglob("*") if path.is_file()])
@@ -110,22 +126,24 @@ def damage(args: list[str], logdir: Path, rng: random.Random, count: Count) -> N
     file.write_bytes(content if rng.random() < 0.7 else content[: len(content) // 2])
 
 
-def disk(args: list[str], logdir: Path, rng: random.Random, count: Count) -> None:
+def disk(trial: Trial, rng: random.Random, count: Count) -> None:
     """A disk with room for part of the run, and then for all of it."""
-    logdir.mkdir()
+    folder = trial.logdir.parent
+    folder.mkdir()
     size = f"size={rng.randint(50, 900)}k"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(logdir)], check=True)
-    count.look(finished(start(*args, f"--logdir={logdir / 'run'}"))[2])
-    subprocess.run(["mount", "-o", "remount,size=200m", str(logdir)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], check=True)
+    count.look(start(*trial.args, f"--logdir={trial.logdir}"))
+    subprocess.run(["mount", "-o", "remount,size=200m", str(folder)], check=True)
 
 
-def reader(args: list[str], logdir: Path, rng: random.Random, count: Count) -> None:
+def reader(trial: Trial, rng: random.Random, count: Count) -> None:
     """Standard streams that are closed, or whose reader has gone."""
     ends = rng.choice((">&- 2>&-", "2>&1 | true", "2>&1 >/dev/full | head -c 10"))
-    command = " ".join([sys.executable, "-m", "experiments.train", *args, f"--logdir={logdir}"])
-    root = Path(__file__).parent.parent
-    env = {**os.environ, "PYTHONPATH": str(root)}
-    subprocess.run(["bash", "-c", f"{command} {ends}"], env=env, cwd=root, timeout=300)
+    command = [sys.executable, "-m", "experiments.train", *trial.args, f"--logdir={trial.logdir}"]
+    shell = ["bash", "-c", f"{shlex.join(command)} {ends}"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipe = subprocess.PIPE
+    count.look(subprocess.Popen(shell, env=env, cwd=ROOT, stdout=pipe, stderr=pipe, text=True))
 
 
 FAULTS: dict[str, Callable[..., None]] = {f.__name__: f for f in (kill, damage, disk, reader)}
@@ -134,24 +152,27 @@ FAULTS: dict[str, Callable[..., None]] = {f.__name__: f for f in (kill, damage, 
 def main(argv: list[str]) -> int:
     config = flags.parse(SoakConfig)
     check(config)
-    rng, made, counts = random.Random(config.seed), {}, {}
+    made, counts = {}, {}
     print(
         f"{'fault':<8}{'trials':>8}{'commands':>10}{'numbers':>9}{'differ':>8}{'tracebacks':>12}"
         f"{'hangs':>7}"
     )
     for name in config.only or FAULTS:
         count = counts[name] = Count()
-        for _ in range(config.trials):
+        for i in range(config.trials):
+            rng = random.Random(f"{config.seed} {name} {i}")
             with tempfile.TemporaryDirectory() as folder:
-                args, logdir = arguments(rng), Path(folder) / "run"
-                expected = whole(args, Path(folder), made)
-                FAULTS[name](args, logdir, rng, count)
-                inner = logdir / "run" if name == "disk" else logdir
-                to_the_end(args, inner, count)
-                count.compare(inner, expected)
-                if name == "disk":
-                    subprocess.run(["umount", str(logdir)], check=True)
-                shutil.rmtree(logdir, ignore_errors=True)
+                args = arguments(rng)
+                expected, seconds = whole(args, Path(folder), made)
+                count.patience = max(300, 10 * seconds)
+                trial = Trial(args, Path(folder) / "there/run", seconds)
+                try:
+                    FAULTS[name](trial, rng, count)
+                    to_the_end(args, trial.logdir, count)
+                    count.compare(trial.logdir, expected)
+                finally:
+                    if os.path.ismount(trial.logdir.parent):
+                        subprocess.run(["umount", "--lazy", trial.logdir.parent], check=True)
         print(
             f"{name:<8}{count.trials:>8}{count.faults:>10}{count.numbers:>9}{count.differ:>8}"
             f"{count.tracebacks:>12}{count.hangs:>7}",

@@ -1,7 +1,8 @@
 """Checkpoints of a whole run, by orbax: written atomically, verified when read.
 
 The checkpoint of a step is a folder: arrays (parameters, optimisers, the filled part of the replay)
-in orbax's format, and a note (`training.note`) with environment states, counters and a checksum of
+in orbax's format, the replay in pieces of some rows each, so that memory need not hold it twice;
+and a note (`training.note`) with environment states, counters and a checksum of
 every file. It is read as arrays and JSON: no file of it is unpickled, imported or run. (The
 environment's name, by which a module may be imported, is in config.json; see `directory.trusted`.)
 """
@@ -15,24 +16,26 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
 from preqn_jax.options import UserError
+from preqn_jax.replay import Replay
 from preqn_jax.training import files, note
 from preqn_jax.training.errors import Stopped
 from preqn_jax.training.loop import Counters, Learner
-from preqn_jax.types import Transition
+from preqn_jax.types import Array, Transition
 
 _log = logging.getLogger(__name__)
 KEEP = 2  # the newest, and the one before it should the newest be damaged
-_FILES = 64  # at most, of a checkpoint
-_SLACK = 100_000  # bytes that these take beside their contents
+_FILES = 32  # at most, of a part of a checkpoint: the agent, or a piece of the replay
+_SLACK = 50_000  # bytes that these take beside their contents
+_PIECE = 16_000_000  # bytes of a piece, at most, where a row has no more
 
 Note = dict[str, Any]
 
@@ -65,26 +68,28 @@ class Checkpointer:
 
         Raises Stopped where it cannot be written; those before are as they were.
         """
-        filled = int(jnp.max(learner.replay.size))
-        data = jax.tree.map(lambda ring: ring[:, :filled], learner.replay.data)
-        arrays = replace(learner.replay, data=data)
-        parts = jax.device_get({"agent": _named(learner.agent), "replay": _named(arrays)})
-        content = {
-            "step": step,
-            "counters": counters._asdict(),
-            "collector": collector,
-            "extra": extra,
-            "filled": filled,
-            "arrays": {part: _forms(named) for part, named in parts.items()},
-        }
+        replay, content = (
+            learner.replay,
+            {
+                "step": step,
+                "counters": counters._asdict(),
+                "collector": collector,
+                "extra": extra,
+                "filled": int(jnp.max(learner.replay.size)),
+                "arrays": {},
+            },
+        )
+        starts = range(0, content["filled"], _rows(replay))
+        size = len(json.dumps(content)) + _bytes(learner.agent) + content["filled"] * _row(replay)
         written = self._folder / f"{step}.tmp"
-        size = len(json.dumps(content)) + sum(x.nbytes for n in parts.values() for x in n.values())
-        with self._complaints(step, size):
+        with self._complaints(step, size, 1 + len(starts)):
             files.remove(written)
             written.mkdir()
-            for part, named in parts.items():
-                with _orbax() as orbax:
-                    orbax.save(written / part, args=ocp.args.StandardSave(named))
+            content["arrays"]["agent"] = _write(written / "agent", learner.agent)
+            for i, start in enumerate(starts):
+                rows = min(starts.step, content["filled"] - start)
+                piece = replace(replay, data=_cut(replay.data, start, rows))
+                content["arrays"][_part(i)] = _write(written / _part(i), piece)
             note.write(written, content)
             self._retire([old for old in self.steps() if old >= step])  # damaged, or we were there
             os.replace(written, self._folder / str(step))
@@ -95,11 +100,11 @@ class Checkpointer:
             files.remove(self._folder / str(step))
 
     @contextlib.contextmanager
-    def _complaints(self, step: int, size: int) -> Iterator[None]:
+    def _complaints(self, step: int, size: int, parts: int) -> Iterator[None]:
         """Where a checkpoint cannot be written that is what Stopped says, and nothing is left of
         it; for one that has no room, before any of it is written.
         """
-        needed = int(size * self._ratio) + _SLACK
+        needed = int(size * self._ratio) + parts * _SLACK
         what = f"the checkpoint of step {step} to {self._folder}, which needs {files.size(needed)}"
         written = self._folder / f"{step}.tmp"
         try:
@@ -107,7 +112,7 @@ class Checkpointer:
             free = room.f_bavail * room.f_frsize
             if free < needed:
                 raise Stopped(f"cannot write {what}: {files.size(free)} are free")
-            if room.f_files and room.f_favail < _FILES:
+            if room.f_files and room.f_favail < parts * _FILES:
                 raise Stopped(f"cannot write {what}: there is room for {room.f_favail} files")
             yield
         except UserError:
@@ -125,7 +130,8 @@ class Checkpointer:
         if there is none.
 
         A damaged one is passed over with a warning, as is one whose note makes `check` raise.
-        `like` gives shapes and types, as `loop.init` returns.
+        `like` gives shapes, types and devices, as `loop.init` returns; where there is a checkpoint,
+        the arrays of its replay are deleted to make room for those that are read.
 
         Raises:
           UserError: there are checkpoints, and none is whole.
@@ -148,36 +154,51 @@ class Checkpointer:
         """
 
         def read(step: int) -> Any:
-            return self._read_part("agent", like, note.read(self._folder / str(step), step))
+            content = note.read(self._folder / str(step), step)
+            self._verify("agent", like, content)
+            return self._load("agent", like, content)
 
         return newest(self._folder, self.steps(), read)
 
     def _read(self, content: Note, like: Learner) -> tuple[Learner, Counters, Any, Any]:
-        short = jax.tree.map(lambda ring: ring[:, : content["filled"]], like.replay.data)
-        agent = self._read_part("agent", like.agent, content)
-        replay = self._read_part("replay", replace(like.replay, data=short), content)
-
-        def fill(part: Any, ring: Any) -> Any:
-            return jnp.asarray(ring).at[:, : part.shape[1]].set(part)
-
-        data = Transition(*jax.tree.map(fill, tuple(replay.data), tuple(like.replay.data)))
-        learner = Learner(agent, replace(replay, data=data))
+        pieces = _pieces(content, like.replay)
+        for part, form in {"agent": like.agent, **pieces}.items():
+            self._verify(part, form, content)
+        agent = jax.device_put(
+            self._load("agent", like.agent, content),
+            jax.tree.map(lambda leaf: leaf.sharding, like.agent),
+        )
+        for ring in jax.tree.leaves(like.replay.data):
+            ring.delete()
+        data = jax.tree.map(
+            lambda ring: jnp.zeros(ring.shape, ring.dtype, device=ring.sharding), like.replay.data
+        )
+        start, added = 0, like.replay.added
+        for part, form in pieces.items():
+            piece = self._load(part, form, content)
+            there = jax.device_put(piece.data, jax.tree.map(lambda ring: ring.sharding, data))
+            data, start = _put(data, there, start), start + piece.data.reward.shape[1]
+            added = jax.device_put(piece.added, like.replay.added.sharding)
         done = content["counters"]
         counters = Counters(**{**done, "frozen": tuple(done["frozen"])})
-        learner = jax.device_put(learner, jax.tree.map(lambda leaf: leaf.sharding, like))
+        learner = Learner(agent, Replay(data, added))
         return learner, counters, content["collector"], content["extra"]
 
-    def _read_part(self, part: str, like: Any, content: Note) -> Any:
-        """One item of a checkpoint, in the structure of `like`. Raises ValueError if damaged, or
-        of other names, shapes or types; orbax sees none of these.
+    def _verify(self, part: str, like: Any, content: Note) -> None:
+        """Raises ValueError where a part of a checkpoint is damaged, or of other names, shapes or
+        types than `like`.
         """
-        forms, folder = _forms(_named(like)), self._folder / str(content["step"])
-        if content["arrays"][part] != forms:
+        if content["arrays"][part] != _forms(_named(like)):
             raise ValueError(f"its {part} is of another kind")
-        note.verify(folder, content, part)
-        abstract = {name: np.zeros(shape, dtype) for name, (shape, dtype) in forms.items()}
+        note.verify(self._folder / str(content["step"]), content, part)
+
+    def _load(self, part: str, like: Any, content: Note) -> Any:
+        """A part that was verified, in the structure of `like`. Raises ValueError for another."""
+        forms, folder = _forms(_named(like)), self._folder / str(content["step"])
         with _orbax() as orbax:
-            arrays = orbax.restore(folder / part, args=ocp.args.StandardRestore(abstract))
+            arrays = orbax.restore(folder / part, args=ocp.args.StandardRestore())
+        if _forms(arrays) != forms:  # given others, orbax would cut or fill up what is there
+            raise ValueError(f"its {part} is not as its note says")
         return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in forms])
 
 
@@ -200,6 +221,77 @@ def newest(where: Path, steps: list[int], read: Callable[[int], Any]) -> tuple[i
             "run directory away, or give another `logdir`, to start anew"
         )
     return None
+
+
+def _write(folder: Path, tree: Any) -> dict[str, list[Any]]:
+    """One part of a checkpoint; returns what is said of it in the note."""
+    named = jax.device_get(_named(tree))
+    with _orbax() as orbax:
+        orbax.save(folder, args=ocp.args.StandardSave(named))
+    return _forms(named)
+
+
+# --- the replay, in pieces ------------------------------------------------------------------------
+
+
+def _part(i: int) -> str:
+    """The name of the replay's i-th piece; a replay that is in one is by that name in all versions
+    of the format.
+    """
+    return f"replay.{i}" if i else "replay"
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def _row(replay: Replay) -> int:
+    """Bytes of a transition of every seed."""
+    return _bytes(replay.data) // replay.data.reward.shape[1]
+
+
+def _rows(replay: Replay) -> int:
+    """Rows of a piece, but for the last."""
+    return max(1, _PIECE // _row(replay))
+
+
+@partial(jax.jit, static_argnums=2)
+def _cut(data: Transition, start: Any, rows: int) -> Transition:
+    """Rows of rings `[S, capacity, ...]`; no host holds a view of these, so they can be donated."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, rows, axis=1), data)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put(data: Transition, piece: Transition, start: Any) -> Transition:
+    """The rings with rows from `start` on replaced, in their own memory."""
+
+    def put(ring: Array, part: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(ring, part, start, axis=1)
+
+    return jax.tree.map(put, data, piece)
+
+
+def _pieces(content: Note, replay: Replay) -> dict[str, Replay]:
+    """Names of the pieces that a note tells of, and the form of each, where they are those of this
+    replay. Raises ValueError, or what a note of an unexpected form leads to.
+    """
+    pieces, filled = {}, 0
+    while (part := _part(len(pieces))) in content["arrays"]:
+        rows = content["arrays"][part]["data.reward"][0][1]
+        if type(rows) is not int or rows < 1:
+            raise ValueError(f"its {part} has {rows!r} rows")
+
+        def short(ring: Array, rows: int = rows) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((ring.shape[0], rows, *ring.shape[2:]), ring.dtype)
+
+        pieces[part] = replace(replay, data=jax.tree.map(short, replay.data))
+        filled += rows
+    if filled != content["filled"]:
+        raise ValueError(f"its replay of {filled} rows is not that of {content['filled']}")
+    return pieces
+
+
+# --- orbax ----------------------------------------------------------------------------------------
 
 
 class _Loop(asyncio.SelectorEventLoop):
@@ -227,7 +319,11 @@ def _orbax() -> Iterator[ocp.Checkpointer]:
     disabled, logger.disabled = logger.disabled, True
     asyncio.set_event_loop_policy(_Loops())
     try:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax:
+        # Of several processes each saves what is its own, and waits for no other.
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(me, {me}, f"process{me}")
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as orbax:
             yield orbax
     finally:
         asyncio.set_event_loop_policy(policy)

@@ -1,0 +1,44 @@
+"""Several critics of one agent: each starts from weights of its own, and the first is the first."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from preqn_jax import agents, networks, steps
+from preqn_jax.batching import batched
+
+
+@pytest.fixture(scope="module")
+def three():
+    """A critic of three members, and a state of it."""
+    network = networks.Critic((8,), "relu")
+    critic = agents.critic(network, steps.gradient(network.apply, optax.sgd(0.1)), members=3)
+    return network, critic, critic.init(jax.random.key(0), jnp.zeros(3), jnp.zeros(2))
+
+
+def test_members_start_apart(three):
+    _, _, state = three
+    weights = [leaf for leaf in jax.tree.leaves(state.params) if leaf.ndim == 3]
+    assert weights
+    for leaf in np.asarray(weights[0]), np.asarray(weights[-1]):
+        for i, j in ((0, 1), (0, 2), (1, 2)):
+            assert not np.allclose(leaf[i], leaf[j])
+
+
+def test_the_first_member_is_the_one_that_the_policy_climbs_and_the_least_is_over_all(three):
+    network, critic, state = three
+    rng = np.random.default_rng(0)
+    obs = jnp.asarray(rng.normal(size=(16, 3)), jnp.float32)
+    action = jnp.asarray(rng.uniform(-1, 1, size=(16, 2)), jnp.float32)
+    member = lambda i: jax.tree.map(lambda leaf: leaf[i], state.params)
+    each = np.stack([batched(network.apply)(member(i), (obs, action)) for i in range(3)])
+    assert len(set(each.argmin(axis=0))) > 1  # so the least is no one member's
+    values = critic.values(state)
+    np.testing.assert_allclose(values.first(obs, action), each[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(values.least(obs, action), each.min(axis=0), rtol=1e-5, atol=1e-6)
+    for mine, expected in zip(
+        jax.tree.leaves(critic.first(state)), jax.tree.leaves(member(0)), strict=True
+    ):
+        np.testing.assert_array_equal(mine, expected)

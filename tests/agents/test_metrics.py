@@ -1,0 +1,98 @@
+"""What an agent reports of itself, and the keys it hands to its parts, by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from agent_cases import SPEC, HandActor, HandCritic, hand_agent, make, recording, transitions
+from preqn_jax import agents, networks, steps
+
+
+def test_a_critics_metrics_are_those_of_the_values_before_its_step():
+    network, batch = HandCritic(2.0), transitions(n=8)
+    critic = agents.critic(network, steps.gradient(network.apply, optax.sgd(1e-3)))
+    state = critic.init(jax.random.key(0), batch.obs[0], batch.action[0])
+    policy = agents.deterministic(HandActor(0.5), optax.sgd(0.0))
+    acting = policy.init(jax.random.key(0), batch.obs[0])
+    upcoming = policy.upcoming(acting, batch.next_obs, jax.random.key(1))
+    _, did = critic.update(state, batch, upcoming, 0.5)
+    obs, action, reward, going, next_obs = (np.asarray(x, np.float64) for x in batch)
+    ahead = np.clip(0.5 * next_obs[:, :2], -1, 1)
+    values = 2 * (obs.sum(axis=1) + 10 * action.sum(axis=1))
+    targets = reward + 0.5 * going * 2 * (next_obs.sum(axis=1) + 10 * ahead.sum(axis=1))
+    delta = targets - values
+    assert delta.min() < 0 < delta.max()
+    np.testing.assert_allclose(did.targets, targets, rtol=1e-5)
+    for name, expected in (
+        ("critic/q_mean", values.mean()),
+        ("critic/td_abs", np.abs(delta).mean()),
+        ("critic/target_mean", targets.mean()),
+    ):
+        np.testing.assert_allclose(did.metrics[name], expected, rtol=1e-5)
+
+
+def test_norms_are_those_of_all_critics_and_of_the_policy():
+    agent, state = hand_agent([], members=3)
+    norms = agent.summary(state)
+    np.testing.assert_allclose(norms["critic/norm"], np.sqrt(3 * 2.0**2), rtol=1e-6)
+    np.testing.assert_allclose(norms["actor/norm"], 0.5, rtol=1e-6)
+
+
+def test_the_entropy_reported_is_that_of_the_bonus():
+    network = networks.GaussianActor(2, (8,), "relu")
+    policy = agents.gaussian(network, optax.sgd(0.0), temperature=0.2)
+    obs = transitions().next_obs
+    upcoming = policy.upcoming(policy.init(jax.random.key(0), obs[0]), obs, jax.random.key(1))
+    entropy = np.mean(upcoming.bonus) / 0.2
+    assert abs(entropy) > 0.1
+    np.testing.assert_allclose(upcoming.metrics["actor/entropy"], entropy, rtol=1e-5)
+    np.testing.assert_allclose(upcoming.metrics["actor/temperature"], 0.2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("explores", [True, False])
+def test_only_exploring_is_noisy_and_it_stays_in_the_box(explores):
+    policy = agents.deterministic(HandActor(0.5), optax.sgd(0.0), noise=3.0)
+    obs = jnp.asarray([1.0, -1.0, 0.0])
+    act = policy.explore if explores else lambda params, obs, key: policy.act(params, obs)
+    drawn = np.stack([act({"w": 0.5}, obs, jax.random.key(i)) for i in range(20)])
+    assert np.abs(drawn).max() <= 1
+    assert (len(np.unique(drawn, axis=0)) > 1) == explores
+    if explores:
+        assert (np.abs(drawn) == 1).any()
+
+
+class Keyed:
+    """A network whose weights are the key that it was given."""
+
+    def init(self, key, *inputs):
+        return {"w": jax.random.key_data(key).astype(jnp.float32)}
+
+    def apply(self, params, *inputs):
+        return inputs[0][:2] * params["w"][0]
+
+
+def test_policy_and_critic_start_from_keys_of_their_own():
+    agent = agents.actor_critic(
+        SPEC,
+        agents.deterministic(Keyed(), optax.sgd(0.0)),
+        agents.critic(Keyed(), recording([]), members=1),
+        discount=0.5,
+    )
+    state = agent.init(jax.random.key(0))
+    policy, critic = agent.policy(state)["w"], agent.critic(state)["w"]
+    assert not (np.asarray(policy) == np.asarray(critic)).any()
+
+
+@pytest.mark.parametrize("algorithm", ["td3", "sac"])
+def test_an_inspection_sees_the_targets_and_the_move_of_the_update_with_its_key(algorithm):
+    agent, batch, key = make({"algorithm": algorithm}), transitions(), jax.random.key(5)
+    state = agent.init(jax.random.key(0))
+    seen = agent.inspect(state, batch, key)
+    after, metrics = agent.update(state, batch, key, jnp.int32(0))
+    np.testing.assert_allclose(metrics["critic/target_mean"], np.mean(seen.targets), rtol=1e-6)
+    for mine, moved in zip(
+        jax.tree.leaves(agent.critic(after)), jax.tree.leaves(seen[1]), strict=True
+    ):
+        np.testing.assert_allclose(mine, moved, rtol=1e-5, atol=1e-7)

@@ -1,0 +1,120 @@
+"""Memory at its peak, in sizes of the replay, as a checkpoint is written and gone on from.
+
+    PYTHONPATH=. python tests/peak.py --megabytes=440 --seeds=1
+
+Each in a process of its own. Linux alone tells it (/proc).
+"""
+
+import dataclasses
+import gc
+import multiprocessing
+import os
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.kit import flags
+from preqn_jax import replay as replays
+from preqn_jax.options import check, option
+from preqn_jax.training.checkpoint import Checkpointer
+from preqn_jax.training.loop import Counters, Learner
+from preqn_jax.types import Spec
+
+SPEC = Spec(100, 18, -np.ones(18), np.ones(18))
+CHUNK = 100  # rows that are filled at once
+
+
+@dataclasses.dataclass(frozen=True)
+class PeakConfig:
+    """The replay."""
+
+    megabytes: int = option(440, "of all seeds", at_least=1)
+    seeds: int = option(1, "that share these", at_least=1)
+
+
+def memory(name: str) -> int:
+    """Bytes of this process: VmRSS, or VmHWM for its most since `forget`."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    (line,) = [line for line in status if line.startswith(f"{name}:")]
+    return 1024 * int(line.split()[1])
+
+
+def forget() -> None:
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+@partial(jax.jit, donate_argnums=0)
+def _random(ring: jax.Array, i: int) -> jax.Array:
+    new = jax.random.normal(jax.random.key(i), (ring.shape[0], CHUNK, *ring.shape[2:]))
+    return jax.lax.dynamic_update_slice_in_dim(ring, new, i * CHUNK, axis=1)
+
+
+def learner(seeds: int, rows: int, full: bool) -> Learner:
+    """With a replay of random numbers, which do not compress, or an empty one."""
+
+    def ring(form: jax.ShapeDtypeStruct) -> jax.Array:
+        made = jnp.zeros((seeds, *form.shape), form.dtype)
+        for i in range(rows // CHUNK if full else 0):
+            made = _random(made, i)
+        return jax.block_until_ready(made)
+
+    data = jax.tree.map(ring, jax.eval_shape(lambda: replays.init(SPEC, rows)).data)
+    added = jnp.full(seeds, rows if full else 0, jnp.int32)
+    return Learner({"w": jnp.ones((seeds, 3))}, replays.Replay(data, added))
+
+
+def writing(folder: str, seeds: int, rows: int) -> float:
+    """Memory at its peak, from what there was without a replay."""
+    before = memory("VmRSS")
+    there = learner(seeds, rows, full=True)
+    forget()
+    Checkpointer(folder).save(50, there, Counters(1, 50, ()), [], {})
+    return (memory("VmHWM") - before) / nbytes(there)
+
+
+def reading(folder: str, seeds: int, rows: int) -> float:
+    """As `writing`."""
+    before = memory("VmRSS")
+    like = learner(seeds, rows, full=False)
+    forget()
+    restored = Checkpointer(folder).restore(like)
+    assert restored is not None and int(restored[1].replay.added[0]) == rows
+    return (memory("VmHWM") - before) / nbytes(restored[1])
+
+
+def nbytes(there: Learner) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(there.replay))
+
+
+def measured(seeds: int, rows: int, folder: str) -> float:
+    """Of whichever the folder is ready for."""
+    with tempfile.TemporaryDirectory() as other:  # what is loaded and compiled once
+        writing(other, seeds, CHUNK), reading(other, seeds, CHUNK)
+    return (reading if os.listdir(folder) else writing)(folder, seeds, rows)
+
+
+def main(argv: list[str]) -> None:
+    config = flags.parse(PeakConfig)
+    check(config)
+    row = 4 * config.seeds * (2 * SPEC.obs_size + SPEC.action_size + 2)
+    rows = config.megabytes * 1_000_000 // row // CHUNK * CHUNK
+    print(f"memory at its peak, in replays of {rows * row / 1e6:.0f} MB")
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as alone,
+    ):
+        for name in ("writing a checkpoint", "going on from it"):
+            peak = alone.submit(measured, config.seeds, rows, folder).result()
+            print(f"{name:<24}{peak:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    flags.define(PeakConfig)
+    flags.run(main)

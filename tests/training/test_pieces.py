@@ -1,0 +1,197 @@
+"""A replay that is written and read in pieces, and what memory that takes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from commands import ROOT
+
+from preqn_jax import replay as replays
+from preqn_jax.options import UserError
+from preqn_jax.training import checkpoint, files, note
+from preqn_jax.training.checkpoint import Checkpointer
+from preqn_jax.training.errors import Stopped
+from preqn_jax.training.loop import Counters, Learner
+
+SPEC = SimpleNamespace(obs_size=3, action_size=2)
+SEEDS, CAPACITY, ROW = 2, 20, 4 * 2 * (3 + 2 + 1 + 1 + 3)  # bytes of a row of both seeds
+
+
+def learner(filled):
+    """Rings whose first rows are random, and whose others are zero as in a fresh one."""
+    rng = np.random.default_rng(0)
+
+    def ring(leaf):
+        rows = np.arange(CAPACITY).reshape((1, -1) + (1,) * (leaf.ndim - 1)) < filled
+        return jnp.asarray(rng.normal(size=(SEEDS, *leaf.shape)) * rows, jnp.float32)
+
+    form = jax.eval_shape(lambda: replays.init(SPEC, CAPACITY))
+    data = jax.tree.map(ring, form.data)
+    agent = {"w": jnp.arange(6.0).reshape(SEEDS, 3)}
+    return Learner(agent, replays.Replay(data, jnp.full(SEEDS, filled, jnp.int32)))
+
+
+def save(folder, filled, rows, monkeypatch, step=50):
+    """A checkpoint of a replay with so many rows filled, in pieces of so many rows."""
+    monkeypatch.setattr(checkpoint, "_PIECE", rows * ROW + ROW - 1)
+    Checkpointer(folder).save(step, learner(filled), Counters(1, step, ()), [], {})
+    return Path(folder) / str(step)
+
+
+def restored(folder):
+    found = Checkpointer(folder).restore(learner(0))
+    assert found is not None
+    return found[0], jax.tree.map(np.asarray, found[1])
+
+
+@pytest.mark.parametrize(
+    ("filled", "rows", "sizes"),
+    [(17, 5, [5, 5, 5, 2]), (20, 5, [5, 5, 5, 5]), (4, 5, [4]), (3, 1, [1, 1, 1])],
+)
+def test_what_is_read_is_what_was_written_in_pieces_of_any_size(
+    tmp_path, filled, rows, sizes, monkeypatch
+):
+    at = save(tmp_path, filled, rows, monkeypatch)
+    names = ["replay", *(f"replay.{i}" for i in range(1, len(sizes)))]
+    forms = note.read(at, 50)["arrays"]
+    assert list(forms) == ["agent", *names]
+    assert [forms[name]["data.obs"] for name in names] == [[[2, n, 3], "float32"] for n in sizes]
+    assert sorted(path.name for path in at.iterdir()) == sorted(["agent", "note", *names])
+    monkeypatch.setattr(checkpoint, "_PIECE", 3 * ROW)  # whoever reads has pieces of its own
+    expected = jax.tree.map(np.asarray, learner(filled))
+    jax.tree.map(np.testing.assert_array_equal, restored(tmp_path)[1], expected)
+
+
+def test_a_row_that_is_larger_than_a_piece_is_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_PIECE", 1)
+    Checkpointer(tmp_path).save(50, learner(2), Counters(1, 50, ()), [], {})
+    assert list(note.read(tmp_path / "50", 50)["arrays"]) == ["agent", "replay", "replay.1"]
+
+
+def test_a_replay_that_is_read_takes_the_place_of_the_fresh_one(tmp_path, monkeypatch):
+    """Else memory would hold both."""
+    save(tmp_path, 17, 5, monkeypatch)
+    like = learner(0)
+    Checkpointer(tmp_path).restore(like)
+    assert all(ring.is_deleted() for ring in jax.tree.leaves(like.replay.data))
+    fresh = learner(0)
+    assert Checkpointer(tmp_path / "empty").restore(fresh) is None
+    assert not any(ring.is_deleted() for ring in jax.tree.leaves(fresh.replay.data))
+
+
+def test_the_rings_that_are_saved_can_still_be_donated(tmp_path, monkeypatch):
+    """A view of theirs that the host kept would make the next round copy all of them."""
+    like = learner(17)
+    Checkpointer(tmp_path).save(50, like, Counters(1, 50, ()), [], {})
+    where = [ring.unsafe_buffer_pointer() for ring in jax.tree.leaves(like.replay.data)]
+    put = jax.jit(lambda data: jax.tree.map(lambda x: x.at[:, 0].set(1), data), donate_argnums=0)
+    after = [ring.unsafe_buffer_pointer() for ring in jax.tree.leaves(put(like.replay.data))]
+    assert after == where
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+def test_a_damaged_piece_is_noticed_before_anything_is_given_up(tmp_path, monkeypatch, caplog):
+    at = save(tmp_path, 17, 5, monkeypatch)
+    file = max((at / "replay.3").rglob("*"), key=lambda p: p.is_file() and p.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-1])
+    like = learner(0)
+    with pytest.raises(UserError, match=r"files in replay\.3 do not match their checksums"):
+        Checkpointer(tmp_path).restore(like)
+    assert not any(ring.is_deleted() for ring in jax.tree.leaves(like.replay.data))
+
+
+def drop_last(content):
+    del content["arrays"]["replay.3"]
+
+
+def swap(content):
+    arrays = content["arrays"]
+    arrays["replay"], arrays["replay.3"] = arrays["replay.3"], arrays["replay"]
+
+
+def rows(value):
+    def change(content):
+        for form in content["arrays"]["replay.1"].values():
+            if len(form[0]) > 1:
+                form[0][1] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (drop_last, "its replay of 15 rows is not that of 17"),
+        (lambda content: content.update(filled=18), "its replay of 17 rows is not that of 18"),
+        (rows(0), r"its replay\.1 has 0 rows"),
+        (rows(-5), r"its replay\.1 has -5 rows"),
+        (rows(5.0), r"its replay\.1 has 5\.0 rows"),
+        (rows(True), r"its replay\.1 has True rows"),
+        (rows("5"), r"its replay\.1 has '5' rows"),
+        (swap, "its replay is not as its note says"),
+        (lambda content: content["arrays"].pop("replay"), "its replay of 0 rows is not that of 17"),
+    ],
+)
+def test_a_note_of_other_pieces_leads_to_the_checkpoint_before(
+    tmp_path, change, words, monkeypatch, caplog
+):
+    save(tmp_path, 8, 5, monkeypatch)
+    at = save(tmp_path, 17, 5, monkeypatch, step=100)
+    content = note.read(at, 100)
+    change(content)
+    (at / note.NAME).unlink()
+    note.write(at, {name: value for name, value in content.items() if name != "files"})
+    step, read = restored(tmp_path)
+    assert step == 50 and "the checkpoint of step 100 cannot be read (" in caplog.text
+    jax.tree.map(np.testing.assert_array_equal, read, jax.tree.map(np.asarray, learner(8)))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match=words):
+        patch.setattr(Checkpointer, "steps", lambda self: [100])
+        restored(tmp_path)
+
+
+# --- room -----------------------------------------------------------------------------------------
+
+
+def test_room_is_looked_for_for_every_piece(tmp_path, monkeypatch):
+    """Files: the limit of these grows with the pieces."""
+    real = os.statvfs
+
+    def limited(path):
+        there = real(path)
+        return SimpleNamespace(
+            f_bavail=there.f_bavail, f_frsize=there.f_frsize, f_files=10**6, f_favail=70
+        )
+
+    monkeypatch.setattr(os, "statvfs", limited)
+    assert save(tmp_path, 4, 5, monkeypatch).exists()
+    with pytest.raises(Stopped, match="there is room for 70 files"):
+        save(tmp_path, 17, 5, monkeypatch, step=100)
+    assert Checkpointer(tmp_path).steps() == [50]
+
+
+def test_no_part_has_more_files_than_room_is_looked_for(tmp_path, monkeypatch):
+    at = save(tmp_path, 17, 5, monkeypatch)
+    for part in ("agent", "replay", "replay.3"):
+        assert len(list((at / part).rglob("*"))) < checkpoint._FILES
+    assert files.digests(at).keys() > {"note"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells the memory of a process")
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_memory_peaks_at_no_more_than_1_5_replays(seeds):
+    command = [sys.executable, "tests/peak.py", "--megabytes=256", f"--seeds={seeds}"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    told = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    peaks = dict(line.rsplit(maxsplit=1) for line in told.stdout.splitlines()[1:])
+    assert peaks.keys() == {"writing a checkpoint", "going on from it"}
+    for peak in peaks.values():
+        assert 1 <= float(peak) <= 1.5
