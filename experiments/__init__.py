@@ -9,15 +9,19 @@ its own, and several seeds are divided among them (`training.loop`). A computati
 thread that asks for it: handing over an evaluation of the policy to another takes longer than the
 policy itself. Batched LAPACK calls of two devices wait for each other in XLA's pool of threads, for
 ever if it has no more threads than cores: `NPROC` gives it twice as many. A process with one core
-has one thread: more get in each other's way. docs/results/performance.md has the figures. Whatever
-the environment already sets wins.
+has one thread: more get in each other's way. docs/results/performance.md has the figures. GPU
+memory is taken as it is needed, and not three quarters of it at the start; what was compiled is
+kept for the next process, by machine, in the user's cache folder. Whatever the environment already
+sets wins.
 
 A command that is being imported ends at Ctrl-C without a word; and where a standard stream is
 closed there is nothing in its place, or the next file to be opened would take it, for XLA to write
 its warnings to.
 """
 
+import hashlib
 import os
+import platform
 import signal
 import sys
 
@@ -46,10 +50,28 @@ os.environ["XLA_FLAGS"] = " ".join(
     [XLA_FLAGS_GIVEN, *(f"--{k}={v}" for k, v in _XLA_FLAGS.items() if k not in XLA_FLAGS_GIVEN)]
 ).strip()
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 NPROC_GIVEN = os.environ.get("NPROC", "")
 if NPROC_GIVEN and not (NPROC_GIVEN.isascii() and NPROC_GIVEN.isdecimal() and int(NPROC_GIVEN)):
     sys.exit(f"error: NPROC is {NPROC_GIVEN!r}, but it is a number of threads, as in NPROC=2")
 os.environ["NPROC"] = NPROC_GIVEN or str(threads(_cores or 1))
+
+
+def _cache() -> str:
+    """Where compiled programs are kept: a CPU's run on CPUs of its kind alone."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    kind = platform.machine()
+    try:
+        with open("/proc/cpuinfo", "rb") as file:  # its flags are the same line for every core
+            lines = sorted({line for line in file if line.startswith((b"flags", b"model name"))})
+            kind += "-" + hashlib.sha256(b"".join(lines)).hexdigest()[:12]
+    except OSError:
+        kind += "-" + platform.node()
+    return os.path.join(home, "preqn_jax", "xla", kind)
+
+
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache())
+os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**31))  # bytes; the oldest goes
 
 import jax  # noqa: E402  (NumPy, which it imports, reads the variables)
 

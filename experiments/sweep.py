@@ -24,7 +24,7 @@ from absl import flags as absl_flags
 
 from experiments.kit import flags, processes, signals, streams, swept
 from experiments.kit.curves import plural
-from experiments.kit.running import Running
+from experiments.kit.running import Running, WatchConfig
 from preqn_jax.training import run as training
 from preqn_jax.training import sweep as sweeps
 
@@ -45,10 +45,12 @@ def define() -> None:
     absl_flags.DEFINE_bool(
         "report", False, "train nothing, report on what is there", module_name=_GROUP
     )
+    flags.group("What is swept, beside the seeds", ["sweep", "report"])
 
 
 def main(argv: list[str]) -> int:
     run, agent, loop = (flags.parse(config) for config in training.CONFIGS)
+    run = flags.home(run, f"sweep-{agent.algorithm}")
     given, together = absl_flags.FLAGS, flags.parse(processes.ProcessesConfig)
     sweep = sweeps.plan(run.logdir, run, agent, loop, sweeps.axes(given.sweep))
     if not given.report:
@@ -72,7 +74,7 @@ def _train(sweep: sweeps.Sweep) -> bool:
     if jax.process_count() > 1:
         words.append(f"of process {jax.process_index() + 1} of {jax.process_count()}")
     print(f"{' '.join(words)}: {sweep.logdir}", file=sys.stderr)
-    running = Running()
+    running = Running(flags.parse(WatchConfig))
     with signals.heard(running.stop, running.cut_off):
         for program in programs:
             title = ", ".join(filter(None, (program.run.env, program.name)))
@@ -87,6 +89,6 @@ def _train(sweep: sweeps.Sweep) -> bool:
 
 
 if __name__ == "__main__":
-    flags.define(*training.CONFIGS, processes.ProcessesConfig)
+    flags.define(*training.CONFIGS, processes.ProcessesConfig, WatchConfig)
     define()
     flags.run(main)

@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments import plot
 from experiments.kit import curves, flags, signals, streams
-from experiments.kit.running import Running
+from experiments.kit.running import Running, WatchConfig
 from preqn_jax.options import UserError
 from preqn_jax.training import run as training
 from preqn_jax.training.record import read
@@ -28,8 +28,9 @@ if __name__ == "__mp_main__":  # a worker
 
 
 def main(argv: list[str]) -> int:
-    plan = training.plan(*(flags.parse(config) for config in training.CONFIGS))
-    running = Running()
+    run_config, agent, loop = (flags.parse(config) for config in training.CONFIGS)
+    plan = training.plan(flags.home(run_config, agent.algorithm), agent, loop)
+    running = Running(flags.parse(WatchConfig))
     with signals.heard(running.stop, running.cut_off), training.Session(plan, running.hung) as run:
         running.take(run)
         logdir = run.logdir
@@ -108,5 +109,5 @@ def _summarize(logdir: Path, plan: training.Plan) -> list[int]:
 
 
 if __name__ == "__main__":
-    flags.define(*training.CONFIGS)
+    flags.define(*training.CONFIGS, WatchConfig)
     flags.run(main)

@@ -6,6 +6,7 @@ A network is a Flax module; what agents and steps take is its `apply`, the pure 
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -57,13 +58,21 @@ INITIALIZERS: dict[str, tuple[Initializer, BiasRule]] = {
 }
 
 
+DTYPES = ("float32", "bfloat16")
+
+
 class MLP(nn.Module):
-    """`hidden_sizes` layers with `activation`, then a linear layer of `output_size`."""
+    """`hidden_sizes` layers with `activation`, then a linear layer of `output_size`.
+
+    Hidden layers compute in `dtype`, "float32" or "bfloat16"; parameters and the last layer are in
+    float32.
+    """
 
     hidden_sizes: tuple[int, ...]
     output_size: int
     activation: str = "sin"
     initializer: str = "glorot"
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -71,14 +80,32 @@ class MLP(nn.Module):
         act = ACTIVATIONS[choose("activation", self.activation, ACTIVATIONS)]
         weights, biases = INITIALIZERS[choose("initializer", self.initializer, INITIALIZERS)]
         for i, size in enumerate((*self.hidden_sizes, self.output_size)):
-            fan_in = x.shape[-1]
+            fan_in, last = x.shape[-1], i == len(self.hidden_sizes)
             layer = nn.Dense(
                 size,
+                dtype=_computing(self.dtype) if not last else None,
                 kernel_init=weights,
                 bias_init=lambda key, shape, dtype, n=fan_in: biases(key, shape, n, dtype),
             )
-            x = layer(x) if i == len(self.hidden_sizes) else act(layer(x))
+            x = layer(x) if last else act(layer(x))
         return x
+
+
+def _computing(dtype: str) -> Any:
+    """What a hidden layer computes in; None is what its numbers are."""
+    return jnp.bfloat16 if choose("dtype", dtype, DTYPES) == "bfloat16" else None
+
+
+def _mlp(network: Any, output_size: int) -> MLP:
+    """The MLP of a network with an MLP's fields."""
+    return MLP(
+        network.hidden_sizes,
+        output_size,
+        network.activation,
+        network.initializer,
+        network.dtype,
+        name="mlp",
+    )
 
 
 class Critic(nn.Module):
@@ -87,12 +114,13 @@ class Critic(nn.Module):
     hidden_sizes: tuple[int, ...] = (256, 256)
     activation: str = "sin"
     initializer: str = "glorot"
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, obs: Array, action: Array) -> Array:
         """`[obs], [act] -> []`."""
         joined = jnp.concatenate([obs, action])
-        return MLP(self.hidden_sizes, 1, self.activation, self.initializer, name="mlp")(joined)[0]
+        return _mlp(self, 1)(joined)[0]
 
 
 class Actor(nn.Module):
@@ -102,15 +130,12 @@ class Actor(nn.Module):
     hidden_sizes: tuple[int, ...] = (256, 256)
     activation: str = "sin"
     initializer: str = "glorot"
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, obs: Array) -> Array:
         """`[obs] -> [act]`."""
-        return jnp.tanh(
-            MLP(self.hidden_sizes, self.action_size, self.activation, self.initializer, name="mlp")(
-                obs
-            )
-        )
+        return jnp.tanh(_mlp(self, self.action_size)(obs))
 
 
 LOG_STD_BOUNDS = (-20.0, 2.0)  # Spinning Up's; the paper names none
@@ -125,12 +150,11 @@ class GaussianActor(nn.Module):
     hidden_sizes: tuple[int, ...] = (256, 256)
     activation: str = "sin"
     initializer: str = "glorot"
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, obs: Array) -> tuple[Array, Array]:
         """`[obs] -> ([act], [act])`, the second within `LOG_STD_BOUNDS`."""
-        both = MLP(
-            self.hidden_sizes, 2 * self.action_size, self.activation, self.initializer, name="mlp"
-        )(obs)
+        both = _mlp(self, 2 * self.action_size)(obs)
         mean, log_std = jnp.split(both, 2)
         return mean, jnp.clip(log_std, *LOG_STD_BOUNDS)

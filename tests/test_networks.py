@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import oracles
-from preqn_jax import networks
+from preqn_jax import agents, networks, ntk
 from preqn_jax.batching import batched
 from preqn_jax.networks import MLP, Actor, Critic
 from preqn_jax.options import UserError
@@ -160,3 +160,34 @@ def test_unknown_names_are_answered_with_the_choices(make, names, text):
     inputs = (jnp.ones(5),) if isinstance(module, Actor) else (jnp.ones(5), jnp.ones(3))
     with pytest.raises(UserError, match=text):
         module.init(jax.random.key(0), *inputs)
+
+
+@pytest.mark.parametrize("activation", networks.ACTIVATIONS)
+def test_bfloat16_is_for_hidden_layers_alone_and_K_is_in_float32(activation):
+    """K of a network in bfloat16 is that of float32 to bfloat16's three digits."""
+    wide, narrow = (networks.Critic((32, 32), activation, dtype=name) for name in networks.DTYPES)
+    keys = jax.random.split(jax.random.key(0), 3)
+    inputs = jax.random.normal(keys[0], (24, 5)), jax.random.uniform(keys[1], (24, 2))
+    params = narrow.init(keys[2], *(x[0] for x in inputs))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
+    program = str(jax.make_jaxpr(narrow.apply)(params, *(x[0] for x in inputs)))
+    assert program.count(":bf16[32] = dot_general") == 2 and "bf16" not in str(
+        jax.make_jaxpr(wide.apply)(params, *(x[0] for x in inputs))
+    )
+    exact, found, looped = (
+        ntk.kernel(wide.apply, params, inputs),
+        ntk.kernel(narrow.apply, params, inputs),
+        ntk.kernel(narrow.apply, params, inputs, method="jacobian"),
+    )
+    assert found.dtype == looped.dtype == narrow.apply(params, *(x[0] for x in inputs)).dtype
+    assert found.dtype == jnp.float32
+    size = np.linalg.norm(exact)
+    assert 1e-5 * size < np.linalg.norm(found - exact) < 0.02 * size
+    assert np.linalg.norm(found - looped) < 0.002 * size
+
+
+def test_another_type_of_networks_is_refused():
+    with pytest.raises(UserError, match="unknown network_dtype 'float16'"):
+        agents.resolve(agents.AgentConfig(network_dtype="float16"))
+    made = agents.resolve(agents.AgentConfig(network_dtype="bfloat16"))
+    assert made.network["dtype"] == "bfloat16"

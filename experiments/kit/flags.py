@@ -18,6 +18,7 @@ from absl import logging as absl_logging
 
 from experiments.kit import streams
 from preqn_jax.options import UserError
+from preqn_jax.training.config import RunConfig
 
 Config = TypeVar("Config")
 # What the library calls an argument, and the flag for it.
@@ -33,6 +34,7 @@ FIRST = (
     "algorithm",
     "env",
     "seeds",
+    "sweep",
     "num_steps",
     "logdir",
     "hidden_sizes",
@@ -60,6 +62,19 @@ def define(*configs: type, values: flags.FlagValues = flags.FLAGS) -> None:
         hints = typing.get_type_hints(config)
         for field in dataclasses.fields(config):
             _define_one(field, _inner_type(hints[field.name]), config.__name__, values)
+
+
+def home(run: RunConfig, name: str) -> RunConfig:
+    """With the run directory that it has by default: named for what is trained, and on what."""
+    if run.logdir is not None:
+        return run
+    env = re.sub(r"[^\w.-]", "-", run.env)
+    return dataclasses.replace(run, logdir=f"runs/{name}-{env}")
+
+
+def group(title: str, names: list[str]) -> None:
+    """Flags that a binary defined by itself, for `--helpfull`."""
+    _groups[title] = names
 
 
 def _inner_type(hint: Any) -> Any:

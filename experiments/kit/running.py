@@ -1,17 +1,28 @@
 """Sessions with a progress bar, which signals reach."""
 
+import dataclasses
 import sys
 import time
 from collections.abc import Callable
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
 from experiments.kit import flags, signals
 from preqn_jax.envs import EnvError
-from preqn_jax.options import UserError
+from preqn_jax.options import UserError, option
 from preqn_jax.training.errors import Diverged, Stopped
 from preqn_jax.training.run import Session
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchConfig:
+    """How a command is watched."""
+
+    profile: str = option(
+        "", "a folder for a trace of three rounds with updates, by jax.profiler (none)"
+    )
 
 
 class Running:
@@ -19,6 +30,9 @@ class Running:
 
     session: Session | None = None
     stopping = False
+
+    def __init__(self, watch: WatchConfig | None = None):
+        self._watch = watch or WatchConfig()
 
     def stop(self) -> None:
         """A first signal: end after the round at hand, with a checkpoint."""
@@ -56,7 +70,7 @@ class Running:
         """
         self.take(session)
         try:
-            return _follow(session, title, words)
+            return _follow(session, title, words, Trace(self._watch.profile))
         except Diverged as error:
             if session.plan.places is None:
                 raise UserError(f"{error}; {self.kept()}") from None
@@ -65,7 +79,10 @@ class Running:
             raise UserError(f"{error}; {self.kept()}") from error.__cause__
 
 
-def _follow(session: Session, title: str, words: Callable[[Session], str] | None) -> bool:
+def _follow(
+    session: Session, title: str, words: Callable[[Session], str] | None, trace: "Trace"
+) -> bool:
+    compiled = _compiling()
     session.begin()
     step = session.start
     if step:
@@ -77,6 +94,7 @@ def _follow(session: Session, title: str, words: Callable[[Session], str] | None
     with _progress(session, title) as bar:
         for progress in () if session.stopping else session.rounds():
             step = progress.step
+            trace.round(bool(progress.metrics))
             if told := clock.first_words(step, bool(progress.metrics)):
                 tqdm.write(told, file=sys.stderr)
             for i, finding in progress.findings:
@@ -92,7 +110,41 @@ def _follow(session: Session, title: str, words: Callable[[Session], str] | None
     if session.stopping and step < session.config.num_steps:
         print(f"stopped at step {step}; the same command goes on from there", file=sys.stderr)
         return False
+    print(f"seconds spent compiling, once a process: {sum(compiled):.0f}", file=sys.stderr)
     return True
+
+
+def _compiling() -> list[float]:
+    """Seconds of every compilation from here on."""
+    seconds: list[float] = []
+
+    def heard(event: str, duration_secs: float, **_: str | int) -> None:
+        if event.endswith("backend_compile_duration"):
+            seconds.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    return seconds
+
+
+class Trace:
+    """What the device does in three rounds with updates, after those that compile."""
+
+    FIRST, COUNT = 3, 3
+
+    def __init__(self, folder: str):
+        self._folder, self._rounds = folder, 0
+
+    def round(self, updates: bool) -> None:
+        """After a round."""
+        self._rounds += updates
+        if not self._folder or not updates:
+            return
+        if self._rounds == self.FIRST:
+            jax.profiler.start_trace(self._folder)
+        elif self._rounds == self.FIRST + self.COUNT:
+            jax.profiler.stop_trace()
+            words = f"trace of {self.COUNT} rounds: {self._folder} (tensorboard or ui.perfetto.dev)"
+            tqdm.write(words, file=sys.stderr)
 
 
 class Clock:

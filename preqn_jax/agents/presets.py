@@ -36,6 +36,11 @@ class AgentConfig:
     initializer: str = option(
         "glorot", "initial weights: glorot (zero biases), lecun, pytorch or siren"
     )
+    network_dtype: str = option(
+        "float32",
+        "what hidden layers compute in: float32, or bfloat16 (parameters, K and its solve stay in "
+        "float32)",
+    )
     discount: float = option(0.99, "gamma, the discount factor", at_least=0, below=1)
     actor_learning_rate: float = option(1e-3, "alpha_mu, Adam's step size for the policy", above=0)
     critic_learning_rate: float | None = option(
@@ -192,6 +197,7 @@ def resolve(config: AgentConfig) -> Resolved:
             "hidden_sizes": config.hidden_sizes,
             "activation": activation,
             "initializer": initializer,
+            "dtype": choose("network_dtype", config.network_dtype, networks.DTYPES),
         },
         critic_step=step,
         critic_learning_rate=given.critic_learning_rate,

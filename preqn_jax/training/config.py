@@ -78,7 +78,11 @@ class RunConfig:
         "module registers), one for the device (native/pendulum, brax/halfcheetah, "
         "playground/CheetahRun), or a probe (probe/delay)",
     )
-    logdir: str = option("runs/preqn", "the run directory; an unfinished run in it goes on")
+    logdir: str | None = option(
+        None,
+        "the run directory; an unfinished run in it goes on (runs/<algorithm>-<env>, and "
+        "runs/sweep-... for a sweep)",
+    )
     eval_every: int = option(5000, "steps between noiseless evaluations", at_least=1)
     eval_episodes: int = option(10, "episodes of an evaluation", at_least=1)
     eval_max_steps: int = option(
@@ -125,7 +129,7 @@ def validate_run(run: RunConfig, config: LoopConfig) -> None:
     check(run)
     check_seeds(config.seeds)
     validate(config)
-    trackers.check(run.track, run.logdir)
+    trackers.check(run.track, run.logdir or "")
     if run.stop_on_divergence and not run.diagnose_every:
         raise UserError(
             "stop_on_divergence is on, but nothing looks for divergence: add `diagnose_every=1000`"

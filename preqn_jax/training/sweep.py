@@ -158,7 +158,7 @@ def _value(name: str, text: str) -> Any:
 
 
 def plan(
-    logdir: str | Path, run: RunConfig, agent: AgentConfig, loop: LoopConfig, axes: Axes
+    logdir: str | Path | None, run: RunConfig, agent: AgentConfig, loop: LoopConfig, axes: Axes
 ) -> Sweep:
     """The sweep, every member of which makes sense. Raises UserError."""
     if not logdir:
