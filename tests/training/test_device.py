@@ -322,8 +322,16 @@ def test_what_makes_no_sense_on_the_device_is_refused(options, words, tmp_path):
 
 @pytest.mark.slow
 def test_preqn_learns_to_swing_up_a_pendulum():
-    """From about -1200, that of a random policy, to one that mostly stands upright."""
+    """From some -1400 to one that is up soon, and stays there: the median of the last evaluations,
+    as single ones may fail.
+    """
     options = {"num_steps": 6000, "start_steps": 500, "update_after": 500, "log_every": 500}
     sizes = {"hidden_sizes": (64, 64), "batch_size": 128}
-    *_, last = preqn_jax.train("preqn", "native/pendulum", eval_every=3000, **options, **sizes)
-    assert last.evaluations[0].rewards.sum(axis=0).mean() > -400
+    returns = [
+        progress.evaluations[0].rewards.sum(axis=0).mean()
+        for progress in preqn_jax.train(
+            "preqn", "native/pendulum", eval_every=500, **options, **sizes
+        )
+        if progress.evaluations
+    ]
+    assert returns[0] < -800 and np.median(returns[-6:]) > -350
