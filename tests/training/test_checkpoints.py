@@ -245,6 +245,14 @@ def test_a_note_that_cannot_be_of_this_run_leads_to_the_checkpoint_before(made, 
     assert restored(made, at)[0] == 150
 
 
+def test_a_note_of_another_filled_part_is_refused_without_a_look_at_the_arrays(made, at):
+    content = note.read(at / "150", 150)
+    made.check(content)
+    for filled in (0, 149, 151):
+        with pytest.raises(ValueError, match=f"its replay of {filled} is not that of step 150"):
+            made.check({**content, "filled": filled})
+
+
 def test_only_plain_state_of_a_fresh_environment_is_restored(made, at):
     """A note may not reach what an environment is, only how far it is."""
 
