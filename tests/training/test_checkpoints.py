@@ -203,6 +203,9 @@ WRONG = {
         ["extra", "pending"], [{"metrics": {"x": codec.encode(np.zeros(3))}, "episodes": []}]
     ),
     "pending of strings": set_(["extra", "pending"], [{"metrics": {"x": "ab"}, "episodes": []}]),
+    "pending of another type": set_(
+        ["extra", "pending"], [{"metrics": {"x": codec.encode(np.zeros(2, bool))}, "episodes": []}]
+    ),
     "pending episode": set_(["extra", "pending"], [{"metrics": {}, "episodes": [[7, 1.0]]}]),
     "no records": drop("extra", "records"),
     "observation of other shape": set_([*ENV, "obs"], codec.encode(np.zeros((1, 3), np.float32))),
