@@ -1,4 +1,4 @@
-"""Memory at its peak, in sizes of the replay, as a checkpoint is written and gone on from.
+"""Memory at its peak, in sizes of the replay: in training, and at a checkpoint.
 
     PYTHONPATH=. python tests/peak.py --megabytes=440 --seeds=1
 
@@ -8,7 +8,6 @@ Each in a process of its own. Linux alone tells it (/proc).
 import dataclasses
 import gc
 import multiprocessing
-import os
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -19,9 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.kit import flags
+from preqn_jax import agents
 from preqn_jax import replay as replays
 from preqn_jax.options import check, option
+from preqn_jax.training import loop
 from preqn_jax.training.checkpoint import Checkpointer
+from preqn_jax.training.config import LoopConfig
 from preqn_jax.training.loop import Counters, Learner
 from preqn_jax.types import Spec
 
@@ -92,11 +94,33 @@ def nbytes(there: Learner) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(there.replay))
 
 
-def measured(seeds: int, rows: int, folder: str) -> float:
-    """Of whichever the folder is ready for."""
+def training(folder: str, seeds: int, rows: int) -> float:
+    """As `writing`, from the empty rings to the third round."""
+    before, starts = memory("VmRSS"), {"start_steps": 50, "update_after": 50}
+    config = LoopConfig(seeds=tuple(range(seeds)), num_steps=rows, **starts)
+    agent = agents.make(agents.AgentConfig(algorithm="td3", hidden_sizes=(8, 8)), SPEC)
+    forget()
+    there, _ = loop.init(agent, SPEC, config)
+    learn, size, frozen = loop.make_learn(agent, config), nbytes(there), np.zeros(seeds, bool)
+    new = jax.tree.map(lambda ring: np.ones((seeds, 50, *ring.shape[2:])), there.replay.data)
+    for i in range(3):
+        there, _ = learn(there, new, frozen, jnp.uint32(i), jnp.int32(50 * i), 50)
+    jax.block_until_ready(there)
+    return (memory("VmHWM") - before) / size
+
+
+STAGES = {
+    "training": training,
+    "writing a checkpoint": writing,
+    "going on from it": reading,
+}
+
+
+def measured(stage: str, seeds: int, rows: int, folder: str) -> float:
     with tempfile.TemporaryDirectory() as other:  # what is loaded and compiled once
-        writing(other, seeds, CHUNK), reading(other, seeds, CHUNK)
-    return (reading if os.listdir(folder) else writing)(folder, seeds, rows)
+        for name in STAGES if stage == "going on from it" else (stage,):
+            STAGES[name](other, seeds, CHUNK)
+    return STAGES[stage](folder, seeds, rows)
 
 
 def main(argv: list[str]) -> None:
@@ -110,8 +134,8 @@ def main(argv: list[str]) -> None:
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as alone,
     ):
-        for name in ("writing a checkpoint", "going on from it"):
-            peak = alone.submit(measured, config.seeds, rows, folder).result()
+        for name in STAGES:
+            peak = alone.submit(measured, name, config.seeds, rows, folder).result()
             print(f"{name:<24}{peak:.2f}", flush=True)
 
 

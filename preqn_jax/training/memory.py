@@ -10,9 +10,9 @@ from preqn_jax.training import files
 from preqn_jax.training.config import LoopConfig
 from preqn_jax.types import Spec
 
-# At a checkpoint the filled part of the replay is there as itself, as a copy of that part, and as
-# what is being written.
-_COPIES = 3.5
+# Of the replay, at the peak: up to 2.9 in training, where several seeds learn in turn, and 1.4 at a
+# checkpoint or on going on from one (tests/peak.py).
+COPIES = 3.0
 _KERNELS = 4  # of B x B numbers that a solve holds at once
 
 
@@ -23,7 +23,7 @@ def check(spec: Spec, config: LoopConfig, described: dict[str, Any]) -> None:
     row = 4 * (2 * spec.obs_size + spec.action_size + 2)  # bytes of a transition
     seeds, batch = len(config.seeds), config.batch_size
     needs = {
-        "replay_capacity": _COPIES * seeds * min(config.replay_capacity, config.num_steps) * row,
+        "replay_capacity": COPIES * seeds * min(config.replay_capacity, config.num_steps) * row,
         "batch_size": config.update_every * batch * row,
     }
     if described.get("critic_step") in ("preconditioned", "natural_gradient"):

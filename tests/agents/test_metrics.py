@@ -63,26 +63,21 @@ def test_only_exploring_is_noisy_and_it_stays_in_the_box(explores):
         assert (np.abs(drawn) == 1).any()
 
 
-class Keyed:
-    """A network whose weights are the key that it was given."""
-
-    def init(self, key, *inputs):
-        return {"w": jax.random.key_data(key).astype(jnp.float32)}
-
-    def apply(self, params, *inputs):
-        return inputs[0][:2] * params["w"][0]
-
-
 def test_policy_and_critic_start_from_keys_of_their_own():
-    agent = agents.actor_critic(
-        SPEC,
-        agents.deterministic(Keyed(), optax.sgd(0.0)),
-        agents.critic(Keyed(), recording([]), members=1),
-        discount=0.5,
-    )
-    state = agent.init(jax.random.key(0))
-    policy, critic = agent.policy(state)["w"], agent.critic(state)["w"]
-    assert not (np.asarray(policy) == np.asarray(critic)).any()
+    given = []
+
+    def keyed(part):
+        def init(key, *examples):
+            given.append(jax.random.key_data(key).tolist())
+            return part.init(key, *examples)
+
+        return part._replace(init=init)
+
+    policy = agents.deterministic(HandActor(0.5), optax.sgd(0.0))
+    critic = agents.critic(HandCritic(2.0), recording([]))
+    agent = agents.actor_critic(SPEC, keyed(policy), keyed(critic), discount=0.5)
+    agent.init(jax.random.key(0))
+    assert len(given) == 2 and given[0] != given[1]
 
 
 @pytest.mark.parametrize("algorithm", ["td3", "sac"])

@@ -203,6 +203,9 @@ WRONG = {
         ["extra", "pending"], [{"metrics": {"x": codec.encode(np.zeros(3))}, "episodes": []}]
     ),
     "pending of strings": set_(["extra", "pending"], [{"metrics": {"x": "ab"}, "episodes": []}]),
+    "pending of another type": set_(
+        ["extra", "pending"], [{"metrics": {"x": codec.encode(np.zeros(2, bool))}, "episodes": []}]
+    ),
     "pending episode": set_(["extra", "pending"], [{"metrics": {}, "episodes": [[7, 1.0]]}]),
     "no records": drop("extra", "records"),
     "observation of other shape": set_([*ENV, "obs"], codec.encode(np.zeros((1, 3), np.float32))),
@@ -243,6 +246,14 @@ def test_a_note_that_cannot_be_of_this_run_leads_to_the_checkpoint_before(made, 
     assert words.startswith("the checkpoint of step 150 cannot be read (") and "\n" not in words
     sign(at / "150", content)
     assert restored(made, at)[0] == 150
+
+
+def test_a_note_of_another_filled_part_is_refused_without_a_look_at_the_arrays(made, at):
+    content = note.read(at / "150", 150)
+    made.check(content)
+    for filled in (0, 149, 151):
+        with pytest.raises(ValueError, match=f"its replay of {filled} is not that of step 150"):
+            made.check({**content, "filled": filled})
 
 
 def test_only_plain_state_of_a_fresh_environment_is_restored(made, at):

@@ -14,7 +14,7 @@ from commands import ROOT
 
 from preqn_jax import replay as replays
 from preqn_jax.options import UserError
-from preqn_jax.training import checkpoint, files, note
+from preqn_jax.training import checkpoint, files, memory, note
 from preqn_jax.training.checkpoint import Checkpointer
 from preqn_jax.training.errors import Stopped
 from preqn_jax.training.loop import Counters, Learner
@@ -188,10 +188,10 @@ def test_no_part_has_more_files_than_room_is_looked_for(tmp_path, monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells the memory of a process")
 @pytest.mark.parametrize("seeds", [1, 4])
 def test_memory_peaks_at_no_more_than_1_5_replays(seeds):
-    command = [sys.executable, "tests/peak.py", "--megabytes=256", f"--seeds={seeds}"]
+    command = [sys.executable, "tests/peak.py", "--megabytes=440", f"--seeds={seeds}"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     told = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     peaks = dict(line.rsplit(maxsplit=1) for line in told.stdout.splitlines()[1:])
-    assert peaks.keys() == {"writing a checkpoint", "going on from it"}
-    for peak in peaks.values():
-        assert 1 <= float(peak) <= 1.5
+    for name in ("writing a checkpoint", "going on from it"):
+        assert 1 <= float(peaks[name]) <= 1.5
+    assert 1 <= float(peaks["training"]) <= memory.COPIES
