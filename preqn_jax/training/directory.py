@@ -55,6 +55,9 @@ _PACKAGES = (
     "mujoco",
     "numpy",
     "orbax-checkpoint",
+    "brax",
+    "mujoco-mjx",
+    "playground",
 )
 
 

@@ -230,9 +230,15 @@ def over_members(
     default on CPUs.
     """
     if side_by_side is None:
-        device = next(iter(members_sharding(config).device_set))
-        side_by_side = device.platform != "cpu"
+        side_by_side = not take_turns(config)
     return jax.vmap(one) if side_by_side else partial(_in_turn, one)
+
+
+def take_turns(config: LoopConfig) -> bool:
+    """Whether members learn one after the other, and not side by side, where nothing else is
+    said.
+    """
+    return next(iter(members_sharding(config).device_set)).platform == "cpu"
 
 
 def draw(

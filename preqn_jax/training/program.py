@@ -90,6 +90,7 @@ def make_program(
 ) -> Program:
     """The program of a run, whose environments `env` lead with `[P, E]`; `steps` is T."""
     collect, learn = _make_collect(agent, env, spec, config), _make_learn(agent, config)
+    collect = _each(collect, config)
 
     def start(keys: Key) -> World:
         state = env.start(keys)
@@ -98,7 +99,7 @@ def make_program(
 
     def one(learner: Learner, world: World, streams: Streams, round_: Array):
         params = jax.vmap(agent.policy)(learner.agent)
-        world, transitions, report = collect(params, world, streams, round_)
+        world, transitions, report = collect((params, world, streams), round_)
         learner, metrics, frozen = learn(learner, transitions, world.frozen, streams, round_)
         return learner, replace(world, frozen=frozen), report._replace(metrics=metrics)
 
@@ -120,7 +121,33 @@ def make_program(
         _, learner, world, reports = jax.lax.while_loop(goes_on, body, carry)
         return learner, world, jax.tree.map(lambda rows: jnp.moveaxis(rows, 0, 1), reports)
 
-    return Program(start, one, rounds, *_make_evaluation(agent, env, spec, steps))
+    first = _each(start, config)
+    begin, act = (_each(f, config) for f in _make_evaluation(agent, env, spec, steps))
+    return Program(
+        lambda keys: first((keys,)),
+        one,
+        rounds,
+        lambda keys: begin((keys,)),
+        lambda params, episodes, keys, count: act((params, episodes, keys), count),
+    )
+
+
+def _each(function: Callable, config: LoopConfig) -> Callable:
+    """`(arrays [P, ...] in a tuple, *others) -> arrays [P, ...]`: `function` of them all, or where
+    members take turns of one at a time, whose numbers do not depend on its company then.
+    """
+
+    def run(members: tuple, *others: Any) -> Any:
+        if not loop.take_turns(config):
+            return function(*members, *others)
+
+        def one(member: tuple) -> Any:
+            alone = jax.tree.map(lambda x: x[None], member)
+            return jax.tree.map(lambda x: x[0], function(*alone, *others))
+
+        return loop.over_members(one, config)(members)
+
+    return run
 
 
 def _make_collect(agent: Agent, env: Many, spec: Spec, config: LoopConfig) -> Callable:
