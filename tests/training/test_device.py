@@ -335,3 +335,22 @@ def test_preqn_learns_to_swing_up_a_pendulum():
         if progress.evaluations
     ]
     assert returns[0] < -800 and np.median(returns[-6:]) > -350
+
+
+def test_a_member_learns_the_same_in_any_company(monkeypatch):
+    """Bit for bit, on one CPU: members take turns."""
+    devices = jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda *_, **__: devices)
+
+    def learned(seeds):
+        config = dataclasses.replace(LOOP, seeds=seeds)
+        resident = device.Resident(collect.Recipe(small, "native/pendulum", config, EPISODES))
+        agent, spec = small(envs.spec("native/pendulum")), envs.spec("native/pendulum")
+        for done in resident.rounds(*loop.init(agent, spec, config)):
+            last = done
+        returns = [one.rewards for one in resident.evaluate(agent.policy(last.learner.agent), 0)]
+        return jax.tree.map(np.asarray, last.learner), last.metrics, returns
+
+    five, two = learned((1, 2, 3, 5, 8)), learned((3, 5))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[2:4], b), five[:2], two[:2])
+    jax.tree.map(np.testing.assert_array_equal, five[2][2:4], two[2])
