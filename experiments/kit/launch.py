@@ -12,6 +12,7 @@ import collections
 import contextlib
 import dataclasses
 import importlib.util
+import math
 import os
 import signal
 import subprocess
@@ -93,7 +94,7 @@ class Launcher(Protocol):
     every: float  # seconds between questions whether jobs have ended
 
     def start(self, job: Job) -> Any:
-        """A handle, or at once its end, as "elsewhere". Raises OSError, UserError."""
+        """A handle, which is no string, or at once its end. Raises OSError, UserError."""
         ...
 
     def end(self, job: Job, handle: Any) -> End | None:
@@ -167,11 +168,12 @@ class _Pool:
         self._running: dict[str, tuple[Job, Any]] = {}
         self._lost = collections.Counter[str]()
         self._asked = False
-        self._looked = -LOOK
+        self._looked = -math.inf
 
     def ask(self, *_: Any) -> None:
         """To end; a signal's handler."""
-        self._asked = True
+        if not self._asked:
+            self._asked, self._looked = True, -math.inf
 
     def turn(self) -> bool:
         """Starts, stops and looks. Returns whether anything is left."""
