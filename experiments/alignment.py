@@ -7,7 +7,8 @@ sin and with relu.
 makes the runs that are not there yet, one process each, and draws cos(Q'-Q, y-Q) beside the
 learning curves; those of `experiments.benchmark` in the same root are taken as they are. Stop it
 with Ctrl-C whenever you like: the same command, or one without the flags that the plan in root
-knows, goes on. What follows -- goes to every run. --report makes no runs.
+knows, goes on. What follows -- goes to every run. --report makes no runs. --launcher=ray and
+--launcher=submitit make them on a cluster (docs/clusters.md).
 """
 
 import sys
@@ -34,7 +35,7 @@ ALIGNMENT = r"alignment $\cos(Q'-Q,\ y-Q)$"
 
 
 def main(argv: list[str]) -> int:
-    return plan.main(KIND, flags.parse(plan.PlanConfig), argv[1:], report)
+    return plan.main(KIND, plan.parse(), argv[1:], report)
 
 
 def report(root: Path, envs: Sequence[str], seeds: Sequence[int] | None, out: Path) -> None:
@@ -146,5 +147,5 @@ def _figure(env: str, runs: Sequence[Curves], number: int | None, path: Path) ->
 
 
 if __name__ == "__main__":
-    flags.define(plan.PlanConfig)
+    plan.define()
     flags.run(main, takes_words=True)

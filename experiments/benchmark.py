@@ -8,7 +8,8 @@ makes the runs that are not there yet, one process each, and reports on them: Fi
 intervals beside what others published, and verdicts on what section 5.2 says, at the last step that
 all runs have reached. Stop it with Ctrl-C whenever you like: the same command, or one without the
 flags that the plan in root knows, goes on from there. What follows -- goes to every run, as in
--- --solver=eigh. --report makes no runs.
+-- --solver=eigh. --report makes no runs. --launcher=ray and --launcher=submitit make them on a
+cluster (docs/clusters.md).
 """
 
 import sys
@@ -29,7 +30,7 @@ STEPS = (100_000, 300_000, 500_000, 1_000_000)
 
 
 def main(argv: list[str]) -> int:
-    return plan.main(KIND, flags.parse(plan.PlanConfig), argv[1:], report)
+    return plan.main(KIND, plan.parse(), argv[1:], report)
 
 
 def report(root: Path, envs: Sequence[str], seeds: Sequence[int] | None, out: Path) -> None:
@@ -192,5 +193,5 @@ def draw(runs: Sequence[Curves], envs: Iterable[str], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.define(plan.PlanConfig)
+    plan.define()
     flags.run(main, takes_words=True)

@@ -13,20 +13,26 @@ The same command goes on where it was stopped, and ends as if it had never been;
 more seeds or a larger --num_steps it trains what is missing. A member that diverges is frozen where
 it stood, and no other's numbers depend on it. --report makes the summary alone.
 
+With --processes=N as many programs are trained at a time, a process each; --launcher=ray and
+--launcher=submitit do so on a cluster (docs/clusters.md). What each prints is in --logdir/programs.
+
 On several machines with one file system start the same command on each, with --coordinator,
 --num_processes and --process_id, or --coordinator=auto: each trains its share of the members.
 """
 
 import sys
+from collections.abc import Sequence
 
 import jax
 from absl import flags as absl_flags
 
-from experiments.kit import flags, processes, signals, streams, swept
+from experiments.kit import flags, launch, launch_sweep, processes, signals, streams, swept
 from experiments.kit.curves import plural
 from experiments.kit.running import Running, WatchConfig
+from preqn_jax.options import UserError
 from preqn_jax.training import run as training
 from preqn_jax.training import sweep as sweeps
+from preqn_jax.training.lock import Lock
 
 if __name__ == "__mp_main__":  # a worker
     streams.forgive()
@@ -45,7 +51,14 @@ def define() -> None:
     absl_flags.DEFINE_bool(
         "report", False, "train nothing, report on what is there", module_name=_GROUP
     )
-    flags.group("What is swept, beside the seeds", ["sweep", "report"])
+    absl_flags.DEFINE_integer(
+        "only_program",
+        None,
+        "train this program alone, counted from 0, and report nothing: what --launcher starts",
+        lower_bound=0,
+        module_name=_GROUP,
+    )
+    flags.group("What is swept, beside the seeds", ["sweep", "report", "only_program"])
 
 
 def main(argv: list[str]) -> int:
@@ -53,21 +66,50 @@ def main(argv: list[str]) -> int:
     run = flags.home(run, f"sweep-{agent.algorithm}")
     given, together = absl_flags.FLAGS, flags.parse(processes.ProcessesConfig)
     sweep = sweeps.plan(run.logdir, run, agent, loop, sweeps.axes(given.sweep))
-    if not given.report:
+    launching, status = flags.parse(launch.LaunchConfig), 0
+    if given.only_program is not None:
+        return _train_one(sweep, given.only_program)
+    if launching != launch.LaunchConfig():
+        ended = "done" if given.report else launch_sweep.train(sweep, launching, together)
+        if ended == "stopped":
+            return 0
+        status = int(ended == "failed")
+    elif not given.report:
         processes.meet(together)
         sweeps.open_(sweep, write=processes.first())
-        if not _train(sweep):
+        if not _train(sweep, sweep.programs):
             return 0
         processes.wait(together, lambda words: print(words, file=sys.stderr))
-    return int(bool(swept.report(sweep))) if processes.first() else 0
+    diverged = processes.first() and swept.report(sweep)
+    return int(bool(status or diverged))
 
 
-def _train(sweep: sweeps.Sweep) -> bool:
+# --- in this process ------------------------------------------------------------------------------
+
+
+def _train_one(sweep: sweeps.Sweep, index: int) -> int:
+    """A program's share of the work, for `launch_sweep`."""
+    if index >= len(sweep.programs):
+        raise UserError(
+            f"only_program is {index}, but the sweep has {plural(len(sweep.programs), 'program')}; "
+            "count from 0"
+        )
+    sweeps.open_(sweep, write=False)
+    lock = Lock(launch_sweep.runs_of(sweep)[index].folder).sign()
+    try:
+        _train(sweep, [sweep.programs[index]])
+    finally:
+        lock.release()
+    return 0
+
+
+def _train(sweep: sweeps.Sweep, programs: Sequence[sweeps.Program]) -> bool:
     """Whatever is left to do. Returns False where it was stopped."""
-    devices, seeds, programs = jax.local_devices(), len(sweep.loop.seeds), sweep.programs
-    settings = plural(len(sweep.members) // seeds, "setting")
+    devices, seeds = jax.local_devices(), len(sweep.loop.seeds)
+    members = sum(len(program.members) for program in programs)
+    settings = plural(members // seeds, "setting")
     words = [
-        f"{plural(len(sweep.members), 'member')} ({settings}, {plural(seeds, 'seed')})",
+        f"{plural(members, 'member')} ({settings}, {plural(seeds, 'seed')})",
         f"in {plural(len(programs), 'program')},",
         f"on {plural(len(devices), 'device')} ({devices[0].device_kind})",
     ]
@@ -89,6 +131,6 @@ def _train(sweep: sweeps.Sweep) -> bool:
 
 
 if __name__ == "__main__":
-    flags.define(*training.CONFIGS, processes.ProcessesConfig, WatchConfig)
+    flags.define(*training.CONFIGS, processes.ProcessesConfig, launch.LaunchConfig, WatchConfig)
     define()
     flags.run(main)

@@ -64,7 +64,7 @@ def child(monkeypatch):
     monkeypatch.setattr(
         kit,
         "command",
-        lambda run, processes: [sys.executable, "-I", "-S", "-c", CHILD, str(run.folder)],
+        lambda run, cores: [sys.executable, "-I", "-S", "-c", CHILD, str(run.folder)],
     )
 
 
@@ -130,8 +130,8 @@ def test_the_lock_is_the_runs_own_and_ends_with_it_even_if_we_are_killed(child):
 from pathlib import Path
 from experiments.kit import launch
 log, folder = Path({str(job.log)!r}), Path({str(job.folder)!r})
-job = launch.Job("x", {job.command!r}, {{}}, log, folder, bool)
-launch.local([job._replace(wanted=lambda: True)], 1, print)
+job = launch.Job("x", {job.command!r}, {{}}, log, folder, lambda: True)
+launch.run(launch.Local(), [job], 1, print)
 """
     env = {**os.environ, "PYTHONPATH": str(Path(experiments.__file__).parent.parent)}
     parent = subprocess.Popen([sys.executable, "-c", ours], env=env)

@@ -12,7 +12,7 @@ from commands import SMALL, finished, records, start
 from test_launch import children
 
 import experiments
-from experiments.kit import flags, plan
+from experiments.kit import flags, launch, plan
 from experiments.kit import runs as kit
 from preqn_jax.options import UserError
 from preqn_jax.training import collect
@@ -245,7 +245,7 @@ def test_workers_share_the_cores(monkeypatch, cores, processes, workers):
         collect, "default_workers", lambda seeds: min(cores, seeds) if min(cores, seeds) > 1 else 0
     )
     run = kit.Run("e/v", Path("r/e/v"), ("--env=e",), (0, 1, 2), 400)
-    assert kit.command(run, processes)[-4:] == [
+    assert kit.job(run, processes).command[-4:] == [
         "--env=e",
         "--num_steps=400",
         "--logdir=r/e/v",
@@ -289,7 +289,7 @@ def test_a_plan_makes_real_runs_and_says_which_diverged(monkeypatch, capsys):
     assert (
         plan.main(
             KIND,
-            config(*args),
+            (config(*args), launch.LaunchConfig()),
             [a for a in SMALL if "workers" not in a and "num_steps" not in a],
             lambda *a: seen.append(a),
         )

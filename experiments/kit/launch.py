@@ -1,21 +1,73 @@
-"""Commands on this machine: so many at a time, each under a lock of its own, asked to end with us.
+"""Commands, so many at a time: what starts them and where, each under a lock, asked to end with us.
+
+A launcher starts a job, looks whether it has ended, and asks it to end; `run` does the rest. Here
+is the one for this machine. Those of `launch_ray` and `launch_submitit` have `attend` called on
+some node, which is the same thing again there: a pool of one job.
 
 The lock is the one that a run takes on its directory (`training.lock`), and it is passed on to the
 command: that holds it for just as long as it lives, even if whoever started it is killed.
 """
 
+import collections
 import contextlib
+import dataclasses
+import importlib.util
+import math
+import os
 import signal
 import subprocess
-import threading
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent import futures
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
+from preqn_jax.options import UserError, check, choose, option
 from preqn_jax.training.lock import INHERITED, Busy, Lock
 
-LOOK = 2.0  # seconds between looks at how far commands are
+LOOK = 2.0  # seconds between looks at how far commands are, and between requests to end
+TRIES = 10  # starts again of a job that was lost, as on a node that went down
+
+
+@dataclasses.dataclass(frozen=True)
+class LaunchConfig:
+    """What starts the runs, and where."""
+
+    launcher: str = option(
+        "local", "local: processes of this machine; ray: a Ray cluster; submitit: SLURM"
+    )
+    processes: int = option(1, "runs at a time, a process each", at_least=1)
+    ray_address: str = option(
+        "", "Ray cluster, as 10.0.0.1:6379 or auto (a Ray of this machine, for this command)"
+    )
+    cpus_per_run: int | None = option(None, "cores of each run, elsewhere (1)", at_least=1)
+    gpus_per_run: float = option(0.0, "GPUs of each run, elsewhere", at_least=0)
+    tpus_per_run: int = option(0, "TPU chips of each run: what Ray knows as TPU", at_least=0)
+    cluster: str = option("auto", "of submitit: slurm, local, or auto: slurm where there is sbatch")
+    slurm_partition: str = option("", "SLURM's partition (the cluster's default)")
+    slurm_minutes: int = option(
+        720, "time limit of a job; at its end the run checkpoints and is queued again", at_least=1
+    )
+    slurm_options: tuple[str, ...] = option(
+        (), "more for sbatch, as in account=physics,constraint=a100"
+    )
+
+    @property
+    def cpus(self) -> int | None:
+        """Of each run on another node; None on this machine, whose cores are shared."""
+        return None if self.launcher == "local" else self.cpus_per_run or 1
+
+
+_TAKEN_BY = {
+    "ray_address": ("ray",),
+    "cpus_per_run": ("ray", "submitit"),
+    "gpus_per_run": ("ray", "submitit"),
+    "tpus_per_run": ("ray",),
+    "cluster": ("submitit",),
+    "slurm_partition": ("submitit",),
+    "slurm_minutes": ("submitit",),
+    "slurm_options": ("submitit",),
+}
 
 
 class Job(NamedTuple):
@@ -23,86 +75,230 @@ class Job(NamedTuple):
 
     name: str
     command: Sequence[str]
+    # All of it here; on a node, what it has beyond the node's own.
     environment: Mapping[str, str]
     log: Path  # what it prints is added there
     folder: Path  # whose lock it takes
     wanted: Callable[[], bool]  # asked once the lock is held: by then another may have run it
 
 
-# ended well; ended otherwise; was asked to end, or never started; runs in another process; was not
-# wanted any more
+# ended well; ended otherwise; was asked to end, was lost, or never started; runs in another
+# process; was not wanted any more
 End = Literal["ended", "failed", "stopped", "elsewhere", "unwanted"]
 Look = Callable[[Sequence[str], Sequence[tuple[str, End]]], Any]
 
 
-def local(jobs: Sequence[Job], processes: int, look: Look) -> None:
+class Launcher(Protocol):
+    """What starts jobs."""
+
+    every: float  # seconds between questions whether jobs have ended
+
+    def start(self, job: Job) -> Any:
+        """A handle, which is no string, or at once its end. Raises OSError, UserError."""
+        ...
+
+    def end(self, job: Job, handle: Any) -> End | None:
+        """How the job ended; None as long as it has not."""
+        ...
+
+    def stop(self, handle: Any) -> None:
+        """Asks it to checkpoint and end; may be asked more than once."""
+        ...
+
+
+def launcher(config: LaunchConfig, timeout: float, folder: Path) -> Launcher:
+    """The one that the flags name.
+
+    Args:
+      timeout: seconds in which a Ray cluster must answer.
+      folder: for the files of submitit, on a file system that all nodes share.
+
+    Raises:
+      UserError: no such launcher, or it is not installed; flags that it does not take; a cluster
+        that does not answer. Nothing is written then.
+    """
+    check(config)
+    name = choose("launcher", config.launcher, ("local", "ray", "submitit"))
+    for field in dataclasses.fields(config):
+        value, takers = getattr(config, field.name), _TAKEN_BY.get(field.name, (name,))
+        if value != field.default and name not in takers:
+            raise UserError(
+                f"{field.name} is {value}, but launcher is {name}: leave it out, or give "
+                f"`launcher={takers[0]}`"
+            )
+    if name == "local":
+        return Local()
+    if importlib.util.find_spec(name) is None:
+        raise UserError(
+            f"launcher is {name}, which is not installed; pip install 'preqn_jax[{name}]'"
+        )
+    if name == "ray":
+        from experiments.kit.launch_ray import Ray
+
+        return Ray(config, timeout)
+    from experiments.kit.launch_submitit import Submitit
+
+    return Submitit(config, folder)
+
+
+def run(launcher: Launcher, jobs: Sequence[Job], processes: int, look: Look) -> None:
     """Runs all `jobs`, `processes` at a time, and waits. Ctrl-C, SIGTERM and SIGHUP are passed on,
     and nothing is started after them; so it is where something is raised here.
 
     `look(running, ended)` is called with names now and then, and with each end once. Raises OSError
-    where a lock or a log cannot be written.
+    where a lock or a log cannot be written, and what the launcher raises.
     """
-    here = _Here()
-    with here.signals(), futures.ThreadPoolExecutor(processes) as pool:
-        names = {pool.submit(here.run, job): job.name for job in jobs}
-        waiting = set(names)
+    pool = _Pool(launcher, jobs, processes, look)
+    with _signals(pool.ask):
         try:
-            while waiting:
-                done, waiting = futures.wait(waiting, LOOK, futures.FIRST_COMPLETED)
-                look(list(here.running), [(names[one], one.result()) for one in done])
+            while pool.turn():
+                time.sleep(launcher.every)
         finally:
-            here.stop()
+            pool.ask()
+            while pool.turn():
+                time.sleep(launcher.every)
 
 
-class _Here:
-    """The commands that run, and whether more may."""
+class _Pool:
+    """Jobs that wait and jobs that run."""
 
-    def __init__(self) -> None:
+    def __init__(self, launcher: Launcher, jobs: Sequence[Job], processes: int, look: Look):
+        self._launcher, self._processes, self._look = launcher, processes, look
+        self._waiting = collections.deque(jobs)
+        self._running: dict[str, tuple[Job, Any]] = {}
+        self._lost = collections.Counter[str]()
+        self._asked = False
+        self._looked = -math.inf
+
+    def ask(self, *_: Any) -> None:
+        """To end; a signal's handler."""
+        if not self._asked:
+            self._asked, self._looked = True, -math.inf
+
+    def turn(self) -> bool:
+        """Starts, stops and looks. Returns whether anything is left."""
+        ended: list[tuple[str, End]] = []
+        for name, (job, handle) in list(self._running.items()):
+            end = self._launcher.end(job, handle)
+            if end is not None:
+                del self._running[name]
+                ended += self._again(job) if end == "stopped" else [(name, end)]
+        while self._waiting and not self._asked and len(self._running) < self._processes:
+            job = self._waiting.popleft()
+            handle = self._launcher.start(job)
+            if isinstance(handle, str):
+                ended.append((job.name, handle))  # pyright: ignore[reportArgumentType]
+            else:
+                self._running[job.name] = job, handle
+        if self._asked:
+            ended += [(job.name, "stopped") for job in self._waiting]
+            self._waiting.clear()
+        if ended or time.monotonic() - self._looked >= LOOK:
+            self._looked = time.monotonic()
+            if self._asked:
+                for _, handle in self._running.values():
+                    self._launcher.stop(handle)
+            self._look(list(self._running), ended)
+        return bool(self._waiting or self._running)
+
+    def _again(self, job: Job) -> list[tuple[str, End]]:
+        """What was stopped, and not by us, as on a node that is taken away, goes on elsewhere."""
+        self._lost[job.name] += 1
+        if self._asked or self._lost[job.name] > TRIES:
+            return [(job.name, "stopped" if self._asked else "failed")]
+        self._waiting.append(job)
+        return []
+
+
+@contextlib.contextmanager
+def _signals(handler: Callable[..., None]) -> Iterator[None]:
+    asking = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    old = {number: signal.signal(number, handler) for number in asking}
+    try:
+        yield
+    finally:
+        for number, former in old.items():
+            signal.signal(number, former)
+
+
+# --- on this machine ------------------------------------------------------------------------------
+
+# Before the command begins: the kernel kills it with its parent (prctl's PR_SET_PDEATHSIG).
+_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() == int(sys.argv[1]):
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+class Local:
+    """Processes of this machine. Where this one is killed they go on, with their locks; or on
+    Linux, if they are `bound`, are killed with it.
+    """
+
+    every = 0.1
+
+    def __init__(self, bound: bool = False):
+        self._bound = bound and sys.platform == "linux"
+        self.asked: set[int] = set()  # process ids; a second signal would end a run at once
         self.running: dict[str, subprocess.Popen] = {}
-        self.stopping = False
-        self.starting = threading.RLock()  # a signal may come while one is passed on
 
-    def run(self, job: Job) -> End:
-        if self.stopping:
-            return "stopped"
+    def start(self, job: Job) -> subprocess.Popen | End:
         try:
             lock = Lock(job.folder)
         except Busy:
             return "elsewhere"
-        started = False
+        process, command = None, list(job.command)
+        if self._bound:
+            command = [sys.executable, "-S", "-c", _WITH_PARENT, str(os.getpid()), *command]
         try:
             assert lock.fd is not None
-            with self.starting, job.log.open("ab") as log:
-                if self.stopping or not job.wanted():
-                    return "stopped" if self.stopping else "unwanted"
+            with job.log.open("ab") as log:
+                if not job.wanted():
+                    return "unwanted"
                 process = self.running[job.name] = subprocess.Popen(
-                    job.command,
+                    command,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
                     env={**job.environment, INHERITED: str(lock.fd)},
                     pass_fds=(lock.fd,),
                 )
-                started = True
         finally:
-            lock.release(remove=not started)
-        code = process.wait()
-        del self.running[job.name]
-        return "ended" if code == 0 else "stopped" if self.stopping else "failed"
+            lock.release(remove=process is None)
+        return process
 
-    def stop(self, *_: Any) -> None:
-        """Asks what runs to end; what is about to start either ran before this or never does."""
-        self.stopping = True
-        with self.starting:
-            for process in list(self.running.values()):
-                process.terminate()
+    def end(self, job: Job, handle: subprocess.Popen) -> End | None:
+        code = handle.poll()
+        if code is None:
+            return None
+        self.running.pop(job.name, None)
+        return "ended" if code == 0 else "stopped" if handle.pid in self.asked else "failed"
 
-    @contextlib.contextmanager
-    def signals(self) -> Iterator[None]:
-        asking = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        old = {number: signal.signal(number, self.stop) for number in asking}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+    def stop(self, handle: subprocess.Popen) -> None:
+        if handle.pid not in self.asked and handle.returncode is None:
+            self.asked.add(handle.pid)
+            os.kill(handle.pid, signal.SIGTERM)
+
+
+# --- on some node ---------------------------------------------------------------------------------
+
+
+def attend(job: Job, folder: str, here: Local | None = None) -> End:
+    """Runs one job from `folder` on whichever node this is, and waits. The job is killed with this
+    process, so that it can go on elsewhere at once: its lock is free.
+    """
+    os.chdir(folder)
+    ends: list[End] = []
+    job = job._replace(environment={**os.environ, **job.environment})
+    look: Look = lambda _, ended: ends.extend(end for _, end in ended)  # noqa: E731
+    run(here or Local(bound=True), [job], 1, look)
+    return ends[0]
+
+
+def note(job: Job, error: BaseException | str) -> None:
+    """Adds to a job's log, in its last line, why it could not be attended to."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    with contextlib.suppress(OSError), job.log.open("a") as log:
+        log.write(f"error: {lines[-1] if lines else type(error).__name__}\n")

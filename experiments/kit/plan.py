@@ -4,20 +4,17 @@ A plan may be stopped and started again at any time, also on another machine, an
 root share the work.
 """
 
-import contextlib
 import dataclasses
 import fnmatch
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from tqdm import tqdm
 
 from experiments.kit import flags, launch, output
-from experiments.kit.runs import Run, begun, is_over, job, last, progress, state
+from experiments.kit.runs import Run, begun, follow, is_over, job, last, last_words, state
 from preqn_jax import envs
 from preqn_jax.options import UserError, check, check_same, option
 from preqn_jax.training import directory
@@ -55,7 +52,6 @@ class PlanConfig:
     only: tuple[str, ...] = option(
         (), "make only these runs now, as in HalfCheetah-v5/preqn-sin,Swimmer-v5/*"
     )
-    processes: int = option(1, "runs at a time, a process each", at_least=1)
     report: bool = option(False, "make nothing, report on what is there")
     trust: bool = option(
         False,
@@ -65,6 +61,7 @@ class PlanConfig:
     out: str = option(
         "", "folder for figures and tables (a folder in root with the command's name)"
     )
+    timeout: float = option(60.0, "seconds in which a Ray cluster must answer", above=0)
 
 
 class Kind(NamedTuple):
@@ -230,34 +227,28 @@ class Outcome(NamedTuple):
     words: str  # the sentence it ended with, if it says more than the state
 
 
-def execute(runs: Sequence[Run], processes: int) -> list[Outcome]:
+def execute(
+    runs: Sequence[Run],
+    processes: int,
+    launcher: launch.Launcher | None = None,
+    cpus: int | None = None,
+) -> list[Outcome]:
     """Makes what is not over, `processes` at a time, and waits; Ctrl-C and SIGTERM are passed on,
-    and each run checkpoints.
+    and each run checkpoints. They are made by a launcher, on nodes with so many `cpus` for each, or
+    without one by processes of this machine.
 
     Returns the outcomes of all `runs`; a run that fails stops no other.
     """
     outcomes = {run.name: _outcome(run, state(run)) for run in runs}
     to_make = {run.name: run for run in runs if outcomes[run.name].state in ("new", "begun")}
-    with _bar(runs) as bar:
 
-        def look(running: Sequence[str], ended: Sequence[tuple[str, launch.End]]) -> None:
-            for name, end in ended:
-                outcomes[name] = _ended(to_make[name], end)
-                if end in ("ended", "failed", "stopped"):
-                    bar.write(_sentence(outcomes[name]), file=sys.stderr)
-            bar.set_postfix_str(", ".join(running), refresh=False)
-            bar.update(sum(map(progress, runs)) - bar.n)
+    def ended(name: str, end: launch.End) -> str:
+        outcomes[name] = _ended(to_make[name], end)
+        said = end in ("ended", "failed", "stopped")
+        return _sentence(outcomes[name]) if said else ""
 
-        try:
-            for run in to_make.values():
-                run.folder.mkdir(parents=True, exist_ok=True)
-            launch.local([job(run, processes) for run in to_make.values()], processes, look)
-        except OSError as error:
-            if error.filename is None:
-                raise
-            raise UserError(
-                f"cannot write to {str(error.filename)!r}: {error.strerror}; give another --root"
-            ) from error
+    jobs = [job(run, processes, cpus) for run in to_make.values()]
+    follow(runs, jobs, launcher or launch.Local(), processes, ended)
     return list(outcomes.values())
 
 
@@ -273,32 +264,13 @@ def _outcome(run: Run, state: str) -> Outcome:
     if state == "copied":
         words = "holds records without checkpoints; to make the run, give another --root"
         return Outcome(run, "failed", f"{str(run.folder)!r} {words}")
-    words = ""
-    if state in ("diverged", "failed"):
-        with contextlib.suppress(OSError):
-            lines = run.log.read_text(errors="replace").replace("\r", "\n").split("\n")
-            words = next((line for line in reversed(lines) if line.strip()), "").removeprefix(
-                "error: "
-            )
-    return Outcome(run, state, words)
+    return Outcome(run, state, last_words(run.log) if state in ("diverged", "failed") else "")
 
 
 def _sentence(outcome: Outcome) -> str:
     words = f"{outcome.run.name}: {outcome.state}{': ' if outcome.words else ''}{outcome.words}"
     return words + (
         f" ({outcome.run.log})" if outcome.state == "failed" and outcome.run.log.exists() else ""
-    )
-
-
-def _bar(runs: Sequence[Run]) -> tqdm:
-    return tqdm(
-        total=sum(run.num_steps * len(run.seeds) for run in runs),
-        initial=sum(map(progress, runs)),
-        unit="step",
-        unit_scale=True,
-        smoothing=0,  # the steps come in lumps
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-        dynamic_ncols=True,
     )
 
 
@@ -311,10 +283,26 @@ writes.
 """
 
 
-def main(kind: Kind, config: PlanConfig, extra: Sequence[str], report: Report) -> int:
+def define() -> None:
+    """The flags of a plan."""
+    flags.define(PlanConfig, launch.LaunchConfig)
+
+
+def parse() -> tuple[PlanConfig, launch.LaunchConfig]:
+    """What they say."""
+    return flags.parse(PlanConfig), flags.parse(launch.LaunchConfig)
+
+
+def main(
+    kind: Kind,
+    configs: tuple[PlanConfig, launch.LaunchConfig],
+    extra: Sequence[str],
+    report: Report,
+) -> int:
     """Settles the plan, makes its runs, and reports on them. Returns the exit status; raises
     UserError.
     """
+    config, launching = configs
     flags.refuse([word for word in extra if not word.startswith("--")])
     check(config)
     status = 0
@@ -322,7 +310,9 @@ def main(kind: Kind, config: PlanConfig, extra: Sequence[str], report: Report) -
         jax.config.update(
             "jax_platforms", "cpu"
         )  # of this process: accelerators belong to the runs
-        outcomes = execute(choose(settle(kind, config, extra), config.only), config.processes)
+        launcher = launch.launcher(launching, config.timeout, Path(config.root) / ".submitit")
+        runs = choose(settle(kind, config, extra), config.only)
+        outcomes = execute(runs, launching.processes, launcher, launching.cpus)
         states = [outcome.state for outcome in outcomes]
         print(
             f"{len(outcomes)} runs: "

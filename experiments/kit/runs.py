@@ -5,15 +5,22 @@ program. Beside it lies `<variant>.log`, what it printed.
 """
 
 import contextlib
+import functools
 import os
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from tqdm import tqdm
 
 import experiments
 from experiments.kit import launch
 from preqn_jax.options import UserError
 from preqn_jax.training import collect, directory, record
+
+# Variables of this process that runs on other nodes are to have.
+_PASSED = ("JAX_", "XLA_", "NPROC", "OPENBLAS_", "MUJOCO_", "PYTHONPATH", "WANDB_", "MLFLOW_")
 
 
 class Run(NamedTuple):
@@ -80,47 +87,125 @@ def last(run: Run) -> dict[str, Any]:
 # --- making it ------------------------------------------------------------------------------------
 
 
-def job(run: Run, processes: int) -> launch.Job:
-    """What makes the run, or the rest of it, beside others: one of so many processes."""
+def job(run: Run, processes: int, cpus: int | None = None) -> launch.Job:
+    """What makes the run, or the rest of it, beside others: one of so many processes of this
+    machine, or with so many cores of another.
+    """
+    share = cpus or cores(processes)
     return launch.Job(
         run.name,
-        command(run, processes),
-        environment(processes),
+        command(run, share),
+        environment(processes) if cpus is None else elsewhere(cpus),
         run.log,
         run.folder,
-        lambda: not is_over(run),
+        functools.partial(_wanted, run),
     )
 
 
-def command(run: Run, processes: int) -> list[str]:
-    """What makes the run, with its share of the cores for stepping environments."""
-    workers = min(_cores(processes), len(run.seeds))
-    workers = workers if workers > 1 else 0
-    here = (f"--num_steps={run.num_steps}", f"--logdir={run.folder}", f"--workers={workers}")
+def _wanted(run: Run) -> bool:
+    return not is_over(run)
+
+
+def command(run: Run, cores: int) -> list[str]:
+    """What makes the run, with so many cores for stepping environments."""
+    here = (
+        f"--num_steps={run.num_steps}",
+        f"--logdir={run.folder}",
+        f"--workers={workers(cores, len(run.seeds))}",
+    )
     return [sys.executable, "-m", "experiments.train", *run.flags, *here]
 
 
+def workers(cores: int, seeds: int) -> int:
+    """Processes that step environments, for a run with so many cores."""
+    return min(cores, seeds) if min(cores, seeds) > 1 else 0
+
+
 def environment(processes: int) -> dict[str, str]:
-    """That of a run: with its share of the cores as devices, and no accelerator's memory taken in
-    advance by one of several.
+    """That of a run of this machine: with its share of the cores as devices, and no accelerator's
+    memory taken in advance by one of several.
 
     A run on one core has one thread as well: with more of them than cores the runs cost each other
       a fifth of their speed.
     """
-    if processes == 1:
-        return dict(os.environ)
-    name, given, share = (
-        "xla_force_host_platform_device_count",
-        experiments.XLA_FLAGS_GIVEN,
-        _cores(processes),
-    )
-    shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, "XLA_FLAGS": given}
+    return dict(os.environ) if processes == 1 else _shared(os.environ, cores(processes))
+
+
+def elsewhere(cpus: int) -> dict[str, str]:
+    """What a run on another node has beyond that node's own environment, which says which
+    accelerators are its.
+    """
+    return _shared({k: v for k, v in os.environ.items() if k.startswith(_PASSED)}, cpus)
+
+
+def _shared(passed: Mapping[str, str], cores: int) -> dict[str, str]:
+    name, given = "xla_force_host_platform_device_count", experiments.XLA_FLAGS_GIVEN
+    shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **passed, "XLA_FLAGS": given}
     if name not in given:
-        shared["XLA_FLAGS"] = f"{given} --{name}={share}".strip()
-        shared["NPROC"] = experiments.NPROC_GIVEN or str(experiments.threads(share))
+        shared["XLA_FLAGS"] = f"{given} --{name}={cores}".strip()
+        shared["NPROC"] = experiments.NPROC_GIVEN or str(experiments.threads(cores))
     return shared
 
 
-def _cores(processes: int) -> int:
+def cores(processes: int) -> int:
     """The share of each of so many processes."""
     return max(1, collect.default_workers(sys.maxsize) // processes)
+
+
+# --- watching several -----------------------------------------------------------------------------
+
+
+def follow(
+    runs: Sequence[Run],
+    jobs: Sequence[launch.Job],
+    launcher: launch.Launcher,
+    processes: int,
+    ended: Callable[[str, launch.End], str],
+    flag: str = "root",
+) -> None:
+    """Runs the jobs, which make `runs`, with a progress bar of these. `ended(name, end)` is called
+    for each job; what it returns is said. The folders of the jobs are made.
+
+    Raises UserError where something cannot be written, and another `--flag` would help, or the
+    launcher gives up.
+    """
+    with _bar(runs) as bar:
+
+        def look(running: Sequence[str], ends: Sequence[tuple[str, launch.End]]) -> None:
+            for name, end in ends:
+                if words := ended(name, end):
+                    bar.write(words, file=sys.stderr)
+            bar.set_postfix_str(", ".join(running), refresh=False)
+            bar.update(sum(map(progress, runs)) - bar.n)
+
+        try:
+            for one in jobs:
+                one.folder.mkdir(parents=True, exist_ok=True)
+            launch.run(launcher, jobs, processes, look)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            raise UserError(
+                f"cannot write to {str(error.filename)!r}: {error.strerror}; give another --{flag}"
+            ) from error
+
+
+def _bar(runs: Sequence[Run]) -> tqdm:
+    return tqdm(
+        total=sum(run.num_steps * len(run.seeds) for run in runs),
+        initial=sum(map(progress, runs)),
+        unit="step",
+        unit_scale=True,
+        smoothing=0,  # the steps come in lumps
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+        dynamic_ncols=True,
+    )
+
+
+def last_words(log: Path) -> str:
+    """The last line of a log, without what every error begins with."""
+    with contextlib.suppress(OSError):
+        lines = log.read_text(errors="replace").replace("\r", "\n").split("\n")
+        words = next((line for line in reversed(lines) if line.strip()), "")
+        return words.removeprefix("error: ")
+    return ""

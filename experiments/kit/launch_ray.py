@@ -1,0 +1,95 @@
+"""Jobs as tasks of Ray, on any node of a cluster whose nodes share a file system."""
+
+import os
+import subprocess
+import sys
+
+import ray
+
+from experiments.kit.launch import TRIES, End, Job, LaunchConfig, attend, note
+from preqn_jax.options import UserError
+
+_PROBE = "import sys, ray; ray.init(sys.argv[1], logging_level='CRITICAL', log_to_driver=False)"
+
+
+class Ray:
+    """A task for each job. One whose worker dies is started again by Ray, with the same command,
+    which goes on from the run's checkpoint.
+    """
+
+    every = 0.5
+
+    def __init__(self, config: LaunchConfig, timeout: float):
+        """Joins the cluster, or starts a Ray on this machine that ends with this process. Raises
+        UserError where it does not answer within `timeout` seconds, or has too little.
+        """
+        cpus, own = config.cpus_per_run or 1, {}
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if config.ray_address:
+            _probe(config.ray_address, timeout)
+        else:
+            own = {
+                "num_cpus": config.processes * cpus,
+                "include_dashboard": False,
+                "object_store_memory": 100 * 2**20,  # what is passed around is a few bytes
+            }
+        ray.init(
+            config.ray_address or "local",
+            log_to_driver=False,
+            logging_level="ERROR",
+            **own,
+        )
+        wanted = {"CPU": cpus, "GPU": config.gpus_per_run, "TPU": config.tpus_per_run}
+        _check_resources(wanted)
+        self._task = ray.remote(attend).options(
+            num_cpus=cpus,
+            num_gpus=config.gpus_per_run,
+            resources={"TPU": config.tpus_per_run} if config.tpus_per_run else None,
+            max_retries=TRIES,
+        )
+
+    def start(self, job: Job) -> ray.ObjectRef:
+        return self._task.remote(job, os.getcwd())
+
+    def end(self, job: Job, handle: ray.ObjectRef) -> End | None:
+        if not ray.wait([handle], timeout=0)[0]:
+            return None
+        try:
+            return ray.get(handle)
+        except ray.exceptions.TaskCancelledError:  # before it began
+            return "stopped"
+        except Exception as error:  # those of the task are of its own kinds
+            note(job, error)
+            return "failed"
+
+    def stop(self, handle: ray.ObjectRef) -> None:
+        """Ray interrupts the task as Ctrl-C would, and `attend` passes that on."""
+        ray.cancel(handle)
+
+
+def _probe(address: str, timeout: float) -> None:
+    """In a process of its own: Ray's client may wait for longer, or end its process."""
+    command = [sys.executable, "-c", _PROBE, address]
+    try:
+        found = subprocess.run(command, timeout=timeout, capture_output=True, text=True)
+        if found.returncode == 0:
+            return
+        words = "did not let us in" if "RuntimeError" in found.stderr else "did not answer"
+    except subprocess.TimeoutExpired:
+        words = f"did not answer in {timeout:g} s"
+    raise UserError(
+        f"the Ray cluster at ray_address={address!r} {words}; start one with `ray start --head`, "
+        f"give its address, or leave ray_address out for a Ray of this machine"
+    )
+
+
+def _check_resources(wanted: dict[str, float]) -> None:
+    """Raises UserError where no node has as much: the task would wait for ever."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(all(has.get(k, 0) >= n for k, n in wanted.items()) for has in nodes):
+        words = ", ".join(f"{n:g} {k}" for k, n in wanted.items() if n)
+        ray.shutdown()
+        raise UserError(
+            f"a run asks for {words}, but no node of this Ray has that; lower cpus_per_run, "
+            f"gpus_per_run or tpus_per_run, or give the `ray_address` of a cluster that has it"
+        )

@@ -1,0 +1,134 @@
+"""Jobs of SLURM through submitit, on nodes that share a file system; without SLURM, processes of
+this machine that submitit starts.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.helpers import DelayedSubmission
+
+from experiments.kit.launch import End, Job, LaunchConfig, Local, attend, note
+from preqn_jax.options import UserError, choose
+
+_FOR_EVER = 1_000_000  # ends of a time limit after which a run is queued again
+
+
+class Submitit:
+    """A job of SLURM for each job. What is preempted, or meets its time limit, checkpoints and is
+    queued again under the same number.
+    """
+
+    every = 2.0
+
+    def __init__(self, config: LaunchConfig, folder: Path):
+        """Files of submitit go to `folder`, from the first start on. Raises UserError for flags
+        that make no sense.
+        """
+        cluster = choose("cluster", config.cluster, ("auto", "local", "slurm"))
+        found = shutil.which("sbatch") is not None
+        if cluster == "slurm" and not found:
+            raise UserError(
+                "cluster is slurm, but there is no sbatch on this machine; run the command where "
+                "there is, or give `cluster=local`"
+            )
+        if config.gpus_per_run % 1:
+            raise UserError(
+                f"gpus_per_run is {config.gpus_per_run:g}, but SLURM gives whole ones; give a "
+                "whole number, or `launcher=ray`"
+            )
+        self._slurm = found if cluster == "auto" else cluster == "slurm"
+        self._folder, self._executor = folder, None
+        more = dict(_option(word) for word in config.slurm_options)
+        self._parameters: dict[str, Any] = {
+            "name": "preqn_jax",
+            "timeout_min": config.slurm_minutes,
+            "cpus_per_task": config.cpus_per_run or 1,
+            "gpus_per_node": int(config.gpus_per_run) or None,
+            "slurm_partition": config.slurm_partition or None,
+            "slurm_additional_parameters": more or None,
+        }
+
+    def start(self, job: Job) -> submitit.Job:
+        try:
+            if self._executor is None:
+                self._executor = submitit.AutoExecutor(
+                    self._folder,
+                    "slurm" if self._slurm else "local",
+                    slurm_max_num_timeout=_FOR_EVER,
+                    local_max_num_timeout=_FOR_EVER,
+                )
+                self._executor.update_parameters(**self._parameters)
+            with _deaf():
+                return self._executor.submit(Task(job, os.getcwd()))
+        except submitit.core.utils.FailedJobError as error:  # of sbatch
+            reason = [*filter(None, str(error).splitlines()), "no reason given"]
+            raise UserError(
+                f"SLURM does not take the job: {reason[0]}; see slurm_partition, slurm_minutes and "
+                "slurm_options"
+            ) from error
+
+    def end(self, job: Job, handle: submitit.Job) -> End | None:
+        if not handle.done():
+            return None
+        if not handle.paths.result_pickle.exists():  # it was killed, or cancelled
+            return "stopped"
+        try:
+            return handle.result()
+        except submitit.core.utils.UncompletedJobError as error:
+            note(job, error)
+            return "failed"
+
+    def stop(self, handle: submitit.Job) -> None:
+        if self._slurm:
+            handle.cancel(check=False)
+            return
+        # submitit's own kills the process a second later; a job's number is its process here.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(handle.job_id), signal.SIGTERM)
+
+
+class Task:
+    """What submitit calls on a node."""
+
+    def __init__(self, job: Job, folder: str):
+        self._job, self._folder = job, folder
+        self._here = Local(bound=True)
+
+    def __call__(self) -> End:
+        return attend(self._job, self._folder, self._here)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """The rest of it, once the run has written its checkpoint; from a signal's handler, where
+        a lock of `subprocess` may be held.
+        """
+        for process in list(self._here.running.values()):
+            self._here.stop(process)
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        return DelayedSubmission(Task(self._job, self._folder))
+
+
+def _option(word: str) -> tuple[str, str]:
+    name, equals, value = word.partition("=")
+    if not (name and equals and value):
+        raise UserError(
+            f"slurm_options has {word!r}, but each is a name and a value, as in "
+            "`slurm_options=account=physics`"
+        )
+    return name.lstrip("-").replace("-", "_"), value
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """What is started inside does not hear a terminal's Ctrl-C: we do, and ask it to end."""
+    old = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, old)

@@ -1,0 +1,81 @@
+"""A sweep whose programs are trained side by side, a process each, here or on a cluster."""
+
+import functools
+import sys
+from typing import Literal
+
+import jax
+
+from experiments.kit import launch, runs
+from experiments.kit.curves import plural
+from experiments.kit.processes import ProcessesConfig
+from preqn_jax.options import UserError
+from preqn_jax.training import sweep as sweeps
+from preqn_jax.training.sweep import Sweep
+
+
+def train(
+    sweep: Sweep, config: launch.LaunchConfig, together: ProcessesConfig
+) -> Literal["done", "failed", "stopped"]:
+    """Trains whatever is left to do. A program that fails stops no other; one that another command
+    trains is left to it.
+
+    Raises UserError as `launch.launcher` and `sweeps.open_`, and where there is a coordinator: the
+    processes that meet there share the sweep themselves.
+    """
+    if together.coordinator:
+        raise UserError(
+            "coordinator is given, but launcher or processes as well, which also share the sweep "
+            "among processes; leave one of them out"
+        )
+    jax.config.update("jax_platforms", "cpu")  # of this process: accelerators are the programs'
+    folder = sweep.logdir / "programs" / ".submitit"
+    launcher = launch.launcher(config, together.timeout, folder)
+    sweeps.open_(sweep)
+    programs = runs_of(sweep)
+    number = {program.name: i for i, program in enumerate(programs)}
+    jobs = [_job(sweep, i, config) for i in number.values() if _left(sweep, i)]
+    ends: list[str] = []
+
+    def ended(name: str, end: launch.End) -> str:
+        stopped = end == "ended" and _left(sweep, number[name])
+        ends.append("stopped" if stopped else end)
+        words = runs.last_words(programs[number[name]].log) if end == "failed" else ""
+        return f"{name}: {ends[-1]}{': ' * bool(words)}{words}"
+
+    sizes = f"{plural(len(sweep.members), 'member')} in {plural(len(programs), 'program')}"
+    print(f"{sizes}, {config.processes} at a time: {sweep.logdir}", file=sys.stderr)
+    runs.follow(_members(sweep), jobs, launcher, config.processes, ended, "logdir")
+    if "stopped" in ends:
+        print("stopped; the same command goes on from there", file=sys.stderr)
+        return "stopped"
+    return "failed" if "failed" in ends else "done"
+
+
+def runs_of(sweep: Sweep) -> list[runs.Run]:
+    """For each program a folder, whose lock it takes, and its log beside it."""
+    rest = ((), sweep.loop.seeds, sweep.loop.num_steps)
+    names = [program.name or "program" for program in sweep.programs]
+    return [runs.Run(name, sweep.logdir / "programs" / name, *rest) for name in names]
+
+
+def _members(sweep: Sweep) -> list[runs.Run]:
+    steps = sweep.loop.num_steps
+    return [runs.Run(m.name, sweep.logdir / m.name, (), (m.seed,), steps) for m in sweep.members]
+
+
+def _left(sweep: Sweep, index: int) -> bool:
+    """Whether anything of a program is left to do."""
+    return bool(sweeps.sessions(sweep, sweep.programs[index]))
+
+
+def _job(sweep: Sweep, index: int, config: launch.LaunchConfig) -> launch.Job:
+    """This command, for one program."""
+    program = runs_of(sweep)[index]
+    job = runs.job(program, config.processes, config.cpus)
+    command = [sys.executable, "-m", "experiments.sweep", *sys.argv[1:], f"--only_program={index}"]
+    if sweep.run.workers is None:
+        cores = config.cpus or runs.cores(config.processes)
+        members = len(sweep.programs[index].members)
+        command.append(f"--workers={runs.workers(cores, members)}")
+    return job._replace(command=command, wanted=functools.partial(_left, sweep, index))

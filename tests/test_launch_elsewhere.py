@@ -1,0 +1,293 @@
+"""Runs on other nodes: with Ray and with submitit, as far as one machine can be several."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commands import ROOT, records
+from test_launch import children, free, until
+
+from experiments.kit import launch
+from experiments.kit import runs as kit
+from preqn_jax.options import UserError
+
+CONFIG = launch.LaunchConfig
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"launcher": "slurm"}, "unknown launcher 'slurm'"),
+        ({"processes": 0}, "processes is 0"),
+        ({"gpus_per_run": 1.0}, "gpus_per_run is 1.0, but launcher is local"),
+        ({"launcher": "ray", "slurm_minutes": 5}, "slurm_minutes is 5, but launcher is ray"),
+        ({"launcher": "submitit", "ray_address": "a:1"}, "give `launcher=ray`"),
+        ({"launcher": "ray"}, r"launcher is ray, which is not installed; .*preqn_jax\[ray\]"),
+        ({"launcher": "submitit"}, r"which is not installed; .*preqn_jax\[submitit\]"),
+    ],
+)
+def test_what_makes_no_sense_is_one_sentence(flags, words, monkeypatch):
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=words):
+        launch.launcher(CONFIG(**flags), 1.0, Path("files"))
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"cluster": "slrm"}, "unknown cluster 'slrm'"),
+        ({"cluster": "slurm"}, "there is no sbatch on this machine"),
+        ({"gpus_per_run": 0.5}, "gpus_per_run is 0.5, but SLURM gives whole ones"),
+        ({"slurm_options": ("account",)}, "slurm_options has 'account'"),
+    ],
+)
+def test_flags_of_submitit_are_checked_before_anything_is_written(flags, words, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=words):
+        launch.launcher(CONFIG("submitit", **flags), 1.0, Path("files"))
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            ["--ray_address=127.0.0.1:9", "--timeout=5"],
+            "--ray_address='127.0.0.1:9' did not answer",
+        ),
+        (["--gpus_per_run=99"], "a run asks for 1 CPU, 99 GPU, but no node of this Ray has that"),
+    ],
+)
+def test_a_ray_that_does_not_answer_or_has_too_little_is_one_sentence(flags, words):
+    pytest.importorskip("ray")
+    process = command("--root=r", "--launcher=ray", *flags)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 1 and err.count("\n") == 1 and words.replace("--", "") in err
+    assert not Path("r").exists()
+
+
+# --- what is handed on ----------------------------------------------------------------------------
+
+
+def test_a_node_gets_what_is_of_the_run_and_keeps_what_is_its_own(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr("experiments.XLA_FLAGS_GIVEN", "")
+    monkeypatch.setattr("experiments.NPROC_GIVEN", "")
+    run = kit.Run("e/v", Path("r/e/v"), ("--env=e",), (0, 1, 2), 400)
+    job = kit.job(run, 1, cpus=2)
+    assert "CUDA_VISIBLE_DEVICES" not in job.environment and "PATH" not in job.environment
+    assert job.environment["JAX_PLATFORMS"] == "cpu" and job.environment["NPROC"] == "4"
+    assert job.environment["XLA_FLAGS"] == "--xla_force_host_platform_device_count=2"
+    assert job.command[-1] == "--workers=2"
+
+
+class Fake:
+    """Ends jobs as they are told: the ends of each start in turn, None while it runs."""
+
+    every = 0.001
+
+    def __init__(self, **ends):
+        self.ends, self.starts, self.stopped, self.most, self.now = ends, [], [], 0, 0
+
+    def start(self, job):
+        self.starts.append(job.name)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        return [job.name]
+
+    def end(self, job, handle):
+        end = self.ends[job.name].pop(0)
+        self.now -= end is not None
+        return end
+
+    def stop(self, handle):
+        self.stopped += handle
+        self.ends[handle[0]] = ["stopped"]
+
+
+def jobs(*names):
+    return [launch.Job(n, [], {}, Path(f"{n}.log"), Path(n), lambda: True) for n in names]
+
+
+def ends(fake, *names, processes=2, look=lambda running: None):
+    found = {}
+
+    def gather(running, ended):
+        look(running)
+        assert not {*found} & {name for name, _ in ended}
+        found.update(ended)
+
+    launch.run(fake, jobs(*names), processes, gather)
+    return found
+
+
+def test_a_job_that_is_lost_is_started_again_and_each_end_is_told_once():
+    fake = Fake(a=[None, "stopped", None, "ended"], b=["failed"], c=[None] * 5 + ["elsewhere"])
+    assert ends(fake, "a", "b", "c") == {"a": "ended", "b": "failed", "c": "elsewhere"}
+    assert sorted(fake.starts) == ["a", "a", "b", "c"] and fake.most == 2
+
+
+def test_a_job_that_is_lost_again_and_again_has_failed():
+    fake = Fake(a=["stopped"] * 99)
+    assert ends(fake, "a") == {"a": "failed"} and len(fake.starts) == 1 + launch.TRIES
+
+
+def test_a_signal_asks_what_runs_to_end_and_starts_nothing_more():
+    fake = Fake(a=[None] * 10**6, b=[None] * 10**6, c=["ended"])
+    looks = []
+
+    def strike(running):
+        looks.append(running)
+        if len(looks) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert ends(fake, "a", "b", "c", look=strike) == dict.fromkeys("abc", "stopped")
+    assert {*fake.stopped} == {"a", "b"} == {*fake.starts}
+
+
+def test_what_is_raised_while_jobs_run_comes_once_they_have_ended():
+    fake = Fake(a=[None] * 10**6)
+
+    def start(job):
+        if job.name == "b":
+            raise PermissionError(13, "Permission denied", "b.log")
+        return Fake.start(fake, job)
+
+    fake.start = start
+    with pytest.raises(PermissionError):
+        ends(fake, "a", "b")
+    assert fake.stopped == ["a"]
+
+
+def test_why_a_job_could_not_be_attended_to_is_the_last_line_of_its_log():
+    (job,) = jobs("a")
+    launch.note(job, "Traceback\n  File x\nImportError: no module named y\n")
+    assert kit.last_words(job.log) == "ImportError: no module named y"
+
+
+def test_a_job_is_killed_with_whoever_attends_to_it_and_its_lock_is_free():
+    Path("a").mkdir()
+    ours = """
+import sys
+from pathlib import Path
+from experiments.kit import launch
+sleep = [sys.executable, "-S", "-c", "import time; print(1, flush=True); time.sleep(60)"]
+job = launch.Job("a", sleep, {}, Path("a.log"), Path("a"), lambda: True)
+launch.attend(job, ".")
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    attendant = subprocess.Popen([sys.executable, "-c", ours], env=env)
+    until(lambda: Path("a.log").exists() and Path("a.log").read_text())
+    (pid,) = children(attendant)
+    assert not free(Path("a"))
+    attendant.kill(), attendant.wait()
+    until(lambda: free(Path("a")), 10)
+    until(lambda: not Path(f"/proc/{pid}").exists(), 10)
+
+
+# --- with experiments.train itself ----------------------------------------------------------------
+
+RUNS = [
+    *("--envs=probe/delay,probe/constant", "--seeds=0", "--num_steps=2000", "--processes=2"),
+    *("--only=*/td3-relu,*/ddpg-relu", "--"),
+    *("--hidden_sizes=8,8", "--start_steps=50", "--update_after=50", "--batch_size=8"),
+    *("--eval_every=1000", "--eval_episodes=1", "--log_every=500", "--checkpoint_every=200"),
+]
+
+
+def command(*args, module="experiments.benchmark"):
+    """In a session of its own, as that of a terminal."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    line = [sys.executable, "-m", module, *args]
+    return subprocess.Popen(line, env=env, start_new_session=True, **pipes)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The same runs by processes of this machine."""
+    root = tmp_path_factory.mktemp("straight")
+    process = command(f"--root={root}", *RUNS)
+    out, err = process.communicate(timeout=900)
+    assert "4 runs: 4 done" in out, err
+    return root
+
+
+def folders(root):
+    return [
+        Path(root) / "probe" / env / variant
+        for env in ("constant", "delay")
+        for variant in ("td3-relu", "ddpg-relu")
+    ]
+
+
+def attendant(folder):
+    """The process whose child makes the run, with a checkpoint there; None where there is none."""
+    if not any(path.name.isdigit() for path in folder.glob("checkpoints/*")):
+        return None
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if words[1:3] == [b"-m", b"experiments.train"] and str(folder).encode() in b" ".join(words):
+            return parent
+    return None
+
+
+def strike(process, root, number, spared=()):
+    """Sends a signal to whoever attends to one of the runs. Returns the folder of this."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        for folder in folders(root):
+            pid = None if folder in spared or (folder / "DONE").exists() else attendant(folder)
+            if pid is not None:
+                os.kill(pid, number)
+                return folder
+        time.sleep(0.01)
+    raise AssertionError(process.communicate())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "losses"),
+    [("ray", [signal.SIGKILL]), ("submitit", [signal.SIGKILL, signal.SIGUSR2])],
+)
+def test_runs_elsewhere_end_as_those_here_whatever_becomes_of_workers(
+    name, losses, straight, tmp_path
+):
+    """Ctrl-C at the first checkpoint; then the same command, which loses a worker by kill -9, and
+    with submitit has another preempted.
+    """
+    pytest.importorskip(name)
+    args = [f"--root={tmp_path}/r", f"--launcher={name}", *RUNS]
+    process = command(*args)
+    deadline = time.monotonic() + 300
+    while not any(map(attendant, folders(tmp_path / "r"))):
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0 and "stopped; the same command goes on" in out, err
+    begun = [one for one in folders(tmp_path / "r") if one.exists()]
+    assert all(map(free, begun)) and not all((one / "DONE").exists() for one in begun)
+    process, struck = command(*args), []
+    for number in losses:
+        struck.append(strike(process, tmp_path / "r", number, struck))
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0 and "4 runs: 4 done" in out, err
+    for folder in struck:
+        assert "resuming" in folder.with_name(folder.name + ".log").read_text()
+    for mine, theirs in zip(folders(tmp_path / "r"), folders(straight), strict=True):
+        assert records(mine) == records(theirs)

@@ -1,0 +1,82 @@
+"""A sweep whose programs are processes of their own."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from test_launch import free
+from test_sweep_command import SMALL, records, start, sweep
+
+from experiments.kit import flags, launch, launch_sweep
+from experiments.kit.processes import ProcessesConfig
+from preqn_jax.options import UserError
+from preqn_jax.training import lock
+from preqn_jax.training import run as training
+from preqn_jax.training import sweep as sweeps
+
+OUTER = ("--sweep=activation=relu,sin", "--sweep=env=probe/delay,probe/constant")
+
+
+def planned(*axes, args=()):
+    configs = flags.read(("--algorithm=ddpg", "--seeds=0,1", *args), *training.CONFIGS)
+    return sweeps.plan("s", *configs, sweeps.axes(axes))
+
+
+def test_each_program_is_this_command_with_its_number(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sweep", "--sweep=eta=0.5,0.9", "--logdir=s"])
+    swept = planned("eta=0.5,0.9", "activation=sin,relu")
+    config = launch.LaunchConfig("ray", processes=9, cpus_per_run=3)
+    jobs = [launch_sweep._job(swept, i, config) for i in range(2)]
+    assert [job.name for job in jobs] == ["activation=sin", "activation=relu"]
+    assert jobs[1].command[1:] == [
+        *("-m", "experiments.sweep", "--sweep=eta=0.5,0.9", "--logdir=s"),
+        *("--only_program=1", "--workers=3"),
+    ]
+    assert jobs[1].log == Path("s/programs/activation=relu.log") and jobs[1].wanted()
+    given = planned("activation=sin,relu", args=["--workers=0"])
+    assert launch_sweep._job(given, 1, config).command[-1] == "--only_program=1"
+
+
+def test_with_one_program_there_is_one_job():
+    assert [run.name for run in launch_sweep.runs_of(planned("eta=0.5,0.9"))] == ["program"]
+
+
+@pytest.mark.parametrize(
+    ("config", "together", "words"),
+    [
+        ({"processes": 2}, {"coordinator": "a:1"}, "coordinator is given, but launcher or"),
+        ({"launcher": "rey"}, {}, "unknown launcher 'rey'"),
+        ({"cluster": "local"}, {}, "cluster is local, but launcher is local"),
+    ],
+)
+def test_what_makes_no_sense_is_one_sentence_and_nothing_is_written(config, together, words):
+    with pytest.raises(UserError, match=words):
+        launch_sweep.train(
+            planned("eta=0.5,0.9"), launch.LaunchConfig(**config), ProcessesConfig(**together)
+        )
+    assert not Path("s").exists()
+
+
+@pytest.mark.slow
+def test_programs_side_by_side_leave_what_they_do_one_after_the_other(tmp_path):
+    """Where the first is stopped, and one program is in the hands of another command."""
+    args = [*SMALL[1:5], *SMALL[6:], *OUTER]
+    one, many = tmp_path / "one", tmp_path / "many"
+    status, out, err = sweep(*args, f"--logdir={one}")
+    assert status == 0 and "in 4 programs" in err, err
+    many_at_once = [*args, f"--logdir={many}", "--processes=2"]
+    process = start(*many_at_once)
+    while process.poll() is None and not [*many.glob("*/checkpoints/[0-9]*")]:
+        pass
+    process.terminate()
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0 and "the same command goes on from there" in err, err
+    folders = [path for path in (many / "programs").iterdir() if path.is_dir()]
+    assert len(folders) == 4 and all(map(free, folders)) and not (many / "summary.md").exists()
+    held = lock.Lock(many / "programs" / "activation=sin,env=probe-delay")
+    status, _, err = sweep(*many_at_once)
+    assert status == 0 and "activation=sin,env=probe-delay: elsewhere" in err, err
+    held.release()
+    status, mine, err = sweep(*many_at_once)
+    assert status == 0 and mine.replace("many", "one") == out, err
+    assert records(many) == records(one) and len(records(one)) == 24
