@@ -1,0 +1,30 @@
+"""What tunes SAC's temperature where nobody says: Haarnoja et al. 2018b, Appendix D."""
+
+import jax
+import numpy as np
+
+from agent_cases import SPEC, learn, make
+
+TUNED = {"algorithm": "sac", "automatic_temperature": True}
+
+
+def log_temperatures(updates, **fields):
+    """log alpha before, and after so many updates."""
+    agent = make({**TUNED, **fields})
+    start = agent.init(jax.random.key(0))
+    end, _ = learn(agent._replace(update=jax.jit(agent.update)), start, updates)
+    return float(start.policy.log_temperature), float(end.policy.log_temperature)
+
+
+def test_the_target_entropy_is_minus_the_number_of_actions():
+    """Another target leads elsewhere, as Adam's second step tells the size of a gradient."""
+    assert SPEC.action_size == 2
+    default = log_temperatures(3)
+    assert default == log_temperatures(3, target_entropy=-2.0)
+    assert default != log_temperatures(3, target_entropy=-1.0)
+
+
+def test_the_learning_rate_is_3e_4():
+    """Adam's first step is as long as its learning rate, whatever the gradient."""
+    before, after = log_temperatures(1)
+    np.testing.assert_allclose(abs(after - before), 3e-4, rtol=2e-3)
