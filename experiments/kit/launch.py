@@ -182,7 +182,10 @@ class _Pool:
             end = self._launcher.end(job, handle)
             if end is not None:
                 del self._running[name]
-                ended += self._again(job) if end == "stopped" else [(name, end)]
+                if end == "stopped":
+                    ended += self._again(job)
+                else:
+                    ended.append((name, end))
         while self._waiting and not self._asked and len(self._running) < self._processes:
             job = self._waiting.popleft()
             handle = self._launcher.start(job)
@@ -191,7 +194,8 @@ class _Pool:
             else:
                 self._running[job.name] = job, handle
         if self._asked:
-            ended += [(job.name, "stopped") for job in self._waiting]
+            for job in self._waiting:
+                ended.append((job.name, "stopped"))
             self._waiting.clear()
         if ended or time.monotonic() - self._looked >= LOOK:
             self._looked = time.monotonic()
@@ -257,7 +261,7 @@ class Local:
             with job.log.open("ab") as log:
                 if not job.wanted():
                     return "unwanted"
-                process = self.running[job.name] = subprocess.Popen(
+                process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -267,6 +271,7 @@ class Local:
                 )
         finally:
             lock.release(remove=process is None)
+        self.running[job.name] = process
         return process
 
     def end(self, job: Job, handle: subprocess.Popen) -> End | None:

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-import ray
+import ray  # pyright: ignore[reportMissingImports]
 
 from experiments.kit.launch import TRIES, End, Job, LaunchConfig, attend, note
 from preqn_jax.options import UserError

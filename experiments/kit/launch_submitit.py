@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import submitit
-from submitit.helpers import DelayedSubmission
+import submitit  # pyright: ignore[reportMissingImports]
+from submitit.helpers import DelayedSubmission  # pyright: ignore[reportMissingImports]
 
 from experiments.kit.launch import End, Job, LaunchConfig, Local, attend, note
 from preqn_jax.options import UserError, choose
