@@ -271,6 +271,7 @@ class Local:
                 )
         finally:
             lock.release(remove=process is None)
+        assert process is not None  # or what kept it from starting was raised
         self.running[job.name] = process
         return process
 
