@@ -221,8 +221,18 @@ def documented():
         thing = importlib.import_module(path) if path.count(".") == 1 else found(path)
         yield thing
         if inspect.ismodule(thing):
-            names = getattr(thing, "__all__", [n for n in vars(thing) if not n.startswith("_")])
-            yield from (getattr(thing, name) for name in names)
+            yield from _public(thing)
+
+
+def _public(module):
+    """What `__all__` names, or without one what the module defines itself."""
+    if names := getattr(module, "__all__", None):
+        return [getattr(module, name) for name in names]
+    return [value for value in vars(module).values() if _home(value) == module.__name__]
+
+
+def _home(value):
+    return getattr(value, "__module__", None)
 
 
 def test_every_public_name_is_in_the_reference():
