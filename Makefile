@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-cheetah test check slow-test solver-study overshoot-study clean
+.PHONY: demo demo-cheetah test check slow-test docs docs-serve solver-study overshoot-study clean
 
 # A first result that is a good one: PreQN swings up a pendulum, in a minute or two.
 demo: .venv/installed
@@ -26,6 +26,15 @@ check: .venv/installed-dev
 # The tests that take minutes: resume on every environment of the paper, learning.
 slow-test: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow
+
+# The documentation site, which needs no network to be built or read; a warning is an error.
+MKDOCS = NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
+docs: .venv/installed-docs
+	$(MKDOCS) build
+	@echo "Open build/site/index.html, or type make docs-serve, where it can be searched."
+
+docs-serve: .venv/installed-docs
+	$(MKDOCS) serve
 
 # The study behind the default solver (docs/results/solver.md): eight runs, some 20 minutes on two
 # cores.
@@ -58,5 +67,9 @@ overshoot-study: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv runs *.egg-info
+	rm -rf .venv runs build *.egg-info

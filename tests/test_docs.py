@@ -1,0 +1,269 @@
+"""The pages of docs/: commands are commands, examples run, links and names lead somewhere, tables
+and numbers are those of what they speak of.
+"""
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import ROOT
+
+import after_cases
+import preqn_jax
+from experiments.kit import flags
+from preqn_jax.diagnostics import GLOSSARY
+from preqn_jax.training import memory
+from preqn_jax.training import run as training
+from preqn_jax.training import sweep as sweeps
+
+reacher = after_cases.reacher
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGES.remove(ROOT / "CHANGELOG.md")  # which speaks of what was, too
+TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in PAGES}
+REFERENCE = [text for name, text in TEXTS.items() if name.startswith("docs/reference/")]
+
+
+def pieces(text):
+    """What a page shows as code: lines of its blocks, and words between backticks."""
+    for i, part in enumerate(re.split(r"^```.*$", text, flags=re.M)):
+        if i % 2:
+            yield from re.sub(r"\\\n\s*", "", part).splitlines()
+        else:
+            yield from (" ".join(code.split()) for code in re.findall(r"`([^`]+)`", part))
+
+
+def commands(text):
+    """Module and words of every command of ours."""
+    for piece in pieces(text):
+        if found := re.search(r"-m (experiments\.[\w.]+)(.*)", piece):
+            yield found[1], shlex.split(found[2].strip(), comments=True)
+
+
+COMMANDS = [(name, *command) for name, text in TEXTS.items() for command in commands(text)]
+
+
+def of_command(name):
+    """The configs of which a command's flags are made, if any, and whether it takes words too."""
+    module = importlib.import_module(name)
+    calls = [
+        node.value
+        for block in ast.parse(inspect.getsource(module)).body
+        if isinstance(block, ast.If) and "__main__" in ast.unparse(block.test)
+        for node in block.body
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+    ]
+    calls = {ast.unparse(call.func): call for call in calls}
+    if "flags.define" not in calls:
+        return (), False
+    configs = eval(f"({', '.join(map(ast.unparse, calls['flags.define'].args))},)", vars(module))
+    return configs, bool(calls["flags.run"].keywords)
+
+
+@pytest.mark.parametrize(("page", "module", "words"), COMMANDS)
+def test_every_command_parses(page, module, words):
+    configs, takes_words = of_command(module)
+    words = words[: words.index("--")] if "--" in words else words
+    given = [word for word in words if word.startswith("-") and "--help" not in word]
+    if module == "experiments.sweep":
+        swept = [word for word in given if word.startswith(("--sweep=", "--report"))]
+        sweeps.axes([word.removeprefix("--sweep=") for word in swept if word != "--report"])
+        given = [word for word in given if word not in swept]
+    made = flags.read(given, *configs)  # raises for what is no flag, or no value of one
+    assert takes_words or all(word.startswith("-") for word in words)
+    if module in ("experiments.train", "experiments.sweep"):
+        run = dataclasses.replace(made[0], track="")  # trackers are not installed everywhere
+        training.plan(run, *made[1:3])  # raises for what makes no sense
+
+
+def test_every_command_is_seen():
+    mentioned = sum(len(re.findall(r"-m\s+experiments\.\w", text)) for text in TEXTS.values())
+    assert len(COMMANDS) == mentioned > 60
+
+
+def test_every_flag_that_a_page_speaks_of_is_one():
+    known = {"help", "helpfull", "debug", "sweep", "report"}
+    for path in (ROOT / "experiments").glob("[a-z]*.py"):
+        configs, _ = of_command(f"experiments.{path.stem}")
+        known |= {name for config in configs for name in config.__dataclass_fields__}
+    for page, text in TEXTS.items():
+        for piece in pieces(text):
+            if re.match(r"--[a-z]", piece):  # of what, a command line of others says itself
+                name = re.match(r"--(\w+)", piece)[1]
+                assert {name, name.removeprefix("no")} & known or name[:4] == "xla_", (page, piece)
+
+
+# --- examples -------------------------------------------------------------------------------------
+
+
+def example(page, index, capsys, count):
+    """What a block of a page prints, of `count` blocks that it has."""
+    blocks = re.findall(r"```python\n(.*?)```", TEXTS[f"docs/{page}.md"], re.S)
+    assert len(blocks) == count
+    exec(blocks[index], {})
+    return capsys.readouterr().out.splitlines()
+
+
+def test_get_started_takes_a_run_into_python(reacher, capsys):
+    Path("runs").mkdir()
+    Path("runs/first").symlink_to(reacher[0])
+    (line,) = example("get-started", 0, capsys, count=1)
+    assert line.startswith("100 [")
+
+
+def test_the_example_of_the_theory_diverges_and_its_remedy_does_not(capsys):
+    plain, preconditioned = example("theory", 0, capsys, count=1)
+    assert plain.startswith("U3") and float(plain.split()[-1]) > 100
+    assert float(preconditioned.split()[-1]) < 0.01
+
+
+def test_lines_10_to_13_by_hand_are_the_step(capsys):
+    aligned, same = example("preqn-step-by-step", 0, capsys, count=1)
+    assert float(re.search(r"0\.\d+", aligned)[0]) >= 0.97 and same == "the same: True"
+
+
+def test_the_critic_of_the_guide_overshoots_when_the_page_says(capsys):
+    first, *_ = example("why-did-my-q-explode", 0, capsys, count=1)
+    count, mode = re.match(r"after (\d+) updates: (.*)", first).groups()
+    assert mode == "overshooting" and abs(int(count) - 67) <= 2
+    text = TEXTS["docs/why-did-my-q-explode.md"]
+    assert "after some 67 updates and says: overshooting" in " ".join(text.split())
+
+
+@pytest.mark.slow
+def test_an_algorithm_of_ones_own_trains(capsys):
+    lines = example("extend", 0, capsys, count=3)
+    assert [line.split()[0] for line in lines] == ["50", "100", "150"]
+    assert all(-1 <= float(line.split()[1]) <= 1 for line in lines)
+
+
+def test_a_solver_of_ones_own_is_refused_where_it_cuts_too_much(capsys):
+    few, _, all_ = example("extend", 1, capsys, count=3)
+    assert few.endswith("accepted False") and all_.endswith("residual 0.00, accepted True")
+
+
+@pytest.mark.slow
+def test_an_environment_of_ones_own_trains(capsys):
+    lines = example("extend", 2, capsys, count=3)
+    assert [line.split()[0] for line in lines] == ["100", "200", "300"]
+
+
+# --- tables and numbers ---------------------------------------------------------------------------
+
+
+def test_the_guide_has_every_number_of_a_diagnosis_as_the_glossary_has_it():
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \| (.*) \|$", _numbers(), re.M)
+    assert {name: tuple(cells) for name, *cells in rows} == {
+        name: (entry.high, entry.remedy, entry.source) for name, entry in GLOSSARY.items()
+    }
+
+
+def _numbers():
+    text = TEXTS["docs/why-did-my-q-explode.md"]
+    return text[text.index("## Every number") :]
+
+
+def numbers(text):
+    return set(re.findall(r"\d[\d,]*\.\d+|\d{1,3}(?:,\d{3})+|\d{2,}", text))
+
+
+@pytest.mark.parametrize("page", ["which-algorithm", "faq"])
+def test_numbers_of_a_page_are_those_of_the_results(page):
+    """Where a result is measured anew, the page that quotes it is named here."""
+    known = [text for name, text in TEXTS.items() if name.startswith("docs/results/")]
+    known += [TEXTS["README.md"], TEXTS["docs/design.md"]]
+    known.append(f"{4 * (2 * 17 + 6 + 2)} MB, 17 observations, {memory._COPIES} copies")
+    quoted = "\n".join(re.split(r"^```.*$", TEXTS[f"docs/{page}.md"], flags=re.M)[::2])
+    quoted = re.sub(r"`[^`]*`|\[[^]]*\]\([^)]*\)", "", quoted)
+    assert numbers(quoted) <= numbers("\n".join(known))
+
+
+# --- links, reference, navigation -----------------------------------------------------------------
+
+
+def slugs(text):
+    """Anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_lead_to_what_is_there(page):
+    prose = re.sub(r"^```.*?^```", "", TEXTS[page], flags=re.M | re.S)
+    for to, anchor in re.findall(r"\]\(([^)#\s:]*)(?:#([^)\s]+))?\)", prose):
+        path = (ROOT / page).parent / to if to else ROOT / page
+        assert path.exists(), f"{page} links to {to}"
+        assert not anchor or anchor in slugs(path.read_text()), f"{page} links to {to}#{anchor}"
+
+
+def found(path):
+    """What a dotted path names. Raises where it names nothing."""
+    parts = path.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            thing = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[end:]:
+            thing = getattr(thing, part)
+        return thing
+    raise ModuleNotFoundError(path)
+
+
+def documented():
+    """All that the directives of the reference show: objects, and the public names of modules."""
+    for path in re.findall(r"^::: (\S+)$", "\n".join(REFERENCE), re.M):
+        thing = importlib.import_module(path) if path.count(".") == 1 else found(path)
+        yield thing
+        if inspect.ismodule(thing):
+            yield from _public(thing)
+
+
+def _public(module):
+    """What `__all__` names, or without one what the module defines itself."""
+    if names := getattr(module, "__all__", None):
+        return [getattr(module, name) for name in names]
+    return [value for value in vars(module).values() if _home(value) == module.__name__]
+
+
+def _home(value):
+    return getattr(value, "__module__", None)
+
+
+def test_every_public_name_is_in_the_reference():
+    seen = list(map(id, documented()))
+    (overview,) = (text for text in REFERENCE if text.startswith("# Reference"))
+    for name in preqn_jax.__all__:
+        assert f"`{name}`" in overview
+        assert name == "__version__" or id(getattr(preqn_jax, name)) in seen, name
+
+
+def test_every_reference_names_what_there_is():
+    for path in re.findall(r"\]\[(preqn_jax[\w.]*)\]", "\n".join(TEXTS.values())):
+        assert found(path) is not None
+
+
+def _leaves(nav):
+    for entry in nav if isinstance(nav, list) else nav.values():
+        yield from [entry] if isinstance(entry, str) else _leaves(entry)
+
+
+def test_the_navigation_names_every_page_and_no_other():
+    named = list(_leaves(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    outside = [name for name in named if not (ROOT / "docs" / name).exists()]
+    assert all((ROOT / name).exists() for name in outside), outside
+    assert sorted(set(named) - set(outside)) == sorted(pages) and len(set(named)) == len(named)
+
+
+def test_what_the_site_needs_lies_in_the_repository():
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    assert config["strict"] and config["theme"]["font"] is False
+    assert all((ROOT / hook).exists() for hook in config["hooks"])
+    assert all((ROOT / "docs" / sheet).exists() for sheet in config["extra_css"])
+    assert "extra_javascript" not in config
