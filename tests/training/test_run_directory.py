@@ -203,6 +203,16 @@ def test_a_finished_run_with_its_records_is_accepted():
     open_()
 
 
+def test_a_finished_run_needs_the_records_of_all_its_seeds(monkeypatch):
+    monkeypatch.setitem(RUN, "seeds", [0, 1])
+    folder = begun(lines=[*LINES, EVALUATED])
+    (folder / "DONE").touch()
+    with pytest.raises(UserError, match="a finished run without its records"):
+        open_()
+    (folder / "metrics.jsonl").write_bytes(text([*LINES, EVALUATED, {**EVALUATED, "seed": 1}]))
+    open_()
+
+
 @pytest.mark.parametrize("left", ["config.json.tmp", "lock", "config.tmp"])
 def test_what_a_kill_leaves_before_config_json_is_accepted(left):
     Path("x").mkdir()

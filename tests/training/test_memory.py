@@ -1,0 +1,39 @@
+"""Whether a run fits into memory: a bound written from the sizes of what a run holds."""
+
+import numpy as np
+import pytest
+
+from preqn_jax.options import UserError
+from preqn_jax.training import memory
+from preqn_jax.training.config import LoopConfig
+from preqn_jax.types import Spec
+
+SPEC = Spec(3, 2, -np.ones(2), np.ones(2))
+ROW = 4 * (3 + 2 + 1 + 1 + 3)  # float32 of (s, a, r, discount, s')
+STARTS = {"start_steps": 50, "update_after": 50, "update_every": 50}
+
+
+@pytest.mark.parametrize(
+    ("seeds", "capacity", "steps", "batch", "step", "needs"),
+    [
+        ((0,), 500, 800, 8, "gradient", memory.COPIES * 500 * ROW + 50 * 8 * ROW),
+        ((0, 1, 2), 500, 800, 8, "gradient", memory.COPIES * 3 * 500 * ROW + 50 * 8 * ROW),
+        ((0, 1), 800, 500, 8, "gradient", memory.COPIES * 2 * 500 * ROW + 50 * 8 * ROW),
+        *(  # K and three more of its size
+            ((0,), 500, 500, 90, step, memory.COPIES * 500 * ROW + 50 * 90 * ROW + 4 * 4 * 90**2)
+            for step in ("preconditioned", "natural_gradient")
+        ),
+    ],
+)
+def test_a_run_is_refused_where_it_needs_a_byte_more_than_there_is(
+    seeds, capacity, steps, batch, step, needs, monkeypatch
+):
+    config = LoopConfig(
+        seeds=seeds, replay_capacity=capacity, num_steps=steps, batch_size=batch, **STARTS
+    )
+    monkeypatch.setattr(memory, "_there", lambda: needs)
+    memory.check(SPEC, config, {"critic_step": step})
+    monkeypatch.setattr(memory, "_there", lambda: needs - 1)
+    most = "replay_capacity" if batch == 8 else "batch_size"
+    with pytest.raises(UserError, match=f"this run would need some .* lower `{most}`"):
+        memory.check(SPEC, config, {"critic_step": step})
