@@ -18,8 +18,9 @@ OUTER = ("--sweep=activation=relu,sin", "--sweep=env=probe/delay,probe/constant"
 
 
 def planned(*axes, args=()):
-    configs = flags.read(("--algorithm=ddpg", "--seeds=0,1", *args), *training.CONFIGS)
-    return sweeps.plan("s", *configs, sweeps.axes(axes))
+    given = ("--algorithm=ddpg", "--seeds=0,1", *args)
+    run, agent, loop = flags.read(given, *training.CONFIGS)
+    return sweeps.plan("s", run, agent, loop, sweeps.axes(axes))
 
 
 def test_each_program_is_this_command_with_its_number(monkeypatch):
