@@ -11,7 +11,7 @@ import pytest
 from commands import ROOT, records
 from test_launch import children, free, until
 
-from experiments.kit import launch
+from experiments.kit import launch, launchers
 from experiments.kit import runs as kit
 from preqn_jax.options import UserError
 
@@ -33,9 +33,9 @@ CONFIG = launch.LaunchConfig
     ],
 )
 def test_what_makes_no_sense_is_one_sentence(flags, words, monkeypatch):
-    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(launchers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=words):
-        launch.launcher(CONFIG(**flags), 1.0, Path("files"))
+        launchers.launcher(CONFIG(**flags), 1.0, Path("files"))
     assert not list(Path().iterdir())
 
 
@@ -52,7 +52,7 @@ def test_flags_of_submitit_are_checked_before_anything_is_written(flags, words, 
     pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=words):
-        launch.launcher(CONFIG("submitit", **flags), 1.0, Path("files"))
+        launchers.launcher(CONFIG("submitit", **flags), 1.0, Path("files"))
     assert not list(Path().iterdir())
 
 
@@ -180,7 +180,7 @@ def test_a_job_is_killed_with_whoever_attends_to_it_and_its_lock_is_free():
     ours = """
 import sys
 from pathlib import Path
-from experiments.kit import launch
+from experiments.kit import launch, launchers
 sleep = [sys.executable, "-S", "-c", "import time; print(1, flush=True); time.sleep(60)"]
 job = launch.Job("a", sleep, {}, Path("a.log"), Path("a"), lambda: True)
 launch.attend(job, ".")

@@ -11,7 +11,6 @@ command: that holds it for just as long as it lives, even if whoever started it 
 import collections
 import contextlib
 import dataclasses
-import importlib.util
 import math
 import os
 import signal
@@ -22,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from preqn_jax.options import UserError, check, choose, option
+from preqn_jax.options import option
 from preqn_jax.training.lock import INHERITED, Busy, Lock
 
 LOOK = 2.0  # seconds between looks at how far commands are, and between requests to end
@@ -56,18 +55,6 @@ class LaunchConfig:
     def cpus(self) -> int | None:
         """Of each run on another node; None on this machine, whose cores are shared."""
         return None if self.launcher == "local" else self.cpus_per_run or 1
-
-
-_TAKEN_BY = {
-    "ray_address": ("ray",),
-    "cpus_per_run": ("ray", "submitit"),
-    "gpus_per_run": ("ray", "submitit"),
-    "tpus_per_run": ("ray",),
-    "cluster": ("submitit",),
-    "slurm_partition": ("submitit",),
-    "slurm_minutes": ("submitit",),
-    "slurm_options": ("submitit",),
-}
 
 
 class Job(NamedTuple):
@@ -104,41 +91,6 @@ class Launcher(Protocol):
     def stop(self, handle: Any) -> None:
         """Asks it to checkpoint and end; may be asked more than once."""
         ...
-
-
-def launcher(config: LaunchConfig, timeout: float, folder: Path) -> Launcher:
-    """The one that the flags name.
-
-    Args:
-      timeout: seconds in which a Ray cluster must answer.
-      folder: for the files of submitit, on a file system that all nodes share.
-
-    Raises:
-      UserError: no such launcher, or it is not installed; flags that it does not take; a cluster
-        that does not answer. Nothing is written then.
-    """
-    check(config)
-    name = choose("launcher", config.launcher, ("local", "ray", "submitit"))
-    for field in dataclasses.fields(config):
-        value, takers = getattr(config, field.name), _TAKEN_BY.get(field.name, (name,))
-        if value != field.default and name not in takers:
-            raise UserError(
-                f"{field.name} is {value}, but launcher is {name}: leave it out, or give "
-                f"`launcher={takers[0]}`"
-            )
-    if name == "local":
-        return Local()
-    if importlib.util.find_spec(name) is None:
-        raise UserError(
-            f"launcher is {name}, which is not installed; pip install 'preqn_jax[{name}]'"
-        )
-    if name == "ray":
-        from experiments.kit.launch_ray import Ray
-
-        return Ray(config, timeout)
-    from experiments.kit.launch_submitit import Submitit
-
-    return Submitit(config, folder)
 
 
 def run(launcher: Launcher, jobs: Sequence[Job], processes: int, look: Look) -> None:
@@ -182,10 +134,7 @@ class _Pool:
             end = self._launcher.end(job, handle)
             if end is not None:
                 del self._running[name]
-                if end == "stopped":
-                    ended += self._again(job)
-                else:
-                    ended.append((name, end))
+                ended.extend(self._again(job) if end == "stopped" else [(name, end)])
         while self._waiting and not self._asked and len(self._running) < self._processes:
             job = self._waiting.popleft()
             handle = self._launcher.start(job)
@@ -194,8 +143,7 @@ class _Pool:
             else:
                 self._running[job.name] = job, handle
         if self._asked:
-            for job in self._waiting:
-                ended.append((job.name, "stopped"))
+            ended.extend((job.name, "stopped") for job in self._waiting)
             self._waiting.clear()
         if ended or time.monotonic() - self._looked >= LOOK:
             self._looked = time.monotonic()
@@ -261,7 +209,7 @@ class Local:
             with job.log.open("ab") as log:
                 if not job.wanted():
                     return "unwanted"
-                process = subprocess.Popen(
+                process = self.running[job.name] = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -269,11 +217,9 @@ class Local:
                     env={**job.environment, INHERITED: str(lock.fd)},
                     pass_fds=(lock.fd,),
                 )
+                return process
         finally:
             lock.release(remove=process is None)
-        assert process is not None  # or what kept it from starting was raised
-        self.running[job.name] = process
-        return process
 
     def end(self, job: Job, handle: subprocess.Popen) -> End | None:
         code = handle.poll()
@@ -298,7 +244,10 @@ def attend(job: Job, folder: str, here: Local | None = None) -> End:
     os.chdir(folder)
     ends: list[End] = []
     job = job._replace(environment={**os.environ, **job.environment})
-    look: Look = lambda _, ended: ends.extend(end for _, end in ended)  # noqa: E731
+
+    def look(_: Sequence[str], ended: Sequence[tuple[str, End]]) -> None:
+        ends.extend(end for _, end in ended)
+
     run(here or Local(bound=True), [job], 1, look)
     return ends[0]
 

@@ -1,10 +1,12 @@
 """Jobs as tasks of Ray, on any node of a cluster whose nodes share a file system."""
 
+import logging
 import os
 import subprocess
 import sys
 
 import ray  # pyright: ignore[reportMissingImports]
+from ray.exceptions import TaskCancelledError  # pyright: ignore[reportMissingImports]
 
 from experiments.kit.launch import TRIES, End, Job, LaunchConfig, attend, note
 from preqn_jax.options import UserError
@@ -36,7 +38,7 @@ class Ray:
         ray.init(
             config.ray_address or "local",
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             **own,
         )
         wanted = {"CPU": cpus, "GPU": config.gpus_per_run, "TPU": config.tpus_per_run}
@@ -56,7 +58,7 @@ class Ray:
             return None
         try:
             return ray.get(handle)
-        except ray.exceptions.TaskCancelledError:  # before it began
+        except TaskCancelledError:  # before it began
             return "stopped"
         except Exception as error:  # those of the task are of its own kinds
             note(job, error)

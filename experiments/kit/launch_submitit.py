@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import submitit  # pyright: ignore[reportMissingImports]
-from submitit.helpers import DelayedSubmission  # pyright: ignore[reportMissingImports]
+from submitit.core.utils import (  # pyright: ignore[reportMissingImports]
+    DelayedSubmission,
+    FailedJobError,
+    UncompletedJobError,
+)
 
 from experiments.kit.launch import End, Job, LaunchConfig, Local, attend, note
 from preqn_jax.options import UserError, choose
@@ -66,7 +70,7 @@ class Submitit:
                 self._executor.update_parameters(**self._parameters)
             with _deaf():
                 return self._executor.submit(Task(job, os.getcwd()))
-        except submitit.core.utils.FailedJobError as error:  # of sbatch
+        except FailedJobError as error:  # of sbatch
             reason = [*filter(None, str(error).splitlines()), "no reason given"]
             raise UserError(
                 f"SLURM does not take the job: {reason[0]}; see slurm_partition, slurm_minutes and "
@@ -80,7 +84,7 @@ class Submitit:
             return "stopped"
         try:
             return handle.result()
-        except submitit.core.utils.UncompletedJobError as error:
+        except UncompletedJobError as error:
             note(job, error)
             return "failed"
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import jax
 
-from experiments.kit import launch, runs
+from experiments.kit import launch, launchers, runs
 from experiments.kit.curves import plural
 from experiments.kit.processes import ProcessesConfig
 from preqn_jax.options import UserError
@@ -20,8 +20,8 @@ def train(
     """Trains whatever is left to do. A program that fails stops no other; one that another command
     trains is left to it.
 
-    Raises UserError as `launch.launcher` and `sweeps.open_`, and where there is a coordinator: the
-    processes that meet there share the sweep themselves.
+    Raises UserError as `launchers.launcher` and `sweeps.open_`, and where there is a coordinator:
+    the processes that meet there share the sweep themselves.
     """
     if together.coordinator:
         raise UserError(
@@ -30,7 +30,7 @@ def train(
         )
     jax.config.update("jax_platforms", "cpu")  # of this process: accelerators are the programs'
     folder = sweep.logdir / "programs" / ".submitit"
-    launcher = launch.launcher(config, together.timeout, folder)
+    launcher = launchers.launcher(config, together.timeout, folder)
     sweeps.open_(sweep)
     programs = runs_of(sweep)
     number = {program.name: i for i, program in enumerate(programs)}

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.kit import flags, launch, output
+from experiments.kit import flags, launch, launchers, output
 from experiments.kit.runs import Run, begun, follow, is_over, job, last, last_words, state
 from preqn_jax import envs
 from preqn_jax.options import UserError, check, check_same, option
@@ -310,7 +310,7 @@ def main(
         jax.config.update(
             "jax_platforms", "cpu"
         )  # of this process: accelerators belong to the runs
-        launcher = launch.launcher(launching, config.timeout, Path(config.root) / ".submitit")
+        launcher = launchers.launcher(launching, config.timeout, Path(config.root) / ".submitit")
         runs = choose(settle(kind, config, extra), config.only)
         outcomes = execute(runs, launching.processes, launcher, launching.cpus)
         states = [outcome.state for outcome in outcomes]
