@@ -16,7 +16,7 @@ from commands import ROOT
 
 import after_cases
 import preqn_jax
-from experiments.kit import flags
+from experiments.kit import flags, launch, plan
 from preqn_jax.diagnostics import GLOSSARY
 from preqn_jax.training import memory
 from preqn_jax.training import run as training
@@ -59,6 +59,8 @@ def of_command(name):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
     ]
     calls = {ast.unparse(call.func): call for call in calls}
+    if "plan.define" in calls:
+        return (plan.PlanConfig, launch.LaunchConfig), True
     if "flags.define" not in calls:
         return (), False
     configs = eval(f"({', '.join(map(ast.unparse, calls['flags.define'].args))},)", vars(module))
