@@ -8,6 +8,7 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import preqn_jax
 from preqn_jax import agents
@@ -59,16 +60,22 @@ def test_a_line_of_records_holds_means_over_the_rounds_since_the_last_one(tmp_pa
             np.testing.assert_allclose(line[name], mean, rtol=1e-6)
 
 
-def test_a_rate_is_that_of_the_steps_since_the_last_line(tmp_path, monkeypatch):
-    """By a clock that shows 0, 1, 4, 9, ..., read once a line."""
+@pytest.mark.parametrize(("eval_every", "seconds"), [(1000, [1, 3, 5]), (100, [1, 10, 22])])
+def test_a_rate_is_that_of_the_steps_since_the_last_line(
+    eval_every, seconds, tmp_path, monkeypatch
+):
+    """By a clock that shows 0, 1, 4, 9, ..., read once a line, and twice about an evaluation, which
+    is left out: of the second line 16 - 1 - (9 - 4).
+    """
     squares = (n**2 for n in itertools.count())
     monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=lambda: next(squares)))
-    options = {**SMALL, "num_steps": 300, "log_every": 100, "eval_every": 1000, "eval_episodes": 1}
-    for _ in preqn_jax.train("td3", "probe/delay", logdir=tmp_path / "run", **options):
+    options = {**SMALL, "num_steps": 300, "log_every": 100, "eval_episodes": 1}
+    options |= {"eval_every": eval_every, "logdir": tmp_path / "run"}
+    for _ in preqn_jax.train("td3", "probe/delay", **options):
         pass
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     rates = [line["time/steps_per_s"] for line in lines if "time/steps_per_s" in line]
-    np.testing.assert_allclose(rates, [100 / 1, 100 / 3, 100 / 5])
+    np.testing.assert_allclose(rates, [100 / s for s in seconds])
 
 
 def test_of_failed_solves_the_numbers_are_left_out_of_a_rounds_means():
