@@ -1,4 +1,4 @@
-"""Several critics of one agent: each starts from weights of its own, and the first is the first."""
+"""What networks start from: critics each from weights of its own, by the rule asked for."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from agent_cases import make, same
 from preqn_jax import agents, networks, steps
 from preqn_jax.batching import batched
 
@@ -42,3 +43,11 @@ def test_the_first_member_is_the_one_that_the_policy_climbs_and_the_least_is_ove
         jax.tree.leaves(critic.first(state)), jax.tree.leaves(member(0)), strict=True
     ):
         np.testing.assert_array_equal(mine, expected)
+
+
+@pytest.mark.parametrize("initializer", sorted(set(networks.INITIALIZERS) - {"glorot"}))
+def test_the_initializer_that_is_asked_for_reaches_policy_and_critic(initializer):
+    one, other = (make({"initializer": name}) for name in ("glorot", initializer))
+    for part in ("policy", "critic"):
+        starts = [getattr(a, part)(a.init(jax.random.key(0))) for a in (one, other)]
+        assert not same(*starts)

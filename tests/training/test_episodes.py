@@ -1,13 +1,21 @@
-"""Seeds and returns of the environments of one member, and what is a mean since the last line."""
+"""Seeds and returns of environments, and what the numbers of a line of records are means of."""
 
+import itertools
 import json
+from types import SimpleNamespace
 
 import gymnasium
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import preqn_jax
+from preqn_jax import agents
 from preqn_jax.envs import derive_seed
+from preqn_jax.training import loop, session
 from preqn_jax.training.config import TRAIN_ENV
+from preqn_jax.types import Spec
 
 SMALL = {"hidden_sizes": (8, 8), "start_steps": 50, "update_after": 50, "batch_size": 8}
 given = []  # the seeds of resets
@@ -50,3 +58,42 @@ def test_a_line_of_records_holds_means_over_the_rounds_since_the_last_one(tmp_pa
         for name in ("critic/q_mean", "critic/td_abs"):
             mean = np.mean([rounds[s][name][0] for s in (step - 50, step)])
             np.testing.assert_allclose(line[name], mean, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("eval_every", "seconds"), [(1000, [1, 3, 5]), (100, [1, 10, 22])])
+def test_a_rate_is_that_of_the_steps_since_the_last_line(
+    eval_every, seconds, tmp_path, monkeypatch
+):
+    """By a clock that shows 0, 1, 4, 9, ..., read once a line, and twice about an evaluation, which
+    is left out: of the second line 16 - 1 - (9 - 4).
+    """
+    squares = (n**2 for n in itertools.count())
+    monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=lambda: next(squares)))
+    options = {**SMALL, "num_steps": 300, "log_every": 100, "eval_episodes": 1}
+    options |= {"eval_every": eval_every, "logdir": tmp_path / "run"}
+    for _ in preqn_jax.train("td3", "probe/delay", **options):
+        pass
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    rates = [line["time/steps_per_s"] for line in lines if "time/steps_per_s" in line]
+    np.testing.assert_allclose(rates, [100 / s for s in seconds])
+
+
+def test_of_failed_solves_the_numbers_are_left_out_of_a_rounds_means():
+    """And of nothing else: a NaN elsewhere is one."""
+    spec = Spec(3, 2, -np.ones(2), np.ones(2))
+    made = agents.make(agents.AgentConfig(algorithm="td3", hidden_sizes=(4,)), spec)
+
+    def update(state, batch, key, count):
+        odd = jnp.where(count % 2 == 1, count.astype(jnp.float32), jnp.nan)
+        return state, {"solve/residual": odd, "linesearch/scale": odd, "critic/td_abs": 1.0 * count}
+
+    starts = {name: size for name, size in SMALL.items() if name != "hidden_sizes"}
+    config = loop.LoopConfig(seeds=(0,), num_steps=100, **starts)
+    learner, _ = loop.init(made, spec, config)
+    new = jax.tree.map(lambda ring: np.ones((1, 50, *ring.shape[2:])), learner.replay.data)
+    learn = loop.make_learn(made._replace(update=update), config)
+    at = (np.zeros(1, bool), jnp.uint32(0), jnp.int32(0))
+    means = learn(learner, new, *at, 50)[1]
+    np.testing.assert_allclose(means["solve/residual"], np.mean(range(1, 50, 2)))
+    np.testing.assert_allclose(means["critic/td_abs"], np.mean(range(50)))
+    assert np.isnan(means["linesearch/scale"]).all()

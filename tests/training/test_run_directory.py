@@ -88,6 +88,18 @@ def test_a_process_that_holds_it_itself_is_told_so_and_train_takes_it_too():
     held.release()
 
 
+def test_a_lock_that_was_passed_on_is_not_passed_on_again(monkeypatch):
+    folder = Path("x")
+    folder.mkdir()
+    first = lock.Lock(folder)
+    os.set_inheritable(first.fd, True)
+    monkeypatch.setenv(lock.INHERITED, str(first.fd))
+    second = lock.Lock(folder)
+    assert second.fd == first.fd and lock.INHERITED not in os.environ
+    assert not os.get_inheritable(second.fd)
+    second.release()
+
+
 def test_a_lock_that_was_removed_meanwhile_is_none(monkeypatch):
     """Who waits at the door while the holder takes the door away must not hold an unlinked file."""
     folder = begun()
