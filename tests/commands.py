@@ -10,6 +10,7 @@ from absl.testing import flagsaver
 
 from experiments import train
 from experiments.kit import flags
+from experiments.kit.running import WatchConfig
 from preqn_jax.training import run as training
 from preqn_jax.training.record import read
 
@@ -31,7 +32,7 @@ SMALL = [
 def call(*args):
     """`main` of experiments.train in this process, with the manners of the command line."""
     if "algorithm" not in absl_flags.FLAGS:
-        flags.define(*training.CONFIGS)
+        flags.define(*training.CONFIGS, WatchConfig)
     with flagsaver.flagsaver():
         absl_flags.FLAGS(["train", *args])
         return flags.guard(train.main, ["train"])

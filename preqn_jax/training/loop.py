@@ -74,9 +74,12 @@ def init(
     seeds, *rest = jax.tree.map(partial(padded, config), given)
     states = jax.jit(jax.vmap(agent.init))(keys(seeds), *rest)
     # Rows that could never fill are not allocated.
-    buffer = replays.init(spec, min(config.replay_capacity, config.num_steps))
-    buffers = jax.tree.map(lambda leaf: jnp.zeros((len(seeds), *leaf.shape), leaf.dtype), buffer)
-    return jax.device_put(Learner(states, buffers), places), Counters()
+    form = jax.eval_shape(lambda: replays.init(spec, min(config.replay_capacity, config.num_steps)))
+
+    def empty(leaf: Any) -> Array:  # made where it stays: memory would hold a copy as well
+        return jnp.zeros((len(seeds), *leaf.shape), leaf.dtype, device=places)
+
+    return Learner(jax.device_put(states, places), jax.tree.map(empty, form)), Counters()
 
 
 def padded(config: LoopConfig, leaf: np.ndarray) -> np.ndarray:

@@ -10,9 +10,9 @@ from preqn_jax.training import files
 from preqn_jax.training.config import LoopConfig
 from preqn_jax.types import Spec
 
-# Of the replay, at the peak: up to 2.9 in training, where several seeds learn in turn, and 1.4 at a
-# checkpoint or on going on from one (tests/peak.py).
-COPIES = 3.0
+# Of the replay, at the peak: 1.2 in training, and up to 1.5 at a checkpoint or on going on from one
+# (tests/peak.py).
+COPIES = 1.5
 _KERNELS = 4  # of B x B numbers that a solve holds at once
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from preqn_jax import agents, diagnostics, envs
 from preqn_jax.agents import Agent
 from preqn_jax.diagnostics import Finding
+from preqn_jax.options import UserError
 from preqn_jax.training import collect, device, directory, folder, loop, memory
 from preqn_jax.training.config import LoopConfig, RunConfig
 from preqn_jax.training.errors import Diverged, Diverging
@@ -136,7 +137,10 @@ class Session:
     def __enter__(self) -> "Session":
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, UserError) and self.kept:
+            # Below the traceback of a notebook; the binary says so itself.
+            error.add_note(f"the checkpoint of step {self.kept[-1]} is kept in {self.where}")
         self._held.close()
 
     def begin(self) -> None:
