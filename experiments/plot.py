@@ -18,7 +18,6 @@ import numpy as np
 
 from experiments.kit import curves, flags, output, style
 from preqn_jax.options import UserError, check, option
-from preqn_jax.training import run as training
 from preqn_jax.training.config import RunConfig
 
 PANELS = (  # name, words, and a short one for the table
@@ -134,13 +133,11 @@ def _group(folders: Sequence[Path]) -> list[Group]:
     each is one alone, for no seed counts twice.
     """
     groups: dict[str, Group] = {}
-    defaults = json.loads(json.dumps(training.DEFAULTS))
     for folder in folders:
         made, lines = curves.load(folder)
-        # A version before may not have had a field yet.
-        config = {**defaults, **made} if "activation" in made else made
+        config = curves.whole(made)
         key = json.dumps({k: v for k, v in config.items() if k not in _LOOKING}, sort_keys=True)
-        mine = {s: [line for line in lines if line["seed"] == s] for s in config["seeds"]}
+        mine = curves.of_seeds(config, lines)
         group = groups.setdefault(key, Group(config, [], {}))
         if shared := group.seeds.keys() & mine:
             print(
@@ -169,19 +166,11 @@ def _labels(groups: Sequence[Group]) -> list[str]:
             for other in groups
             if other.config["env"] == config["env"] and curves.variant(other.config) == base
         ]
-        differ = [
-            name
-            for name, value in config.items()
-            if name not in _LOOKING and any(c.get(name) != value for c in twins)
-        ]
-        words = [base, *(f"{name}={_short(config[name])}" for name in differ)]
+        differ = curves.differing(config, twins, _LOOKING)
+        words = [base, *(f"{name}={curves.short(config.get(name))}" for name in differ)]
         folder = "/".join(Path(group.folders[0]).absolute().parts[-2:])
         labels.append(", ".join(words) + f" ({folder})" * group.alone)
     return labels
-
-
-def _short(value: Any) -> str:
-    return "x".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _matrix(group: Group, name: str) -> tuple[np.ndarray, np.ndarray]:

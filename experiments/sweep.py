@@ -26,7 +26,7 @@ from collections.abc import Sequence
 import jax
 from absl import flags as absl_flags
 
-from experiments.kit import flags, launch, launch_sweep, processes, signals, streams, swept
+from experiments.kit import flags, launch, launch_sweep, processes, signals, streams, sweep_report
 from experiments.kit.curves import plural
 from experiments.kit.running import Running, WatchConfig
 from preqn_jax.options import UserError
@@ -79,8 +79,8 @@ def main(argv: list[str]) -> int:
         sweeps.open_(sweep, write=processes.first())
         if not _train(sweep, sweep.programs):
             return 0
-        processes.wait(together, lambda words: print(words, file=sys.stderr))
-    diverged = processes.first() and swept.report(sweep)
+        processes.wait(together)
+    diverged = processes.first() and sweep_report.report(sweep)
     return int(bool(status or diverged))
 
 

@@ -11,7 +11,6 @@ and accepted the share of steps that the linesearch took, both as means from the
 import csv
 import dataclasses
 import io
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ import numpy as np
 
 from experiments.kit import curves, flags, output
 from preqn_jax.options import UserError, choose, option
-from preqn_jax.training import run as training
 
 RETURNS = ("last return", "best return", "last three")
 MEANS = {"alignment": "critic/alignment", "accepted": "linesearch/accepted"}
@@ -70,7 +68,7 @@ def rows(runs: Sequence[Path]) -> list[Row]:
 
 
 def _row(run: Path, config: dict[str, Any], lines: curves.Lines, settings: str) -> Row:
-    seeds = [[line for line in lines if line["seed"] == seed] for seed in config["seeds"]]
+    seeds = curves.of_seeds(config, lines).values()
     mine = [
         np.array([line["eval/return_mean"] for line in one if "eval/return_mean" in line], float)
         for one in seeds
@@ -114,18 +112,12 @@ def _over_seeds(values: Sequence[float]) -> tuple[float, float | None] | None:
 
 def _settings(configs: Sequence[dict[str, Any]]) -> list[str]:
     """Of each run what tells it from others of its algorithm and activation: "eta=0.9, ..."."""
-    defaults = json.loads(json.dumps(training.DEFAULTS))
-    # A version before may not have had a field yet.
-    whole = [{**defaults, **made} if "activation" in made else made for made in configs]
+    whole = [curves.whole(config) for config in configs]
     variants = [curves.variant(config) for config in whole]
     texts = []
     for config, variant in zip(whole, variants, strict=True):
         twins = [c for c, other in zip(whole, variants, strict=True) if other == variant]
-        names = sorted(
-            name
-            for name in set().union(*twins) - _SAID
-            if any(twin.get(name) != config.get(name) for twin in twins)
-        )
+        names = sorted(curves.differing(config, twins, _SAID))
         texts.append(", ".join(f"{name}={config.get(name)}" for name in names))
     return texts
 
@@ -156,11 +148,8 @@ def _flat(row: Row) -> Row:
 
 def as_md(table: Sequence[Row]) -> str:
     """Markdown, aligned for whoever reads it as it is."""
-    cells = [[text.replace("|", r"\|") for text in line] for line in _cells(table, "±")]
-    widths = [max(len(text) for text in column) for column in zip(*cells, strict=True)]
-    lines = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in cells]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([lines[0], rule, *lines[1:], ""])
+    head, *body = _cells(table, "±")
+    return output.markdown(head, body)
 
 
 def as_tex(table: Sequence[Row]) -> str:

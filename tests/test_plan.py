@@ -259,7 +259,6 @@ def test_devices_share_the_cores_unless_the_environment_says_so(monkeypatch):
     monkeypatch.setattr(experiments, "NPROC_GIVEN", "")
     assert kit.environment(1) == dict(os.environ)
     assert kit.environment(3)["XLA_FLAGS"] == "--xla_x=1 --xla_force_host_platform_device_count=2"
-    assert kit.environment(3)["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
     assert [kit.environment(n)["NPROC"] for n in (3, 5)] == ["4", "1"]
     monkeypatch.setattr(experiments, "NPROC_GIVEN", "7")
     assert kit.environment(5)["NPROC"] == "7"

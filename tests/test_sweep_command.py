@@ -1,20 +1,17 @@
 """The command: what it leaves, prints, and refuses; two processes."""
 
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
+from functools import partial
 
+import commands
 import pytest
 
 from preqn_jax.training import record
 
-ROOT = Path(__file__).parents[1]
 SMALL = (
     *("--env=probe/delay", "--algorithm=ddpg", "--seeds=0:3", "--hidden_sizes=8,8"),
     *("--sweep=critic_learning_rate=0.001,0.01", "--sweep=discount=0.5,0.9", "--num_steps=300"),
@@ -23,27 +20,15 @@ SMALL = (
 )
 
 
-def start(*flags):
-    command = [sys.executable, "-m", "experiments.sweep", *flags]
-    given = {**os.environ, "PYTHONPATH": str(ROOT)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=given, **pipes)
+start = partial(commands.start, module="experiments.sweep")
 
 
 def sweep(*flags):
-    made = start(*flags)
-    out, err = made.communicate(timeout=500)
-    return made.returncode, out, err
+    return commands.finished(start(*flags), timeout=500)
 
 
 def records(logdir):
-    return {
-        path.parent.name: [
-            {key: value for key, value in line.items() if not key.startswith("time/")}
-            for line in record.read(path)
-        ]
-        for path in sorted(Path(logdir).glob("*/metrics.jsonl"))
-    }
+    return {one.parent.name: commands.records(one.parent) for one in logdir.glob("*/metrics.jsonl")}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +74,7 @@ def test_a_sweep_killed_again_and_again_ends_bit_for_bit(whole, tmp_path):
     """By SIGKILL, at five moments."""
     kills = 0
     while kills < 5:
-        made = start(*SMALL, f"--logdir={tmp_path}/s", f"--num_steps={300}")
+        made = start(*SMALL, f"--logdir={tmp_path}/s")
         there = set()
         while made.poll() is None and len(there) < 3:  # a checkpoint further in some folders
             time.sleep(0.05)
@@ -113,9 +98,10 @@ def test_two_processes_train_what_one_does_and_one_goes_on_with_what_two_left(wh
     flags = [*SMALL, f"--logdir={tmp_path}/s"]
     short = [*flags, "--num_steps=200"]
     both = [start(*short, *where, f"--process_id={i}") for i in range(2)]
-    ends = [one.communicate(timeout=500) for one in both]
-    assert [one.returncode for one in both] == [0, 0], ends
-    assert "process 2 of 2" in ends[1][1] and ends[0][0] and not ends[1][0]
+    ends = [commands.finished(one, 500) for one in both]
+    (status, out, _), (other, nothing, err) = ends
+    assert (status, other) == (0, 0) and out and not nothing, ends
+    assert "process 2 of 2" in err
     status, _, err = sweep(*flags)
     assert status == 0 and "resuming" in err
     assert records(tmp_path / "s") == records(whole[0])

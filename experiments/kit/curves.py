@@ -1,6 +1,7 @@
 """What finished and unfinished runs recorded, as arrays."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 from experiments.kit import output
 from preqn_jax.options import UserError
 from preqn_jax.training import directory, record
+from preqn_jax.training import run as training
 
 Lines = list[record.Line]  # of one seed
 
@@ -80,6 +82,41 @@ def load(folder: Path) -> tuple[dict[str, Any], Lines]:
     return config, lines
 
 
+def of_seeds(config: dict[str, Any], lines: Lines) -> dict[int, Lines]:
+    """The records of each seed."""
+    return {seed: [line for line in lines if line["seed"] == seed] for seed in config["seeds"]}
+
+
+def diverged(lines: Iterable[record.Line]) -> dict[int, int]:
+    """seed -> step, of those that did."""
+    return {line["seed"]: line["step"] for line in lines if line.get("run/diverged") is not None}
+
+
+def whole(config: dict[str, Any]) -> dict[str, Any]:
+    """With the defaults of fields that a version before did not have yet."""
+    defaults = json.loads(json.dumps(training.DEFAULTS))
+    return {**defaults, **config} if "activation" in config else config
+
+
+def differing(
+    config: dict[str, Any], others: Iterable[dict[str, Any]], left_out: Collection[str]
+) -> list[str]:
+    """The settings in which a run differs from any of the others."""
+    names = dict.fromkeys(name for one in (config, *others) for name in one)
+    return [
+        name
+        for name in names
+        if name not in left_out and any(one.get(name) != config.get(name) for one in others)
+    ]
+
+
+def short(value: Any) -> str:
+    """A setting in few signs: sizes as 64x64."""
+    if isinstance(value, list | tuple):
+        return "x".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def variant(config: dict[str, Any]) -> str:
     """ "preqn-sin"; of an agent of somebody's own parts its name."""
     words = [config["algorithm"], config.get("activation")]
@@ -132,11 +169,8 @@ def _select(
     env: str, variant: str, config: dict[str, Any], lines: Lines, seeds: Sequence[int] | None
 ) -> Curves:
     chosen = tuple(seed for seed in config["seeds"] if seeds is None or seed in seeds)
-    diverged = {
-        line["seed"]: line["step"] for line in lines if line.get("run/diverged") is not None
-    }
-    by_seed = [[line for line in lines if line["seed"] == seed] for seed in chosen]
-    return Curves(env, variant, config, chosen, by_seed, diverged)
+    by_seed = of_seeds({"seeds": chosen}, lines)
+    return Curves(env, variant, config, chosen, list(by_seed.values()), diverged(lines))
 
 
 def common_step(runs: Iterable[Curves]) -> int:

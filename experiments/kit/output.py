@@ -5,7 +5,7 @@ said in one sentence.
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,15 @@ def check(flag: str, path: str, *, picture: bool = False) -> None:
     else:
         return
     raise UserError(f"cannot write {path!r}: {why}; give another --{flag}")
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table, aligned for whoever reads it as it is; ends with a new line."""
+    cells = [[text.replace("|", r"\|") for text in line] for line in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in cells]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:], ""])
 
 
 def write_json(path: Path, content: Any, flag: str = "json") -> None:

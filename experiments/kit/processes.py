@@ -9,7 +9,7 @@ import dataclasses
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 
@@ -110,8 +110,8 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
-def wait(config: ProcessesConfig, say: Callable[[str], None]) -> None:
-    """Until all processes are here; of those that are not in time, `say` tells."""
+def wait(config: ProcessesConfig) -> None:
+    """Until all processes are here, or it is told that some are not in time."""
     if jax.process_count() == 1:
         return
     from orbax.checkpoint import multihost  # the coordination service's barrier, by a public name
@@ -120,4 +120,5 @@ def wait(config: ProcessesConfig, say: Callable[[str], None]) -> None:
         everyone = set(range(jax.process_count()))
         multihost.sync_global_processes("the end", timeout=int(config.timeout), processes=everyone)
     except Exception:  # whatever the service raises where one is late, or lost
-        say("not all processes were done in time: the report is of what is there")
+        words = "not all processes were done in time: the report is of what is there"
+        print(words, file=sys.stderr)

@@ -122,11 +122,10 @@ def workers(cores: int, seeds: int) -> int:
 
 
 def environment(processes: int) -> dict[str, str]:
-    """That of a run of this machine: with its share of the cores as devices, and no accelerator's
-    memory taken in advance by one of several.
+    """That of a run of this machine: with its share of the cores as devices.
 
     A run on one core has one thread as well: with more of them than cores the runs cost each other
-      a fifth of their speed.
+    a fifth of their speed.
     """
     return dict(os.environ) if processes == 1 else _shared(os.environ, cores(processes))
 
@@ -140,7 +139,7 @@ def elsewhere(cpus: int) -> dict[str, str]:
 
 def _shared(passed: Mapping[str, str], cores: int) -> dict[str, str]:
     name, given = "xla_force_host_platform_device_count", experiments.XLA_FLAGS_GIVEN
-    shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **passed, "XLA_FLAGS": given}
+    shared = {**passed, "XLA_FLAGS": given}
     if name not in given:
         shared["XLA_FLAGS"] = f"{given} --{name}={cores}".strip()
         shared["NPROC"] = experiments.NPROC_GIVEN or str(experiments.threads(cores))

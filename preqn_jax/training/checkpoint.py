@@ -68,17 +68,15 @@ class Checkpointer:
 
         Raises Stopped where it cannot be written; those before are as they were.
         """
-        replay, content = (
-            learner.replay,
-            {
-                "step": step,
-                "counters": counters._asdict(),
-                "collector": collector,
-                "extra": extra,
-                "filled": int(jnp.max(learner.replay.size)),
-                "arrays": {},
-            },
-        )
+        replay = learner.replay
+        content = {
+            "step": step,
+            "counters": counters._asdict(),
+            "collector": collector,
+            "extra": extra,
+            "filled": int(jnp.max(replay.size)),
+            "arrays": {},
+        }
         starts = range(0, content["filled"], _rows(replay))
         size = len(json.dumps(content)) + _bytes(learner.agent) + content["filled"] * _row(replay)
         written = self._folder / f"{step}.tmp"

@@ -21,16 +21,16 @@ from preqn_jax.envs.functional import many
 from preqn_jax.options import UserError
 from preqn_jax.training import collect, loop
 from preqn_jax.training.config import EVAL_ENV, TRAIN_ENV, LoopConfig, RunConfig
+from preqn_jax.training.device_rounds import (
+    QUANTITIES,
+    DeviceRounds,
+    Streams,
+    World,
+    make_rounds,
+)
 from preqn_jax.training.errors import Diverged
 from preqn_jax.training.local import Recipe
 from preqn_jax.training.loop import Counters, Learner, Round
-from preqn_jax.training.program import (
-    QUANTITIES,
-    Program,
-    Streams,
-    World,
-    make_program,
-)
 from preqn_jax.training.rollout import Evaluation
 from preqn_jax.types import Key, Params
 
@@ -84,7 +84,7 @@ class Resident:
         limit = min(env.time_limit or recipe.eval_max_steps, recipe.eval_max_steps)
         self._chunk = min(limit, _CHUNK)
         agent, self._many = recipe.make_agent(env.spec), many(env, name, axes=2)
-        program = make_program(agent, self._many, env.spec, config, self._most, self._chunk)
+        program = make_rounds(agent, self._many, env.spec, config, self._most, self._chunk)
         self._look = jax.jit(self._many.observe, out_shardings=self._sharding)
         self._compile(program)
         self._env_seeds = self._derived(config.num_envs, TRAIN_ENV)
@@ -92,7 +92,7 @@ class Resident:
         self._world = self._start(self._streams.envs)
         self._pace = _Pace(config, self._stops, self._most)
 
-    def _compile(self, program: Program) -> None:
+    def _compile(self, program: DeviceRounds) -> None:
         split, same = self._sharding.spec, jax.sharding.PartitionSpec()
 
         def on_devices(function: Callable, counts: int, arguments: int, **options: Any) -> Any:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,17 +132,17 @@ def dressed(learner: Learner, agent: Any) -> Learner:
     return dataclasses.replace(learner, agent=whole)
 
 
-@jax.jit
-def _rows(tree: Any, first: Any, like: Any) -> Any:
-    """As many rows of every leaf as `like` has, from the first on."""
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, len(like)), tree)
+@partial(jax.jit, static_argnums=2)
+def _rows(tree: Any, first: Any, count: int) -> Any:
+    """So many rows of every leaf, from the first on."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, count), tree)
 
 
 def part(moment: Moment, members: range) -> Moment:
     """What some members have of a moment; P rows may be more than there are members."""
     learner, rows = moment.learner, len(moment.learner.replay.added)
     if len(members) < rows:
-        learner = _rows(learner, members.start, jnp.zeros(len(members)))
+        learner = _rows(learner, members.start, len(members))
     frozen = tuple(members.index(i) for i in moment.counters.frozen if i in members)
     return Moment(
         learner,

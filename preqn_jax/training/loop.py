@@ -90,7 +90,8 @@ def padded(config: LoopConfig, leaf: np.ndarray) -> np.ndarray:
 def members(tree: Any, config: LoopConfig) -> Any:
     """The first M rows of leaves `[P, ...]`."""
     size = len(config.seeds)
-    return tree if size == _rows(config) else jax.tree.map(lambda leaf: leaf[:size], tree)
+    rows = len(jax.tree.leaves(tree)[0])
+    return tree if rows == size else jax.tree.map(lambda leaf: leaf[:size], tree)
 
 
 def rounds(

@@ -103,10 +103,12 @@ class Session:
         self._collector: collect.Collector | device.Resident | None = None
         self._held = contextlib.ExitStack()  # closed last to first, whatever is raised
         self._folders: list[Folder] = []
+        self._home: dict[int, Folder] = {}  # of every member, if any is kept
         try:
             for place in plan.homes():
                 self._folders.append(Folder(place, plan.loop, DEFAULTS))
                 self._held.callback(self._folders[-1].close)
+                self._home.update(dict.fromkeys(place.members, self._folders[-1]))
         except BaseException:
             self._held.close()
             raise
@@ -271,9 +273,8 @@ class Session:
         return Trained(self.agent, states, self.spec, self.config.seeds, step, described)
 
     def _write(self, step: int, member: int, line: dict[str, Any]) -> None:
-        for one in self._folders:
-            if member in one.members:
-                one.write(step, member, line)
+        if self._folders:
+            self._home[member].write(step, member, line)
 
     def _off_the_clock(self, act: Callable[[int], list[Any]], step: int) -> list[Any]:
         """What is no training takes none of its time."""

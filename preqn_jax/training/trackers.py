@@ -1,7 +1,7 @@
 """Trackers, Weights & Biases and MLflow: a process beside the run hands its records on.
 
-In a process of their own (`follow`) they can neither hold training up nor end it, whatever becomes
-of a network, a login or a disk.
+In a process of their own (`tracker_process`) they can neither hold training up nor end it, whatever
+becomes of a network, a login or a disk.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from preqn_jax.training import files
 _log = logging.getLogger(__name__)
 NAMES = ("mlflow", "wandb")
 LOG = "tracker.log"  # what a tracker says
-KEPT = "tracker.json"  # of `follow`
+KEPT = "tracker.json"  # of `tracker_process`
 WAIT = 60.0  # seconds at the end of a run for what was not handed on yet
 
 
@@ -53,7 +53,7 @@ class Tracker:
         self._process: subprocess.Popen | None = None
         if not track:
             return
-        program = Path(__file__).with_name("follow.py")
+        program = Path(__file__).with_name("tracker_process.py")
         # -P: modules of this folder have names that others have as well.
         command = [sys.executable, "-P", str(program), track, str(logdir)]
         try:

@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import records
 
 import preqn_jax
 from preqn_jax import agents, envs
 from preqn_jax.envs.functional import FunctionalEnv, Outcome, many
 from preqn_jax.options import UserError
 from preqn_jax.training import collect, device, loop
+from preqn_jax.training.device_rounds import Streams, make_rounds
 from preqn_jax.training.errors import Diverged
-from preqn_jax.training.program import Streams, make_program
 from preqn_jax.types import Spec
 
 LOOP = loop.LoopConfig(
@@ -243,7 +244,7 @@ def test_many_environments_feed_one_member_and_time_limits_are_no_terminals():
 def test_whole_rounds_lower_for_accelerators(platform):
     config, spec = LOOP, PENDULUM.spec
     agent, env = small(spec), many(PENDULUM, "native/pendulum", axes=2)
-    program = make_program(agent, env, spec, config, most=4, steps=30)
+    program = make_rounds(agent, env, spec, config, most=4, steps=30)
     like = jax.eval_shape(lambda: loop.init(agent, spec, config)[0])
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (2, 5)))
     world = jax.eval_shape(program.start, keys)
@@ -276,11 +277,6 @@ def test_an_evaluation_that_does_not_end_is_cut_off():
     assert found[1] is None and found[0].cut.all()
     assert (found[0].lengths == 70).all() and found[0].rewards.shape == (70, EPISODES)
     assert (found[0].rewards == found[0].action[..., 0]).all()
-
-
-def records(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
 
 
 def test_a_run_that_is_stopped_and_goes_on_is_one_that_never_stopped(tmp_path):

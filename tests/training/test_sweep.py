@@ -6,10 +6,11 @@ import re
 
 import numpy as np
 import pytest
+from commands import records
 
 from preqn_jax import agents
 from preqn_jax.options import UserError
-from preqn_jax.training import directory, record, sweep
+from preqn_jax.training import directory, sweep
 from preqn_jax.training import run as training
 from preqn_jax.training import trained as trained_
 from preqn_jax.training.config import LoopConfig, RunConfig
@@ -41,13 +42,6 @@ def trained(swept, until=None):
                     if done.step == until:
                         return starts
     return starts
-
-
-def records(logdir, name):
-    return [
-        {key: value for key, value in line.items() if not key.startswith("time/")}
-        for line in record.read(logdir / name / record.NAME)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +143,7 @@ def test_a_member_is_kept_as_the_run_of_it_alone(whole, tmp_path):
     )
     config, alone = (directory.read_config(x / "config.json") for x in (there, tmp_path / "alone"))
     assert config == alone and (there / "DONE").exists()
-    mine, wanted = records(whole.logdir, member), records(tmp_path, "alone")
+    mine, wanted = records(whole.logdir / member), records(tmp_path / "alone")
     assert [line.keys() for line in mine] == [line.keys() for line in wanted]
     for one, other in zip(mine, wanted, strict=True):
         np.testing.assert_allclose(list(one.values()), list(other.values()), 1e-3, 1e-5)
@@ -159,13 +153,13 @@ def test_a_member_is_kept_as_the_run_of_it_alone(whole, tmp_path):
 
 
 def test_a_member_that_explodes_changes_no_other(whole, tmp_path):
-    lost = records(whole.logdir, "critic_learning_rate=1e+38,seed=3")
+    lost = records(whole.logdir / "critic_learning_rate=1e+38,seed=3")
     assert lost[-1]["run/diverged"] == 1 and lost[-1]["step"] < 300
     without = planned(tmp_path / "s", ["critic_learning_rate=.001,.01"])
     trained(without)
     for member in without.members:
-        assert records(whole.logdir, member.name) == records(without.logdir, member.name)
-        assert len(records(whole.logdir, member.name)) > 8
+        assert records(whole.logdir / member.name) == records(without.logdir / member.name)
+        assert len(records(whole.logdir / member.name)) > 8
 
 
 @pytest.mark.parametrize("cut", [50, 150, 250])
@@ -176,7 +170,7 @@ def test_a_sweep_goes_on_bit_for_bit(whole, tmp_path, cut):
     ((members, start),) = trained(swept)
     assert members == 6 and start > 0
     for member in swept.members:
-        assert records(whole.logdir, member.name) == records(swept.logdir, member.name)
+        assert records(whole.logdir / member.name) == records(swept.logdir / member.name)
     assert trained(swept) == []
 
 
@@ -187,7 +181,7 @@ def test_more_values_seeds_and_steps_train_what_is_missing(tmp_path):
     assert trained(more) == [(4, 0)]
     longer = planned(logdir, ["critic_learning_rate=.001,.01"], seeds=(3, 5, 7), num_steps=400)
     assert trained(longer) == [(6, 300)]
-    assert {records(logdir, member.name)[-1]["step"] for member in longer.members} == {400}
+    assert {records(logdir / member.name)[-1]["step"] for member in longer.members} == {400}
     for words, seeds in ((["critic_learning_rate=.01"], (3, 5, 7)), ([], (3, 5, 7))):
         with pytest.raises(UserError, match=r"a sweep may get more values of an axis"):
             sweep.open_(planned(logdir, words, seeds=seeds, num_steps=400))

@@ -54,7 +54,7 @@ class Report(NamedTuple):
     row: Array  # `[P]` int32, and in which of the n
 
 
-class Program(NamedTuple):
+class DeviceRounds(NamedTuple):
     """Rounds and evaluations as pure functions of all members.
 
     start: `environments' keys [P, E] -> World`, where nobody is frozen.
@@ -85,9 +85,9 @@ class Episodes:
     lengths: Array  # `[P, n]` int32
 
 
-def make_program(
+def make_rounds(
     agent: Agent, env: Many, spec: Spec, config: LoopConfig, most: int, steps: int
-) -> Program:
+) -> DeviceRounds:
     """The program of a run, whose environments `env` lead with `[P, E]`; `steps` is T."""
     collect, learn = _make_collect(agent, env, spec, config), _make_learn(agent, config)
     collect = _each(collect, config)
@@ -123,7 +123,7 @@ def make_program(
 
     first = _each(start, config)
     begin, act = (_each(f, config) for f in _make_evaluation(agent, env, spec, steps))
-    return Program(
+    return DeviceRounds(
         lambda keys: first((keys,)),
         one,
         rounds,
@@ -255,7 +255,7 @@ def _make_learn(agent: Agent, config: LoopConfig) -> Callable:
 
 
 def _make_evaluation(agent: Agent, env: Many, spec: Spec, steps: int) -> tuple[Callable, Callable]:
-    """`begin` and `act` of a Program."""
+    """`begin` and `act` of a DeviceRounds."""
     act = jax.vmap(jax.vmap(agent.act, in_axes=(None, 0)))
 
     def begin(keys: Key) -> Episodes:

@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
     @property
     def words(self) -> str:
-        return ", ".join(f"{k}={_short(v)}" for k, v in self.setting.items()) or "the setting"
+        return ", ".join(f"{k}={curves.short(v)}" for k, v in self.setting.items()) or "the setting"
 
     @property
     def mean(self) -> scores.Estimate:
@@ -59,7 +59,7 @@ def report(sweep: Sweep) -> dict[str, int]:
     """
     rows, step = gather(sweep)
     table, path = _table(rows), sweep.logdir
-    print(f"noiseless returns at step {step:,}\n{table}")
+    print(f"noiseless returns at step {step:,}\n{table}", end="")
     content = {
         "step": step,
         "axes": {name: list(values) for name, values in sweep.axes.items()},
@@ -67,7 +67,7 @@ def report(sweep: Sweep) -> dict[str, int]:
         "settings": [_described(row) for row in rows],
     }
     output.write_json(path / "summary.json", content, "logdir")
-    output.write(path / "summary.md", f"{table}\n\n{RULES}\n".encode(), "logdir")
+    output.write(path / "summary.md", f"{table}\n{RULES}\n".encode(), "logdir")
     draw(sweep, rows, step)
     print(f"{path / 'summary.md'}, {path / 'summary.json'}, {path / 'sweep.png'}")
     return {
@@ -94,13 +94,8 @@ def gather(sweep: Sweep) -> tuple[list[Row], int]:
 def _pool(runs: Sequence[tuple[dict[str, Any], curves.Lines]]) -> curves.Curves:
     config = runs[0][0]
     seeds = tuple(one["seeds"][0] for one, _ in runs)
-    diverged = {
-        line["seed"]: line["step"]
-        for _, lines in runs
-        for line in lines
-        if line.get("run/diverged") is not None
-    }
     by_seed = [lines for _, lines in runs]
+    diverged = curves.diverged(line for lines in by_seed for line in lines)
     return curves.Curves(config["env"], curves.variant(config), config, seeds, by_seed, diverged)
 
 
@@ -128,12 +123,6 @@ def _described(row: Row) -> dict[str, Any]:
     }
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "x".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _table(rows: Sequence[Row]) -> str:
     """In Markdown, the best first."""
     names = list(rows[0].setting)
@@ -143,14 +132,14 @@ def _table(rows: Sequence[Row]) -> str:
         lost = ", ".join(f"seed {s} at {step:,}" for s, step in row.run.diverged.items())
         numbers = [f"{row.mean:.1f}", f"{row.best:.1f}", f"{row.stable} of {len(row.run.seeds)}"]
         body.append(
-            [*map(_short, row.setting.values()), *numbers, f"{row.alignment:.3f}", lost or "none"]
+            [
+                *map(curves.short, row.setting.values()),
+                *numbers,
+                f"{row.alignment:.3f}",
+                lost or "none",
+            ]
         )
-    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-    lines = [head, ["-" * width for width in widths], *body]
-    return "\n".join(
-        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
-        for line in lines
-    )
+    return output.markdown(head, body)
 
 
 # --- the picture ----------------------------------------------------------------------------------
@@ -198,14 +187,14 @@ def _over(ax: Any, rows: Sequence[Row], name: str, names: Sequence[str]) -> None
         places = np.array([values.index(row.setting[name]) for row in mine])
         shift = 0.12 * (i - (len(lines) - 1) / 2) * min(1, 4 / len(lines))
         colour = style.COLOURS[i % len(style.COLOURS)]
-        label = ", ".join(f"{o}={_short(v)}" for o, v in zip(others, line, strict=True))
+        label = ", ".join(f"{o}={curves.short(v)}" for o, v in zip(others, line, strict=True))
         ax.plot(places + shift, [row.mean.value for row in mine], color=colour, label=label or None)
         for place, row in zip(places, mine, strict=True):
             at = np.full(len(row.returns), place + shift)
             lost = np.isnan(row.returns)
             ax.plot(at, row.returns, "o", color=colour, ms=4, alpha=0.5, mew=0)
             ax.plot(at[lost], np.full(lost.sum(), low), "x", color=colour, ms=7, mew=2)
-    ax.set_xticks(range(len(values)), [_short(value) for value in values])
+    ax.set_xticks(range(len(values)), [curves.short(value) for value in values])
     ax.set_xlabel(name)
     if others:
         ax.legend(frameon=False, fontsize=8)
@@ -223,8 +212,8 @@ def _map(figure: Any, ax: Any, rows: Sequence[Row], names: Sequence[str]) -> Non
     for (y, x), value in np.ndenumerate(grid):
         words, dark = ("none left", True) if np.isnan(value) else (f"{value:.0f}", value > middle)
         ax.text(x, y, words, ha="center", va="center", color="black" if dark else "white")
-    ax.set_xticks(range(len(across)), [_short(v) for v in across])
-    ax.set_yticks(range(len(up)), [_short(v) for v in up])
+    ax.set_xticks(range(len(across)), [curves.short(v) for v in across])
+    ax.set_yticks(range(len(up)), [curves.short(v) for v in up])
     ax.set_xlabel(names[0])
     ax.set_ylabel(names[1])
     figure.colorbar(image, ax=ax, label="mean return")

@@ -1,6 +1,6 @@
 """Hands the records of a run to a tracker as they come: the program of `trackers.Tracker`.
 
-    python follow.py wandb RUN
+    python tracker_process.py wandb RUN
 
 It reads metrics.jsonl until its standard input is closed, which the end of the run does, whatever
 ends it. One run of the tracker for each seed, by the names in metrics.jsonl. In tracker.json it
