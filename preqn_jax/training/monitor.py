@@ -149,6 +149,15 @@ def rejecting(means: dict[str, float], eta: float) -> str | None:
     )
 
 
+def advice(means: dict[str, float], eta: float) -> tuple[str, str | None]:
+    """Words for a warning of an interval, with places for whose updates, from which step, to which,
+    and why; and why: `stuck` or `rejecting`, None where neither is the case.
+    """
+    if why := stuck(means):
+        return "no update of %s moved Q from step %d to %d: %s", why
+    return "most updates of %s from step %d to %d found no step: %s", rejecting(means, eta)
+
+
 def bias(agent: Agent, params: Params, evaluation: Evaluation, discount: float) -> dict[str, float]:
     """The first critic's bias against the returns of an evaluation; nothing where the time limit
     cuts all of them short.

@@ -21,7 +21,7 @@ from preqn_jax.training import collect, device, directory, folder, loop, memory
 from preqn_jax.training.config import LoopConfig, RunConfig
 from preqn_jax.training.errors import Diverged, Diverging
 from preqn_jax.training.folder import Folder, Place
-from preqn_jax.training.monitor import bias, make_monitor, rejecting, stuck
+from preqn_jax.training.monitor import advice, bias, make_monitor
 from preqn_jax.training.rollout import Evaluation, attained
 from preqn_jax.training.trained import Trained
 from preqn_jax.types import Settings, Spec
@@ -89,8 +89,7 @@ class Session:
         self.start = 0
         self.pending: list[dict[str, Any]] = []  # measured since the last line of metrics.jsonl
         self._found: dict[int, str] = {}  # member -> the failure it was last warned of
-        self._stuck: set[int] = set()  # members that were warned of as such
-        self._rejecting: set[int] = set()
+        self._told: set[tuple[int, str]] = set()  # members, and what was warned of
         self._hung = hung
         with collect.watched(plan.env, plan.run.env_timeout, hung):
             self._on_device = device.wanted(plan.run, plan.env)
@@ -293,14 +292,10 @@ class Session:
         for i in self._going():
             means = self._means(i)
             self._write(step, i, {**means, **clock})
-            if (why := stuck(means)) and i not in self._stuck:
-                words = "no update of %s moved Q from step %d to %d: %s"
+            words, why = advice(means, self._etas[i])
+            if why and (i, words) not in self._told:
                 _log.warning(words, self.plan.name(i), self._mark[1], step, why)
-                self._stuck.add(i)
-            elif (why := rejecting(means, self._etas[i])) and i not in self._rejecting:
-                words = "most updates of %s from step %d to %d found no step: %s"
-                _log.warning(words, self.plan.name(i), self._mark[1], step, why)
-                self._rejecting.add(i)
+                self._told.add((i, words))
         self._mark = now
 
     def _going(self) -> list[int]:
