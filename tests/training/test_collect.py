@@ -236,8 +236,8 @@ def test_a_nan_from_a_reset_is_one():
             return faulty.OBS * np.nan, {}
 
     built = recipe(Born, seeds=(4,))
-    transitions, _, (error,) = collect.Collector(built).collect(actors(built), 0)
-    assert transitions is None
+    transitions, _, ((member, error),) = collect.Collector(built).collect(actors(built), 0)
+    assert transitions is None and member == 0
     assert str(error) == "the environment's observation is not finite at step 1, seed 4"
 
 

@@ -219,6 +219,22 @@ def test_a_run_in_which_nothing_moves_q_says_so_once_with_the_cause(agent, caplo
 
 
 @pytest.mark.parametrize(
+    ("damped", "words"),
+    [
+        ({"damping": 1.0, "eta": 0.96}, "below eta = 0.96: lower `damping` or `eta`"),
+        ({"critic_learning_rate": 0.5, "linesearch_max_steps": 1}, "lower `critic_learning_rate`"),
+    ],
+)
+def test_a_run_that_rejects_most_updates_says_so_once_with_the_cause(damped, words, caplog):
+    small = {"hidden_sizes": (16, 16), "start_steps": 50, "update_after": 50, "batch_size": 16}
+    steps = {"num_steps": 300, "log_every": 100, "eval_every": 300}
+    for _ in preqn_jax.train("preqn", "Pendulum-v1", **steps, **small, **damped):
+        pass
+    (said,) = [record.message for record in caplog.records if "found no step" in record.message]
+    assert said.startswith("most updates of seed 0 from step ") and words in said
+
+
+@pytest.mark.parametrize(
     ("means", "words"),
     [
         ({"critic/alignment": 0.1, "critic/td_abs": 1e30}, None),

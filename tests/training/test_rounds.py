@@ -15,6 +15,7 @@ from preqn_jax import agents, envs, networks
 from preqn_jax.options import UserError
 from preqn_jax.training import collect, loop
 from preqn_jax.training.checkpoint import Checkpointer
+from preqn_jax.training.config import RunConfig, validate_run
 from preqn_jax.training.errors import Diverged
 from preqn_jax.training.rollout import attained
 from preqn_jax.types import Transition
@@ -434,8 +435,8 @@ def test_a_checkpoint_of_another_network_is_not_restored_without_a_word(tmp_path
         ({"batch_size": 0}, "batch_size is 0, but it must be at least 1"),
         ({"batch_size": -3}, "batch_size is -3"),
         ({"num_steps": 610}, r"num_steps is 610, but it must be a multiple of update_every \(50\)"),
-        ({"seeds": ()}, "seeds are"),
-        ({"seeds": (1, 1)}, "seeds are"),
+        ({"seeds": ()}, "seeds is empty"),
+        ({"seeds": (1, 1)}, r"seeds are \[1, 1\], but each seed trains once"),
         ({"seeds": (-1,)}, "seeds is -1"),
         ({"num_envs": 3}, "multiple of num_envs"),
         ({"replay_capacity": 10}, "replay_capacity is 10"),
@@ -443,4 +444,4 @@ def test_a_checkpoint_of_another_network_is_not_restored_without_a_word(tmp_path
 )
 def test_a_wrong_number_is_named(fields, words):
     with pytest.raises(UserError, match=words):
-        loop.validate(dataclasses.replace(LOOP, **fields))
+        validate_run(RunConfig(), dataclasses.replace(LOOP, **fields))
