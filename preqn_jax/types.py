@@ -70,6 +70,15 @@ class Spec(NamedTuple):
     action_low: np.ndarray  # `[act]`, finite
     action_high: np.ndarray  # `[act]`, finite
 
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Spec) and self._key() == other._key()
+
+    def _key(self) -> tuple[Any, ...]:
+        return (*self[:2], *(tuple(map(float, bound)) for bound in self[2:]))
+
 
 Settings = dict[str, Any]
 """Numeric hyper-parameters by name, as fields of a config: `[]` each of one member, `[M]` of all.

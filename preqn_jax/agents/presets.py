@@ -4,6 +4,7 @@ The only room that knows strings. An agent of your own parts needs none of it: s
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple, cast
 
 import optax
@@ -247,8 +248,24 @@ def _is_zero(value: Any) -> bool:
 
 
 def make(config: AgentConfig | Resolved, spec: Spec) -> Agent:
-    """The agent that a config describes. Raises UserError if it makes no sense."""
-    made = resolve(config) if isinstance(config, AgentConfig) else config
+    """The agent that a config describes: of equal ones the same, so that what was compiled for it
+    serves again. Raises UserError if it makes no sense.
+    """
+    if isinstance(config, Resolved):
+        return _assemble(config, spec)
+    try:
+        hash(config)
+    except TypeError:  # its numbers are traced
+        return _assemble(resolve(config), spec)
+    return _remembered(config, spec)
+
+
+@functools.lru_cache(maxsize=64)
+def _remembered(config: AgentConfig, spec: Spec) -> Agent:
+    return _assemble(resolve(config), spec)
+
+
+def _assemble(made: Resolved, spec: Spec) -> Agent:
     q = networks.Critic(**made.network)
     return actor_critic(
         spec,

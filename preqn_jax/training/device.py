@@ -6,24 +6,25 @@ is something of that to do, and so soon that a signal is answered within seconds
 went into one changes no number.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from preqn_jax import envs
+from preqn_jax.agents import Agent
 from preqn_jax.envs import codec, derive_seed
-from preqn_jax.envs.functional import many
+from preqn_jax.envs.functional import FunctionalEnv, many
 from preqn_jax.options import UserError
 from preqn_jax.training import collect, loop
 from preqn_jax.training.config import EVAL_ENV, TRAIN_ENV, LoopConfig, RunConfig
 from preqn_jax.training.device_rounds import (
     QUANTITIES,
-    DeviceRounds,
     Streams,
     World,
     make_rounds,
@@ -60,6 +61,45 @@ def wanted(run: RunConfig, env: envs.Source) -> bool:
     return on
 
 
+class _Compiled(NamedTuple):
+    """What a run calls; every device does its share of the members, and waits for no other."""
+
+    start: Callable[..., Any]
+    rounds: Callable[..., Any]
+    begin: Callable[..., Any]
+    act: Callable[..., Any]
+    look: Callable[..., Any]  # `states [P, E] -> obs [P, E, obs]`
+
+
+@functools.lru_cache(maxsize=16)  # as `loop.make_learn`
+def _compiled(
+    agent: Agent,
+    env: FunctionalEnv,
+    name: str,
+    config: LoopConfig,
+    sizes: tuple[int, int],
+    sharding: jax.sharding.NamedSharding,
+) -> _Compiled:
+    worlds = many(env, name, axes=2)
+    program = make_rounds(agent, worlds, env.spec, config, *sizes)
+    split, same = sharding.spec, jax.sharding.PartitionSpec()
+
+    def on_devices(function: Callable, counts: int, arguments: int, **options: Any) -> Any:
+        specs = (*[split] * arguments, *[same] * counts)
+        shares = jax.shard_map(
+            function, mesh=sharding.mesh, in_specs=specs, out_specs=split, check_vma=False
+        )
+        return jax.jit(shares, out_shardings=sharding, **options)
+
+    return _Compiled(
+        on_devices(program.start, 0, 1),
+        on_devices(program.rounds, 2, 3, donate_argnums=(0, 1)),
+        on_devices(program.begin, 0, 1),
+        on_devices(program.act, 1, 3, donate_argnums=1),
+        jax.jit(worlds.observe, out_shardings=sharding),
+    )
+
+
 class Resident:
     """The environments of all members, on the devices where these learn: in the place of a
     `collect.Collector`.
@@ -83,34 +123,13 @@ class Resident:
         self._most = max(1, min(_MOST_ROUNDS, *most))
         limit = min(env.time_limit or recipe.eval_max_steps, recipe.eval_max_steps)
         self._chunk = min(limit, _CHUNK)
-        agent, self._many = recipe.make_agent(env.spec), many(env, name, axes=2)
-        program = make_rounds(agent, self._many, env.spec, config, self._most, self._chunk)
-        self._look = jax.jit(self._many.observe, out_shardings=self._sharding)
-        self._compile(program)
+        agent = recipe.make_agent(env.spec)
+        sizes = self._most, self._chunk
+        self._run = _compiled(agent, env, name, config, sizes, self._sharding)
         self._env_seeds = self._derived(config.num_envs, TRAIN_ENV)
         self._streams = self._put(Streams(jnp.asarray(self._seeds), _keys(self._env_seeds)))
-        self._world = self._start(self._streams.envs)
+        self._world = self._run.start(self._streams.envs)
         self._pace = _Pace(config, self._stops, self._most)
-
-    def _compile(self, program: DeviceRounds) -> None:
-        split, same = self._sharding.spec, jax.sharding.PartitionSpec()
-
-        def on_devices(function: Callable, counts: int, arguments: int, **options: Any) -> Any:
-            """Every device does its share of the members, and waits for no other."""
-            specs = (*[split] * arguments, *[same] * counts)
-            shares = jax.shard_map(
-                function,
-                mesh=self._sharding.mesh,
-                in_specs=specs,
-                out_specs=split,
-                check_vma=False,
-            )
-            return jax.jit(shares, out_shardings=self._sharding, **options)
-
-        self._start = on_devices(program.start, 0, 1)
-        self._rounds = on_devices(program.rounds, 2, 3, donate_argnums=(0, 1))
-        self._begin = on_devices(program.begin, 0, 1)
-        self._act = on_devices(program.act, 1, 3, donate_argnums=1)
 
     def _put(self, tree: Any) -> Any:
         return jax.device_put(tree, self._sharding)
@@ -129,7 +148,9 @@ class Resident:
         while counters.round * config.update_every < config.num_steps:
             count, began = self._pace.count(counters.round), time.monotonic()
             at = jnp.int32(counters.round), jnp.int32(count)
-            learner, self._world, report = self._rounds(learner, self._world, self._streams, *at)
+            learner, self._world, report = self._run.rounds(
+                learner, self._world, self._streams, *at
+            )
             report = jax.tree.map(lambda leaf: np.asarray(leaf)[:size], report)
             self._pace.took(count, time.monotonic() - began)
             for k in range(count):
@@ -173,12 +194,12 @@ class Resident:
     ) -> list[Evaluation | None]:
         """As `Collector.evaluate`, all members at once; `params [P]`."""
         keys = self._put(_keys(self._derived(self._recipe.eval_episodes, EVAL_ENV, step)))
-        episodes, chunks, left = self._begin(keys), [], self._recipe.eval_max_steps
+        episodes, chunks, left = self._run.begin(keys), [], self._recipe.eval_max_steps
         stays = self._frozen(frozen).frozen
         episodes = replace(episodes, running=episodes.running & ~stays[:, None])
         while left > 0 and bool(jnp.any(episodes.running)):
             count = jnp.int32(min(left, self._chunk))
-            episodes, *rows = self._act(params, episodes, keys, count)
+            episodes, *rows = self._run.act(params, episodes, keys, count)
             chunks.append(jax.device_get(rows))
             left -= self._chunk
         now = jax.device_get(episodes)
@@ -208,7 +229,7 @@ class Resident:
         stacked = [loop.padded(self.config, np.stack(leaves)) for leaves in zip(*each, strict=True)]
         env = jax.tree.unflatten(jax.tree.structure(self._world.env), stacked[:-1])
         env, returns = self._put((env, stacked[-1]))
-        self._world = World(env, self._look(env), returns, self._world.frozen)
+        self._world = World(env, self._run.look(env), returns, self._world.frozen)
 
     def close(self) -> None:
         pass

@@ -7,6 +7,7 @@ nothing but the counters. All arrays lead with an axis of members `[M]`, each wi
 settings of its own where that is swept: they learn in one program.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -72,7 +73,7 @@ def init(
     seeds, places = config.seeds, members_sharding(config)
     given = (np.array(seeds), *([settings] if settings else []))
     seeds, *rest = jax.tree.map(partial(padded, config), given)
-    states = jax.jit(jax.vmap(agent.init))(keys(seeds), *rest)
+    states = each(agent.init)(keys(seeds), *rest)
     # Rows that could never fill are not allocated.
     form = jax.eval_shape(lambda: replays.init(spec, min(config.replay_capacity, config.num_steps)))
 
@@ -80,6 +81,12 @@ def init(
         return jnp.zeros((len(seeds), *leaf.shape), leaf.dtype, device=places)
 
     return Learner(jax.device_put(states, places), jax.tree.map(empty, form)), Counters()
+
+
+@functools.lru_cache(maxsize=64)
+def each(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of every member, compiled."""
+    return jax.jit(jax.vmap(function))
 
 
 def padded(config: LoopConfig, leaf: np.ndarray) -> np.ndarray:
@@ -106,7 +113,7 @@ def rounds(
       Diverged: no member is left; the round in which the last one diverged was yielded.
       Stopped: what else `collector` cannot go on from.
     """
-    learn, acting = make_learn(agent, config), jax.jit(jax.vmap(agent.policy))
+    learn, acting = make_learn(agent, config), each(agent.policy)
     size = len(config.seeds)
     while counters.round * config.update_every < config.num_steps:
         collected = collector.collect(acting(learner.agent), counters.round, counters.frozen)
@@ -141,7 +148,17 @@ def make_learn(agent: Agent, config: LoopConfig, side_by_side: bool | None = Non
     CPUs: one member's arrays fit a core's cache, several members' do not. In turn, a member's
     numbers are the same, bit for bit, whatever its company.
     """
-    sharding, rows = members_sharding(config), _rows(config)
+    return _learn(agent, config, side_by_side, members_sharding(config))
+
+
+@functools.lru_cache(maxsize=16)  # the same run again, or gone on with, compiles nothing
+def _learn(
+    agent: Agent,
+    config: LoopConfig,
+    side_by_side: bool | None,
+    sharding: jax.sharding.NamedSharding,
+) -> Learn:
+    rows = _rows(config)
     split, same = sharding.spec, jax.sharding.PartitionSpec()
     seeds = padded(config, np.array(config.seeds))
 
@@ -209,6 +226,7 @@ def _in_turn(one: Callable[[Any], Any], members: Any) -> Any:
     """`lax.map`, but what is compiled for one member does not depend on their number: XLA would
     make no loop of one turn, and no axis of one member, and round otherwise.
     """
+    one = jax.jit(one)  # traced once, for its shapes as well
     size = len(jax.tree.leaves(members)[0])
     if size == 1:
         members = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), members)
@@ -271,6 +289,7 @@ def learn_one(
     A frozen member's are skipped where members learn one after the other.
     """
 
+    @jax.jit  # traced once, for its shapes as well
     def learn(old: Any) -> tuple[Any, Metrics]:
         def update(state: Any, x: tuple[Transition, Array]):
             batch, i = x

@@ -5,6 +5,7 @@ Looking draws from keys of its own and changes nothing: a run with a monitor lea
 have learned without.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ class Look(NamedTuple):
     reward_bound: float  # the largest |r| in the replay
 
 
+@functools.lru_cache(maxsize=16)
 def make_looks(agent: Agent, config: LoopConfig) -> Callable[[Learner, int], list[Look]]:
     """`(learner [P], round) -> a look at each member`."""
 

@@ -5,6 +5,7 @@ and in whatever company, gets the same numbers, bit for bit. The random numbers 
 in one call; what is left to each step is the policy itself and the environment.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -47,6 +48,7 @@ class Evaluation(NamedTuple):
     cut: np.ndarray = np.zeros(0, bool)
 
 
+@functools.lru_cache(maxsize=16)
 def make_acting(agent: Agent, spec: Spec, config: LoopConfig) -> Acting:
     """The policy of any seed of a run."""
     envs = config.num_envs

@@ -163,7 +163,7 @@ class Session:
         if self._folders:
             self._go_on()
         self._look = make_monitor(self.agent, config, self._discounts)
-        self._acting = jax.jit(jax.vmap(self.agent.policy))
+        self._acting = loop.each(self.agent.policy)
 
     def _go_on(self) -> None:
         """From the newest checkpoint of all folders, if there is one."""
