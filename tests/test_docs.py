@@ -17,10 +17,12 @@ from commands import ROOT
 import after_cases
 import preqn_jax
 from experiments.kit import flags, launch, plan
+from preqn_jax import envs
 from preqn_jax.diagnostics import GLOSSARY
 from preqn_jax.training import memory
 from preqn_jax.training import run as training
 from preqn_jax.training import sweep as sweeps
+from preqn_jax.training.config import LoopConfig
 
 reacher = after_cases.reacher
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -269,3 +271,15 @@ def test_what_the_site_needs_lies_in_the_repository():
     assert all((ROOT / hook).exists() for hook in config["hooks"])
     assert all((ROOT / "docs" / sheet).exists() for sheet in config["extra_css"])
     assert "extra_javascript" not in config
+
+
+def test_the_memory_of_a_member_is_what_the_page_says():
+    page = (ROOT / "docs" / "sweeps.md").read_text()
+    rows = re.findall(r"^\| (\S+-v\d.*) \| (\d+) MB \| (\d+) MB \|$", page, re.MULTILINE)
+    assert len(rows) == 6
+    for names, *told in rows:
+        for name in names.split(", "):
+            spec = envs.spec(name)
+            for steps, megabytes in zip((100_000, 1_000_000), told, strict=True):
+                needed = memory.needs(spec, LoopConfig(num_steps=steps))["replay_capacity"]
+                assert round(needed / 1e6) == int(megabytes), (name, steps)

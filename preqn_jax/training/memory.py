@@ -16,24 +16,36 @@ COPIES = 1.5
 _KERNELS = 4  # of B x B numbers that a solve holds at once
 
 
+def needs(spec: Spec, config: LoopConfig, kernel: bool = True) -> dict[str, int]:
+    """Bytes of a run at its peak, by what decides on them: the replay of all members, a round's
+    minibatches and, if there is one, the kernel of an update.
+
+    >>> from preqn_jax import envs
+    >>> from preqn_jax.training import memory
+    >>> from preqn_jax.training.config import LoopConfig
+    >>> memory.needs(envs.spec("Pendulum-v1"), LoopConfig(num_steps=1_000_000))
+    {'replay_capacity': 54000000, 'batch_size': 1509376}
+    """
+    row = 4 * (2 * spec.obs_size + spec.action_size + 2)  # bytes of a transition
+    held = len(config.seeds) * min(config.replay_capacity, config.num_steps)
+    batch = config.batch_size
+    return {
+        "replay_capacity": int(COPIES * held * row),
+        "batch_size": config.update_every * batch * row + kernel * _KERNELS * 4 * batch**2,
+    }
+
+
 def check(spec: Spec, config: LoopConfig, described: dict[str, Any]) -> None:
     """Raises UserError where replay, minibatches or kernel cannot fit this machine. `described` is
     what `directory.describe` says of the run.
     """
-    row = 4 * (2 * spec.obs_size + spec.action_size + 2)  # bytes of a transition
-    seeds, batch = len(config.seeds), config.batch_size
-    needs = {
-        "replay_capacity": COPIES * seeds * min(config.replay_capacity, config.num_steps) * row,
-        "batch_size": config.update_every * batch * row,
-    }
-    if described.get("critic_step") in ("preconditioned", "natural_gradient"):
-        needs["batch_size"] += _KERNELS * 4 * batch**2
-    there = _there()
-    if sum(needs.values()) > there:
-        most = max(needs, key=lambda name: needs[name])
+    kernel = described.get("critic_step") in ("preconditioned", "natural_gradient")
+    found, there = needs(spec, config, kernel), _there()
+    if sum(found.values()) > there:
+        most = max(found, key=lambda name: found[name])
         raise UserError(
-            f"this run would need some {files.size(int(sum(needs.values())))} of memory at its "
-            f"peak, {files.size(int(needs[most]))} of that for {most}={getattr(config, most)}, but "
+            f"this run would need some {files.size(sum(found.values()))} of memory at its "
+            f"peak, {files.size(found[most])} of that for {most}={getattr(config, most)}, but "
             f"there are {files.size(there)}; lower `{most}`"
         )
 
