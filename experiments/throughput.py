@@ -3,13 +3,19 @@ updates; no evaluation.
 
     python -m experiments.throughput --json=throughput.json
     python -m experiments.throughput --peers=td3,sac   # and agents of SBX (BUILD.md, "Peers")
+    python -m experiments.throughput --on_device --env=native/pendulum --members=1,7,35,128
 
-Each row is one run with one seed, that goes on by `--segment` steps whenever its turn comes; the
+With `--on_device` the environments are stepped where the members learn, and a row is a number of
+members in one program: steps a second in total, and as many updates.
+
+Each row is a run that goes on by `--segment` steps whenever its turn comes; the
 first segment, in which everything is compiled, is not timed. Ours run in `training.loop.rounds`;
 those of SBX in its `learn`, its logging included.
 """
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,7 +24,8 @@ from experiments.bench import peers, timing
 from experiments.kit import flags, output, provenance
 from preqn_jax import agents, envs
 from preqn_jax.options import UserError, check, option
-from preqn_jax.training import collect, loop
+from preqn_jax.training import collect, device, loop
+from preqn_jax.training.config import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +44,10 @@ class ThroughputConfig:
         50, "steps between occasions of updating, and updates at each", at_least=1
     )
     update_after: int = option(1000, "steps before the first update, taken at random", at_least=1)
+    on_device: bool = option(False, "step functional environments on the device")
+    members: tuple[int, ...] = option(
+        (1,), "numbers of seeds in one program, a row each", at_least=1
+    )
     segment: int = option(500, "steps in a timing", at_least=1)
     repeats: int = option(11, "times each row is timed; medians are printed", at_least=1)
     json: str = option("", "also write the table to this file")
@@ -59,14 +70,21 @@ def run(config: ThroughputConfig) -> int:
     """Measure, print, and write what is asked for. Returns the exit status; raises UserError."""
     _validate(config)
     names = peers.parse(config.peers, config.peers_settings)
-    runs = {name: _run(config, fields) for name, fields in ROWS.items()}
+    steps = {
+        _named(name, members): members * config.segment
+        for name, members in itertools.product(ROWS, config.members)
+    }
+    runs = {
+        _named(name, members): _run(config, fields, members)
+        for (name, fields), members in itertools.product(ROWS.items(), config.members)
+    }
     runs |= {peers.label(name): _peer_run(config, name) for name in names}
     times = timing.in_turn(runs, config.repeats)
-    references = [REFERENCE, *({peers.REFERENCE} & set(runs))]
-    rows = [
-        {"name": name, **timing.spread([config.segment / t for t in times[name]], "steps_per_s")}
-        for name in runs
-    ]
+    references = [_named(REFERENCE, config.members[0]), *({peers.REFERENCE} & set(runs))]
+    rows = []
+    for name in runs:
+        each = [steps.get(name, config.segment) / t for t in times[name]]
+        rows.append({"name": name, **timing.spread(each, "steps_per_s")})
     rates = {row["name"]: row["steps_per_s"] for row in rows}
     for row in rows:
         row["ratios"] = {name: row["steps_per_s"] / rates[name] for name in references}
@@ -87,15 +105,21 @@ def _validate(config: ThroughputConfig) -> None:
                 f"{name} is {getattr(config, name)}, but it must be a multiple of update_every "
                 f"({config.update_every})"
             )
-    if config.peers and config.env.startswith("probe/"):
+    device.wanted(RunConfig(on_device=config.on_device), config.env)
+    if config.peers and envs.pure(config.env):
         raise UserError(
             f"SBX does not know the environment {config.env!r}; give a Gymnasium environment, or "
             f"leave out --peers"
         )
 
 
-def _loop_config(config: ThroughputConfig) -> loop.LoopConfig:
+def _named(name: str, members: int) -> str:
+    return name if members == 1 else f"{name}, {members} seeds"
+
+
+def _loop_config(config: ThroughputConfig, members: int) -> loop.LoopConfig:
     return loop.LoopConfig(
+        seeds=tuple(range(members)),
         num_steps=_total(config),
         start_steps=config.update_after,
         update_after=config.update_after,
@@ -109,18 +133,20 @@ def _total(config: ThroughputConfig) -> int:
     return config.update_after + (1 + config.repeats) * config.segment
 
 
-def _run(config: ThroughputConfig, fields: dict[str, Any]) -> Callable[[], Any]:
+def _run(config: ThroughputConfig, fields: dict[str, Any], members: int) -> Callable[[], Any]:
     """A function that goes on with a run of ours for a segment; the first call starts it."""
-    loop_config = _loop_config(config)
+    loop_config = _loop_config(config, members)
     make_agent = partial(
         agents.make, agents.AgentConfig(hidden_sizes=config.hidden_sizes, **fields)
     )
     spec = envs.spec(config.env)
-    agent, collector = (
-        make_agent(spec),
-        collect.Collector(collect.Recipe(make_agent, config.env, loop_config, eval_episodes=1)),
-    )
-    rounds = loop.rounds(agent, collector, loop_config, *loop.init(agent, spec, loop_config))
+    agent, recipe = make_agent(spec), collect.Recipe(make_agent, config.env, loop_config, 1)
+    start = loop.init(agent, spec, loop_config)
+    if config.on_device:
+        ends = math.gcd(config.update_after, config.segment)  # no call goes beyond either
+        rounds = device.Resident(recipe, [ends]).rounds(*start)
+    else:
+        rounds = loop.rounds(agent, collect.Collector(recipe), loop_config, *start)
     steps = [0, config.update_after]  # done, and to do before the next call returns
 
     def run() -> Any:
@@ -157,7 +183,7 @@ def _peer_run(config: ThroughputConfig, name: str) -> Callable[[], Any]:
 def _print(config: ThroughputConfig, rows: list[dict[str, Any]], references: list[str]) -> None:
     widths = ",".join(map(str, config.hidden_sizes))
     print(
-        f"{config.env}, one seed, B={config.batch_size}, hidden sizes {widths}, "
+        f"{config.env}, B={config.batch_size}, hidden sizes {widths}, "
         f"{config.update_every} updates every {config.update_every} steps, "
         f"median of {config.repeats} segments of {config.segment} steps; {provenance.machine()}"
     )

@@ -39,6 +39,9 @@ class GrowthConfig:
     hidden_sizes: tuple[int, ...] = option((256, 256), "widths of the hidden layers", at_least=1)
     obs_size: int = option(17, "numbers in an observation (HalfCheetah: 17)", at_least=1)
     action_size: int = option(6, "numbers in an action (HalfCheetah: 6)", at_least=1)
+    members: tuple[int, ...] = option(
+        (1, 2, 4, 8, 16), "with --grid: numbers of seeds side by side", at_least=1
+    )
     repeats: int = option(11, "times each row is timed; medians are printed", at_least=1)
     json: str = option("", "also write the table to this file")
     figure: str = option("", "with --grid: also draw it, to a .png, .pdf or .svg")
@@ -60,7 +63,6 @@ AXES: dict[str, tuple[int, ...]] = {
     "batch": (64, 128, 256, 512, 1024),
     "width": (64, 128, 256, 512, 1024),
     "depth": (1, 2, 3, 4),
-    "seeds": (1, 2, 4, 8, 16),
 }
 WORDS = {
     "batch": "batch size B",
@@ -84,7 +86,9 @@ SAMPLE = 0.2  # seconds of work in one timing, about
 Run = Callable[[int], Any]  # so many updates
 
 
-def run(config: GrowthConfig, axes: dict[str, tuple[int, ...]] = AXES, points: int = 1000) -> int:
+def run(
+    config: GrowthConfig, axes: dict[str, tuple[int, ...]] | None = None, points: int = 1000
+) -> int:
     """Measure, print, and write what is asked for. Returns the exit status; raises UserError."""
     if len(set(config.hidden_sizes)) > 1:
         raise UserError(
@@ -94,6 +98,7 @@ def run(config: GrowthConfig, axes: dict[str, tuple[int, ...]] = AXES, points: i
     if config.figure and Path(config.figure).suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"figure is {config.figure!r}, but it must end in .png, .pdf or .svg")
     output.check("figure", config.figure, picture=True)
+    axes = {**AXES, "seeds": config.members} if axes is None else axes
     rows, kernel = measure(config, axes, points)
     _print(config, rows, kernel, points)
     if config.json:
