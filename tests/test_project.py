@@ -135,8 +135,16 @@ def test_kernel_and_solve_products_are_pinned_to_full_precision():
     assert len(square) >= 5 and all("HIGHEST" in line for line in square)
 
 
+NOTEBOOKS = sorted((ROOT / "experiments" / "notebooks").glob("*.ipynb"))
+LONG = "tabular_laboratory.ipynb"
+
+
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "experiments" / "notebooks").glob("*.ipynb")), ids=lambda p: p.name
+    "path",
+    [
+        pytest.param(path, id=path.name, marks=[pytest.mark.slow] * (path.name == LONG))
+        for path in NOTEBOOKS
+    ],
 )
 def test_notebooks_run(path):
     if path.stem.endswith("_sbx"):

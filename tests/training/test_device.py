@@ -241,14 +241,15 @@ def test_many_environments_feed_one_member_and_time_limits_are_no_terminals():
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_whole_rounds_lower_for_accelerators(platform):
-    config, spec = LOOP, PENDULUM.spec
+def test_whole_rounds_of_seven_members_lower_for_accelerators(platform):
+    config, spec = dataclasses.replace(LOOP, seeds=tuple(range(7))), PENDULUM.spec
     agent, env = small(spec), many(PENDULUM, "native/pendulum", axes=2)
     program = make_rounds(agent, env, spec, config, most=4, steps=30)
     like = jax.eval_shape(lambda: loop.init(agent, spec, config)[0])
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (2, 5)))
+    rows = len(like.replay.added)  # of members, and what makes shares of devices equal
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (rows, 5)))
     world = jax.eval_shape(program.start, keys)
-    streams = Streams(jax.ShapeDtypeStruct((2,), jnp.uint32), keys)
+    streams = Streams(jax.ShapeDtypeStruct((rows,), jnp.uint32), keys)
     number = jax.ShapeDtypeStruct((), jnp.int32)
     parts = {
         program.rounds: (like, world, streams, number, number),

@@ -54,7 +54,7 @@ def report(*args):
 @pytest.mark.parametrize(
     "algorithm",
     [
-        pytest.param(name, marks=[pytest.mark.slow] * (name in ("ngql", "ddpg")))
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("ngql", "ddpg", "td3")))
         for name in agents.ALGORITHMS
     ],
 )
@@ -107,6 +107,7 @@ def healthy(tmp_path_factory):
     return folder, args
 
 
+@pytest.mark.slow
 def test_a_monitor_changes_nothing_and_says_all_there_is_of_every_seed(healthy):
     folder, args = healthy
     assert call("--logdir=plain", *args, "--diagnose_every=0") == 0
@@ -305,6 +306,7 @@ def test_returns_to_go_are_those_that_the_time_limit_does_not_hide():
 # --- the report -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_report_says_when_a_run_went_wrong_and_who_moved_q(diverging, capsys):
     folder, _, _ = diverging
     assert report(str(folder), "--out=there") == 0

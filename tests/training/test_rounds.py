@@ -115,7 +115,7 @@ def test_a_round_collects_and_updates_one_for_one_after_update_after():
     assert sum(len(d.episodes) for d in done) == 600  # one-step episodes
 
 
-@pytest.mark.parametrize("num_envs", [1, 5])
+@pytest.mark.parametrize("num_envs", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_start_steps_act_uniformly_and_then_the_policy_does(num_envs):
     """They count steps of all environments together, and may end within a round."""
     agent, collector, config, learner, counters = setup(
@@ -395,7 +395,10 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     assert Checkpointer(tmp_path / "c").restore(like)[0] == 150
 
 
-@pytest.mark.parametrize("how", ["truncated", "corrupted", "emptied"])
+@pytest.mark.parametrize(
+    "how",
+    ["truncated", *(pytest.param(how, marks=pytest.mark.slow) for how in ("corrupted", "emptied"))],
+)
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before_and_says_so(tmp_path, caplog, how):
     like, _ = checkpointed(tmp_path)
     folder = tmp_path / "c" / "150"

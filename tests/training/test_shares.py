@@ -15,6 +15,7 @@ from preqn_jax.training import loop
 ROOT = Path(__file__).parents[2]
 EIGHT = """
 import jax, numpy as np
+from preqn_jax.training import loop
 from test_rounds import run, setup
 devices = jax.local_devices()
 assert len(devices) == 8
@@ -27,6 +28,18 @@ def learned(seeds, count):
     of_members = jax.tree.map(lambda leaf: np.asarray(leaf)[:seeds], learner)
     return used, (of_members, done[-1].metrics)
 one, alone = learned(7, 1)
+def text(*setting):
+    agent, _, config, learner, _ = setting
+    rows = jax.tree.map(lambda leaf: leaf[:7, :50], learner.replay.data)
+    given = learner, rows, np.zeros(7, bool), np.uint32(1), np.int32(0), 50
+    return loop.make_learn(agent, config).lower(*given).compile().as_text()
+jax.local_devices = lambda *_, **__: devices[:4]
+for algorithm in ("ddpg", "preqn"):
+    agents = {**agent, "algorithm": algorithm}
+    said = text(*setup("probe/delay", agents, seeds=tuple(range(7)), **small))
+    assert "num_partitions=4" in said, said[:200]
+    for exchange in ("all-reduce", "all-gather", "all-to-all", "collective", "reduce-scatter"):
+        assert exchange not in said, exchange
 for seeds, count in ((7, 4), (5, 8), (3, 2)):
     used, numbers = learned(seeds, count)
     print(seeds, count, *used)
@@ -68,8 +81,8 @@ class _Sharding:
 
 
 def test_uneven_shares_of_eight_devices_learn_what_one_device_does():
-    """To rounding, as XLA compiles for several devices by another way; bit for bit among several,
-    and whatever a member's company.
+    """With nothing exchanged among them. To rounding, as XLA compiles for several devices by
+    another way; bit for bit among several, and whatever a member's company.
     """
     flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
     path = f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests/training'}"

@@ -129,6 +129,7 @@ def test_a_run_cannot_be_shortened_and_one_without_checkpoints_not_extended(caps
     assert Path("x/metrics.jsonl").read_bytes() == kept and Path("x/DONE").exists()
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_numbers():
     for logdir in ("a", "b"):
         assert call("--env=Pendulum-v1", f"--logdir={logdir}", *SMALL) == 0
@@ -180,6 +181,7 @@ def resumed_and_straight(tmp_path, broken, args):
     return records(broken), records(straight)
 
 
+@pytest.mark.slow
 def test_kill_9_and_again_is_bit_for_bit_the_run_that_was_never_killed(tmp_path):
     resumed, straight = killed_and_resumed(tmp_path, "Ant-v5", signal.SIGKILL)
     assert resumed == straight
@@ -315,7 +317,14 @@ def test_a_mistake_is_one_sentence_and_touches_nothing(args, words, capsys, tmp_
 
 
 @pytest.mark.parametrize(
-    "args", [["--unknown_flag=1"], ["--batch_size=many"], ["--algorithm=dqn"], ["stray"]]
+    "args",
+    [
+        ["--unknown_flag=1"],
+        *(
+            pytest.param(args, marks=pytest.mark.slow)
+            for args in (["--batch_size=many"], ["--algorithm=dqn"], ["stray"])
+        ),
+    ],
 )
 def test_the_command_itself_fails_without_a_traceback(args):
     code, _, err = finished(start(*args))
@@ -368,6 +377,7 @@ def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(capsys):
     assert [line["step"] for line in before] == [100]
 
 
+@pytest.mark.slow
 def test_a_seed_that_diverges_is_frozen_and_no_other_is_touched(capsys, caplog):
     """Also over a stop and a resume."""
     args = [*SMALL, "--seeds=0,1,2"]
