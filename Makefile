@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-cheetah test check slow-test docs docs-serve solver-study overshoot-study clean
+.PHONY: demo demo-cheetah test check fast-test slow-test test-versions test-lowest test-newest \
+  dist docs docs-serve solver-study overshoot-study clean
 
 # A first result that is a good one: PreQN swings up a pendulum, in a minute or two.
 demo: .venv/installed
@@ -15,7 +16,9 @@ demo-cheetah: .venv/installed
 	@echo "Look at runs/demo-cheetah/curve.png: the return has left 0, and the alignment is near 1. Next: the same command with --num_steps=100000 goes on from there."
 
 # Lint, types and the fast tests.
-test: check
+test: check fast-test
+
+fast-test: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist=worksteal
 
 check: .venv/installed-dev
@@ -26,6 +29,30 @@ check: .venv/installed-dev
 # The tests that take minutes: resume on every environment of the paper, learning.
 slow-test: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow
+
+# The fast tests with the lowest of all that pyproject.toml allows, on the oldest Python, and with
+# the newest, on the newest Python there is. Each in an environment of its own under build/.
+OLDEST ?= python3.11
+NEWEST ?= $(shell for v in 14 13 12 11; do python3.$$v -c '' 2>/dev/null && echo python3.$$v && break; done)
+test-versions: test-lowest test-newest
+
+test-lowest test-newest: test-%: build/%/installed
+	build/$*/bin/python -m pytest -n 2 --dist=worksteal
+
+build/lowest/installed: FROM = $(OLDEST)
+build/lowest/installed: RESOLUTION = lowest-direct
+build/newest/installed: FROM = $(NEWEST)
+build/newest/installed: RESOLUTION = highest
+build/%/installed: pyproject.toml
+	$(FROM) -m venv --clear build/$*
+	build/$*/bin/python -m pip install --quiet --disable-pip-version-check uv
+	build/$*/bin/uv pip install --quiet --python build/$*/bin/python --resolution $(RESOLUTION) -e '.[dev]'
+	touch $@
+
+# What is released: source and wheel, in dist/. The version is pyproject.toml's.
+dist: .venv/installed-dev
+	rm -rf dist
+	$(BIN)/python -m build
 
 # The documentation site, which needs no network to be built or read; a warning is an error.
 MKDOCS = NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
@@ -56,6 +83,15 @@ overshoot-study: .venv/installed
 	$(OVERSHOOT) --target_networks --logdir=runs/overshoot/targets
 	$(OVERSHOOT) --num_critics=2 --target_noise=0.2 --logdir=runs/overshoot/two-smoothed
 
+# A Python that is asked for is the one that runs.
+ifeq ($(origin PYTHON),command line)
+ifneq ($(wildcard $(BIN)/python),)
+ifneq ($(shell $(PYTHON) --version),$(shell $(BIN)/python --version))
+$(error .venv is $(shell $(BIN)/python --version) and PYTHON=$(PYTHON) is another; type rm -rf .venv first)
+endif
+endif
+endif
+
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than Python 3.11; name a newer one, as in: make demo PYTHON=python3.12"; exit 1; }
@@ -72,4 +108,4 @@ overshoot-study: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv runs build dist *.egg-info

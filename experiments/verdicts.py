@@ -264,7 +264,8 @@ def separation(runs: Iterable[Run], name: str) -> float:
     )
     if not high or not low:
         return math.nan
-    return float(stats.mannwhitneyu(high, low).statistic / (len(high) * len(low)))
+    result: Any = stats.mannwhitneyu(high, low)
+    return float(result.statistic / (len(high) * len(low)))
 
 
 def score(runs: Sequence[Run]) -> list[dict[str, Any]]:

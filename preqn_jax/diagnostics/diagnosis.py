@@ -160,7 +160,7 @@ def rightmost(matrix: np.ndarray) -> float:
             return float(np.real(found[0]) - shift)
         except scipy.sparse.linalg.ArpackError:
             pass
-    return float(np.linalg.eigvals(matrix).real.max())
+    return float(np.real(np.linalg.eigvals(matrix)).max())
 
 
 # --- the numbers, compiled ------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def read(q: QFunction, params: Params, inputs: Inputs, *, apart: bool) -> Progra
 
     Raises ValueError where `inputs` have no batch axis in common, or q returns no real scalar.
     """
-    jaxpr = jax.make_jaxpr(q)(params, *one_example(inputs))
+    jaxpr: Any = jax.make_jaxpr(q)(params, *one_example(inputs))
     shapes = [out.shape for out in jaxpr.out_avals]
     if shapes != [()]:
         raise ValueError(
@@ -149,7 +149,7 @@ def _struct(atom: jex.Var | jex.Literal) -> jax.ShapeDtypeStruct:
 
 
 def _flatten(
-    closed: jex.ClosedJaxpr,
+    closed: Any,
     arguments: Sequence[int],
     views: dict[int, View],
     number: Iterator[int],
@@ -158,7 +158,10 @@ def _flatten(
     """The operations of a jaxpr on `arguments`, and the values that it returns; those that are
     views of a leaf are added to `views`. Calls are entered only where they take one of these.
     """
-    jaxpr, operations = closed.jaxpr, []
+    # Up to jax 0.10 a jaxpr stands with its constants in a pair, or alone where it has none, as in
+    # a remat; since 0.11 both are one type.
+    jaxpr, values = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
+    operations: list[Operation] = []
     numbers: dict[Any, int] = dict(zip(jaxpr.invars, arguments, strict=True))
 
     def constant(value: Any) -> int:
@@ -168,7 +171,7 @@ def _flatten(
     def find(atom: Any) -> int:
         return constant(atom.val) if isinstance(atom, jex.Literal) else numbers[atom]
 
-    numbers |= {v: constant(c) for v, c in zip(jaxpr.constvars, closed.consts, strict=True)}
+    numbers |= {v: constant(c) for v, c in zip(jaxpr.constvars, values, strict=True)}
     for eqn in jaxpr.eqns:
         inputs, body = [find(atom) for atom in eqn.invars], _body(eqn)
         if body is not None and any(value in views for value in inputs):
@@ -183,16 +186,13 @@ def _flatten(
     return operations, [find(atom) for atom in jaxpr.outvars]
 
 
-def _body(eqn: jex.JaxprEqn) -> jex.ClosedJaxpr | None:
+def _body(eqn: jex.JaxprEqn) -> Any:
     """The body of a call that may be replaced by its body: jit and remat, but not a custom
     derivative or a loop.
     """
     if eqn.primitive.name not in _CALLS:
         return None
-    body = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-    if isinstance(body, jex.ClosedJaxpr):
-        return body
-    return jex.ClosedJaxpr(body, ())  # pyright: ignore[reportArgumentType]
+    return eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
 
 
 def _seen(eqn: jex.JaxprEqn, view: View) -> View | None:

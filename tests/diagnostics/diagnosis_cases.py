@@ -218,7 +218,7 @@ def formulas(case, alpha=None):
         "linearization_error": np.linalg.norm(change - linear) / np.linalg.norm(linear),
         "effective_rank": np.trace(k) ** 2 / np.linalg.norm(k, "fro") ** 2,
         "condition": spectrum.max() / spectrum.min(),
-        "self_excitation": np.linalg.eigvals(excitation).real.max() / np.mean(np.diag(k)),
+        "self_excitation": np.real(np.linalg.eigvals(excitation)).max() / np.mean(np.diag(k)),
         "soft_divergence": max(
             abs(value) / attainable(np.sign(value), batch, bonus, gamma, options)
             for value in values

@@ -110,7 +110,7 @@ def test_the_rightmost_eigenvalue_of_a_large_batch():
         matrix = 0.95 * case.batch.discount[:, None] * oracles.kernel(ahead, phi) - oracles.kernel(
             phi
         )
-        wanted = np.linalg.eigvals(matrix).real.max()
+        wanted = np.real(np.linalg.eigvals(matrix)).max()
         found = look(case)["self_excitation"] * scale
         assert abs(found - wanted) < 2e-4 * np.linalg.norm(matrix)
         if grows:
@@ -138,7 +138,7 @@ def test_the_rightmost_eigenvalue_is_that_of_all_of_them():
     full.
     """
     for matrix in matrices():
-        wanted = np.linalg.eigvals(matrix).real.max()
+        wanted = np.real(np.linalg.eigvals(matrix)).max()
         found = diagnosis.rightmost(matrix)
         assert abs(found - wanted) <= 2e-4 * np.linalg.norm(matrix) + 1e-12
         assert diagnosis.rightmost(matrix) == found
