@@ -182,7 +182,7 @@ def _source(source: envs.Source, mode: str | None) -> tuple[envs.Source, list[gy
     made: list[gymnasium.Env] = []
     if envs.pure(source) is not None:
         return source, made
-    whole = envs.described(source, {"render_mode": mode} if mode else None)
+    whole: Any = envs.described(source, {"render_mode": mode} if mode else None)
 
     def make() -> gymnasium.Env:
         with warnings.catch_warnings(action="ignore"):  # of a mode that is not there: we say it

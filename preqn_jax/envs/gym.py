@@ -176,7 +176,7 @@ def made(source: str | Callable[[], Any] | GymSource) -> gymnasium.Env:
     except ImportError as error:
         raise UserError(
             f"environment {name!r} needs a package that is not installed: "
-            f"{str(error).strip().rstrip('.')}; modules are also looked for in the current folder"
+            f"{str(error).split('. ')[0]}; modules are also looked for in the current folder"
         ) from error
     except contract.RAISED as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))

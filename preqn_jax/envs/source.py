@@ -61,10 +61,11 @@ class Wrapper(NamedTuple):
             call = ast.parse(rest.strip(), mode="eval").body
             words = call.keywords if isinstance(call, ast.Call) and not call.args else []
             named = call.func if isinstance(call, ast.Call) and not call.args else call
-            kwargs = {word.arg: ast.literal_eval(word.value) for word in words}
+            kwargs = {str(word.arg): ast.literal_eval(word.value) for word in words if word.arg}
             parts = module.split(".")
-            if isinstance(named, ast.Name) and all(map(str.isidentifier, parts)):
-                return cls(module, named.id, {str(key): kwargs[key] for key in kwargs if key})
+            good = isinstance(named, ast.Name) and len(kwargs) == len(words)
+            if good and all(map(str.isidentifier, parts)):
+                return cls(module, named.id, kwargs)
         except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
             pass
         raise UserError(
