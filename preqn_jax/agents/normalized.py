@@ -48,9 +48,10 @@ def seen(moments: Moments, obs: Array) -> Moments:
     True
     """
     n, total = obs.shape[0], moments.count + obs.shape[0]
-    off = (obs - moments.mean[0]) - moments.mean[1]
+    high, low = moments.mean[:, None]
+    off = (obs - high) - low
     shift = off.mean(0)
-    within = jnp.square(off - shift).sum(0)
+    within = jnp.square(off - shift[None]).sum(0)
     share = n / total.astype(jnp.float32)
     between = jnp.square(shift) * share * moments.count
     return Moments(
