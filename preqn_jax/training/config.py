@@ -80,6 +80,11 @@ class RunConfig:
         "module registers), one for the device (native/pendulum, brax/halfcheetah, "
         "playground/CheetahRun), or a probe (probe/delay)",
     )
+    logdir: str | None = option(
+        None,
+        "the run directory; an unfinished run in it goes on (runs/<algorithm>-<env>, and "
+        "runs/sweep-... for a sweep)",
+    )
     env_kwargs: Mapping[str, Any] | None = option(
         None,
         'arguments that a Gymnasium environment is made with, as JSON: {"frame_skip": 2} (none)',
@@ -88,11 +93,6 @@ class RunConfig:
         (),
         "wrappers around a Gymnasium environment, from the inside out, as "
         "gymnasium.wrappers:FlattenObservation or module:Wrapper(name=value,...) (none)",
-    )
-    logdir: str | None = option(
-        None,
-        "the run directory; an unfinished run in it goes on (runs/<algorithm>-<env>, and "
-        "runs/sweep-... for a sweep)",
     )
     eval_every: int = option(5000, "steps between noiseless evaluations", at_least=1)
     eval_episodes: int = option(10, "episodes of an evaluation", at_least=1)
