@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mujoco
 import numpy as np
 import pytest
 from commands import ROOT, SMALL
@@ -81,3 +82,18 @@ def test_the_wrapper_of_the_page_takes_a_discrete_environment(monkeypatch):
     right = env.step(np.float32([[-1, 1]])).next_obs[0, 1]  # the cart's speed
     left = env.step(np.float32([[1, -1]])).next_obs[0, 1]
     assert right > 0.1 and left < right - 0.1
+
+
+@pytest.mark.slow
+def test_the_control_suite_comes_by_way_of_shimmy():
+    """In an environment with MuJoCo 3, as the questions say: dm_control does not run with 4."""
+    for name in ("shimmy", "dm_control"):
+        pytest.importorskip(name)
+    if not mujoco.__version__.startswith("3."):
+        pytest.skip("dm_control does not run with MuJoCo 4")
+    flat = ("gymnasium.wrappers:FlattenObservation",)
+    env = envs.make(envs.described("shimmy:dm_control/cartpole-swingup-v0", None, flat), 1)
+    assert env.reset([0]).shape == (1, 5) and env.spec.action_size == 1
+    outs = [env.step(np.float32([[0.5]])) for _ in range(1000)]
+    assert all(0 <= out.reward[0] <= 1 for out in outs) and outs[-1].truncated[0]
+    assert not any(out.terminated[0] for out in outs)
