@@ -47,7 +47,7 @@ class DiagnoseConfig:
 
     out: str = option("", "folder for diagnosis.png and diagnosis.json (the run directory)")
     trust: bool = option(
-        False, 'import, and so run, the module that the run names, as in --env="module:Env-v0"'
+        False, 'import, and so run, modules that the run names, as in --env="module:Env-v0"'
     )
 
 
@@ -206,12 +206,12 @@ def attribution(run: Path, config: dict[str, Any], trust: bool) -> list[dict[str
     is largest in it.
 
     Shares are those of a plain step (Eq. 5): K_ij delta_j over the sum of its absolute values. []
-    without a checkpoint. Raises UserError as `directory.trusted`.
+    without a checkpoint. Raises UserError as `directory.source`.
     """
     if not (run / "checkpoints").is_dir():
         return []
     agent_config, loop_config = _of(agents.AgentConfig, config), _of(loop.LoopConfig, config)
-    spec = envs.spec(directory.trusted(config["env"], f"the run {str(run)!r}", trust))
+    spec = envs.spec(directory.source(config, f"the run {str(run)!r}", trust))
     agent = agents.make(agent_config, spec)
     checkpoints = Checkpointer(run / "checkpoints", read_only=True)
     like = loop.members(loop.init(agent, spec, loop_config)[0], loop_config)

@@ -39,7 +39,7 @@ class ExportConfig:
         None, "which of the run's policies, by its seed (the first)", at_least=0, below=2**32
     )
     trust: bool = option(
-        False, 'import, and so run, the module that the run names, as in --env="module:Env-v0"'
+        False, 'import, and so run, modules that the run names, as in --env="module:Env-v0"'
     )
 
 

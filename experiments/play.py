@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,11 @@ from PIL import Image
 import preqn_jax
 from experiments.kit import flags, output
 from preqn_jax import envs
+from preqn_jax.envs import gym
 from preqn_jax.options import UserError, check, option
 from preqn_jax.training import directory
 from preqn_jax.training.trained import Trained
+from preqn_jax.types import Spec
 
 ENDINGS = (".mp4", ".gif")
 GIF = (240, 25)  # at most so many pixels wide, and frames a second: for a page, not for a screen
@@ -61,7 +63,10 @@ class PlayConfig:
     video_steps: int = option(1000, "steps of it to show", at_least=1)
     human: bool = option(False, "show the episodes in a window")
     trust: bool = option(
-        False, 'import, and so run, the module that the run names, as in --env="module:Env-v0"'
+        False, 'import, and so run, modules that the run names, as in --env="module:Env-v0"'
+    )
+    env_kwargs: Mapping[str, Any] | None = option(
+        None, "arguments for the environment, as JSON, beside or in place of the run's (none)"
     )
 
 
@@ -80,11 +85,13 @@ def play(run: Path, given: PlayConfig) -> tuple[np.ndarray, np.ndarray]:
     _check(given)
     drawn = bool(given.video) and _choose_gl()
     trained = preqn_jax.load(run, trust=given.trust)
-    env_id = directory.trusted(trained.config["env"], f"the run {str(run)!r}", given.trust)
+    env_id = trained.config["env"]
     mode = "rgb_array" if given.video else "human" if given.human else None
-    source, made = _source(env_id, mode)
+    source = directory.source(trained.config, f"the run {str(run)!r}", given.trust)
+    source, made = _source(envs.described(source, given.env_kwargs), mode)
     vector = envs.make(source, 1)
     try:
+        _check_sizes(env_id, trained.spec, vector.spec)
         _check_picture(env_id, mode, made, drawn)
         _follow(made)
         with _film(given, made) as show:
@@ -168,21 +175,34 @@ def _check(given: PlayConfig) -> None:
         raise UserError("there is no display for a window; give a file instead: --video=out.gif")
 
 
-def _source(env_id: str, mode: str | None) -> tuple[envs.Source, list[gymnasium.Env]]:
+def _source(source: envs.Source, mode: str | None) -> tuple[envs.Source, list[gymnasium.Env]]:
     """Where the environment comes from, and a list that will hold it once it is made, if it is one
     of Gymnasium's.
     """
     made: list[gymnasium.Env] = []
-    if env_id.startswith(("probe/", "tabular/")):
-        return env_id, made
+    if envs.pure(source) is not None:
+        return source, made
+    whole: Any = envs.described(source, {"render_mode": mode} if mode else None)
 
     def make() -> gymnasium.Env:
         with warnings.catch_warnings(action="ignore"):  # of a mode that is not there: we say it
-            made.append(gymnasium.make(env_id, render_mode=mode, disable_env_checker=True))
+            made.append(gym.made(whole))
         return made[-1]
 
-    make.__qualname__ = env_id  # what messages call it
+    make.__qualname__ = envs.name(source)  # what messages call it
     return make, made
+
+
+def _check_sizes(env_id: str, learned: Spec, there: Spec) -> None:
+    """Raises UserError where arguments made it another environment than that of the run."""
+    for what in ("observations", "actions"):
+        name = "obs_size" if what == "observations" else "action_size"
+        old, new = getattr(learned, name), getattr(there, name)
+        if old != new:
+            raise UserError(
+                f"environment {env_id!r} has {what} of size {new} with these --env_kwargs, but the "
+                f"run learned with {old}; leave out the argument that changes them"
+            )
 
 
 def _check_picture(env_id: str, mode: str | None, made: list[gymnasium.Env], drawn: bool) -> None:

@@ -28,7 +28,12 @@ PANELS = (  # name, words, and a short one for the table
 )
 # How long a run is, how often it is looked at and who steps its environments change no number of
 # what it learns.
-_LOOKING = {f.name for f in dataclasses.fields(RunConfig)} - {"env", "eval_max_steps"}
+_LOOKING = {f.name for f in dataclasses.fields(RunConfig)} - {
+    "env",
+    "env_kwargs",
+    "wrappers",
+    "eval_max_steps",
+}
 _LOOKING |= {"seeds", "num_steps"}
 
 

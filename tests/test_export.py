@@ -94,14 +94,20 @@ def documented(number):
     return re.findall(r"```python\n(.*?)```", page, re.S)[number]
 
 
-@pytest.mark.parametrize("algorithm", ["preqn", "sac", "td3"])
-def test_the_pages_lines_of_numpy_are_the_policy(algorithm):
+@pytest.mark.parametrize(
+    ("algorithm", "normalize"),
+    [("preqn", False), ("sac", False), ("td3", False), ("preqn", True), ("sac", True)],
+)
+def test_the_pages_lines_of_numpy_are_the_policy(algorithm, normalize):
     """With an activation each, and bounds of another centre and width."""
     activation = {"preqn": "sin", "sac": "tanh", "td3": "relu"}[algorithm]
-    config = agents.AgentConfig(algorithm, activation, (16, 8))
+    config = agents.AgentConfig(algorithm, activation, (16, 8), normalize_observations=normalize)
     spec = Spec(3, 2, np.array([0.0, -3.0]), np.array([4.0, -1.0]))
     agent = agents.make(config, spec)
     states = jax.jit(jax.vmap(agent.init))(jax.random.split(jax.random.key(0), 2))
+    seen = RNG.normal([5, -3, 0], [2, 0.5, 1], size=(50, 3)).astype(np.float32)
+    if agent.observe is not None:
+        states = jax.vmap(agent.observe, in_axes=(0, None))(states, seen)
     described = {"activation": activation, "algorithm": algorithm, "env": "E-v1"}
     run = Trained(agent, states, spec, (3, 5), 70, {**described, "hidden_sizes": [16, 8]})
     np.savez("policy.npz", **exported.arrays(run, "policy", 5))
@@ -113,6 +119,12 @@ def test_the_pages_lines_of_numpy_are_the_policy(algorithm):
     np.testing.assert_allclose(names["policy"](obs), run.policy(5)(obs), atol=1e-5)
     about = names["about"]
     assert (about["seed"], about["step"], about["obs_size"]) == (5, 70, 3)
+    q, action = exported.arrays(run, "critic", 5), RNG.uniform([0, -3], [4, -1], size=(9, 2))
+    x = np.concatenate([obs, (action - [2, -2]) / [2, 1]], 1)
+    for i in range(3):
+        x = x @ q[f"Dense_{i}.kernel"] + q[f"Dense_{i}.bias"]
+        x = names["functions"][activation](x) if i < 2 else x
+    np.testing.assert_allclose(x[:, 0], run.q(5)(obs, action), atol=1e-4)
 
 
 def test_arrays_of_a_critic_are_all_that_it_has(reacher):

@@ -153,6 +153,18 @@ def test_a_module_that_only_a_plan_names_is_not_imported(tmp_path, monkeypatch):
         assert Path("executed").exists()
 
 
+def test_a_wrapper_that_only_a_plan_names_is_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "evil_wrapper.py").write_text("open('executed', 'w')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settle("--envs=Pendulum-v1", "--seeds=0")
+    plan_file = Path("r/benchmark.json")
+    extra = ["--wrappers=evil_wrapper:W"]
+    plan_file.write_text(json.dumps({**json.loads(plan_file.read_text()), "extra": extra}))
+    with pytest.raises(UserError, match="names the wrapper 'evil_wrapper:W', whose module would"):
+        settle()
+    assert not Path("executed").exists()
+
+
 @pytest.mark.parametrize("word", ["--flagfile=x", "--undefok=profile_file", "-undefok=a"])
 def test_flags_of_a_plan_are_those_of_a_run_alone(word):
     """Others could make a run write where it should not, as --profile_file does."""

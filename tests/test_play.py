@@ -168,3 +168,34 @@ def test_what_is_no_run_or_has_no_picture_is_one_sentence(monkeypatch):
     config.write_text(config.read_text().replace("probe/delay", "evil_module:E-v0"))
     with pytest.raises(UserError, match="whose module would be imported and run; if you trust it"):
         play.play(Path("x"), options())
+
+
+def test_arguments_of_a_command_are_beside_those_of_the_run(reacher):
+    kwargs = '--env_kwargs={"max_episode_steps": 7}'
+    assert play.play(reacher[0], options("--episodes=1", kwargs))[1].tolist() == [7]
+    dear = '--env_kwargs={"max_episode_steps": 7, "reward_control_weight": 50}'
+    cheap, _ = play.play(reacher[0], options("--episodes=1", kwargs))
+    assert play.play(reacher[0], options("--episodes=1", dear))[0][0] < cheap[0]
+    with pytest.raises(UserError, match="'Reacher-v5' has no argument 'limit', which env_kwargs"):
+        play.play(reacher[0], options('--env_kwargs={"limit": 3}'))
+
+
+def test_arguments_that_change_what_is_seen_are_one_sentence():
+    after_cases.write_run("x", "Swimmer-v5", seeds=(0,))
+    seeing = '--env_kwargs={"exclude_current_positions_from_observation": false}'
+    with pytest.raises(UserError, match="has observations of size 10 with these --env_kwargs, but"):
+        play.play(Path("x"), options(seeing))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{bad", "but it is no JSON \\(Expecting property name"),
+        ("[1, 2]", "but it is JSON's \\[1, 2\\]"),
+        ("3", "but it is JSON's 3"),
+    ],
+)
+def test_what_is_no_json_object_is_one_sentence(text, words):
+    with pytest.raises(UserError, match=f"must be arguments by their names, as in .*, {words}"):
+        options(f"--env_kwargs={text}")
+    assert options("--env_kwargs={}").env_kwargs is None is options().env_kwargs

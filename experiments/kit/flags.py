@@ -1,15 +1,17 @@
 """Command-line flags derived from config dataclasses, and the manners all binaries share."""
 
 import dataclasses
+import json
 import os
 import re
+import shlex
 import signal
 import sys
 import textwrap
 import traceback
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -43,6 +45,7 @@ FIRST = (
     "eval_every",
     "diagnose_every",
 )
+_LIST = r"[]\[' ]"  # what a list of texts has around them
 _groups: dict[str, list[str]] = {}  # title -> flags, in the order of --helpfull
 _DEBUG = flags.DEFINE_bool(
     "debug", False, "show the traceback behind an error's sentence", module_name="Manners"
@@ -120,7 +123,7 @@ def _whole(text: str) -> int:
 
 def parse(config: type[Config], values: flags.FlagValues = flags.FLAGS) -> Config:
     """The config that the flags describe. Raises UserError for a list entry that is not a
-    number.
+    number, and for what is no JSON object.
     """
     hints = typing.get_type_hints(config)
     fields = {}
@@ -129,7 +132,9 @@ def parse(config: type[Config], values: flags.FlagValues = flags.FLAGS) -> Confi
         if value is not None and kind == tuple[int, ...]:
             value = _integers(field.name, value)
         elif value is not None and kind == tuple[str, ...]:
-            value = tuple(value)
+            value = _texts(value)
+        elif value is not None and typing.get_origin(kind) is Mapping:
+            value = _arguments(field.name, value)
         fields[field.name] = value
     return config(**fields)
 
@@ -168,6 +173,30 @@ def _integers(name: str, entries: Sequence[str]) -> tuple[int, ...]:
         ) from None
 
 
+def _texts(entries: Sequence[str]) -> tuple[str, ...]:
+    """Entries of which none ends within parentheses, where commas are its own."""
+    whole: list[str] = []
+    for entry in entries:
+        if whole and whole[-1].count("(") > whole[-1].count(")"):
+            whole[-1] += f",{entry}"
+        else:
+            whole.append(entry)
+    return tuple(whole)
+
+
+def _arguments(name: str, text: str) -> dict[str, Any] | None:
+    """A JSON object; None of an empty one."""
+    try:
+        value = json.loads(text) if text else {}
+        why = f"it is JSON's {text[:60]}" if not isinstance(value, dict) else ""
+    except (ValueError, RecursionError) as error:
+        value, why = None, f"it is no JSON ({error})"
+    if not why:
+        return value or None
+    example = f"--{name}='{json.dumps({'frame_skip': 2})}'"
+    raise UserError(f"{name} must be arguments by their names, as in {example}, but {why}")
+
+
 def _range(entry: str) -> Sequence[int]:
     """ "0:3" is 0, 1, 2, as in a slice."""
     first, colon, end = entry.partition(":")
@@ -181,6 +210,10 @@ def in_flags(text: str) -> str:
 
     def flag(match: re.Match[str]) -> str:
         name, value = match.groups()
+        if name == "wrappers" and value:  # whose parentheses are their own
+            return f"--{name}={shlex.quote(re.sub(_LIST, '', value[1:]))}"
+        if name == "env_kwargs" and value:
+            return f"--{name}={shlex.quote(value[1:])}"
         return f"--{name}" + re.sub(r"[() '\"]", "", value or "")
 
     return re.sub(r"`(\w+)(=[^`]*)?`", flag, text)  # the library quotes its arguments

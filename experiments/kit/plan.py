@@ -120,6 +120,10 @@ def settle(kind: Kind, config: PlanConfig, extra: Sequence[str]) -> list[Run]:
     for env in settings["envs"]:
         if env not in (config.envs or ()):
             directory.trusted(env, f"the plan {str(path)!r}", config.trust)
+    if not extra:  # the file's, if any
+        run, *_ = flags.read(settings["extra"], *training.CONFIGS)
+        given = {**dataclasses.asdict(run), "env": ""}
+        directory.source(given, f"the plan {str(path)!r}", config.trust)
     runs = [
         _run(root, env, variant, settings["seeds"], until, settings["extra"])
         for env in settings["envs"]

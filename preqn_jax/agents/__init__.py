@@ -3,6 +3,7 @@
 from preqn_jax.agents.actor_critic import actor_critic
 from preqn_jax.agents.base import Agent, Inspection
 from preqn_jax.agents.critic import Critic, Upcoming, Update, Values, critic
+from preqn_jax.agents.normalized import NormalizedState, Seen, normalized
 from preqn_jax.agents.policies import (
     Policy,
     Smoothing,
@@ -31,8 +32,10 @@ __all__ = [
     "AgentConfig",
     "Critic",
     "Inspection",
+    "NormalizedState",
     "Policy",
     "Resolved",
+    "Seen",
     "Smoothing",
     "SweptState",
     "Tuning",
@@ -46,6 +49,7 @@ __all__ = [
     "gaussian",
     "make",
     "ngql",
+    "normalized",
     "preqn",
     "resolve",
     "sac",

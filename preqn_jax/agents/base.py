@@ -33,6 +33,8 @@ class Agent(NamedTuple):
     q: `(params, obs [obs], action [act]) -> []`, one critic.
     critic: `state -> params of q`, the first critic's.
     inspect: `(state, batch of transitions [B], key) -> Inspection`, for a diagnosis.
+    observe: `(state, obs [n, obs]) -> state`, once a round, with what was collected in it; None of
+      an agent that learns from minibatches alone.
     """
 
     init: Callable[..., AgentState]
@@ -44,3 +46,4 @@ class Agent(NamedTuple):
     q: QFunction
     critic: Callable[[AgentState], Params]
     inspect: Callable[[AgentState, Transition, Key], Inspection]
+    observe: Callable[[AgentState, Array], AgentState] | None = None

@@ -13,6 +13,7 @@ from preqn_jax import networks, ntk, solve, steps
 from preqn_jax.agents.actor_critic import actor_critic
 from preqn_jax.agents.base import Agent
 from preqn_jax.agents.critic import critic
+from preqn_jax.agents.normalized import normalized
 from preqn_jax.agents.policies import Policy, Smoothing, Tuning, deterministic, gaussian
 from preqn_jax.agents.target import Polyak
 from preqn_jax.options import UserError, check, choose, option
@@ -41,6 +42,9 @@ class AgentConfig:
         "float32",
         "what hidden layers compute in: float32, or bfloat16 (parameters, K and its solve stay in "
         "float32)",
+    )
+    normalize_observations: bool = option(
+        False, "subtract the running mean of all observations collected, and divide by their spread"
     )
     discount: float = option(0.99, "gamma, the discount factor", at_least=0, below=1)
     actor_learning_rate: float = option(1e-3, "alpha_mu, Adam's step size for the policy", above=0)
@@ -267,13 +271,14 @@ def _remembered(config: AgentConfig, spec: Spec) -> Agent:
 
 def _assemble(made: Resolved, spec: Spec) -> Agent:
     q = networks.Critic(**made.network)
-    return actor_critic(
+    agent = actor_critic(
         spec,
         make_policy(made, spec),
         critic(q, critic_step(made, q.apply), members=made.members, target=made.target),
         discount=made.config.discount,
         delay=made.delay,
     )
+    return normalized(agent, spec) if made.config.normalize_observations else agent
 
 
 def make_policy(made: Resolved, spec: Spec) -> Policy:

@@ -67,4 +67,9 @@ def swept(make: Callable[[Settings], Agent], example: Settings) -> Agent:
     def inspect(state: SweptState, batch: Transition, key: Key) -> Inspection:
         return make(state.settings).inspect(state.inner, batch, key)
 
-    return Agent(init, policy, act, explore, update, summary, template.q, critic, inspect)
+    def observe(state: SweptState, obs: Array) -> SweptState:
+        assert template.observe is not None
+        return SweptState(state.settings, template.observe(state.inner, obs))
+
+    acts, looks = (policy, act, explore), (template.q, critic, inspect)
+    return Agent(init, *acts, update, summary, *looks, template.observe and observe)

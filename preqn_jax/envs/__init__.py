@@ -3,8 +3,9 @@ of a finite problem, or of one that is written for the device: our own, Brax's, 
 """
 
 import functools
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from preqn_jax.envs import brax, playground
@@ -13,7 +14,8 @@ from preqn_jax.envs.finite import FINITE
 from preqn_jax.envs.functional import FunctionalEnv, FunctionalVector, Outcome
 from preqn_jax.envs.native import NATIVE
 from preqn_jax.envs.probe import PROBES
-from preqn_jax.options import choose
+from preqn_jax.envs.source import GymSource, Wrapper, check
+from preqn_jax.options import UserError, choose
 from preqn_jax.types import Spec
 
 __all__ = [
@@ -23,11 +25,14 @@ __all__ = [
     "PROBES",
     "EnvError",
     "FunctionalEnv",
+    "GymSource",
     "Outcome",
     "Source",
     "Step",
     "VectorEnv",
+    "Wrapper",
     "derive_seed",
+    "described",
     "make",
     "name",
     "pure",
@@ -36,13 +41,42 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-Source = str | FunctionalEnv | Callable[[], Any]
+Source = str | FunctionalEnv | GymSource | Callable[[], Any]
 """Where environments come from: a Gymnasium id, the name of a functional environment (a probe, a
-finite problem, "brax/halfcheetah"), one itself, or a function without arguments that makes a
-`gymnasium.Env`.
+finite problem, "brax/halfcheetah"), one itself, a function without arguments that makes a
+`gymnasium.Env`, or one of these with arguments and wrappers.
 """
 FOR_DEVICES = ("native/", brax.PREFIX, playground.PREFIX)
 """How the names of environments begin that are fastest next to the learner, on its device."""
+
+
+def described(
+    env: Source, kwargs: Mapping[str, Any] | None = None, wrappers: Sequence[str] = ()
+) -> Source:
+    """The environment `env` with arguments and wrappers, if there are any, as `RunConfig` has them.
+
+    Raises UserError where these make no sense, or `env` is a functional one, which takes none.
+
+    >>> from preqn_jax import envs
+    >>> envs.described("Hopper-v5", {"frame_skip": 2}).kwargs
+    {'frame_skip': 2}
+    """
+    check(kwargs, wrappers)
+    if not kwargs and not wrappers:
+        return env
+    if isinstance(env, GymSource):
+        env, kwargs, wrappers = (
+            env.env,
+            {**env.kwargs, **(kwargs or {})},
+            (*env.wrappers, *wrappers),
+        )
+    if isinstance(env, FunctionalEnv) or pure(env) is not None:
+        given = "env_kwargs" if kwargs else "wrappers"
+        raise UserError(
+            f"{given} is for environments of Gymnasium's, and {name(env)!r} is a functional one, "
+            f"which takes none: leave it out"
+        )
+    return GymSource(env, json.loads(json.dumps(kwargs or {})), tuple(wrappers))
 
 
 def make(source: Source, num_envs: int) -> VectorEnv:
@@ -85,6 +119,8 @@ def _functional(env_id: str) -> FunctionalEnv:
 
 def name(source: Source) -> str:
     """What to call an environment: its id, or the name of what makes it."""
+    if isinstance(source, GymSource):
+        source = source.env
     if isinstance(source, str):
         return source
     return getattr(source, "__qualname__", type(source).__name__)

@@ -1,19 +1,21 @@
 """JSON that holds arrays exactly: an array is its dtype, shape and bytes in hexadecimal.
 
-Decoding makes dicts, lists, tuples, strings, numbers, None and arrays of numbers, and runs nothing.
+Decoding makes dicts, lists, tuples, deques, strings, numbers, None and arrays of numbers, and runs
+nothing.
 """
 
+from collections import deque
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
-_ARRAY, _TUPLE, _FLOAT = "__array__", "__tuple__", "__float__"
+_ARRAY, _TUPLE, _FLOAT, _DEQUE = "__array__", "__tuple__", "__float__", "__deque__"
 
 
 def encode(tree: Any) -> Any:
-    """Dicts, lists, tuples, strings, numbers, None and arrays to plain JSON. Raises TypeError for
-    anything else.
+    """Dicts, lists, tuples, deques, strings, numbers, None and arrays to plain JSON. Raises
+    TypeError for anything else.
     """
     if isinstance(tree, np.ndarray | np.generic):
         if tree.dtype.hasobject:
@@ -27,6 +29,8 @@ def encode(tree: Any) -> Any:
         return [encode(value) for value in tree]
     if isinstance(tree, tuple):
         return {_TUPLE: [encode(value) for value in tree]}
+    if isinstance(tree, deque):
+        return {_DEQUE: [encode(value) for value in tree], "most": tree.maxlen}
     if tree is None or isinstance(tree, bool | int | str):
         return tree
     if isinstance(tree, float):
@@ -48,6 +52,8 @@ def decode(tree: Any) -> Any:
         )
     if _TUPLE in tree:
         return tuple(decode(value) for value in tree[_TUPLE])
+    if _DEQUE in tree:
+        return deque(map(decode, tree[_DEQUE]), tree["most"])
     if _FLOAT in tree:
         return float.fromhex(tree[_FLOAT])
     return {key: decode(value) for key, value in tree.items()}

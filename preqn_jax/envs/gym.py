@@ -10,7 +10,10 @@ and starts a new episode on resume.
 # MuJoCo's bindings are compiled and carry no types that a checker could read.
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 
+import difflib
+import importlib
 import logging
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +23,7 @@ import numpy as np
 
 from preqn_jax.envs import codec, contract
 from preqn_jax.envs.base import EnvError, Step, derive_seed, scale
+from preqn_jax.envs.source import GymSource, Wrapper
 from preqn_jax.options import UserError
 from preqn_jax.types import Spec
 
@@ -49,16 +53,16 @@ _NEVER = {*_CONSTANT_NAMES, "render_mode", "_action_space", "_observation_space"
 class GymVector:
     """`VectorEnv` of copies of one Gymnasium environment, stepped one after the other."""
 
-    def __init__(self, source: str | Callable[[], gymnasium.Env], num_envs: int):
-        """`source` is an id, or makes an environment.
+    def __init__(self, source: str | Callable[[], Any] | GymSource, num_envs: int):
+        """`source` is an id, or makes an environment, or is one of these with arguments and
+        wrappers.
 
-        Raises UserError for an unknown id, or spaces that are not boxes; EnvError for what making
-        one raises.
+        Raises UserError for an unknown id, argument or wrapper, or spaces that are not boxes;
+        EnvError for what making one raises.
         """
         route_mujoco_warnings()
-        name = source if isinstance(source, str) else getattr(source, "__qualname__", str(source))
-        self._name = name
-        self._envs = [_make(source, name) for _ in range(num_envs)]
+        self._name = name = _name(source)
+        self._envs = [made(source) for _ in range(num_envs)]
         self.num_envs = num_envs
         self.spec = _spec(name, self._envs[0])
         self._obs_shape = tuple(self._envs[0].observation_space.shape or ())
@@ -149,28 +153,84 @@ class GymVector:
             raise contract.raised(self._name, "close", failed) from failed
 
 
-def _make(source: str | Callable[[], gymnasium.Env], name: str) -> gymnasium.Env:
+def _name(source: str | Callable[[], Any] | GymSource) -> str:
+    env = source.env if isinstance(source, GymSource) else source
+    return env if isinstance(env, str) else getattr(env, "__qualname__", str(env))
+
+
+def made(source: str | Callable[[], Any] | GymSource) -> gymnasium.Env:
+    """One environment. Raises as `GymVector` does, but for spaces."""
+    source = source if isinstance(source, GymSource) else GymSource(source, {})
+    name, kwargs = _name(source), dict(source.kwargs)
     try:
-        if isinstance(source, str):
-            env = gymnasium.make(source, disable_env_checker=True)
+        if isinstance(source.env, str):
+            env = gymnasium.make(source.env, **{"disable_env_checker": True, **kwargs})
         else:
-            env = source()
+            env = source.env(**kwargs)
     except gymnasium.error.Error as error:
         raise UserError(
             f"cannot make environment {name!r}: {str(error).strip().rstrip('.')}"
         ) from error
+    except UserError:
+        raise  # of a function that makes one by way of this
     except ImportError as error:
         raise UserError(
-            f"environment {name!r} needs a package that is not installed: {error}"
+            f"environment {name!r} needs a package that is not installed: "
+            f"{str(error).split('. ')[0]}; modules are also looked for in the current folder"
         ) from error
     except contract.RAISED as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if isinstance(error, TypeError) and unknown and unknown[1] in kwargs:
+            if unknown[1] == "render_mode":
+                raise UserError(f"environment {name!r} has no picture: no render_mode") from error
+            raise UserError(
+                f"environment {name!r} has no argument {unknown[1]!r}, which env_kwargs gives it; "
+                "leave it out, or see what the environment's own documentation calls it"
+            ) from error
         raise contract.raised(name, "its construction", error) from error
-    if not isinstance(env, gymnasium.Env):
-        raise EnvError(
-            f"what makes environment {name!r} returned {type(env).__name__}, expected a "
-            "gymnasium.Env"
-        )
+    _check_env(env, f"what makes environment {name!r}")
+    for text in source.wrappers:
+        env = _wrapped(env, name, text)
     return env
+
+
+def _check_env(env: Any, maker: str) -> None:
+    if not isinstance(env, gymnasium.Env):
+        raise EnvError(f"{maker} returned {type(env).__name__}, expected a gymnasium.Env")
+
+
+def _wrapped(env: gymnasium.Env, name: str, text: str) -> gymnasium.Env:
+    wrapper = Wrapper.parse(text)
+    try:
+        module = importlib.import_module(wrapper.module)
+    except ImportError as error:
+        raise UserError(
+            f"wrapper {text!r} cannot be imported ({error}); modules are looked for in the current "
+            "folder and among what is installed"
+        ) from error
+    except contract.RAISED as error:
+        raise UserError(
+            f"wrapper {text!r} cannot be imported: its module raised {contract.said(error)}"
+        ) from error
+    try:
+        make = getattr(module, wrapper.name)
+    except (AttributeError, ImportError):
+        near = difflib.get_close_matches(wrapper.name, dir(module), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(
+            f"module {wrapper.module!r} has no wrapper {wrapper.name!r}{hint}"
+        ) from None
+    try:
+        outer = make(env, **wrapper.kwargs)
+    except contract.RAISED as error:
+        raise UserError(
+            f"wrapper {text!r} around environment {name!r} raised {contract.said(error)}"
+        ) from error
+    _check_env(outer, f"wrapper {text!r}")
+    return outer
+
+
+# --- spaces ---------------------------------------------------------------------------------------
 
 
 def _spec(name: str, env: gymnasium.Env) -> Spec:
@@ -178,20 +238,106 @@ def _spec(name: str, env: gymnasium.Env) -> Spec:
         obs, action = env.observation_space, env.action_space
     except contract.RAISED as error:  # also where it has none
         raise contract.raised(name, "its spaces", error) from error
-    for what, space in (("action", action), ("observation", obs)):
-        if not isinstance(space, gymnasium.spaces.Box) or not np.issubdtype(
-            space.dtype, np.floating
-        ):
-            raise UserError(
-                f"environment {name!r} has the {what} space {space}, but these algorithms need a "
-                "Box of floats, as in HalfCheetah-v5; a wrapper may make one of it "
-                "(gymnasium.wrappers.FlattenObservation)"
-            )
+    for what, space, advice in (
+        ("action", action, _advice_on_actions(action)),
+        ("observation", obs, _advice_on_observations(obs)),
+    ):
+        if advice:
+            shown = " ".join(str(space).split())
+            shown = shown if len(shown) <= 160 else f"{shown[:160]}..."
+            raise UserError(f"environment {name!r} has the {what} space {shown}, but {advice}")
     assert isinstance(action, gymnasium.spaces.Box) and obs.shape is not None
     low, high = (bound.reshape(-1).astype(np.float64) for bound in (action.low, action.high))
     spec = Spec(int(np.prod(obs.shape)), int(np.prod(action.shape)), low, high)
+    if spec.action_size and not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise UserError(
+            f"environment {name!r} has unbounded actions, from {low.min():g} to {high.max():g}, "
+            "but actions are scaled from [-1, 1] to their bounds: give finite ones, as with "
+            "`wrappers=['preqn_jax.envs.gym:BoundAction(low=-1,high=1)']`"
+        )
     contract.check_spec(name, spec)
     return spec
+
+
+def _advice_on_actions(space: Any) -> str:
+    """What to do about a space of actions that does not fit; "" where it does."""
+    if _box(space, np.floating):
+        return ""
+    parts = (
+        space.spaces if isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple) else ()
+    )
+    parts = list(parts.values()) if isinstance(parts, dict) else list(parts)
+    needs = "these algorithms need continuous actions, a Box of floats"
+    if parts and all(_box(part, np.floating) for part in parts):
+        return f"{needs}: make one of it by `wrappers=['preqn_jax.envs.gym:FlattenAction']`"
+    return (
+        f"{needs}, as in Pendulum-v1, InvertedPendulum-v5 or HalfCheetah-v5: choose such an "
+        "environment, or a wrapper that makes one of it, as docs/extend.md shows"
+    )
+
+
+def _advice_on_observations(space: Any) -> str:
+    """Likewise of observations."""
+    if _box(space, np.floating) or (_box(space, np.integer) and not _image(space)):
+        return ""
+    needs, flat = "these networks need vectors of numbers", "gymnasium.wrappers:FlattenObservation"
+    if _image(space):
+        grey = len(space.shape) == 3 and space.shape[-1] == 3
+        first = "gymnasium.wrappers:GrayscaleObservation"
+        words = f"'{first}', '{flat}'" if grey else f"'{flat}'"
+        return (
+            f"it is an image, and {needs}: make one of it by `wrappers=[{words}]`, and smaller by "
+            "gymnasium.wrappers:ResizeObservation before that"
+        )
+    if getattr(space, "is_np_flattenable", False):
+        return f"{needs}, a Box: make one of it by `wrappers=['{flat}']`"
+    return f"{needs}, a Box: write a wrapper that makes one of it, as docs/extend.md shows"
+
+
+def _box(space: Any, kind: type) -> bool:
+    return isinstance(space, gymnasium.spaces.Box) and np.issubdtype(space.dtype, kind)
+
+
+def _image(space: Any) -> bool:
+    return _box(space, np.uint8) and len(space.shape) > 1
+
+
+class BoundAction(gymnasium.ActionWrapper):
+    """The same actions within finite bounds, for an environment that has none, or has wider ones.
+
+    `low` and `high` are numbers, or as many as there are actions; bounds that the environment has
+    hold as well.
+
+    Example:
+      >>> import gymnasium, numpy as np
+      >>> from preqn_jax.envs.gym import BoundAction
+      >>> BoundAction(gymnasium.make("Pendulum-v1"), low=-1, high=3).action_space.high
+      array([2.], dtype=float32)
+    """
+
+    def __init__(self, env: gymnasium.Env, low: Any, high: Any):
+        super().__init__(env)
+        inner: Any = env.action_space
+        low, high = (np.broadcast_to(x, inner.shape).astype(inner.dtype) for x in (low, high))
+        bounds = np.maximum(low, inner.low), np.minimum(high, inner.high)
+        self.action_space = gymnasium.spaces.Box(*bounds, dtype=inner.dtype)
+
+    def action(self, action: Any) -> Any:
+        return action
+
+
+class FlattenAction(gymnasium.ActionWrapper):
+    """One vector of actions for an environment that takes a Dict or a Tuple of boxes."""
+
+    def __init__(self, env: gymnasium.Env):
+        super().__init__(env)
+        self.action_space = gymnasium.spaces.flatten_space(env.action_space)
+
+    def action(self, action: Any) -> Any:
+        return gymnasium.spaces.unflatten(self.env.action_space, action)
+
+
+# --- the state of one -----------------------------------------------------------------------------
 
 
 def _layers(env: gymnasium.Env) -> list[gymnasium.Env]:

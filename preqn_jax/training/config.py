@@ -1,8 +1,10 @@
 """The configuration of a run and of its loop, and the numbers that keep random streams apart."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from preqn_jax.envs import source
 from preqn_jax.options import UserError, check, option
 from preqn_jax.training import trackers
 
@@ -83,6 +85,15 @@ class RunConfig:
         "the run directory; an unfinished run in it goes on (runs/<algorithm>-<env>, and "
         "runs/sweep-... for a sweep)",
     )
+    env_kwargs: Mapping[str, Any] | None = option(
+        None,
+        'arguments that a Gymnasium environment is made with, as JSON: {"frame_skip": 2} (none)',
+    )
+    wrappers: tuple[str, ...] = option(
+        (),
+        "wrappers around a Gymnasium environment, from the inside out, as "
+        "gymnasium.wrappers:FlattenObservation or module:Wrapper(name=value,...) (none)",
+    )
     eval_every: int = option(5000, "steps between noiseless evaluations", at_least=1)
     eval_episodes: int = option(10, "episodes of an evaluation", at_least=1)
     eval_max_steps: int = option(
@@ -127,6 +138,7 @@ class RunConfig:
 def validate_run(run: RunConfig, config: LoopConfig) -> None:
     """Raises UserError where numbers are out of range or do not fit one another."""
     check(run)
+    source.check(run.env_kwargs, run.wrappers)
     check_seeds(config.seeds)
     validate(config)
     trackers.check(run.track, run.logdir or "")

@@ -232,6 +232,7 @@ def _make_learn(agent: Agent, config: LoopConfig) -> Callable:
     ):
         keys = jax.vmap(jax.random.key)(streams.seeds)
         replay = jax.vmap(replays.add)(learner.replay, transitions, frozen)
+        seen = loop.observe(agent, learner.agent, transitions, frozen, config)
         batches = loop.draw(config, updates, replay, keys, round_)
         done = jnp.maximum(round_ - first, 0) * updates
 
@@ -246,7 +247,7 @@ def _make_learn(agent: Agent, config: LoopConfig) -> Callable:
             return states, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
 
         begun = round_ >= first
-        states, metrics = jax.lax.cond(begun, update, skip, learner.agent)
+        states, metrics = jax.lax.cond(begun, update, skip, seen)
         for name in set(VITAL) & set(metrics):
             frozen = frozen | (begun & ~jnp.isfinite(metrics[name]))
         return Learner(states, replay), metrics, frozen

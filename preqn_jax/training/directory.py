@@ -14,12 +14,13 @@ import stat
 import sys
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from preqn_jax import agents
+from preqn_jax import agents, envs
 from preqn_jax.options import UserError, check_same
 from preqn_jax.training import files, lock, record, trackers
 from preqn_jax.training.config import LoopConfig, RunConfig
@@ -226,6 +227,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, one) for one in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
         return isinstance(value, list) and all(_fits(v, typing.get_args(hint)[0]) for v in value)
+    if typing.get_origin(hint) is Mapping:
+        return isinstance(value, dict)
     if hint is int and type(value) is float:  # num_steps=1e6, from a notebook
         return value.is_integer()
     return type(value) in ((int, float) if hint is float else (hint,))
@@ -243,6 +246,35 @@ def trusted(env: str, where: str, trust: bool) -> str:
             "you trust it, say `trust=True`"
         )
     return env
+
+
+def source(config: Mapping[str, Any], where: str, trust: bool) -> envs.Source:
+    """The environments of a run, as its config.json describes them.
+
+    Raises UserError as `trusted`, and likewise, unless `trust`, for wrappers that are not known to
+    do no harm, and for arguments that are texts: one may name a file or a module.
+    """
+    env = trusted(config["env"], where, trust)
+    kwargs, wrappers = config.get("env_kwargs"), config.get("wrappers", ())
+    for text in () if trust else wrappers:
+        if not envs.Wrapper.parse(text).harmless:
+            raise UserError(
+                f"{where} names the wrapper {text!r}, whose module would be imported and run; if "
+                "you trust it, say `trust=True`"
+            )
+    for name, value in {} if trust or not kwargs else kwargs.items():
+        if _has_text(value):
+            raise UserError(
+                f"{where} gives its environment {name}={value!r:.60}, a text, which may name a "
+                "file or a module; if you trust it, say `trust=True`"
+            )
+    return envs.described(env, kwargs, wrappers)
+
+
+def _has_text(value: Any) -> bool:
+    if isinstance(value, dict):
+        return True  # whose names are texts
+    return any(map(_has_text, value)) if isinstance(value, list) else isinstance(value, str)
 
 
 def compare(

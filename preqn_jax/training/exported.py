@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from preqn_jax import agents
 from preqn_jax.options import UserError, choose
 from preqn_jax.training.trained import Trained
 
@@ -78,13 +79,16 @@ def arrays(
     That is "activation" of all layers but the last, the number of "layers", "action_low" and
     "action_high". A policy ends in a tanh, of the first half where it is SAC's: mean, then the
     logarithm of the deviation. A critic takes [s, a], a scaled to [-1, 1]. docs/after-training.md
-    has the lines of NumPy.
+    has the lines of NumPy. Normalized observations are part of the first layer, which takes them
+    as they come.
 
     Raises UserError for what or a seed that is not there, or networks that are not this package's.
     """
     state = trained.state(seed)
     critic = choose("thing to export", what, WHAT) == "critic"
     params = trained.agent.critic(state) if critic else trained.agent.policy(state)
+    units = params if isinstance(params, agents.Seen) else None
+    params = params if units is None else units.params
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     named = {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
     if "activation" not in trained.config or not all(name.startswith(_LAYERS) for name in named):
@@ -103,4 +107,15 @@ def arrays(
         "action_high": trained.spec.action_high.tolist(),
     }
     weights = {name.removeprefix(_LAYERS): np.asarray(x) for name, x in named.items()}
+    if units is not None:
+        _fold(weights, units)
     return {**weights, "about": np.array(json.dumps(about))}
+
+
+def _fold(weights: dict[str, np.ndarray], units: agents.Seen) -> None:
+    """Into the first layer: (s - mean) / std, of what is an action as it is."""
+    kernel, bias = (weights[f"Dense_0.{name}"].astype(np.float64) for name in ("kernel", "bias"))
+    mean, std = np.zeros(len(kernel)), np.ones(len(kernel))
+    mean[: len(units.mean)], std[: len(units.std)] = units.mean, units.std
+    weights["Dense_0.kernel"] = (kernel / std[:, None]).astype(np.float32)
+    weights["Dense_0.bias"] = (bias - (mean / std) @ kernel).astype(np.float32)

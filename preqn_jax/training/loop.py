@@ -174,15 +174,16 @@ def _learn(
         def share(members: tuple[Learner, Transition, Array, Key], round_: Array, done: Array):
             learner, transitions, frozen, key = members
             buffer = jax.vmap(replays.add)(learner.replay, transitions, frozen)
+            states = observe(agent, learner.agent, transitions, frozen, config, side_by_side)
             if not updates:
-                return Learner(learner.agent, buffer), {}
+                return Learner(states, buffer), {}
             batches = draw(config, updates, buffer, key, round_)
 
             def one(member: tuple[Any, Transition, Array, Key]) -> tuple[Any, Metrics]:
                 return learn_one(agent, updates, *member, done)
 
             run = over_members(one, config, side_by_side)
-            states, metrics = run((learner.agent, batches, frozen, key))
+            states, metrics = run((states, batches, frozen, key))
             return Learner(states, buffer), metrics
 
         def fill(leaf: Array, value: Any) -> Array:
@@ -261,6 +262,28 @@ def take_turns(config: LoopConfig) -> bool:
     said.
     """
     return next(iter(members_sharding(config).device_set)).platform == "cpu"
+
+
+def observe(
+    agent: Agent,
+    states: Any,
+    transitions: Transition,
+    frozen: Array,
+    config: LoopConfig,
+    side_by_side: bool | None = None,
+) -> Any:
+    """The states `[P]` of agents that have seen what was collected in a round `[P, n]`, but for the
+    frozen.
+    """
+    look = agent.observe
+    if look is None:
+        return states
+
+    def one(member: tuple[Any, Array, Array]) -> Any:
+        state, obs, stays = member
+        return jax.lax.cond(stays, lambda state, _: state, look, state, obs)
+
+    return over_members(one, config, side_by_side)((states, transitions.obs, frozen))
 
 
 def draw(

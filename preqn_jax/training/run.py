@@ -29,7 +29,8 @@ def plan(
     validate_run(run, loop_config)
     described = directory.describe(run, made.config, loop_config)
     make = partial(agents.make, made)
-    return Plan(make, run.env, run, loop_config, made.config.discount, described)
+    env = envs.described(run.env, run.env_kwargs, run.wrappers)
+    return Plan(make, env, run, loop_config, made.config.discount, described)
 
 
 def train(
@@ -44,7 +45,7 @@ def train(
     Args:
       agent: the name of an algorithm, or a function that makes an agent of your own parts.
       env: a Gymnasium id, a probe ("probe/delay"), a functional environment, or a function that
-        makes a `gymnasium.Env`.
+        makes a `gymnasium.Env`, of `env_kwargs` where these are given.
       logdir: a run directory, as `experiments.train` keeps one: records, checkpoints, and where
         an interrupted run goes on. Nothing is written without it.
       options: fields of `RunConfig`, `LoopConfig` and, where `agent` is a name, `AgentConfig`:
@@ -65,6 +66,7 @@ def train(
       (200, ['actor/norm', 'critic/alignment'])
     """
     run, agent_config, loop_config = _configs(agent, env, str(logdir), options)
+    env = envs.described(env, run.env_kwargs, run.wrappers)
     if callable(agent):
         validate_run(run, loop_config)
         own = {
@@ -91,9 +93,10 @@ def _configs(
         known -= fields[agents.AgentConfig] - {"discount"}
     for name in given:
         choose("option", name, known)
-    for name in ("seeds", "hidden_sizes"):
-        if name in given:
+    for name in ("seeds", "hidden_sizes", "wrappers"):
+        if name in given and not isinstance(given[name], str):
             given[name] = tuple(given[name])
+    given["env_kwargs"] = given.get("env_kwargs") or None
     parts = [
         config(**{k: v for k, v in given.items() if k in fields[config]}) for config in CONFIGS
     ]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from preqn_jax import agents
+from preqn_jax import agents, envs
 from preqn_jax.agents import Agent, AgentConfig
 from preqn_jax.options import UserError, check_same, choose
 from preqn_jax.training import directory, files
@@ -293,7 +293,8 @@ def _plan(sweep: Sweep, program: Program, members: Sequence[Member]) -> Plan:
     )
     make: Callable[[Spec], Agent] = partial(make_swept, program.agent, example)
     described = places[0].described
-    return Plan(make, program.run.env, program.run, config, discounts, described, settings, places)
+    env = envs.described(program.run.env, program.run.env_kwargs, program.run.wrappers)
+    return Plan(make, env, program.run, config, discounts, described, settings, places)
 
 
 def _described(program: Program, agent: AgentConfig, member: Member) -> dict[str, Any]:

@@ -113,8 +113,9 @@ def load(
     Args:
       logdir: the run directory.
       agent, env: what `train` was given, where that was no name.
-      trust: import what an environment's id names, as in "module:Env-v0". A run directory may come
-        from anybody, and importing a module runs it; nothing else in one is run.
+      trust: import what an environment's id or a wrapper names, as in "module:Env-v0", and hand
+        the environment texts. A run directory may come from anybody, and importing a module runs
+        it; nothing else in one is run.
 
     Raises:
       UserError: it is no run directory, has no whole checkpoint, its environment cannot be made, or
@@ -128,7 +129,7 @@ def load(
     logdir = Path(logdir)
     config = _config(logdir)
     if env is None:
-        env = directory.trusted(config["env"], f"the run {str(logdir)!r}", trust)
+        env = directory.source(config, f"the run {str(logdir)!r}", trust)
     spec, seeds = envs.spec(env), tuple(config["seeds"])
     made = (agent or partial(agents.make, _agent_config(config)))(spec)
     step, states = _restore(logdir, made, len(seeds))

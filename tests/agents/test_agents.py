@@ -24,6 +24,7 @@ TABLE = {
     "sac": {"algorithm": "sac"},
     "sac-automatic-temperature": {"algorithm": "sac", "automatic_temperature": True},
     "sac-preconditioned": {"algorithm": "sac", "critic_step": "preconditioned"},
+    "preqn-normalized": {"algorithm": "preqn", "normalize_observations": True},
 }
 # Every solver, option and mix keeps the laws; the fast tests hold one of each kind to them.
 SLOW = {
@@ -40,6 +41,7 @@ SLOW = {
     "ddpg-no-targets",
     "td3-sin",
     "sac-preconditioned",
+    "preqn-normalized",
 }
 rows = [
     pytest.param(fields, id=name, marks=[pytest.mark.slow] * (name in SLOW))

@@ -1,0 +1,155 @@
+"""Observations in units of their own: less the running mean, over the standard deviation, of all
+that a member has collected.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from preqn_jax.agents.base import Agent, Inspection
+from preqn_jax.types import Array, Key, Metrics, Params, Spec, Transition
+
+_LEAST = 1e-8  # variance, added
+
+
+@flax.struct.dataclass
+class Moments:
+    """Mean and squared deviations of vectors, added to for as long as a run is.
+
+    Sums are pairs, what float32 holds of one and what it does not: after 20,000 rounds each adds
+    less than a single number's last digit.
+    """
+
+    count: Array  # [] int32, vectors seen
+    mean: Array  # `[2, obs]`
+    squares: Array  # `[2, obs]`, of deviations from the mean, summed
+
+    def look(self) -> tuple[Array, Array]:
+        """Mean and standard deviation `[obs]`; 0 and 1 where nothing was seen yet."""
+        variance = self.squares.sum(0) / jnp.maximum(self.count, 1)
+        return self.mean.sum(0), jnp.where(self.count > 0, jnp.sqrt(variance + _LEAST), 1.0)
+
+
+def empty(size: int) -> Moments:
+    """Of vectors of this size, before there are any."""
+    return Moments(jnp.int32(0), jnp.zeros((2, size)), jnp.zeros((2, size)))
+
+
+def seen(moments: Moments, obs: Array) -> Moments:
+    """With `obs [n, obs]` besides, by the pairwise formula of Chan, Golub and LeVeque (1983).
+
+    >>> import numpy as np
+    >>> from preqn_jax.agents.normalized import empty, seen
+    >>> data = np.random.default_rng(0).normal(5, 3, (40, 2)).astype(np.float32)
+    >>> moments = seen(seen(empty(2), data[:10]), data[10:])
+    >>> bool(np.allclose(moments.look(), [data.mean(0), data.std(0)], rtol=1e-5))
+    True
+    """
+    n, total = obs.shape[0], moments.count + obs.shape[0]
+    high, low = moments.mean[:, None]
+    off = (obs - high) - low
+    shift = off.mean(0)
+    within = jnp.square(off - shift[None]).sum(0)
+    share = n / total.astype(jnp.float32)
+    between = jnp.square(shift) * share * moments.count
+    return Moments(
+        total, _added(moments.mean, shift * share), _added(moments.squares, within + between)
+    )
+
+
+def _added(pair: Array, x: Array) -> Array:
+    """`pair + x`, with what rounding leaves out in the second (Knuth's two-sum)."""
+    high, low = pair
+    total = high + x
+    back = total - high
+    low = low + ((high - (total - back)) + (x - back))
+    whole = total + low
+    return jnp.stack([whole, low - (whole - total)])
+
+
+@flax.struct.dataclass
+class NormalizedState:
+    """What an agent has learned, and what it has seen."""
+
+    moments: Moments
+    inner: Any
+
+
+class Seen(NamedTuple):
+    """Parameters of a policy or a critic, and the units of its observations."""
+
+    params: Params
+    mean: Array  # `[obs]`
+    std: Array  # `[obs]`
+
+
+def normalized(agent: Agent, spec: Spec) -> Agent:
+    """`agent`, which sees (s - mean) / std in place of s.
+
+    Mean and standard deviation are those of all observations collected so far, of random steps too:
+    they move once a round, before its updates, and stand still in between. The replay holds
+    observations as they came, so that Q and policy see old and new ones in the same, current
+    units, and what Q says of a transition in the replay changes as these move. Acting,
+    evaluation, and whoever gets the policy see through the units of that moment. They are constants
+    to every derivative: K (Eq. 9) is that of the network of normalized observations. Nothing is
+    clipped. A member that is frozen in its updates has units with that round's observations, as
+    its replay has these.
+
+    Args:
+      agent: of any parts, whose first layers this takes into units.
+      spec: sizes of observations and actions.
+
+    Example:
+      >>> import numpy as np
+      >>> from preqn_jax import agents
+      >>> from preqn_jax.types import Spec
+      >>> spec = Spec(3, 1, -np.ones(1), np.ones(1))
+      >>> agent = agents.normalized(agents.preqn(spec, hidden_sizes=(16, 16)), spec)
+    """
+
+    def init(key: Key) -> NormalizedState:
+        return NormalizedState(empty(spec.obs_size), agent.init(key))
+
+    def through(state: NormalizedState, params: Params) -> Seen:
+        return Seen(params, *state.moments.look())
+
+    def batched(state: NormalizedState, batch: Transition) -> Transition:
+        units = through(state, None)
+        each = jax.vmap(lambda obs: _normal(units, obs))
+        return batch._replace(obs=each(batch.obs), next_obs=each(batch.next_obs))
+
+    def update(
+        state: NormalizedState, batch: Transition, key: Key, count: Array
+    ) -> tuple[NormalizedState, Metrics]:
+        inner, metrics = agent.update(state.inner, batched(state, batch), key, count)
+        return NormalizedState(state.moments, inner), metrics
+
+    def inspect(state: NormalizedState, batch: Transition, key: Key) -> Inspection:
+        found = agent.inspect(state.inner, batched(state, batch), key)
+        params, moved = (through(state, one) for one in (found.params, found.moved))
+        return found._replace(params=params, moved=moved)
+
+    def observe(state: NormalizedState, obs: Array) -> NormalizedState:
+        inner = state.inner if agent.observe is None else agent.observe(state.inner, obs)
+        return NormalizedState(seen(state.moments, obs), inner)
+
+    return Agent(
+        init=init,
+        policy=lambda state: through(state, agent.policy(state.inner)),
+        act=lambda params, obs: agent.act(params.params, _normal(params, obs)),
+        explore=lambda params, obs, key: agent.explore(params.params, _normal(params, obs), key),
+        update=update,
+        summary=lambda state: agent.summary(state.inner),
+        q=lambda params, obs, action: agent.q(params.params, _normal(params, obs), action),
+        critic=lambda state: through(state, agent.critic(state.inner)),
+        inspect=inspect,
+        observe=observe,
+    )
+
+
+def _normal(units: Seen, obs: Array) -> Array:
+    """One observation `[obs]` in these units, which no derivative reaches."""
+    mean, std = jax.lax.stop_gradient((units.mean, units.std))
+    return (obs - mean) / std

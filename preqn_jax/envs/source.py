@@ -1,0 +1,105 @@
+"""Where an environment comes from, as a person says it: a name or a function, with arguments and
+wrappers for what is Gymnasium's.
+"""
+
+import ast
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from preqn_jax.options import UserError
+
+# Those of `gymnasium.wrappers` that only compute: a run directory may name them, whoever wrote it.
+_HARMLESS = {
+    "ClipAction",
+    "ClipReward",
+    "DelayObservation",
+    "DtypeObservation",
+    "FilterObservation",
+    "FlattenObservation",
+    "FrameStackObservation",
+    "GrayscaleObservation",
+    "MaxAndSkipObservation",
+    "RepeatAction",
+    "RescaleAction",
+    "RescaleObservation",
+    "ReshapeObservation",
+    "ResizeObservation",
+    "StickyAction",
+    "TimeAwareObservation",
+    "TimeLimit",
+}
+_OURS = {"BoundAction", "FlattenAction"}
+
+
+class GymSource(NamedTuple):
+    """An environment of Gymnasium's with arguments, in wrappers."""
+
+    env: str | Callable[..., Any]  # an id, or what makes one
+    kwargs: Mapping[str, Any]  # what it is made with, JSON's values by name
+    wrappers: tuple[str, ...] = ()  # as `Wrapper.parse` takes them, from the inside out
+
+
+class Wrapper(NamedTuple):
+    """A wrapper by name, with its arguments beside the environment."""
+
+    module: str
+    name: str
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def parse(cls, text: str) -> "Wrapper":
+        """Of "module:Class" or "module:Class(name=value,...)", with literals for values.
+
+        Raises UserError for anything else.
+
+        >>> Wrapper.parse("gymnasium.wrappers:RescaleAction(min_action=-1,max_action=1)")[1:]
+        ('RescaleAction', {'min_action': -1, 'max_action': 1})
+        """
+        module, _, rest = text.partition(":")
+        try:
+            call = ast.parse(rest.strip(), mode="eval").body
+            words = call.keywords if isinstance(call, ast.Call) and not call.args else []
+            named = call.func if isinstance(call, ast.Call) and not call.args else call
+            kwargs = {str(word.arg): ast.literal_eval(word.value) for word in words if word.arg}
+            parts = module.split(".")
+            good = isinstance(named, ast.Name) and len(kwargs) == len(words)
+            if good and all(map(str.isidentifier, parts)):
+                return cls(module, named.id, kwargs)
+        except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+            pass
+        raise UserError(
+            f"wrappers has {text!r}, but a wrapper is its module and its class, as in "
+            "`wrappers=['gymnasium.wrappers:RescaleAction(min_action=-1,max_action=1)']`"
+        )
+
+    @property
+    def harmless(self) -> bool:
+        """Whether it is known to do no more than compute."""
+        known = {"gymnasium.wrappers": _HARMLESS, "preqn_jax.envs.gym": _OURS}
+        return self.name in known.get(self.module, ())
+
+
+def check(kwargs: Any, wrappers: Sequence[str]) -> None:
+    """Raises UserError for arguments that are no dict of JSON's values by name, and for wrappers
+    that are none.
+    """
+    as_in = '`env_kwargs={"max_episode_steps": 200}`'
+    if kwargs is not None and not (
+        isinstance(kwargs, dict) and all(isinstance(name, str) for name in kwargs)
+    ):
+        raise UserError(
+            f"env_kwargs is {kwargs!r:.80}, but it must be arguments by their names, as in {as_in}"
+        )
+    for name, value in (kwargs or {}).items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise UserError(
+                f"env_kwargs has {name}={value!r:.60}, which JSON cannot hold; give numbers, "
+                f"texts, lists of these, as in {as_in}, or a function that makes the environment"
+            ) from None
+    if isinstance(wrappers, str):
+        raise UserError(f"wrappers is the text {wrappers!r}, but it must be a list of such texts")
+    for text in wrappers:
+        Wrapper.parse(text)

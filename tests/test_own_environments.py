@@ -1,0 +1,99 @@
+"""An environment and a wrapper of one's own, in the current folder, through the commands."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mujoco
+import numpy as np
+import pytest
+from commands import ROOT, SMALL
+
+from experiments.kit import flags
+from preqn_jax import envs
+from preqn_jax.training.config import RunConfig
+
+PAGE = (ROOT / "docs/extend.md").read_text()
+
+
+def block(number):
+    """A block of Python of the page on one's own environments."""
+    return re.findall(r"```python\n(.*?)```", PAGE, re.S)[number]
+
+
+def command(module, *args):
+    """A command as from a folder of somebody's own: code, and what it said."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", module, *args], env=env, capture_output=True, text=True
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_a_module_of_the_current_folder_serves_every_command():
+    Path("my_envs.py").write_text(block(3))
+    kwargs, wrappers = '--env_kwargs={"gain": 0.3}', "--wrappers=my_envs:Shift(by=2)"
+    mine = [*SMALL[:-1], "--num_steps=300", "--eval_every=300", "--workers=2", "--seeds=0,1"]
+    train = ["experiments.train", "--env=my_envs:Line-v0", *mine, "--logdir=x"]
+    code, _, err = command(*train, kwargs, wrappers, "--diagnose_every=300")
+    assert code == 0, err
+    code, _, err = command(*train, kwargs, "--diagnose_every=300")
+    assert code == 1 and err.count("\n") == 1 and "holds a run with wrappers=['my_envs:S" in err
+    for name, more in (
+        ("play", ["--episodes=2"]),
+        ("export", ["--out=p.npz"]),
+        ("diagnose", ["--out=d"]),
+    ):
+        code, _, err = command(f"experiments.{name}", "x", *more)
+        assert code == 1 and "module would be imported and run; if you trust it" in err
+        code, _, err = command(f"experiments.{name}", "x", "--trust", *more)
+        assert code == 0, err
+    assert Path("p.npz").exists() and Path("d/diagnosis.json").exists()
+
+
+def test_wrappers_have_commas_of_their_own():
+    texts = "gymnasium.wrappers:RescaleAction(min_action=-1,max_action=1),a:B,c:D(x=[1,2],y=(3,4))"
+    (run,) = flags.read([f"--wrappers={texts}"], RunConfig)
+    assert run.wrappers == (
+        "gymnasium.wrappers:RescaleAction(min_action=-1,max_action=1)",
+        "a:B",
+        "c:D(x=[1,2],y=(3,4))",
+    )
+    assert flags.read([], RunConfig)[0].wrappers == ()
+    assert flags.read(['--env_kwargs={"a": [1]}'], RunConfig)[0].env_kwargs == {"a": [1]}
+
+
+def test_a_sentence_says_wrappers_as_a_shell_takes_them():
+    words = "give `wrappers=['m:B(low=-1,high=1)', 'g:F']` or `env_kwargs={\"a\": 2}`"
+    expected = "give --wrappers='m:B(low=-1,high=1),g:F' or --env_kwargs='{\"a\": 2}'"
+    assert flags.in_flags(words) == expected
+
+
+def test_the_wrapper_of_the_page_takes_a_discrete_environment(monkeypatch):
+    Path("choices.py").write_text(block(4))
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    source = envs.described("CartPole-v1", None, ("choices:Choose",))
+    env = envs.make(source, 1)
+    assert env.spec.action_size == 2
+    env.reset([0])
+    right = env.step(np.float32([[-1, 1]])).next_obs[0, 1]  # the cart's speed
+    left = env.step(np.float32([[1, -1]])).next_obs[0, 1]
+    assert right > 0.1 and left < right - 0.1
+
+
+@pytest.mark.slow
+def test_the_control_suite_comes_by_way_of_shimmy():
+    """In an environment with MuJoCo 3, as the questions say: dm_control does not run with 4."""
+    for name in ("shimmy", "dm_control"):
+        pytest.importorskip(name)
+    if not mujoco.__version__.startswith("3."):
+        pytest.skip("dm_control does not run with MuJoCo 4")
+    flat = ("gymnasium.wrappers:FlattenObservation",)
+    env = envs.make(envs.described("shimmy:dm_control/cartpole-swingup-v0", None, flat), 1)
+    assert env.reset([0]).shape == (1, 5) and env.spec.action_size == 1
+    outs = [env.step(np.float32([[0.5]])) for _ in range(1000)]
+    assert all(0 <= out.reward[0] <= 1 for out in outs) and outs[-1].truncated[0]
+    assert not any(out.terminated[0] for out in outs)
