@@ -167,7 +167,8 @@ class Resolved:
     """A config with every choice made, of which the parts are built."""
 
     config: AgentConfig  # with the algorithm's value for every None that has one
-    network: dict[str, Any]  # the arguments that policy and critic share
+    # the arguments that policy and critic share
+    network: dict[str, Any] = dataclasses.field(hash=False)
     critic_step: str
     critic_learning_rate: float | Array
     members: int
@@ -255,18 +256,12 @@ def make(config: AgentConfig | Resolved, spec: Spec) -> Agent:
     """The agent that a config describes: of equal ones the same, so that what was compiled for it
     serves again. Raises UserError if it makes no sense.
     """
-    if isinstance(config, Resolved):
-        return _assemble(config, spec)
+    made = resolve(config) if isinstance(config, AgentConfig) else config
     try:
-        hash(config)
+        hash(made)
     except TypeError:  # its numbers are traced
-        return _assemble(resolve(config), spec)
-    return _remembered(config, spec)
-
-
-@functools.lru_cache(maxsize=64)
-def _remembered(config: AgentConfig, spec: Spec) -> Agent:
-    return _assemble(resolve(config), spec)
+        return _assemble(made, spec)
+    return _remembered(made, spec)
 
 
 def _assemble(made: Resolved, spec: Spec) -> Agent:
@@ -279,6 +274,9 @@ def _assemble(made: Resolved, spec: Spec) -> Agent:
         delay=made.delay,
     )
     return normalized(agent, spec) if made.config.normalize_observations else agent
+
+
+_remembered = functools.lru_cache(maxsize=64)(_assemble)
 
 
 def make_policy(made: Resolved, spec: Spec) -> Policy:

@@ -5,6 +5,7 @@ shapes a program (sizes, activations, algorithms, environments) makes one progra
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import types
@@ -306,8 +307,12 @@ def make_swept(config: AgentConfig, example: Settings, spec: Spec) -> Agent:
     """The agent of a program; `example` are settings of any member. Pickles, as workers need it."""
     if not example:
         return agents.make(config, spec)
+    return _swept(config, tuple(example.items()), spec)
 
+
+@functools.lru_cache(maxsize=16)  # as `agents.make`
+def _swept(config: AgentConfig, example: tuple[tuple[str, Any], ...], spec: Spec) -> Agent:
     def make(settings: Settings) -> Agent:
         return agents.make(dataclasses.replace(config, **settings), spec)
 
-    return agents.swept(make, example)
+    return agents.swept(make, dict(example))
