@@ -51,12 +51,12 @@ class Add(gymnasium.RewardWrapper):
         self.what = what
 
     def reward(self, reward):
-        return reward + self.what
+        return float(reward) + self.what
 
 
 class Double(gymnasium.RewardWrapper):
     def reward(self, reward):
-        return 2 * reward
+        return 2 * float(reward)
 
 
 def Nothing(env):
@@ -71,5 +71,5 @@ for _name, _space in OBSERVATIONS.items():
     gymnasium.register(f"{_name}-v0", Odd, kwargs={"observations": _space})
 for _name, _space in ACTIONS.items():
     gymnasium.register(f"{_name}-v0", Odd, kwargs={"actions": _space})
-gymnasium.register("Integers-v0", Odd, kwargs={"observations": INTEGERS})
+gymnasium.register("Counts-v0", Odd, kwargs={"observations": INTEGERS})
 gymnasium.register("Odd-v0", Odd)

@@ -10,8 +10,6 @@ and starts a new episode on resume.
 # MuJoCo's bindings are compiled and carry no types that a checker could read.
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 
-import difflib
-import importlib
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -201,25 +199,7 @@ def _check_env(env: Any, maker: str) -> None:
 
 def _wrapped(env: gymnasium.Env, name: str, text: str) -> gymnasium.Env:
     wrapper = Wrapper.parse(text)
-    try:
-        module = importlib.import_module(wrapper.module)
-    except ImportError as error:
-        raise UserError(
-            f"wrapper {text!r} cannot be imported ({error}); modules are looked for in the current "
-            "folder and among what is installed"
-        ) from error
-    except contract.RAISED as error:
-        raise UserError(
-            f"wrapper {text!r} cannot be imported: its module raised {contract.said(error)}"
-        ) from error
-    try:
-        make = getattr(module, wrapper.name)
-    except (AttributeError, ImportError):
-        near = difflib.get_close_matches(wrapper.name, dir(module), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(
-            f"module {wrapper.module!r} has no wrapper {wrapper.name!r}{hint}"
-        ) from None
+    make = wrapper.found()
     try:
         outer = make(env, **wrapper.kwargs)
     except contract.RAISED as error:
@@ -228,9 +208,6 @@ def _wrapped(env: gymnasium.Env, name: str, text: str) -> gymnasium.Env:
         ) from error
     _check_env(outer, f"wrapper {text!r}")
     return outer
-
-
-# --- spaces ---------------------------------------------------------------------------------------
 
 
 def _spec(name: str, env: gymnasium.Env) -> Spec:
@@ -243,8 +220,7 @@ def _spec(name: str, env: gymnasium.Env) -> Spec:
         ("observation", obs, _advice_on_observations(obs)),
     ):
         if advice:
-            shown = " ".join(str(space).split())
-            shown = shown if len(shown) <= 160 else f"{shown[:160]}..."
+            shown = " ".join(str(space).split())[:160]
             raise UserError(f"environment {name!r} has the {what} space {shown}, but {advice}")
     assert isinstance(action, gymnasium.spaces.Box) and obs.shape is not None
     low, high = (bound.reshape(-1).astype(np.float64) for bound in (action.low, action.high))
@@ -263,10 +239,8 @@ def _advice_on_actions(space: Any) -> str:
     """What to do about a space of actions that does not fit; "" where it does."""
     if _box(space, np.floating):
         return ""
-    parts = (
-        space.spaces if isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple) else ()
-    )
-    parts = list(parts.values()) if isinstance(parts, dict) else list(parts)
+    inner = getattr(space, "spaces", ())  # of a Dict or a Tuple
+    parts = list(inner.values() if isinstance(inner, dict) else inner)
     needs = "these algorithms need continuous actions, a Box of floats"
     if parts and all(_box(part, np.floating) for part in parts):
         return f"{needs}: make one of it by `wrappers=['preqn_jax.envs.gym:FlattenAction']`"
@@ -335,9 +309,6 @@ class FlattenAction(gymnasium.ActionWrapper):
 
     def action(self, action: Any) -> Any:
         return gymnasium.spaces.unflatten(self.env.action_space, action)
-
-
-# --- the state of one -----------------------------------------------------------------------------
 
 
 def _layers(env: gymnasium.Env) -> list[gymnasium.Env]:

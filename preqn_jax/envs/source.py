@@ -3,10 +3,13 @@ wrappers for what is Gymnasium's.
 """
 
 import ast
+import difflib
+import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from preqn_jax.envs import contract
 from preqn_jax.options import UserError
 
 # Those of `gymnasium.wrappers` that only compute: a run directory may name them, whoever wrote it.
@@ -63,8 +66,8 @@ class Wrapper(NamedTuple):
             named = call.func if isinstance(call, ast.Call) and not call.args else call
             kwargs = {str(word.arg): ast.literal_eval(word.value) for word in words if word.arg}
             parts = module.split(".")
-            good = isinstance(named, ast.Name) and len(kwargs) == len(words)
-            if good and all(map(str.isidentifier, parts)):
+            whole = len(kwargs) == len(words) and all(map(str.isidentifier, parts))
+            if isinstance(named, ast.Name) and whole:
                 return cls(module, named.id, kwargs)
         except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
             pass
@@ -72,6 +75,26 @@ class Wrapper(NamedTuple):
             f"wrappers has {text!r}, but a wrapper is its module and its class, as in "
             "`wrappers=['gymnasium.wrappers:RescaleAction(min_action=-1,max_action=1)']`"
         )
+
+    def found(self) -> Callable[..., Any]:
+        """What makes it, imported. Raises UserError where there is none."""
+        named = f"wrapper {f'{self.module}:{self.name}'!r} cannot be imported"
+        try:
+            module = importlib.import_module(self.module)
+        except ImportError as error:
+            raise UserError(
+                f"{named} ({error}); modules are looked for in the current folder and among what "
+                "is installed"
+            ) from error
+        except contract.RAISED as error:
+            raise UserError(f"{named}: its module raised {contract.said(error)}") from error
+        try:
+            return getattr(module, self.name)
+        except (AttributeError, ImportError):
+            near = difflib.get_close_matches(self.name, dir(module), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            words = f"module {self.module!r} has no wrapper {self.name!r}{hint}"
+            raise UserError(words) from None
 
     @property
     def harmless(self) -> bool:

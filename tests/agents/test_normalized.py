@@ -115,6 +115,7 @@ def test_a_swept_agent_observes_as_well():
     swept = agents.swept(made, {"discount": 0.9})
     state = swept.init(jax.random.key(0), {"discount": jnp.float32(0.5)})
     obs = transitions(0).obs
+    assert swept.observe is not None
     state = swept.observe(state, obs)
     close(state.inner.moments, seen(empty(3), obs))
     assert state.settings["discount"] == 0.5
