@@ -72,13 +72,13 @@ def main(argv: list[str]) -> int:
     if launching != launch.LaunchConfig():
         ended = "done" if given.report else launch_sweep.train(sweep, launching, together)
         if ended == "stopped":
-            return 0
+            return signals.STOPPED
         status = int(ended == "failed")
     elif not given.report:
         processes.meet(together)
         sweeps.open_(sweep, write=processes.first())
         if not _train(sweep, sweep.programs):
-            return 0
+            return signals.STOPPED
         processes.wait(together)
     diverged = processes.first() and sweep_report.report(sweep)
     return int(bool(status or diverged))
@@ -97,10 +97,9 @@ def _train_one(sweep: sweeps.Sweep, index: int) -> int:
     sweeps.open_(sweep, write=False)
     lock = Lock(launch_sweep.runs_of(sweep)[index].folder).sign()
     try:
-        _train(sweep, [sweep.programs[index]])
+        return 0 if _train(sweep, [sweep.programs[index]]) else signals.STOPPED
     finally:
         lock.release()
-    return 0
 
 
 def _train(sweep: sweeps.Sweep, programs: Sequence[sweeps.Program]) -> bool:

@@ -7,8 +7,8 @@ the end curve.png and DONE. The same command on a directory that holds a checkpo
 there, and ends as if it had never been stopped. With a larger --num_steps it goes on to there,
 finished or not, and ends as if it had been given that number at the start.
 
-SIGTERM, SIGHUP and Ctrl-C end the run after the round at hand, with a checkpoint; a second one, a
-second or more later, ends it at once, and leaves the checkpoint before.
+SIGTERM, SIGHUP and Ctrl-C end the run after the round at hand, with a checkpoint and exit status
+75; a second one, a second or more later, ends it at once, and leaves the checkpoint before.
 """
 
 from pathlib import Path
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         if not trained:
             print(f"{logdir} holds a finished run of this command; nothing to do")
         elif not running.follow(run, plan.run.env, _intention):
-            return 0
+            return signals.STOPPED
     diverged, picture = _summarize(logdir, plan), logdir / "curve.png"
     if trained or not picture.exists():
         plot.draw([logdir], picture)

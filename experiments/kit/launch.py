@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
+from experiments.kit import signals
 from preqn_jax.options import option
 from preqn_jax.training.lock import INHERITED, Busy, Lock
 
@@ -226,7 +227,9 @@ class Local:
         if code is None:
             return None
         self.running.pop(job.name, None)
-        return "ended" if code == 0 else "stopped" if handle.pid in self.asked else "failed"
+        if code in (0, signals.STOPPED):  # its folder says how far it came
+            return "ended"
+        return "stopped" if handle.pid in self.asked else "failed"
 
     def stop(self, handle: subprocess.Popen) -> None:
         if handle.pid not in self.asked and handle.returncode is None:

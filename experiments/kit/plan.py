@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.kit import flags, launch, launchers, output
+from experiments.kit import flags, launch, launchers, output, signals
 from experiments.kit.runs import Run, begun, follow, is_over, job, last, last_words, state
 from preqn_jax import envs
 from preqn_jax.options import UserError, check, check_same, option
@@ -327,7 +327,7 @@ def main(
                 print(_sentence(outcome))
         if "stopped" in states:
             print("stopped; the same command goes on from there")
-            return 0
+            return signals.STOPPED
         status = int("failed" in states)
     known_envs, known_seeds = remembered(kind, Path(config.root))
     out = Path(config.out or Path(config.root) / kind.name)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STOPPED = os.EX_TEMPFAIL  # the exit status, 75, of a command that stopped with work left to do
 _ECHO = 1.0  # seconds in which a second one is the same: terminals and batch systems send two
 
 

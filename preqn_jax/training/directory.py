@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import stat
+import subprocess
 import sys
 import types
 import typing
@@ -310,10 +311,27 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
+def commit() -> str | None:
+    """Of the checkout that this package lies in, with "-dirty" where files differ from it; None of
+    one that was installed.
+    """
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    words = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        asked = ["git", "-C", str(root), *words]
+        said = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10)
+        return said.stdout.strip()
+    return None
+
+
 def provenance() -> dict[str, Any]:
-    """Versions, device and precision of this process."""
+    """Command, versions, device and precision of this process."""
     device = jax.local_devices()[0]
     return {
+        "command": sys.orig_argv,
+        "commit": commit(),
         "versions": {"python": sys.version.split()[0], **versions(*_PACKAGES)},
         "device": {
             "platform": device.platform,

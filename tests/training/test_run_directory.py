@@ -333,3 +333,23 @@ def test_a_stream_on_a_full_disk_drops_what_it_cannot_hold():
     stream = streams.Forgiving(Full())
     print("words", file=stream, flush=True)
     assert stream.isatty() is False
+
+
+def test_a_run_says_which_command_and_commit_made_it(monkeypatch, tmp_path):
+    open_()
+    made = json.loads(Path("x/config.json").read_text())
+    assert made["command"] == sys.orig_argv and made["commit"] == directory.commit()
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    package = tmp_path / "preqn_jax" / "training" / "directory.py"
+    package.parent.mkdir(parents=True)
+    package.touch()
+    monkeypatch.setattr(directory, "__file__", str(package))
+    assert directory.commit() is None  # installed
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *words], check=True)
+    clean = directory.commit()
+    assert clean and len(clean) == 40
+    package.write_text("changed")
+    assert directory.commit() == f"{clean}-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert directory.commit() is None  # no git
