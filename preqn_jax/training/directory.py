@@ -46,7 +46,8 @@ _FILES = (
 _FIRST = {lock.NAME, "config.json.tmp", "config.tmp"}
 # A run may be moved, and go on with other processes, or after all.
 _NOT_OF_THE_RUN = ("logdir", "workers", "env_timeout", "stop_on_divergence", "track")
-_MAY_CHANGE = ("num_steps", "checkpoint_every")
+# Nothing that is learned depends on how often a run is looked at.
+MAY_CHANGE = ("num_steps", "checkpoint_every", "log_every", "eval_every", "diagnose_every")
 _PACKAGES = (
     "preqn_jax",
     "jax",
@@ -152,7 +153,7 @@ def _begin(logdir: Path, config: dict[str, Any], defaults: dict[str, Any]) -> No
             _check_records(logdir, config["seeds"])
         else:
             _check_checkpoints(logdir, max(begun["checkpoint_every"], config["checkpoint_every"]))
-    if begun != config:
+    if begun != config and not (logdir / DONE).exists():
         content = json.dumps({"config": config, **provenance()}, indent=2) + "\n"
         files.replace(path, content.encode())
     if not os.access(logdir, os.W_OK):
@@ -281,7 +282,7 @@ def _has_text(value: Any) -> bool:
 def compare(
     path: Path, config: dict[str, Any], defaults: dict[str, Any], flag: str = "logdir"
 ) -> dict[str, Any]:
-    """What the config.json at `path` says; `config` may have more steps, and checkpoints at others.
+    """What the config.json at `path` says; `config` may have more steps, or look at others.
 
     Raises UserError if anything else differs; `flag` is the one that would lead elsewhere.
     """
@@ -296,7 +297,7 @@ def compare(
             f"command says {config['num_steps']}; a run can be made longer, not shorter: use at "
             f"least as many, or another `{flag}`"
         )
-    free = dict.fromkeys(_MAY_CHANGE)
+    free = dict.fromkeys(MAY_CHANGE)
     begun = f"logdir {str(path.parent)!r} holds a run with"
     check_same(begun, {**old, **free}, {**config, **free}, flag)
     return old

@@ -181,7 +181,7 @@ def open_(sweep: Sweep, write: bool = True) -> None:
     """
     path = sweep.logdir / NAME
     base = directory.describe(sweep.run, sweep.agent, sweep.loop)
-    free = dict.fromkeys((*sweep.axes, "seeds", "num_steps", "checkpoint_every"))
+    free = dict.fromkeys((*sweep.axes, "seeds", *directory.MAY_CHANGE))
     content = {
         "config": {**base, **dict.fromkeys(sweep.axes)},
         "axes": {name: list(values) for name, values in sweep.axes.items()},

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import ROOT, SMALL, call, finished, records, start
 
@@ -339,8 +340,29 @@ def test_another_configuration_in_the_same_logdir_is_refused_and_the_field_is_na
     capsys.readouterr()
     assert call(*args, "--eta=0.5") == 1
     assert "holds a run with eta=0.97, but this command says 0.5" in capsys.readouterr().err
-    assert call(*args, "--workers=3") == 0  # which does not touch the numbers
+    for other in ("--workers=3", "--log_every=50", "--eval_every=600"):  # they touch no number
+        assert call(*args, other) == 0
     assert before == {p: p.read_bytes() for p in Path("x").rglob("*") if p.is_file()}
+
+
+def test_a_run_goes_on_with_other_records_and_learns_the_same():
+    args = ["--env=probe/delay", *SMALL]
+    assert call("--logdir=x", *args, "--num_steps=400") == 0
+    assert call("--logdir=x", *args, "--log_every=50", "--eval_every=150") == 0
+    assert call("--logdir=y", *args) == 0
+    (x, y) = (read(f"{run}/metrics.jsonl") for run in "xy")
+    (of_x, of_y) = (
+        {line["step"]: line["eval/return_mean"] for line in lines if "eval/return_mean" in line}
+        for lines in (x, y)
+    )
+    assert sorted(of_x) == [300, 450, 600] and sorted(of_y) == [300, 600]
+    assert of_x[600] == of_y[600]
+    of_x, of_y = (
+        {line["step"]: line["critic/q_mean"] for line in lines if "critic/q_mean" in line}
+        for lines in (x, y)
+    )
+    assert np.isclose((of_x[550] + of_x[600]) / 2, of_y[600], rtol=1e-6)
+    assert json.loads(Path("x/config.json").read_text())["config"]["log_every"] == 50
 
 
 def test_a_folder_of_other_things_is_not_written_to(capsys):
