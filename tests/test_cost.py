@@ -173,7 +173,7 @@ def test_throughput_on_the_device_counts_the_steps_of_all_members(capsys, monkey
     assert [row["ratios"]["TD3 relu"] for row in rows] == [1, 3]
     wrong = dataclasses.replace(config, env="Pendulum-v1")
     assert guarded(throughput.run, wrong) == 1
-    assert "is stepped by the host, but `on_device=True` is for" in capsys.readouterr().err
+    assert "is stepped by the host, but --on_device=True is for" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
