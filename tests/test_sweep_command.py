@@ -100,7 +100,8 @@ def test_two_processes_train_what_one_does_and_one_goes_on_with_what_two_left(wh
     both = [start(*short, *where, f"--process_id={i}") for i in range(2)]
     ends = [commands.finished(one, 500) for one in both]
     (status, out, _), (other, nothing, err) = ends
-    assert (status, other) == (0, 0) and out and not nothing, ends
+    said = [line for line in nothing.splitlines() if not line.startswith("[Gloo]")]  # jaxlib's own
+    assert (status, other) == (0, 0) and "return" in out and not said, ends
     assert "process 2 of 2" in err
     status, _, err = sweep(*flags)
     assert status == 0 and "resuming" in err
