@@ -19,10 +19,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from orbax.checkpoint._src.multihost import multihost
 
 from preqn_jax.options import UserError
 from preqn_jax.replay import Replay
@@ -317,11 +319,12 @@ def _orbax() -> Iterator[ocp.Checkpointer]:
     disabled, logger.disabled = logger.disabled, True
     asyncio.set_event_loop_policy(_Loops())
     try:
-        # Of several processes each saves what is its own, and waits for no other.
-        me = jax.process_index()
-        alone = ocp.options.MultiprocessingOptions(me, {me}, f"process{me}")
+        # Of several processes each saves what is its own, and waits for no other. Orbax writes
+        # NumPy's arrays in the first process alone: to it, each is that.
+        alone = ocp.options.MultiprocessingOptions(0, {0}, f"process{jax.process_index()}")
         handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
-        with ocp.Checkpointer(handler, multiprocessing_options=alone) as orbax:
+        first = mock.patch.object(multihost, "process_index", return_value=0)
+        with first, ocp.Checkpointer(handler, multiprocessing_options=alone) as orbax:
             yield orbax
     finally:
         asyncio.set_event_loop_policy(policy)
