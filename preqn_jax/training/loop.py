@@ -7,9 +7,8 @@ nothing but the counters. All arrays lead with an axis of members `[M]`, each wi
 settings of its own where that is swept: they learn in one program.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -83,7 +82,7 @@ def init(
     return Learner(jax.device_put(states, places), jax.tree.map(empty, form)), Counters()
 
 
-@functools.lru_cache(maxsize=64)
+@lru_cache(maxsize=64)
 def each(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` of every member, compiled."""
     return jax.jit(jax.vmap(function))
@@ -151,7 +150,7 @@ def make_learn(agent: Agent, config: LoopConfig, side_by_side: bool | None = Non
     return _learn(agent, config, side_by_side, members_sharding(config))
 
 
-@functools.lru_cache(maxsize=16)  # the same run again, or gone on with, compiles nothing
+@lru_cache(maxsize=16)  # the same run again, or gone on with, compiles nothing
 def _learn(
     agent: Agent,
     config: LoopConfig,

@@ -5,13 +5,12 @@ shapes a program (sizes, activations, algorithms, environments) makes one progra
 """
 
 import dataclasses
-import functools
 import itertools
 import json
 import types
 import typing
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -310,7 +309,7 @@ def make_swept(config: AgentConfig, example: Settings, spec: Spec) -> Agent:
     return _swept(config, tuple(example.items()), spec)
 
 
-@functools.lru_cache(maxsize=16)  # as `agents.make`
+@lru_cache(maxsize=16)  # as `agents.make`
 def _swept(config: AgentConfig, example: tuple[tuple[str, Any], ...], spec: Spec) -> Agent:
     def make(settings: Settings) -> Agent:
         return agents.make(dataclasses.replace(config, **settings), spec)
