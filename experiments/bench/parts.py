@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from preqn_jax import agents, diagnostics, linesearch, networks, ntk
-from preqn_jax.agents import presets
+from preqn_jax.agents import config as agents_config
 from preqn_jax.batching import batched
 from preqn_jax.types import Array, Params, QFunction, Spec, Transition
 
@@ -66,7 +66,7 @@ def _update(hidden_sizes: tuple[int, ...], spec: Spec, batch: Transition) -> _Up
     inputs = (batch.obs, batch.action)
     theta = critic.init(jax.random.key(0), batch.obs[0], batch.action[0])
     phi = actor.init(jax.random.key(1), batch.obs[0])
-    solve = presets.SOLVERS[config.solver](config)
+    solve = agents_config.SOLVERS[config.solver](config)
     values, gram = jax.jit(lambda p: ntk.linearize(q, p, inputs)[:2])(theta)
     delta = batch.reward - values
     z = jax.jit(solve)(gram, delta)[0]

@@ -2,6 +2,7 @@
 
 from preqn_jax.agents.actor_critic import actor_critic
 from preqn_jax.agents.base import Agent, Inspection
+from preqn_jax.agents.config import ALGORITHMS, AgentConfig, Resolved, resolve
 from preqn_jax.agents.critic import Critic, Upcoming, Update, Values, critic
 from preqn_jax.agents.normalized import NormalizedState, Seen, normalized
 from preqn_jax.agents.policies import (
@@ -13,14 +14,10 @@ from preqn_jax.agents.policies import (
     tanh_gaussian,
 )
 from preqn_jax.agents.presets import (
-    ALGORITHMS,
-    AgentConfig,
-    Resolved,
     ddpg,
     make,
     ngql,
     preqn,
-    resolve,
     sac,
     td3,
 )
