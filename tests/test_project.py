@@ -96,7 +96,13 @@ def test_every_room_is_in_the_table():
     assert {room(path) for path in files()} == set(ROOMS)
 
 
-@pytest.mark.parametrize("algorithm", agents.ALGORITHMS)
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * name.startswith("preqn_"))
+        for name in agents.ALGORITHMS
+    ],
+)
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_every_update_lowers_for_accelerators(algorithm, platform):
     spec = Spec(3, 2, -np.ones(2), np.ones(2))

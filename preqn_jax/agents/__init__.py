@@ -3,7 +3,7 @@
 from preqn_jax.agents.actor_critic import actor_critic
 from preqn_jax.agents.base import Agent, Inspection
 from preqn_jax.agents.config import ALGORITHMS, AgentConfig, Resolved, resolve
-from preqn_jax.agents.critic import Critic, Upcoming, Update, Values, critic
+from preqn_jax.agents.critic import Critic, Upcoming, Update, Values, critic, exploitation
 from preqn_jax.agents.normalized import NormalizedState, Seen, normalized
 from preqn_jax.agents.policies import (
     Policy,
@@ -18,6 +18,12 @@ from preqn_jax.agents.presets import (
     make,
     ngql,
     preqn,
+    preqn_adaptive,
+    preqn_delayed,
+    preqn_measured,
+    preqn_momentum,
+    preqn_soft,
+    preqn_twin,
     sac,
     td3,
 )
@@ -43,11 +49,18 @@ __all__ = [
     "critic",
     "ddpg",
     "deterministic",
+    "exploitation",
     "gaussian",
     "make",
     "ngql",
     "normalized",
     "preqn",
+    "preqn_adaptive",
+    "preqn_delayed",
+    "preqn_measured",
+    "preqn_momentum",
+    "preqn_soft",
+    "preqn_twin",
     "resolve",
     "sac",
     "swept",

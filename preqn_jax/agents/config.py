@@ -20,7 +20,11 @@ class AgentConfig:
     Numbers may be traced: `jax.vmap` over them is a sweep. The others are checked by `resolve`.
     """
 
-    algorithm: str = option("preqn", "the algorithm: preqn, ngql, ddpg, td3 or sac")
+    algorithm: str = option(
+        "preqn",
+        "the algorithm: preqn, one of its variants (preqn_twin, preqn_measured, preqn_delayed, "
+        "preqn_momentum, preqn_adaptive, preqn_soft), ngql, ddpg, td3 or sac",
+    )
     activation: str | None = option(
         None,
         "hidden layers of actor and critic: sin, relu or tanh (sin for preqn and ngql, else relu)",
@@ -79,6 +83,28 @@ class AgentConfig:
     num_critics: int | None = option(
         None, "critics; the least of them bootstraps (2 for td3 and sac, else 1)", at_least=1
     )
+    pessimism: float = option(
+        1.0,
+        "of several critics, what bootstraps: 0 for their mean, 1 for their least",
+        at_least=0,
+    )
+    measured_pessimism: bool | None = option(
+        None,
+        "measure the pessimism in each minibatch, as how far the policy exploits the critic that "
+        "it climbs (on for preqn_measured)",
+    )
+    momentum: float | None = option(
+        None,
+        "share of the last preconditioned move that the next one begins with (0.9 for "
+        "preqn_momentum, else 0)",
+        at_least=0,
+        below=1,
+    )
+    adaptive_damping: bool | None = option(
+        None,
+        "let the damping, from there, follow how well the linearization foretells each step (on "
+        "for preqn_adaptive)",
+    )
     target_networks: bool | None = option(
         None, "bootstrap from slowly moving copies (on for ddpg, td3 and sac)"
     )
@@ -113,10 +139,22 @@ class AgentConfig:
     )
 
 
+_PREQN = {"activation": "sin", "critic_step": "preconditioned"}
 # What differs among the algorithms: the paper calls PreQN and TD3 "equivalent except for the
 # Q-learning component".
 ALGORITHMS: dict[str, dict[str, Any]] = {
-    "preqn": {"activation": "sin", "critic_step": "preconditioned"},
+    "preqn": _PREQN,
+    "preqn_twin": {**_PREQN, "num_critics": 2, "target_noise": 0.2},
+    "preqn_measured": {
+        **_PREQN,
+        "num_critics": 2,
+        "target_noise": 0.2,
+        "measured_pessimism": True,
+    },
+    "preqn_delayed": {**_PREQN, "policy_delay": 2},
+    "preqn_momentum": {**_PREQN, "momentum": 0.9},
+    "preqn_adaptive": {**_PREQN, "adaptive_damping": True},
+    "preqn_soft": {**_PREQN, "temperature": 0.1},
     "ngql": {"activation": "sin", "critic_step": "natural_gradient"},
     "ddpg": {"activation": "relu", "critic_step": "gradient", "target_networks": True},
     "td3": {
@@ -135,7 +173,15 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "temperature": 0.1,
     },
 }
-_PLAIN = {"num_critics": 1, "target_networks": False, "target_noise": 0.0, "policy_delay": 1}
+_PLAIN = {
+    "num_critics": 1,
+    "target_networks": False,
+    "target_noise": 0.0,
+    "policy_delay": 1,
+    "momentum": 0.0,
+    "measured_pessimism": False,
+    "adaptive_damping": False,
+}
 SOLVERS = {
     "cholesky": lambda config: solve.cholesky(config.damping),
     "eigh": lambda config: solve.eigh(config.rcond),
@@ -195,6 +241,7 @@ def resolve(config: AgentConfig) -> Resolved:
         )
     if config.automatic_temperature and config.temperature is not None:
         config = _fill(config, {"temperature_learning_rate": TEMPERATURE_LEARNING_RATE})
+    _check_variants(config, step)
     given = cast(Any, config)  # what was None is filled by now
     return Resolved(
         config,
@@ -218,9 +265,37 @@ def _fill(config: AgentConfig, values: dict[str, Any]) -> AgentConfig:
     return dataclasses.replace(config, **missing)
 
 
+def _check_variants(config: AgentConfig, step: str) -> None:
+    """Raises UserError where what PreQN's variants add has nothing to work on."""
+    carries = not is_zero(config.momentum)
+    for name, on in (("momentum", carries), ("adaptive_damping", config.adaptive_damping)):
+        if on and step != "preconditioned":
+            raise UserError(
+                f"{name} is {getattr(config, name)}, but it is for preconditioned steps, and "
+                f"critic_step is {step}: leave it out, or use `critic_step=preconditioned`"
+            )
+    if config.adaptive_damping and config.solver not in ("cholesky", "cg"):
+        raise UserError(
+            f"adaptive_damping is on, but the solver {config.solver} has no damping: use "
+            "`solver=cholesky` or `solver=cg`"
+        )
+    if not config.measured_pessimism:
+        return
+    if cast(int, config.num_critics) < 2:
+        raise UserError(
+            f"measured_pessimism is on, but num_critics is {config.num_critics}, and it is "
+            "measured between critics: use `num_critics=2`"
+        )
+    if config.temperature is not None:
+        raise UserError(
+            f"measured_pessimism is on, but the policy of {config.algorithm} climbs the least of "
+            "the critics, not the first: use `pessimism=0.5` or the like"
+        )
+
+
 def _policy(config: AgentConfig) -> Deterministic | Gaussian:
     """A temperature makes a policy Gaussian; what does not fit the kind is refused."""
-    smooth = config.target_noise is not None and not _is_zero(config.target_noise)
+    smooth = config.target_noise is not None and not is_zero(config.target_noise)
     for name in ("target_entropy", "temperature_learning_rate"):
         if getattr(config, name) is not None and not config.automatic_temperature:
             raise UserError(
@@ -246,6 +321,6 @@ def _policy(config: AgentConfig) -> Deterministic | Gaussian:
     return Gaussian(config.temperature, config.temperature_learning_rate, config.target_entropy)
 
 
-def _is_zero(value: Any) -> bool:
+def is_zero(value: Any) -> bool:
     """Of a number that is known; a traced one stands for any."""
     return isinstance(value, int | float) and value == 0

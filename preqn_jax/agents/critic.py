@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from preqn_jax import steps
 from preqn_jax.agents import target as targets
 from preqn_jax.batching import batched
-from preqn_jax.types import Array, Key, Metrics, Network, Params, QFunction, Transition
+from preqn_jax.types import Array, Key, Metrics, Network, Number, Params, QFunction, Transition
 
 
 @flax.struct.dataclass
@@ -68,7 +68,12 @@ class Critic(NamedTuple):
 
 
 def critic(
-    network: Network, step: steps.ValueStep, *, members: int = 1, target: targets.Polyak = None
+    network: Network,
+    step: steps.ValueStep,
+    *,
+    members: int = 1,
+    target: targets.Polyak = None,
+    pessimism: Number | None = 1.0,
 ) -> Critic:
     """`members` value functions that take `step` towards y = r + gamma d min_i Q_i(s', a').
 
@@ -81,12 +86,20 @@ def critic(
       step: how one member moves, of `steps` or of your own.
       members: M.
       target: the share that the slow copy keeps in one step (`polyak`), None for no copy.
+      pessimism: beta of the value at s', mean_i Q_i + beta (min_i Q_i - mean_i Q_i): 1 for the
+        least. None measures it in each minibatch, as `exploitation`, which "critic/pessimism" then
+        reports; that is for policies that climb the first critic, and for two members or more.
+
+    Raises:
+      ValueError: a measured pessimism with one member.
 
     Example:
       >>> from preqn_jax import agents, networks, steps
       >>> net = networks.Critic(hidden_sizes=(64, 64))
       >>> critic = agents.critic(net, steps.preconditioned(net.apply, 0.1))
     """
+    if pessimism is None and members < 2:
+        raise ValueError("pessimism is measured between critics, expected members of at least 2")
     q: QFunction = network.apply
     together = steps.ensemble(step)
     each = jax.vmap(batched(q), in_axes=(0, None))  # `[M, B]`
@@ -107,17 +120,23 @@ def critic(
         state: CriticState, batch: Transition, upcoming: Upcoming, discount: Any
     ) -> tuple[CriticState, Update]:
         slow = targets.bootstrap(state.target, state.params)
-        value = jnp.min(each(slow, (batch.next_obs, upcoming.action)), axis=0)
+        inputs, extra = (batch.obs, batch.action), {}
+        ahead = each(slow, (batch.next_obs, upcoming.action))
+        beta = pessimism
+        if beta is None:
+            beta = exploitation(ahead, each(slow, inputs))
+            extra = {"critic/pessimism": beta}
+        value = _between(ahead, beta)
         if upcoming.bonus is not None:
             value = value + upcoming.bonus
         y = batch.reward + discount * batch.discount * value
-        inputs = (batch.obs, batch.action)
         params, memory, info = together.update(state.params, state.step, inputs, y)
         metrics = {
             "critic/q_mean": jnp.mean(info.values),
             "critic/td_abs": jnp.mean(jnp.abs(info.delta)),
             "critic/target_mean": jnp.mean(y),
             **info.metrics,
+            **extra,
         }
         return replace(state, params=params, step=memory), Update(y, metrics)
 
@@ -125,6 +144,42 @@ def critic(
         return replace(state, target=targets.follow(state.target, state.params, target))
 
     return Critic(q, init, _first, values, update, follow, lambda state: state.params)
+
+
+def exploitation(ahead: Array, here: Array) -> Array:
+    """How far a policy exploits the errors of the critic that it climbs, `[]` in [0, 1].
+
+    The policy's action at s' is chosen to please Q_1 alone, the others only judge it, as in double
+    estimation (van Hasselt 2010). With g = Q_1 - mean of the others at (s', a'), less its mean at
+    the data's (s, a), where nobody chose: E[g] / E|g|, 0 where that is negative. Critics that
+    differ by chance give 0: their mean is right. Where Q_1 is the higher one everywhere it is 1:
+    the difference is what choosing made of it, and their least is taken.
+
+    Args:
+      ahead: `[M, B]`, the members at (s', a').
+      here: `[M, B]`, at (s, a).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from preqn_jax.agents.critic import exploitation
+      >>> here = jnp.zeros((2, 4))
+      >>> above, by_chance = jnp.asarray([1.0, 2.0, 1.0, 2.0]), jnp.asarray([1.0, -1.0, 1.0, -1.0])
+      >>> [float(exploitation(here.at[0].add(g), here)) for g in (above, by_chance, -above)]
+      [1.0, 0.0, 0.0]
+    """
+    gap = ahead[0] - jnp.mean(ahead[1:], axis=0)
+    gap = gap - jnp.mean(here[0] - jnp.mean(here[1:], axis=0))
+    size = jnp.mean(jnp.abs(gap))
+    return jnp.clip(jnp.mean(gap) / jnp.where(size > 0, size, 1), 0, 1)
+
+
+def _between(values: Array, beta: Number) -> Array:
+    """`[M, B] -> [B]`: the least of the members where beta is 1, their mean where it is 0."""
+    least = jnp.min(values, axis=0)
+    if isinstance(beta, int | float) and beta == 1:
+        return least
+    mean = jnp.mean(values, axis=0)
+    return mean + beta * (least - mean)
 
 
 def _first(state: CriticState) -> Params:

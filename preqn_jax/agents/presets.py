@@ -4,6 +4,7 @@ With `config` the only room that knows strings. An agent of your own parts needs
 `actor_critic`.
 """
 
+import dataclasses
 import functools
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ import optax
 from preqn_jax import networks, ntk, steps
 from preqn_jax.agents.actor_critic import actor_critic
 from preqn_jax.agents.base import Agent
-from preqn_jax.agents.config import SOLVERS, AgentConfig, Deterministic, Resolved, resolve
+from preqn_jax.agents.config import SOLVERS, AgentConfig, Deterministic, Resolved, is_zero, resolve
 from preqn_jax.agents.critic import critic
 from preqn_jax.agents.normalized import normalized
 from preqn_jax.agents.policies import Policy, Tuning, deterministic, gaussian
@@ -36,7 +37,13 @@ def _assemble(made: Resolved, spec: Spec) -> Agent:
     agent = actor_critic(
         spec,
         make_policy(made, spec),
-        critic(q, critic_step(made, q.apply), members=made.members, target=made.target),
+        critic(
+            q,
+            critic_step(made, q.apply),
+            members=made.members,
+            target=made.target,
+            pessimism=None if made.config.measured_pessimism else made.config.pessimism,
+        ),
         discount=made.config.discount,
         delay=made.delay,
     )
@@ -67,14 +74,17 @@ def critic_step(made: Resolved, q: QFunction) -> steps.ValueStep:
         return steps.gradient(q, optax.adam(rate))
     if made.critic_step == "natural_gradient":
         return steps.natural_gradient(q, rate, config.damping)
+    solve = SOLVERS[config.solver]
+    damped = lambda damping: solve(dataclasses.replace(config, damping=damping))  # noqa: E731
     return steps.preconditioned(
         q,
         rate,
         config.eta,
-        SOLVERS[config.solver](config),
+        steps.Adaptive(damped, config.damping) if config.adaptive_damping else solve(config),
         method=cast(ntk.Method, config.kernel),
         decay=config.linesearch_decay,
         max_steps=config.linesearch_max_steps,
+        momentum=None if is_zero(config.momentum) else config.momentum,
     )
 
 
@@ -89,6 +99,64 @@ def preqn(spec: Spec, **options: Any) -> Agent:
       >>> agent = agents.preqn(spec, hidden_sizes=(64, 64), eta=0.9)
     """
     return make(AgentConfig(algorithm="preqn", **options), spec)
+
+
+def preqn_twin(spec: Spec, **options: Any) -> Agent:
+    """PreQN with two critics, of which the least bootstraps, and TD3's smoothed targets.
+
+    The policy climbs the first critic, so its errors are found and believed: Q is too high where
+    the policy goes. A second critic that errs elsewhere does not believe them (Fujimoto et al.
+    2018b). There is no slow copy.
+    """
+    return make(AgentConfig(algorithm="preqn_twin", **options), spec)
+
+
+def preqn_measured(spec: Spec, **options: Any) -> Agent:
+    """`preqn_twin`, whose pessimism is measured (`critic.exploitation`).
+
+    The least of two critics is too low where they differ by chance, as they do before a policy has
+    learned to exploit either. So it is taken only as far as the first critic, which the policy
+    climbs, stands above the second just where the policy goes.
+    """
+    return make(AgentConfig(algorithm="preqn_measured", **options), spec)
+
+
+def preqn_delayed(spec: Spec, **options: Any) -> Agent:
+    """PreQN whose policy moves at every second update, as TD3's does.
+
+    A policy that moves more slowly chases less of what Q has wrong at the moment, and the update
+    costs less.
+    """
+    return make(AgentConfig(algorithm="preqn_delayed", **options), spec)
+
+
+def preqn_momentum(spec: Spec, **options: Any) -> Agent:
+    """PreQN that carries the last move over, as SPRING does (`steps.preconditioned`).
+
+    Eq. 22 takes the shortest move that serves one minibatch, and so says nothing of all that the
+    minibatch does not see. There the last move goes on: a memory of earlier minibatches, at the
+    cost of one product with the Jacobian.
+    """
+    return make(AgentConfig(algorithm="preqn_momentum", **options), spec)
+
+
+def preqn_adaptive(spec: Spec, **options: Any) -> Agent:
+    """PreQN with Levenberg and Marquardt's damping (`steps.Adaptive`).
+
+    A fixed damping is too much where Q is nearly linear, and too little where a step leaves the
+    region in which it is. What the linearization foretold of a step, and what came of it, says
+    which.
+    """
+    return make(AgentConfig(algorithm="preqn_adaptive", **options), spec)
+
+
+def preqn_soft(spec: Spec, **options: Any) -> Agent:
+    """PreQN with SAC's policy and entropy bonus, at SAC's temperature.
+
+    A policy that keeps some noise climbs no narrow peak of Q, and the minibatch's kernel sees
+    actions from all around it.
+    """
+    return make(AgentConfig(algorithm="preqn_soft", **options), spec)
 
 
 def ngql(spec: Spec, **options: Any) -> Agent:

@@ -23,10 +23,12 @@ STEPS = {
     "preqn": lambda q: steps.preconditioned(q),
     "preqn_eigh": lambda q: steps.preconditioned(q, 0.25, solve=solve.eigh()),
     "preqn_jacobian": lambda q: steps.preconditioned(q, 0.25, method="jacobian"),
+    "preqn_momentum": lambda q: steps.preconditioned(q, momentum=0.9),
+    "preqn_adaptive": lambda q: steps.preconditioned(q, solve=steps.Adaptive()),
     "ngql": lambda q: steps.natural_gradient(q),
     "ngql_primal": lambda q: steps.natural_gradient(q, primal=True, max_steps=12),
 }
-PREQN = ["preqn", "preqn_eigh", "preqn_jacobian"]
+PREQN = ["preqn", "preqn_eigh", "preqn_jacobian", "preqn_momentum", "preqn_adaptive"]
 
 
 def critic(activation="sin") -> Any:

@@ -53,7 +53,7 @@ def report(*args):
 @pytest.mark.parametrize(
     "algorithm",
     [
-        pytest.param(name, marks=[pytest.mark.slow] * (name in ("ngql", "ddpg", "td3")))
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in ("preqn", "sac")))
         for name in agents.ALGORITHMS
     ],
 )

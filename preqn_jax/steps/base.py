@@ -1,0 +1,142 @@
+"""What a step is, the usual one (Eq. 5), and what all steps share."""
+
+import numbers
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from preqn_jax import measures
+from preqn_jax import solve as solvers
+from preqn_jax.batching import batch_size, batched, parameters
+from preqn_jax.options import require
+from preqn_jax.types import Array, Inputs, Metrics, Number, Params, QFunction
+
+Memory = Any
+"""What a step keeps from one update to the next."""
+
+LearningRate = Number | optax.Schedule
+"""A number, or `updates so far -> number`."""
+
+
+class StepInfo(NamedTuple):
+    """What a step saw and did."""
+
+    values: Array  # `[B]`, Q before the step
+    delta: Array  # `[B]`, y - Q, the TD errors
+    metrics: Metrics  # scalars: at least "critic/alignment" (section 5.2)
+
+
+class ValueStep(NamedTuple):
+    """An optax-shaped pair of pure functions; `update` takes targets where optax takes gradients.
+
+    init: `params -> memory`, the step's own (an optimiser's moments, a count, or nothing).
+    update: `(params, memory, inputs, targets [B]) -> (params, memory, StepInfo)`. Keeps the types
+      and shapes of its arguments. It leaves `params` as they are where it finds no acceptable step,
+      and reports that. Raises ValueError, as it is traced, where the shapes do not fit.
+    """
+
+    init: Callable[[Params], Memory]
+    update: Callable[[Params, Memory, Inputs, Array], tuple[Params, Memory, StepInfo]]
+
+
+def gradient(q: QFunction, optimizer: optax.GradientTransformation) -> ValueStep:
+    """The usual critic step, Eq. 5: a descent direction of the mean of half the squared TD error.
+
+    With ``optax.sgd(alpha)`` it is Eq. 5 itself, theta' = theta + alpha E[delta grad Q].
+
+    >>> from preqn_jax import steps
+    >>> step = steps.gradient(lambda params, x: x @ params, optax.sgd(0.5))
+    >>> params, inputs, targets = jnp.zeros(2), (jnp.eye(2),), jnp.asarray([4.0, -8.0])
+    >>> params, memory, info = step.update(params, step.init(params), inputs, targets)
+    >>> params.tolist(), info.delta.tolist()
+    ([1.0, -2.0], [4.0, -8.0])
+    """
+    batch = batched(q)
+
+    def update(
+        params: Params, memory: Memory, inputs: Inputs, targets: Array
+    ) -> tuple[Params, Memory, StepInfo]:
+        params = checked(params, inputs, targets)
+        values, vjp = jax.vjp(lambda p: batch(p, inputs), params)
+        delta = delta_of(targets, values)
+        (grads,) = vjp(-delta / delta.shape[0])
+        updates, memory = optimizer.update(grads, memory, params)
+        params = optax.apply_updates(params, updates)
+        cos = measures.alignment(batch(params, inputs) - values, delta)
+        return params, memory, StepInfo(values, delta, {"critic/alignment": cos})
+
+    return ValueStep(optimizer.init, update)
+
+
+def ensemble(step: ValueStep) -> ValueStep:
+    """The same step for M value functions at once: parameters and memory lead with `[M]`, inputs
+    and targets are shared.
+
+    `StepInfo.values` and `delta` are `[M, B]`; metrics are means over members.
+    """
+    members = jax.vmap(step.update, in_axes=(0, 0, None, None))
+
+    def update(
+        params: Params, memory: Memory, inputs: Inputs, targets: Array
+    ) -> tuple[Params, Memory, StepInfo]:
+        params, memory, info = members(params, memory, inputs, targets)
+        means = jax.tree.map(lambda m: jnp.mean(m, axis=0), info.metrics)
+        return params, memory, info._replace(metrics=means)
+
+    return ValueStep(jax.vmap(step.init), update)
+
+
+def schedule(
+    learning_rate: LearningRate,
+) -> tuple[Callable[[Params], Memory], Callable[[Memory], tuple[Any, Memory]]]:
+    """The memory that a learning rate asks for, and how to get the rate of an update from it."""
+    if callable(learning_rate):
+
+        def counted(count: Memory) -> tuple[Any, Memory]:
+            if not hasattr(count, "dtype"):
+                raise ValueError(
+                    f"memory is {count!r}, expected what step.init(params) returns: with a "
+                    f"schedule as learning rate it counts the updates"
+                )
+            return learning_rate(count), optax.safe_increment(count)
+
+        return lambda params: jnp.zeros((), jnp.int32), counted
+    if not isinstance(learning_rate, numbers.Real) and not hasattr(learning_rate, "dtype"):
+        raise ValueError(
+            f"learning_rate is {learning_rate!r}, expected a number, or an optax schedule"
+        )
+    require(learning_rate, lambda x: x > 0, "learning_rate must be positive")
+    return lambda params: (), lambda memory: (learning_rate, memory)
+
+
+def checked(params: Params, inputs: Inputs, targets: Array) -> Params:
+    """theta as arrays. Raises ValueError where it is none, there is nothing to learn from, or the
+    shapes do not fit.
+    """
+    seen, expected = jnp.shape(targets), (batch_size(inputs),)
+    if expected == (0,):
+        raise ValueError("inputs hold no example, expected one at least to learn from")
+    if seen != expected:
+        cure = ", as targets[:, 0] is" if seen == (*expected, 1) else ""
+        raise ValueError(
+            f"targets has the shape {seen}, expected {expected}{cure}: one number for each input"
+        )
+    return parameters(params)
+
+
+def delta_of(targets: Array, values: Array) -> Array:
+    """y - Q `[B]`, in Q's type, float32 at least."""
+    return jnp.asarray(targets, values.dtype) - values
+
+
+def solve_metrics(fit: solvers.SolveInfo, gram: Array, delta: Array) -> Metrics:
+    return {
+        "solve/residual": fit.residual,
+        "solve/rank": fit.rank.astype(delta.dtype),
+        "solve/finite": fit.finite.astype(delta.dtype),
+        "ntk/diagonal_mean": jnp.mean(jnp.diagonal(gram)),
+        "ntk/row_ratio_mean": jnp.mean(measures.row_ratio(gram)),
+    }

@@ -1,0 +1,208 @@
+"""PreQN's step: Algorithm 1, lines 10 to 13."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from preqn_jax import linesearch, measures, ntk
+from preqn_jax import solve as solvers
+from preqn_jax.batching import batched
+from preqn_jax.options import require
+from preqn_jax.steps.base import (
+    LearningRate,
+    Memory,
+    StepInfo,
+    ValueStep,
+    checked,
+    delta_of,
+    schedule,
+    solve_metrics,
+)
+from preqn_jax.types import Array, Inputs, Number, Params, QFunction
+
+
+class Adaptive(NamedTuple):
+    """A damping that follows the curvature (Levenberg 1944, Marquardt 1963; the rule is that of
+    Nocedal and Wright 2006, Algorithm 4.1).
+
+    After each step the decrease of the squared TD errors is held against what the linearization
+    foretold. Near or above it, the next damping is less by `factor`; far below it, or where no step
+    was accepted, more.
+    """
+
+    solve: Callable[[Number], solvers.Solve] = solvers.cholesky  # of a damping
+    start: Number = 1e-3
+    least: Number = 1e-4  # float32's Cholesky of a singular K ends in NaN at a hundredth of it
+    most: Number = 1.0
+    factor: Number = 1.5
+
+    def after(self, damping: Array, gain: Array, accepted: Array) -> Array:
+        """The next damping; `gain` is the decrease over the one foretold, and NaN is none."""
+        good, bad = accepted & (gain > 0.75), ~accepted | ~(gain >= 0.25)
+        factor = jnp.where(bad, self.factor, jnp.where(good, 1 / self.factor, 1.0))
+        return jnp.clip(damping * factor, self.least, self.most).astype(damping.dtype)
+
+
+class Kept(NamedTuple):
+    """The memory of a preconditioned step that carries its move or adapts its damping."""
+
+    rate: Memory  # the learning rate's own
+    move: Params  # the last accepted move, before alpha and the linesearch; () without momentum
+    damping: Any  # `[]`, of the next solve; () where it is fixed
+
+
+def preconditioned(
+    q: QFunction,
+    learning_rate: LearningRate = 0.1,
+    eta: Number = 0.97,
+    solve: solvers.Solve | Adaptive | None = None,
+    *,
+    method: ntk.Method = "structured",
+    decay: Number = 0.5,
+    max_steps: int = 12,
+    momentum: Number | None = None,
+) -> ValueStep:
+    """PreQN, Algorithm 1, lines 10-13: TD errors preconditioned by the inverse of the minibatch
+    kernel.
+
+    >>> from preqn_jax import solve, steps
+    >>> step = steps.preconditioned(lambda params, x: x @ params, 0.5, solve=solve.eigh())
+    >>> params, inputs = jnp.zeros(2), (jnp.asarray([[1.0, 1.0], [1.0, 0.0]]),)
+    >>> params, _, info = step.update(params, (), inputs, jnp.asarray([4.0, -8.0]))
+    >>> (inputs[0] @ params).round(3).tolist()  # half of the way to the targets
+    [2.0, -4.0]
+
+    Args:
+      q: `q(params, *inputs) -> scalar`.
+      learning_rate: alpha of Eq. 23, the share of each TD error that a step should remove. With an
+        optax schedule the step's memory counts its updates.
+      eta: the alignment threshold of Eq. 24, in (-1, 1).
+      solve: the solution of Eq. 22; `solve.cholesky()` if None. With `Adaptive` its damping is part
+        of the step's memory.
+      method: how K is computed, see `ntk`.
+      decay: the linesearch's factor between candidates.
+      max_steps: candidates at most; if none passes, theta stays and "linesearch/accepted" is 0.
+      momentum: mu in [0, 1), the share of the last move m' that this one begins with, as SPRING
+        does in variational Monte Carlo (Goldshlager, Abrahamsen and Lin 2024): m = mu m' + Phi Z
+        with K Z = Delta - mu Phi^T m' in place of Eq. 22. Of m' stays what this minibatch's kernel
+        does not see, so that one batch does not undo what others taught. Nothing is carried over a
+        step that was not accepted. None for the paper's algorithm.
+
+    Raises:
+      ValueError: an argument out of range, or `solve` is no such function.
+    """
+    require(eta, lambda x: -1 < x < 1, "eta is a cosine and must lie in (-1, 1)")
+    linesearch.check(decay, max_steps)
+    ntk.check_method(method)
+    if momentum is not None:
+        require(momentum, lambda x: 0 <= x < 1, "momentum must lie in [0, 1)")
+    adaptive = solve if isinstance(solve, Adaptive) else None
+    keeps = momentum is not None or adaptive is not None
+    start, rate = schedule(learning_rate)
+    batch = batched(q)
+    fixed: Any = solvers.cholesky() if solve is None or adaptive else _checked_solve(solve)
+
+    def update(
+        params: Params, memory: Memory, inputs: Inputs, targets: Array
+    ) -> tuple[Params, Memory, StepInfo]:
+        params = checked(params, inputs, targets)
+        kept = memory if keeps else Kept(memory, (), ())
+        alpha, rate_memory = rate(kept.rate)
+        lin = ntk.linearize(q, params, inputs, method=method)
+        delta = delta_of(targets, lin.values)
+        solved = adaptive.solve(kept.damping) if adaptive else fixed
+        move, image, fit = _direction(lin, delta, solved, momentum, kept.move)
+
+        def accept(scale: Array) -> tuple[Array, tuple[Array, Any]]:
+            change = batch(_along(params, move, alpha, scale), inputs) - lin.values
+            cos = measures.alignment(change, delta)
+            nothing_to_do = jnp.all(delta == 0) & jnp.all(change == 0)
+            gain = _gain(delta, change, alpha * scale * image) if adaptive else ()
+            return (cos >= eta) | nothing_to_do, (cos, gain)  # Eq. 24; a NaN is no acceptance
+
+        search = linesearch.backtrack(accept, decay=decay, max_steps=max_steps)
+        ok, (cos, gain) = search.accepted, search.aux
+        moved = _along(params, move, alpha, search.scale)
+        params = jax.tree.map(lambda new, old: jnp.where(ok, new, old), moved, params)
+        metrics = {
+            "critic/alignment": jnp.where(ok, cos, 0),
+            "linesearch/backtracks": search.backtracks.astype(delta.dtype),
+            "linesearch/accepted": ok.astype(delta.dtype),
+            "solve/alignment": measures.alignment(image, delta),
+            **solve_metrics(fit, lin.gram, delta),
+        }
+        carry = jax.tree.map(lambda m: jnp.where(ok, m, 0), () if momentum is None else move)
+        damping = adaptive.after(kept.damping, gain, ok) if adaptive else ()
+        metrics |= {"solve/damping": kept.damping.astype(delta.dtype)} if adaptive else {}
+        memory = Kept(rate_memory, carry, damping) if keeps else rate_memory
+        return params, memory, StepInfo(lin.values, delta, metrics)
+
+    return ValueStep(_starting(start, momentum, adaptive) if keeps else start, update)
+
+
+def _along(params: Params, move: Params, alpha: Number, scale: Array) -> Params:
+    """theta + alpha * scale * move, in the types of theta."""
+    return jax.tree.map(
+        lambda p, m: (p + alpha * scale.astype(p.dtype) * m).astype(p.dtype), params, move
+    )
+
+
+def _direction(
+    lin: ntk.Linearization,
+    delta: Array,
+    solve: solvers.Solve,
+    momentum: Number | None,
+    last: Params,
+) -> tuple[Params, Array, solvers.SolveInfo]:
+    """The move of Eq. 23 for alpha = 1, the change of Q `[B]` that it makes to first order, and how
+    the solve of Eq. 22 went.
+    """
+
+    def image(z: Array) -> Array:
+        return jnp.dot(lin.gram, z, precision=jax.lax.Precision.HIGHEST)
+
+    if momentum is None:
+        z, fit = solve(lin.gram, delta)
+        return lin.pullback(z), image(z), fit
+    before = jax.tree.map(lambda m: momentum * m, last)
+    carried = lin.pushforward(before)
+    z, fit = solve(lin.gram, delta - carried)
+    move = jax.tree.map(lambda m, b: (m + b).astype(b.dtype), lin.pullback(z), before)
+    return move, carried + image(z), fit
+
+
+def _starting(
+    start: Callable[[Params], Memory], momentum: Number | None, adaptive: Adaptive | None
+) -> Callable[[Params], Kept]:
+    """The first memory of a step that keeps something."""
+
+    def init(params: Params) -> Kept:
+        move = () if momentum is None else jax.tree.map(jnp.zeros_like, params)
+        damping = jnp.asarray(adaptive.start, jnp.float32) if adaptive else ()
+        return Kept(start(params), move, damping)
+
+    return init
+
+
+def _gain(delta: Array, change: Array, linear: Array) -> Array:
+    """The decrease of |delta|^2 by a change of Q, over that by its linearization; 1 where neither
+    is any.
+    """
+    decrease = lambda c: jnp.vdot(c, 2 * delta - c, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
+    real, foretold = decrease(change), decrease(linear)
+    return jnp.where(foretold == 0, jnp.where(real == 0, 1, jnp.nan), real / foretold)
+
+
+def _checked_solve(solve: Any) -> Any:
+    """`solve`, if it is a solve. Raises ValueError for its name, or for what makes one."""
+    makers = {"cholesky": solvers.cholesky, "eigh": solvers.eigh}
+    makers |= {"lstsq": solvers.lstsq, "cg": solvers.cg}
+    if callable(solve) and solve not in makers.values():
+        return solve
+    name = getattr(solve, "__name__", solve)
+    raise ValueError(
+        f"solve is {solve!r}, expected a function (gram, delta) -> (z, info), as "
+        f"preqn_jax.solve.{name if name in list(makers) else 'cholesky'}() makes one"
+    )

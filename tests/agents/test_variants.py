@@ -1,0 +1,158 @@
+"""PreQN's variants: what bootstraps between several critics, and the settings that choose it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agent_cases import SPEC, compiled, make, recording, transitions
+from preqn_jax import agents, networks, ntk, solve, steps
+from preqn_jax.agents import presets
+from preqn_jax.options import UserError
+
+
+def in_numpy(ahead, here):
+    """The formula of `exploitation`, in float64."""
+    ahead, here = np.asarray(ahead, np.float64), np.asarray(here, np.float64)
+    above = lambda values: values[0] - values[1:].mean(0)
+    gap = above(ahead) - above(here).mean()
+    return np.clip(gap.mean() / np.abs(gap).mean(), 0, 1)
+
+
+@pytest.mark.parametrize("members", [2, 3])
+@pytest.mark.parametrize("shift", [0.0, 0.3, 3.0, -1.0])
+def test_exploitation_is_its_formula(members, shift):
+    rng = np.random.default_rng(members)
+    ahead, here = rng.normal(size=(2, members, 64)) + 100
+    ahead[0] += shift
+    got = agents.exploitation(jnp.float32(ahead), jnp.float32(here))
+    np.testing.assert_allclose(got, in_numpy(ahead, here), atol=1e-4)
+
+
+def test_exploitation_is_of_the_difference_alone():
+    """A constant between the critics is nobody's choice, and a scale changes nothing."""
+    rng = np.random.default_rng(0)
+    ahead, here = jnp.asarray(rng.normal(size=(2, 2, 64)), jnp.float32)
+    ahead = ahead.at[0].add(0.5)
+    base = agents.exploitation(ahead, here)
+    assert 0 < base < 1
+    np.testing.assert_allclose(
+        agents.exploitation(ahead.at[0].add(7.0), here.at[0].add(7.0)), base, atol=1e-5
+    )
+    np.testing.assert_allclose(agents.exploitation(3 * ahead, 3 * here), base, rtol=1e-5)
+    assert agents.exploitation(here, here) == pytest.approx(in_numpy(here, here), abs=1e-6)
+    assert agents.exploitation(jnp.ones((2, 4)), jnp.ones((2, 4))) == 0
+
+
+@pytest.mark.parametrize("pessimism", [None, 0.0, 0.5, 1.0])
+def test_targets_lie_between_the_mean_and_the_least(pessimism):
+    """Worked from the critics' own values; where it is measured, by the formula in NumPy."""
+    net, batch = networks.Critic((8,)), transitions()
+    critic = agents.critic(net, recording([]), members=3, pessimism=pessimism)
+    state = critic.init(jax.random.key(0), batch.obs[0], batch.action[0])
+    _, did = critic.update(state, batch, agents.Upcoming(batch.action, None, {}), 0.9)
+    values = lambda obs: np.stack(
+        [
+            ntk.linearize(
+                net.apply, jax.tree.map(lambda p, m=m: p[m], state.params), (obs, batch.action)
+            ).values
+            for m in range(3)
+        ]
+    )
+    ahead, here = values(batch.next_obs), values(batch.obs)
+    beta = in_numpy(ahead, here) if pessimism is None else pessimism
+    value = ahead.mean(0) + beta * (ahead.min(0) - ahead.mean(0))
+    np.testing.assert_allclose(
+        did.targets, batch.reward + 0.9 * batch.discount * value, rtol=2e-5, atol=2e-6
+    )
+    measured = did.metrics.get("critic/pessimism")
+    assert (measured is None) == (pessimism is not None)
+    if measured is not None:
+        np.testing.assert_allclose(measured, beta, atol=1e-5)
+
+
+def test_a_measured_pessimism_needs_two_critics():
+    net = networks.Critic((8,))
+    with pytest.raises(ValueError, match="expected members of at least 2"):
+        agents.critic(net, recording([]), pessimism=None)
+
+
+NET = networks.Critic((8, 8), "sin")
+STEPS = {
+    "momentum": ({"momentum": 0.5}, lambda: steps.preconditioned(NET.apply, momentum=0.5)),
+    "preqn_momentum": (
+        {"algorithm": "preqn_momentum"},
+        lambda: steps.preconditioned(NET.apply, momentum=0.9),
+    ),
+    "adaptive": (
+        {"adaptive_damping": True, "damping": 0.01},
+        lambda: steps.preconditioned(NET.apply, solve=steps.Adaptive(solve.cholesky, 0.01)),
+    ),
+    "adaptive cg": (
+        {"algorithm": "preqn_adaptive", "solver": "cg"},
+        lambda: steps.preconditioned(
+            NET.apply, solve=steps.Adaptive(lambda damping: solve.cg(damping=damping), 1e-3)
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_a_setting_reaches_the_step(case):
+    fields, by_hand = STEPS[case]
+    batch = transitions(n=4)
+    params = NET.init(jax.random.key(0), batch.obs[0], batch.action[0])
+
+    def program(step):
+        args = (params, step.init(params), (batch.obs, batch.action), batch.reward)
+        return str(jax.make_jaxpr(step.update)(*args))
+
+    made = presets.critic_step(agents.resolve(agents.AgentConfig(**fields)), NET.apply)
+    assert program(made) == program(by_hand())
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"algorithm": "td3", "momentum": 0.5}, "momentum is 0.5, but .* critic_step is gradient"),
+        ({"algorithm": "ngql", "adaptive_damping": True}, "critic_step is natural_gradient"),
+        ({"adaptive_damping": True, "solver": "eigh"}, "the solver eigh has no damping"),
+        ({"measured_pessimism": True}, "num_critics is 1"),
+        ({"algorithm": "sac", "measured_pessimism": True}, "policy of sac climbs the least"),
+        ({"momentum": 1.0}, "momentum is 1.0"),
+        ({"pessimism": -0.5}, "pessimism is -0.5"),
+    ],
+)
+def test_what_has_nothing_to_work_on_is_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        agents.resolve(agents.AgentConfig(**fields))
+
+
+def test_a_variant_is_a_composition():
+    """The preset is PreQN with the options that its name stands for."""
+    twin = agents.resolve(agents.AgentConfig(algorithm="preqn_twin"))
+    options = {"num_critics": 2, "target_noise": 0.2}
+    same = agents.resolve(agents.AgentConfig(algorithm="preqn", **options))
+    assert twin.policy == same.policy and twin.members == same.members == 2
+    assert agents.preqn_twin(SPEC) is agents.make(twin, SPEC)
+    for name in ("measured", "delayed", "momentum", "adaptive", "soft"):
+        made = getattr(agents, f"preqn_{name}")(SPEC)
+        assert made is agents.make(agents.AgentConfig(algorithm=f"preqn_{name}"), SPEC)
+
+
+def test_two_updates_that_differ_in_pessimism_alone_differ():
+    """Of the twin: with no smoothing all else is the same."""
+    batch, key = transitions(), jax.random.key(1)
+    targets = {}
+    for beta in (0.0, 1.0):
+        agent = make({"algorithm": "preqn_twin", "target_noise": 0.0, "pessimism": beta})
+        targets[beta] = agent.inspect(agent.init(jax.random.key(0)), batch, key).targets
+    alive = np.asarray(batch.discount) > 0
+    assert (targets[0.0] >= targets[1.0])[alive].all() and (targets[0.0] > targets[1.0]).any()
+
+
+def test_the_measured_pessimism_is_recorded():
+    agent = compiled({"algorithm": "preqn_measured"})
+    state = agent.init(jax.random.key(0))
+    _, metrics = agent.update(state, transitions(), jax.random.key(1), jnp.int32(0))
+    assert 0 <= metrics["critic/pessimism"] <= 1
