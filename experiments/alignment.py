@@ -23,7 +23,11 @@ from experiments.kit import curves, flags, output, plan, style
 from experiments.kit.curves import Curves
 from preqn_jax.options import UserError
 
-KIND = plan.Kind("alignment", ("preqn-sin", "preqn-relu", "td3-sin", "td3-relu"), tuple(range(3)))
+KIND = plan.Kind(
+    "alignment",
+    plan.by_activation("preqn-sin", "preqn-relu", "td3-sin", "td3-relu"),
+    tuple(range(3)),
+)
 PAPER = {
     "HalfCheetah": 10,
     "Hopper": 11,

@@ -25,7 +25,11 @@ from experiments.kit import curves, flags, output, plan, style
 from experiments.kit.curves import Curves
 from preqn_jax.options import UserError
 
-KIND = plan.Kind("benchmark", ("preqn-sin", "td3-relu", "sac-relu", "ddpg-relu"), tuple(range(7)))
+KIND = plan.Kind(
+    "benchmark",
+    plan.by_activation("preqn-sin", "td3-relu", "sac-relu", "ddpg-relu"),
+    tuple(range(7)),
+)
 STEPS = (100_000, 300_000, 500_000, 1_000_000)
 
 
@@ -58,8 +62,8 @@ def report(root: Path, envs: Sequence[str], seeds: Sequence[int] | None, out: Pa
         "rules": [scores.RULES, published.SCALE_RULE, section_5_2.RULES],
         "notes": notes,
         "step": step,
-        "scores": [_plain(row) for row in cells],
-        "together": [_plain(row) for row in pooled],
+        "scores": [plain(row) for row in cells],
+        "together": [plain(row) for row in pooled],
         "published": [
             row._asdict()
             for env in envs
@@ -116,8 +120,8 @@ def together(standing: Sequence[Curves]) -> list[dict[str, Any]]:
     return rows
 
 
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """For a file, where what is not a number has no place."""
+def plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with an estimate for a file, where what is not a number has no place."""
     row = dict(row)
     value, interval = row.pop("estimate")
     return {**row, "mean": value if np.isfinite(value) else None, "interval": interval}
@@ -170,7 +174,13 @@ def _published(row: published.Return) -> str:
     return f"{row.mean:,.0f}" + (f" ± {row.deviation:,.0f}" if row.deviation is not None else "")
 
 
-def draw(runs: Sequence[Curves], envs: Iterable[str], path: Path) -> None:
+def draw(
+    runs: Sequence[Curves],
+    envs: Iterable[str],
+    path: Path,
+    title: str = "As Figure 2 of the paper: " + style.SPREAD,
+    looks: style.Looks | None = None,
+) -> None:
     """Figure 2: learning curves, a panel for each environment. Raises UserError where it cannot be
     written.
     """
@@ -183,12 +193,10 @@ def draw(runs: Sequence[Curves], envs: Iterable[str], path: Path) -> None:
         layout="constrained",
     )
     for ax, env in zip(axes[0], names, strict=True):
-        style.panel(ax, [run for run in runs if run.env == env], "eval/return_mean")
+        style.panel(ax, [run for run in runs if run.env == env], "eval/return_mean", looks)
         ax.set_title(env, fontsize=10)
     axes[0, 0].set_ylabel(style.RETURN)
-    style.finish(
-        figure, axes, "As Figure 2 of the paper: " + style.SPREAD + f" ({curves.seeds_of(runs)})"
-    )
+    style.finish(figure, axes, f"{title} ({curves.seeds_of(runs)})")
     output.save_figure(figure, path)
 
 

@@ -1,6 +1,7 @@
 """What an update costs: every algorithm in one run, and the parts of a PreQN update (section 5.3).
 
     python -m experiments.cost --json=cost.json
+    python -m experiments.cost --rivals      # and PreQN's variants and rivals (experiments.rivals)
     python -m experiments.cost --peers=td3,sac,ddpg,crossq   # and agents of SBX (BUILD.md, "Peers")
     python -m experiments.cost --grid --json=growth.json     # how a critic step grows, in time and
                                                              # memory; --figure=growth.png draws it
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import rivals
 from experiments.bench import growth, parts, peers, timing
 from experiments.kit import flags, output, provenance
 from preqn_jax import agents
@@ -38,6 +40,7 @@ class CostConfig(growth.GrowthConfig):
     )
     peers_settings: str = option("default", peers.SETTINGS_HELP)
     peers: str = option("", peers.HELP)
+    rivals: bool = option(False, "and the variants of experiments.rivals, by their names there")
     grid: bool = option(
         False,
         "instead: a critic step over grids of batch, width, depth and seeds, in time and memory",
@@ -75,7 +78,8 @@ def run(config: CostConfig) -> int:
             f"--figure out"
         )
     names = peers.parse(config.peers, config.peers_settings)
-    whole = {name: _agent_scan(config, fields) for name, fields in ROWS.items()}
+    rows = ROWS | (_rivals() if config.rivals else {})
+    whole = {name: _agent_scan(config, fields) for name, fields in rows.items()}
     for seeds, name in itertools.product(config.many, SEVERAL):
         whole[several(name, seeds)] = _agent_scan(config, ROWS[name], seeds)
     whole |= {peers.label(name): _peer_scan(config, name) for name in names}
@@ -92,6 +96,15 @@ def run(config: CostConfig) -> int:
     return 0
 
 
+def _rivals() -> dict[str, dict[str, Any]]:
+    """What each variant of `experiments.rivals` sets of its algorithm."""
+    rows = {}
+    for name, words in rivals.VARIANTS.items():
+        (made,) = flags.read(words, agents.AgentConfig)
+        rows[name] = {key: getattr(made, key) for key in flags.given(words, agents.AgentConfig)}
+    return rows
+
+
 def several(name: str, seeds: int) -> str:
     """What the row of an algorithm with several seeds is called."""
     return f"{name}, {seeds} seeds"
@@ -100,7 +113,7 @@ def several(name: str, seeds: int) -> str:
 def _agent_scan(config: CostConfig, fields: dict[str, Any], seeds: int = 1) -> Callable[[], Any]:
     """A function that takes `updates` gradient steps of each seed, as training does."""
     spec = _spec(config)
-    agent = agents.make(agents.AgentConfig(hidden_sizes=config.hidden_sizes, **fields), spec)
+    agent = agents.make(agents.AgentConfig(**{"hidden_sizes": config.hidden_sizes, **fields}), spec)
     loop_config = loop.LoopConfig(
         tuple(range(seeds)), num_steps=STORED, batch_size=config.batch_size
     )

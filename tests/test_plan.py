@@ -18,7 +18,7 @@ from preqn_jax.options import UserError
 from preqn_jax.training import collect
 from preqn_jax.training import run as training
 
-KIND = plan.Kind("benchmark", ("preqn-sin", "td3-relu"), (0, 1, 2))
+KIND = plan.Kind("benchmark", plan.by_activation("preqn-sin", "td3-relu"), (0, 1, 2))
 
 
 def config(*args):

@@ -143,6 +143,17 @@ def read(arguments: Sequence[str], *configs: type) -> tuple[Any, ...]:
     """The configs that `arguments` describe as a command line of their own would. Raises UserError
     for what it would refuse.
     """
+    values = _values(arguments, *configs)
+    return tuple(parse(config, values) for config in configs)
+
+
+def given(arguments: Sequence[str], *configs: type) -> list[str]:
+    """The names of the settings that such a command line sets. Raises UserError likewise."""
+    values = _values(arguments, *configs)
+    return [name for name in values if values[name].present]
+
+
+def _values(arguments: Sequence[str], *configs: type) -> flags.FlagValues:
     values = flags.FlagValues()
     define(*configs, values=values)
     for word in arguments:  # absl's own, which let through any flag
@@ -152,7 +163,7 @@ def read(arguments: Sequence[str], *configs: type) -> tuple[Any, ...]:
     except flags.Error as error:
         raise UserError(str(error).splitlines()[0]) from None
     refuse(rest)
-    return tuple(parse(config, values) for config in configs)
+    return values
 
 
 def refuse(words: Sequence[str]) -> None:

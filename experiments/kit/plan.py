@@ -7,7 +7,7 @@ root share the work.
 import dataclasses
 import fnmatch
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,8 +68,20 @@ class Kind(NamedTuple):
     """What a command's plans have in common."""
 
     name: str  # of the command, and of the plan's file
-    variants: tuple[str, ...]  # each `<algorithm>-<activation>`
+    # of each variant, by its name, the flags that make it one
+    variants: Mapping[str, tuple[str, ...]]
     seeds: tuple[int, ...]  # of the paper
+
+
+def by_activation(*names: str) -> dict[str, tuple[str, ...]]:
+    """The variants that are named `<algorithm>-<activation>`, and no more than that.
+
+    >>> from experiments.kit import plan
+    >>> plan.by_activation("td3-relu")
+    {'td3-relu': ('--algorithm=td3', '--activation=relu')}
+    """
+    parts = {name: name.split("-") for name in names}
+    return {name: (f"--algorithm={a}", f"--activation={b}") for name, (a, b) in parts.items()}
 
 
 # --- what the runs are ----------------------------------------------------------------------------
@@ -127,7 +139,7 @@ def settle(kind: Kind, config: PlanConfig, extra: Sequence[str]) -> list[Run]:
     runs = [
         _run(root, env, variant, settings["seeds"], until, settings["extra"])
         for env in settings["envs"]
-        for variant in kind.variants
+        for variant in kind.variants.items()
     ]
     choose(runs, config.only)  # or it would refuse once the plan is written
     plan = {**settings, "runs": {run.name: list(run.flags) for run in runs}}
@@ -151,18 +163,22 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _run(
-    root: Path, env: str, variant: str, seeds: list[int], num_steps: int, extra: list[str]
+    root: Path,
+    env: str,
+    named: tuple[str, tuple[str, ...]],
+    seeds: list[int],
+    num_steps: int,
+    extra: list[str],
 ) -> Run:
-    """The run, with Appendix B's settings. One that another plan has begun with these seeds and
-    more is taken as it is.
+    """The run of a variant, with Appendix B's settings. One that another plan has begun with these
+    seeds and more is taken as it is.
     """
-    algorithm, activation = variant.split("-")
+    variant, own = named
     folder = root / env / variant
     there = begun(Run(f"{env}/{variant}", folder, (), (), num_steps)).get("seeds", ())
     seeds = there if set(seeds) <= set(there) else seeds
     given = (
-        f"--algorithm={algorithm}",
-        f"--activation={activation}",
+        *own,
         f"--env={env}",
         f"--seeds={','.join(map(str, seeds))}",
         f"--eval_every={EVERY}",
@@ -179,13 +195,10 @@ def _run(
             f"runs end at step {num_steps}, but are evaluated every {run.eval_every}: give a "
             f"multiple as until or num_steps"
         )
-    fixed = {
-        "algorithm": algorithm,
-        "activation": activation,
-        "env": env,
-        "seeds": seeds,
-        "num_steps": num_steps,
-    }
+    alone = flags.read((f"--num_steps={num_steps}", *own), *training.CONFIGS)
+    fixed = directory.describe(*alone)
+    fixed = {name: fixed[name] for name in flags.given(own, *training.CONFIGS)}
+    fixed |= {"env": env, "seeds": seeds, "num_steps": num_steps}
     changed = [name for name, value in fixed.items() if described[name] != value]
     if changed or (run.logdir, run.workers) != (RunConfig.logdir, RunConfig.workers):
         names = ", ".join(changed) or "logdir or workers"

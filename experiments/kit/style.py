@@ -18,6 +18,9 @@ COLOURS = (
 )  # Okabe and Ito, colour-blind safe
 SPREAD = "mean over seeds; bands: one standard deviation over seeds"
 RETURN = "mean return of noiseless episodes"
+Looks = dict[str, dict[str, Any]]
+"""The arguments of a line, by its label."""
+
 _VARIANTS = {  # told apart by dashes as well as by colour
     "preqn-sin": (COLOURS[0], "-"),
     "td3-relu": (COLOURS[1], "--"),
@@ -41,7 +44,7 @@ def of_variant(variant: str) -> dict[str, Any]:
     return {"color": colour, "ls": dashes, "label": variant}
 
 
-def looks(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+def looks(labels: Sequence[str]) -> Looks:
     """A look for each of any labels: colours first, then dashes as well."""
     dashes = ("-", "--", ":", "-.")
     return {
@@ -62,10 +65,14 @@ def spread(ax: Any, steps: np.ndarray, values: np.ndarray, **look: Any) -> None:
     ax.fill_between(steps, mean - deviation, mean + deviation, color=look["color"], alpha=0.2, lw=0)
 
 
-def panel(ax: Any, runs: Iterable[Curves], name: str) -> None:
-    """One metric of several variants against environment steps; a cross where a seed diverged."""
+def panel(ax: Any, runs: Iterable[Curves], name: str, looks: Looks | None = None) -> None:
+    """One metric of several variants against environment steps; a cross where a seed diverged.
+    Lines look as `looks` says, or as those of the paper's variants always do.
+    """
     for run in runs:
-        (steps, values), look = run.metric(name), of_variant(run.variant)
+        variant = run.variant
+        look = {**looks[variant], "label": variant} if looks else of_variant(variant)
+        steps, values = run.metric(name)
         spread(ax, steps, values, **look)
         for seed, row in zip(run.seeds, values, strict=True):
             last = np.flatnonzero(np.isfinite(row))[-1:]

@@ -1,0 +1,290 @@
+"""PreQN, its variants and its rivals without target networks, side by side, and what the kernel
+said of each run beside its return.
+
+    python -m experiments.rivals --root=runs/rivals --seeds=0,1,2 --num_steps=100000 \\
+        --envs=HalfCheetah-v5,Walker2d-v5,Hopper-v5 --only=*/preqn,*/preqn-twin,*/crossq,*/td3
+
+A plan as `experiments.benchmark` has one: it makes the runs that are not there yet, and may be
+stopped and started again. --report makes none. Every run is diagnosed at its evaluations; the
+report has learning curves, returns with intervals, their interquartile mean over tasks, how likely
+each variant is to improve on plain PreQN, the mean return on the way (what sample efficiency is
+about), and how far the measurements of `diagnose` at a quarter, half and the end of a run go with
+its return. --cost=FILE, of `experiments.cost --rivals --json=FILE`, adds what an update costs.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy import stats
+
+from experiments import benchmark
+from experiments.judge import scores, section_5_2
+from experiments.kit import curves, flags, output, plan, style
+from experiments.kit.curves import Curves
+from preqn_jax.options import UserError, option
+
+
+@dataclasses.dataclass(frozen=True)
+class RivalsConfig:
+    """What the report takes from elsewhere."""
+
+    cost: str = option("", "a file of `experiments.cost --rivals --json=FILE`, for the report")
+
+
+_BARE = ("--notarget_networks",)
+VARIANTS = {
+    "preqn": ("--algorithm=preqn",),
+    "preqn-twin": ("--algorithm=preqn_twin",),
+    "preqn-measured": ("--algorithm=preqn_measured",),
+    "preqn-delayed": ("--algorithm=preqn_delayed",),
+    "preqn-momentum": ("--algorithm=preqn_momentum",),
+    "preqn-adaptive": ("--algorithm=preqn_adaptive",),
+    "preqn-soft": ("--algorithm=preqn_soft",),
+    "td3": ("--algorithm=td3",),
+    "sac": ("--algorithm=sac",),
+    "ddpg-bare": ("--algorithm=ddpg", *_BARE),
+}
+BASE = "preqn"  # what the others are held against
+EVERY = f"--diagnose_every={plan.EVERY}"
+KIND = plan.Kind(
+    "rivals", {name: (*words, EVERY) for name, words in VARIANTS.items()}, tuple(range(3))
+)
+LOOKS = style.looks(list(VARIANTS))
+# Of `diagnose`, and where in a run they are taken.
+MEASURED = ("alignment", "row_ratio", "bias_relative", "soft_divergence", "feature_rank")
+SHARES = (0.25, 0.5, 1.0)
+RULES = f"""\
+"on the way": the mean of all evaluations up to the step, and so the area below the learning curve.
+P(better): how likely a seed of a variant is to score above one of {BASE}, the mean over tasks
+(Agarwal et al. 2021). Goes with: Spearman's rank correlation of a measurement, at a share of a run,
+with the run's score at the end; both are ranked within their environment, so that it is not the
+tasks that differ. With few runs it is a hint: the number of runs stands beside it."""
+
+
+def main(argv: list[str]) -> int:
+    cost = _costs(flags.parse(RivalsConfig).cost)
+
+    def told(root: Path, envs: Sequence[str], seeds: Sequence[int] | None, out: Path) -> None:
+        report(root, envs, seeds, out, cost)
+
+    return plan.main(KIND, plan.parse(), argv[1:], told)
+
+
+def _costs(path: str) -> dict[str, float]:
+    """Milliseconds an update, by variant. Raises UserError for a file that does not say."""
+    if not path:
+        return {}
+    words = f"{path!r} is not what `experiments.cost --rivals --json={path}` writes"
+    with output.expecting(words):
+        rows = json.loads(Path(path).read_text())["rows"]
+        found = {row["name"]: float(row["ms"]) for row in rows}
+    found = {name: found[name] for name in VARIANTS if name in found}
+    if not found:
+        raise UserError(f"{words}: it has none of the variants")
+    return found
+
+
+def report(
+    root: Path,
+    envs: Sequence[str],
+    seeds: Sequence[int] | None,
+    out: Path,
+    cost: dict[str, float] | None = None,
+) -> None:
+    """Prints tables on the runs in `root`, and writes them and two figures to `out`. Raises
+    UserError if there is nothing yet.
+    """
+    runs, notes = curves.gather(root, envs, VARIANTS, seeds)
+    if not runs:
+        raise UserError(
+            f"there is nothing to report in {str(root)!r}; make runs with: python -m "
+            f"experiments.rivals --root={root}"
+        )
+    at = benchmark.checkpoints(runs)
+    step = curves.common_step(runs)
+    standing = [run.cut(step) for run in runs]
+    cells, pooled = benchmark.table(runs, at), benchmark.together(standing)
+    way, better, related = on_the_way(runs, at), improvements(standing), relations(runs)
+    benchmark.show(runs, cells)
+    benchmark.show_together(pooled, step)
+    _show(way, better, related, cost or {}, step)
+    for note in notes:
+        if not note.endswith("is missing"):
+            print(note, file=sys.stderr)
+    content = {
+        "rules": [scores.RULES, RULES],
+        "notes": notes,
+        "step": step,
+        "scores": [benchmark.plain(row) for row in cells],
+        "together": [benchmark.plain(row) for row in pooled],
+        "on_the_way": [benchmark.plain(row) for row in way],
+        "better": [benchmark.plain(row) for row in better],
+        "measurements": measurements(runs),
+        "relations": related,
+        "cost": cost or {},
+    }
+    output.write_json(out / "report.json", content, "out")
+    draw(runs, envs, out / "rivals.png")
+    draw_relations(runs, out / "measurements.png")
+    print(f"{out / 'rivals.png'}\n{out / 'measurements.png'}")
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def on_the_way(runs: Iterable[Curves], at: Sequence[int]) -> list[dict[str, Any]]:
+    """A row for each run and step that all its seeds reached: {"env", "variant", "step",
+    "estimate"}, of the mean of a seed's evaluations up to there.
+    """
+    rows = []
+    for run in runs:
+        for step in (step for step in at if step <= run.reached):
+            values = np.nanmean(run.cut(step).metric("eval/return_mean")[1], axis=1)
+            row = {"env": run.env, "variant": run.variant, "step": step}
+            rows.append({**row, "estimate": scores.mean(values)})
+    return rows
+
+
+def improvements(standing: Sequence[Curves]) -> list[dict[str, Any]]:
+    """{"variant", "envs", "estimate"} of the probability to improve on `BASE`, for each variant
+    that has an environment in common with it.
+    """
+    there = {(run.env, run.variant): section_5_2.performances(run) for run in standing}
+    rows = []
+    for variant in (v for v in VARIANTS if v != BASE):
+        envs = [env for env, v in there if v == variant and (env, BASE) in there]
+        if envs:
+            pairs = [(there[env, variant], there[env, BASE]) for env in envs]
+            estimate = scores.improvement(*zip(*pairs, strict=True))
+            rows.append({"variant": variant, "envs": envs, "estimate": estimate})
+    return rows
+
+
+def measurements(runs: Iterable[Curves]) -> list[dict[str, Any]]:
+    """What `diagnose` said of each seed at each share of its run: {"env", "variant", "seed",
+    "score", "share", and of `MEASURED` what was measured}.
+    """
+    rows = []
+    for run in runs:
+        ends = section_5_2.performances(run)
+        for share in SHARES:
+            upto = run.cut(round(share * run.reached))
+            found = {name: _last(upto, f"diagnose/{name}") for name in MEASURED}
+            for i, seed in enumerate(run.seeds):
+                values = {name: value[i] for name, value in found.items() if value[i] is not None}
+                where = {"env": run.env, "variant": run.variant, "seed": seed, "share": share}
+                rows.append({**where, "score": float(ends[i]), **values})
+    return rows
+
+
+def _last(run: Curves, name: str) -> list[float | None]:
+    """The last value of each seed; None where there is none."""
+    return [
+        next((line[name] for line in reversed(lines) if line.get(name) is not None), None)
+        for lines in run.lines
+    ]
+
+
+def relations(runs: Sequence[Curves]) -> list[dict[str, Any]]:
+    """{"measured", "share", "runs", "rank_correlation"} of each measurement with the score."""
+    rows = measurements(runs)
+    found = []
+    for name in MEASURED:
+        for share in SHARES:
+            mine = [row for row in rows if row["share"] == share and name in row]
+            mine = [row for row in mine if np.isfinite([row[name], row["score"]]).all()]
+            x, y = (_ranked(mine, key) for key in (name, "score"))
+            sure = len(mine) > 2 and min(np.ptp(x), np.ptp(y)) > 0
+            value = float(np.corrcoef(x, y)[0, 1]) if sure else None
+            row = {"measured": name, "share": share, "runs": len(mine)}
+            found.append({**row, "rank_correlation": value})
+    return found
+
+
+def _ranked(rows: Sequence[dict[str, Any]], key: str) -> np.ndarray:
+    """Ranks within each environment, in (0, 1)."""
+    ranks = np.zeros(len(rows))
+    for env in {row["env"] for row in rows}:
+        where = [i for i, row in enumerate(rows) if row["env"] == env]
+        ranks[where] = stats.rankdata([rows[i][key] for i in where]) / (len(where) + 1)
+    return ranks
+
+
+# --- what is shown --------------------------------------------------------------------------------
+
+
+def _show(
+    way: Sequence[dict[str, Any]],
+    better: Sequence[dict[str, Any]],
+    related: Sequence[dict[str, Any]],
+    cost: dict[str, float],
+    step: int,
+) -> None:
+    print("\nmean return on the way")
+    for env, at in dict.fromkeys((row["env"], row["step"]) for row in way):
+        mine = [row for row in way if (row["env"], row["step"]) == (env, at)]
+        words = ", ".join(f"{row['variant']} {row['estimate']:,.0f}" for row in mine)
+        print(f"  {env} to {at:,}: {words}")
+    print(f"\nP(better than {BASE}) at step {step:,}")
+    for row in better:
+        print(f"  {row['variant']:<16}{row['estimate']:.2f}, over {', '.join(row['envs'])}")
+    if cost:
+        print("\nmilliseconds an update")
+        for name, ms in cost.items():
+            ratio = f", {ms / cost[BASE]:.2f} times {BASE}'s" if BASE in cost else ""
+            print(f"  {name:<16}{ms:.2f}{ratio}")
+    print("\nmeasured            goes with the score at the end (runs)")
+    print(f"{'':<18}" + "".join(f"{f'at {share:.0%}':>14}" for share in SHARES))
+    for name in MEASURED:
+        mine = [row for row in related if row["measured"] == name]
+        print(f"{name:<18}" + "".join(f"{_correlation(row):>14}" for row in mine))
+    print("\n" + RULES)
+
+
+def _correlation(row: dict[str, Any]) -> str:
+    value = row["rank_correlation"]
+    return f"{'-' if value is None else f'{value:+.2f}'} ({row['runs']})"
+
+
+def draw(runs: Sequence[Curves], envs: Iterable[str], path: Path) -> None:
+    """Learning curves, a panel for each environment. Raises UserError where it cannot be
+    written.
+    """
+    benchmark.draw(runs, envs, path, "PreQN, its variants and its rivals: " + style.SPREAD, LOOKS)
+
+
+def draw_relations(runs: Sequence[Curves], path: Path) -> None:
+    """Measurements at the end against scores at the end, a dot for each seed, in ranks within the
+    environment. Raises UserError where it cannot be written.
+    """
+    rows = [row for row in measurements(runs) if row["share"] == 1]
+    figure, axes = plt.subplots(
+        1, len(MEASURED), figsize=(13, 3.6), sharey=True, squeeze=False, layout="constrained"
+    )
+    for ax, name in zip(axes[0], MEASURED, strict=True):
+        mine = [row for row in rows if name in row]
+        mine = [row for row in mine if np.isfinite([row[name], row["score"]]).all()]
+        x, y = _ranked(mine, name), _ranked(mine, "score")
+        for variant, look in LOOKS.items():
+            which = [i for i, row in enumerate(mine) if row["variant"] == variant]
+            if which:
+                ax.plot(x[which], y[which], "o", ms=5, color=look["color"], label=variant)
+        ax.set(xlabel=f"rank of {name}", xlim=(0, 1), ylim=(0, 1))
+        style.tidy(ax)
+    axes[0, 0].set_ylabel("rank of the score")
+    seeds = curves.seeds_of(runs)
+    title = f"What diagnose measured at the end, and the score: ranks within environments ({seeds})"
+    style.finish(figure, axes, title)
+    output.save_figure(figure, path)
+
+
+if __name__ == "__main__":
+    plan.define()
+    flags.define(RivalsConfig)
+    flags.run(main, takes_words=True)
