@@ -1,9 +1,19 @@
-"""Agents: from parts (`actor_critic`, `critic`, `deterministic`, `gaussian`), or by name."""
+"""Agents: from parts (`actor_critic`, `discrete`, `critic`, `deterministic`, `gaussian`), or by
+name.
+"""
 
 from preqn_jax.agents.actor_critic import actor_critic
 from preqn_jax.agents.base import Agent, Inspection
-from preqn_jax.agents.config import ALGORITHMS, AgentConfig, Resolved, resolve
+from preqn_jax.agents.config import (
+    ALGORITHMS,
+    CONTINUOUS,
+    DISCRETE,
+    AgentConfig,
+    Resolved,
+    resolve,
+)
 from preqn_jax.agents.critic import Critic, Upcoming, Update, Values, critic
+from preqn_jax.agents.discrete import DiscreteState, Epsilon, Greedy, discrete
 from preqn_jax.agents.normalized import NormalizedState, Seen, normalized
 from preqn_jax.agents.policies import (
     Policy,
@@ -15,9 +25,11 @@ from preqn_jax.agents.policies import (
 )
 from preqn_jax.agents.presets import (
     ddpg,
+    dqn,
     make,
     ngql,
     preqn,
+    preqn_discrete,
     sac,
     td3,
 )
@@ -25,9 +37,14 @@ from preqn_jax.agents.swept import SweptState, swept
 
 __all__ = [
     "ALGORITHMS",
+    "CONTINUOUS",
+    "DISCRETE",
     "Agent",
     "AgentConfig",
     "Critic",
+    "DiscreteState",
+    "Epsilon",
+    "Greedy",
     "Inspection",
     "NormalizedState",
     "Policy",
@@ -43,11 +60,14 @@ __all__ = [
     "critic",
     "ddpg",
     "deterministic",
+    "discrete",
+    "dqn",
     "gaussian",
     "make",
     "ngql",
     "normalized",
     "preqn",
+    "preqn_discrete",
     "resolve",
     "sac",
     "swept",
