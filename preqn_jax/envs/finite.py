@@ -15,6 +15,7 @@ from preqn_jax.problems import Problem
 from preqn_jax.types import Array, Key, Spec
 
 TIME_LIMIT = 50
+PREFIX = "tabular/"
 
 
 def functional(problem: Problem) -> FunctionalEnv:
@@ -43,6 +44,6 @@ def functional(problem: Problem) -> FunctionalEnv:
 
 
 FINITE = {
-    f"tabular/{name}": lambda make=make: functional(make())
+    f"{PREFIX}{name}": lambda make=make: functional(make())
     for name, make in problems.PROBLEMS.items()
 }
