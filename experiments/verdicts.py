@@ -76,7 +76,7 @@ _RELU = {"activation": "relu"}  # PreQN and NGQL, whose sin does not diverge
 SETTINGS = {
     **{
         f"{name}-{what}": Setting(name, env, options)
-        for name in agents.ALGORITHMS
+        for name in agents.CONTINUOUS
         for what, env, options in (
             ("hopper", "Hopper-v5", _HOPPER),
             ("at-the-bound", "probe/time-limit", {"discount": 0.9, "polyak": 0.9}),
@@ -271,7 +271,7 @@ def separation(runs: Iterable[Run], name: str) -> float:
 def score(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """For each algorithm, half and end: runs, those with a finding, their looks, those with one."""
     rows = []
-    for algorithm, half, end in itertools.product(agents.ALGORITHMS, HALVES, ENDS):
+    for algorithm, half, end in itertools.product(agents.CONTINUOUS, HALVES, ENDS):
         which = (algorithm, HALVES[half], end)
         mine = [run for run in runs if (run.algorithm, run.held_out, run.end) == which]
         findings = [run.findings for run in mine]
@@ -358,7 +358,7 @@ def _separations(runs: Sequence[Run]) -> dict[str, dict[str, float | None]]:
                 separation((r for r in runs if (r.held_out, r.algorithm) == (out, algorithm)), name)
             )
             for half, out in HALVES.items()
-            for algorithm in agents.ALGORITHMS
+            for algorithm in agents.CONTINUOUS
         }
         for name in (*diagnostics.GLOSSARY, "td_share")
         if not name.startswith("bias")
@@ -368,7 +368,7 @@ def _separations(runs: Sequence[Run]) -> dict[str, dict[str, float | None]]:
 def show(rows: Sequence[dict[str, Any]], half: str) -> None:
     print(f"\n{half}: runs with a finding, of all of that end (looks)")
     print(f"{'':<10}" + "".join(f"{end:>24}" for end in ENDS) + "  modes where it diverged")
-    for algorithm in agents.ALGORITHMS:
+    for algorithm in agents.CONTINUOUS:
         mine = {row["end"]: row for row in rows if row["algorithm"] == algorithm}
         cells = [cell(row) for row in mine.values()]
         modes = ", ".join(f"{mode} {count}" for mode, count in mine[DIVERGED]["modes"].items())

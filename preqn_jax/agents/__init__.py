@@ -24,6 +24,7 @@ from preqn_jax.agents.policies import (
     tanh_gaussian,
 )
 from preqn_jax.agents.presets import (
+    check_kind,
     ddpg,
     dqn,
     make,
@@ -57,6 +58,7 @@ __all__ = [
     "Update",
     "Values",
     "actor_critic",
+    "check_kind",
     "critic",
     "ddpg",
     "deterministic",

@@ -4,6 +4,7 @@ The targets are the paper's T* (Eq. 2) with its maximum taken exactly, where the
 the action of a policy that climbs Q.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -15,7 +16,7 @@ import optax
 from preqn_jax import actions
 from preqn_jax.agents.base import Agent, Inspection
 from preqn_jax.agents.critic import Critic, Upcoming, Update, Values
-from preqn_jax.types import Array, Key, Metrics, Params, Spec, Transition
+from preqn_jax.types import Array, Key, Metrics, Params, QFunction, Spec, Transition
 
 
 class Epsilon(NamedTuple):
@@ -107,22 +108,7 @@ def discrete(
     def acting(state: DiscreteState) -> Greedy:
         return Greedy(critic.first(state.critic), epsilon.after(state.updates))
 
-    def act(params: Greedy, obs: Array) -> Array:
-        value = jax.vmap(lambda a: critic.q(params.params, obs, a[None]))(choices)
-        return choices[jnp.argmax(value)][None]
-
-    def explore(params: Greedy, obs: Array, key: Key) -> Array:
-        whether, which = jax.random.split(key)
-        random = choices[jax.random.randint(which, (1,), 0, len(choices))]
-        return jnp.where(jax.random.bernoulli(whether, params.epsilon), random, act(params, obs))
-
-    def greedy(values: Values, obs: Array) -> Array:
-        """The best actions `[B, 1]` at obs `[B, obs]`."""
-
-        def of(choice: Array) -> Array:
-            return values.least(obs, jnp.broadcast_to(choice, (len(obs), 1)))
-
-        return choices[jnp.argmax(jax.vmap(of)(choices), axis=0)][:, None]
+    act, explore = _acts(critic.q, choices)
 
     def learn(state: DiscreteState, batch: Transition) -> tuple[Any, Update]:
         size = batch.reward.shape[0]
@@ -130,7 +116,7 @@ def discrete(
         chex.assert_shape(batch.action, (size, spec.action_size))
         chex.assert_shape([batch.reward, batch.discount], (size,))
         chooser = critic.values if double else slow
-        best = greedy(chooser(state.critic), batch.next_obs)
+        best = _best(chooser(state.critic), choices, batch.next_obs)
         return critic.update(state.critic, batch, Upcoming(best, None, {}), discount)
 
     def update(
@@ -159,3 +145,27 @@ def discrete(
         return critic.first(state.critic)
 
     return Agent(init, acting, act, explore, update, summary, critic.q, first, inspect)
+
+
+def _acts(q: QFunction, choices: Array) -> tuple[Callable[..., Array], Callable[..., Array]]:
+    """`Agent.act` and `Agent.explore`, among numbers `[A]`."""
+
+    def act(params: Greedy, obs: Array) -> Array:
+        value = jax.vmap(lambda choice: q(params.params, obs, choice[None]))(choices)
+        return choices[jnp.argmax(value)][None]
+
+    def explore(params: Greedy, obs: Array, key: Key) -> Array:
+        whether, which = jax.random.split(key)
+        random = choices[jax.random.randint(which, (1,), 0, len(choices))]
+        return jnp.where(jax.random.bernoulli(whether, params.epsilon), random, act(params, obs))
+
+    return act, explore
+
+
+def _best(values: Values, choices: Array, obs: Array) -> Array:
+    """The action `[B, 1]` with the largest least value at obs `[B, obs]`."""
+
+    def of(choice: Array) -> Array:
+        return values.least(obs, jnp.broadcast_to(choice, (len(obs), 1)))
+
+    return choices[jnp.argmax(jax.vmap(of)(choices), axis=0)][:, None]

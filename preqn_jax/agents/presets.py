@@ -34,7 +34,7 @@ def make(config: AgentConfig | Resolved, spec: Spec) -> Agent:
     serves again. Raises UserError if it makes no sense, or is for actions of another kind.
     """
     made = resolve(config) if isinstance(config, AgentConfig) else config
-    _check_kind(made.config.algorithm, spec)
+    check_kind(made.config.algorithm, spec)
     try:
         hash(made)
     except TypeError:  # its numbers are traced
@@ -42,8 +42,8 @@ def make(config: AgentConfig | Resolved, spec: Spec) -> Agent:
     return _remembered(made, spec)
 
 
-def _check_kind(algorithm: str, spec: Spec) -> None:
-    """Raises UserError where an algorithm is not for the actions there are."""
+def check_kind(algorithm: str, spec: Spec) -> None:
+    """Raises UserError where a known algorithm is not for the actions there are."""
     if (algorithm in DISCRETE) == (spec.num_actions is not None):
         return
     if algorithm in DISCRETE:

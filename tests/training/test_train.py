@@ -286,9 +286,10 @@ def test_training_does_not_depend_on_a_reader(tmp_path, how):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--algorithm=dqn"], "unknown algorithm 'dqn'"),
+        (["--algorithm=dqm"], "unknown algorithm 'dqm' (did you mean 'dqn'?)"),
         (["--env=NoSuch-v0"], "cannot make environment 'NoSuch-v0'"),
-        (["--env=CartPole-v1"], "'CartPole-v1' has the action space Discrete"),
+        (["--env=CartPole-v1"], "has 2 discrete actions; use --algorithm=preqn_discrete (or dqn)"),
+        (["--algorithm=dqn"], "has 1 continuous action; use --algorithm=preqn (or td3)"),
         (["--activation=swish"], "unknown activation 'swish'; choose one of relu, sin, tanh"),
         (["--solver=lu"], "unknown solver 'lu'"),
         (["--batch_size=0"], "batch_size is 0, but it must be at least 1"),
