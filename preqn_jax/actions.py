@@ -41,5 +41,11 @@ def inside(spec: Spec, own: Any) -> Any:
     return number(own - _first(spec), spec.num_actions)
 
 
+def spec(obs_size: int, count: int, first: int = 0) -> Spec:
+    """Of an environment with `count` actions, the integers from `first` on."""
+    low = np.array([float(first)])
+    return Spec(obs_size, 1, low, low + count - 1, num_actions=count)
+
+
 def _first(spec: Spec) -> int:
     return int(spec.action_low[0])

@@ -100,15 +100,17 @@ def discrete(
         )
     choices = actions.number(jnp.arange(spec.num_actions, dtype=jnp.float32), spec.num_actions)
     slow = critic.values if critic.slow is None else critic.slow
+    act, explore = _acts(critic.q, choices)
 
     def init(key: Key) -> DiscreteState:
         example = jnp.zeros(spec.obs_size), jnp.zeros(spec.action_size)
         return DiscreteState(critic.init(key, *example), jnp.int32(0))
 
-    def acting(state: DiscreteState) -> Greedy:
-        return Greedy(critic.first(state.critic), epsilon.after(state.updates))
+    def first(state: DiscreteState) -> Params:
+        return critic.first(state.critic)
 
-    act, explore = _acts(critic.q, choices)
+    def acting(state: DiscreteState) -> Greedy:
+        return Greedy(first(state), epsilon.after(state.updates))
 
     def learn(state: DiscreteState, batch: Transition) -> tuple[Any, Update]:
         size = batch.reward.shape[0]
@@ -140,9 +142,6 @@ def discrete(
         moved, did = learn(state, batch)
         ahead = jax.vmap(act, in_axes=(None, 0))(acting(state), batch.next_obs)
         return Inspection(first(state), critic.first(moved), did.targets, ahead)
-
-    def first(state: DiscreteState) -> Params:
-        return critic.first(state.critic)
 
     return Agent(init, acting, act, explore, update, summary, critic.q, first, inspect)
 

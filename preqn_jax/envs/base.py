@@ -63,8 +63,8 @@ class VectorEnv(Protocol):
 
 
 def scale(spec: Spec, actions: np.ndarray) -> np.ndarray:
-    """[-1, 1] to the environment's bounds; exactly the identity where these are [-1, 1]. Integers
-    where there are finitely many actions.
+    """[-1, 1] to the environment's bounds, exactly the identity where these are [-1, 1]; float32,
+    or int32 where there are finitely many actions.
     """
     if spec.num_actions is not None:
         return discrete.own(spec, actions)
@@ -72,7 +72,7 @@ def scale(spec: Spec, actions: np.ndarray) -> np.ndarray:
         (spec.action_high + spec.action_low) / 2,
         (spec.action_high - spec.action_low) / 2,
     )
-    return centre + half * np.clip(actions, -1, 1)
+    return (centre + half * np.clip(actions, -1, 1)).astype(np.float32)
 
 
 def derive_seed(*words: int) -> int:

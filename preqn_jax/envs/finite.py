@@ -7,12 +7,12 @@ has one, and are cut off after 50 steps.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from preqn_jax import actions as choices
 from preqn_jax import problems
 from preqn_jax.envs.functional import FunctionalEnv, Outcome
 from preqn_jax.problems import Problem
-from preqn_jax.types import Array, Key, Spec
+from preqn_jax.types import Array, Key
 
 TIME_LIMIT = 50
 PREFIX = "tabular/"
@@ -39,7 +39,7 @@ def functional(problem: Problem) -> FunctionalEnv:
     def observe(state: Array) -> Array:
         return jax.nn.one_hot(state, states, dtype=jnp.float32)
 
-    spec = Spec(states, 1, np.zeros(1), np.full(1, actions - 1.0), actions)
+    spec = choices.spec(states, actions)
     return FunctionalEnv(spec, reset, step, observe, TIME_LIMIT)
 
 

@@ -207,8 +207,6 @@ class FunctionalVector:
 
     def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> Step:
         actions = scale(self.spec, actions)
-        if self.spec.num_actions is None:
-            actions = actions.astype(np.float32)
         state, outcome = _ask(self._name, "step", self._advance, self._state, actions, self._keys)
         reward, terminated, truncated, next_obs, obs = (np.array(x) for x in outcome)
         if active is not None:

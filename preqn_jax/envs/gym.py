@@ -19,6 +19,7 @@ import gymnasium
 import mujoco
 import numpy as np
 
+from preqn_jax import actions
 from preqn_jax.envs import codec, contract
 from preqn_jax.envs.base import EnvError, Step, derive_seed, scale
 from preqn_jax.envs.source import GymSource, Wrapper
@@ -63,9 +64,9 @@ class GymVector:
         self._envs = [made(source) for _ in range(num_envs)]
         self.num_envs = num_envs
         self.spec = _spec(name, self._envs[0])
+        contract.check_spec(name, self.spec)
         self._obs_shape = tuple(self._envs[0].observation_space.shape or ())
         self._action_shape = self._envs[0].action_space.shape
-        self._discrete = self.spec.num_actions is not None
         self._obs = np.zeros((num_envs, self.spec.obs_size), np.float32)
         self._seeds: list[int] = [0] * num_envs
         self._steps = 0
@@ -92,14 +93,12 @@ class GymVector:
             np.zeros_like(self._obs),
         )
         actions = scale(self.spec, actions)
-        if not self._discrete:
-            actions = actions.astype(np.float32)
         for i, env in enumerate(self._envs):
             if active is not None and not active[i]:
                 continue
             try:
                 action = actions[i].reshape(self._action_shape)
-                out = env.step(int(action) if self._discrete else action)
+                out = env.step(action if self._action_shape else action.item())
             except contract.RAISED as error:
                 raise contract.raised(self._name, "step", error) from error
             obs, reward[i], ended[0, i], ended[1, i] = contract.outcome(
@@ -228,11 +227,7 @@ def _spec(name: str, env: gymnasium.Env) -> Spec:
             raise UserError(f"environment {name!r} has the {what} space {shown}, but {advice}")
     assert obs.shape is not None
     if isinstance(action, gymnasium.spaces.Discrete):
-        n, first = int(action.n), float(action.start)
-        ends = np.array([first]), np.array([first + n - 1])
-        spec = Spec(int(np.prod(obs.shape)), 1, *ends, num_actions=n)
-        contract.check_spec(name, spec)
-        return spec
+        return actions.spec(int(np.prod(obs.shape)), int(action.n), int(action.start))
     assert isinstance(action, gymnasium.spaces.Box)
     low, high = (bound.reshape(-1).astype(np.float64) for bound in (action.low, action.high))
     spec = Spec(int(np.prod(obs.shape)), int(np.prod(action.shape)), low, high)
@@ -242,7 +237,6 @@ def _spec(name: str, env: gymnasium.Env) -> Spec:
             "but actions are scaled from [-1, 1] to their bounds: give finite ones, as with "
             "`wrappers=['preqn_jax.envs.gym:BoundAction(low=-1,high=1)']`"
         )
-    contract.check_spec(name, spec)
     return spec
 
 
@@ -255,10 +249,7 @@ def _advice_on_actions(space: Any) -> str:
     needs = "these algorithms need a Box of floats, or a choice among finitely many, Discrete"
     if parts and all(_box(part, np.floating) for part in parts):
         return f"{needs}: make one of it by `wrappers=['preqn_jax.envs.gym:FlattenAction']`"
-    return (
-        f"{needs}, as in HalfCheetah-v5 or CartPole-v1: choose such an environment, or a wrapper "
-        "that makes one of it, as docs/extend.md shows"
-    )
+    return f"{needs}, as in HalfCheetah-v5 or CartPole-v1: choose one, or a wrapper that makes one of it"
 
 
 def _advice_on_observations(space: Any) -> str:

@@ -108,23 +108,25 @@ def measure(agent: Agent, look: Look, discount: float) -> dict[str, float]:
 
 
 Exactly = Callable[[Learner, int, float], dict[str, float]]
-"""`(learner [P], index of a member, alpha of Eq. 5) -> what diagnostics.exact says of it`."""
+"""`(learner [P], index of a member, alpha of Eq. 5) -> diagnostics.exact` by "exact/..."."""
 
 
 def make_exact(
     agent: Agent,
-    problem: Problem,
+    problem: Problem | None,
     discounts: Sequence[float] | np.ndarray,
     described: Mapping[str, Any],
     settings: Mapping[str, Any],
 ) -> Exactly:
     """The whole operator U of a run on a finite problem, with the replay's own distribution of
-    pairs.
+    pairs; nothing where there is no `problem`.
 
     `described` is what config.json says, `settings` `[M]` what members have of their own. A
     preconditioned step is taken with its own learning rate and damping; a gradient step with the
     alpha of Eq. 5 whose update is most like it, as a diagnosis finds it.
     """
+    if problem is None:
+        return lambda learner, i, alpha: {}
     shape = problem.rho.shape
 
     @jax.jit
@@ -144,7 +146,7 @@ def make_exact(
             inverts = described["critic_step"] == "preconditioned" and described["solver"]
             damping = 0.0 if inverts in ("eigh", "lstsq") else float(of(i, "damping"))
             alpha = float(of(i, "critic_learning_rate"))
-        return diagnostics.exact(
+        found = diagnostics.exact(
             agent.q,
             agent.critic(state),
             problem,
@@ -153,6 +155,7 @@ def make_exact(
             gamma=float(discounts[i]),
             rho=met(replay),
         )
+        return {f"exact/{name}": value for name, value in found.items()}
 
     return look
 

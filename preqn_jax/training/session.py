@@ -163,9 +163,8 @@ class Session:
         if self._folders:
             self._go_on()
         self._look = make_monitor(self.agent, config, self._discounts)
-        problem = envs.problem(plan.env)
-        own = (self._discounts, plan.described, plan.settings)
-        self._exact = None if problem is None else make_exact(self.agent, problem, *own)
+        told = self._discounts, plan.described, plan.settings
+        self._exact = make_exact(self.agent, envs.problem(plan.env), *told)
         self._acting = loop.each(self.agent.policy)
 
     def _go_on(self) -> None:
@@ -356,9 +355,7 @@ class Session:
                 continue
             finding = diagnostics.failure(measured)
             line = {f"diagnose/{name}": value for name, value in measured.items()}
-            if self._exact is not None:
-                known = self._exact(self.learner, i, measured["alpha"])
-                line |= {f"exact/{name}": value for name, value in known.items()}
+            line |= self._exact(self.learner, i, measured["alpha"])
             number = 1 + diagnostics.FAILURES.index(finding.mode) if finding else 0
             self._write(step, i, {**line, "diagnose/failure": number})
             if finding and self._found.get(i) != finding.mode:

@@ -87,7 +87,7 @@ def test_an_update_is_a_step_towards_the_targets_and_its_copy_follows():
     index = np.asarray(actions.index(np.asarray(batch.action)[:, 0], A))
     y = np.float64(targets(agent, state, batch))
     delta = y - values(weights, obs)[np.arange(len(obs)), index]
-    moved = weights[0].copy()
+    (moved,) = np.array(weights)  # one member's
     np.add.at(moved, index, 0.1 * delta[:, None] * obs / len(obs))  # Eq. 5
     np.testing.assert_allclose(after.critic.params[0], moved, rtol=1e-5, atol=1e-5)
     slow = 0.75 * np.float64(state.critic.target[0]) + 0.25 * moved
