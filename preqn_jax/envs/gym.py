@@ -249,7 +249,7 @@ def _advice_on_actions(space: Any) -> str:
     needs = "these algorithms need a Box of floats, or a choice among finitely many, Discrete"
     if parts and all(_box(part, np.floating) for part in parts):
         return f"{needs}: make one of it by `wrappers=['preqn_jax.envs.gym:FlattenAction']`"
-    return f"{needs}, as in HalfCheetah-v5 or CartPole-v1: choose one, or a wrapper that makes one of it"
+    return f"{needs}, as in HalfCheetah-v5 or CartPole-v1: choose one, or wrap this into one"
 
 
 def _advice_on_observations(space: Any) -> str:

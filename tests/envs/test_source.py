@@ -110,13 +110,14 @@ def test_discrete_actions_are_the_environments_own_integers():
     assert env.spec.num_actions == 5 and env.spec.action_size == 1
     assert (env.spec.action_low, env.spec.action_high) == ([-1], [3])
     env.reset([0, 1, 2])
+    host: Any = env
     for numbers, own in (
         ([-0.8, -0.4, 0.0], [-1, 0, 1]),
         ([0.4, 0.8, 1.0], [2, 3, 3]),
         ([-1.0, -0.61, -0.59], [-1, -1, 0]),
     ):
-        env.step(np.float32(numbers)[:, None])
-        told = [one.told for one in env._envs]
+        env.step(np.array(numbers, np.float32)[:, None])
+        told = [one.told for one in host._envs]
         assert told == own and {type(one) for one in told} == {int}
 
 

@@ -76,16 +76,25 @@ def test_a_finished_run_is_left_alone(capsys):
 
 
 @pytest.mark.parametrize(
-    ("env_id", "first"),
+    ("env_id", "first", "more"),
     [
         pytest.param(*case, marks=pytest.mark.slow)
-        for case in (("probe/delay", 450), ("probe/delay", 400), ("Pendulum-v1", 450))
+        for case in (
+            ("probe/delay", 450, ()),
+            ("probe/delay", 400, ()),
+            ("Pendulum-v1", 450, ()),
+            ("CartPole-v1", 450, ("--algorithm=preqn_discrete", "--normalize_observations")),
+            ("tabular/chain", 450, ("--algorithm=dqn", "--double_q")),
+        )
     ],
 )
-def test_a_run_that_is_extended_equals_one_that_was_longer_from_the_start(env_id, first, capsys):
+def test_a_run_that_is_extended_equals_one_that_was_longer_from_the_start(
+    env_id, first, more, capsys
+):
     """Also where its former end was neither a logged nor an evaluated step."""
     args = [
         f"--env={env_id}",
+        *more,
         "--seeds=0,1",
         *(arg for arg in SMALL if "num_steps" not in arg and "log_every" not in arg),
     ]
