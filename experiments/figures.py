@@ -101,7 +101,8 @@ def _growth(data: Path, out: Path) -> list[Path]:
 
 
 def _discrete(data: Path, out: Path) -> list[Path]:
-    names = ("cartpole-preqn", "cartpole-dqn", "acrobot-preqn", "acrobot-dqn")
+    poles = "cartpole-preqn", "cartpole-preqn-two", "cartpole-dqn"
+    names = (*poles, "acrobot-preqn", "acrobot-dqn")
     plot.draw([data / name for name in names], out / "discrete.png")
     return [out / "discrete.png"]
 

@@ -148,7 +148,7 @@ def test_of_finitely_many_actions_integers_are_exported(normalize):
     for i in range(about["layers"]):
         x = x @ saved[f"Dense_{i}.kernel"] + saved[f"Dense_{i}.bias"]
         x = np.maximum(x, 0) if i + 1 < about["layers"] else x
-    assert about["num_actions"] == x.shape[1] == 4
+    assert (about["num_actions"], x.shape) == (4, (30, 4))
     np.testing.assert_array_equal(x.argmax(1) + int(about["action_low"][0]), chosen)
     np.testing.assert_allclose(x.max(1), run.q()(obs, chosen), atol=1e-4)
 

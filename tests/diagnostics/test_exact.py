@@ -76,7 +76,7 @@ def oracle(problem, theta, rho, gamma, damping):
 @pytest.mark.parametrize("gamma", [None, 0.5])
 @pytest.mark.parametrize("lacking", [False, True])
 def test_the_numbers_are_those_of_every_policy(damping, gamma, lacking):
-    rho = np.float64(GARNET.rho)
+    rho = np.array(GARNET.rho, np.float64)
     if lacking:  # two pairs without data
         rho[0, 1] = rho[2, 0] = 0
         rho /= rho.sum()
