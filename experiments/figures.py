@@ -100,6 +100,13 @@ def _growth(data: Path, out: Path) -> list[Path]:
     return [out / "growth.png"]
 
 
+def _discrete(data: Path, out: Path) -> list[Path]:
+    poles = "cartpole-preqn", "cartpole-preqn-two", "cartpole-dqn"
+    names = (*poles, "acrobot-preqn", "acrobot-dqn")
+    plot.draw([data / name for name in names], out / "discrete.png")
+    return [out / "discrete.png"]
+
+
 def _readme(data: Path, out: Path) -> list[Path]:
     plot.draw([data / "preqn", data / "td3"], out / "halfcheetah.png")
     return [out / "halfcheetah.png"]
@@ -152,6 +159,12 @@ MAKERS = (
         "halfcheetah",
         "the train commands of docs/results/benchmark.md",
         _readme,
+    ),
+    Maker(
+        "finitely many actions",
+        "discrete",
+        "the train commands of docs/results/discrete.md, config.json and metrics.jsonl copied",
+        _discrete,
     ),
 )
 

@@ -4,7 +4,8 @@ What a notebook types, each imported when it is first asked for:
 
 * the kernel: `linearize`, `kernel`, `solve`, `linesearch`, `steps`, `networks`
 * the theory: `tabular`, `diagnose`, `failure`
-* the agents: `agents`, and by name `preqn`, `ngql`, `ddpg`, `td3`, `sac`
+* the agents: `agents`, and by name `preqn`, `ngql`, `ddpg`, `td3`, `sac`; for finitely many actions
+  `preqn_discrete`, `dqn`
 * training: `train`, `load`, `records`
 """
 
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
     from preqn_jax import agents, diagnostics, linesearch, networks, solve, steps, tabular
-    from preqn_jax.agents import ddpg, ngql, preqn, sac, td3
+    from preqn_jax.agents import ddpg, dqn, ngql, preqn, preqn_discrete, sac, td3
     from preqn_jax.diagnostics import diagnose, failure
     from preqn_jax.ntk import kernel, linearize
     from preqn_jax.training.run import train
@@ -27,6 +28,7 @@ __all__ = [
     "ddpg",
     "diagnose",
     "diagnostics",
+    "dqn",
     "failure",
     "kernel",
     "linearize",
@@ -35,6 +37,7 @@ __all__ = [
     "networks",
     "ngql",
     "preqn",
+    "preqn_discrete",
     "records",
     "sac",
     "solve",
@@ -47,7 +50,7 @@ __all__ = [
 _HOMES = {  # of what is not a module
     **dict.fromkeys(("linearize", "kernel"), "ntk"),
     **dict.fromkeys(("diagnose", "failure"), "diagnostics"),
-    **dict.fromkeys(("preqn", "ngql", "ddpg", "td3", "sac"), "agents"),
+    **dict.fromkeys(("preqn", "ngql", "ddpg", "td3", "sac", "preqn_discrete", "dqn"), "agents"),
     "train": "training.run",
     **dict.fromkeys(("load", "records"), "training.trained"),
 }

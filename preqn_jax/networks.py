@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from preqn_jax import sine
+from preqn_jax import actions, sine
 from preqn_jax.options import choose
 from preqn_jax.types import Array, Key
 
@@ -121,6 +121,22 @@ class Critic(nn.Module):
         """`[obs], [act] -> []`."""
         joined = jnp.concatenate([obs, action])
         return _mlp(self, 1)(joined)[0]
+
+
+class ActionValues(nn.Module):
+    """Q(s, a) of finitely many actions: an MLP on s, with an output for each of them."""
+
+    num_actions: int
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    activation: str = "sin"
+    initializer: str = "glorot"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, obs: Array, action: Array) -> Array:
+        """`[obs], [1] -> []`, the action as the number that stands for it (`preqn_jax.actions`)."""
+        values = _mlp(self, self.num_actions)(obs)
+        return values[actions.index(action[0], self.num_actions)]
 
 
 class Actor(nn.Module):

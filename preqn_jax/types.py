@@ -56,7 +56,9 @@ class Transition(NamedTuple):
     """
 
     obs: Any  # `[obs]`, s
-    action: Any  # `[act]`, a in [-1, 1]; its own units are the environment's business
+    # `[act]`, a in [-1, 1]; its own units are the environment's business, also where these are
+    # finitely many (`preqn_jax.actions`)
+    action: Any
     reward: Any  # `[]`, r
     discount: Any  # `[]`, 1 - terminated: a time limit is not a terminal, and leaves 1 here
     next_obs: Any  # `[obs]`, the true successor s', also where an episode ends
@@ -69,6 +71,9 @@ class Spec(NamedTuple):
     action_size: int
     action_low: np.ndarray  # `[act]`, finite
     action_high: np.ndarray  # `[act]`, finite
+    # A where there are so many actions, the integers from `action_low` to `action_high`; then
+    # `action_size` is 1 (`preqn_jax.actions`). None where they are a box.
+    num_actions: int | None = None
 
     def __hash__(self) -> int:
         return hash(self._key())
@@ -77,7 +82,8 @@ class Spec(NamedTuple):
         return isinstance(other, Spec) and self._key() == other._key()
 
     def _key(self) -> tuple[Any, ...]:
-        return (*self[:2], *(tuple(map(float, bound)) for bound in self[2:]))
+        bounds = self.action_low, self.action_high
+        return (*self[:2], self.num_actions, *(tuple(map(float, bound)) for bound in bounds))
 
 
 Settings = dict[str, Any]

@@ -17,7 +17,7 @@ import after_cases
 import preqn_jax
 from experiments import export
 from experiments.kit import flags
-from preqn_jax import agents
+from preqn_jax import actions, agents
 from preqn_jax.options import UserError
 from preqn_jax.training import exported
 from preqn_jax.training.trained import Trained
@@ -125,6 +125,32 @@ def test_the_pages_lines_of_numpy_are_the_policy(algorithm, normalize):
         x = x @ q[f"Dense_{i}.kernel"] + q[f"Dense_{i}.bias"]
         x = names["functions"][activation](x) if i < 2 else x
     np.testing.assert_allclose(x[:, 0], run.q(5)(obs, action), atol=1e-4)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_of_finitely_many_actions_integers_are_exported(normalize):
+    """A program says them, and takes them; arrays are the values of all."""
+    config = agents.AgentConfig("dqn", "relu", (16, 8), normalize_observations=normalize)
+    spec = actions.spec(3, 4, first=-1)
+    agent = agents.make(config, spec)
+    states = jax.jit(jax.vmap(agent.init))(jax.random.split(jax.random.key(0), 1))
+    if agent.observe is not None:
+        states = jax.vmap(agent.observe, (0, None))(states, RNG.normal([5, -3, 0], size=(50, 3)))
+    described = {"activation": "relu", "algorithm": "dqn", "env": "E-v1", "hidden_sizes": [16, 8]}
+    run = Trained(agent, states, spec, (3,), 70, described)
+    obs = RNG.normal([5, -3, 0], size=(30, 3)).astype(np.float32)
+    chosen = run.policy()(obs)
+    policy, q = (exported.program(run, what, platforms=["cpu"]) for what in ("policy", "critic"))
+    np.testing.assert_array_equal(policy.call(obs), chosen)
+    np.testing.assert_allclose(q.call(obs, chosen), run.q()(obs, chosen), rtol=1e-5)
+    saved = exported.arrays(run, "policy")
+    about, x = json.loads(str(saved["about"])), np.float64(obs)
+    for i in range(about["layers"]):
+        x = x @ saved[f"Dense_{i}.kernel"] + saved[f"Dense_{i}.bias"]
+        x = np.maximum(x, 0) if i + 1 < about["layers"] else x
+    assert (about["num_actions"], x.shape) == (4, (30, 4))
+    np.testing.assert_array_equal(x.argmax(1) + int(about["action_low"][0]), chosen)
+    np.testing.assert_allclose(x.max(1), run.q()(obs, chosen), atol=1e-4)
 
 
 def test_arrays_of_a_critic_are_all_that_it_has(reacher):

@@ -192,7 +192,7 @@ def test_episodes_start_where_the_data_are():
     skewed = problems.garnet()._replace(rho=jnp.zeros((10, 3)).at[4].set(1 / 6).at[7, 0].set(1 / 2))
     env = finite.functional(skewed)
     assert (
-        jax.eval_shape(env.step, jnp.int32(0), jnp.zeros(1), jax.random.key(0))[1].reward.shape
+        jax.eval_shape(env.step, jnp.int32(0), jnp.zeros(1, int), jax.random.key(0))[1].reward.shape
         == ()
     )  # R(s, a) will do
     starts = np.asarray(jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 400)))

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = {
     "types": set(),
     "options": set(),
+    "actions": {"types"},
     "batching": {"types"},
     "sine": {"types"},
     "ntk": {"types", "batching"},
@@ -27,14 +28,23 @@ ROOMS = {
     "linesearch": {"types", "options"},
     "measures": {"types", "batching", "ntk", "linesearch"},
     "replay": {"types"},
-    "networks": {"types", "options", "sine"},
-    "diagnostics": {"types", "batching", "ntk", "measures"},
+    "networks": {"types", "options", "actions", "sine"},
     "tabular": {"types", "solve"},
     "problems": {"types", "tabular"},
+    "diagnostics": {"types", "actions", "batching", "ntk", "measures", "tabular", "problems"},
     "steps": {"types", "options", "batching", "ntk", "solve", "linesearch", "measures"},
-    "envs": {"types", "options", "problems"},
-    "agents": {"types", "options", "batching", "ntk", "solve", "networks", "steps"},
-    "training": {"types", "options", "replay", "envs", "agents", "diagnostics"},
+    "envs": {"types", "options", "actions", "problems"},
+    "agents": {"types", "options", "actions", "batching", "ntk", "solve", "networks", "steps"},
+    "training": {
+        "types",
+        "options",
+        "actions",
+        "replay",
+        "problems",
+        "envs",
+        "agents",
+        "diagnostics",
+    },
 }
 
 
@@ -106,9 +116,11 @@ def test_every_room_is_in_the_table():
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_every_update_lowers_for_accelerators(algorithm, platform):
     spec = Spec(3, 2, -np.ones(2), np.ones(2))
+    if algorithm in agents.DISCRETE:
+        spec = Spec(3, 1, np.zeros(1), np.full(1, 3.0), num_actions=4)
     agent = agents.make(agents.AgentConfig(algorithm=algorithm, hidden_sizes=(8, 8)), spec)
     shape = lambda *s: jax.ShapeDtypeStruct((16, *s), jnp.float32)
-    batch = Transition(shape(3), shape(2), shape(), shape(), shape(3))
+    batch = Transition(shape(3), shape(spec.action_size), shape(), shape(), shape(3))
     key, count = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
     state = jax.eval_shape(agent.init, key)
     exported = jax.export.export(jax.jit(agent.update), platforms=[platform])(

@@ -294,7 +294,7 @@ def test_figures_are_drawn_from_what_is_there_and_the_rest_is_named(capsys):
     )
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert (
-        len(lines) == 5
+        len(lines) == 6
         and all("; made by: " in line for line in lines)
         and "python -m experiments.ntk_init" in lines[0]
     )

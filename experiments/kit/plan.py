@@ -15,7 +15,7 @@ import jax
 
 from experiments.kit import flags, launch, launchers, output, signals
 from experiments.kit.runs import Run, begun, follow, is_over, job, last, last_words, state
-from preqn_jax import envs
+from preqn_jax import agents, envs
 from preqn_jax.options import UserError, check, check_same, option
 from preqn_jax.training import directory
 from preqn_jax.training import run as training
@@ -212,7 +212,7 @@ def _run(
         wanted = {**described, "num_steps": past}
         directory.compare(folder / "config.json", wanted, training.DEFAULTS, flag="root")
     else:
-        envs.spec(env)
+        agents.check_kind(algorithm, envs.spec(env))
     return planned
 
 

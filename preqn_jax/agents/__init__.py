@@ -1,9 +1,19 @@
-"""Agents: from parts (`actor_critic`, `critic`, `deterministic`, `gaussian`), or by name."""
+"""Agents: from parts (`actor_critic`, `discrete`, `critic`, `deterministic`, `gaussian`), or by
+name.
+"""
 
 from preqn_jax.agents.actor_critic import actor_critic
 from preqn_jax.agents.base import Agent, Inspection
-from preqn_jax.agents.config import ALGORITHMS, AgentConfig, Resolved, resolve
+from preqn_jax.agents.config import (
+    ALGORITHMS,
+    CONTINUOUS,
+    DISCRETE,
+    AgentConfig,
+    Resolved,
+    resolve,
+)
 from preqn_jax.agents.critic import Critic, Upcoming, Update, Values, critic, exploitation
+from preqn_jax.agents.discrete import DiscreteState, Epsilon, Greedy, discrete
 from preqn_jax.agents.normalized import NormalizedState, Seen, normalized
 from preqn_jax.agents.policies import (
     Policy,
@@ -14,12 +24,15 @@ from preqn_jax.agents.policies import (
     tanh_gaussian,
 )
 from preqn_jax.agents.presets import (
+    check_kind,
     ddpg,
+    dqn,
     make,
     ngql,
     preqn,
     preqn_adaptive,
     preqn_delayed,
+    preqn_discrete,
     preqn_measured,
     preqn_momentum,
     preqn_soft,
@@ -31,9 +44,14 @@ from preqn_jax.agents.swept import SweptState, swept
 
 __all__ = [
     "ALGORITHMS",
+    "CONTINUOUS",
+    "DISCRETE",
     "Agent",
     "AgentConfig",
     "Critic",
+    "DiscreteState",
+    "Epsilon",
+    "Greedy",
     "Inspection",
     "NormalizedState",
     "Policy",
@@ -46,9 +64,12 @@ __all__ = [
     "Update",
     "Values",
     "actor_critic",
+    "check_kind",
     "critic",
     "ddpg",
     "deterministic",
+    "discrete",
+    "dqn",
     "exploitation",
     "gaussian",
     "make",
@@ -57,6 +78,7 @@ __all__ = [
     "preqn",
     "preqn_adaptive",
     "preqn_delayed",
+    "preqn_discrete",
     "preqn_measured",
     "preqn_momentum",
     "preqn_soft",

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any, NamedTuple, cast
 
 from preqn_jax import networks, ntk, solve
+from preqn_jax.agents.discrete import Epsilon
 from preqn_jax.agents.policies import Smoothing
 from preqn_jax.agents.target import Polyak
 from preqn_jax.options import UserError, check, choose, option
@@ -23,11 +24,13 @@ class AgentConfig:
     algorithm: str = option(
         "preqn",
         "the algorithm: preqn, one of its variants (preqn_twin, preqn_measured, preqn_delayed, "
-        "preqn_momentum, preqn_adaptive, preqn_soft), ngql, ddpg, td3 or sac",
+        "preqn_momentum, preqn_adaptive, preqn_soft), ngql, ddpg, td3 or sac; of finitely many "
+        "actions preqn_discrete or dqn",
     )
     activation: str | None = option(
         None,
-        "hidden layers of actor and critic: sin, relu or tanh (sin for preqn and ngql, else relu)",
+        "hidden layers of actor and critic: sin, relu or tanh (sin for preqn, ngql and "
+        "preqn_discrete, else relu)",
     )
     hidden_sizes: tuple[int, ...] = option(
         (256, 256), "widths of the hidden layers of actor and critic", at_least=1
@@ -53,7 +56,8 @@ class AgentConfig:
     )
     critic_step: str | None = option(
         None,
-        "how Q moves: preconditioned (preqn), natural_gradient (ngql), gradient (ddpg, td3, sac)",
+        "how Q moves: preconditioned (preqn, preqn_discrete), natural_gradient (ngql), gradient "
+        "(ddpg, td3, sac, dqn)",
     )
     kernel: str = option(
         "structured", "how K (Eq. 9) is computed: structured, or jacobian (the reference, slow)"
@@ -106,7 +110,7 @@ class AgentConfig:
         "for preqn_adaptive)",
     )
     target_networks: bool | None = option(
-        None, "bootstrap from slowly moving copies (on for ddpg, td3 and sac)"
+        None, "bootstrap from slowly moving copies (on for ddpg, td3, sac and dqn)"
     )
     polyak: float = option(
         0.995, "share of a target network that an update keeps", at_least=0, below=1
@@ -122,6 +126,28 @@ class AgentConfig:
     target_noise_clip: float = option(0.5, "bound on the target policy smoothing noise", at_least=0)
     policy_delay: int | None = option(
         None, "critic updates for one update of policy and targets (2 for td3, else 1)", at_least=1
+    )
+    huber: float | None = option(
+        None,
+        "TD errors count up to this in a gradient step, 0 for no bound (1 for dqn, else 0)",
+        at_least=0,
+    )
+    epsilon_start: float | None = option(
+        None,
+        "share of random actions in data collection at the first update (1 for preqn_discrete and "
+        "dqn; the others have none)",
+        at_least=0,
+    )
+    epsilon_end: float | None = option(
+        None, "and at the end (0.05 for preqn_discrete and dqn)", at_least=0
+    )
+    epsilon_decay: int | None = option(
+        None, "updates from the first to the second (10000 for preqn_discrete and dqn)", at_least=1
+    )
+    double_q: bool | None = option(
+        None,
+        "of finitely many actions the critic chooses and its slow copy says what that is worth "
+        "(off for preqn_discrete and dqn)",
     )
     temperature: float | None = option(
         None,
@@ -140,6 +166,8 @@ class AgentConfig:
 
 
 _PREQN = {"activation": "sin", "critic_step": "preconditioned"}
+_EPSILON = {"epsilon_start": 1.0, "epsilon_end": 0.05, "epsilon_decay": 10_000}
+_CHOICE = {**_EPSILON, "double_q": False}  # of finitely many actions, and of no others
 # What differs among the algorithms: the paper calls PreQN and TD3 "equivalent except for the
 # Q-learning component".
 ALGORITHMS: dict[str, dict[str, Any]] = {
@@ -172,7 +200,17 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "num_critics": 2,
         "temperature": 0.1,
     },
+    "preqn_discrete": {"activation": "sin", "critic_step": "preconditioned", **_CHOICE},
+    "dqn": {
+        "activation": "relu",
+        "critic_step": "gradient",
+        "target_networks": True,
+        "huber": 1.0,
+        **_CHOICE,
+    },
 }
+DISCRETE = tuple(name for name, row in ALGORITHMS.items() if "epsilon_end" in row)
+CONTINUOUS = tuple(name for name in ALGORITHMS if name not in DISCRETE)
 _PLAIN = {
     "num_critics": 1,
     "target_networks": False,
@@ -207,6 +245,13 @@ class Gaussian(NamedTuple):
     target_entropy: float | Array | None  # minus the number of actions if None
 
 
+class Choice(NamedTuple):
+    """How an agent with finitely many actions explores and bootstraps."""
+
+    epsilon: Epsilon
+    double: bool
+
+
 @dataclasses.dataclass(frozen=True)
 class Resolved:
     """A config with every choice made, of which the parts are built."""
@@ -218,8 +263,9 @@ class Resolved:
     critic_learning_rate: float | Array
     members: int
     target: Polyak
-    policy: Deterministic | Gaussian
+    policy: Deterministic | Gaussian | Choice
     delay: int
+    huber: float | Array | None = None  # of a gradient step
 
 
 def resolve(config: AgentConfig) -> Resolved:
@@ -257,6 +303,7 @@ def resolve(config: AgentConfig) -> Resolved:
         target=config.polyak if config.target_networks else None,
         policy=_policy(config),
         delay=given.policy_delay,
+        huber=_huber(config, step),
     )
 
 
@@ -293,14 +340,37 @@ def _check_variants(config: AgentConfig, step: str) -> None:
         )
 
 
-def _policy(config: AgentConfig) -> Deterministic | Gaussian:
-    """A temperature makes a policy Gaussian; what does not fit the kind is refused."""
+def _huber(config: AgentConfig, step: str) -> float | Array | None:
+    if config.huber is None or is_zero(config.huber):
+        return None
+    if step != "gradient":
+        if ALGORITHMS[config.algorithm].get("huber") == config.huber:
+            return None  # its own value, with another step
+        raise UserError(
+            f"huber is {config.huber}, but it bounds the TD errors of gradient steps, and this one "
+            f"is {step}: leave it out"
+        )
+    return config.huber
+
+
+def _policy(config: AgentConfig) -> Deterministic | Gaussian | Choice:
+    """A temperature makes a policy Gaussian, an epsilon greedy; what does not fit the kind is
+    refused.
+    """
     smooth = config.target_noise is not None and not is_zero(config.target_noise)
     for name in ("target_entropy", "temperature_learning_rate"):
         if getattr(config, name) is not None and not config.automatic_temperature:
             raise UserError(
                 f"{name} is {getattr(config, name)}, but nothing tunes the temperature: "
                 "add `automatic_temperature`"
+            )
+    if config.algorithm in DISCRETE:
+        return _choice(config)
+    for name in _CHOICE:
+        if getattr(config, name) is not None and getattr(config, name) is not False:
+            raise UserError(
+                f"{name} is {getattr(config, name)}, but it is for finitely many actions "
+                f"({', '.join(DISCRETE)}): leave it out"
             )
     if "temperature" not in ALGORITHMS[config.algorithm]:
         for name in ("temperature", "automatic_temperature"):
@@ -319,6 +389,27 @@ def _policy(config: AgentConfig) -> Deterministic | Gaussian:
         )
     assert config.temperature is not None
     return Gaussian(config.temperature, config.temperature_learning_rate, config.target_entropy)
+
+
+def _choice(config: AgentConfig) -> Choice:
+    for name in ("temperature", "automatic_temperature", "target_noise"):
+        value = getattr(config, name)
+        if value is not None and value is not False and not is_zero(value):
+            raise UserError(
+                f"{name} is {value}, but {config.algorithm} acts greedily in Q: leave it out"
+            )
+    given = cast(Any, config)  # what was None is filled by now
+    for name in ("epsilon_start", "epsilon_end"):
+        value = getattr(given, name)
+        if isinstance(value, int | float) and value > 1:
+            raise UserError(f"{name} is {value}, but it is a share and must be at most 1")
+    if config.double_q and not config.target_networks:
+        raise UserError(
+            "double_q is on, but there is no slow copy, and so the critic chooses and says what "
+            "that is worth: add `target_networks=True`, or leave it out"
+        )
+    epsilon = Epsilon(given.epsilon_start, given.epsilon_end, given.epsilon_decay)
+    return Choice(epsilon, bool(config.double_q))
 
 
 def is_zero(value: Any) -> bool:

@@ -56,6 +56,7 @@ class Critic(NamedTuple):
       them, is the default; a critic may take both from one pass (as with batch normalisation).
     follow: `state -> state`, one step of the slow copy.
     params: `state -> all parameters`, of every member, for their norm.
+    slow: `state -> Values`, of what bootstraps; None where that is the online members.
     """
 
     q: QFunction
@@ -65,6 +66,7 @@ class Critic(NamedTuple):
     update: Callable[[Any, Transition, Upcoming, Any], tuple[Any, Update]]
     follow: Callable[[Any], Any]
     params: Callable[[Any], Params]
+    slow: Callable[[Any], Values] | None = None
 
 
 def critic(
@@ -143,7 +145,10 @@ def critic(
     def follow(state: CriticState) -> CriticState:
         return replace(state, target=targets.follow(state.target, state.params, target))
 
-    return Critic(q, init, _first, values, update, follow, lambda state: state.params)
+    def slow(state: CriticState) -> Values:
+        return values(replace(state, params=targets.bootstrap(state.target, state.params)))
+
+    return Critic(q, init, _first, values, update, follow, lambda state: state.params, slow)
 
 
 def exploitation(ahead: Array, here: Array) -> Array:

@@ -13,18 +13,30 @@ import optax
 from preqn_jax import networks, ntk, steps
 from preqn_jax.agents.actor_critic import actor_critic
 from preqn_jax.agents.base import Agent
-from preqn_jax.agents.config import SOLVERS, AgentConfig, Deterministic, Resolved, is_zero, resolve
+from preqn_jax.agents.config import (
+    DISCRETE,
+    SOLVERS,
+    AgentConfig,
+    Choice,
+    Deterministic,
+    Resolved,
+    is_zero,
+    resolve,
+)
 from preqn_jax.agents.critic import critic
+from preqn_jax.agents.discrete import discrete
 from preqn_jax.agents.normalized import normalized
 from preqn_jax.agents.policies import Policy, Tuning, deterministic, gaussian
+from preqn_jax.options import UserError
 from preqn_jax.types import QFunction, Spec
 
 
 def make(config: AgentConfig | Resolved, spec: Spec) -> Agent:
     """The agent that a config describes: of equal ones the same, so that what was compiled for it
-    serves again. Raises UserError if it makes no sense.
+    serves again. Raises UserError if it makes no sense, or is for actions of another kind.
     """
     made = resolve(config) if isinstance(config, AgentConfig) else config
+    check_kind(made.config.algorithm, spec)
     try:
         hash(made)
     except TypeError:  # its numbers are traced
@@ -32,21 +44,38 @@ def make(config: AgentConfig | Resolved, spec: Spec) -> Agent:
     return _remembered(made, spec)
 
 
-def _assemble(made: Resolved, spec: Spec) -> Agent:
-    q = networks.Critic(**made.network)
-    agent = actor_critic(
-        spec,
-        make_policy(made, spec),
-        critic(
-            q,
-            critic_step(made, q.apply),
-            members=made.members,
-            target=made.target,
-            pessimism=None if made.config.measured_pessimism else made.config.pessimism,
-        ),
-        discount=made.config.discount,
-        delay=made.delay,
+def check_kind(algorithm: str, spec: Spec) -> None:
+    """Raises UserError where a known algorithm is not for the actions there are."""
+    if (algorithm in DISCRETE) == (spec.num_actions is not None):
+        return
+    if algorithm in DISCRETE:
+        count, kind, fits, other = spec.action_size, "continuous", "preqn", "td3"
+    else:
+        count, kind, fits, other = spec.num_actions, "discrete", "preqn_discrete", "dqn"
+    raise UserError(
+        f"algorithm {algorithm!r} does not fit the environment, which has {count} {kind} "
+        f"action{'s' * (count != 1)}; use `algorithm={fits}` (or {other})"
     )
+
+
+def _assemble(made: Resolved, spec: Spec) -> Agent:
+    if isinstance(made.policy, Choice):
+        assert spec.num_actions is not None
+        q = networks.ActionValues(spec.num_actions, **made.network)
+    else:
+        q = networks.Critic(**made.network)
+    values = critic(
+        q,
+        critic_step(made, q.apply),
+        members=made.members,
+        target=made.target,
+        pessimism=None if made.config.measured_pessimism else made.config.pessimism,
+    )
+    numbers: dict[str, Any] = {"discount": made.config.discount, "delay": made.delay}
+    if isinstance(made.policy, Choice):
+        agent = discrete(spec, values, **made.policy._asdict(), **numbers)
+    else:
+        agent = actor_critic(spec, make_policy(made, spec), values, **numbers)
     return normalized(agent, spec) if made.config.normalize_observations else agent
 
 
@@ -54,11 +83,12 @@ _remembered = functools.lru_cache(maxsize=64)(_assemble)
 
 
 def make_policy(made: Resolved, spec: Spec) -> Policy:
-    """The policy of an agent."""
+    """The policy of an agent for continuous actions."""
     optimizer = optax.adam(made.config.actor_learning_rate)
     if isinstance(made.policy, Deterministic):
         mu = networks.Actor(spec.action_size, **made.network)
         return deterministic(mu, optimizer, **made.policy._asdict(), target=made.target)
+    assert not isinstance(made.policy, Choice)
     temperature, rate, entropy = made.policy
     tuning = None
     if rate is not None:
@@ -71,7 +101,7 @@ def critic_step(made: Resolved, q: QFunction) -> steps.ValueStep:
     """The step of one critic."""
     rate, config = made.critic_learning_rate, made.config
     if made.critic_step == "gradient":
-        return steps.gradient(q, optax.adam(rate))
+        return steps.gradient(q, optax.adam(rate), made.huber)
     if made.critic_step == "natural_gradient":
         return steps.natural_gradient(q, rate, config.damping)
     solve = SOLVERS[config.solver]
@@ -183,3 +213,27 @@ def sac(spec: Spec, **options: Any) -> Agent:
     entropy to reach, where the temperature is tuned, is minus the number of actions.
     """
     return make(AgentConfig(algorithm="sac", **options), spec)
+
+
+def preqn_discrete(spec: Spec, **options: Any) -> Agent:
+    """PreQN (Algorithm 1) for finitely many actions: lines 9 to 13, with the maximum of T* (Eq. 2)
+    in place of a policy's action, and no target network.
+
+    Example:
+      >>> import numpy as np
+      >>> from preqn_jax import agents
+      >>> from preqn_jax.types import Spec
+      >>> spec = Spec(4, 1, np.zeros(1), np.ones(1), num_actions=2)  # CartPole's
+      >>> agent = agents.preqn_discrete(spec, hidden_sizes=(64, 64))
+    """
+    return make(AgentConfig(algorithm="preqn_discrete", **options), spec)
+
+
+def dqn(spec: Spec, **options: Any) -> Agent:
+    """DQN (Mnih et al. 2015): Adam on Huber's loss, with a target network; `double_q` for van
+    Hasselt et al. 2016.
+
+    The target network is averaged at every update (`polyak`), as those of DDPG, TD3 and SAC here;
+    `polyak=0.0, policy_delay=1000` copies it whole every 1,000 updates, as Mnih et al. do.
+    """
+    return make(AgentConfig(algorithm="dqn", **options), spec)

@@ -1,10 +1,12 @@
 """What can be seen of a value function's stability: the paper's measures, and one look at a critic
 that puts them together.
 
-`diagnosis` measures, `glossary` says of every number what it is, `verdict` draws the conclusion.
+`diagnosis` measures, `glossary` says of every number what it is, `verdict` draws the conclusion;
+`exact` measures where the whole problem is known.
 """
 
 from preqn_jax.diagnostics.diagnosis import Case, bias, diagnose
+from preqn_jax.diagnostics.exact import exact
 from preqn_jax.diagnostics.glossary import GLOSSARY, Entry
 from preqn_jax.diagnostics.verdict import FAILURES, Finding, failure
 from preqn_jax.measures import (
@@ -29,6 +31,7 @@ __all__ = [
     "bias",
     "contraction_bound",
     "diagnose",
+    "exact",
     "failure",
     "gain",
     "generalization_slack",

@@ -10,12 +10,13 @@ from typing import Any
 
 from preqn_jax.envs import brax, playground
 from preqn_jax.envs.base import EnvError, Step, VectorEnv, derive_seed
-from preqn_jax.envs.finite import FINITE
+from preqn_jax.envs.finite import FINITE, PREFIX
 from preqn_jax.envs.functional import FunctionalEnv, FunctionalVector, Outcome
 from preqn_jax.envs.native import NATIVE
 from preqn_jax.envs.probe import PROBES
 from preqn_jax.envs.source import GymSource, Wrapper, check
 from preqn_jax.options import UserError, choose
+from preqn_jax.problems import PROBLEMS, Problem
 from preqn_jax.types import Spec
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "described",
     "make",
     "name",
+    "problem",
     "pure",
     "spec",
 ]
@@ -103,7 +105,7 @@ def pure(source: Source) -> FunctionalEnv | None:
     >>> envs.pure("native/pendulum").time_limit, envs.pure("HalfCheetah-v5")
     (200, None)
     """
-    if isinstance(source, str) and source.startswith(("probe/", "tabular/", *FOR_DEVICES)):
+    if isinstance(source, str) and source.startswith(("probe/", PREFIX, *FOR_DEVICES)):
         return _functional(source)
     return source if isinstance(source, FunctionalEnv) else None
 
@@ -115,6 +117,18 @@ def _functional(env_id: str) -> FunctionalEnv:
             return library.make(env_id)
     known = {**PROBES, **FINITE, **NATIVE}
     return known[choose("environment", env_id, known)]()
+
+
+def problem(source: Source) -> Problem | None:
+    """The finite problem that an environment is; None for all others.
+
+    >>> from preqn_jax import envs
+    >>> envs.problem("tabular/chain").rho.shape, envs.problem("HalfCheetah-v5")
+    ((8, 2), None)
+    """
+    if not isinstance(source, str) or source not in FINITE:
+        return None
+    return PROBLEMS[source.removeprefix(PREFIX)]()
 
 
 def name(source: Source) -> str:

@@ -62,8 +62,13 @@ def check_spec(name: str, spec: Spec) -> None:
                 f"environment {name!r} has {what} of size {size}, but these algorithms need at "
                 "least one number in each"
             )
-    low, high = np.asarray(spec.action_low), np.asarray(spec.action_high)
     words = f"environment {name!r} has"
+    if spec.num_actions is not None and (spec.num_actions < 1 or spec.action_size != 1):
+        raise UserError(
+            f"{words} num_actions={spec.num_actions} and action_size={spec.action_size}, but of "
+            "finitely many actions there is one at least, and one is chosen at a time"
+        )
+    low, high = np.asarray(spec.action_low), np.asarray(spec.action_high)
     if low.shape != (spec.action_size,) or high.shape != low.shape:
         raise UserError(
             f"{words} action bounds of the shapes {low.shape} and {high.shape}, expected "
@@ -74,6 +79,13 @@ def check_spec(name: str, spec: Spec) -> None:
             f"{words} unbounded actions, from {low.min():g} to {high.max():g}, but actions are "
             "scaled from [-1, 1] to their bounds: give finite ones"
         )
+    if spec.num_actions is not None:
+        if high[0] - low[0] != spec.num_actions - 1 or low[0] != int(low[0]):
+            raise UserError(
+                f"{words} {spec.num_actions} actions, from {low[0]:g} to {high[0]:g}, but they are "
+                "successive integers"
+            )
+        return
     if not (low < high).all():
         i = int(np.argmin(low < high))
         raise UserError(

@@ -1,21 +1,21 @@
 """The finite problems as environments: `tabular/baird`, `tabular/chain`, ...
 
-An observation is the state, one-hot `[S]`. The action is one number in [-1, 1], which stands for
-the nearest of A actions at the centres of A equal parts: uniform numbers are uniform actions.
-Episodes start in a state drawn from the data's distribution; they end in the problem's terminal
-state, if it has one, and are cut off after 50 steps.
+An observation is the state, one-hot `[S]`; the action is one of A (`preqn_jax.actions`). Episodes
+start in a state drawn from the data's distribution; they end in the problem's terminal state, if it
+has one, and are cut off after 50 steps.
 """
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from preqn_jax import actions as choices
 from preqn_jax import problems
 from preqn_jax.envs.functional import FunctionalEnv, Outcome
 from preqn_jax.problems import Problem
-from preqn_jax.types import Array, Key, Spec
+from preqn_jax.types import Array, Key
 
 TIME_LIMIT = 50
+PREFIX = "tabular/"
 
 
 def functional(problem: Problem) -> FunctionalEnv:
@@ -32,19 +32,18 @@ def functional(problem: Problem) -> FunctionalEnv:
         return jax.random.categorical(key, log_start)
 
     def step(state: Array, action: Array, key: Key) -> tuple[Array, Outcome]:
-        index = jnp.clip(jnp.floor((action[0] + 1) / 2 * actions), 0, actions - 1).astype(jnp.int32)
+        index = action[0]
         after = jax.random.categorical(key, log_transition[state, index])
         return after, Outcome(reward[state, index, after], problem.terminal[after])
 
     def observe(state: Array) -> Array:
         return jax.nn.one_hot(state, states, dtype=jnp.float32)
 
-    return FunctionalEnv(
-        Spec(states, 1, np.full(1, -1.0), np.full(1, 1.0)), reset, step, observe, TIME_LIMIT
-    )
+    spec = choices.spec(states, actions)
+    return FunctionalEnv(spec, reset, step, observe, TIME_LIMIT)
 
 
 FINITE = {
-    f"tabular/{name}": lambda make=make: functional(make())
+    f"{PREFIX}{name}": lambda make=make: functional(make())
     for name, make in problems.PROBLEMS.items()
 }

@@ -29,7 +29,8 @@ class FunctionalEnv(NamedTuple):
     """A Markov decision process as pure functions of one environment.
 
     reset: `key -> state`.
-    step: `(state, action [act] in the spec's bounds, key) -> (state, Outcome)`.
+    step: `(state, action [act] in the spec's bounds, key) -> (state, Outcome)`; integers `[1]`
+      where the spec has finitely many actions.
     observe: `state -> obs [obs]`.
     time_limit: steps after which an episode is cut off (truncated, not terminated); 0 for none.
     """
@@ -205,7 +206,7 @@ class FunctionalVector:
         return np.asarray(_ask(self._name, "observe", self._observe, self._state))
 
     def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> Step:
-        actions = scale(self.spec, actions).astype(np.float32)
+        actions = scale(self.spec, actions)
         state, outcome = _ask(self._name, "step", self._advance, self._state, actions, self._keys)
         reward, terminated, truncated, next_obs, obs = (np.array(x) for x in outcome)
         if active is not None:

@@ -19,6 +19,7 @@ import gymnasium
 import mujoco
 import numpy as np
 
+from preqn_jax import actions
 from preqn_jax.envs import codec, contract
 from preqn_jax.envs.base import EnvError, Step, derive_seed, scale
 from preqn_jax.envs.source import GymSource, Wrapper
@@ -55,7 +56,7 @@ class GymVector:
         """`source` is an id, or makes an environment, or is one of these with arguments and
         wrappers.
 
-        Raises UserError for an unknown id, argument or wrapper, or spaces that are not boxes;
+        Raises UserError for an unknown id, argument or wrapper, or spaces that do not fit;
         EnvError for what making one raises.
         """
         route_mujoco_warnings()
@@ -63,6 +64,7 @@ class GymVector:
         self._envs = [made(source) for _ in range(num_envs)]
         self.num_envs = num_envs
         self.spec = _spec(name, self._envs[0])
+        contract.check_spec(name, self.spec)
         self._obs_shape = tuple(self._envs[0].observation_space.shape or ())
         self._action_shape = self._envs[0].action_space.shape
         self._obs = np.zeros((num_envs, self.spec.obs_size), np.float32)
@@ -90,12 +92,13 @@ class GymVector:
             np.zeros((2, n), bool),
             np.zeros_like(self._obs),
         )
-        actions = scale(self.spec, actions).astype(np.float32)
+        actions = scale(self.spec, actions)
         for i, env in enumerate(self._envs):
             if active is not None and not active[i]:
                 continue
             try:
-                out = env.step(actions[i].reshape(self._action_shape))
+                action = actions[i].reshape(self._action_shape)
+                out = env.step(action if self._action_shape else action.item())
             except contract.RAISED as error:
                 raise contract.raised(self._name, "step", error) from error
             obs, reward[i], ended[0, i], ended[1, i] = contract.outcome(
@@ -222,7 +225,10 @@ def _spec(name: str, env: gymnasium.Env) -> Spec:
         if advice:
             shown = " ".join(str(space).split())[:160]
             raise UserError(f"environment {name!r} has the {what} space {shown}, but {advice}")
-    assert isinstance(action, gymnasium.spaces.Box) and obs.shape is not None
+    assert obs.shape is not None
+    if isinstance(action, gymnasium.spaces.Discrete):
+        return actions.spec(int(np.prod(obs.shape)), int(action.n), int(action.start))
+    assert isinstance(action, gymnasium.spaces.Box)
     low, high = (bound.reshape(-1).astype(np.float64) for bound in (action.low, action.high))
     spec = Spec(int(np.prod(obs.shape)), int(np.prod(action.shape)), low, high)
     if spec.action_size and not (np.isfinite(low).all() and np.isfinite(high).all()):
@@ -231,23 +237,19 @@ def _spec(name: str, env: gymnasium.Env) -> Spec:
             "but actions are scaled from [-1, 1] to their bounds: give finite ones, as with "
             "`wrappers=['preqn_jax.envs.gym:BoundAction(low=-1,high=1)']`"
         )
-    contract.check_spec(name, spec)
     return spec
 
 
 def _advice_on_actions(space: Any) -> str:
     """What to do about a space of actions that does not fit; "" where it does."""
-    if _box(space, np.floating):
+    if _box(space, np.floating) or isinstance(space, gymnasium.spaces.Discrete):
         return ""
     inner = getattr(space, "spaces", ())  # of a Dict or a Tuple
     parts = list(inner.values() if isinstance(inner, dict) else inner)
-    needs = "these algorithms need continuous actions, a Box of floats"
+    needs = "these algorithms need a Box of floats, or a choice among finitely many, Discrete"
     if parts and all(_box(part, np.floating) for part in parts):
         return f"{needs}: make one of it by `wrappers=['preqn_jax.envs.gym:FlattenAction']`"
-    return (
-        f"{needs}, as in Pendulum-v1, InvertedPendulum-v5 or HalfCheetah-v5: choose such an "
-        "environment, or a wrapper that makes one of it, as docs/extend.md shows"
-    )
+    return f"{needs}, as in HalfCheetah-v5 or CartPole-v1: choose one, or wrap this into one"
 
 
 def _advice_on_observations(space: Any) -> str:

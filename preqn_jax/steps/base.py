@@ -42,10 +42,13 @@ class ValueStep(NamedTuple):
     update: Callable[[Params, Memory, Inputs, Array], tuple[Params, Memory, StepInfo]]
 
 
-def gradient(q: QFunction, optimizer: optax.GradientTransformation) -> ValueStep:
+def gradient(
+    q: QFunction, optimizer: optax.GradientTransformation, huber: Number | None = None
+) -> ValueStep:
     """The usual critic step, Eq. 5: a descent direction of the mean of half the squared TD error.
 
-    With ``optax.sgd(alpha)`` it is Eq. 5 itself, theta' = theta + alpha E[delta grad Q].
+    With ``optax.sgd(alpha)`` it is Eq. 5 itself, theta' = theta + alpha E[delta grad Q]. TD errors
+    count up to `huber` there, if it is given: the gradient of Huber's loss (Mnih et al. 2015).
 
     >>> from preqn_jax import steps
     >>> step = steps.gradient(lambda params, x: x @ params, optax.sgd(0.5))
@@ -54,6 +57,7 @@ def gradient(q: QFunction, optimizer: optax.GradientTransformation) -> ValueStep
     >>> params.tolist(), info.delta.tolist()
     ([1.0, -2.0], [4.0, -8.0])
     """
+    require(huber, lambda x: x > 0, "huber must be positive, or None for no bound")
     batch = batched(q)
 
     def update(
@@ -62,7 +66,8 @@ def gradient(q: QFunction, optimizer: optax.GradientTransformation) -> ValueStep
         params = checked(params, inputs, targets)
         values, vjp = jax.vjp(lambda p: batch(p, inputs), params)
         delta = delta_of(targets, values)
-        (grads,) = vjp(-delta / delta.shape[0])
+        pull = delta if huber is None else jnp.clip(delta, -huber, huber)
+        (grads,) = vjp(-pull / delta.shape[0])
         updates, memory = optimizer.update(grads, memory, params)
         params = optax.apply_updates(params, updates)
         cos = measures.alignment(batch(params, inputs) - values, delta)

@@ -76,9 +76,10 @@ class RunConfig:
 
     env: str = option(
         "HalfCheetah-v5",
-        "a Gymnasium environment with Box observations and actions (module:Env-v0 for one that the "
-        "module registers), one for the device (native/pendulum, brax/halfcheetah, "
-        "playground/CheetahRun), or a probe (probe/delay)",
+        "a Gymnasium environment with Box observations and Box or Discrete actions "
+        "(module:Env-v0 for one that the module registers), one for the device (native/pendulum, "
+        "brax/halfcheetah, playground/CheetahRun), a finite problem (tabular/chain), or a probe "
+        "(probe/delay)",
     )
     logdir: str | None = option(
         None,

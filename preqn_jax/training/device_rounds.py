@@ -13,6 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from preqn_jax import actions as discrete
 from preqn_jax import replay as replays
 from preqn_jax.agents import Agent
 from preqn_jax.envs.functional import Many
@@ -186,6 +187,8 @@ def _make_collect(agent: Agent, env: Many, spec: Spec, config: LoopConfig) -> Ca
 
 def _scale(spec: Spec, action: Array) -> Array:
     """As `envs.base.scale`."""
+    if spec.num_actions is not None:
+        return discrete.own(spec, action)
     centre = jnp.asarray((spec.action_high + spec.action_low) / 2, jnp.float32)
     half = jnp.asarray((spec.action_high - spec.action_low) / 2, jnp.float32)
     each = jax.vmap(jax.vmap(lambda one: centre + half * jnp.clip(one, -1, 1)))

@@ -29,7 +29,7 @@ def program(
     Its parameters are inside. `serialize()` makes bytes of it (which needs flatbuffers), and
     `jax.export.deserialize` a function again, in a process that has jax and not this package:
     `[B, obs] -> [B, act]`, or `([B, obs], [B, act]) -> [B]`, all float32, actions in the
-    environment's own units.
+    environment's own units. Of finitely many these are integers, `[B]` int32.
 
     Args:
       trained: what `preqn_jax.load` returns.
@@ -50,9 +50,12 @@ def program(
     for name in platforms:
         choose("platform", name, PLATFORMS)
     critic = choose("thing to export", what, WHAT) == "critic"
-    sizes = (trained.spec.obs_size, trained.spec.action_size)[: 1 + critic]
-    (batch,) = jax.export.symbolic_shape("B")
-    inputs = [jax.ShapeDtypeStruct((batch, size), jnp.float32) for size in sizes]
+    (batch,), spec = jax.export.symbolic_shape("B"), trained.spec
+    action = jax.ShapeDtypeStruct((batch, spec.action_size), jnp.float32)
+    if spec.num_actions is not None:
+        action = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    obs = jax.ShapeDtypeStruct((batch, spec.obs_size), jnp.float32)
+    inputs = (obs, action)[: 1 + critic]
     function = trained.q(seed) if critic else trained.policy(seed)
     with _no_paths():
         return jax.export.export(jax.jit(function), platforms=list(platforms))(*inputs)
@@ -78,14 +81,16 @@ def arrays(
 
     That is "activation" of all layers but the last, the number of "layers", "action_low" and
     "action_high". A policy ends in a tanh, of the first half where it is SAC's: mean, then the
-    logarithm of the deviation. A critic takes [s, a], a scaled to [-1, 1]. docs/after-training.md
-    has the lines of NumPy. Normalized observations are part of the first layer, which takes them
-    as they come.
+    logarithm of the deviation. A critic takes [s, a], a scaled to [-1, 1]. Where there are finitely
+    many actions, "num_actions" from "action_low" on, both are the same: s to the values of all, of
+    which the policy is the largest. docs/after-training.md has the lines of NumPy. Normalized
+    observations are part of the first layer, which takes them as they come.
 
     Raises UserError for what or a seed that is not there, or networks that are not this package's.
     """
     state = trained.state(seed)
     critic = choose("thing to export", what, WHAT) == "critic"
+    critic = critic or trained.spec.num_actions is not None
     params = trained.agent.critic(state) if critic else trained.agent.policy(state)
     units = params if isinstance(params, agents.Seen) else None
     params = params if units is None else units.params
@@ -105,6 +110,7 @@ def arrays(
         "obs_size": trained.spec.obs_size,
         "action_low": trained.spec.action_low.tolist(),
         "action_high": trained.spec.action_high.tolist(),
+        "num_actions": trained.spec.num_actions,
     }
     weights = {name.removeprefix(_LAYERS): np.asarray(x) for name, x in named.items()}
     if units is not None:

@@ -6,16 +6,17 @@ have learned without.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from preqn_jax import diagnostics
+from preqn_jax import actions, diagnostics
 from preqn_jax import replay as replays
 from preqn_jax.agents import Agent, Inspection
+from preqn_jax.problems import Problem
 from preqn_jax.training.config import LOOK, LoopConfig
 from preqn_jax.training.loop import Learner, keys, members
 from preqn_jax.training.rollout import Evaluation
@@ -104,6 +105,59 @@ def measure(agent: Agent, look: Look, discount: float) -> dict[str, float]:
         bonus=step.bonus,
     )
     return diagnostics.diagnose(agent.q, case, spectrum_rows=None)
+
+
+Exactly = Callable[[Learner, int, float], dict[str, float]]
+"""`(learner [P], index of a member, alpha of Eq. 5) -> diagnostics.exact` by "exact/..."."""
+
+
+def make_exact(
+    agent: Agent,
+    problem: Problem | None,
+    discounts: Sequence[float] | np.ndarray,
+    described: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> Exactly:
+    """The whole operator U of a run on a finite problem, with the replay's own distribution of
+    pairs; nothing where there is no `problem`.
+
+    `described` is what config.json says, `settings` `[M]` what members have of their own. A
+    preconditioned step is taken with its own learning rate and damping; a gradient step with the
+    alpha of Eq. 5 whose update is most like it, as a diagnosis finds it.
+    """
+    if problem is None:
+        return lambda learner, i, alpha: {}
+    shape = problem.rho.shape
+
+    @jax.jit
+    def met(replay: replays.Replay) -> Array:
+        state = jnp.argmax(replay.data.obs, axis=1)
+        action = actions.index(replay.data.action[:, 0], shape[1])
+        filled = jnp.arange(len(state)) < replay.size
+        return jnp.zeros(shape).at[state, action].add(filled) / replay.size
+
+    def of(i: int, name: str) -> Any:
+        return settings[name][i] if name in settings else described.get(name)
+
+    def look(learner: Learner, i: int, alpha: float) -> dict[str, float]:
+        state, replay = jax.tree.map(lambda leaf: leaf[i], (learner.agent, learner.replay))
+        damping = None
+        if described.get("critic_step") in ("preconditioned", "natural_gradient"):
+            inverts = described["critic_step"] == "preconditioned" and described["solver"]
+            damping = 0.0 if inverts in ("eigh", "lstsq") else float(of(i, "damping"))
+            alpha = float(of(i, "critic_learning_rate"))
+        found = diagnostics.exact(
+            agent.q,
+            agent.critic(state),
+            problem,
+            alpha=alpha,
+            damping=damping,
+            gamma=float(discounts[i]),
+            rho=met(replay),
+        )
+        return {f"exact/{name}": value for name, value in found.items()}
+
+    return look
 
 
 def stuck(means: dict[str, float]) -> str | None:

@@ -21,7 +21,7 @@ from preqn_jax.training import collect, device, directory, folder, loop, memory
 from preqn_jax.training.config import LoopConfig, RunConfig
 from preqn_jax.training.errors import Diverged, Diverging
 from preqn_jax.training.folder import Folder, Place
-from preqn_jax.training.monitor import advice, bias, make_monitor
+from preqn_jax.training.monitor import advice, bias, make_exact, make_monitor
 from preqn_jax.training.rollout import Evaluation, attained
 from preqn_jax.training.trained import Trained
 from preqn_jax.types import Settings, Spec
@@ -163,6 +163,8 @@ class Session:
         if self._folders:
             self._go_on()
         self._look = make_monitor(self.agent, config, self._discounts)
+        told = self._discounts, plan.described, plan.settings
+        self._exact = make_exact(self.agent, envs.problem(plan.env), *told)
         self._acting = loop.each(self.agent.policy)
 
     def _go_on(self) -> None:
@@ -353,6 +355,7 @@ class Session:
                 continue
             finding = diagnostics.failure(measured)
             line = {f"diagnose/{name}": value for name, value in measured.items()}
+            line |= self._exact(self.learner, i, measured["alpha"])
             number = 1 + diagnostics.FAILURES.index(finding.mode) if finding else 0
             self._write(step, i, {**line, "diagnose/failure": number})
             if finding and self._found.get(i) != finding.mode:

@@ -176,8 +176,13 @@ def open_(sweep: Sweep, write: bool = True) -> None:
     """The folder of the sweep, where it may begin, go on, or go on with more members; of several
     processes one alone should `write` to it.
 
-    Raises UserError: it holds another sweep, or what no sweep leaves; it cannot be written to.
+    Raises UserError: an algorithm does not fit its environment's actions; the folder holds another
+    sweep, or what no sweep leaves; it cannot be written to.
     """
+    for program in sweep.programs:
+        run = program.run
+        spec = envs.spec(envs.described(run.env, run.env_kwargs, run.wrappers))
+        agents.check_kind(program.agent.algorithm, spec)
     path = sweep.logdir / NAME
     base = directory.describe(sweep.run, sweep.agent, sweep.loop)
     free = dict.fromkeys((*sweep.axes, "seeds", *directory.MAY_CHANGE))

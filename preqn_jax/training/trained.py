@@ -9,9 +9,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 
-from preqn_jax import agents, envs
+from preqn_jax import actions, agents, envs
 from preqn_jax.agents import Agent
 from preqn_jax.options import UserError
 from preqn_jax.training import directory, record
@@ -38,7 +40,8 @@ class Trained(NamedTuple):
         return jax.tree.map(lambda leaf: leaf[self.seeds.index(seed)], self.states)
 
     def policy(self, seed: int | None = None) -> Callable[[Any], Array]:
-        """`obs [obs] or [B, obs] -> action [act] or [B, act]` in the environment's own units.
+        """`obs [obs] or [B, obs] -> action [act] or [B, act]` in the environment's own units; where
+        these are finitely many integers, `[]` or `[B]` int32, NumPy's.
 
         Noiseless, and compiled. Raises UserError for a seed that is not there; what it returns
         raises ValueError for observations of another shape.
@@ -51,7 +54,12 @@ class Trained(NamedTuple):
           >>> policy(np.zeros((5, run.spec.obs_size))).shape == (5, run.spec.action_size)
           True
         """
-        params, act = self.agent.policy(self.state(seed)), self.agent.act
+        params, act, spec = self.agent.policy(self.state(seed)), self.agent.act, self.spec
+        if spec.num_actions is not None:
+            choose = _compiled(
+                lambda obs: actions.own(spec, act(params, obs))[0], obs=spec.obs_size
+            )
+            return lambda obs: _plain(choose(obs))
         centre, half = _range(self.spec)
         return _compiled(
             lambda obs: centre + half * jnp.clip(act(params, obs), -1, 1), obs=self.spec.obs_size
@@ -59,7 +67,7 @@ class Trained(NamedTuple):
 
     def q(self, seed: int | None = None) -> Callable[[Any, Any], Array]:
         """`(obs [obs], action [act]) -> value []`, or `([B, obs], [B, act]) -> [B]`, of the first
-        critic; actions are in the environment's own units.
+        critic; actions are as `policy` returns them.
 
         Compiled. Raises as `policy` does.
 
@@ -69,13 +77,25 @@ class Trained(NamedTuple):
           >>> run.q(seed=0)(obs, run.policy(seed=0)(obs)).shape
           (5,)
         """
-        params, q = self.agent.critic(self.state(seed)), self.agent.q
+        params, q, spec = self.agent.critic(self.state(seed)), self.agent.q, self.spec
+        if spec.num_actions is not None:
+            ask = _compiled(
+                lambda obs, own: q(params, obs, actions.inside(spec, own)),
+                obs=spec.obs_size,
+                action=1,
+            )
+            return lambda obs, action: ask(obs, jnp.asarray(action)[..., None])
         centre, half = _range(self.spec)
         return _compiled(
             lambda obs, action: q(params, obs, (action - centre) / half),
             obs=self.spec.obs_size,
             action=self.spec.action_size,
         )
+
+
+def _plain(action: Array) -> Any:
+    """As Gymnasium takes it, but where it is traced."""
+    return action if isinstance(action, jax.core.Tracer) else np.asarray(action)[()]
 
 
 def _range(spec: Spec) -> tuple[Array, Array]:

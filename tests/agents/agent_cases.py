@@ -12,8 +12,20 @@ SPEC = Spec(3, 2, -np.ones(2), np.ones(2))
 SMALL = {"hidden_sizes": (16, 16)}
 
 
+CHOICES = Spec(3, 1, np.zeros(1), np.full(1, 3.0), num_actions=4)
+
+
 def make(fields):
-    return agents.make(agents.AgentConfig(**{**SMALL, **fields}), SPEC)
+    """One of finitely many actions learns from the first number of an action alone."""
+    config = agents.AgentConfig(**{**SMALL, **fields})
+    if config.algorithm not in agents.DISCRETE:
+        return agents.make(config, SPEC)
+    agent = agents.make(config, CHOICES)
+
+    def update(state, batch, key, count):
+        return agent.update(state, batch._replace(action=batch.action[:, :1]), key, count)
+
+    return agent._replace(update=update)
 
 
 _made = {}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from agent_cases import compiled, learn, leaves, make, same, transitions
+from preqn_jax import agents
 
 TABLE = {
     "preqn": {"algorithm": "preqn"},
@@ -31,6 +32,11 @@ TABLE = {
     "sac-automatic-temperature": {"algorithm": "sac", "automatic_temperature": True},
     "sac-preconditioned": {"algorithm": "sac", "critic_step": "preconditioned"},
     "preqn-normalized": {"algorithm": "preqn", "normalize_observations": True},
+    "preqn-discrete": {"algorithm": "preqn_discrete"},
+    "preqn-discrete-normalized": {"algorithm": "preqn_discrete", "normalize_observations": True},
+    "dqn": {"algorithm": "dqn"},
+    "dqn-double-two-critics": {"algorithm": "dqn", "double_q": True, "num_critics": 2},
+    "dqn-whole-copies": {"algorithm": "dqn", "polyak": 0.0, "policy_delay": 2},
 }
 # Every solver, option and mix keeps the laws; the fast tests hold one of each kind to them.
 SLOW = {
@@ -53,6 +59,9 @@ SLOW = {
     "td3-sin",
     "sac-preconditioned",
     "preqn-normalized",
+    "preqn-discrete-normalized",
+    "dqn",
+    "dqn-whole-copies",
 }
 rows = [
     pytest.param(fields, id=name, marks=[pytest.mark.slow] * (name in SLOW))
@@ -167,6 +176,9 @@ def test_actions_stay_in_the_box(fields):
     act = jax.vmap(lambda key: agent.explore(agent.policy(state), jnp.ones(3), key))(
         jax.random.split(jax.random.key(0), 200)
     )
+    if fields["algorithm"] in agents.DISCRETE:  # all random, at first
+        assert act.shape == (200, 1) and np.unique(act).tolist() == [-0.75, -0.25, 0.25, 0.75]
+        return
     assert act.shape == (200, 2) and 0.9 < float(jnp.abs(act).max()) <= 1
     assert len(np.unique(np.asarray(act)[:, 0])) > 20
     assert (

@@ -82,14 +82,52 @@ def test_integers_are_observations_as_they_are():
     assert obs.dtype == np.float32 and (obs[0] == first).all() and np.abs(obs).max() > 1
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "FrozenLake-v1"])
-def test_discrete_actions_are_refused_with_what_fits(env_id):
-    with pytest.raises(UserError, match=r"Discrete\(\d\), but these algorithms need continuous"):
-        envs.make(env_id, 1)
-    with pytest.raises(UserError, match="as in Pendulum-v1, InvertedPendulum-v5 or Half") as caught:
-        envs.make(env_id, 1)
-    for fits in re.findall(r"\w+-v\d", sentence(caught).split("as in")[1]):
-        assert envs.spec(fits).action_size > 0
+def test_actions_of_other_kinds_are_refused_with_what_fits():
+    make = odd_spaces.make(actions=gymnasium.spaces.MultiDiscrete([3, 2]))
+    words = (
+        r"MultiDiscrete\(\[3 2\]\), but these algorithms need a Box of floats, or a choice among"
+    )
+    with pytest.raises(UserError, match=words) as caught:
+        envs.make(make, 1)
+    fits = re.findall(r"\w+-v\d", sentence(caught).split("as in")[1])
+    assert len(fits) == 2
+    for env_id in fits:
+        assert envs.spec(env_id).action_size > 0
+
+
+class Told(odd_spaces.Odd):
+    """Remembers what it was told to do."""
+
+    def step(self, action):
+        self.told = action
+        return super().step(action)
+
+
+def test_discrete_actions_are_the_environments_own_integers():
+    """Numbers at the centres of five parts, and others in these, from `start` on."""
+    space = gymnasium.spaces.Discrete(5, start=-1)
+    env = envs.make(lambda: Told(actions=space), 3)
+    assert env.spec.num_actions == 5 and env.spec.action_size == 1
+    assert (env.spec.action_low, env.spec.action_high) == ([-1], [3])
+    env.reset([0, 1, 2])
+    host: Any = env
+    for numbers, own in (
+        ([-0.8, -0.4, 0.0], [-1, 0, 1]),
+        ([0.4, 0.8, 1.0], [2, 3, 3]),
+        ([-1.0, -0.61, -0.59], [-1, -1, 0]),
+    ):
+        env.step(np.array(numbers, np.float32)[:, None])
+        told = [one.told for one in host._envs]
+        assert told == own and {type(one) for one in told} == {int}
+
+
+def test_a_spec_knows_how_many_actions_there_are():
+    four, five = (
+        envs.make(lambda n=n: Told(actions=gymnasium.spaces.Discrete(n)), 1).spec for n in (4, 5)
+    )
+    assert four != five and hash(four) != hash(five) and four == four._replace()
+    box = four._replace(num_actions=None)
+    assert box != four and hash(box) != hash(four)
 
 
 def test_bounds_of_actions_are_the_narrower_ones():

@@ -41,6 +41,21 @@ def test_gradient_of_one_sample_is_equation_4(x64):
     assert move_error(new, params, theta + 0.1 * delta[0] * phi[:, 0]) < 1e-10
 
 
+def test_a_bound_on_td_errors_is_the_gradient_of_hubers_loss(x64):
+    """Of each TD error what lies within the bound; what is reported is all of it."""
+    params, inputs, targets, x = case()
+    theta, phi, delta = oracle(params, x, targets)
+    bound = float(np.median(np.abs(delta)))
+    step = steps.gradient(critic(), optax.sgd(0.1), huber=bound)
+    new, _, info = take(step, params, inputs, targets)
+    clipped = np.sign(delta) * np.minimum(np.abs(delta), bound)
+    assert (clipped != delta).any() and (clipped == delta).any()
+    assert move_error(new, params, oracles.gradient_step(theta, phi, clipped, 0.1)) < 1e-10
+    np.testing.assert_allclose(info.delta, delta, rtol=1e-10)
+    with pytest.raises(ValueError, match="huber must be positive"):
+        steps.gradient(critic(), optax.sgd(0.1), huber=0.0)
+
+
 def test_gradient_keeps_the_optimizers_state(x64):
     """Two steps with momentum: the second one's velocity holds half of the first one's."""
     params, inputs, targets, x = case()

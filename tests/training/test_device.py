@@ -58,6 +58,10 @@ def ddpg(spec):
     return agents.make(agents.AgentConfig(algorithm="ddpg", hidden_sizes=(16, 16)), spec)
 
 
+def dqn(spec):
+    return agents.make(agents.AgentConfig(algorithm="dqn", hidden_sizes=(16, 16)), spec)
+
+
 SPEC = Spec(1, 1, np.full(1, -1.0), np.full(1, 1.0))
 
 
@@ -86,6 +90,7 @@ PENDULUM = envs.pure("native/pendulum")._replace(time_limit=30)
 KINDS = [
     pytest.param("probe/delay", small, id="probe"),
     pytest.param("tabular/chain", small, id="finite", marks=pytest.mark.slow),
+    pytest.param("tabular/chain", dqn, id="dqn", marks=pytest.mark.slow),
     pytest.param(PENDULUM, small, id="pendulum"),
     pytest.param(PENDULUM, ddpg, id="ddpg", marks=pytest.mark.slow),
 ]

@@ -59,10 +59,13 @@ def report(*args):
 )
 def test_what_is_inspected_is_what_an_update_does(algorithm):
     spec = Spec(3, 2, -np.ones(2), np.ones(2))
+    if algorithm in agents.DISCRETE:
+        spec = Spec(3, 1, np.zeros(1), np.full(1, 3.0), num_actions=4)
     agent = agents.make(agents.AgentConfig(algorithm=algorithm, hidden_sizes=(8, 8)), spec)
     rng = np.random.default_rng(0)
     normal = lambda *shape: jnp.asarray(rng.normal(size=(12, *shape)), jnp.float32)
-    data = Transition(normal(3), jnp.tanh(normal(2)), normal(), jnp.ones(12), normal(3))
+    action = jnp.tanh(normal(spec.action_size))
+    data = Transition(normal(3), action, normal(), jnp.ones(12), normal(3))
     state = agent.init(jax.random.key(0))
     for i in range(3):  # optimisers have moments by then
         key = jax.random.key(i)

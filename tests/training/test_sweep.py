@@ -102,6 +102,20 @@ def test_bad_axes_are_refused_in_one_sentence(tmp_path, words, sentence):
     assert "\n" not in str(error.value) and not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize(
+    ("env", "algorithm", "fits"),
+    [("tabular/chain", "ddpg", "dqn"), ("probe/delay", "dqn", "preqn")],
+)
+def test_an_algorithm_for_other_actions_is_refused_before_there_is_a_folder(
+    tmp_path, env, algorithm, fits
+):
+    configs = RunConfig(env=env), agents.AgentConfig(algorithm), LoopConfig()
+    swept = sweep.plan(tmp_path / "s", *configs, sweep.axes(["discount=.9,.99"]))
+    with pytest.raises(UserError, match=fits):
+        sweep.open_(swept)
+    assert not (tmp_path / "s").exists()
+
+
 def test_a_seed_twice_is_refused():
     with pytest.raises(UserError, match="each seed trains once"):
         planned("s", ["eta=.9"], seeds=(1, 1))

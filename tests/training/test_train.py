@@ -76,16 +76,25 @@ def test_a_finished_run_is_left_alone(capsys):
 
 
 @pytest.mark.parametrize(
-    ("env_id", "first"),
+    ("env_id", "first", "more"),
     [
         pytest.param(*case, marks=pytest.mark.slow)
-        for case in (("probe/delay", 450), ("probe/delay", 400), ("Pendulum-v1", 450))
+        for case in (
+            ("probe/delay", 450, ()),
+            ("probe/delay", 400, ()),
+            ("Pendulum-v1", 450, ()),
+            ("CartPole-v1", 450, ("--algorithm=preqn_discrete", "--normalize_observations")),
+            ("tabular/chain", 450, ("--algorithm=dqn", "--double_q")),
+        )
     ],
 )
-def test_a_run_that_is_extended_equals_one_that_was_longer_from_the_start(env_id, first, capsys):
+def test_a_run_that_is_extended_equals_one_that_was_longer_from_the_start(
+    env_id, first, more, capsys
+):
     """Also where its former end was neither a logged nor an evaluated step."""
     args = [
         f"--env={env_id}",
+        *more,
         "--seeds=0,1",
         *(arg for arg in SMALL if "num_steps" not in arg and "log_every" not in arg),
     ]
@@ -286,9 +295,10 @@ def test_training_does_not_depend_on_a_reader(tmp_path, how):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--algorithm=dqn"], "unknown algorithm 'dqn'"),
+        (["--algorithm=dqm"], "unknown algorithm 'dqm' (did you mean 'dqn'?)"),
         (["--env=NoSuch-v0"], "cannot make environment 'NoSuch-v0'"),
-        (["--env=CartPole-v1"], "'CartPole-v1' has the action space Discrete"),
+        (["--env=CartPole-v1"], "has 2 discrete actions; use --algorithm=preqn_discrete (or dqn)"),
+        (["--algorithm=dqn"], "has 1 continuous action; use --algorithm=preqn (or td3)"),
         (["--activation=swish"], "unknown activation 'swish'; choose one of relu, sin, tanh"),
         (["--solver=lu"], "unknown solver 'lu'"),
         (["--batch_size=0"], "batch_size is 0, but it must be at least 1"),

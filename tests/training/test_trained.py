@@ -5,13 +5,14 @@ import json
 import sys
 from pathlib import Path
 
+import gymnasium
 import jax
 import numpy as np
 import pytest
 
 import after_cases
 import preqn_jax
-from preqn_jax import agents
+from preqn_jax import actions, agents
 from preqn_jax.options import UserError
 from preqn_jax.training import trained
 from preqn_jax.types import Spec
@@ -53,6 +54,29 @@ def test_policy_and_critic_speak_the_environments_own_units(algorithm):
     np.testing.assert_allclose(run.q(2)(obs[0], action[0]), values[0], atol=1e-5)
     assert not np.allclose(run.q(4)(obs, action), values)  # the other seed's
     np.testing.assert_array_equal(run.q()(obs, action), run.q(4)(obs, action))
+
+
+def test_of_finitely_many_actions_a_policy_says_integers_and_a_critic_takes_them():
+    """By NumPy in float64: the largest output, from the environment's first integer on."""
+    spec = actions.spec(3, 4, first=-1)
+    agent = agents.make(agents.AgentConfig(algorithm="dqn", hidden_sizes=(8, 8)), spec)
+    states = jax.jit(jax.vmap(agent.init))(jax.random.split(jax.random.key(0), 1))
+    run = trained.Trained(agent, states, spec, (4,), 0)
+    obs = np.random.default_rng(0).normal(size=(40, 3))
+    layers = [run.agent.critic(run.state())["params"]["mlp"][f"Dense_{i}"] for i in range(3)]
+    x = obs
+    for i, layer in enumerate(layers):
+        x = x @ np.float64(layer["kernel"]) + np.float64(layer["bias"])
+        x = x if i == 2 else np.maximum(x, 0)
+    chosen, one = run.policy()(obs), run.policy()(obs[0])
+    np.testing.assert_array_equal(chosen, x.argmax(axis=1) - 1)
+    assert len(set(chosen.tolist())) > 1 and chosen.dtype == np.int32
+    assert one == chosen[0] and gymnasium.spaces.Discrete(4, start=-1).contains(one)
+    np.testing.assert_allclose(run.q()(obs, chosen), x.max(axis=1), atol=1e-5)
+    for action in range(4):
+        np.testing.assert_allclose(run.q()(obs[0], action - 1), x[0, action], atol=1e-5)
+    with pytest.raises(ValueError, match=r"action has the shape \(4, 1\), .* with the B of obs"):
+        run.q()(obs[:5], chosen[:4])
 
 
 def test_a_critic_says_what_it_does_not_take():

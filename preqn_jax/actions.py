@@ -1,0 +1,51 @@
+"""Finitely many actions as numbers in [-1, 1], which is how replay, agents and loops hold them.
+
+A number stands for the nearest of A actions, which lie at the centres of A equal parts: uniform
+numbers are uniform actions, and nothing between environment and agent has to know of them.
+
+>>> from preqn_jax import actions
+>>> actions.number(np.arange(4), 4).tolist()
+[-0.75, -0.25, 0.25, 0.75]
+>>> actions.index(np.array([-1, -0.1, 0.1, 1]), 4).tolist()
+[0, 1, 2, 3]
+"""
+
+from typing import Any
+
+import numpy as np
+
+from preqn_jax.types import Spec
+
+
+def index(number: Any, count: int) -> Any:
+    """Which of `count` actions, 0 to count - 1 in int32, a number in [-1, 1] stands for; arrays of
+    any shape, NumPy's or JAX's. Beyond [-1, 1] it is the first or the last.
+    """
+    return ((number + 1) / 2 * count).clip(0, count - 1).astype(np.int32)
+
+
+def number(index: Any, count: int) -> Any:
+    """The number in the middle of those that stand for action `index`: `index` undoes it."""
+    return (2 * index + 1) / count - 1
+
+
+def own(spec: Spec, number: Any) -> Any:
+    """The environment's own names of actions, integers from `action_low` on."""
+    assert spec.num_actions is not None
+    return index(number, spec.num_actions) + _first(spec)
+
+
+def inside(spec: Spec, own: Any) -> Any:
+    """What `own` came from, up to its part."""
+    assert spec.num_actions is not None
+    return number(own - _first(spec), spec.num_actions)
+
+
+def spec(obs_size: int, count: int, first: int = 0) -> Spec:
+    """Of an environment with `count` actions, the integers from `first` on."""
+    low = np.array([float(first)])
+    return Spec(obs_size, 1, low, low + count - 1, num_actions=count)
+
+
+def _first(spec: Spec) -> int:
+    return int(spec.action_low[0])

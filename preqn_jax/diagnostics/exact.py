@@ -1,0 +1,86 @@
+"""A critic on a finite problem, where nothing has to be estimated: how far Q is from Q*, and
+whether the update at hand contracts.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from preqn_jax import actions, ntk, tabular
+from preqn_jax.batching import batched
+from preqn_jax.problems import Problem
+from preqn_jax.types import Array, Params, QFunction
+
+_RCOND = 1e-6  # of K's eigenvalues, where nothing is added to them
+
+
+def exact(
+    q: QFunction,
+    params: Params,
+    problem: Problem,
+    *,
+    alpha: float,
+    damping: float | None = None,
+    gamma: float | None = None,
+    rho: Array | np.ndarray | None = None,
+) -> dict[str, float]:
+    """Q against Q*, and U at the kernel of `params` (Eq. 9), over all pairs of a problem.
+
+    Args:
+      q: `q(params, obs [S], action [1]) -> []`, of one-hot states and of actions as numbers
+        (`preqn_jax.actions`), as the environments `tabular/...` have them.
+      params: theta.
+      problem: of `preqn_jax.problems`. Terminal states have the value 0 and are left out.
+      alpha: the step size.
+      damping: None for the plain step, U of Eq. 11. Else for PreQN's (Eqs. 21-23) on a minibatch
+        that holds every pair with rho > 0 once, as `solve.cholesky(damping)` takes it; at 0 K is
+        inverted as far as its rank goes.
+      gamma: the discount of the targets; the problem's own if None.
+      rho: `[S, A]`, the distribution of the data; the problem's own if None.
+
+    Returns:
+      "q_error": max |Q - Q*|.
+      "modulus": of U in the sup norm, over all Q (`tabular.modulus`); below 1 it contracts.
+      "radius": spectral radius of U's derivative at this Q, whose greedy policy it holds fixed;
+        above 1 errors there grow.
+
+    Example:
+      >>> from preqn_jax import diagnostics, networks, problems
+      >>> chain, net = problems.chain(), networks.ActionValues(2, (16,))
+      >>> theta = net.init(jax.random.key(0), jnp.zeros(8), jnp.zeros(1))
+      >>> found = diagnostics.exact(net.apply, theta, chain, alpha=0.1, damping=0.0)
+      >>> found["q_error"] > 1, round(found["modulus"], 2)  # 1 - alpha (1 - gamma): Lemma 1
+      (True, 0.99)
+    """
+    goes_on = np.asarray(~problem.terminal)
+    mdp = problem.mdp if gamma is None else problem.mdp._replace(gamma=gamma)
+    reward = tabular.expected_reward(mdp)[goes_on]
+    mdp = tabular.MDP(mdp.transition[goes_on][:, :, goes_on], reward, mdp.gamma)
+    data = np.asarray(problem.rho if rho is None else rho, np.float64)[goes_on]
+    count = data.shape[1]
+    state, action = (x.ravel() for x in np.indices(data.shape))
+    obs = jnp.eye(len(goes_on))[np.flatnonzero(goes_on)[state]]
+    inputs = obs, jnp.asarray(actions.number(action, count), obs.dtype)[:, None]
+    table = batched(q)(params, inputs).reshape(data.shape)
+    kernel = np.asarray(ntk.kernel(q, params, inputs), np.float64)
+    step = alpha * kernel * data.ravel()
+    if damping is not None:
+        step = alpha * _preconditioned(kernel, data.ravel() > 0, damping)
+    ahead = np.asarray(mdp.transition, np.float64).reshape(len(state), -1)
+    policy = np.asarray(tabular.greedy(table), np.float64)
+    follows = (ahead[:, :, None] * policy).reshape(len(state), -1)  # P_pi
+    derivative = np.eye(len(state)) - step + float(mdp.gamma) * step @ follows
+    everywhere = jnp.ones(data.shape, reward.dtype)
+    return {
+        "q_error": float(jnp.max(jnp.abs(table - tabular.value_iteration(mdp).q))),
+        "modulus": float(tabular.modulus(mdp, 1.0, everywhere, jnp.asarray(step, reward.dtype))),
+        "radius": float(np.abs(np.linalg.eigvals(derivative)).max()),
+    }
+
+
+def _preconditioned(kernel: np.ndarray, met: np.ndarray, damping: float) -> np.ndarray:
+    """K (K + c I)^-1 `[N, N]` on the pairs that are met, c `damping` of the mean diagonal there."""
+    inner = kernel[np.ix_(met, met)]
+    inner = inner + damping * np.mean(np.diagonal(inner)) * np.eye(len(inner))
+    result = np.zeros_like(kernel)
+    result[:, met] = kernel[:, met] @ np.linalg.pinv(inner, rcond=_RCOND, hermitian=True)
+    return result

@@ -1,0 +1,137 @@
+"""The exact numbers of a critic on a finite problem, against NumPy and every policy there is."""
+
+import itertools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import preqn_jax
+from preqn_jax import actions, diagnostics, problems, tabular
+
+STATES, ACTIONS = 4, 2
+GARNET = problems.garnet(STATES, ACTIONS, features=6, gamma=0.9, seed=3)
+THETA = jax.random.normal(jax.random.key(0), (6,))
+ALPHA, SMALL = 0.7, {"hidden_sizes": (16,), "start_steps": 100, "update_after": 100}
+
+
+def linear(problem):
+    """Q = theta . phi(s, a), as a function of one-hot s and a number."""
+
+    def q(params, obs, action):
+        index = actions.index(action[0], problem.rho.shape[1])
+        return jnp.dot(problem.features[jnp.argmax(obs), index], params, precision="highest")
+
+    return q
+
+
+Q = linear(GARNET)  # compiled once
+
+
+def step_of(phi, rho, damping):
+    """alpha K D_rho, or alpha K (K + c I)^-1 of the pairs that are met."""
+    kernel = phi @ phi.T
+    if damping is None:
+        return ALPHA * kernel * rho[None, :]
+    met = np.flatnonzero(rho > 0)
+    inner = kernel[np.ix_(met, met)]
+    inner = inner + damping * np.trace(inner) / len(met) * np.eye(len(met))
+    step = np.zeros_like(kernel)
+    step[:, met] = ALPHA * kernel[:, met] @ np.linalg.inv(inner)
+    return step
+
+
+def oracle(problem, theta, rho, gamma, damping):
+    """By value iteration, and by U's matrix for every policy."""
+    states, count = np.shape(problem.rho)
+    phi = np.float64(problem.features).reshape(states * count, -1)
+    P = np.float64(problem.mdp.transition).reshape(states * count, states)
+    r, q = np.float64(problem.mdp.reward).ravel(), phi @ np.float64(theta)
+    star = np.zeros(states * count)
+    for _ in range(2000):
+        star = r + gamma * P @ star.reshape(states, count).max(axis=1)
+    step = step_of(phi, np.float64(rho).ravel(), damping)
+
+    def derivative(policy):
+        ahead = np.zeros((states * count, states * count))
+        ahead[:, np.arange(states) * count + np.asarray(policy)] = P
+        return np.eye(states * count) - step + gamma * step @ ahead
+
+    norms = [
+        np.abs(derivative(policy)).sum(axis=1).max()
+        for policy in itertools.product(range(count), repeat=states)
+    ]
+    here = derivative(q.reshape(states, count).argmax(axis=1))
+    return {
+        "q_error": np.abs(q - star).max(),
+        "modulus": max(norms),
+        "radius": np.abs(np.linalg.eigvals(here)).max(),
+    }
+
+
+@pytest.mark.parametrize("damping", [None, 0.1])
+@pytest.mark.parametrize("gamma", [None, 0.5])
+@pytest.mark.parametrize("lacking", [False, True])
+def test_the_numbers_are_those_of_every_policy(damping, gamma, lacking):
+    rho = np.array(GARNET.rho, np.float64)
+    if lacking:  # two pairs without data
+        rho[0, 1] = rho[2, 0] = 0
+        rho /= rho.sum()
+    found = diagnostics.exact(Q, THETA, GARNET, alpha=ALPHA, damping=damping, gamma=gamma, rho=rho)
+    expected = oracle(GARNET, THETA, rho, gamma or 0.9, damping)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=2e-4, err_msg=name)
+
+
+def test_preqns_modulus_is_lemma_1s_where_k_has_full_rank():
+    star = problems.baird()
+    found = diagnostics.exact(linear(star), star.theta, star, alpha=0.5, damping=0.0)
+    np.testing.assert_allclose(found["modulus"], 1 - 0.5 * (1 - 0.99), rtol=1e-3)
+    plain = diagnostics.exact(linear(star), star.theta, star, alpha=0.5)
+    assert plain["radius"] > 1 and plain["modulus"] > 1  # it diverges
+
+
+def test_a_terminal_state_has_the_value_0_and_is_left_out():
+    world = problems.gridworld()
+    theta = tabular.value_iteration(world.mdp).q.ravel()
+    ends = np.flatnonzero(np.asarray(world.terminal))[0]
+    wild = theta.reshape(world.rho.shape).at[ends].set(100.0).ravel()
+    found = diagnostics.exact(linear(world), wild, world, alpha=0.1, damping=0.0)
+    assert found["q_error"] < 1e-4 and found["modulus"] < 1
+
+
+@pytest.mark.parametrize("algorithm", ["preqn_discrete", "dqn"])
+def test_a_run_on_a_finite_problem_records_them(algorithm):
+    """With the replay's own pairs, the run's gamma, and its own step."""
+    options = {**SMALL, "batch_size": 16, "num_steps": 200, "eval_every": 200, "discount": 0.8}
+    training = preqn_jax.train(
+        algorithm, "tabular/chain", diagnose_every=100, logdir="x", seeds=(0, 3), **options
+    )
+    *_, last = training
+    lines = [json.loads(line) for line in Path("x/metrics.jsonl").read_text().splitlines()]
+    looks = [line for line in lines if "exact/q_error" in line]
+    places = [(line["step"], line["seed"]) for line in looks]
+    assert places == [(100, 0), (100, 3), (200, 0), (200, 3)]
+    problem, trained = problems.chain(), last.trained
+    star = np.asarray(tabular.value_iteration(problem.mdp._replace(gamma=0.8)).q)
+    s, a = (x.ravel() for x in np.indices(problem.rho.shape))
+    for line in looks[2:]:
+        table = np.asarray(trained.q(line["seed"])(np.eye(8)[s], a)).reshape(8, 2)
+        np.testing.assert_allclose(line["exact/q_error"], np.abs(table - star).max(), rtol=1e-4)
+        # preconditioned, a short step contracts: 1 - alpha (1 - gamma) but for the damping
+        if algorithm == "preqn_discrete":
+            assert 0.98 <= line["exact/modulus"] < 1
+        assert line["exact/radius"] <= line["exact/modulus"] + 1e-5
+
+
+def test_other_environments_have_none():
+    training = preqn_jax.train(
+        "ddpg", "probe/delay", diagnose_every=100, logdir="x", num_steps=100, batch_size=8, **SMALL
+    )
+    list(training)
+    assert "diagnose/q_mean" in Path("x/metrics.jsonl").read_text()
+    assert "exact/" not in Path("x/metrics.jsonl").read_text()
