@@ -4,7 +4,7 @@ What a notebook types, each imported when it is first asked for:
 
 * the kernel: `linearize`, `kernel`, `solve`, `linesearch`, `steps`, `networks`
 * the theory: `tabular`, `diagnose`, `failure`
-* the agents: `agents`, and by name `preqn`, `ngql`, `ddpg`, `td3`, `sac`
+* the agents: `agents`, and by name `preqn`, `ngql`, `ddpg`, `td3`, `sac`, `crossq`
 * training: `train`, `load`, `records`
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
     from preqn_jax import agents, diagnostics, linesearch, networks, solve, steps, tabular
-    from preqn_jax.agents import ddpg, ngql, preqn, sac, td3
+    from preqn_jax.agents import crossq, ddpg, ngql, preqn, sac, td3
     from preqn_jax.diagnostics import diagnose, failure
     from preqn_jax.ntk import kernel, linearize
     from preqn_jax.training.run import train
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "__version__",
     "agents",
+    "crossq",
     "ddpg",
     "diagnose",
     "diagnostics",
@@ -47,7 +48,7 @@ __all__ = [
 _HOMES = {  # of what is not a module
     **dict.fromkeys(("linearize", "kernel"), "ntk"),
     **dict.fromkeys(("diagnose", "failure"), "diagnostics"),
-    **dict.fromkeys(("preqn", "ngql", "ddpg", "td3", "sac"), "agents"),
+    **dict.fromkeys(("preqn", "ngql", "ddpg", "td3", "sac", "crossq"), "agents"),
     "train": "training.run",
     **dict.fromkeys(("load", "records"), "training.trained"),
 }

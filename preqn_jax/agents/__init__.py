@@ -4,6 +4,7 @@ from preqn_jax.agents.actor_critic import actor_critic
 from preqn_jax.agents.base import Agent, Inspection
 from preqn_jax.agents.config import ALGORITHMS, AgentConfig, Resolved, resolve
 from preqn_jax.agents.critic import Critic, Upcoming, Update, Values, critic
+from preqn_jax.agents.crossq import crossq as crossq_critic
 from preqn_jax.agents.normalized import NormalizedState, Seen, normalized
 from preqn_jax.agents.policies import (
     Policy,
@@ -14,6 +15,7 @@ from preqn_jax.agents.policies import (
     tanh_gaussian,
 )
 from preqn_jax.agents.presets import (
+    crossq,
     ddpg,
     make,
     ngql,
@@ -41,6 +43,8 @@ __all__ = [
     "Values",
     "actor_critic",
     "critic",
+    "crossq",
+    "crossq_critic",
     "ddpg",
     "deterministic",
     "gaussian",

@@ -20,13 +20,30 @@ class AgentConfig:
     Numbers may be traced: `jax.vmap` over them is a sweep. The others are checked by `resolve`.
     """
 
-    algorithm: str = option("preqn", "the algorithm: preqn, ngql, ddpg, td3 or sac")
+    algorithm: str = option("preqn", "the algorithm: preqn, ngql, ddpg, td3, sac or crossq")
     activation: str | None = option(
         None,
         "hidden layers of actor and critic: sin, relu or tanh (sin for preqn and ngql, else relu)",
     )
     hidden_sizes: tuple[int, ...] = option(
         (256, 256), "widths of the hidden layers of actor and critic", at_least=1
+    )
+    critic_hidden_sizes: tuple[int, ...] | None = option(
+        None, "widths of the critic's alone (2048,2048 for crossq, else hidden_sizes)", at_least=1
+    )
+    critic_norm: str | None = option(
+        None,
+        "of the critic's hidden layers: none, layer (LayerNorm before each activation), or batch "
+        "(batch renormalization: crossq, and only there)",
+    )
+    critic_features: str = option(
+        "none", "the critic's first layer: none of its own, or fourier (learned Fourier features)"
+    )
+    fourier_bandwidth: float = option(
+        1e-3, "scale of the initial frequencies of critic_features=fourier", above=0
+    )
+    fourier_ratio: int = option(
+        40, "features for each number in (s, a), of critic_features=fourier", at_least=1
     )
     initializer: str = option(
         "glorot", "initial weights: glorot (zero biases), lecun, pytorch or siren"
@@ -41,6 +58,12 @@ class AgentConfig:
     )
     discount: float = option(0.99, "gamma, the discount factor", at_least=0, below=1)
     actor_learning_rate: float = option(1e-3, "alpha_mu, Adam's step size for the policy", above=0)
+    adam_b1: float | None = option(
+        None,
+        "decay of Adam's mean of gradients, of policy and critic (0.5 for crossq, else 0.9)",
+        at_least=0,
+        below=1,
+    )
     critic_learning_rate: float | None = option(
         None,
         "alpha_q: of Eq. 23 for preconditioned and natural steps (0.1), Adam's for gradient steps "
@@ -49,7 +72,8 @@ class AgentConfig:
     )
     critic_step: str | None = option(
         None,
-        "how Q moves: preconditioned (preqn), natural_gradient (ngql), gradient (ddpg, td3, sac)",
+        "how Q moves: preconditioned (preqn), natural_gradient (ngql), gradient (ddpg, td3, sac, "
+        "crossq)",
     )
     kernel: str = option(
         "structured", "how K (Eq. 9) is computed: structured, or jacobian (the reference, slow)"
@@ -77,7 +101,7 @@ class AgentConfig:
         12, "candidates of the linesearch at most; if none passes, theta stays", at_least=1
     )
     num_critics: int | None = option(
-        None, "critics; the least of them bootstraps (2 for td3 and sac, else 1)", at_least=1
+        None, "critics; the least of them bootstraps (2 for td3, sac, crossq, else 1)", at_least=1
     )
     target_networks: bool | None = option(
         None, "bootstrap from slowly moving copies (on for ddpg, td3 and sac)"
@@ -87,7 +111,8 @@ class AgentConfig:
     )
     exploration_noise: float = option(
         0.1,
-        "standard deviation of the action noise, actions in [-1, 1] (sac samples instead)",
+        "standard deviation of the action noise, actions in [-1, 1] (sac and crossq sample "
+        "instead)",
         at_least=0,
     )
     target_noise: float | None = option(
@@ -95,21 +120,26 @@ class AgentConfig:
     )
     target_noise_clip: float = option(0.5, "bound on the target policy smoothing noise", at_least=0)
     policy_delay: int | None = option(
-        None, "critic updates for one update of policy and targets (2 for td3, else 1)", at_least=1
+        None,
+        "critic updates for one update of policy and targets (2 for td3, 3 for crossq, else 1)",
+        at_least=1,
     )
     temperature: float | None = option(
         None,
-        "alpha, the weight of the policy's entropy (0.1 for sac; the other policies have none)",
+        "alpha, the weight of the policy's entropy (0.1 for sac, 1 for crossq; the other policies "
+        "have none)",
         above=0,
     )
     automatic_temperature: bool | None = option(
-        None, "tune alpha, from there, towards the target entropy (off)"
+        None, "tune alpha, from there, towards the target entropy (on for crossq)"
     )
     target_entropy: float | None = option(
         None, "entropy that tuning alpha should reach (minus the number of actions, -|A|)"
     )
     temperature_learning_rate: float | None = option(
-        None, "Adam's step size for log alpha, where it is tuned (0.0003)", above=0
+        None,
+        "Adam's step size for log alpha, where it is tuned (0.001 for crossq, else 0.0003)",
+        above=0,
     )
 
 
@@ -134,8 +164,27 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "num_critics": 2,
         "temperature": 0.1,
     },
+    # Bhatt et al. 2024, their table of hyper-parameters and their code.
+    "crossq": {
+        "activation": "relu",
+        "critic_step": "gradient",
+        "critic_hidden_sizes": (2048, 2048),
+        "critic_norm": "batch",
+        "num_critics": 2,
+        "policy_delay": 3,
+        "adam_b1": 0.5,
+        "temperature": 1.0,
+        "automatic_temperature": True,
+    },
 }
-_PLAIN = {"num_critics": 1, "target_networks": False, "target_noise": 0.0, "policy_delay": 1}
+_PLAIN = {
+    "num_critics": 1,
+    "target_networks": False,
+    "target_noise": 0.0,
+    "policy_delay": 1,
+    "critic_norm": "none",
+    "adam_b1": 0.9,
+}
 SOLVERS = {
     "cholesky": lambda config: solve.cholesky(config.damping),
     "eigh": lambda config: solve.eigh(config.rcond),
@@ -143,7 +192,9 @@ SOLVERS = {
     "cg": lambda config: solve.cg(damping=config.damping),
 }
 STEP_LEARNING_RATES = {"preconditioned": 0.1, "natural_gradient": 0.1, "gradient": 1e-3}
-TEMPERATURE_LEARNING_RATE = 3e-4  # Haarnoja et al. 2018b, Appendix D; the paper's SAC does not tune
+# Haarnoja et al. 2018b, Appendix D; the paper's SAC does not tune. CrossQ has one rate for all.
+TEMPERATURE_LEARNING_RATES = {"sac": 3e-4, "crossq": 1e-3}
+FEATURES = ("none", "fourier")
 
 
 class Deterministic(NamedTuple):
@@ -166,8 +217,9 @@ class Resolved:
     """A config with every choice made, of which the parts are built."""
 
     config: AgentConfig  # with the algorithm's value for every None that has one
-    # the arguments that policy and critic share
+    # the arguments that policy and critic share, and the critic's, with its own
     network: dict[str, Any] = dataclasses.field(hash=False)
+    critic: dict[str, Any] = dataclasses.field(hash=False)
     critic_step: str
     critic_learning_rate: float | Array
     members: int
@@ -188,22 +240,26 @@ def resolve(config: AgentConfig) -> Resolved:
     choose("kernel", config.kernel, ntk.METHODS)
     choose("solver", config.solver, SOLVERS)
     check(config)
-    if not config.hidden_sizes:
-        raise UserError(
-            "hidden_sizes is empty, but a network needs at least one hidden layer, "
-            "as in `hidden_sizes=(256, 256)`"
-        )
+    for name in ("hidden_sizes", "critic_hidden_sizes"):
+        if getattr(config, name) == ():
+            raise UserError(
+                f"{name} is empty, but a network needs at least one hidden layer, "
+                f"as in `{name}=(256, 256)`"
+            )
     if config.automatic_temperature and config.temperature is not None:
-        config = _fill(config, {"temperature_learning_rate": TEMPERATURE_LEARNING_RATE})
+        rate = TEMPERATURE_LEARNING_RATES.get(config.algorithm)
+        config = _fill(config, {"temperature_learning_rate": rate})
     given = cast(Any, config)  # what was None is filled by now
+    network = {
+        "hidden_sizes": config.hidden_sizes,
+        "activation": activation,
+        "initializer": initializer,
+        "dtype": choose("network_dtype", config.network_dtype, networks.DTYPES),
+    }
     return Resolved(
         config,
-        network={
-            "hidden_sizes": config.hidden_sizes,
-            "activation": activation,
-            "initializer": initializer,
-            "dtype": choose("network_dtype", config.network_dtype, networks.DTYPES),
-        },
+        network=network,
+        critic=network | _critic(config),
         critic_step=step,
         critic_learning_rate=given.critic_learning_rate,
         members=given.num_critics,
@@ -216,6 +272,45 @@ def resolve(config: AgentConfig) -> Resolved:
 def _fill(config: AgentConfig, values: dict[str, Any]) -> AgentConfig:
     missing = {name: value for name, value in values.items() if getattr(config, name) is None}
     return dataclasses.replace(config, **missing)
+
+
+def _critic(config: AgentConfig) -> dict[str, Any]:
+    """What the critic's network has of its own; what CrossQ's cannot have is refused."""
+    norm = choose("critic_norm", str(config.critic_norm), networks.NORMS)
+    fourier = choose("critic_features", config.critic_features, FEATURES) == "fourier"
+    if config.algorithm == "crossq":
+        _check_crossq(config)
+    elif norm == "batch":
+        raise UserError(
+            f"critic_norm is batch, but the critic of {config.algorithm} has no pass over (s, a) "
+            "and (s', a') together, which that needs: use `algorithm=crossq`, or "
+            "`critic_norm=layer`"
+        )
+    features = networks.Fourier(config.fourier_ratio, config.fourier_bandwidth)
+    return {
+        "hidden_sizes": config.critic_hidden_sizes or config.hidden_sizes,
+        "norm": norm,
+        "fourier": features if fourier else None,
+    }
+
+
+def _check_crossq(config: AgentConfig) -> None:
+    if config.critic_step != "gradient":
+        raise UserError(
+            f"critic_step is {config.critic_step}, but crossq trains its critic with the "
+            "statistics of each batch, where Q of one example depends on the others and has no "
+            "kernel: use `critic_step=gradient`, or `algorithm=sac` with `critic_norm=layer`"
+        )
+    for name, value in (("critic_norm", "batch"), ("critic_features", "none")):
+        if getattr(config, name) != value:
+            raise UserError(
+                f"{name} is {getattr(config, name)}, but crossq's is {value}: leave it out, or use "
+                "`algorithm=sac` without `target_networks`"
+            )
+    if config.target_networks:
+        raise UserError(
+            "target_networks is on, but crossq has none: leave it out, or use `algorithm=sac`"
+        )
 
 
 def _policy(config: AgentConfig) -> Deterministic | Gaussian:
