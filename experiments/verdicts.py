@@ -24,7 +24,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from experiments.kit import flags, output
-from preqn_jax import agents, diagnostics
+from preqn_jax import diagnostics
 from preqn_jax.diagnostics import verdict
 from preqn_jax.options import option
 from preqn_jax.training import monitor
@@ -57,6 +57,7 @@ class Setting(NamedTuple):
         return 0.1 * self.discount * most if self.algorithm == "sac" else 0.0
 
 
+ALGORITHMS = ("preqn", "ngql", "ddpg", "td3", "sac")  # of which there are records
 _ALL = {
     "hidden_sizes": (64, 64),
     "batch_size": 64,
@@ -76,7 +77,7 @@ _RELU = {"activation": "relu"}  # PreQN and NGQL, whose sin does not diverge
 SETTINGS = {
     **{
         f"{name}-{what}": Setting(name, env, options)
-        for name in agents.ALGORITHMS
+        for name in ALGORITHMS
         for what, env, options in (
             ("hopper", "Hopper-v5", _HOPPER),
             ("at-the-bound", "probe/time-limit", {"discount": 0.9, "polyak": 0.9}),
@@ -271,7 +272,7 @@ def separation(runs: Iterable[Run], name: str) -> float:
 def score(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """For each algorithm, half and end: runs, those with a finding, their looks, those with one."""
     rows = []
-    for algorithm, half, end in itertools.product(agents.ALGORITHMS, HALVES, ENDS):
+    for algorithm, half, end in itertools.product(ALGORITHMS, HALVES, ENDS):
         which = (algorithm, HALVES[half], end)
         mine = [run for run in runs if (run.algorithm, run.held_out, run.end) == which]
         findings = [run.findings for run in mine]
@@ -358,7 +359,7 @@ def _separations(runs: Sequence[Run]) -> dict[str, dict[str, float | None]]:
                 separation((r for r in runs if (r.held_out, r.algorithm) == (out, algorithm)), name)
             )
             for half, out in HALVES.items()
-            for algorithm in agents.ALGORITHMS
+            for algorithm in ALGORITHMS
         }
         for name in (*diagnostics.GLOSSARY, "td_share")
         if not name.startswith("bias")
@@ -368,7 +369,7 @@ def _separations(runs: Sequence[Run]) -> dict[str, dict[str, float | None]]:
 def show(rows: Sequence[dict[str, Any]], half: str) -> None:
     print(f"\n{half}: runs with a finding, of all of that end (looks)")
     print(f"{'':<10}" + "".join(f"{end:>24}" for end in ENDS) + "  modes where it diverged")
-    for algorithm in agents.ALGORITHMS:
+    for algorithm in ALGORITHMS:
         mine = {row["end"]: row for row in rows if row["algorithm"] == algorithm}
         cells = [cell(row) for row in mine.values()]
         modes = ", ".join(f"{mode} {count}" for mode, count in mine[DIVERGED]["modes"].items())

@@ -100,7 +100,7 @@ def test_every_room_is_in_the_table():
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_every_update_lowers_for_accelerators(algorithm, platform):
     spec = Spec(3, 2, -np.ones(2), np.ones(2))
-    agent = agents.make(agents.AgentConfig(algorithm=algorithm, hidden_sizes=(8, 8)), spec)
+    agent = agents.make(agents.AgentConfig(algorithm, None, (8, 8), (8, 8)), spec)
     shape = lambda *s: jax.ShapeDtypeStruct((16, *s), jnp.float32)
     batch = Transition(shape(3), shape(2), shape(), shape(), shape(3))
     key, count = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)

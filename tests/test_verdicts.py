@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments import verdicts
-from preqn_jax import agents, diagnostics
+from preqn_jax import diagnostics
 from preqn_jax.diagnostics import verdict
 from preqn_jax.options import UserError
 from preqn_jax.training.errors import Diverged
@@ -97,7 +97,7 @@ def test_runs_and_looks_are_counted_by_algorithm_half_and_end():
         run(*LOW, nan=650),
     ]
     rows = {(row["algorithm"], row["half"], row["end"]): row for row in verdicts.score(runs)}
-    assert len(rows) == 2 * len(agents.ALGORITHMS) * len(verdicts.ENDS)
+    assert len(rows) == 2 * len(verdicts.ALGORITHMS) * len(verdicts.ENDS)
     row = rows["ddpg", "choosing", "diverged"]
     assert (row["runs"], row["flagged"], row["looks"], row["flagged_looks"]) == (3, 2, 24, 6)
     assert row["modes"] == {"an unnamed cause": 6}
@@ -172,7 +172,7 @@ def rows():
 
 
 def test_there_are_ten_runs_of_every_algorithm_that_end_well_and_ten_that_do_not(rows):
-    for algorithm in agents.ALGORITHMS:
+    for algorithm in verdicts.ALGORITHMS:
         for end in (verdicts.SOUND, verdicts.DIVERGED):
             mine = [row for row in rows if (row["algorithm"], row["end"]) == (algorithm, end)]
             assert sum(row["runs"] for row in mine) >= 10
@@ -181,7 +181,7 @@ def test_there_are_ten_runs_of_every_algorithm_that_end_well_and_ten_that_do_not
 
 def test_the_table_of_the_document_is_that_of_the_records(rows):
     text = (ROOT / "docs/results/diagnoses.md").read_text()
-    for algorithm in agents.ALGORITHMS:
+    for algorithm in verdicts.ALGORITHMS:
         for half in ("choosing", "held out"):
             mine = [row for row in rows if (row["algorithm"], row["half"]) == (algorithm, half)]
             cells = " | ".join(verdicts.cell(row) for row in mine)

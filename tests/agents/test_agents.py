@@ -25,6 +25,22 @@ TABLE = {
     "sac-automatic-temperature": {"algorithm": "sac", "automatic_temperature": True},
     "sac-preconditioned": {"algorithm": "sac", "critic_step": "preconditioned"},
     "preqn-normalized": {"algorithm": "preqn", "normalize_observations": True},
+    "crossq": {"algorithm": "crossq", "policy_delay": 2},
+    "crossq-normalized": {"algorithm": "crossq", "normalize_observations": True},
+    "td3-layer-norm-no-targets": {
+        "algorithm": "td3",
+        "critic_norm": "layer",
+        "target_networks": False,
+    },
+    "sac-layer-norm": {"algorithm": "sac", "critic_norm": "layer"},
+    "ddpg-layer-norm": {"algorithm": "ddpg", "critic_norm": "layer"},
+    "preqn-layer-norm": {"algorithm": "preqn", "critic_norm": "layer"},
+    "ddpg-fourier-no-targets": {
+        "algorithm": "ddpg",
+        "critic_features": "fourier",
+        "fourier_ratio": 4,
+        "target_networks": False,
+    },
 }
 # Every solver, option and mix keeps the laws; the fast tests hold one of each kind to them.
 SLOW = {
@@ -42,6 +58,11 @@ SLOW = {
     "td3-sin",
     "sac-preconditioned",
     "preqn-normalized",
+    "crossq-normalized",
+    "sac-layer-norm",
+    "ddpg-layer-norm",
+    "preqn-layer-norm",
+    "ddpg-fourier-no-targets",
 }
 rows = [
     pytest.param(fields, id=name, marks=[pytest.mark.slow] * (name in SLOW))

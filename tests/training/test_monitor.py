@@ -53,13 +53,13 @@ def report(*args):
 @pytest.mark.parametrize(
     "algorithm",
     [
-        pytest.param(name, marks=[pytest.mark.slow] * (name in ("ngql", "ddpg", "td3")))
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("ngql", "ddpg", "td3", "sac")))
         for name in agents.ALGORITHMS
     ],
 )
 def test_what_is_inspected_is_what_an_update_does(algorithm):
     spec = Spec(3, 2, -np.ones(2), np.ones(2))
-    agent = agents.make(agents.AgentConfig(algorithm=algorithm, hidden_sizes=(8, 8)), spec)
+    agent = agents.make(agents.AgentConfig(algorithm, None, (8, 8), (8, 8)), spec)
     rng = np.random.default_rng(0)
     normal = lambda *shape: jnp.asarray(rng.normal(size=(12, *shape)), jnp.float32)
     data = Transition(normal(3), jnp.tanh(normal(2)), normal(), jnp.ones(12), normal(3))
@@ -75,7 +75,7 @@ def test_what_is_inspected_is_what_an_update_does(algorithm):
     close(jnp.mean(seen.targets), metrics["critic/target_mean"])
     assert jax.vmap(agent.q, (None, 0, 0))(seen.params, data.obs, data.action).shape == (12,)
     close(seen.next_action[0], agent.act(agent.policy(before), data.next_obs[0]))
-    if algorithm == "sac":
+    if algorithm in ("sac", "crossq"):
         close(jnp.mean(seen.bonus), metrics["actor/temperature"] * metrics["actor/entropy"])
     else:
         assert seen.bonus is None

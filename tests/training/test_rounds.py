@@ -349,10 +349,15 @@ def save_and_load(tmp_path, stop_at, **kwargs):
 
 
 @pytest.mark.parametrize(
-    "name", ["preqn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("td3", "sac"))]
+    "name",
+    ["preqn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("td3", "sac", "crossq"))],
 )
 def test_save_and_resume_is_straight_through(tmp_path, name):
-    fields = {"algorithm": name, "automatic_temperature": True if name == "sac" else None}
+    fields = {
+        "algorithm": name,
+        "automatic_temperature": True if name == "sac" else None,
+        "critic_hidden_sizes": (16, 16) if name == "crossq" else None,
+    }
     kwargs = {
         "env_id": "probe/time-limit",
         "agent_fields": fields,
