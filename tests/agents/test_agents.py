@@ -59,6 +59,7 @@ SLOW = {
     "sac-preconditioned",
     "preqn-normalized",
     "crossq-normalized",
+    "td3-layer-norm-no-targets",
     "sac-layer-norm",
     "ddpg-layer-norm",
     "preqn-layer-norm",
