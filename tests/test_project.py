@@ -33,8 +33,8 @@ ROOMS = {
     "problems": {"types", "tabular"},
     "steps": {"types", "options", "batching", "ntk", "solve", "linesearch", "measures"},
     "envs": {"types", "options", "problems"},
-    "agents": {"types", "options", "batching", "ntk", "solve", "networks", "steps"},
-    "training": {"types", "options", "replay", "envs", "agents", "diagnostics"},
+    "agents": {"types", "options", "batching", "ntk", "solve", "measures", "networks", "steps"},
+    "training": {"types", "options", "replay", "envs", "networks", "agents", "diagnostics"},
 }
 
 
