@@ -284,7 +284,7 @@ def test_batch_renormalization_its_gradient_and_its_statistics(late, x64):
     np.testing.assert_allclose(dscale, (upstream * hat).sum(0), rtol=1e-10)
     np.testing.assert_allclose(dbias, upstream.sum(0), rtol=1e-10)
     assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(dstats))
-    after = moved["batch_stats"]
+    after: Any = moved["batch_stats"]
     np.testing.assert_allclose(after["mean"], MOMENTUM * mean + (1 - MOMENTUM) * mu, rtol=1e-10)
     np.testing.assert_allclose(after["var"], MOMENTUM * var + (1 - MOMENTUM) * variance, rtol=1e-10)
     assert after["count"] == 1  # which is the warm-up: no more are counted
