@@ -55,7 +55,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "NGQL sin": {"algorithm": "ngql"},
     "DDPG relu": {"algorithm": "ddpg"},
     "TD3 relu": {"algorithm": "td3"},
+    "TD3 relu, LayerNorm": {"algorithm": "td3", "critic_norm": "layer"},
     "SAC relu": {"algorithm": "sac"},
+    "CrossQ relu": {"algorithm": "crossq"},  # with critics as wide as the others'
 }
 REFERENCE = "TD3 relu"
 SEVERAL = ("PreQN sin", "TD3 relu")  # rows that `--many` times with several seeds
@@ -113,7 +115,8 @@ def several(name: str, seeds: int) -> str:
 def _agent_scan(config: CostConfig, fields: dict[str, Any], seeds: int = 1) -> Callable[[], Any]:
     """A function that takes `updates` gradient steps of each seed, as training does."""
     spec = _spec(config)
-    agent = agents.make(agents.AgentConfig(**{"hidden_sizes": config.hidden_sizes, **fields}), spec)
+    sizes = dict.fromkeys(("hidden_sizes", "critic_hidden_sizes"), config.hidden_sizes)
+    agent = agents.make(agents.AgentConfig(**{**sizes, **fields}), spec)
     loop_config = loop.LoopConfig(
         tuple(range(seeds)), num_steps=STORED, batch_size=config.batch_size
     )

@@ -57,6 +57,7 @@ class Setting(NamedTuple):
         return 0.1 * self.discount * most if self.algorithm == "sac" else 0.0
 
 
+ALGORITHMS = ("preqn", "ngql", "ddpg", "td3", "sac")  # of which there are records
 _ALL = {
     "hidden_sizes": (64, 64),
     "batch_size": 64,

@@ -4,8 +4,8 @@ What a notebook types, each imported when it is first asked for:
 
 * the kernel: `linearize`, `kernel`, `solve`, `linesearch`, `steps`, `networks`
 * the theory: `tabular`, `diagnose`, `failure`
-* the agents: `agents`, and by name `preqn`, `ngql`, `ddpg`, `td3`, `sac`; for finitely many actions
-  `preqn_discrete`, `dqn`
+* the agents: `agents`, and by name `preqn`, `ngql`, `ddpg`, `td3`, `sac`, `crossq`; for finitely
+  many actions `preqn_discrete`, `dqn`
 * training: `train`, `load`, `records`
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
     from preqn_jax import agents, diagnostics, linesearch, networks, solve, steps, tabular
-    from preqn_jax.agents import ddpg, dqn, ngql, preqn, preqn_discrete, sac, td3
+    from preqn_jax.agents import crossq, ddpg, dqn, ngql, preqn, preqn_discrete, sac, td3
     from preqn_jax.diagnostics import diagnose, failure
     from preqn_jax.ntk import kernel, linearize
     from preqn_jax.training.run import train
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "__version__",
     "agents",
+    "crossq",
     "ddpg",
     "diagnose",
     "diagnostics",
@@ -50,7 +51,9 @@ __all__ = [
 _HOMES = {  # of what is not a module
     **dict.fromkeys(("linearize", "kernel"), "ntk"),
     **dict.fromkeys(("diagnose", "failure"), "diagnostics"),
-    **dict.fromkeys(("preqn", "ngql", "ddpg", "td3", "sac", "preqn_discrete", "dqn"), "agents"),
+    **dict.fromkeys(
+        ("preqn", "ngql", "ddpg", "td3", "sac", "crossq", "preqn_discrete", "dqn"), "agents"
+    ),
     "train": "training.run",
     **dict.fromkeys(("load", "records"), "training.trained"),
 }

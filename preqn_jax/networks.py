@@ -4,9 +4,10 @@ A network is a Flax module; what agents and steps take is its `apply`, the pure 
 *inputs) -> output`.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 
 from preqn_jax import actions, sine
 from preqn_jax.options import choose
-from preqn_jax.types import Array, Key
+from preqn_jax.types import Array, Key, Params, wide
 
 Activation = Callable[[Array], Array]
 Initializer = Callable[..., Array]
@@ -59,13 +60,79 @@ INITIALIZERS: dict[str, tuple[Initializer, BiasRule]] = {
 
 
 DTYPES = ("float32", "bfloat16")
+NORMS = ("none", "layer", "batch")
+BATCH = "batch"
+"""The name of the axis that batch statistics are of: `jax.vmap(..., axis_name=BATCH)`."""
+
+_STATISTICS = "batch_stats"
+
+
+class BatchRenorm(nn.Module):
+    """Batch renormalization (Ioffe 2017, Algorithm 1) of one example's features.
+
+    In training mode y = gamma ((x - mu_B) / sigma_B r + d) + beta, with the mean mu_B and the
+    standard deviation sigma_B = sqrt(epsilon + var_B) over the axis `BATCH`, and r = sigma_B /
+    sigma within [1 / 3, 3] and d = (mu_B - mu) / sigma within [-5, 5], which are constants to every
+    derivative. mu and sigma are running statistics, moved by 0.01 of the way to the batch's with
+    every batch. For the first `warmup` batches r = 1 and d = 0, as CrossQ's code has it (Bhatt et
+    al. 2024; Ioffe lets the bounds grow instead): batch normalization (Ioffe and Szegedy 2015).
+    Otherwise, in evaluation mode, y = gamma (x - mu) / sigma + beta, of which the statistics are
+    constants to every derivative too.
+    """
+
+    train: bool = False
+    warmup: int = 100_000  # this and the rest are CrossQ's
+    momentum: float = 0.99
+    epsilon: float = 1e-3
+    r_max: float = 3.0
+    d_max: float = 5.0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[features] -> [features]`."""
+        x = wide(x)
+        scale = self.param("scale", nn.initializers.ones, x.shape)
+        bias = self.param("bias", nn.initializers.zeros, x.shape)
+        kept = [
+            self.variable(_STATISTICS, "mean", jnp.zeros, x.shape),
+            self.variable(_STATISTICS, "var", jnp.ones, x.shape),
+            self.variable(_STATISTICS, "count", jnp.zeros, ()),  # of batches, up to `warmup`
+        ]
+        running, variance, count = jax.lax.stop_gradient([one.value for one in kept])
+        sigma = jnp.sqrt(self.epsilon + variance)
+        if not self.train or self.is_initializing():
+            return scale * (x - running) / sigma + bias
+        mean = jax.lax.pmean(x, BATCH)
+        var = jax.lax.pmean(jnp.square(x - mean), BATCH)
+        std, late = jnp.sqrt(self.epsilon + var), count >= self.warmup
+        r = jnp.clip(jax.lax.stop_gradient(std / sigma), 1 / self.r_max, self.r_max)
+        d = jnp.clip(jax.lax.stop_gradient(mean - running) / sigma, -self.d_max, self.d_max)
+        share = 1 - self.momentum
+        moved = (running + share * (mean - running), variance + share * (var - variance))
+        for one, value in zip(kept, (*moved, jnp.minimum(count + 1, self.warmup)), strict=True):
+            one.value = value
+        y = (x - mean) / std * jnp.where(late, r, 1) + jnp.where(late, d, 0)
+        return scale * y + bias
+
+
+class Fourier(NamedTuple):
+    """Learned Fourier features of the inputs, sin(pi (W x + b)) with entries of W from N(0,
+    (bandwidth / inputs)^2) and of b from N(0, 1), learned like all else (Yang, Ajay and Agrawal
+    2022; the initial values are their code's).
+    """
+
+    ratio: int = 40  # features for each input
+    bandwidth: float | Array = 1e-3
 
 
 class MLP(nn.Module):
     """`hidden_sizes` layers with `activation`, then a linear layer of `output_size`.
 
     Hidden layers compute in `dtype`, "float32" or "bfloat16"; parameters and the last layer are in
-    float32.
+    float32. `norm` is "none"; "layer", LayerNorm (Ba et al. 2016) of each hidden layer before its
+    activation, as in Ball et al. 2023; or "batch", `BatchRenorm` of the inputs and of each hidden
+    layer after its activation, as in Bhatt et al. 2024, where `train` says in which mode. `fourier`
+    puts a layer of features before all others.
     """
 
     hidden_sizes: tuple[int, ...]
@@ -73,12 +140,20 @@ class MLP(nn.Module):
     activation: str = "sin"
     initializer: str = "glorot"
     dtype: str = "float32"
+    norm: str = "none"
+    fourier: Fourier | None = None
+    train: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """`[in] -> [output_size]`."""
         act = ACTIVATIONS[choose("activation", self.activation, ACTIVATIONS)]
         weights, biases = INITIALIZERS[choose("initializer", self.initializer, INITIALIZERS)]
+        norm = choose("norm", self.norm, NORMS)
+        if norm == "batch":
+            x = BatchRenorm(self.train)(x)
+        if self.fourier is not None:
+            x = _features(self.fourier, x)
         for i, size in enumerate((*self.hidden_sizes, self.output_size)):
             fan_in, last = x.shape[-1], i == len(self.hidden_sizes)
             layer = nn.Dense(
@@ -87,8 +162,25 @@ class MLP(nn.Module):
                 kernel_init=weights,
                 bias_init=lambda key, shape, dtype, n=fan_in: biases(key, shape, n, dtype),
             )
-            x = layer(x) if last else act(layer(x))
+            x = layer(x)
+            if not last:
+                x = nn.LayerNorm(dtype=_computing(self.dtype))(x) if norm == "layer" else x
+                x = act(x)
+                x = BatchRenorm(self.train)(x) if norm == "batch" else x
         return x
+
+
+def _features(fourier: Fourier, x: Array) -> Array:
+    """`[in] -> [ratio in]`, in an MLP."""
+    size = x.shape[-1]
+    scale = fourier.bandwidth / size
+    layer = nn.Dense(
+        fourier.ratio * size,
+        kernel_init=lambda *shape: scale * jax.random.normal(*shape),
+        bias_init=nn.initializers.normal(1.0),
+        name="fourier",
+    )
+    return sine.sin(math.pi * layer(x))
 
 
 def _computing(dtype: str) -> Any:
@@ -97,24 +189,22 @@ def _computing(dtype: str) -> Any:
 
 
 def _mlp(network: Any, output_size: int) -> MLP:
-    """The MLP of a network with an MLP's fields."""
-    return MLP(
-        network.hidden_sizes,
-        output_size,
-        network.activation,
-        network.initializer,
-        network.dtype,
-        name="mlp",
-    )
+    """The MLP of a network, with those of an MLP's fields that it has."""
+    names = {field.name for field in dataclasses.fields(MLP)} - {"name", "parent"}
+    shared = {name: getattr(network, name) for name in names if hasattr(network, name)}
+    return MLP(output_size=output_size, name="mlp", **shared)
 
 
 class Critic(nn.Module):
-    """Q(s, a), an MLP on the two joined."""
+    """Q(s, a), an MLP on the two joined, with its fields."""
 
     hidden_sizes: tuple[int, ...] = (256, 256)
     activation: str = "sin"
     initializer: str = "glorot"
     dtype: str = "float32"
+    norm: str = "none"
+    fourier: Fourier | None = None
+    train: bool = False
 
     @nn.compact
     def __call__(self, obs: Array, action: Array) -> Array:
@@ -131,6 +221,8 @@ class ActionValues(nn.Module):
     activation: str = "sin"
     initializer: str = "glorot"
     dtype: str = "float32"
+    norm: str = "none"
+    fourier: Fourier | None = None
 
     @nn.compact
     def __call__(self, obs: Array, action: Array) -> Array:
@@ -167,6 +259,8 @@ class GaussianActor(nn.Module):
     activation: str = "sin"
     initializer: str = "glorot"
     dtype: str = "float32"
+    norm: str = "none"
+    train: bool = False
 
     @nn.compact
     def __call__(self, obs: Array) -> tuple[Array, Array]:
@@ -174,3 +268,36 @@ class GaussianActor(nn.Module):
         both = _mlp(self, 2 * self.action_size)(obs)
         mean, log_std = jnp.split(both, 2)
         return mean, jnp.clip(log_std, *LOG_STD_BOUNDS)
+
+
+def training(network: nn.Module) -> Callable[..., tuple[Any, Params]]:
+    """A network with `norm="batch"` in training mode: `(params, *inputs [B]) -> (outputs [B],
+    {"batch_stats": the running statistics, moved})`.
+
+    An output depends on the whole batch, so that it has no gradient and no kernel of its own: steps
+    and `ntk` take the network's `apply`, which is in evaluation mode.
+
+    >>> from preqn_jax import networks
+    >>> q = networks.Critic((8,), norm="batch")
+    >>> obs, action = jnp.ones((4, 3)), jnp.ones((4, 2))
+    >>> params = q.init(jax.random.key(0), obs[0], action[0])
+    >>> values, statistics = networks.training(q)(params, obs, action)
+    >>> values.shape, statistics["batch_stats"]["mlp"]["BatchRenorm_0"]["mean"].round(2).tolist()
+    ((4,), [0.01, 0.01, 0.01, 0.01, 0.01])
+    """
+    module: Any = network.clone(train=True)
+
+    def apply(params: Params, *inputs: Array) -> tuple[Any, Params]:
+        def one(*example: Array) -> tuple[Any, Params]:
+            return module.apply(params, *example, mutable=[_STATISTICS])
+
+        return jax.vmap(one, axis_name=BATCH, out_axes=(0, None))(*inputs)
+
+    return apply
+
+
+def weights(params: Params) -> Params:
+    """`params` without running statistics, which no gradient moves."""
+    if isinstance(params, Mapping) and _STATISTICS in params:
+        return {name: leaf for name, leaf in params.items() if name != _STATISTICS}
+    return params

@@ -25,6 +25,7 @@ from preqn_jax.types import Spec
 
 reacher = after_cases.reacher
 RNG = np.random.default_rng(0)
+SPEC = Spec(3, 2, np.array([0.0, -3.0]), np.array([4.0, -1.0]))
 
 
 def options(*args):
@@ -88,6 +89,13 @@ def test_the_example_runs_as_it_says(reacher):
     assert doctest.DocTestRunner().run(test).failed == 0
 
 
+def spread(leaf):
+    """None at its initial value, and what is positive stays so: variances are."""
+    if leaf.dtype != np.float32:
+        return leaf
+    return leaf * np.exp(0.3 * RNG.normal(size=leaf.shape)).astype(np.float32) + 0.1
+
+
 def documented(number):
     """A block of Python of the page on this."""
     page = (ROOT / "docs/after-training.md").read_text()
@@ -96,18 +104,22 @@ def documented(number):
 
 @pytest.mark.parametrize(
     ("algorithm", "normalize"),
-    [("preqn", False), ("sac", False), ("td3", False), ("preqn", True), ("sac", True)],
+    [
+        *(("preqn", False), ("sac", False), ("td3", False), ("crossq", False)),
+        *(("preqn", True), ("sac", True), ("crossq", True)),
+    ],
 )
 def test_the_pages_lines_of_numpy_are_the_policy(algorithm, normalize):
     """With an activation each, and bounds of another centre and width."""
-    activation = {"preqn": "sin", "sac": "tanh", "td3": "relu"}[algorithm]
-    config = agents.AgentConfig(algorithm, activation, (16, 8), normalize_observations=normalize)
-    spec = Spec(3, 2, np.array([0.0, -3.0]), np.array([4.0, -1.0]))
-    agent = agents.make(config, spec)
+    activation = {"preqn": "sin", "sac": "tanh"}.get(algorithm, "relu")
+    sizes = (activation, (16, 8), (16, 8))
+    config = agents.AgentConfig(algorithm, *sizes, normalize_observations=normalize)
+    agent, spec = agents.make(config, SPEC), SPEC
     states = jax.jit(jax.vmap(agent.init))(jax.random.split(jax.random.key(0), 2))
     seen = RNG.normal([5, -3, 0], [2, 0.5, 1], size=(50, 3)).astype(np.float32)
     if agent.observe is not None:
         states = jax.vmap(agent.observe, in_axes=(0, None))(states, seen)
+    states = jax.tree.map(spread, states)
     described = {"activation": activation, "algorithm": algorithm, "env": "E-v1"}
     run = Trained(agent, states, spec, (3, 5), 70, {**described, "hidden_sizes": [16, 8]})
     np.savez("policy.npz", **exported.arrays(run, "policy", 5))
@@ -164,6 +176,20 @@ def test_arrays_of_a_critic_are_all_that_it_has(reacher):
         x = x if i + 1 == about["layers"] else np.sin(x)
     np.testing.assert_allclose(x[:, 0], run.q()(obs, action), atol=1e-5)
     assert len(saved.files) == 1 + 2 * about["layers"] and about["activation"] == "sin"
+
+
+@pytest.mark.parametrize("fields", [{"critic_norm": "layer"}, {"critic_features": "fourier"}])
+def test_critics_of_other_layers_have_programs_alone(fields):
+    agent = agents.make(agents.AgentConfig("td3", None, (4, 4), **fields), SPEC)
+    states = jax.vmap(agent.init)(jax.random.split(jax.random.key(0), 1))
+    about = {"activation": "relu", "algorithm": "td3", "env": "E-v1"}
+    run = Trained(agent, states, SPEC, (0,), 0, about)
+    assert "Dense_2.bias" in exported.arrays(run, "policy")
+    with pytest.raises(UserError, match="this critic has layers that are not dense; export it as"):
+        exported.arrays(run, "critic")
+    obs, action = np.ones((5, 3), np.float32), np.ones((5, 2), np.float32)
+    program = exported.program(run, "critic", platforms=["cpu"])
+    np.testing.assert_allclose(program.call(obs, action), run.q()(obs, action), rtol=1e-5)
 
 
 def test_networks_of_somebodys_own_have_no_arrays(reacher):

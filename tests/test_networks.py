@@ -191,3 +191,130 @@ def test_another_type_of_networks_is_refused():
         agents.resolve(agents.AgentConfig(network_dtype="float16"))
     made = agents.resolve(agents.AgentConfig(network_dtype="bfloat16"))
     assert made.network["dtype"] == "bfloat16"
+
+
+# --- layers that normalize, and features ----------------------------------------------------------
+
+
+def dense(params, i, x):
+    return x @ np.asarray(params[f"Dense_{i}"]["kernel"]) + np.asarray(params[f"Dense_{i}"]["bias"])
+
+
+def arbitrary(critic, *sizes):
+    """Parameters of all leaves' own, none at its special initial value, and inputs `[6, ...]`."""
+    rng = np.random.default_rng(0)
+    inputs = [jnp.asarray(rng.normal(size=(6, size))) for size in sizes]
+    shapes = jax.eval_shape(critic.init, jax.random.key(0), *(x[0] for x in inputs))
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), shapes), inputs
+
+
+def test_layer_norm_comes_before_the_activation_of_each_hidden_layer(x64):
+    critic = Critic((9, 7), "relu", norm="layer")
+    params, inputs = arbitrary(critic, 5, 3)
+    values: Any = jit(batched(critic.apply))(params, tuple(inputs))
+    mlp, x = params["params"]["mlp"], np.concatenate(inputs, axis=1)
+    for i in range(2):
+        x = dense(mlp, i, x)
+        centred = x - x.mean(axis=1, keepdims=True)
+        x = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-6)
+        norm = mlp[f"LayerNorm_{i}"]
+        x = np.maximum(x * np.asarray(norm["scale"]) + np.asarray(norm["bias"]), 0)
+    np.testing.assert_allclose(values, dense(mlp, 2, x)[:, 0], rtol=1e-10)
+
+
+def test_fourier_features_are_sines_of_a_linear_map_before_the_first_layer(x64):
+    critic = Critic((9,), "tanh", fourier=networks.Fourier(ratio=4))
+    params, inputs = arbitrary(critic, 5, 3)
+    values: Any = jit(batched(critic.apply))(params, tuple(inputs))
+    mlp = params["params"]["mlp"]
+    w, b = (np.asarray(mlp["fourier"][name]) for name in ("kernel", "bias"))
+    assert w.shape == (8, 32)
+    x = np.sin(np.pi * (np.concatenate(inputs, axis=1) @ w + b))
+    np.testing.assert_allclose(
+        values, dense(mlp, 1, np.tanh(dense(mlp, 0, x)))[:, 0], rtol=1e-10, atol=1e-10
+    )
+
+
+def test_fourier_features_start_with_frequencies_of_their_bandwidth():
+    critic = Critic((9,), fourier=networks.Fourier(bandwidth=0.3))
+    params = jit(critic.init)(jax.random.key(0), jnp.ones(50), jnp.ones(10))["params"]["mlp"]
+    w, b = (np.asarray(params["fourier"][name]) for name in ("kernel", "bias"))
+    assert w.shape == (60, 2400)
+    np.testing.assert_allclose(w.std(), 0.3 / 60, rtol=0.02)
+    np.testing.assert_allclose(b.std(), 1, rtol=0.06)
+    assert abs(w.mean()) < 5 * w.std() / np.sqrt(w.size)
+
+
+RENORM = networks.BatchRenorm(train=True, warmup=1)
+EPSILON, MOMENTUM = 1e-3, 0.99
+
+
+def renormalized(x, mean, var, late):
+    """Ioffe 2017, Algorithm 1: x_hat, sigma_B, r, and mean and variance of the batch."""
+    mu, variance = sum(x) / len(x), sum((x - sum(x) / len(x)) ** 2) / len(x)
+    sigma_b, sigma = np.sqrt(EPSILON + variance), np.sqrt(EPSILON + var)
+    r = np.clip(sigma_b / sigma, 1 / 3, 3) if late else np.ones_like(mu)
+    d = np.clip((mu - mean) / sigma, -5, 5) if late else np.zeros_like(mu)
+    return (x - mu) / sigma_b * r + d, sigma_b, r, mu, variance
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_batch_renormalization_its_gradient_and_its_statistics(late, x64):
+    """Bounds of r and d are met from both sides by these running statistics."""
+    rng = np.random.default_rng(0)
+    x, upstream = rng.normal(1, 2, size=(8, 5)), rng.normal(size=(8, 5))
+    mean, var = np.array([0.5, -40, 60, 1, 1.5]), np.array([2.0, 1, 1, 900, 1e-3])
+    scale, bias = rng.normal(size=(2, 5))
+    stats = {"mean": mean, "var": var, "count": float(late)}
+
+    def forward(x, scale, bias, stats):
+        variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": stats}
+        one = lambda x: RENORM.apply(variables, x, mutable=["batch_stats"])
+        return jax.vmap(one, axis_name=networks.BATCH, out_axes=(0, None))(x)
+
+    y, vjp, moved = jax.vjp(forward, *map(jnp.asarray, (x, scale, bias)), stats, has_aux=True)
+    hat, sigma_b, r, mu, variance = renormalized(x, mean, var, late)
+    np.testing.assert_allclose(y, scale * hat + bias, rtol=1e-10)
+    if late:
+        assert r[3] == 1 / 3 and r[4] == 3 and 1 / 3 < r[0] < 3
+    dx, dscale, dbias, dstats = vjp(jnp.asarray(upstream))
+    g = upstream * scale * r / sigma_b  # of x - mu_B, over sigma_B; r and d are constants
+    plain = (x - mu) / sigma_b
+    np.testing.assert_allclose(dx, g - g.mean(0) - plain * (g * plain).mean(0), atol=1e-10)
+    np.testing.assert_allclose(dscale, (upstream * hat).sum(0), rtol=1e-10)
+    np.testing.assert_allclose(dbias, upstream.sum(0), rtol=1e-10)
+    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(dstats))
+    after: Any = moved["batch_stats"]
+    np.testing.assert_allclose(after["mean"], MOMENTUM * mean + (1 - MOMENTUM) * mu, rtol=1e-10)
+    np.testing.assert_allclose(after["var"], MOMENTUM * var + (1 - MOMENTUM) * variance, rtol=1e-10)
+    assert after["count"] == 1  # which is the warm-up: no more are counted
+
+
+def test_in_evaluation_mode_running_statistics_are_constants(x64):
+    critic = Critic((9, 7), "relu", norm="batch")
+    params, inputs = arbitrary(critic, 5, 3)
+    params["batch_stats"] = jax.tree.map(jnp.exp, params["batch_stats"])
+    values: Any = jit(batched(critic.apply))(params, tuple(inputs))
+    mlp, stats = params["params"]["mlp"], params["batch_stats"]["mlp"]
+
+    def normal(i, x):
+        name = f"BatchRenorm_{i}"
+        x = (x - np.asarray(stats[name]["mean"])) / np.sqrt(np.asarray(stats[name]["var"]) + 1e-3)
+        return x * np.asarray(mlp[name]["scale"]) + np.asarray(mlp[name]["bias"])
+
+    x = normal(0, np.concatenate(inputs, axis=1))
+    for i in range(2):
+        x = normal(i + 1, np.maximum(dense(mlp, i, x), 0))
+    np.testing.assert_allclose(values, dense(mlp, 2, x)[:, 0], rtol=1e-10)
+    pulled = ntk.linearize(critic.apply, params, tuple(inputs)).pullback(jnp.ones(6))
+    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(pulled["batch_stats"]))
+    assert all((np.asarray(leaf) != 0).any() for leaf in jax.tree.leaves(pulled["params"]))
+
+
+def test_the_weights_of_a_network_are_all_but_its_statistics():
+    critic = Critic((4,), norm="batch")
+    params = critic.init(jax.random.key(0), jnp.ones(3), jnp.ones(2))
+    assert set(networks.weights(params)) == {"params"}
+    plain = Critic((4,)).init(jax.random.key(0), jnp.ones(3), jnp.ones(2))
+    assert networks.weights(plain) is plain
+    assert networks.weights(jnp.ones(3)).shape == (3,)  # of anybody's own parameters

@@ -34,7 +34,17 @@ ROOMS = {
     "diagnostics": {"types", "actions", "batching", "ntk", "measures", "tabular", "problems"},
     "steps": {"types", "options", "batching", "ntk", "solve", "linesearch", "measures"},
     "envs": {"types", "options", "actions", "problems"},
-    "agents": {"types", "options", "actions", "batching", "ntk", "solve", "networks", "steps"},
+    "agents": {
+        "types",
+        "options",
+        "actions",
+        "batching",
+        "ntk",
+        "solve",
+        "measures",
+        "networks",
+        "steps",
+    },
     "training": {
         "types",
         "options",
@@ -42,6 +52,7 @@ ROOMS = {
         "replay",
         "problems",
         "envs",
+        "networks",
         "agents",
         "diagnostics",
     },
@@ -118,7 +129,7 @@ def test_every_update_lowers_for_accelerators(algorithm, platform):
     spec = Spec(3, 2, -np.ones(2), np.ones(2))
     if algorithm in agents.DISCRETE:
         spec = Spec(3, 1, np.zeros(1), np.full(1, 3.0), num_actions=4)
-    agent = agents.make(agents.AgentConfig(algorithm=algorithm, hidden_sizes=(8, 8)), spec)
+    agent = agents.make(agents.AgentConfig(algorithm, None, (8, 8), (8, 8)), spec)
     shape = lambda *s: jax.ShapeDtypeStruct((16, *s), jnp.float32)
     batch = Transition(shape(3), shape(spec.action_size), shape(), shape(), shape(3))
     key, count = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)

@@ -212,7 +212,7 @@ def _run(
         wanted = {**described, "num_steps": past}
         directory.compare(folder / "config.json", wanted, training.DEFAULTS, flag="root")
     else:
-        agents.check_kind(algorithm, envs.spec(env))
+        agents.check_kind(described["algorithm"], envs.spec(env))
     return planned
 
 

@@ -9,10 +9,9 @@ from preqn_jax.agents.config import (
     CONTINUOUS,
     DISCRETE,
     AgentConfig,
-    Resolved,
-    resolve,
 )
 from preqn_jax.agents.critic import Critic, Upcoming, Update, Values, critic, exploitation
+from preqn_jax.agents.crossq import crossq as crossq_critic
 from preqn_jax.agents.discrete import DiscreteState, Epsilon, Greedy, discrete
 from preqn_jax.agents.normalized import NormalizedState, Seen, normalized
 from preqn_jax.agents.policies import (
@@ -25,6 +24,7 @@ from preqn_jax.agents.policies import (
 )
 from preqn_jax.agents.presets import (
     check_kind,
+    crossq,
     ddpg,
     dqn,
     make,
@@ -40,6 +40,7 @@ from preqn_jax.agents.presets import (
     sac,
     td3,
 )
+from preqn_jax.agents.resolved import Resolved, resolve
 from preqn_jax.agents.swept import SweptState, swept
 
 __all__ = [
@@ -66,6 +67,8 @@ __all__ = [
     "actor_critic",
     "check_kind",
     "critic",
+    "crossq",
+    "crossq_critic",
     "ddpg",
     "deterministic",
     "discrete",

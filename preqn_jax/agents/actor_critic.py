@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from preqn_jax import networks
 from preqn_jax.agents.base import Agent, Inspection
 from preqn_jax.agents.critic import Critic, Upcoming, Update
 from preqn_jax.agents.policies import Policy
@@ -86,8 +87,8 @@ def actor_critic(
 
     def summary(state: ActorCriticState) -> Metrics:
         return {
-            "actor/norm": optax.tree.norm(acting(state)),
-            "critic/norm": optax.tree.norm(critic.params(state.critic)),
+            "actor/norm": optax.tree.norm(networks.weights(acting(state))),
+            "critic/norm": optax.tree.norm(networks.weights(critic.params(state.critic))),
         }
 
     def inspect(state: ActorCriticState, batch: Transition, key: Key) -> Inspection:

@@ -6,7 +6,6 @@ The deterministic one is that of PreQN, NGQL, DDPG and TD3; the Gaussian one is 
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -151,6 +150,7 @@ def gaussian(
     *,
     temperature: float | Array = 0.1,
     tuning: Tuning | None = None,
+    training: Callable[..., Any] | None = None,
 ) -> Policy:
     """SAC's policy: tanh of a Gaussian, with an entropy bonus (Haarnoja et al. 2018b).
 
@@ -161,9 +161,12 @@ def gaussian(
       optimizer: of phi.
       temperature: alpha, or where it starts from.
       tuning: None for a fixed temperature.
+      training: `networks.training(network)` of one with batch normalization, whose own step is then
+        in training mode (Bhatt et al. 2024); None of any other.
     """
 
-    samples = partial(_samples, network)
+    def plain(params: Params, obs: Array) -> tuple[Any, Params]:
+        return jax.vmap(network.apply, in_axes=(None, 0))(params, obs), {}
 
     def alpha(state: GaussianState) -> float | Array:
         return temperature if tuning is None else jnp.exp(state.log_temperature)
@@ -184,7 +187,7 @@ def gaussian(
 
     def upcoming(state: GaussianState, next_obs: Array, key: Key) -> Upcoming:
         """Haarnoja et al. 2018b, Eqs. 5 and 6."""
-        action, log_prob = samples(state.params, next_obs, key)
+        action, log_prob, _ = _samples(plain, state.params, next_obs, key)
         metrics = {
             "actor/entropy": -jnp.mean(log_prob),
             "actor/temperature": jnp.asarray(alpha(state), log_prob.dtype),
@@ -194,13 +197,14 @@ def gaussian(
     def improve(state: GaussianState, batch: Transition, values: Values, key: Key) -> GaussianState:
         """Down E[alpha log pi(a|s) - min_i Q_i(s, a)], a ~ pi(.|s) (Haarnoja et al., Eq. 9)."""
 
-        def loss(params: Params) -> tuple[Array, Array]:
-            action, log_prob = samples(params, batch.obs, key)
+        def loss(params: Params) -> tuple[Array, tuple[Array, Params]]:
+            action, log_prob, moved = _samples(training or plain, params, batch.obs, key)
             value = values.least(batch.obs, action)
-            return jnp.mean(alpha(state) * log_prob - value), jnp.mean(log_prob)
+            return jnp.mean(alpha(state) * log_prob - value), (jnp.mean(log_prob), moved)
 
-        grads, log_prob = jax.grad(loss, has_aux=True)(state.params)
+        grads, (log_prob, moved) = jax.grad(loss, has_aux=True)(state.params)
         params, moments = _descend(optimizer, grads, state.params, state.optimizer)
+        params = {**params, **moved} if moved else params  # running statistics
         state = replace(state, params=params, optimizer=moments)
         return state if tuning is None else _tune(tuning, state, log_prob)
 
@@ -208,15 +212,13 @@ def gaussian(
     return Policy(init, *acts, upcoming, improve, follow=lambda state: state)
 
 
-def _samples(network: Network, params: Params, obs: Array, key: Key) -> tuple[Array, Array]:
-    """Actions `[B, act]` and their log pi `[B]`."""
-
-    def sample(obs: Array, noise: Array) -> tuple[Array, Array]:
-        mean, log_std = network.apply(params, obs)
-        return tanh_gaussian(mean, log_std, noise)
-
-    shape = jax.eval_shape(network.apply, params, obs[0])[0].shape
-    return jax.vmap(sample)(obs, jax.random.normal(key, (obs.shape[0], *shape)))
+def _samples(
+    batched: Callable[..., tuple[Any, Params]], params: Params, obs: Array, key: Key
+) -> tuple[Array, Array, Params]:
+    """Actions `[B, act]`, their log pi `[B]`, and running statistics that moved, if any."""
+    (mean, log_std), moved = batched(params, obs)
+    noise = jax.random.normal(key, mean.shape)
+    return *jax.vmap(tanh_gaussian)(mean, log_std, noise), moved
 
 
 def _tune(tuning: Tuning, state: GaussianState, log_prob: Array) -> GaussianState:

@@ -13,20 +13,13 @@ import optax
 from preqn_jax import networks, ntk, steps
 from preqn_jax.agents.actor_critic import actor_critic
 from preqn_jax.agents.base import Agent
-from preqn_jax.agents.config import (
-    DISCRETE,
-    SOLVERS,
-    AgentConfig,
-    Choice,
-    Deterministic,
-    Resolved,
-    is_zero,
-    resolve,
-)
-from preqn_jax.agents.critic import critic
+from preqn_jax.agents.config import DISCRETE, SOLVERS, AgentConfig
+from preqn_jax.agents.critic import Critic, critic
+from preqn_jax.agents.crossq import crossq as crossq_critic
 from preqn_jax.agents.discrete import discrete
 from preqn_jax.agents.normalized import normalized
 from preqn_jax.agents.policies import Policy, Tuning, deterministic, gaussian
+from preqn_jax.agents.resolved import Choice, Deterministic, Resolved, is_zero, resolve
 from preqn_jax.options import UserError
 from preqn_jax.types import QFunction, Spec
 
@@ -59,19 +52,8 @@ def check_kind(algorithm: str, spec: Spec) -> None:
 
 
 def _assemble(made: Resolved, spec: Spec) -> Agent:
-    if isinstance(made.policy, Choice):
-        assert spec.num_actions is not None
-        q = networks.ActionValues(spec.num_actions, **made.network)
-    else:
-        q = networks.Critic(**made.network)
-    values = critic(
-        q,
-        critic_step(made, q.apply),
-        members=made.members,
-        target=made.target,
-        pessimism=None if made.config.measured_pessimism else made.config.pessimism,
-    )
     numbers: dict[str, Any] = {"discount": made.config.discount, "delay": made.delay}
+    values = _critic(made, spec)
     if isinstance(made.policy, Choice):
         agent = discrete(spec, values, **made.policy._asdict(), **numbers)
     else:
@@ -82,9 +64,30 @@ def _assemble(made: Resolved, spec: Spec) -> Agent:
 _remembered = functools.lru_cache(maxsize=64)(_assemble)
 
 
+def _critic(made: Resolved, spec: Spec) -> Critic:
+    if spec.num_actions is None:
+        q = networks.Critic(**made.critic)
+    else:
+        q = networks.ActionValues(spec.num_actions, **made.critic)
+    if q.norm == "batch":
+        optimizer = _adam(made, made.critic_learning_rate)
+        return crossq_critic(q, optimizer, members=made.members)
+    return critic(
+        q,
+        critic_step(made, q.apply),
+        members=made.members,
+        target=made.target,
+        pessimism=None if made.config.measured_pessimism else made.config.pessimism,
+    )
+
+
+def _adam(made: Resolved, rate: Any) -> optax.GradientTransformation:
+    return optax.adam(rate, b1=cast(float, made.config.adam_b1))
+
+
 def make_policy(made: Resolved, spec: Spec) -> Policy:
     """The policy of an agent for continuous actions."""
-    optimizer = optax.adam(made.config.actor_learning_rate)
+    optimizer = _adam(made, made.config.actor_learning_rate)
     if isinstance(made.policy, Deterministic):
         mu = networks.Actor(spec.action_size, **made.network)
         return deterministic(mu, optimizer, **made.policy._asdict(), target=made.target)
@@ -93,15 +96,17 @@ def make_policy(made: Resolved, spec: Spec) -> Policy:
     tuning = None
     if rate is not None:
         tuning = Tuning(optax.adam(rate), -spec.action_size if entropy is None else entropy)
-    pi = networks.GaussianActor(spec.action_size, **made.network)
-    return gaussian(pi, optimizer, temperature=temperature, tuning=tuning)
+    norm = "batch" if made.critic["norm"] == "batch" else "none"
+    pi = networks.GaussianActor(spec.action_size, **made.network, norm=norm)
+    training = networks.training(pi) if norm == "batch" else None
+    return gaussian(pi, optimizer, temperature=temperature, tuning=tuning, training=training)
 
 
 def critic_step(made: Resolved, q: QFunction) -> steps.ValueStep:
     """The step of one critic."""
     rate, config = made.critic_learning_rate, made.config
     if made.critic_step == "gradient":
-        return steps.gradient(q, optax.adam(rate), made.huber)
+        return steps.gradient(q, _adam(made, rate), made.huber)
     if made.critic_step == "natural_gradient":
         return steps.natural_gradient(q, rate, config.damping)
     solve = SOLVERS[config.solver]
@@ -237,3 +242,15 @@ def dqn(spec: Spec, **options: Any) -> Agent:
     `polyak=0.0, policy_delay=1000` copies it whole every 1,000 updates, as Mnih et al. do.
     """
     return make(AgentConfig(algorithm="dqn", **options), spec)
+
+
+def crossq(spec: Spec, **options: Any) -> Agent:
+    """CrossQ (Bhatt et al. 2024): SAC without target networks, whose networks are batch-normalized.
+
+    As in the paper: two critics of 2048 x 2048, batch renormalization of inputs and hidden layers
+    of critics and actor, Adam at 1e-3 with b1 = 0.5, three updates of the critics for one of the
+    actor, and a tuned temperature that starts at 1. The paper has an update a step and no more:
+    `update_every=1`. Initial weights are those of all agents here, `initializer`; the paper's are
+    lecun. Where it is silent, this is `sac`.
+    """
+    return make(AgentConfig(algorithm="crossq", **options), spec)

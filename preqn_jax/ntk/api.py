@@ -72,7 +72,8 @@ def linearize(
       which may return it.
 
     Raises:
-      ValueError: unknown `method`, `q` does not return a real scalar for one example, a leaf of
+      ValueError: unknown `method`, `q` does not return a real scalar for one example, or is one in
+        training mode, whose batch normalization makes it depend on the others, a leaf of
         `params` is no real floating-point array, or `inputs` is no tuple of arrays with one batch
         axis.
     """

@@ -107,9 +107,18 @@ class Program(NamedTuple):
 def read(q: QFunction, params: Params, inputs: Inputs, *, apart: bool) -> Program:
     """`q` as a program, of `parameters` and `arrays`. Without `apart` all leaves are left whole.
 
-    Raises ValueError where `inputs` have no batch axis in common, or q returns no real scalar.
+    Raises ValueError where `inputs` have no batch axis in common, q returns no real scalar, or it
+    needs a named axis, as for a mean over the batch.
     """
-    jaxpr: Any = jax.make_jaxpr(q)(params, *one_example(inputs))
+    try:
+        jaxpr: Any = jax.make_jaxpr(q)(params, *one_example(inputs))
+    except NameError as error:
+        if "axis name" not in str(error):
+            raise
+        raise ValueError(
+            f"q of one example depends on its batch ({error}), as a network in training mode does, "
+            "and such a Q has no kernel; give the network in evaluation mode"
+        ) from None
     shapes = [out.shape for out in jaxpr.out_avals]
     if shapes != [()]:
         raise ValueError(

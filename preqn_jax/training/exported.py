@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from preqn_jax import agents
+from preqn_jax import agents, networks
 from preqn_jax.options import UserError, choose
 from preqn_jax.training.trained import Trained
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 WHAT = ("critic", "policy")
-_LAYERS = "params.mlp."  # where the networks of this package keep theirs
+_LAYERS = re.compile(r"(params|batch_stats)\.mlp\.")  # where this package's networks keep theirs
 
 
 def program(
@@ -84,9 +85,11 @@ def arrays(
     logarithm of the deviation. A critic takes [s, a], a scaled to [-1, 1]. Where there are finitely
     many actions, "num_actions" from "action_low" on, both are the same: s to the values of all, of
     which the policy is the largest. docs/after-training.md has the lines of NumPy. Normalized
-    observations are part of the first layer, which takes them as they come.
+    observations are part of the first layer, which takes them as they come, and batch normalization
+    is part of the layer behind it.
 
-    Raises UserError for what or a seed that is not there, or networks that are not this package's.
+    Raises UserError for what or a seed that is not there, networks that are not this package's, and
+    critics with other layers than these (`critic_norm=layer`, `critic_features=fourier`).
     """
     state = trained.state(seed)
     critic = choose("thing to export", what, WHAT) == "critic"
@@ -96,32 +99,58 @@ def arrays(
     params = params if units is None else units.params
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     named = {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
-    if "activation" not in trained.config or not all(name.startswith(_LAYERS) for name in named):
+    weights = {name.split("mlp.")[-1]: np.asarray(x) for name, x in named.items()}
+    own = "activation" not in trained.config or not all(map(_LAYERS.match, named))
+    if own or not all(name.startswith(("Dense_", "BatchRenorm_")) for name in weights):
+        why = "this agent has its own" if own else "this critic has layers that are not dense"
         raise UserError(
-            "arrays tell only of networks that are this package's, and this agent has its own; "
-            "export it as a program, --format=stablehlo"
+            f"arrays tell only of dense layers that are this package's, and {why}; export it as a "
+            "program, --format=stablehlo"
         )
+    weights = _without_norms(weights)
     about = {
         "what": what,
         **{name: trained.config[name] for name in ("algorithm", "env", "activation")},
         "seed": trained.seeds[0] if seed is None else seed,
         "step": trained.step,
-        "layers": len(trained.config["hidden_sizes"]) + 1,
+        "layers": len(weights) // 2,
         "obs_size": trained.spec.obs_size,
         "action_low": trained.spec.action_low.tolist(),
         "action_high": trained.spec.action_high.tolist(),
         "num_actions": trained.spec.num_actions,
     }
-    weights = {name.removeprefix(_LAYERS): np.asarray(x) for name, x in named.items()}
     if units is not None:
-        _fold(weights, units)
+        _see(weights, units)
     return {**weights, "about": np.array(json.dumps(about))}
 
 
-def _fold(weights: dict[str, np.ndarray], units: agents.Seen) -> None:
+def _without_norms(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Dense layers, each with the batch normalization of what enters it, which is in evaluation
+    mode an affine map of each feature.
+    """
+    dense = {name: x for name, x in weights.items() if name.startswith("Dense_")}
+    for i in range(len(dense) // 2 if "BatchRenorm_0.var" in weights else 0):
+        gamma, beta, mean, var = (
+            weights[f"BatchRenorm_{i}.{name}"].astype(np.float64)
+            for name in ("scale", "bias", "mean", "var")
+        )
+        scale = gamma / np.sqrt(networks.BatchRenorm.epsilon + var)
+        _fold(dense, i, scale, beta - mean * scale)
+    return dense
+
+
+def _see(weights: dict[str, np.ndarray], units: agents.Seen) -> None:
     """Into the first layer: (s - mean) / std, of what is an action as it is."""
-    kernel, bias = (weights[f"Dense_0.{name}"].astype(np.float64) for name in ("kernel", "bias"))
-    mean, std = np.zeros(len(kernel)), np.ones(len(kernel))
-    mean[: len(units.mean)], std[: len(units.std)] = units.mean, units.std
-    weights["Dense_0.kernel"] = (kernel / std[:, None]).astype(np.float32)
-    weights["Dense_0.bias"] = (bias - (mean / std) @ kernel).astype(np.float32)
+    size = len(weights["Dense_0.kernel"])
+    scale, shift = np.ones(size), np.zeros(size)
+    scale[: len(units.std)] = 1 / np.asarray(units.std, np.float64)
+    shift[: len(units.std)] = -np.asarray(units.mean, np.float64) / units.std
+    _fold(weights, 0, scale, shift)
+
+
+def _fold(weights: dict[str, np.ndarray], i: int, scale: np.ndarray, shift: np.ndarray) -> None:
+    """Into the i-th layer: of what enters it, scale x + shift."""
+    names = [f"Dense_{i}.{name}" for name in ("kernel", "bias")]
+    kernel, bias = (weights[name].astype(np.float64) for name in names)
+    for name, x in zip(names, (scale[:, None] * kernel, bias + shift @ kernel), strict=True):
+        weights[name] = x.astype(np.float32)

@@ -93,8 +93,8 @@ def _configs(
         known -= fields[agents.AgentConfig] - {"discount"}
     for name in given:
         choose("option", name, known)
-    for name in ("seeds", "hidden_sizes", "wrappers"):
-        if name in given and not isinstance(given[name], str):
+    for name in ("seeds", "hidden_sizes", "critic_hidden_sizes", "wrappers"):
+        if given.get(name) is not None and not isinstance(given[name], str):
             given[name] = tuple(given[name])
     given["env_kwargs"] = given.get("env_kwargs") or None
     parts = [

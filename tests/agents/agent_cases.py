@@ -9,7 +9,7 @@ from preqn_jax import agents, steps
 from preqn_jax.types import Spec, Transition
 
 SPEC = Spec(3, 2, -np.ones(2), np.ones(2))
-SMALL = {"hidden_sizes": (16, 16)}
+SMALL = {"hidden_sizes": (16, 16), "critic_hidden_sizes": (16, 16)}
 
 
 CHOICES = Spec(3, 1, np.zeros(1), np.full(1, 3.0), num_actions=4)

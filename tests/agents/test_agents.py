@@ -37,6 +37,22 @@ TABLE = {
     "dqn": {"algorithm": "dqn"},
     "dqn-double-two-critics": {"algorithm": "dqn", "double_q": True, "num_critics": 2},
     "dqn-whole-copies": {"algorithm": "dqn", "polyak": 0.0, "policy_delay": 2},
+    "crossq": {"algorithm": "crossq", "policy_delay": 2},
+    "crossq-normalized": {"algorithm": "crossq", "normalize_observations": True},
+    "td3-layer-norm-no-targets": {
+        "algorithm": "td3",
+        "critic_norm": "layer",
+        "target_networks": False,
+    },
+    "sac-layer-norm": {"algorithm": "sac", "critic_norm": "layer"},
+    "ddpg-layer-norm": {"algorithm": "ddpg", "critic_norm": "layer"},
+    "preqn-layer-norm": {"algorithm": "preqn", "critic_norm": "layer"},
+    "ddpg-fourier-no-targets": {
+        "algorithm": "ddpg",
+        "critic_features": "fourier",
+        "fourier_ratio": 4,
+        "target_networks": False,
+    },
 }
 # Every solver, option and mix keeps the laws; the fast tests hold one of each kind to them.
 SLOW = {
@@ -62,6 +78,12 @@ SLOW = {
     "preqn-discrete-normalized",
     "dqn",
     "dqn-whole-copies",
+    "crossq-normalized",
+    "td3-layer-norm-no-targets",
+    "sac-layer-norm",
+    "ddpg-layer-norm",
+    "preqn-layer-norm",
+    "ddpg-fourier-no-targets",
 }
 rows = [
     pytest.param(fields, id=name, marks=[pytest.mark.slow] * (name in SLOW))

@@ -191,6 +191,7 @@ NUMBERS = {
     "ddpg": {"critic_learning_rate": 3e-3, "polyak": 0.9, "exploration_noise": 0.3},
     "td3": {"target_noise": 0.4, "target_noise_clip": 0.3, "actor_learning_rate": 3e-3},
     "sac": {"temperature": 0.3, "discount": 0.9, "critic_learning_rate": 3e-3},
+    "crossq": {"adam_b1": 0.8, "critic_learning_rate": 3e-3, "temperature": 0.3},
 }
 TUNED = {"automatic_temperature": True, "temperature": 0.3, "target_entropy": -3.0}
 
@@ -213,7 +214,7 @@ TUNED = {"automatic_temperature": True, "temperature": 0.3, "target_entropy": -3
 )
 def test_numbers_may_be_traced_and_a_vmap_over_them_is_a_loop(algorithm, numbers, fixed):
     """What a sweep is made of."""
-    config = agents.AgentConfig(algorithm=algorithm, hidden_sizes=(8, 8), **fixed)
+    config = agents.AgentConfig(algorithm, None, (8, 8), (8, 8), **fixed)
     plain = agents.resolve(config).config
     usual = {"rcond": 1e-5, "target_entropy": -2.0}
     for name in set(numbers) - set(usual):

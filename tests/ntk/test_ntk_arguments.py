@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from preqn_jax import ntk
+from preqn_jax import networks, ntk
 from preqn_jax.batching import batched
 from zoo import ZOO
 from zoo_base import draw
@@ -233,3 +233,23 @@ def test_arrays_of_numpy_are_taken_as_jax_takes_them():
     np.testing.assert_allclose(gram, ntk.kernel(q, params, (x,)), rtol=1e-6)
     with pytest.raises(ValueError, match="same batch axis"):
         ntk.linearize(q, params, ([[1.0] * 5],))
+
+
+def test_a_network_in_training_mode_has_no_kernel():
+    critic = networks.Critic((5,), norm="batch")
+    obs, action = jnp.ones((4, 3)), jnp.ones((4, 2))
+    start = critic.init(jax.random.key(0), obs[0], action[0])
+    module = critic.clone(train=True)
+    mean_of_batch = lambda params, x: jax.lax.pmean(params * x, "other")
+    for q, params, inputs in (
+        (lambda p, *x: module.apply(p, *x, mutable=["batch_stats"])[0], start, (obs, action)),
+        (mean_of_batch, jnp.float32(2), (jnp.ones(3),)),
+    ):
+        for function in (ntk.linearize, ntk.kernel):
+            with pytest.raises(ValueError, match="depends on its batch .*in evaluation mode$"):
+                function(q, params, inputs)
+
+
+def test_other_names_that_are_missing_are_said_as_they_are():
+    with pytest.raises(NameError, match="no_such_name"):
+        ntk.linearize(lambda p, x: p * x * no_such_name, jnp.float32(1), (jnp.ones(3),))  # noqa: F821  # pyright: ignore

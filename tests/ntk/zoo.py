@@ -14,6 +14,9 @@ __all__ = ["TRAINED", "ZOO"]
 TRAINED = [name for name in ZOO if name.startswith("mlp") and not name.endswith("no_bias")]
 TRAINED += [
     "critic",
+    "critic_layer_norm",
+    "critic_fourier",
+    "critic_batch_norm",
     "layer_norm",
     "residual",
     "layer_used_twice",

@@ -36,7 +36,7 @@ def weights(seed, *shape):
     """Normal weights of about unit gain: variance 1 / (the axis before the last, or the only
     one).
     """
-    return draw(seed, *shape) / np.sqrt(shape[-2:][0])
+    return draw(seed, *shape) / np.sqrt((shape[-2:] or (1,))[0])
 
 
 def flax_case(module, dtype, *shapes, out=lambda y: y[0]):

@@ -3,6 +3,7 @@
 from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from preqn_jax import networks
@@ -40,6 +41,26 @@ def _layer_norm(dtype):
         return nn.Dense(1)(nn.LayerNorm()(nn.Dense(8)(x)))
 
     return flax_case(Net(body), dtype, (5,))
+
+
+@zoo
+def _critic_layer_norm(dtype):
+    critic = networks.Critic((8, 9), "tanh", norm="layer")
+    return flax_case(critic, dtype, (4,), (3,), out=lambda y: y)
+
+
+@zoo
+def _critic_fourier(dtype):
+    critic = networks.Critic((8, 9), "tanh", fourier=networks.Fourier(2))
+    return flax_case(critic, dtype, (4,), (3,), out=lambda y: y)
+
+
+@zoo
+def _critic_batch_norm(dtype):
+    critic = networks.Critic((8, 9), "tanh", norm="batch")
+    q, params, inputs = flax_case(critic, dtype, (4,), (3,), out=lambda y: y)
+    positive = jax.tree.map(jnp.exp, params["batch_stats"])  # variances are
+    return q, {**params, "batch_stats": positive}, inputs
 
 
 @zoo

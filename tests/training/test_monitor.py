@@ -53,7 +53,7 @@ def report(*args):
 @pytest.mark.parametrize(
     "algorithm",
     [
-        pytest.param(name, marks=[pytest.mark.slow] * (name not in ("preqn", "sac")))
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in ("preqn", "crossq")))
         for name in agents.ALGORITHMS
     ],
 )
@@ -61,7 +61,7 @@ def test_what_is_inspected_is_what_an_update_does(algorithm):
     spec = Spec(3, 2, -np.ones(2), np.ones(2))
     if algorithm in agents.DISCRETE:
         spec = Spec(3, 1, np.zeros(1), np.full(1, 3.0), num_actions=4)
-    agent = agents.make(agents.AgentConfig(algorithm=algorithm, hidden_sizes=(8, 8)), spec)
+    agent = agents.make(agents.AgentConfig(algorithm, None, (8, 8), (8, 8)), spec)
     rng = np.random.default_rng(0)
     normal = lambda *shape: jnp.asarray(rng.normal(size=(12, *shape)), jnp.float32)
     action = jnp.tanh(normal(spec.action_size))
@@ -78,7 +78,7 @@ def test_what_is_inspected_is_what_an_update_does(algorithm):
     close(jnp.mean(seen.targets), metrics["critic/target_mean"])
     assert jax.vmap(agent.q, (None, 0, 0))(seen.params, data.obs, data.action).shape == (12,)
     close(seen.next_action[0], agent.act(agent.policy(before), data.next_obs[0]))
-    if algorithm == "sac":
+    if algorithm in ("sac", "crossq"):
         close(jnp.mean(seen.bonus), metrics["actor/temperature"] * metrics["actor/entropy"])
     else:
         assert seen.bonus is None

@@ -1,0 +1,79 @@
+"""CrossQ's critic: batch normalization across (s, a) and (s', a'), and no target network."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from preqn_jax import measures, networks, steps
+from preqn_jax.agents.critic import Critic, CriticState, Upcoming, Update, critic
+from preqn_jax.types import Array, Params, Transition, wide
+
+Aux = tuple[Array, Array, Params]
+
+
+def crossq(
+    network: nn.Module, optimizer: optax.GradientTransformation, *, members: int = 2
+) -> Critic:
+    """`members` value functions with batch renormalization (Bhatt et al. 2024, CrossQ).
+
+    Q of (s, a) and of (s', a') come out of one pass over both, joined to a batch of 2 B, so that
+    both are normalized by the statistics of the mixture. Then y = r + gamma d min_i Q_i(s', a'), a
+    constant, and the optimizer descends the mean of half the squared TD error, Eq. 5, with the
+    batch's statistics as part of Q. Running statistics lie in the parameters, under "batch_stats";
+    an update moves them once.
+
+    `q` is the network in evaluation mode, and so is all that others see of this critic: what the
+    policy climbs, diagnoses and exports. There the running statistics are constants, and K (Eq. 9)
+    is that of a network with a fixed normalization. In training mode Q of one example depends on
+    all others and K has no meaning, which is why this critic takes no `steps.ValueStep`. Targets
+    and "critic/alignment" of an update are those of the training mode.
+
+    Args:
+      network: of `norm="batch"`, as `networks.Critic`.
+      optimizer: of theta.
+      members: M.
+
+    Example:
+      >>> from preqn_jax import agents, networks
+      >>> net = networks.Critic((64, 64), "relu", norm="batch")
+      >>> critic = agents.crossq_critic(net, optax.adam(1e-3, b1=0.5))
+    """
+    together = jax.vmap(networks.training(network), in_axes=(0, None, None))
+    descend = jax.vmap(optimizer.update)
+
+    def update(
+        state: CriticState, batch: Transition, upcoming: Upcoming, discount: Any
+    ) -> tuple[CriticState, Update]:
+        obs = jnp.concatenate([batch.obs, batch.next_obs])
+        action = jnp.concatenate([batch.action, upcoming.action])
+
+        def loss(params: Params) -> tuple[Array, Aux]:
+            both, statistics = together(params, obs, action)
+            values, ahead = jnp.split(wide(both), 2, axis=1)  # `[M, B]` each
+            value = jnp.min(ahead, axis=0)
+            value = value if upcoming.bonus is None else value + upcoming.bonus
+            y = jax.lax.stop_gradient(batch.reward + discount * batch.discount * value)
+            half = 0.5 * jnp.sum(jnp.mean(jnp.square(y[None] - values), axis=1))
+            return half, (values, y, statistics)
+
+        grads, (values, y, statistics) = jax.grad(loss, has_aux=True)(state.params)
+        updates, memory = descend(grads, state.step, state.params)
+        params: Any = optax.apply_updates(state.params, updates)
+        change = together(params, obs, action)[0][:, : len(y)] - values
+        delta = y[None] - values
+        metrics = {
+            "critic/q_mean": jnp.mean(values),
+            "critic/td_abs": jnp.mean(jnp.abs(delta)),
+            "critic/target_mean": jnp.mean(y),
+            "critic/alignment": jnp.mean(jax.vmap(measures.alignment)(change, delta)),
+        }
+        return replace(state, params=params | statistics, step=memory), Update(y, metrics)
+
+    apply: Callable[..., Any] = network.apply
+    plain = critic(network, steps.gradient(apply, optimizer), members=members)
+    return plain._replace(update=update)

@@ -1,0 +1,252 @@
+"""A config with every choice made, and what does not go together refused."""
+
+import dataclasses
+from typing import Any, NamedTuple, cast
+
+from preqn_jax import networks, ntk
+from preqn_jax.agents.config import (
+    ALGORITHMS,
+    DISCRETE,
+    FEATURES,
+    PLAIN,
+    SOLVERS,
+    STEP_LEARNING_RATES,
+    TEMPERATURE_LEARNING_RATES,
+    AgentConfig,
+)
+from preqn_jax.agents.discrete import Epsilon
+from preqn_jax.agents.policies import Smoothing
+from preqn_jax.agents.target import Polyak
+from preqn_jax.options import UserError, check, choose
+from preqn_jax.types import Array
+
+
+class Deterministic(NamedTuple):
+    """A deterministic policy's settings."""
+
+    noise: float | Array
+    smoothing: Smoothing | None
+
+
+class Gaussian(NamedTuple):
+    """A Gaussian policy's settings."""
+
+    temperature: float | Array
+    tuning_rate: float | Array | None  # Adam's, where the temperature is tuned
+    target_entropy: float | Array | None  # minus the number of actions if None
+
+
+class Choice(NamedTuple):
+    """How an agent with finitely many actions explores and bootstraps."""
+
+    epsilon: Epsilon
+    double: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """A config with every choice made, of which the parts are built."""
+
+    config: AgentConfig  # with the algorithm's value for every None that has one
+    # the arguments that policy and critic share, and the critic's, with its own
+    network: dict[str, Any] = dataclasses.field(hash=False)
+    critic: dict[str, Any] = dataclasses.field(hash=False)
+    critic_step: str
+    critic_learning_rate: float | Array
+    members: int
+    target: Polyak
+    policy: Deterministic | Gaussian | Choice
+    delay: int
+    huber: float | Array | None = None  # of a gradient step
+
+
+def resolve(config: AgentConfig) -> Resolved:
+    """Every choice that a config leaves open, made. Raises UserError if it makes no sense."""
+    choose("algorithm", config.algorithm, ALGORITHMS)
+    values = {**PLAIN, **ALGORITHMS[config.algorithm]}
+    config = _fill(config, values)
+    step = choose("critic_step", str(config.critic_step), STEP_LEARNING_RATES)
+    config = _fill(config, {"critic_learning_rate": STEP_LEARNING_RATES[step]})
+    activation = choose("activation", str(config.activation), networks.ACTIVATIONS)
+    initializer = choose("initializer", config.initializer, networks.INITIALIZERS)
+    choose("kernel", config.kernel, ntk.METHODS)
+    choose("solver", config.solver, SOLVERS)
+    check(config)
+    for name in ("hidden_sizes", "critic_hidden_sizes"):
+        if getattr(config, name) == ():
+            raise UserError(
+                f"{name} is empty, but a network needs at least one hidden layer, "
+                f"as in `{name}=(256, 256)`"
+            )
+    if config.automatic_temperature and config.temperature is not None:
+        rate = TEMPERATURE_LEARNING_RATES.get(config.algorithm)
+        config = _fill(config, {"temperature_learning_rate": rate})
+    _check_variants(config, step)
+    given = cast(Any, config)  # what was None is filled by now
+    network = {
+        "hidden_sizes": config.hidden_sizes,
+        "activation": activation,
+        "initializer": initializer,
+        "dtype": choose("network_dtype", config.network_dtype, networks.DTYPES),
+    }
+    return Resolved(
+        config,
+        network=network,
+        critic=network | _critic(config),
+        critic_step=step,
+        critic_learning_rate=given.critic_learning_rate,
+        members=given.num_critics,
+        target=config.polyak if config.target_networks else None,
+        policy=_policy(config),
+        delay=given.policy_delay,
+        huber=_huber(config, step),
+    )
+
+
+def _fill(config: AgentConfig, values: dict[str, Any]) -> AgentConfig:
+    missing = {name: value for name, value in values.items() if getattr(config, name) is None}
+    return dataclasses.replace(config, **missing)
+
+
+def _check_variants(config: AgentConfig, step: str) -> None:
+    """Raises UserError where what PreQN's variants add has nothing to work on."""
+    carries = not is_zero(config.momentum)
+    for name, on in (("momentum", carries), ("adaptive_damping", config.adaptive_damping)):
+        if on and step != "preconditioned":
+            raise UserError(
+                f"{name} is {getattr(config, name)}, but it is for preconditioned steps, and "
+                f"critic_step is {step}: leave it out, or use `critic_step=preconditioned`"
+            )
+    if config.adaptive_damping and config.solver not in ("cholesky", "cg"):
+        raise UserError(
+            f"adaptive_damping is on, but the solver {config.solver} has no damping: use "
+            "`solver=cholesky` or `solver=cg`"
+        )
+    if not config.measured_pessimism:
+        return
+    if cast(int, config.num_critics) < 2:
+        raise UserError(
+            f"measured_pessimism is on, but num_critics is {config.num_critics}, and it is "
+            "measured between critics: use `num_critics=2`"
+        )
+    if config.temperature is not None:
+        raise UserError(
+            f"measured_pessimism is on, but the policy of {config.algorithm} climbs the least of "
+            "the critics, not the first: use `pessimism=0.5` or the like"
+        )
+
+
+def _huber(config: AgentConfig, step: str) -> float | Array | None:
+    if config.huber is None or is_zero(config.huber):
+        return None
+    if step != "gradient":
+        if ALGORITHMS[config.algorithm].get("huber") == config.huber:
+            return None  # its own value, with another step
+        raise UserError(
+            f"huber is {config.huber}, but it bounds the TD errors of gradient steps, and this one "
+            f"is {step}: leave it out"
+        )
+    return config.huber
+
+
+def _critic(config: AgentConfig) -> dict[str, Any]:
+    """What the critic's network has of its own; what CrossQ's cannot have is refused."""
+    norm = choose("critic_norm", str(config.critic_norm), networks.NORMS)
+    fourier = choose("critic_features", config.critic_features, FEATURES) == "fourier"
+    if config.algorithm == "crossq":
+        _check_crossq(config)
+    elif norm == "batch":
+        raise UserError(
+            f"critic_norm is batch, but the critic of {config.algorithm} has no pass over (s, a) "
+            "and (s', a') together, which that needs: use `algorithm=crossq`, or "
+            "`critic_norm=layer`"
+        )
+    features = networks.Fourier(config.fourier_ratio, config.fourier_bandwidth)
+    return {
+        "hidden_sizes": config.critic_hidden_sizes or config.hidden_sizes,
+        "norm": norm,
+        "fourier": features if fourier else None,
+    }
+
+
+def _check_crossq(config: AgentConfig) -> None:
+    if config.critic_step != "gradient":
+        raise UserError(
+            f"critic_step is {config.critic_step}, but crossq trains its critic with the "
+            "statistics of each batch, where Q of one example depends on the others and has no "
+            "kernel: use `critic_step=gradient`, or `algorithm=sac` with `critic_norm=layer`"
+        )
+    for name, value in (("critic_norm", "batch"), ("critic_features", "none")):
+        if getattr(config, name) != value:
+            raise UserError(
+                f"{name} is {getattr(config, name)}, but crossq's is {value}: leave it out, or use "
+                "`algorithm=sac` without `target_networks`"
+            )
+    if config.target_networks:
+        raise UserError(
+            "target_networks is on, but crossq has none: leave it out, or use `algorithm=sac`"
+        )
+
+
+def _policy(config: AgentConfig) -> Deterministic | Gaussian | Choice:
+    """A temperature makes a policy Gaussian, an epsilon greedy; what does not fit the kind is
+    refused.
+    """
+    smooth = config.target_noise is not None and not is_zero(config.target_noise)
+    for name in ("target_entropy", "temperature_learning_rate"):
+        if getattr(config, name) is not None and not config.automatic_temperature:
+            raise UserError(
+                f"{name} is {getattr(config, name)}, but nothing tunes the temperature: "
+                "add `automatic_temperature`"
+            )
+    if config.algorithm in DISCRETE:
+        return _choice(config)
+    for name in _CHOICE:
+        if getattr(config, name) is not None and getattr(config, name) is not False:
+            raise UserError(
+                f"{name} is {getattr(config, name)}, but it is for finitely many actions "
+                f"({', '.join(DISCRETE)}): leave it out"
+            )
+    if "temperature" not in ALGORITHMS[config.algorithm]:
+        for name in ("temperature", "automatic_temperature"):
+            if getattr(config, name) is not None and getattr(config, name) is not False:
+                raise UserError(
+                    f"{name} is {getattr(config, name)}, but the policy of {config.algorithm} is "
+                    "deterministic: use `algorithm=sac`, whose critics may take other steps, as in "
+                    "`critic_step=preconditioned`"
+                )
+        smoothing = Smoothing(cast(Any, config.target_noise), config.target_noise_clip)
+        return Deterministic(config.exploration_noise, smoothing if smooth else None)
+    if smooth:
+        raise UserError(
+            f"target_noise is {config.target_noise}, but smoothing is for deterministic policies, "
+            f"and that of {config.algorithm} is stochastic: leave it out"
+        )
+    assert config.temperature is not None
+    return Gaussian(config.temperature, config.temperature_learning_rate, config.target_entropy)
+
+
+def _choice(config: AgentConfig) -> Choice:
+    for name in ("temperature", "automatic_temperature", "target_noise"):
+        value = getattr(config, name)
+        if value is not None and value is not False and not is_zero(value):
+            raise UserError(
+                f"{name} is {value}, but {config.algorithm} acts greedily in Q: leave it out"
+            )
+    given = cast(Any, config)  # what was None is filled by now
+    for name in ("epsilon_start", "epsilon_end"):
+        value = getattr(given, name)
+        if isinstance(value, int | float) and value > 1:
+            raise UserError(f"{name} is {value}, but it is a share and must be at most 1")
+    if config.double_q and not config.target_networks:
+        raise UserError(
+            "double_q is on, but there is no slow copy, and so the critic chooses and says what "
+            "that is worth: add `target_networks=True`, or leave it out"
+        )
+    epsilon = Epsilon(given.epsilon_start, given.epsilon_end, given.epsilon_decay)
+    return Choice(epsilon, bool(config.double_q))
+
+
+def is_zero(value: Any) -> bool:
+    """Of a number that is known; a traced one stands for any."""
+    return isinstance(value, int | float) and value == 0
