@@ -48,6 +48,10 @@ VARIANTS = {
     "preqn-soft": ("--algorithm=preqn_soft",),
     "td3": ("--algorithm=td3",),
     "sac": ("--algorithm=sac",),
+    "td3-layernorm": ("--algorithm=td3", "--critic_norm=layer", *_BARE),
+    "td3-fourier": ("--algorithm=td3", "--critic_features=fourier", *_BARE),
+    "crossq": ("--algorithm=crossq",),
+    "crossq-256": ("--algorithm=crossq", "--critic_hidden_sizes=256,256"),
     "ddpg-bare": ("--algorithm=ddpg", *_BARE),
 }
 BASE = "preqn"  # what the others are held against

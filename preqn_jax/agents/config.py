@@ -192,7 +192,7 @@ class AgentConfig:
 
 _PREQN = {"activation": "sin", "critic_step": "preconditioned"}
 _EPSILON = {"epsilon_start": 1.0, "epsilon_end": 0.05, "epsilon_decay": 10_000}
-_CHOICE = {**_EPSILON, "double_q": False}  # of finitely many actions, and of no others
+CHOICE = {**_EPSILON, "double_q": False}  # of finitely many actions, and of no others
 # What differs among the algorithms: the paper calls PreQN and TD3 "equivalent except for the
 # Q-learning component".
 ALGORITHMS: dict[str, dict[str, Any]] = {
@@ -237,13 +237,13 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "temperature": 1.0,
         "automatic_temperature": True,
     },
-    "preqn_discrete": {"activation": "sin", "critic_step": "preconditioned", **_CHOICE},
+    "preqn_discrete": {"activation": "sin", "critic_step": "preconditioned", **CHOICE},
     "dqn": {
         "activation": "relu",
         "critic_step": "gradient",
         "target_networks": True,
         "huber": 1.0,
-        **_CHOICE,
+        **CHOICE,
     },
 }
 DISCRETE = tuple(name for name, row in ALGORITHMS.items() if "epsilon_end" in row)

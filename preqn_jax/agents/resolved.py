@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, cast
 from preqn_jax import networks, ntk
 from preqn_jax.agents.config import (
     ALGORITHMS,
+    CHOICE,
     DISCRETE,
     FEATURES,
     PLAIN,
@@ -201,7 +202,7 @@ def _policy(config: AgentConfig) -> Deterministic | Gaussian | Choice:
             )
     if config.algorithm in DISCRETE:
         return _choice(config)
-    for name in _CHOICE:
+    for name in CHOICE:
         if getattr(config, name) is not None and getattr(config, name) is not False:
             raise UserError(
                 f"{name} is {getattr(config, name)}, but it is for finitely many actions "
