@@ -225,7 +225,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "num_critics": 2,
         "temperature": 0.1,
     },
-    # Bhatt et al. 2024, their table of hyper-parameters and their code.
+    # Bhatt et al. 2024, by the numbers of the authors' code.
     "crossq": {
         "activation": "relu",
         "critic_step": "gradient",
