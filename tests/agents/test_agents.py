@@ -78,6 +78,7 @@ SLOW = {
     "preqn-discrete-normalized",
     "dqn",
     "dqn-whole-copies",
+    "crossq",
     "crossq-normalized",
     "td3-layer-norm-no-targets",
     "sac-layer-norm",
