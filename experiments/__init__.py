@@ -70,8 +70,11 @@ def _cache() -> str:
     return os.path.join(home, "preqn_jax", "xla", kind)
 
 
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache())
-os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**31))  # bytes; the oldest goes
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache()
+    # In bytes; the oldest goes. A folder of somebody's own is left as it is: where programs without
+    # a bound have written to it JAX does not know how old these are, warns, and keeps nothing.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**31))
 
 import jax  # noqa: E402  (NumPy, which it imports, reads the variables)
 

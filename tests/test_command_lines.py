@@ -112,3 +112,22 @@ def test_an_environment_of_a_module_goes_by_module_and_name(tmp_path, monkeypatc
     assert "my_envs:Mine-v0, 300 steps" in out
     assert "preqn-sin, networks of 16x16, on my_envs:Mine-v0: 300 steps for each of 1 seed" in err
     assert "to watch: tensorboard --logdir=x" in err
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_only_a_cache_of_ours_has_a_bound(tmp_path, own):
+    """In a folder that other programs write to as well, a bound would make JAX warn of every entry
+    of theirs, and keep none of ours.
+    """
+    env = {k: v for k, v in os.environ.items() if not k.startswith("JAX_COMPILATION_CACHE")}
+    env |= {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    if own:
+        env["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "mine")
+    line = (
+        "import experiments, jax; c = jax.config; "
+        "print(c.jax_compilation_cache_max_size, c.jax_compilation_cache_dir)"
+    )
+    out = subprocess.check_output([sys.executable, "-c", line], env=env, text=True)
+    bound, folder = out.split(maxsplit=1)
+    assert int(bound) == (-1 if own else 2**31)
+    assert Path(folder.strip()).is_relative_to(tmp_path / ("mine" if own else "preqn_jax"))
