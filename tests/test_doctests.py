@@ -19,7 +19,8 @@ MODULES = {  # and what has an example there
     "ntk.api": ["kernel", "linearize"],
     "problems": [""],
     "solve": ["cholesky"],
-    "steps": ["gradient", "preconditioned"],
+    "steps.base": ["gradient"],
+    "steps.preqn": ["preconditioned"],
     "training.monitor": ["rejecting", "stuck"],
     "tabular": ["", "backup", "modulus", "q_learning", "u", "value_iteration"],
 }

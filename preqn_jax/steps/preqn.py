@@ -164,8 +164,8 @@ def _direction(
         return jnp.dot(lin.gram, z, precision=jax.lax.Precision.HIGHEST)
 
     if momentum is None:
-        z, fit = solve(lin.gram, delta)
-        return lin.pullback(z), image(z), fit
+        z, fit = solve(lin.gram, delta)  # Eq. 22
+        return lin.pullback(z), image(z), fit  # Eq. 23
     before = jax.tree.map(lambda m: momentum * m, last)
     carried = lin.pushforward(before)
     z, fit = solve(lin.gram, delta - carried)
