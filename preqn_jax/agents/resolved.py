@@ -177,10 +177,12 @@ def _check_crossq(config: AgentConfig) -> None:
             "statistics of each batch, where Q of one example depends on the others and has no "
             "kernel: use `critic_step=gradient`, or `algorithm=sac` with `critic_norm=layer`"
         )
-    for name, value in (("critic_norm", "batch"), ("critic_features", "none")):
-        if getattr(config, name) != value:
+    fixed = {"critic_norm": "batch", "critic_features": "none", "pessimism": 1}
+    for name, value in fixed.items():
+        given = getattr(config, name)
+        if not isinstance(given, Array) and given != value:
             raise UserError(
-                f"{name} is {getattr(config, name)}, but crossq's is {value}: leave it out, or use "
+                f"{name} is {given}, but crossq's is {value}: leave it out, or use "
                 "`algorithm=sac` without `target_networks`"
             )
     if config.target_networks:

@@ -119,6 +119,7 @@ def test_a_setting_reaches_the_step(case):
         ({"adaptive_damping": True, "solver": "eigh"}, "the solver eigh has no damping"),
         ({"measured_pessimism": True}, "num_critics is 1"),
         ({"algorithm": "sac", "measured_pessimism": True}, "policy of sac climbs the least"),
+        ({"algorithm": "crossq", "pessimism": 0.5}, "pessimism is 0.5, but crossq's is 1"),
         ({"momentum": 1.0}, "momentum is 1.0"),
         ({"pessimism": -0.5}, "pessimism is -0.5"),
     ],
