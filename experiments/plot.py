@@ -18,6 +18,7 @@ import numpy as np
 
 from experiments.kit import curves, flags, output, style
 from preqn_jax.options import UserError, check, option
+from preqn_jax.training import directory
 from preqn_jax.training.config import RunConfig
 
 PANELS = (  # name, words, and a short one for the table
@@ -140,7 +141,7 @@ def _group(folders: Sequence[Path]) -> list[Group]:
     groups: dict[str, Group] = {}
     for folder in folders:
         made, lines = curves.load(folder)
-        config = curves.whole(made)
+        config = directory.whole(made)
         key = json.dumps({k: v for k, v in config.items() if k not in _LOOKING}, sort_keys=True)
         mine = curves.of_seeds(config, lines)
         group = groups.setdefault(key, Group(config, [], {}))

@@ -20,6 +20,7 @@ import numpy as np
 
 from experiments.kit import curves, flags, output
 from preqn_jax.options import UserError, choose, option
+from preqn_jax.training import directory
 
 RETURNS = ("last return", "best return", "last three")
 MEANS = {"alignment": "critic/alignment", "accepted": "linesearch/accepted"}
@@ -112,7 +113,7 @@ def _over_seeds(values: Sequence[float]) -> tuple[float, float | None] | None:
 
 def _settings(configs: Sequence[dict[str, Any]]) -> list[str]:
     """Of each run what tells it from others of its algorithm and activation: "eta=0.9, ..."."""
-    whole = [curves.whole(config) for config in configs]
+    whole = [directory.whole(config) for config in configs]
     variants = [curves.variant(config) for config in whole]
     texts = []
     for config, variant in zip(whole, variants, strict=True):

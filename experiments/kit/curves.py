@@ -1,6 +1,5 @@
 """What finished and unfinished runs recorded, as arrays."""
 
-import json
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,6 @@ import numpy as np
 from experiments.kit import output
 from preqn_jax.options import UserError
 from preqn_jax.training import directory, record
-from preqn_jax.training import run as training
 
 Lines = list[record.Line]  # of one seed
 
@@ -90,12 +88,6 @@ def of_seeds(config: dict[str, Any], lines: Lines) -> dict[int, Lines]:
 def diverged(lines: Iterable[record.Line]) -> dict[int, int]:
     """seed -> step, of those that did."""
     return {line["seed"]: line["step"] for line in lines if line.get("run/diverged") is not None}
-
-
-def whole(config: dict[str, Any]) -> dict[str, Any]:
-    """With the defaults of fields that a version before did not have yet."""
-    defaults = json.loads(json.dumps(training.DEFAULTS))
-    return {**defaults, **config} if "activation" in config else config
 
 
 def differing(

@@ -210,7 +210,7 @@ def _run(
         made = last(planned).get("step", 0) >= num_steps
         past = max(num_steps, begun(planned).get("num_steps", 0)) if made else num_steps
         wanted = {**described, "num_steps": past}
-        directory.compare(folder / "config.json", wanted, training.DEFAULTS, flag="root")
+        directory.compare(folder / "config.json", wanted, flag="root")
     else:
         agents.check_kind(described["algorithm"], envs.spec(env))
     return planned

@@ -26,6 +26,7 @@ from preqn_jax.options import UserError, check_same
 from preqn_jax.training import files, lock, record, trackers
 from preqn_jax.training.config import LoopConfig, RunConfig
 
+CONFIGS: tuple[Any, ...] = (RunConfig, agents.AgentConfig, LoopConfig)
 DONE = "DONE"
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -74,16 +75,13 @@ def _fields(config: Any) -> list[tuple[str, Any]]:
     return list((config if isinstance(config, dict) else dataclasses.asdict(config)).items())
 
 
-def open_(
-    logdir: str | Path, config: dict[str, Any], defaults: dict[str, Any]
-) -> tuple[Path, lock.Lock]:
+def open_(logdir: str | Path, config: dict[str, Any]) -> tuple[Path, lock.Lock]:
     """A directory in which the run described by `config` may begin or go on, and its lock, which
     is held; config.json is written.
 
     Args:
       logdir: the directory.
       config: what `describe` says of the run.
-      defaults: of fields that a config.json of an earlier version does not name.
 
     Raises:
       UserError: the directory holds another run, a longer one, links, or what no run leaves; it
@@ -96,7 +94,7 @@ def open_(
         _look(logdir)
         held = lock.Lock(logdir)
         _look(logdir)  # what there is now stays
-        _begin(logdir, config, defaults)
+        _begin(logdir, config)
         return logdir, held.sign()
     except BaseException as error:
         if held is not None:
@@ -138,13 +136,13 @@ def _look(logdir: Path) -> None:
         )
 
 
-def _begin(logdir: Path, config: dict[str, Any], defaults: dict[str, Any]) -> None:
+def _begin(logdir: Path, config: dict[str, Any]) -> None:
     """Writes config.json, where the run that it tells of may go on as `config` says. Raises
     UserError, OSError.
     """
     path, begun = logdir / CONFIG, None
     if path.exists():
-        begun = compare(path, config, defaults)
+        begun = compare(path, config)
         if (logdir / DONE).exists() and begun["num_steps"] < config["num_steps"]:
             _check_extension(logdir, begun)
             # Before config.json, or the longer run would count as finished.
@@ -219,8 +217,7 @@ def read_config(path: Path, flag: str = "logdir") -> dict[str, Any]:
 
 
 def _hints() -> dict[str, Any]:
-    configs: tuple[Any, ...] = (RunConfig, agents.AgentConfig, LoopConfig)
-    return {k: hint for config in configs for k, hint in typing.get_type_hints(config).items()}
+    return {k: hint for config in CONFIGS for k, hint in typing.get_type_hints(config).items()}
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -279,16 +276,27 @@ def _has_text(value: Any) -> bool:
     return any(map(_has_text, value)) if isinstance(value, list) else isinstance(value, str)
 
 
-def compare(
-    path: Path, config: dict[str, Any], defaults: dict[str, Any], flag: str = "logdir"
-) -> dict[str, Any]:
+def whole(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json says, and of settings that came after it what its algorithm has."""
+    if "activation" not in config:  # an agent of one's own parts
+        return dict(config)
+    fields = {field.name: field.default for one in CONFIGS for field in dataclasses.fields(one)}
+    fields = describe({**fields, **config})
+    given = {field.name: fields[field.name] for field in dataclasses.fields(agents.AgentConfig)}
+    with contextlib.suppress(UserError, TypeError):  # of what nobody can train today
+        filled = describe(agents.resolve(agents.AgentConfig(**given)).config)
+        fields |= {name: filled[name] for name in filled.keys() - config.keys()}
+    return fields
+
+
+def compare(path: Path, config: dict[str, Any], flag: str = "logdir") -> dict[str, Any]:
     """What the config.json at `path` says; `config` may have more steps, or look at others.
 
     Raises UserError if anything else differs; `flag` is the one that would lead elsewhere.
     """
-    known = {k: v for k, v in json.loads(json.dumps(defaults)).items() if k in config}
     try:
-        old = {**known, **read_config(path, flag)}
+        said = read_config(path, flag)
+        old = {k: v for k, v in whole(said).items() if k in config or k in said}
     except FileNotFoundError as error:
         raise UserError(f"{path} is gone; give another `{flag}`") from error
     if old["num_steps"] > config["num_steps"]:

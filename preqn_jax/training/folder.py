@@ -39,13 +39,13 @@ class Moment(NamedTuple):
 class Folder:
     """One place, locked, until it is closed."""
 
-    def __init__(self, place: Place, config: LoopConfig, defaults: dict[str, Any]):
+    def __init__(self, place: Place, config: LoopConfig):
         """Raises UserError, Busy as `directory.open_`, which see; `config` is the session's."""
         self.members = place.members
         self.seeds = tuple(config.seeds[i] for i in place.members)
         self._config = dataclasses.replace(config, seeds=self.seeds)
         self._held = contextlib.ExitStack()  # closed last to first, whatever is raised
-        self.logdir, lock = directory.open_(place.logdir, place.described, defaults)
+        self.logdir, lock = directory.open_(place.logdir, place.described)
         self._held.callback(lock.release)
         self._checkpoints: Any = None
         self._recorder: Recorder | None = None

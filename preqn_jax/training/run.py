@@ -14,11 +14,12 @@ from preqn_jax.agents import Agent
 from preqn_jax.options import choose
 from preqn_jax.training import directory
 from preqn_jax.training.config import LoopConfig, RunConfig, validate_run
-from preqn_jax.training.session import CONFIGS, DEFAULTS, Plan, Progress, Session
+from preqn_jax.training.directory import CONFIGS
+from preqn_jax.training.session import Plan, Progress, Session
 from preqn_jax.training.trained import Trained
 from preqn_jax.types import Spec
 
-__all__ = ["CONFIGS", "DEFAULTS", "Plan", "Progress", "Session", "plan", "train"]
+__all__ = ["CONFIGS", "Plan", "Progress", "Session", "plan", "train"]
 
 
 def plan(

@@ -3,7 +3,6 @@ checkpoints.
 """
 
 import contextlib
-import dataclasses
 import logging
 import time
 from collections.abc import Callable, Generator
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from preqn_jax import agents, diagnostics, envs
+from preqn_jax import diagnostics, envs
 from preqn_jax.agents import Agent
 from preqn_jax.diagnostics import Finding
 from preqn_jax.options import UserError
@@ -27,8 +26,6 @@ from preqn_jax.training.trained import Trained
 from preqn_jax.types import Settings, Spec
 
 _log = logging.getLogger(__name__)
-CONFIGS: tuple[Any, ...] = (RunConfig, agents.AgentConfig, LoopConfig)
-DEFAULTS = {f.name: f.default for config in CONFIGS for f in dataclasses.fields(config)}
 
 
 class Progress(NamedTuple):
@@ -105,7 +102,7 @@ class Session:
         self._home: dict[int, Folder] = {}  # of every member, if any is kept
         try:
             for place in plan.homes():
-                self._folders.append(Folder(place, plan.loop, DEFAULTS))
+                self._folders.append(Folder(place, plan.loop))
                 self._held.callback(self._folders[-1].close)
                 self._home.update(dict.fromkeys(place.members, self._folders[-1]))
         except BaseException:

@@ -145,7 +145,7 @@ def test_a_run_of_a_version_without_a_monitor_goes_on():
     path = Path("config.json")
     path.write_text(json.dumps({"config": old}))
     for every in (0, 100):
-        directory.compare(path, {**config, "diagnose_every": every}, training.DEFAULTS)
+        directory.compare(path, {**config, "diagnose_every": every})
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ EVALUATED = {"step": 10_000, "seed": 0, "eval/return_mean": 1.5}
 
 def open_(folder="x", **changes):
     """Opens a run directory, and lets go of it."""
-    directory.open_(folder, {**RUN, **changes}, training.DEFAULTS)[1].release()
+    directory.open_(folder, {**RUN, **changes})[1].release()
 
 
 def begun(folder="x", lines=LINES, **changes):
@@ -353,3 +353,22 @@ def test_a_run_says_which_command_and_commit_made_it(monkeypatch, tmp_path):
     assert directory.commit() == f"{clean}-dirty"
     monkeypatch.setenv("PATH", "")
     assert directory.commit() is None  # no git
+
+
+# --- runs of before -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ["preqn", "crossq"])
+def test_a_run_of_before_a_setting_there_is_now_had_what_its_algorithm_has(algorithm):
+    config = preqn_jax.agents.AgentConfig(algorithm=algorithm)
+    now = training.plan(RunConfig(env="probe/delay"), config, LoopConfig()).described
+    directory.open_("x", now)[1].release()
+    path = Path("x") / "config.json"
+    told = json.loads(path.read_text())
+    for name in ("adam_b1", "critic_hidden_sizes", "pessimism"):  # filled in, or None
+        del told["config"][name]
+    path.write_text(json.dumps(told))
+    assert directory.whole(told["config"]) == now
+    directory.open_("x", now)[1].release()
+    with pytest.raises(UserError, match=r"holds a run with adam_b1=0\.[59], but .* says 0\.7"):
+        directory.open_("x", {**now, "adam_b1": 0.7})
