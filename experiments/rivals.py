@@ -45,6 +45,7 @@ VARIANTS = {
     "preqn-delayed": ("--algorithm=preqn_delayed",),
     "preqn-momentum": ("--algorithm=preqn_momentum",),
     "preqn-adaptive": ("--algorithm=preqn_adaptive",),
+    "preqn-relative": ("--algorithm=preqn_relative",),
     "preqn-soft": ("--algorithm=preqn_soft",),
     "td3": ("--algorithm=td3",),
     "sac": ("--algorithm=sac",),

@@ -20,8 +20,8 @@ class AgentConfig:
     algorithm: str = option(
         "preqn",
         "the algorithm: preqn, one of its variants (preqn_twin, preqn_measured, preqn_delayed, "
-        "preqn_momentum, preqn_adaptive, preqn_soft), ngql, ddpg, td3, sac or crossq; of "
-        "finitely many actions preqn_discrete or dqn",
+        "preqn_momentum, preqn_adaptive, preqn_relative, preqn_soft), ngql, ddpg, td3, sac or "
+        "crossq; of finitely many actions preqn_discrete or dqn",
     )
     activation: str | None = option(
         None,
@@ -128,6 +128,11 @@ class AgentConfig:
         "let the damping, from there, follow how well the linearization foretells each step (on "
         "for preqn_adaptive)",
     )
+    relative_eta: bool | None = option(
+        None,
+        "hold a step's alignment against eta times that of its solve, in place of eta (on for "
+        "preqn_relative)",
+    )
     target_networks: bool | None = option(
         None, "bootstrap from slowly moving copies (on for ddpg, td3, sac and dqn)"
     )
@@ -207,6 +212,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "preqn_delayed": {**_PREQN, "policy_delay": 2},
     "preqn_momentum": {**_PREQN, "momentum": 0.9},
     "preqn_adaptive": {**_PREQN, "adaptive_damping": True},
+    "preqn_relative": {**_PREQN, "relative_eta": True},
     "preqn_soft": {**_PREQN, "temperature": 0.1},
     "ngql": {"activation": "sin", "critic_step": "natural_gradient"},
     "ddpg": {"activation": "relu", "critic_step": "gradient", "target_networks": True},
@@ -256,6 +262,7 @@ PLAIN = {
     "momentum": 0.0,
     "measured_pessimism": False,
     "adaptive_damping": False,
+    "relative_eta": False,
     "critic_norm": "none",
     "adam_b1": 0.9,
 }

@@ -120,6 +120,7 @@ def critic_step(made: Resolved, q: QFunction) -> steps.ValueStep:
         decay=config.linesearch_decay,
         max_steps=config.linesearch_max_steps,
         momentum=None if is_zero(config.momentum) else config.momentum,
+        relative=bool(config.relative_eta),
     )
 
 
@@ -183,6 +184,16 @@ def preqn_adaptive(spec: Spec, **options: Any) -> Agent:
     which.
     """
     return make(AgentConfig(algorithm="preqn_adaptive", **options), spec)
+
+
+def preqn_relative(spec: Spec, **options: Any) -> Agent:
+    """PreQN whose linesearch asks of a step the share eta of its solve's own alignment.
+
+    Where observations and actions are few, K cannot tell the pairs of a minibatch apart, the
+    damping leaves K Z off Delta, and no step is short enough for Eq. 24: Q never moves. Held
+    against what the solve reaches, a short enough step always passes.
+    """
+    return make(AgentConfig(algorithm="preqn_relative", **options), spec)
 
 
 def preqn_soft(spec: Spec, **options: Any) -> Agent:

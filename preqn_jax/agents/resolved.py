@@ -112,7 +112,11 @@ def _fill(config: AgentConfig, values: dict[str, Any]) -> AgentConfig:
 def _check_variants(config: AgentConfig, step: str) -> None:
     """Raises UserError where what PreQN's variants add has nothing to work on."""
     carries = not is_zero(config.momentum)
-    for name, on in (("momentum", carries), ("adaptive_damping", config.adaptive_damping)):
+    for name, on in (
+        ("momentum", carries),
+        ("adaptive_damping", config.adaptive_damping),
+        ("relative_eta", config.relative_eta),
+    ):
         if on and step != "preconditioned":
             raise UserError(
                 f"{name} is {getattr(config, name)}, but it is for preconditioned steps, and "

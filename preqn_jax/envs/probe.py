@@ -9,6 +9,7 @@ With discount gamma and the greedy policy:
 | probe/observation | one step, reward equal to the observation, -1 or 1 | Q(s) = s |
 | probe/delay | two steps, reward 1 after the second | Q(first) = gamma, Q(second) = 1 |
 | probe/action | one step, reward 1 - (a - 0.5)^2 | mu = 0.5, Q(mu) = 1 |
+| probe/context | one step, s in [-1, 1]^2, reward 1 - (a - s_1)^2 | mu(s) = s_1, Q(mu) = 1 |
 | probe/time-limit | reward 1 at every step, cut off after 5 | Q = 1 / (1 - gamma), no less |
 | probe/nan | as probe/constant, until the reward turns to NaN | a run must stop and say so |
 """
@@ -58,6 +59,16 @@ def action() -> FunctionalEnv:
     return FunctionalEnv(_SPEC, lambda key: jnp.float32(0), step, _observe)
 
 
+def context() -> FunctionalEnv:
+    def reset(key: Key) -> Array:
+        return jax.random.uniform(key, (2,), jnp.float32, -1, 1)
+
+    def step(state: Array, action: Array, key: Key) -> tuple[Array, Outcome]:
+        return state, Outcome(1 - (action[0] - state[0]) ** 2, _TRUE)
+
+    return FunctionalEnv(_SPEC._replace(obs_size=2), reset, step, _observe)
+
+
 def time_limit() -> FunctionalEnv:
     def step(state: Array, action: Array, key: Key) -> tuple[Array, Outcome]:
         return state, Outcome(jnp.float32(1), ~_TRUE)
@@ -77,6 +88,7 @@ PROBES = {
     "probe/observation": observation,
     "probe/delay": delay,
     "probe/action": action,
+    "probe/context": context,
     "probe/time-limit": time_limit,
     "probe/nan": nan,
 }

@@ -63,6 +63,7 @@ def preconditioned(
     decay: Number = 0.5,
     max_steps: int = 12,
     momentum: Number | None = None,
+    relative: bool = False,
 ) -> ValueStep:
     """PreQN, Algorithm 1, lines 10-13: TD errors preconditioned by the inverse of the minibatch
     kernel.
@@ -89,6 +90,10 @@ def preconditioned(
         with K Z = Delta - mu Phi^T m' in place of Eq. 22. Of m' stays what this minibatch's kernel
         does not see, so that one batch does not undo what others taught. Nothing is carried over a
         step that was not accepted. None for the paper's algorithm.
+      relative: hold the alignment of a step against the one that the solve itself reaches, cos(K Z,
+        Delta), which is what a short step's goes to: Eq. 24 with eta * cos(K Z, Delta) for eta.
+        They differ where K cannot tell the pairs of a minibatch apart: damping then leaves K Z off
+        Delta, and no step reaches eta itself. False for the paper's algorithm.
 
     Raises:
       ValueError: an argument out of range, or `solve` is no such function.
@@ -114,13 +119,15 @@ def preconditioned(
         delta = delta_of(targets, lin.values)
         solved = adaptive.solve(kept.damping) if adaptive else fixed
         move, image, fit = _direction(lin, delta, solved, momentum, kept.move)
+        reach = measures.alignment(image, delta)
+        least = eta * jnp.maximum(reach, 0) if relative else eta
 
         def accept(scale: Array) -> tuple[Array, tuple[Array, Any]]:
             change = batch(_along(params, move, alpha, scale), inputs) - lin.values
             cos = measures.alignment(change, delta)
             nothing_to_do = jnp.all(delta == 0) & jnp.all(change == 0)
             gain = _gain(delta, change, alpha * scale * image) if adaptive else ()
-            return (cos >= eta) | nothing_to_do, (cos, gain)  # Eq. 24; a NaN is no acceptance
+            return (cos >= least) | nothing_to_do, (cos, gain)  # Eq. 24; a NaN is no acceptance
 
         search = linesearch.backtrack(accept, decay=decay, max_steps=max_steps)
         ok, (cos, gain) = search.accepted, search.aux
@@ -130,7 +137,7 @@ def preconditioned(
             "critic/alignment": jnp.where(ok, cos, 0),
             "linesearch/backtracks": search.backtracks.astype(delta.dtype),
             "linesearch/accepted": ok.astype(delta.dtype),
-            "solve/alignment": measures.alignment(image, delta),
+            "solve/alignment": reach,
             **solve_metrics(fit, lin.gram, delta),
         }
         carry = jax.tree.map(lambda m: jnp.where(ok, m, 0), () if momentum is None else move)

@@ -160,12 +160,13 @@ def make_exact(
     return look
 
 
-def stuck(means: dict[str, float]) -> str | None:
+def stuck(means: dict[str, float], eta: float) -> str | None:
     """Why no update of an interval moved Q, of its means, with what to do; None where some did.
+    `eta` is what Eq. 24 asks for.
 
     >>> from preqn_jax.training import monitor
     >>> means = {"critic/alignment": 0.0, "critic/td_abs": 1.0, "solve/finite": 0.0}
-    >>> monitor.stuck(means)
+    >>> monitor.stuck(means, eta=0.97)
     'every solve failed, as where K is singular; use a `damping` above 0, or `solver=eigh`'
     """
     if means.get("critic/alignment") != 0 or not means.get("critic/td_abs", 0):
@@ -177,7 +178,7 @@ def stuck(means: dict[str, float]) -> str | None:
         return (
             "every solve failed, as where K is singular; use a `damping` above 0, or `solver=eigh`"
         )
-    return "the linesearch accepted none; lower `critic_learning_rate` or `eta`"
+    return _too_far(means, eta)
 
 
 def rejecting(means: dict[str, float], eta: float) -> str | None:
@@ -189,16 +190,18 @@ def rejecting(means: dict[str, float], eta: float) -> str | None:
 
     >>> from preqn_jax.training import monitor
     >>> means = {"linesearch/accepted": 0.3, "solve/alignment": 0.95, "critic/alignment": 0.29}
-    >>> monitor.rejecting(means, eta=0.97)
-    'the solve itself is aligned to 0.95 on average, below eta = 0.97: lower `damping` or `eta`'
+    >>> print(monitor.rejecting(means, eta=0.97))
+    the solve itself is aligned to 0.95 on average, below eta = 0.97: use `relative_eta`, or ...
     """
-    accepted = means.get("linesearch/accepted", 1.0)
-    if not 0 < accepted < 0.5:
-        return None
+    return _too_far(means, eta) if 0 < means.get("linesearch/accepted", 1.0) < 0.5 else None
+
+
+def _too_far(means: dict[str, float], eta: float) -> str:
+    """Which of its two causes keeps the linesearch from finding a step."""
     reached = means.get("solve/alignment", 1.0)
     if reached < eta:
         words = f"the solve itself is aligned to {reached:.2g} on average, below eta = {eta:.2g}"
-        return f"{words}: lower `damping` or `eta`"
+        return f"{words}: use `relative_eta`, or lower `damping` or `eta`"
     return (
         f"the solve is aligned to {reached:.3g}, but Q bends before a step is short enough: lower "
         f"`critic_learning_rate`, or raise `linesearch_max_steps`"
@@ -209,7 +212,7 @@ def advice(means: dict[str, float], eta: float) -> tuple[str, str | None]:
     """Words for a warning of an interval, with places for whose updates, from which step, to which,
     and why; and why: `stuck` or `rejecting`, None where neither is the case.
     """
-    if why := stuck(means):
+    if why := stuck(means, eta):
         return "no update of %s moved Q from step %d to %d: %s", why
     return "most updates of %s from step %d to %d found no step: %s", rejecting(means, eta)
 

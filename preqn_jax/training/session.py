@@ -94,6 +94,7 @@ class Session:
         memory.check(self.spec, plan.loop, plan.described)
         self.agent = plan.make_agent(self.spec)
         etas = plan.settings.get("eta", plan.described.get("eta", 1.0))
+        etas = -1.0 if plan.described.get("relative_eta") else etas  # which every solve reaches
         self._etas = np.broadcast_to(etas, len(plan.loop.seeds))
         self._discounts = np.broadcast_to(plan.discount, len(plan.loop.seeds))
         self._collector: collect.Collector | device.Resident | None = None

@@ -221,7 +221,7 @@ def test_a_run_in_which_nothing_moves_q_says_so_once_with_the_cause(agent, caplo
 @pytest.mark.parametrize(
     ("damped", "words"),
     [
-        ({"damping": 1.0, "eta": 0.96}, "below eta = 0.96: lower `damping` or `eta`"),
+        ({"damping": 1.0, "eta": 0.96}, "below eta = 0.96: use `relative_eta`, or lower"),
         ({"critic_learning_rate": 0.5, "linesearch_max_steps": 1}, "lower `critic_learning_rate`"),
     ],
 )
@@ -242,11 +242,12 @@ def test_a_run_that_rejects_most_updates_says_so_once_with_the_cause(damped, wor
         ({}, None),
         ({"critic/alignment": 0.0, "critic/td_abs": 1e30, "solve/finite": 1.0}, "scale the"),
         ({"critic/alignment": 0.0, "critic/td_abs": 1.0, "solve/finite": 0.0}, "damping"),
-        ({"critic/alignment": 0.0, "critic/td_abs": 1.0, "solve/finite": 0.5}, "eta"),
+        ({"critic/alignment": 0.0, "critic/td_abs": 1.0, "solve/finite": 0.5}, "lower `critic_le"),
+        ({"critic/alignment": 0.0, "critic/td_abs": 1.0, "solve/alignment": 0.9}, "`relative_eta`"),
     ],
 )
 def test_what_holds_q_in_its_place_is_named(means, words):
-    found = monitor.stuck(means)
+    found = monitor.stuck(means, 0.97)
     assert found is None if words is None else words in found
 
 
@@ -255,7 +256,7 @@ def test_what_holds_q_in_its_place_is_named(means, words):
     [
         (0.6, 0.9, None),
         (0.0, 0.9, None),  # said by `stuck`
-        (0.49, 0.95, "aligned to 0.95 on average, below eta = 0.97: lower `damping` or `eta`"),
+        (0.49, 0.95, "aligned to 0.95 on average, below eta = 0.97: use `relative_eta`, or lower"),
         (0.3, 0.999, "lower `critic_learning_rate`, or raise `linesearch_max_steps`"),
     ],
 )
