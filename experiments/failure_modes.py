@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.judge import section_3_2
-from experiments.judge.section_3_2 import Mode, Run
+from experiments.judge.section_3_2 import Mode, Trajectory
 from experiments.kit import flags, output, style
 from preqn_jax.options import check, option
 
@@ -193,8 +193,10 @@ def redraw(path: Path, out: Path) -> None:
     draw(modes, out, seed, every)
 
 
-def _runs(rows: list[dict[str, Any]]) -> list[Run]:
-    return [Run(row["name"], row["remedy"], np.array(row["error"], np.float64)) for row in rows]
+def _runs(rows: list[dict[str, Any]]) -> list[Trajectory]:
+    return [
+        Trajectory(row["name"], row["remedy"], np.array(row["error"], np.float64)) for row in rows
+    ]
 
 
 if __name__ == "__main__":

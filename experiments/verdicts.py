@@ -119,7 +119,7 @@ class VerdictsConfig:
 # --- the runs -------------------------------------------------------------------------------------
 
 
-def make(name: str, seeds: Sequence[int] = SEEDS, **smaller: Any) -> list[dict[str, Any]]:
+def recorded(name: str, seeds: Sequence[int] = SEEDS, **smaller: Any) -> list[dict[str, Any]]:
     """A record of every seed of a setting. `smaller` are options for a test."""
     setting = SETTINGS[name]
     numbers: dict[int, list[dict[str, float]]] = {seed: [] for seed in seeds}
@@ -191,7 +191,7 @@ def _short(value: float) -> float | None:
 # --- how they ended, and what was said of them ----------------------------------------------------
 
 
-class Run(NamedTuple):
+class Trial(NamedTuple):
     """A seed of a setting."""
 
     setting: str
@@ -231,13 +231,13 @@ class Run(NamedTuple):
         return [diagnostics.failure(look) for look in self.looks]
 
 
-def load(data: Path) -> list[Run]:
+def load(data: Path) -> list[Trial]:
     """The records. Raises UserError where there are none."""
     with output.expecting(f"{str(data)!r} holds no runs of experiments.verdicts; add --make"):
         return [_run(json.loads(line)) for line in data.read_text().splitlines()]
 
 
-def _run(kept: dict[str, Any]) -> Run:
+def _run(kept: dict[str, Any]) -> Trial:
     """In records null stands for what is too large for a number."""
     columns = {
         name: [math.inf if value is None else value for value in values]
@@ -246,10 +246,10 @@ def _run(kept: dict[str, Any]) -> Run:
     looks = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     for look in looks:  # TD errors beside what rewards add up to
         look["td_share"] = look["td_error"] / look["q_largest"] * look["soft_divergence"]
-    return Run(kept["setting"], kept["seed"], kept["nan"], kept["bias_relative"], looks)
+    return Trial(kept["setting"], kept["seed"], kept["nan"], kept["bias_relative"], looks)
 
 
-def separation(runs: Iterable[Run], name: str) -> float:
+def separation(runs: Iterable[Trial], name: str) -> float:
     """The chance that a number is higher in a look at a diverged run with |Q| beyond its bound than
     in a look at a sound one (AUC), overflows left out; NaN without either.
     """
@@ -270,7 +270,7 @@ def separation(runs: Iterable[Run], name: str) -> float:
     return float(result.statistic / (len(high) * len(low)))
 
 
-def score(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def score(runs: Sequence[Trial]) -> list[dict[str, Any]]:
     """For each algorithm, half and end: runs, those with a finding, their looks, those with one."""
     rows = []
     for algorithm, half, end in itertools.product(ALGORITHMS, HALVES, ENDS):
@@ -293,7 +293,7 @@ def score(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
-def crossings(runs: Sequence[Run], held_out: bool) -> dict[str, dict[str, str]]:
+def crossings(runs: Sequence[Trial], held_out: bool) -> dict[str, dict[str, str]]:
     """In how many looks of how many each sign is beyond its line: of all looks at sound runs, and
     of those at diverged ones that have a finding.
     """
@@ -347,12 +347,12 @@ def _make_missing(data: Path, only: Sequence[str]) -> None:
     kept = {run.setting for run in load(data)} if data.exists() else set()
     data.parent.mkdir(parents=True, exist_ok=True)
     for name in tqdm([name for name in only if name not in kept], desc="settings"):
-        lines = [json.dumps(run) + "\n" for run in make(name)]
+        lines = [json.dumps(run) + "\n" for run in recorded(name)]
         with data.open("a") as file:
             file.writelines(lines)
 
 
-def _separations(runs: Sequence[Run]) -> dict[str, dict[str, float | None]]:
+def _separations(runs: Sequence[Trial]) -> dict[str, dict[str, float | None]]:
     """By number, then by half and algorithm."""
     return {
         name: {

@@ -33,7 +33,7 @@ def look(beyond, **numbers):
 
 
 def run(*beyond, setting="ddpg-hopper", seed=0, nan=None, bias=None):
-    return verdicts.Run(setting, seed, nan, bias, [look(x) for x in beyond])
+    return verdicts.Trial(setting, seed, nan, bias, [look(x) for x in beyond])
 
 
 LOW = [0.5] * 6
@@ -130,7 +130,7 @@ def test_a_nan_ends_its_own_seed_and_the_others_begin_anew(monkeypatch):
         return found, None if bad is None else Diverged("critic/q_mean", bad, 700 + bad)
 
     monkeypatch.setattr(verdicts, "_train", train)
-    records = verdicts.make("td3-fast", (0, 1, 3))
+    records = verdicts.recorded("td3-fast", (0, 1, 3))
     assert asked == [[0, 1, 3], [0, 1], [0]]
     assert [(one["seed"], one["nan"]) for one in records] == [(0, None), (1, 701), (3, 703)]
     assert records[1]["measured"] == {"step": [100.0], "gain": [1.123]}
@@ -153,7 +153,7 @@ def test_records_are_read_as_they_were_written(tmp_path):
 @pytest.mark.slow
 def test_a_setting_makes_runs_that_can_be_scored(tmp_path):
     small = {"num_steps": 200, "start_steps": 50, "update_after": 100, "hidden_sizes": (8, 8)}
-    records = verdicts.make("sac-at-the-bound", (0, 1), **small)
+    records = verdicts.recorded("sac-at-the-bound", (0, 1), **small)
     kept = tmp_path / "runs.jsonl"
     kept.write_text("".join(json.dumps(one) + "\n" for one in records))
     runs = verdicts.load(kept)

@@ -124,7 +124,7 @@ def updates(
     """A function that takes `count` gradient steps on minibatches from `stored` `[N]`, as SBX's
     training does.
     """
-    agent = make(
+    agent = peer(
         name,
         _Still(spec),
         batch_size=batch_size,
@@ -154,7 +154,7 @@ def training(name: str, env_id: str, **settings: Any) -> Callable[[int], Any]:
     """A function that goes on with a run on `env_id` for so many environment steps; `settings` are
     those of `make`.
     """
-    agent = make(name, gymnasium.make(env_id), **settings)
+    agent = peer(name, gymnasium.make(env_id), **settings)
 
     def run(steps: int) -> Any:
         with jax.numpy_rank_promotion("allow"):
@@ -164,7 +164,7 @@ def training(name: str, env_id: str, **settings: Any) -> Callable[[int], Any]:
     return run
 
 
-def make(
+def peer(
     name: str,
     env: gymnasium.Env,
     *,

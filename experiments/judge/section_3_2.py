@@ -18,7 +18,7 @@ from preqn_jax.batching import batched
 from preqn_jax.types import Array, QFunction
 
 
-class Run(NamedTuple):
+class Trajectory(NamedTuple):
     """How one update went on."""
 
     name: str
@@ -36,7 +36,7 @@ class Mode(NamedTuple):
     ys: np.ndarray  # `[n]`, the quantity there, which should stay below 1
     bad: float  # the parameter of the failing run
     good: float  # the parameter of the remedied run, `bad` where the remedy is another
-    runs: list[Run]
+    runs: list[Trajectory]
 
 
 def linearization(updates: int, seed: int) -> Mode:
@@ -74,12 +74,12 @@ def linearization(updates: int, seed: int) -> Mode:
 
     star = tabular.value_iteration(mdp, 1e-4).q
 
-    def run(name: str, remedy: bool, step: steps.ValueStep) -> Run:
+    def run(name: str, remedy: bool, step: steps.ValueStep) -> Trajectory:
         def advance(params: Any, _: None) -> tuple[Any, Array]:
             return update(params, step), jnp.max(jnp.abs(table(params) - star))
 
         errors = jax.jit(lambda p: jax.lax.scan(advance, p, length=updates + 1)[1])(first)
-        return Run(name, remedy, np.asarray(errors))
+        return Trajectory(name, remedy, np.asarray(errors))
 
     alphas, bad, good = np.geomspace(0.001, 3, 60), 0.3, 0.003
     return Mode(
@@ -241,7 +241,7 @@ def _run(
     problem: problems.Problem,
     operator: Callable,
     updates: int,
-) -> Run:
+) -> Trajectory:
     path = tabular.iterate(operator, problem.start, updates)
     star = np.asarray(tabular.value_iteration(problem.mdp, 1e-5).q)
-    return Run(name, remedy, np.abs(np.asarray(path) - star).max(axis=(1, 2)))
+    return Trajectory(name, remedy, np.abs(np.asarray(path) - star).max(axis=(1, 2)))
