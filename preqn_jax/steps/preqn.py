@@ -98,11 +98,9 @@ def preconditioned(
     Raises:
       ValueError: an argument out of range, or `solve` is no such function.
     """
-    require(eta, lambda x: -1 < x < 1, "eta is a cosine and must lie in (-1, 1)")
+    _check(eta, momentum)
     linesearch.check(decay, max_steps)
     ntk.check_method(method)
-    if momentum is not None:
-        require(momentum, lambda x: 0 <= x < 1, "momentum must lie in [0, 1)")
     adaptive = solve if isinstance(solve, Adaptive) else None
     keeps = momentum is not None or adaptive is not None
     start, rate = schedule(learning_rate)
@@ -140,11 +138,12 @@ def preconditioned(
             "solve/alignment": reach,
             **solve_metrics(fit, lin.gram, delta),
         }
+        metrics |= {"solve/damping": kept.damping.astype(delta.dtype)} if adaptive else {}
+        if not keeps:
+            return params, rate_memory, StepInfo(lin.values, delta, metrics)
         carry = jax.tree.map(lambda m: jnp.where(ok, m, 0), () if momentum is None else move)
         damping = adaptive.after(kept.damping, gain, ok) if adaptive else ()
-        metrics |= {"solve/damping": kept.damping.astype(delta.dtype)} if adaptive else {}
-        memory = Kept(rate_memory, carry, damping) if keeps else rate_memory
-        return params, memory, StepInfo(lin.values, delta, metrics)
+        return params, Kept(rate_memory, carry, damping), StepInfo(lin.values, delta, metrics)
 
     return ValueStep(_starting(start, momentum, adaptive) if keeps else start, update)
 
@@ -200,6 +199,13 @@ def _gain(delta: Array, change: Array, linear: Array) -> Array:
     decrease = lambda c: jnp.vdot(c, 2 * delta - c, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
     real, foretold = decrease(change), decrease(linear)
     return jnp.where(foretold == 0, jnp.where(real == 0, 1, jnp.nan), real / foretold)
+
+
+def _check(eta: Number, momentum: Number | None) -> None:
+    """Raises ValueError for a number out of range."""
+    require(eta, lambda x: -1 < x < 1, "eta is a cosine and must lie in (-1, 1)")
+    if momentum is not None:
+        require(momentum, lambda x: 0 <= x < 1, "momentum must lie in [0, 1)")
 
 
 def _checked_solve(solve: Any) -> Any:
