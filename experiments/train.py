@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
         joined = False
         for stage in added.stages(plan):
             with training.Session(stage, running.hung) as run:
-                words = _addition if stage.places is None else None
+                words = None if run.finished else _addition
                 if not running.follow(run, plan.run.env, words) or running.stopping:
                     return signals.STOPPED
             joined = True
@@ -76,12 +76,12 @@ def _intention(session: training.Session) -> str:
 
 def _addition(session: training.Session) -> str:
     """Of seeds that are to join a finished run."""
-    assert session.logdir is not None
-    there = directory.read_config(session.logdir.parent / directory.CONFIG)["seeds"]
-    new = session.config.seeds
+    assert session.where is not None
+    there = directory.read_config(session.where.parent / directory.CONFIG)["seeds"]
+    new = sorted(set(session.config.seeds))
     return (
         f"adding seed{'s' * (len(new) > 1)} {', '.join(map(str, new))} to the finished run of "
-        f"{curves.count_seeds(len(there))}\n{_intention(session)}"
+        f"{curves.count_seeds(len(there))}, by way of {session.where}"
     )
 
 

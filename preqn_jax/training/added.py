@@ -19,7 +19,17 @@ from typing import Any
 
 from preqn_jax import envs
 from preqn_jax.options import UserError
-from preqn_jax.training import collect, directory, files, folder, lock, memory, record, trackers
+from preqn_jax.training import (
+    collect,
+    directory,
+    files,
+    folder,
+    lock,
+    loop,
+    memory,
+    record,
+    trackers,
+)
 from preqn_jax.training.folder import Folder, Place
 from preqn_jax.training.session import Plan, Session
 
@@ -76,9 +86,16 @@ def stages(plan: Plan) -> Iterator[Plan]:
     together = _of(plan, [*old, *new])
     with collect.watched(plan.env, plan.run.env_timeout, collect.say):
         memory.check(envs.spec(plan.env), together.loop, together.described)
-    apart = str(home / NAME)
-    if not _finished(home / NAME, steps):
-        yield second._replace(run=replace(plan.run, logdir=apart))
+    apart = home / NAME
+    if not _finished(apart, steps):
+        alone = _devices(second) == 1 < _devices(together)
+        second = second._replace(run=replace(plan.run, logdir=str(apart)))
+        yield _in_company(second) if alone else second
+    if not _finished(apart, steps):
+        raise UserError(
+            f"seeds {new} did not come to step {steps} in {str(apart)!r}, so they cannot join the "
+            f"others; remove {str(apart)!r} to give them up"
+        )
     places = (
         Place(home, first.described, range(len(old))),
         Place(apart, second.described, range(len(old), len(old) + len(new))),
@@ -109,7 +126,7 @@ def _check(home: Path, old: list[int], new: list[int], steps: int) -> list[int]:
             f"logdir {where} holds an unfinished run, and seeds can join a finished one alone; "
             f"finish it first, with `seeds={tuple(old)}`, and then add {words} by this command"
         )
-    if not (home / directory.CHECKPOINTS / str(steps)).is_dir():
+    if steps not in _checkpoints(home):
         raise UserError(
             f"logdir {where} holds a run of {steps} steps without its last checkpoint, so there is "
             f"nothing that {words} could join; give another `logdir` to make it anew"
@@ -126,9 +143,30 @@ def _check(home: Path, old: list[int], new: list[int], steps: int) -> list[int]:
 
 
 def _finished(where: Path, steps: int) -> bool:
-    if not (where / directory.DONE).exists():
+    """Whether a run is whole, and was not made longer meanwhile."""
+    if not (where / directory.DONE).exists() or steps not in _checkpoints(where):
         return False
     return directory.read_config(where / directory.CONFIG)["num_steps"] == steps
+
+
+def _checkpoints(where: Path) -> list[int]:
+    from preqn_jax.training.checkpoint import Checkpointer  # orbax takes a second to import
+
+    return Checkpointer(where / directory.CHECKPOINTS, read_only=True).steps()
+
+
+def _devices(plan: Plan) -> int:
+    return loop.members_sharding(plan.loop).mesh.size
+
+
+def _in_company(plan: Plan) -> Plan:
+    """The plan of one seed on two devices, with one beside it that takes no part: XLA compiles for
+    several in another way, which rounds otherwise, and so it is to join those that were.
+    """
+    apart, seeds = Path(str(plan.run.logdir)), plan.loop.seeds * 2
+    homes = (apart, apart / "company")
+    places = tuple(Place(home, plan.described, range(i, i + 1)) for i, home in enumerate(homes))
+    return plan._replace(loop=replace(plan.loop, seeds=seeds), places=places, resting=(1,))
 
 
 # --- two run directories become one ---------------------------------------------------------------

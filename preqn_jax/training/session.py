@@ -56,6 +56,7 @@ class Plan(NamedTuple):
     described: dict[str, Any]  # for config.json
     settings: Settings = {}  # noqa: RUF012 (`[M]` each, what an agent of `agents.swept` takes)
     places: tuple[Place, ...] | None = None  # where members are kept; in `run.logdir` if None
+    resting: tuple[int, ...] = ()  # members that take no part, by index
     ended: Callable[["Session"], None] = lambda session: None  # called where it reached its end
 
     def homes(self) -> tuple[Place, ...]:
@@ -154,7 +155,8 @@ class Session:
         else:
             self._collector = collect.Collector(recipe, workers, log, self._hung)
         self._held.callback(self._collector.close)
-        self.learner, self.counters = loop.init(self.agent, self.spec, config, plan.settings)
+        self.learner, counters = loop.init(self.agent, self.spec, config, plan.settings)
+        self.counters = counters._replace(frozen=plan.resting)
         if self._folders:
             self._go_on()
         self._look = make_monitor(self.agent, config, self._discounts)
@@ -362,9 +364,7 @@ class Session:
         return news
 
     def _note_divergence(self, member: int, error: Diverged | Diverging) -> None:
-        """The last lines of a member that diverged, or of a run; one that goes on from a checkpoint
-        drops them, with all that came after it.
-        """
+        """The last lines of a member that diverged, or of a run; one that goes on drops them."""
         every = self.config.update_every
         step = (error.step - 1) // every * every  # of the last whole round
         alone = isinstance(error, Diverged)
