@@ -63,10 +63,7 @@ def stages(plan: Plan) -> Iterator[Plan]:
         return
     home = Path(str(plan.run.logdir))
     if _halfway(home, there):
-        held = lock.Lock(home).sign()
-        with files.writing(f"to {home}"):
-            _move(home)
-        held.release()
+        _go_on(home)
         there = directory.read_config(home / directory.CONFIG)
     old = there["seeds"]
     new = [seed for seed in plan.loop.seeds if seed not in old]
@@ -93,8 +90,8 @@ def stages(plan: Plan) -> Iterator[Plan]:
         yield _in_company(second) if alone else second
     if not _finished(apart, steps):
         raise UserError(
-            f"seeds {new} did not come to step {steps} in {str(apart)!r}, so they cannot join the "
-            f"others; remove {str(apart)!r} to give them up"
+            f"{_named(new)} did not come to step {steps} in {str(apart)!r}, and cannot join the "
+            f"others; remove {str(apart)!r} to give it up"
         )
     places = (
         Place(home, first.described, range(len(old))),
@@ -120,7 +117,7 @@ def _check(home: Path, old: list[int], new: list[int], steps: int) -> list[int]:
     """The new seeds, in the order in which they were begun. Raises UserError where there is nothing
     to join.
     """
-    words, where = f"seed{'s' * (len(new) > 1)} {', '.join(map(str, new))}", repr(str(home))
+    words, where = _named(new), repr(str(home))
     if not (home / directory.DONE).exists():
         raise UserError(
             f"logdir {where} holds an unfinished run, and seeds can join a finished one alone; "
@@ -135,11 +132,15 @@ def _check(home: Path, old: list[int], new: list[int], steps: int) -> list[int]:
     begun = directory.read_config(path)["seeds"] if path.is_file() else new
     if set(begun) != set(new):
         raise UserError(
-            f"{', '.join(map(str, begun))} are being added to the seeds of logdir {where}, and not "
-            f"{', '.join(map(str, new))}; finish that first, with `seeds={(*old, *begun)}`, or "
-            f"remove {str(home / NAME)!r} to give it up"
+            f"logdir {where} holds {_named(begun)} on the way into its run, but this command adds "
+            f"{words}; finish that first, with `seeds={(*old, *begun)}`, or remove "
+            f"{str(home / NAME)!r} to give it up"
         )
     return begun
+
+
+def _named(seeds: list[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def _finished(where: Path, steps: int) -> bool:
@@ -180,7 +181,7 @@ def _join(session: Session) -> None:
     assert places is not None
     home, apart = (Path(place.logdir) for place in places)
     made, seeds = apart / _WHOLE, list(session.config.seeds)
-    with files.writing(f"the run of seeds {', '.join(map(str, seeds))} to {home}"):
+    with files.writing(f"the run of {_named(seeds)} to {home}"):
         files.remove(made)
         place = Place(made, {**places[0].described, "seeds": seeds}, range(len(seeds)))
         whole = Folder(place, session.config)
@@ -212,6 +213,17 @@ def _halfway(home: Path, there: dict[str, Any]) -> bool:
     path = home / NAME / directory.CONFIG
     named = path.is_file() and set(directory.read_config(path)["seeds"]) <= set(there["seeds"])
     return named or files.temporary(home / NAME).exists()
+
+
+def _go_on(home: Path) -> None:
+    """To the end of what a kill cut off. Raises Stopped, Busy."""
+    with files.writing(f"to {home}"):
+        held = lock.Lock(home)
+        try:
+            held.sign()
+            _move(home)
+        finally:
+            held.release()
 
 
 def _move(home: Path) -> None:
