@@ -90,8 +90,8 @@ def stages(plan: Plan) -> Iterator[Plan]:
         yield _in_company(second) if alone else second
     if not _finished(apart, steps):
         raise UserError(
-            f"{_named(new)} did not come to step {steps} in {str(apart)!r}, and cannot join the "
-            f"others; remove {str(apart)!r} to give it up"
+            f"{_named(new)} did not come to step {steps} in {str(apart)!r}, whose {record.NAME} "
+            f"says why, and cannot join the others; remove {str(apart)!r} to give it up"
         )
     places = (
         Place(home, first.described, range(len(old))),

@@ -211,6 +211,42 @@ def test_a_kill_once_config_json_names_all_seeds_leaves_the_rest_to_the_same_cal
     assert names(two) == names(made / "five")
 
 
+def test_what_else_the_new_seeds_left_comes_with_them_and_again_after_a_kill(monkeypatch):
+    x = Path("x")
+    texts = {
+        "tracker.json": '{"wandb": {"0": {"id": "a", "step": 9}}}',
+        "environment.log": "first\n",
+        "added/tracker.json": '{"wandb": {"1": {"id": "b", "step": 9}}, "mlflow": {"1": {}}}',
+        "added/environment.log": "second\n",
+        "added/tracker.log": "said\n",
+        "added/wandb/run-b/log": "",
+        "tensorboard/seed_0/events": "",
+        "added/tensorboard/seed_1/events": "",
+    }
+    for name, text in texts.items():
+        (x / name).parent.mkdir(parents=True, exist_ok=True)
+        (x / name).write_text(text)
+
+    def killed(path, content):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(added.files, "replace", killed)
+        with pytest.raises(Killed):
+            added._move(x)
+    added._move(x)
+    added._move(x)
+    assert json.loads((x / "tracker.json").read_text()) == {
+        "wandb": {"0": {"id": "a", "step": 9}, "1": {"id": "b", "step": 9}},
+        "mlflow": {"1": {}},
+    }
+    assert (x / "environment.log").read_text() == "first\nsecond\n"
+    assert (x / "tracker.log").read_text() == "said\n"
+    for name in ("wandb/run-b/log", "tensorboard/seed_0/events", "tensorboard/seed_1/events"):
+        assert (x / name).is_file()
+    assert not list(x.glob("added*"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("together", [False, True])
 def test_a_run_with_seeds_added_is_made_longer_as_any(together):
@@ -319,7 +355,7 @@ def test_seeds_whose_training_did_not_reach_the_end_do_not_join(two):
     stages = added.stages(plan_of(two, (0, 1, 2)))
     next(stages)
     before = contents(two)
-    with pytest.raises(UserError, match=r"seed 2 did not come to step 200 in 'x/added', and "):
+    with pytest.raises(UserError, match=r"seed 2 did not come to step 200 in 'x/added', whose "):
         next(stages)
     assert contents(two) == before
 
