@@ -5,7 +5,8 @@
 The run directory (--logdir) holds config.json, metrics.jsonl, tensorboard/, checkpoints/, and at
 the end curve.png and DONE. The same command on a directory that holds a checkpoint goes on from
 there, and ends as if it had never been stopped. With a larger --num_steps it goes on to there,
-finished or not, and ends as if it had been given that number at the start.
+finished or not, and ends as if it had been given that number at the start. With more --seeds on a
+finished run, those that are new are trained in its folder added/, and join it.
 
 SIGTERM, SIGHUP and Ctrl-C end the run after the round at hand, with a checkpoint and exit status
 75; a second one, a second or more later, ends it at once, and leaves the checkpoint before.
@@ -20,6 +21,7 @@ from experiments import plot
 from experiments.kit import curves, flags, signals, streams
 from experiments.kit.running import Running, WatchConfig
 from preqn_jax.options import UserError
+from preqn_jax.training import added, directory
 from preqn_jax.training import run as training
 from preqn_jax.training.record import read
 
@@ -31,17 +33,26 @@ def main(argv: list[str]) -> int:
     run_config, agent, loop = (flags.parse(config) for config in training.CONFIGS)
     plan = training.plan(flags.home(run_config, agent.algorithm), agent, loop)
     running = Running(flags.parse(WatchConfig))
-    with signals.heard(running.stop, running.cut_off), training.Session(plan, running.hung) as run:
-        running.take(run)
-        logdir = run.logdir
-        if logdir is None:
-            raise UserError("logdir is empty; name a run directory, as in --logdir=runs/x")
-        trained = not run.finished
-        if not trained:
-            print(f"{logdir} holds a finished run of this command; nothing to do")
-        elif not running.follow(run, plan.run.env, _intention):
-            return signals.STOPPED
-    diverged, picture = _summarize(logdir, plan), logdir / "curve.png"
+    with signals.heard(running.stop, running.cut_off):
+        joined = False
+        for stage in added.stages(plan):
+            with training.Session(stage, running.hung) as run:
+                words = None if run.finished else _addition
+                if not running.follow(run, plan.run.env, words) or running.stopping:
+                    return signals.STOPPED
+            joined = True
+        plan = added.ordered(plan)
+        with training.Session(plan, running.hung) as run:
+            running.take(run)
+            logdir = run.logdir
+            if logdir is None:
+                raise UserError("logdir is empty; name a run directory, as in --logdir=runs/x")
+            trained = not run.finished
+            if not trained and not joined:
+                print(f"{logdir} holds a finished run of this command; nothing to do")
+            elif trained and not running.follow(run, plan.run.env, _intention):
+                return signals.STOPPED
+    diverged, picture = _summarize(logdir, plan), logdir / directory.PICTURE
     if trained or not picture.exists():
         plot.draw([logdir], picture)
     print(f"curves: {picture}")
@@ -60,6 +71,17 @@ def _intention(session: training.Session) -> str:
         f"updates, on {jax.local_device_count()} {device.platform} device(s)\n"
         f"into {where}; to watch: tensorboard --logdir={where}, or "
         f"python -m experiments.plot {where}"
+    )
+
+
+def _addition(session: training.Session) -> str:
+    """Of seeds that are to join a finished run."""
+    assert session.where is not None
+    there = directory.read_config(session.where.parent / directory.CONFIG)["seeds"]
+    new = sorted(set(session.config.seeds))
+    return (
+        f"adding seed{'s' * (len(new) > 1)} {', '.join(map(str, new))} to the finished run of "
+        f"{curves.count_seeds(len(there))}, by way of {session.where}"
     )
 
 

@@ -1,8 +1,9 @@
 """The run directory: what is in it, whether a command may go on with it, and what made it.
 
 It holds config.json, metrics.jsonl, tensorboard/, checkpoints/, environment.log where one raised,
-DONE once `num_steps` is reached, and lock while a process has it in hand. None of these may be a
-link: a run writes to its directory alone.
+DONE once `num_steps` is reached, lock while a process has it in hand, and added/ while seeds are
+trained that are to join it (`added`). None of these may be a link: a run writes to its directory
+alone.
 """
 
 import contextlib
@@ -30,8 +31,9 @@ CONFIGS: tuple[Any, ...] = (RunConfig, agents.AgentConfig, LoopConfig)
 DONE = "DONE"
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
+PICTURE = "curve.png"
 ENVIRONMENT_LOG = "environment.log"  # what environments themselves raised
-_FOLDERS = (CHECKPOINTS, "tensorboard")
+_FOLDERS = (CHECKPOINTS, "tensorboard", "added")
 _FILES = (
     CONFIG,
     record.NAME,
@@ -39,7 +41,7 @@ _FILES = (
     DONE,
     lock.NAME,
     ENVIRONMENT_LOG,
-    "curve.png",
+    PICTURE,
     trackers.LOG,
     trackers.KEPT,
 )

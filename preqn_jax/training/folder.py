@@ -160,7 +160,8 @@ def part(moment: Moment, members: range) -> Moment:
 
 def whole(like: Learner, parts: Sequence[tuple[range, Moment]]) -> Moment:
     """The moment of all members, of which these are the parts, in order; `like` has P rows, of
-    which those beyond the members stay as they are.
+    which those beyond the members stay as they are. Rounds that are pending in some parts only, as
+    where these were recorded at other steps, are left out.
     """
     moments = [moment for _, moment in parts]
 
@@ -173,8 +174,8 @@ def whole(like: Learner, parts: Sequence[tuple[range, Moment]]) -> Moment:
 
     learner = jax.tree.map(join, like, *(moment.learner for moment in moments))
     frozen = tuple(members[i] for members, moment in parts for i in moment.counters.frozen)
-    pending = []
-    for together in zip(*(moment.pending for moment in moments), strict=True):
+    pending, last = [], min(len(moment.pending) for moment in moments)
+    for together in zip(*(m.pending[len(m.pending) - last :] for m in moments), strict=True):
         names = together[0]["metrics"]
         metrics = {k: np.concatenate([one["metrics"][k] for one in together]) for k in names}
         episodes = [

@@ -12,7 +12,7 @@ from typing import Any
 from preqn_jax import agents, envs
 from preqn_jax.agents import Agent
 from preqn_jax.options import choose
-from preqn_jax.training import directory
+from preqn_jax.training import added, directory
 from preqn_jax.training.config import LoopConfig, RunConfig, validate_run
 from preqn_jax.training.directory import CONFIGS
 from preqn_jax.training.session import Plan, Progress, Session
@@ -48,7 +48,9 @@ def train(
       env: a Gymnasium id, a probe ("probe/delay"), a functional environment, or a function that
         makes a `gymnasium.Env`, of `env_kwargs` where these are given.
       logdir: a run directory, as `experiments.train` keeps one: records, checkpoints, and where
-        an interrupted run goes on. Nothing is written without it.
+        an interrupted run goes on. Nothing is written without it. Where it holds a finished run of
+        some of the seeds, the others are trained first, and join it; rounds until then are theirs
+        alone.
       options: fields of `RunConfig`, `LoopConfig` and, where `agent` is a name, `AgentConfig`:
         the flags of `experiments.train`. `discount` is needed for any agent whose gamma is not .99.
 
@@ -78,7 +80,10 @@ def train(
         planned = Plan(agent, env, run, loop_config, agent_config.discount, described)
     else:
         planned = plan(run, agent_config, loop_config)._replace(env=env)
-    with Session(planned) as session:
+    for stage in added.stages(planned):
+        with Session(stage) as session:
+            yield from session.rounds()
+    with Session(added.ordered(planned)) as session:
         yield from session.rounds()
         return session.trained()
 

@@ -4,6 +4,7 @@ checkpoints.
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -55,6 +56,8 @@ class Plan(NamedTuple):
     described: dict[str, Any]  # for config.json
     settings: Settings = {}  # noqa: RUF012 (`[M]` each, what an agent of `agents.swept` takes)
     places: tuple[Place, ...] | None = None  # where members are kept; in `run.logdir` if None
+    resting: tuple[int, ...] = ()  # members that take no part, by index
+    ended: Callable[["Session"], None] = lambda session: None  # called where it reached its end
 
     def homes(self) -> tuple[Place, ...]:
         """Where members are kept."""
@@ -98,17 +101,14 @@ class Session:
         self._etas = np.broadcast_to(etas, len(plan.loop.seeds))
         self._discounts = np.broadcast_to(plan.discount, len(plan.loop.seeds))
         self._collector: collect.Collector | device.Resident | None = None
-        self._held = contextlib.ExitStack()  # closed last to first, whatever is raised
         self._folders: list[Folder] = []
         self._home: dict[int, Folder] = {}  # of every member, if any is kept
-        try:
+        with contextlib.ExitStack() as held:
             for place in plan.homes():
                 self._folders.append(Folder(place, plan.loop))
-                self._held.callback(self._folders[-1].close)
+                held.callback(self._folders[-1].close)
                 self._home.update(dict.fromkeys(place.members, self._folders[-1]))
-        except BaseException:
-            self._held.close()
-            raise
+            self._held = held.pop_all()  # closed last to first, whatever is raised
 
     @property
     def finished(self) -> bool:
@@ -122,10 +122,9 @@ class Session:
 
     @property
     def where(self) -> Path | None:
-        """The run directory, or the folder of a sweep's; None where nothing is kept."""
-        if len(self._folders) > 1:
-            return self._folders[0].logdir.parent
-        return self.logdir
+        """The run directory, or the folder that holds them all; None where nothing is kept."""
+        kept = [one.logdir for one in self._folders]
+        return Path(os.path.commonpath(kept)) if kept else None
 
     @property
     def kept(self) -> list[int]:
@@ -157,7 +156,8 @@ class Session:
         else:
             self._collector = collect.Collector(recipe, workers, log, self._hung)
         self._held.callback(self._collector.close)
-        self.learner, self.counters = loop.init(self.agent, self.spec, config, plan.settings)
+        self.learner, counters = loop.init(self.agent, self.spec, config, plan.settings)
+        self.counters = counters._replace(frozen=plan.resting)
         if self._folders:
             self._go_on()
         self._look = make_monitor(self.agent, config, self._discounts)
@@ -182,9 +182,7 @@ class Session:
             one.begin_records(self.start, self._stays, count, self.plan.run.track)
 
     def _stays(self, line: dict[str, Any]) -> bool:
-        """Whether a record belongs to a run that goes on: those of its former end may be there only
-        for that.
-        """
+        """Whether a record belongs to a run that goes on, and not to its former end alone."""
         if line["step"] < self.start or self.start == self.config.num_steps:
             return True
         for name, every in (
@@ -264,6 +262,7 @@ class Session:
     def _finish(self) -> None:
         for one in self._folders:
             one.finish()
+        self.plan.ended(self)
 
     def trained(self) -> Trained:
         """What training has come to."""
@@ -366,9 +365,7 @@ class Session:
         return news
 
     def _note_divergence(self, member: int, error: Diverged | Diverging) -> None:
-        """The last lines of a member that diverged, or of a run; one that goes on from a checkpoint
-        drops them, with all that came after it.
-        """
+        """The last lines of a member that diverged, or of a run; one that goes on drops them."""
         every = self.config.update_every
         step = (error.step - 1) // every * every  # of the last whole round
         alone = isinstance(error, Diverged)
@@ -384,10 +381,15 @@ class Session:
     def _save(self, step: int) -> None:
         if self._collector is None or not self._folders:
             return
-        learner, state = folder.bare(self.learner), self._collector.save()
-        moment = folder.Moment(learner, self.counters, state, self.pending)
+        moment = self.moment()
         for one in self._folders:
             one.save(step, folder.part(moment, one.members))
+
+    def moment(self) -> folder.Moment:
+        """All that the run goes on from; a learner's leaves may have more rows than members."""
+        assert self._collector is not None
+        learner, state = folder.bare(self.learner), self._collector.save()
+        return folder.Moment(learner, self.counters, state, self.pending)
 
 
 class _Diverging(Exception):

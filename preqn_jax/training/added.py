@@ -1,0 +1,269 @@
+"""Seeds that join a finished run.
+
+They are trained as a run of their own, in the folder `added` of the run directory, from the start
+to where the run has ended; then both are made one. A member is itself in any company, so what comes
+of it is what a run of all seeds from the start would have left.
+
+Until then the run directory is as it was. What it is to be is made in full beside it first; it
+counts from the moment in which config.json names all seeds, and moving the rest goes on after a
+kill.
+"""
+
+import heapq
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from preqn_jax import envs
+from preqn_jax.options import UserError
+from preqn_jax.training import (
+    collect,
+    directory,
+    files,
+    folder,
+    lock,
+    loop,
+    memory,
+    record,
+    trackers,
+)
+from preqn_jax.training.folder import Folder, Place
+from preqn_jax.training.session import Plan, Session
+
+NAME = "added"
+_WHOLE = "whole"  # in it: the run directory of all seeds, in the making
+_KINDS = ("time/steps_per_s", "diagnose/failure", "eval/return_mean")  # records, in their order
+
+
+def ordered(plan: Plan) -> Plan:
+    """The plan with its seeds in the order in which its run directory has them, those that are new
+    to it last: in which order they are given makes no difference.
+    """
+    there = _begun(plan)
+    if there is None:
+        return plan
+    place = {seed: i for i, seed in enumerate(there["seeds"])}
+    return _of(plan, sorted(plan.loop.seeds, key=lambda seed: place.get(seed, len(place))))
+
+
+def stages(plan: Plan) -> Iterator[Plan]:
+    """What there is to do before the run of a plan, where its directory holds a finished one of
+    some of its seeds: sessions to bring to their end, one after the other. The last makes all its
+    seeds members.
+
+    Each is asked for once the one before has ended. What a kill left halfway is brought to its end.
+
+    Raises UserError where seeds cannot join what is there, Busy.
+    """
+    there = _begun(plan)
+    if there is None:
+        return
+    home = Path(str(plan.run.logdir))
+    if _halfway(home, there):
+        _go_on(home)
+        there = directory.read_config(home / directory.CONFIG)
+    old = there["seeds"]
+    new = [seed for seed in plan.loop.seeds if seed not in old]
+    if not new or not set(old) <= set(plan.loop.seeds):
+        return
+    directory.compare(home / directory.CONFIG, {**plan.described, "seeds": old})
+    new = _check(home, old, new, there["num_steps"])
+    looks = {name: there[name] for name in directory.MAY_CHANGE if name in there}
+    steps = looks.pop("num_steps")
+    plan = plan._replace(
+        run=replace(plan.run, **looks),
+        loop=replace(plan.loop, num_steps=steps),
+        described={**plan.described, **looks, "num_steps": steps},
+    )
+    first, second = _of(plan, old), _of(plan, new)
+    directory.open_(home, first.described)[1].release()  # refuses what is not whole
+    together = _of(plan, [*old, *new])
+    with collect.watched(plan.env, plan.run.env_timeout, collect.say):
+        memory.check(envs.spec(plan.env), together.loop, together.described)
+    apart = home / NAME
+    if not _finished(apart, steps):
+        alone = _devices(second) == 1 < _devices(together)
+        second = second._replace(run=replace(plan.run, logdir=str(apart)))
+        yield _in_company(second) if alone else second
+    if not _finished(apart, steps):
+        raise UserError(
+            f"{_named(new)} did not come to step {steps} in {str(apart)!r}, whose {record.NAME} "
+            f"says why, and cannot join the others; remove {str(apart)!r} to give it up"
+        )
+    places = (
+        Place(home, first.described, range(len(old))),
+        Place(apart, second.described, range(len(old), len(old) + len(new))),
+    )
+    run = replace(plan.run, workers=0, track="")
+    yield together._replace(run=run, places=places, ended=_join)
+
+
+def _begun(plan: Plan) -> dict[str, Any] | None:
+    """What config.json says of the run in a plan's directory, if there is one."""
+    path = Path(plan.run.logdir or "") / directory.CONFIG
+    kept = plan.places is None and plan.run.logdir and path.is_file()
+    return directory.read_config(path) if kept else None
+
+
+def _of(plan: Plan, seeds: list[int]) -> Plan:
+    loop, described = replace(plan.loop, seeds=tuple(seeds)), {**plan.described, "seeds": seeds}
+    return plan._replace(loop=loop, described=described)
+
+
+def _check(home: Path, old: list[int], new: list[int], steps: int) -> list[int]:
+    """The new seeds, in the order in which they were begun. Raises UserError where there is nothing
+    to join.
+    """
+    words, where = _named(new), repr(str(home))
+    if not (home / directory.DONE).exists():
+        raise UserError(
+            f"logdir {where} holds an unfinished run, and seeds can join a finished one alone; "
+            f"finish it first, with `seeds={tuple(old)}`, and then add {words} by this command"
+        )
+    if steps not in _checkpoints(home):
+        raise UserError(
+            f"logdir {where} holds a run of {steps} steps without its last checkpoint, so there is "
+            f"nothing that {words} could join; give another `logdir` to make it anew"
+        )
+    path = home / NAME / directory.CONFIG
+    begun = directory.read_config(path)["seeds"] if path.is_file() else new
+    if set(begun) != set(new):
+        raise UserError(
+            f"logdir {where} holds {_named(begun)} on the way into its run, but this command adds "
+            f"{words}; finish that first, with `seeds={(*old, *begun)}`, or remove "
+            f"{str(home / NAME)!r} to give it up"
+        )
+    return begun
+
+
+def _named(seeds: list[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+
+
+def _finished(where: Path, steps: int) -> bool:
+    """Whether a run is whole, and was not made longer meanwhile."""
+    if not (where / directory.DONE).exists() or steps not in _checkpoints(where):
+        return False
+    return directory.read_config(where / directory.CONFIG)["num_steps"] == steps
+
+
+def _checkpoints(where: Path) -> list[int]:
+    from preqn_jax.training.checkpoint import Checkpointer  # orbax takes a second to import
+
+    return Checkpointer(where / directory.CHECKPOINTS, read_only=True).steps()
+
+
+def _devices(plan: Plan) -> int:
+    return loop.members_sharding(plan.loop).mesh.size
+
+
+def _in_company(plan: Plan) -> Plan:
+    """The plan of one seed on two devices, with one beside it that takes no part: XLA compiles for
+    several in another way, which rounds otherwise, and so it is to join those that were.
+    """
+    apart, seeds = Path(str(plan.run.logdir)), plan.loop.seeds * 2
+    homes = (apart, apart / "company")
+    places = tuple(Place(home, plan.described, range(i, i + 1)) for i, home in enumerate(homes))
+    return plan._replace(loop=replace(plan.loop, seeds=seeds), places=places, resting=(1,))
+
+
+# --- two run directories become one ---------------------------------------------------------------
+
+
+def _join(session: Session) -> None:
+    """Makes the run directory of all of a session's members in the place of its first. Raises
+    Stopped.
+    """
+    places = session.plan.places
+    assert places is not None
+    home, apart = (Path(place.logdir) for place in places)
+    made, seeds = apart / _WHOLE, list(session.config.seeds)
+    with files.writing(f"the run of {_named(seeds)} to {home}"):
+        files.remove(made)
+        place = Place(made, {**places[0].described, "seeds": seeds}, range(len(seeds)))
+        whole = Folder(place, session.config)
+        try:
+            files.replace(made / record.NAME, _records([home, apart]))
+            whole.open_checkpoints()
+            whole.begin_records(session.config.num_steps, lambda line: True, 0)
+            whole.save(session.config.num_steps, folder.part(session.moment(), whole.members))
+        finally:
+            whole.close()
+        os.replace(made / directory.CONFIG, home / directory.CONFIG)
+        _move(home)
+
+
+def _records(runs: list[Path]) -> bytes:
+    """Of runs of the same steps, in the order in which one of all their members writes them."""
+
+    def when(found: tuple[bytes, record.Line]) -> tuple[int, int]:
+        line = found[1]
+        kinds = [i for i, name in enumerate(_KINDS) if name in line]
+        return line["step"], kinds[0] if kinds else len(_KINDS)
+
+    each = (record.scan(run / record.NAME).lines for run in runs)
+    return b"".join(raw + b"\n" for raw, _ in heapq.merge(*each, key=when))
+
+
+def _halfway(home: Path, there: dict[str, Any]) -> bool:
+    """Whether config.json names the seeds that are in `added`, which is there still."""
+    path = home / NAME / directory.CONFIG
+    named = path.is_file() and set(directory.read_config(path)["seeds"]) <= set(there["seeds"])
+    return named or files.temporary(home / NAME).exists()
+
+
+def _go_on(home: Path) -> None:
+    """To the end of what a kill cut off. Raises Stopped, Busy."""
+    with files.writing(f"to {home}"):
+        held = lock.Lock(home)
+        try:
+            held.sign()
+            _move(home)
+        finally:
+            held.release()
+
+
+def _move(home: Path) -> None:
+    """All but config.json, which names all seeds already, to where it belongs; may be done again
+    wherever it was cut off. Raises OSError.
+    """
+    apart, gone = home / NAME, files.temporary(home / NAME)
+    made = apart / _WHOLE
+    files.remove(gone)
+    if not apart.exists():
+        return
+    checkpoints = home / directory.CHECKPOINTS
+    if (made / directory.CHECKPOINTS).exists():
+        if checkpoints.exists():
+            os.replace(checkpoints, apart / "before")
+        os.replace(made / directory.CHECKPOINTS, checkpoints)
+    if (made / record.NAME).exists():
+        os.replace(made / record.NAME, home / record.NAME)
+    for name in ("tensorboard", "wandb"):
+        for path in (apart / name).glob("*"):
+            (home / name).mkdir(exist_ok=True)
+            if not os.path.lexists(home / name / path.name):
+                os.replace(path, home / name / path.name)
+    for name in (directory.ENVIRONMENT_LOG, record.DAMAGED, trackers.LOG):
+        if (apart / name).exists():
+            fd = files.append(home / name)
+            try:
+                files.write_all(fd, (apart / name).read_bytes())
+            finally:
+                os.close(fd)
+            (apart / name).unlink()
+    if (apart / trackers.KEPT).exists():
+        kept, more = (_json(one / trackers.KEPT) for one in (home, apart))
+        for name, runs in more.items():
+            kept[name] = {**kept.get(name, {}), **runs}
+        files.replace(home / trackers.KEPT, json.dumps(kept).encode())
+    (home / directory.PICTURE).unlink(missing_ok=True)  # of fewer seeds
+    os.replace(apart, gone)
+    files.remove(gone)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_bytes()) if path.exists() else {}
