@@ -22,6 +22,12 @@ EVERY = 1.0  # seconds between looks at the file
 PROJECT = "preqn_jax"  # of wandb, and experiment of mlflow, where their own variables name none
 
 
+def _title(folder: Path) -> str:
+    """A run's name; seeds on their way into one (`added`) have that of the run."""
+    apart = folder.name == "added" and (folder.parent / "config.json").exists()
+    return folder.parent.name if apart else folder.name
+
+
 class Wandb:
     """Weights & Biases; `WANDB_MODE`, `WANDB_PROJECT` and its other variables hold."""
 
@@ -33,8 +39,8 @@ class Wandb:
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             dir=os.environ.get("WANDB_DIR", str(folder)),
             id=self.id,
-            name=f"{folder.name}/seed_{seed}",
-            group=folder.name,
+            name=f"{_title(folder)}/seed_{seed}",
+            group=_title(folder),
             config={**config, "seed": seed},
             resume="allow",
             reinit="create_new",
@@ -59,7 +65,7 @@ class Mlflow:
             self.id = id_
             self._client.update_run(self.id, status="RUNNING")
             return
-        name = f"{folder.name}/seed_{seed}"
+        name = f"{_title(folder)}/seed_{seed}"
         self.id = self._client.create_run(self._experiment(), run_name=name).info.run_id
         told = {**config, "seed": seed}.items()
         params = [entities.Param(key, str(value)) for key, value in told]
