@@ -28,6 +28,12 @@ def make(fields):
     return agent._replace(update=update)
 
 
+def jitted(agent):
+    """The agent, each of whose functions is one program, and not one for every operation."""
+    names = ("init", "act", "explore", "update")
+    return agent._replace(**{name: jax.jit(getattr(agent, name)) for name in names})
+
+
 _made = {}
 
 
@@ -35,21 +41,15 @@ def compiled(fields):
     """An agent with its functions compiled once for all laws."""
     key = str(fields)
     if key not in _made:
-        agent = make(fields)
-        _made[key] = agent._replace(init=jax.jit(agent.init), update=jax.jit(agent.update))
+        _made[key] = jitted(make(fields))
     return _made[key]
 
 
 def transitions(seed=0, n=32):
     rng = np.random.default_rng(seed)
-    normal = lambda *shape: jnp.asarray(rng.normal(size=(n, *shape)), jnp.float32)
-    return Transition(
-        normal(3),
-        jnp.tanh(normal(2)),
-        normal(),
-        jnp.asarray(rng.random(n) < 0.8, jnp.float32),
-        normal(3),
-    )
+    normal = lambda *shape: rng.normal(size=(n, *shape))
+    drawn = normal(3), np.tanh(normal(2)), normal(), rng.random(n) < 0.8, normal(3)
+    return Transition(*(jnp.asarray(np.float32(leaf)) for leaf in drawn))
 
 
 def learn(agent, state, updates=4, key=0):
