@@ -30,7 +30,7 @@ def make(fields):
 
 def jitted(agent):
     """The agent, each of whose functions is one program, and not one for every operation."""
-    names = ("init", "act", "explore", "update")
+    names = ("init", "act", "explore", "update", "inspect")
     return agent._replace(**{name: jax.jit(getattr(agent, name)) for name in names})
 
 
@@ -113,7 +113,7 @@ def hand_agent(seen, actor=None, slow=None, members=1, **policy):
         agents.critic(HandCritic(2.0), recording(seen), members=members, target=target),
         discount=0.5,
     )
-    state = agent.init(jax.random.key(0))
+    state = jax.jit(agent.init)(jax.random.key(0))
     if slow is not None:
         weights = {"w": jnp.asarray(slow, jnp.float32)}
         state = state.replace(critic=state.critic.replace(target=weights))
@@ -121,9 +121,13 @@ def hand_agent(seen, actor=None, slow=None, members=1, **policy):
 
 
 def targets_of(agent, state, seen):
-    with jax.disable_jit():
+    @jax.jit
+    def update(state):
         _, metrics = agent.update(state, HAND_BATCH, jax.random.key(1), jnp.int32(0))
-    return np.ravel(seen[0])[:2], metrics
+        return seen[0], metrics
+
+    targets, metrics = update(state)
+    return np.ravel(targets)[:2], metrics
 
 
 HAND_BATCH = Transition(
