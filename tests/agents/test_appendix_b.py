@@ -90,9 +90,9 @@ STEPS = {
 
 def step_program(step):
     batch = transitions(n=4)
-    params = NET.init(jax.random.key(0), batch.obs[0], batch.action[0])
-    inputs = (batch.obs, batch.action)
-    return program(step.update, params, step.init(params), inputs, batch.reward)
+    params = jax.eval_shape(NET.init, jax.random.key(0), batch.obs[0], batch.action[0])
+    inputs, state = (batch.obs, batch.action), jax.eval_shape(step.init, params)
+    return program(step.update, params, state, inputs, batch.reward)
 
 
 def preset_step(**fields):
@@ -134,7 +134,7 @@ def policy_program(policy):
     """All that a policy does."""
     batch, key = transitions(n=4), jax.random.key(0)
     values = agents.Values(lambda obs, action: jnp.sum(action, axis=1), lambda obs, action: None)
-    state = policy.init(key, batch.obs[0])
+    state = jax.eval_shape(policy.init, key, batch.obs[0])
     return [
         program(policy.explore, policy.params(state), batch.obs[0], key),
         program(policy.upcoming, state, batch.next_obs, key),

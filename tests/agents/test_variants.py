@@ -61,7 +61,8 @@ def test_targets_lie_between_the_mean_and_the_least(pessimism):
     np.testing.assert_allclose(
         did.targets,
         np.asarray(batch.reward) + 0.9 * np.asarray(batch.discount) * value,
-        rtol=2e-5, atol=2e-6
+        rtol=2e-5,
+        atol=2e-6,
     )
     measured = did.metrics.get("critic/pessimism")
     assert (measured is None) == (pessimism is not None)
@@ -99,10 +100,11 @@ STEPS = {
 def test_a_setting_reaches_the_step(case):
     fields, by_hand = STEPS[case]
     batch = transitions(n=4)
-    params = NET.init(jax.random.key(0), batch.obs[0], batch.action[0])
+    params = jax.eval_shape(NET.init, jax.random.key(0), batch.obs[0], batch.action[0])
 
     def program(step):
-        args = (params, step.init(params), (batch.obs, batch.action), batch.reward)
+        state = jax.eval_shape(step.init, params)
+        args = (params, state, (batch.obs, batch.action), batch.reward)
         return str(jax.make_jaxpr(step.update)(*args))
 
     made = presets.critic_step(agents.resolve(agents.AgentConfig(**fields)), NET.apply)
