@@ -3,6 +3,7 @@ environments.
 """
 
 import dataclasses
+import functools
 import json
 from functools import partial
 from typing import Any
@@ -30,16 +31,22 @@ EPISODES = 3
 
 
 def small(spec):
-    """An agent that compiles in no time: linear, and pushed about by what it samples."""
+    """An agent that compiles in no time: linear, and pushed about by what it samples. One for
+    equal sizes, so that runs of equal settings share their programs.
+    """
+    return linear(spec.action_size, spec.obs_size)
 
+
+@functools.cache
+def linear(action_size, obs_size):
     def init(key):
-        return jax.random.normal(key, (spec.action_size, spec.obs_size))
+        return jax.random.normal(key, (action_size, obs_size))
 
     def act(w, obs):
         return jnp.tanh(w @ obs)
 
     def explore(w, obs, key):
-        return jnp.clip(act(w, obs) + 0.1 * jax.random.normal(key, (spec.action_size,)), -1, 1)
+        return jnp.clip(act(w, obs) + 0.1 * jax.random.normal(key, (action_size,)), -1, 1)
 
     def update(w, batch, key, count):
         noise = jax.random.normal(key, w.shape) * (1 + count % 3)
