@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import after_cases
 import preqn_jax
 from preqn_jax import agents
 from preqn_jax.envs import FunctionalEnv, Outcome
@@ -159,7 +160,7 @@ def test_a_run_is_loaded_while_it_is_going_on_and_after(tmp_path):
 def test_what_is_no_run_or_not_to_be_trusted_is_refused(tmp_path):
     with pytest.raises(UserError, match="is not a run directory: it has no config.json"):
         preqn_jax.load(tmp_path)
-    list(preqn_jax.train("ddpg", "probe/action", num_steps=50, logdir=tmp_path / "x", **TINY))
+    after_cases.write_run(tmp_path / "x", "probe/action", seeds=(0,))
     path = tmp_path / "x" / "config.json"
     path.write_text(path.read_text().replace("probe/action", "evil_module:E-v0"))
     with pytest.raises(UserError, match="whose module would be imported and run; if you trust it"):

@@ -56,6 +56,7 @@ TABLE = {
 }
 # Every solver, option and mix keeps the laws; the fast tests hold one of each kind to them.
 SLOW = {
+    "preqn-measured",
     "ngql",
     "ddpg",
     "preqn-relu-eigh",

@@ -86,7 +86,7 @@ def test_policy_and_critic_start_from_keys_of_their_own():
     assert len(given) == 2 and given[0] != given[1]
 
 
-@pytest.mark.parametrize("algorithm", ["td3", "sac"])
+@pytest.mark.parametrize("algorithm", [pytest.param("td3", marks=pytest.mark.slow), "sac"])
 def test_an_inspection_sees_the_targets_and_the_move_of_the_update_with_its_key(algorithm):
     agent, batch, key = compiled({"algorithm": algorithm}), transitions(), jax.random.key(5)
     state = agent.init(jax.random.key(0))

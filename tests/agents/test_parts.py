@@ -199,7 +199,7 @@ TUNED = {"automatic_temperature": True, "temperature": 0.3, "target_entropy": -3
 @pytest.mark.parametrize(
     ("algorithm", "numbers", "fixed"),
     [
-        pytest.param(name, numbers, {}, marks=[pytest.mark.slow] * (name != "preqn"))
+        pytest.param(name, numbers, {}, marks=[pytest.mark.slow] * (name != "ddpg"))
         for name, numbers in NUMBERS.items()
     ]
     + [

@@ -217,7 +217,9 @@ def test_sac_policy_climbs_what_its_loss_says():
     assert objective(agent.policy(end)) > objective(agent.policy(start))
 
 
-@pytest.mark.parametrize(("target", "direction"), [(100.0, 1), (-100.0, -1)])
+@pytest.mark.parametrize(
+    ("target", "direction"), [(100.0, 1), pytest.param(-100.0, -1, marks=pytest.mark.slow)]
+)
 def test_the_temperature_moves_towards_the_target_entropy(target, direction):
     """An entropy too low raises the temperature, one too high lowers it."""
     agent = compiled(

@@ -125,7 +125,12 @@ def test_members_of_an_ensemble_follow_a_schedule():
 # --- as pure functions ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", STEPS)
+OF_A_KIND = ("sgd", "preqn_eigh", "preqn_jacobian", "ngql")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in OF_A_KIND)) for name in STEPS]
+)
 def test_two_updates_are_one_trace(name):
     """Neither what a step returns nor other values of its arguments make `jax.jit` trace it
     again.

@@ -235,7 +235,16 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
+# One of each part of a note, fast.
+FAST = ("another round", "no counters", "filled", "missing seed", "other seeds", "no records")
+FAST += ("pending of other shape", "pending episode", "observation of other type", "no JSON")
+FAST += ("environment seeds", "layers of lists", "a generator out of range", "MuJoCo's arrays")
+FAST += ("returns", "agent arrays", "files", "format")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in WRONG]
+)
 def test_a_note_that_cannot_be_of_this_run_leads_to_the_checkpoint_before(made, at, name, caplog):
     content = note.read(at / "150", 150)
     changed = copy.deepcopy(content)

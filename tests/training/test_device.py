@@ -98,7 +98,7 @@ KINDS = [
     pytest.param("probe/delay", small, id="probe"),
     pytest.param("tabular/chain", small, id="finite", marks=pytest.mark.slow),
     pytest.param("tabular/chain", dqn, id="dqn", marks=pytest.mark.slow),
-    pytest.param(PENDULUM, small, id="pendulum"),
+    pytest.param(PENDULUM, small, id="pendulum", marks=pytest.mark.slow),
     pytest.param(PENDULUM, ddpg, id="ddpg", marks=pytest.mark.slow),
 ]
 
@@ -252,8 +252,7 @@ def test_many_environments_feed_one_member_and_time_limits_are_no_terminals():
     assert abs(after.mean()) < 0.5 and len(np.unique(after)) == 64  # one state, and noise
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_whole_rounds_of_seven_members_lower_for_accelerators(platform):
+def test_whole_rounds_of_seven_members_lower_for_accelerators():
     config, spec = dataclasses.replace(LOOP, seeds=tuple(range(7))), PENDULUM.spec
     agent, env = small(spec), many(PENDULUM, "native/pendulum", axes=2)
     program = make_rounds(agent, env, spec, config, most=4, steps=30)
@@ -273,7 +272,7 @@ def test_whole_rounds_of_seven_members_lower_for_accelerators(platform):
         ),
     }
     for function, arguments in parts.items():
-        exported = jax.export.export(jax.jit(function), platforms=[platform])(*arguments)
+        exported = jax.export.export(jax.jit(function), platforms=["cuda", "tpu"])(*arguments)
         text = exported.mlir_module()
         assert "f64" not in text and "callback" not in text
 

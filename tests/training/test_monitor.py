@@ -53,7 +53,7 @@ def report(*args):
 @pytest.mark.parametrize(
     "algorithm",
     [
-        pytest.param(name, marks=[pytest.mark.slow] * (name not in ("preqn", "crossq")))
+        pytest.param(name, marks=[pytest.mark.slow] * (name != "preqn"))
         for name in agents.ALGORITHMS
     ],
 )
