@@ -108,7 +108,7 @@ def asymmetric():
 
 
 def test_a_policy_speaks_the_environments_own_units():
-    *_, last = preqn_jax.train("preqn", asymmetric(), num_steps=1000, discount=0.5, **TINY)
+    *_, last = preqn_jax.train("preqn", asymmetric(), num_steps=600, discount=0.5, **TINY)
     assert abs(float(last.trained.policy()(np.zeros(1))[0]) - 3) < 0.3
 
 

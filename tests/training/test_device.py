@@ -146,7 +146,7 @@ def test_a_round_is_the_same_in_calls_of_any_length_and_after_a_resume():
             kept = jax.device_get(one.learner), json.loads(json.dumps(saver.save())), one.counters
             break
     assert len({one.settled for one in together}) == 2
-    _, loader, _ = setup(PENDULUM)
+    _, loader, _ = setup(PENDULUM, stops=(400,))
     loader.load(kept[1])
     assert loader.save() == kept[1]
     resumed = run(loader.rounds(jax.device_put(kept[0]), kept[2]))

@@ -264,6 +264,7 @@ def test_a_seed_that_diverges_is_frozen_and_no_other_is_touched(capsys, caplog):
     assert "nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(capsys, caplog):
     args = ["--env=Pendulum-v1", "--logdir=x", *CHEAP]
     assert call(*args) == 0
