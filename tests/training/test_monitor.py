@@ -81,7 +81,7 @@ def test_what_is_inspected_is_what_an_update_does(algorithm):
     assert q.shape == (12,)
     act = jax.jit(agent.act)
     close(np.asarray(seen.next_action)[0], act(agent.policy(before), data.next_obs[0]))
-    if algorithm in ("sac", "crossq"):
+    if algorithm in ("sac", "crossq", "preqn_soft"):
         close(np.mean(seen.bonus), metrics["actor/temperature"] * metrics["actor/entropy"])
     else:
         assert seen.bonus is None
