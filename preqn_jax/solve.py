@@ -119,7 +119,7 @@ def cg(tol: Number = 1e-5, max_steps: int = 100, damping: Number = 0.0) -> Solve
 
     def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
         gram, delta = _in_one_type(gram, delta)
-        absolute = damping * jnp.mean(jnp.diagonal(gram))
+        absolute = (damping * jnp.mean(jnp.diagonal(gram))).astype(gram.dtype)
 
         def matvec(v: Array) -> Array:
             return _dot(gram, v) + absolute * v

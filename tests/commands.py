@@ -27,6 +27,8 @@ SMALL = [
     "--checkpoint_every=200",
     "--workers=0",
 ]
+# Where any algorithm will do: it compiles in a third of PreQN's time.
+CHEAP = ["--algorithm=ddpg", *SMALL]
 
 
 def call(*args):

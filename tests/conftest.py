@@ -1,5 +1,6 @@
 """What every test shares."""
 
+import gc
 import importlib.metadata
 import os
 import tempfile
@@ -17,6 +18,10 @@ _cache = (
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+# Tracing and lowering are the other half: no stack of Python's frames in every operation's
+# location, and no search for garbage among millions of living objects at every 700 new ones.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+gc.set_threshold(200_000, 50, 100)
 
 import jax
 import pytest

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import ROOT, SMALL, call
+from commands import CHEAP, ROOT, SMALL, call
 
 from experiments.kit import flags, output
 from preqn_jax.options import UserError
@@ -106,11 +106,11 @@ def test_an_environment_of_a_module_goes_by_module_and_name(tmp_path, monkeypatc
         " max_episode_steps=20)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    small = [*SMALL, "--num_steps=300", "--eval_every=300"]
+    small = [*CHEAP, "--num_steps=300", "--eval_every=300"]
     assert call("--env=my_envs:Mine-v0", "--logdir=x", *small) == 0
     out, err = capsys.readouterr()
     assert "my_envs:Mine-v0, 300 steps" in out
-    assert "preqn-sin, networks of 16x16, on my_envs:Mine-v0: 300 steps for each of 1 seed" in err
+    assert "ddpg-relu, networks of 16x16, on my_envs:Mine-v0: 300 steps for each of 1 seed" in err
     assert "to watch: tensorboard --logdir=x" in err
 
 

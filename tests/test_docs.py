@@ -146,6 +146,7 @@ def test_an_algorithm_of_ones_own_trains(capsys):
     assert all(-1 <= float(line.split()[1]) <= 1 for line in lines)
 
 
+@pytest.mark.slow
 def test_a_solver_of_ones_own_is_refused_where_it_cuts_too_much(capsys):
     few, _, all_ = example("extend", 1, capsys, count=5)
     assert few.endswith("accepted False") and all_.endswith("residual 0.00, accepted True")

@@ -118,7 +118,7 @@ def test_the_pages_lines_of_numpy_are_the_policy(algorithm, normalize):
     states = jax.jit(jax.vmap(agent.init))(jax.random.split(jax.random.key(0), 2))
     seen = RNG.normal([5, -3, 0], [2, 0.5, 1], size=(50, 3)).astype(np.float32)
     if agent.observe is not None:
-        states = jax.vmap(agent.observe, in_axes=(0, None))(states, seen)
+        states = jax.jit(jax.vmap(agent.observe, in_axes=(0, None)))(states, seen)
     states = jax.tree.map(spread, states)
     described = {"activation": activation, "algorithm": algorithm, "env": "E-v1"}
     run = Trained(agent, states, spec, (3, 5), 70, {**described, "hidden_sizes": [16, 8]})
@@ -147,7 +147,8 @@ def test_of_finitely_many_actions_integers_are_exported(normalize):
     agent = agents.make(config, spec)
     states = jax.jit(jax.vmap(agent.init))(jax.random.split(jax.random.key(0), 1))
     if agent.observe is not None:
-        states = jax.vmap(agent.observe, (0, None))(states, RNG.normal([5, -3, 0], size=(50, 3)))
+        observe = jax.jit(jax.vmap(agent.observe, (0, None)))
+        states = observe(states, RNG.normal([5, -3, 0], size=(50, 3)))
     described = {"activation": "relu", "algorithm": "dqn", "env": "E-v1", "hidden_sizes": [16, 8]}
     run = Trained(agent, states, spec, (3,), 70, described)
     obs = RNG.normal([5, -3, 0], size=(30, 3)).astype(np.float32)
@@ -181,7 +182,7 @@ def test_arrays_of_a_critic_are_all_that_it_has(reacher):
 @pytest.mark.parametrize("fields", [{"critic_norm": "layer"}, {"critic_features": "fourier"}])
 def test_critics_of_other_layers_have_programs_alone(fields):
     agent = agents.make(agents.AgentConfig("td3", None, (4, 4), **fields), SPEC)
-    states = jax.vmap(agent.init)(jax.random.split(jax.random.key(0), 1))
+    states = jax.jit(jax.vmap(agent.init))(jax.random.split(jax.random.key(0), 1))
     about = {"activation": "relu", "algorithm": "td3", "env": "E-v1"}
     run = Trained(agent, states, SPEC, (0,), 0, about)
     assert "Dense_2.bias" in exported.arrays(run, "policy")

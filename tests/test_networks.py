@@ -166,19 +166,21 @@ def test_unknown_names_are_answered_with_the_choices(make, names, text):
 def test_bfloat16_is_for_hidden_layers_alone_and_K_is_in_float32(activation):
     """K of a network in bfloat16 is that of float32 to bfloat16's three digits."""
     wide, narrow = (networks.Critic((32, 32), activation, dtype=name) for name in networks.DTYPES)
-    keys = jax.random.split(jax.random.key(0), 3)
-    inputs = jax.random.normal(keys[0], (24, 5)), jax.random.uniform(keys[1], (24, 2))
-    params = narrow.init(keys[2], *(x[0] for x in inputs))
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(24, 5)), rng.uniform(size=(24, 2))
+    inputs = tuple(x.astype(np.float32) for x in inputs)
+    params = jit(narrow.init)(jax.random.key(2), *(x[0] for x in inputs))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
     program = str(jax.make_jaxpr(narrow.apply)(params, *(x[0] for x in inputs)))
     assert program.count(":bf16[32] = dot_general") == 2 and "bf16" not in str(
         jax.make_jaxpr(wide.apply)(params, *(x[0] for x in inputs))
     )
-    exact, found, looped = (
+    kernels = lambda params: (
         ntk.kernel(wide.apply, params, inputs),
         ntk.kernel(narrow.apply, params, inputs),
         ntk.kernel(narrow.apply, params, inputs, method="jacobian"),
     )
+    exact, found, looped = map(np.asarray, jit(kernels)(params))
     value = jax.eval_shape(narrow.apply, params, *(x[0] for x in inputs))
     assert found.dtype == looped.dtype == value.dtype == jnp.float32
     size = np.linalg.norm(exact)
@@ -272,12 +274,17 @@ def test_batch_renormalization_its_gradient_and_its_statistics(late, x64):
         one = lambda x: RENORM.apply(variables, x, mutable=["batch_stats"])
         return jax.vmap(one, axis_name=networks.BATCH, out_axes=(0, None))(x)
 
-    y, vjp, moved = jax.vjp(forward, *map(jnp.asarray, (x, scale, bias)), stats, has_aux=True)
+    @jit
+    def both_ways(upstream, *given):
+        y, vjp, moved = jax.vjp(forward, *given, has_aux=True)
+        return y, vjp(upstream), moved
+
+    y, pulled, moved = both_ways(upstream, x, scale, bias, stats)
     hat, sigma_b, r, mu, variance = renormalized(x, mean, var, late)
     np.testing.assert_allclose(y, scale * hat + bias, rtol=1e-10)
     if late:
         assert r[3] == 1 / 3 and r[4] == 3 and 1 / 3 < r[0] < 3
-    dx, dscale, dbias, dstats = vjp(jnp.asarray(upstream))
+    dx, dscale, dbias, dstats = pulled
     g = upstream * scale * r / sigma_b  # of x - mu_B, over sigma_B; r and d are constants
     plain = (x - mu) / sigma_b
     np.testing.assert_allclose(dx, g - g.mean(0) - plain * (g * plain).mean(0), atol=1e-10)
@@ -293,7 +300,7 @@ def test_batch_renormalization_its_gradient_and_its_statistics(late, x64):
 def test_in_evaluation_mode_running_statistics_are_constants(x64):
     critic = Critic((9, 7), "relu", norm="batch")
     params, inputs = arbitrary(critic, 5, 3)
-    params["batch_stats"] = jax.tree.map(jnp.exp, params["batch_stats"])
+    params["batch_stats"] = jax.tree.map(np.exp, jax.device_get(params["batch_stats"]))
     values: Any = jit(batched(critic.apply))(params, tuple(inputs))
     mlp, stats = params["params"]["mlp"], params["batch_stats"]["mlp"]
 
@@ -306,15 +313,19 @@ def test_in_evaluation_mode_running_statistics_are_constants(x64):
     for i in range(2):
         x = normal(i + 1, np.maximum(dense(mlp, i, x), 0))
     np.testing.assert_allclose(values, dense(mlp, 2, x)[:, 0], rtol=1e-10)
-    pulled = ntk.linearize(critic.apply, params, tuple(inputs)).pullback(jnp.ones(6))
+    pull = lambda params: ntk.linearize(critic.apply, params, inputs).pullback(jnp.ones(6))
+    inputs = tuple(inputs)
+    pulled = jit(pull)(params)
     assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(pulled["batch_stats"]))
     assert all((np.asarray(leaf) != 0).any() for leaf in jax.tree.leaves(pulled["params"]))
 
 
 def test_the_weights_of_a_network_are_all_but_its_statistics():
     critic = Critic((4,), norm="batch")
-    params = critic.init(jax.random.key(0), jnp.ones(3), jnp.ones(2))
+    params, plain = (
+        jax.eval_shape(made.init, jax.random.key(0), jnp.ones(3), jnp.ones(2))
+        for made in (critic, Critic((4,)))
+    )
     assert set(networks.weights(params)) == {"params"}
-    plain = Critic((4,)).init(jax.random.key(0), jnp.ones(3), jnp.ones(2))
     assert networks.weights(plain) is plain
     assert networks.weights(jnp.ones(3)).shape == (3,)  # of anybody's own parameters

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,13 @@ from preqn_jax import replay
 from preqn_jax.types import Spec, Transition
 
 SPEC = Spec(3, 2, -np.ones(2), np.ones(2))
+add = jax.jit(replay.add)
+sample = jax.jit(replay.sample, static_argnums=2)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def empty(capacity):
+    return replay.init(SPEC, capacity)
 
 
 def numbered(start, n):
@@ -19,9 +28,9 @@ def numbered(start, n):
 
 @pytest.mark.parametrize("sizes", [(4, 4), (7, 7, 7), (3, 5, 2, 6, 10)])
 def test_holds_the_newest_and_overwrites_the_oldest(sizes):
-    capacity, buffer, start = 10, replay.init(SPEC, 10), 0
+    capacity, buffer, start = 10, empty(10), 0
     for n in sizes:
-        buffer = jax.jit(replay.add)(buffer, numbered(start, n))
+        buffer = add(buffer, numbered(start, n))
         start += n
     kept = set(range(max(0, start - capacity), start))
     assert int(buffer.size) == len(kept)
@@ -31,22 +40,22 @@ def test_holds_the_newest_and_overwrites_the_oldest(sizes):
 
 @pytest.mark.parametrize("larger", [10, 16])
 def test_what_is_drawn_does_not_depend_on_rows_that_were_never_filled(larger):
-    small, large = replay.init(SPEC, 8), replay.init(SPEC, larger)
-    small, large = (replay.add(buffer, numbered(0, 8)) for buffer in (small, large))
-    draws = [replay.sample(buffer, jax.random.key(3), (50,)).reward for buffer in (small, large)]
+    small, large = empty(8), empty(larger)
+    small, large = (add(buffer, numbered(0, 8)) for buffer in (small, large))
+    draws = [sample(buffer, jax.random.key(3), (50,)).reward for buffer in (small, large)]
     np.testing.assert_array_equal(*draws)
 
 
 def test_rows_stay_together():
-    buffer = replay.add(replay.init(SPEC, 16), numbered(5, 11))
-    rows = replay.sample(buffer, jax.random.key(0), (64,))
+    buffer = add(empty(16), numbered(5, 11))
+    rows = sample(buffer, jax.random.key(0), (64,))
     for leaf in rows:
         assert (np.asarray(leaf).reshape(64, -1) == np.asarray(rows.reward)[:, None]).all()
 
 
 def test_samples_uniformly_from_the_filled_part_only():
-    buffer = replay.add(replay.init(SPEC, 1000), numbered(1, 20))
-    rows = np.asarray(replay.sample(buffer, jax.random.key(1), (200, 100)).reward)
+    buffer = add(empty(1000), numbered(1, 20))
+    rows = np.asarray(sample(buffer, jax.random.key(1), (200, 100)).reward)
     counts = np.bincount(rows.astype(int).ravel(), minlength=21)
     assert counts[0] == 0 and len(counts) == 21
     # 20,000 draws over 20 rows: 1,000 each, standard deviation 31
@@ -54,19 +63,17 @@ def test_samples_uniformly_from_the_filled_part_only():
 
 
 def test_keys_decide_the_sample():
-    buffer = replay.add(replay.init(SPEC, 50), numbered(0, 50))
-    draw = lambda seed: np.asarray(replay.sample(buffer, jax.random.key(seed), (8, 4)).reward)
+    buffer = add(empty(50), numbered(0, 50))
+    draw = lambda seed: np.asarray(sample(buffer, jax.random.key(seed), (8, 4)).reward)
     assert (draw(0) == draw(0)).all() and (draw(0) != draw(1)).any()
     assert draw(0).shape == (8, 4)
 
 
 def test_more_than_the_capacity_is_refused():
     with pytest.raises(ValueError, match="11 transitions .* capacity 10"):
-        replay.add(replay.init(SPEC, 10), numbered(0, 11))
+        replay.add(empty(10), numbered(0, 11))
 
 
 def test_stores_float32():
-    buffer = replay.add(
-        replay.init(SPEC, 8), jax.tree.map(lambda x: x.astype(np.float64), numbered(0, 4))
-    )
+    buffer = replay.add(empty(8), jax.tree.map(lambda x: x.astype(np.float64), numbered(0, 4)))
     assert all(leaf.dtype == jnp.float32 for leaf in buffer.data)

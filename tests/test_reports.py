@@ -301,6 +301,7 @@ def test_figures_are_drawn_from_what_is_there_and_the_rest_is_named(capsys):
     assert "alignment: Swimmer-v5/td3-sin is missing" in err
 
 
+@pytest.mark.slow
 def test_figures_of_the_failure_modes_and_of_growth_come_from_their_files(monkeypatch, capsys):
     kept = ("failure_modes/failure_modes.json", "diagnosis/ddpg", "growth.json", "halfcheetah")
     monkeypatch.setattr(

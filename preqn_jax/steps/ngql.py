@@ -102,7 +102,7 @@ def _primal_direction(q: QFunction, damping: Number, max_steps: int) -> Directio
 
         def fisher(v: Params) -> Params:  # (F + lambda I) v
             (image,) = pull(pushforward(v) / size)
-            return jax.tree.map(lambda a, b: a + shift * b, image, v)
+            return jax.tree.map(lambda a, b: a + shift.astype(a.dtype) * b, image, v)
 
         (g,) = pull(delta_of(targets, values) / size)  # Eq. 5
         # Past convergence the iterates would run away, along directions that F knows only as

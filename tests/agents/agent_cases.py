@@ -28,6 +28,12 @@ def make(fields):
     return agent._replace(update=update)
 
 
+def jitted(agent):
+    """The agent, each of whose functions is one program, and not one for every operation."""
+    names = ("init", "act", "explore", "update", "inspect")
+    return agent._replace(**{name: jax.jit(getattr(agent, name)) for name in names})
+
+
 _made = {}
 
 
@@ -35,21 +41,15 @@ def compiled(fields):
     """An agent with its functions compiled once for all laws."""
     key = str(fields)
     if key not in _made:
-        agent = make(fields)
-        _made[key] = agent._replace(init=jax.jit(agent.init), update=jax.jit(agent.update))
+        _made[key] = jitted(make(fields))
     return _made[key]
 
 
 def transitions(seed=0, n=32):
     rng = np.random.default_rng(seed)
-    normal = lambda *shape: jnp.asarray(rng.normal(size=(n, *shape)), jnp.float32)
-    return Transition(
-        normal(3),
-        jnp.tanh(normal(2)),
-        normal(),
-        jnp.asarray(rng.random(n) < 0.8, jnp.float32),
-        normal(3),
-    )
+    normal = lambda *shape: rng.normal(size=(n, *shape))
+    drawn = normal(3), np.tanh(normal(2)), normal(), rng.random(n) < 0.8, normal(3)
+    return Transition(*(jnp.asarray(np.float32(leaf)) for leaf in drawn))
 
 
 def learn(agent, state, updates=4, key=0):
@@ -113,7 +113,7 @@ def hand_agent(seen, actor=None, slow=None, members=1, **policy):
         agents.critic(HandCritic(2.0), recording(seen), members=members, target=target),
         discount=0.5,
     )
-    state = agent.init(jax.random.key(0))
+    state = jax.jit(agent.init)(jax.random.key(0))
     if slow is not None:
         weights = {"w": jnp.asarray(slow, jnp.float32)}
         state = state.replace(critic=state.critic.replace(target=weights))
@@ -121,9 +121,13 @@ def hand_agent(seen, actor=None, slow=None, members=1, **policy):
 
 
 def targets_of(agent, state, seen):
-    with jax.disable_jit():
+    @jax.jit
+    def update(state):
         _, metrics = agent.update(state, HAND_BATCH, jax.random.key(1), jnp.int32(0))
-    return np.ravel(seen[0])[:2], metrics
+        return seen[0], metrics
+
+    targets, metrics = update(state)
+    return np.ravel(targets)[:2], metrics
 
 
 HAND_BATCH = Transition(

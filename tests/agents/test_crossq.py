@@ -48,11 +48,12 @@ def test_an_update_is_a_step_of_eq_5_in_training_mode_across_both_batches(x64):
     batch = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), transitions(n=12))
     rng = np.random.default_rng(1)
     ahead, bonus = np.tanh(rng.normal(size=(12, 2))), rng.normal(size=12)
-    start = critic.init(jax.random.key(0), batch.obs[0], batch.action[0])
+    first = np.asarray(batch.obs)[0], np.asarray(batch.action)[0]
+    start = jax.jit(critic.init)(jax.random.key(0), *first)
     params = jax.tree.map(
-        lambda leaf: leaf + jnp.asarray(0.3 * rng.normal(size=leaf.shape)), start.params["params"]
+        lambda leaf: np.asarray(leaf) + 0.3 * rng.normal(size=leaf.shape), start.params["params"]
     )
-    stats = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), start.params["batch_stats"])
+    stats = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), start.params["batch_stats"])
     start = start.replace(params={"params": params, "batch_stats": stats})
     upcoming = agents.Upcoming(jnp.asarray(ahead), jnp.asarray(bonus), {})
     end, did = jax.jit(critic.update, compiler_options=oracles.QUICK)(start, batch, upcoming, GAMMA)
@@ -112,7 +113,7 @@ def test_the_policy_moves_its_statistics_at_its_turn_and_acts_by_them():
     acted, alone = agent.policy(two), transitions(3).obs
     together = jax.vmap(agent.act, in_axes=(None, 0))(acted, alone)
     np.testing.assert_allclose(agent.act(acted, alone[0]), together[0], rtol=1e-5)
-    shifted = jax.tree.map(lambda leaf: leaf + 1, acted["batch_stats"])
+    shifted = jax.tree.map(lambda leaf: np.asarray(leaf) + 1, acted["batch_stats"])
     assert not same(agent.act({**acted, "batch_stats": shifted}, alone[0]), together[0])
 
 
@@ -120,10 +121,11 @@ def test_norms_are_of_weights_and_not_of_statistics():
     agent = compiled(FIELDS)
     state = agent.init(jax.random.key(0))
     norm = np.sqrt(sum((leaf**2).sum() for leaf in leaves(agent.policy(state)["params"])))
-    np.testing.assert_allclose(agent.summary(state)["actor/norm"], norm, rtol=1e-5)
+    summary = jax.jit(agent.summary)
+    np.testing.assert_allclose(summary(state)["actor/norm"], norm, rtol=1e-5)
     end, _ = learn(agent, state)
     norm = np.sqrt(sum((leaf**2).sum() for leaf in leaves(end.critic.params["params"])))
-    np.testing.assert_allclose(agent.summary(end)["critic/norm"], norm, rtol=1e-5)
+    np.testing.assert_allclose(summary(end)["critic/norm"], norm, rtol=1e-5)
 
 
 def test_the_kernel_is_that_of_the_network_with_a_fixed_normalization():
@@ -132,7 +134,8 @@ def test_the_kernel_is_that_of_the_network_with_a_fixed_normalization():
     params, batch = agent.critic(state), transitions(5, n=8)
     inputs = (batch.obs, batch.action)
     fixed = lambda weights, *x: agent.q({**weights, "batch_stats": params["batch_stats"]}, *x)
-    expected = ntk.kernel(fixed, networks.weights(params), inputs, method="jacobian")
+    explicit = jax.jit(lambda w: ntk.kernel(fixed, w, inputs, method="jacobian"))
+    expected = explicit(networks.weights(params))
     found = jax.jit(lambda params: ntk.linearize(agent.q, params, inputs).gram)(params)
     assert oracles.relative_error(found, expected) < 1e-5
 
@@ -141,7 +144,7 @@ def test_a_diagnosis_looks_at_the_critic_in_evaluation_mode():
     agent = compiled(FIELDS)
     state, _ = learn(agent, agent.init(jax.random.key(0)), 2)
     batch = transitions(5)
-    seen = jax.jit(agent.inspect)(state, batch, jax.random.key(0))
+    seen = agent.inspect(state, batch, jax.random.key(0))
     case = diagnostics.Case(seen.params, batch, seen.next_action, seen.targets, seen.moved)
     measured = diagnostics.diagnose(agent.q, case._replace(bonus=seen.bonus))
     values = jax.vmap(agent.q, in_axes=(None, 0, 0))(seen.params, batch.obs, batch.action)

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import preqn_jax
+from agent_cases import jitted
 from preqn_jax import actions, agents, networks, ntk, problems, steps, tabular
 from preqn_jax.options import UserError
 from preqn_jax.types import Spec, Transition
@@ -37,7 +38,7 @@ def linear(members=1, target=None, step=None, **options):
     net = Linear()
     step = step or steps.gradient(net.apply, optax.sgd(0.1))
     critic = agents.critic(net, step, members=members, target=target)
-    agent = agents.discrete(SPEC, critic, discount=GAMMA, **options)
+    agent = jitted(agents.discrete(SPEC, critic, discount=GAMMA, **options))
     state = agent.init(jax.random.key(0))
     if target is not None:
         slow = jax.random.normal(jax.random.key(9), (members, A, OBS))
@@ -153,19 +154,17 @@ def test_numbers_and_indices_undo_each_other_at_every_size():
 @pytest.mark.filterwarnings("error")
 def test_the_kernel_over_pairs_is_taken_apart_without_a_warning(x64):
     net, rng = networks.ActionValues(A, (8, 8)), np.random.default_rng(0)
-    obs = jnp.asarray(rng.normal(size=(10, OBS)))
-    action = actions.number(jnp.arange(10)[:, None] % A, A)
+    obs = rng.normal(size=(10, OBS))
+    action = np.asarray(actions.number(np.arange(10)[:, None] % A, A))
     params = jax.tree.map(
-        lambda leaf: leaf.astype(float), net.init(jax.random.key(0), obs[0], action[0])
+        lambda leaf: np.asarray(leaf, np.float64),
+        jax.jit(net.init)(jax.random.key(0), obs[0], action[0]),
     )
-
-    def gradient(obs, action):
-        grads = jax.jacrev(net.apply)(params, obs, action)
-        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(grads)])
-
-    phi = np.stack([gradient(*one) for one in zip(obs, action, strict=True)])
-    lin = ntk.linearize(net.apply, params, (obs, action))
-    np.testing.assert_allclose(lin.gram, phi @ phi.T, rtol=1e-9, atol=1e-9)
+    gradients = jax.jit(jax.vmap(jax.jacrev(net.apply), in_axes=(None, 0, 0)))
+    leaves = jax.tree.leaves(gradients(params, obs, action))
+    phi = np.concatenate([np.reshape(leaf, (10, -1)) for leaf in leaves], axis=1)
+    gram = jax.jit(lambda params: ntk.linearize(net.apply, params, (obs, action)).gram)(params)
+    np.testing.assert_allclose(gram, phi @ phi.T, rtol=1e-9, atol=1e-9)
     hidden = phi[0] @ phi[1]  # of two actions: what the last layer has of its own is not shared
     assert action[0] != action[1] and 0 < abs(hidden) < phi[0] @ phi[0]
 
@@ -259,8 +258,12 @@ def learned(problem, step_of, updates, size=64):
         theta = agent.critic(state)
         return moved, jnp.max(jnp.abs(problem.features @ theta))
 
-    start = agent.init(jax.random.key(0))
-    return np.asarray(jax.jit(lambda s: jax.lax.scan(update, s, jnp.arange(updates))[1])(start))
+    @jax.jit
+    def run():
+        start = agent.init(jax.random.key(0))
+        return jax.lax.scan(update, start, jnp.arange(updates))[1]
+
+    return np.asarray(run())
 
 
 def dqn_without_copy(q):

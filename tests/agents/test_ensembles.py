@@ -1,12 +1,11 @@
 """What networks start from: critics each from weights of its own, by the rule asked for."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from agent_cases import make, same
+from agent_cases import compiled, same
 from preqn_jax import agents, networks, steps
 from preqn_jax.batching import batched
 
@@ -16,7 +15,7 @@ def three():
     """A critic of three members, and a state of it."""
     network = networks.Critic((8,), "relu")
     critic = agents.critic(network, steps.gradient(network.apply, optax.sgd(0.1)), members=3)
-    return network, critic, critic.init(jax.random.key(0), jnp.zeros(3), jnp.zeros(2))
+    return network, critic, jax.jit(critic.init)(jax.random.key(0), np.zeros(3), np.zeros(2))
 
 
 def test_members_start_apart(three):
@@ -31,10 +30,11 @@ def test_members_start_apart(three):
 def test_the_first_member_is_the_one_that_the_policy_climbs_and_the_least_is_over_all(three):
     network, critic, state = three
     rng = np.random.default_rng(0)
-    obs = jnp.asarray(rng.normal(size=(16, 3)), jnp.float32)
-    action = jnp.asarray(rng.uniform(-1, 1, size=(16, 2)), jnp.float32)
-    member = lambda i: jax.tree.map(lambda leaf: leaf[i], state.params)
-    each = np.stack([batched(network.apply)(member(i), (obs, action)) for i in range(3)])
+    obs = rng.normal(size=(16, 3)).astype(np.float32)
+    action = rng.uniform(-1, 1, size=(16, 2)).astype(np.float32)
+    member = lambda i: jax.tree.map(lambda leaf: np.asarray(leaf)[i], state.params)
+    apply = jax.jit(batched(network.apply))
+    each = np.stack([apply(member(i), (obs, action)) for i in range(3)])
     assert len(set(each.argmin(axis=0))) > 1  # so the least is no one member's
     values = critic.values(state)
     np.testing.assert_allclose(values.first(obs, action), each[0], rtol=1e-5, atol=1e-6)
@@ -47,7 +47,7 @@ def test_the_first_member_is_the_one_that_the_policy_climbs_and_the_least_is_ove
 
 @pytest.mark.parametrize("initializer", sorted(set(networks.INITIALIZERS) - {"glorot"}))
 def test_the_initializer_that_is_asked_for_reaches_policy_and_critic(initializer):
-    one, other = (make({"initializer": name}) for name in ("glorot", initializer))
+    one, other = (compiled({"initializer": name}) for name in ("glorot", initializer))
     for part in ("policy", "critic"):
         starts = [getattr(a, part)(a.init(jax.random.key(0))) for a in (one, other)]
         assert not same(*starts)

@@ -24,9 +24,9 @@ def small(**fields):
 
 def transitions(dtype=np.float32):
     rng = np.random.default_rng(0)
-    normal = lambda *shape: jnp.asarray(rng.normal(size=(BATCH, *shape)), dtype)
+    normal = lambda *shape: rng.normal(size=(BATCH, *shape)).astype(dtype)
     return Transition(
-        normal(OBS), jnp.tanh(normal(ACT)), normal(), jnp.ones(BATCH, dtype), normal(OBS)
+        normal(OBS), np.tanh(normal(ACT)), normal(), np.ones(BATCH, dtype), normal(OBS)
     )
 
 
@@ -37,14 +37,16 @@ def test_gradients_of_policy_and_temperature_by_finite_differences(x64):
     tuning = agents.Tuning(optax.adam(3e-4), -ACT)
     policy = agents.gaussian(net, optax.adam(1e-3), temperature=alpha, tuning=tuning)
     critic = agents.critic(q, steps.gradient(q.apply, optax.adam(1e-3)), members=2)
-    start = policy.init(keys[0], batch.obs[0])
-    thetas = critic.init(keys[1], batch.obs[0], batch.action[0])
+    start = jax.jit(policy.init)(keys[0], batch.obs[0])
+    thetas = jax.jit(critic.init)(keys[1], batch.obs[0], batch.action[0])
     end = jax.jit(lambda state: policy.improve(state, batch, critic.values(thetas), keys[2]))(start)
     noise = np.asarray(jax.random.normal(keys[2], (BATCH, ACT)))
     critics = [
-        oracles.layers_of(jax.tree.map(lambda leaf, i=i: leaf[i], thetas.params)) for i in range(2)
+        oracles.layers_of(jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], thetas.params))
+        for i in range(2)
     ]
     phi, unravel = ravel_pytree(policy.params(start))
+    phi, unravel = np.asarray(phi), jax.jit(unravel)
 
     def terms(phi):
         """log pi(a|s) and Q `[2, B]`, both critics', at the policy's actions."""
@@ -103,24 +105,29 @@ def test_a_tuned_temperature_brings_the_entropy_to_its_target():
     assert abs(entropy[-1000:].mean() - target) < 0.1
 
 
+@jax.jit
+def squashed(mean, log_std, noise):
+    """An action, its log probability, and the gradients of that."""
+    log_prob = lambda m, s: agents.tanh_gaussian(m, s, noise)[1]
+    gradients = jax.grad(log_prob, argnums=(0, 1))(mean, log_std)
+    return *agents.tanh_gaussian(mean, log_std, noise), gradients
+
+
 @pytest.mark.parametrize("mean", [0.0, -0.7, 10.0, -40.0])
 @pytest.mark.parametrize("log_std", [-5.0, 0.0, 2.0])
 def test_log_probability_of_a_squashed_gaussian(mean, log_std):
     """Also where tanh(u) rounds to 1: no infinity, and a finite gradient."""
     mean, log_std, noise = (
-        jnp.array([mean, 0.1]),
-        jnp.array([log_std, -1.0]),
-        jnp.array([0.3, -1.2]),
+        np.float32([mean, 0.1]),
+        np.float32([log_std, -1.0]),
+        np.float32([0.3, -1.2]),
     )
-    action, log_prob = agents.tanh_gaussian(mean, log_std, noise)
+    action, log_prob, gradients = squashed(mean, log_std, noise)
     np.testing.assert_allclose(
-        action, np.tanh(np.asarray(mean + jnp.exp(log_std) * noise, np.float64)), atol=1e-6
+        action, np.tanh(np.asarray(mean + np.exp(log_std) * noise, np.float64)), atol=1e-6
     )
     np.testing.assert_allclose(
         log_prob, oracles.tanh_gaussian_log_prob(mean, log_std, noise), rtol=1e-5, atol=1e-5
-    )
-    gradients = jax.grad(lambda m, s: agents.tanh_gaussian(m, s, noise)[1], argnums=(0, 1))(
-        mean, log_std
     )
     assert all(np.isfinite(g).all() for g in gradients)
 
@@ -129,8 +136,6 @@ def test_the_squashed_density_integrates_to_one(x64):
     """Over a in (-1, 1), for one action: pi(a|s) = exp(log pi) on a grid of u, with da = (1 - a^2)
     du.
     """
-    noise = jnp.linspace(-9, 9, 20_001)
-    action, log_prob = jax.vmap(
-        lambda n: agents.tanh_gaussian(jnp.array([0.4]), jnp.array([-0.3]), n[None])
-    )(noise)
+    one = lambda n: agents.tanh_gaussian(np.array([0.4]), np.array([-0.3]), n[None])
+    action, log_prob = map(np.asarray, jax.jit(jax.vmap(one))(np.linspace(-9, 9, 20_001)))
     np.testing.assert_allclose(np.trapezoid(np.exp(log_prob), action[:, 0]), 1, atol=1e-6)

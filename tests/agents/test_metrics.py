@@ -6,18 +6,23 @@ import numpy as np
 import optax
 import pytest
 
-from agent_cases import SPEC, HandActor, HandCritic, hand_agent, make, recording, transitions
+from agent_cases import SPEC, HandActor, HandCritic, compiled, hand_agent, recording, transitions
 from preqn_jax import agents, networks, steps
 
 
 def test_a_critics_metrics_are_those_of_the_values_before_its_step():
     network, batch = HandCritic(2.0), transitions(n=8)
     critic = agents.critic(network, steps.gradient(network.apply, optax.sgd(1e-3)))
-    state = critic.init(jax.random.key(0), batch.obs[0], batch.action[0])
     policy = agents.deterministic(HandActor(0.5), optax.sgd(0.0))
-    acting = policy.init(jax.random.key(0), batch.obs[0])
-    upcoming = policy.upcoming(acting, batch.next_obs, jax.random.key(1))
-    _, did = critic.update(state, batch, upcoming, 0.5)
+
+    @jax.jit
+    def update():
+        state = critic.init(jax.random.key(0), batch.obs[0], batch.action[0])
+        acting = policy.init(jax.random.key(0), batch.obs[0])
+        upcoming = policy.upcoming(acting, batch.next_obs, jax.random.key(1))
+        return critic.update(state, batch, upcoming, 0.5)[1]
+
+    did = update()
     obs, action, reward, going, next_obs = (np.asarray(x, np.float64) for x in batch)
     ahead = np.clip(0.5 * next_obs[:, :2], -1, 1)
     values = 2 * (obs.sum(axis=1) + 10 * action.sum(axis=1))
@@ -44,7 +49,8 @@ def test_the_entropy_reported_is_that_of_the_bonus():
     network = networks.GaussianActor(2, (8,), "relu")
     policy = agents.gaussian(network, optax.sgd(0.0), temperature=0.2)
     obs = transitions().next_obs
-    upcoming = policy.upcoming(policy.init(jax.random.key(0), obs[0]), obs, jax.random.key(1))
+    start = lambda: policy.init(jax.random.key(0), obs[0])
+    upcoming = jax.jit(lambda: policy.upcoming(start(), obs, jax.random.key(1)))()
     entropy = np.mean(np.asarray(upcoming.bonus)) / 0.2
     assert abs(entropy) > 0.1
     np.testing.assert_allclose(upcoming.metrics["actor/entropy"], entropy, rtol=1e-5)
@@ -80,9 +86,9 @@ def test_policy_and_critic_start_from_keys_of_their_own():
     assert len(given) == 2 and given[0] != given[1]
 
 
-@pytest.mark.parametrize("algorithm", ["td3", "sac"])
+@pytest.mark.parametrize("algorithm", [pytest.param("td3", marks=pytest.mark.slow), "sac"])
 def test_an_inspection_sees_the_targets_and_the_move_of_the_update_with_its_key(algorithm):
-    agent, batch, key = make({"algorithm": algorithm}), transitions(), jax.random.key(5)
+    agent, batch, key = compiled({"algorithm": algorithm}), transitions(), jax.random.key(5)
     state = agent.init(jax.random.key(0))
     seen = agent.inspect(state, batch, key)
     after, metrics = agent.update(state, batch, key, jnp.int32(0))

@@ -60,7 +60,7 @@ def pair():
     """A normalized agent and its state after two rounds, the bare one and its, and the units."""
     agent, bare = compiled(FIELDS), compiled({"algorithm": "ddpg"})
     state = agent.init(jax.random.key(0))
-    rounds = [3 + 2 * transitions(i).obs for i in range(2)]
+    rounds = [3 + 2 * np.asarray(transitions(i).obs) for i in range(2)]
     for obs in rounds:
         state = agent.observe(state, obs)
     assert same(state.inner, bare.init(jax.random.key(0)))
@@ -104,16 +104,17 @@ def test_an_agent_sees_and_learns_in_units(pair):
 def test_the_kernel_is_that_of_the_network_of_normalized_observations(pair, method):
     agent, state, bare, normal = pair
     batch = transitions(7)
-    k = ntk.kernel(agent.q, agent.critic(state), (batch.obs, batch.action), method=method)
+    kernel = jax.jit(partial(ntk.kernel, method=method), static_argnums=0)
+    k = kernel(agent.q, agent.critic(state), (batch.obs, batch.action))
     inputs = normal(batch.obs), batch.action
-    close(k, ntk.kernel(bare.q, bare.critic(state.inner), inputs, method=method))
+    close(k, kernel(bare.q, bare.critic(state.inner), inputs))
 
 
 def test_a_swept_agent_observes_as_well():
     config = agents.AgentConfig(**FIELDS, hidden_sizes=(16, 16))
     made = lambda settings: agents.make(dataclasses.replace(config, **settings), SPEC)
     swept = agents.swept(made, {"discount": 0.9})
-    state = swept.init(jax.random.key(0), {"discount": jnp.float32(0.5)})
+    state = jax.jit(swept.init)(jax.random.key(0), {"discount": jnp.float32(0.5)})
     obs = transitions(0).obs
     assert swept.observe is not None
     state = swept.observe(state, obs)

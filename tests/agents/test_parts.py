@@ -199,11 +199,16 @@ TUNED = {"automatic_temperature": True, "temperature": 0.3, "target_entropy": -3
 @pytest.mark.parametrize(
     ("algorithm", "numbers", "fixed"),
     [
-        pytest.param(name, numbers, {}, marks=[pytest.mark.slow] * (name != "preqn"))
+        pytest.param(name, numbers, {}, marks=[pytest.mark.slow] * (name != "ddpg"))
         for name, numbers in NUMBERS.items()
     ]
     + [
-        ("sac", {"temperature_learning_rate": 1e-2, "target_entropy": -3.0}, TUNED),
+        pytest.param(
+            "sac",
+            {"temperature_learning_rate": 1e-2, "target_entropy": -3.0},
+            TUNED,
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "preqn",
             {"rcond": 1e-3, "linesearch_decay": 0.7},
@@ -221,10 +226,11 @@ def test_numbers_may_be_traced_and_a_vmap_over_them_is_a_loop(algorithm, numbers
         usual[name] = getattr(plain, name)
     both = {name: jnp.array([usual[name], value]) for name, value in numbers.items()}
     rng = np.random.default_rng(0)
-    normal = lambda *shape: jnp.asarray(rng.normal(size=(16, *shape)), jnp.float32)
-    batch = Transition(normal(3), jnp.tanh(normal(2)), normal(), jnp.ones(16), normal(3))
+    normal = lambda *shape: rng.normal(size=(16, *shape)).astype(np.float32)
+    ones = np.ones(16, np.float32)
+    batch = Transition(normal(3), np.tanh(normal(2)), normal(), ones, normal(3))
 
-    start = agents.make(config, SPEC).init(jax.random.key(0))
+    start = jax.jit(agents.make(config, SPEC).init)(jax.random.key(0))
 
     def learn(numbers, state):
         agent = agents.make(replace(config, **numbers), SPEC)

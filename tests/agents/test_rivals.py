@@ -60,7 +60,7 @@ def test_an_agent_without_these_options_is_what_it_was():
     )
     ends = []
     for one in (agent, plain):
-        state = one.init(jax.random.key(0))
+        state = jax.jit(one.init)(jax.random.key(0))
         assert state.critic.target is None and state.policy.target is None
         key, count = jax.random.key(1), jnp.int32(0)
         ends.append(jax.jit(one.update)(state, transitions(), key, count)[0])
@@ -71,9 +71,9 @@ def test_adams_b1_reaches_policy_and_critic():
     """After one update the mean of gradients is (1 - b1) g."""
     means = []
     for b1 in (0.9, 0.5):
-        agent = make({"algorithm": "ddpg", "adam_b1": b1})
+        agent = compiled({"algorithm": "ddpg", "adam_b1": b1})
         state = agent.init(jax.random.key(0))
-        end, _ = jax.jit(agent.update)(state, transitions(), jax.random.key(1), jnp.int32(0))
+        end, _ = agent.update(state, transitions(), jax.random.key(1), jnp.int32(0))
         means.append((end.policy.optimizer[0].mu, end.critic.step[0].mu))
     for a, b in zip(*map(leaves, means), strict=True):
         np.testing.assert_allclose(5 * a, b, rtol=1e-4, atol=1e-8)
@@ -111,7 +111,7 @@ def test_the_bandwidth_may_be_swept():
         agent = agents.ddpg(SPEC, hidden_sizes=(4,), **fields)
         return agent.critic(agent.init(jax.random.key(0)))["params"]["mlp"]["fourier"]["kernel"]
 
-    small, large = jax.vmap(start)(jnp.array([0.1, 0.7]))
+    small, large = np.asarray(jax.jit(jax.vmap(start))(np.float32([0.1, 0.7])))
     assert small.shape == (5, 15)
     np.testing.assert_allclose(7 * small, large, rtol=1e-5)
 

@@ -3,16 +3,16 @@
 import jax
 import numpy as np
 
-from agent_cases import SPEC, learn, make
+from agent_cases import SPEC, compiled, learn
 
 TUNED = {"algorithm": "sac", "automatic_temperature": True}
 
 
 def log_temperatures(updates, **fields):
     """log alpha before, and after so many updates."""
-    agent = make({**TUNED, **fields})
+    agent = compiled({**TUNED, **fields})
     start = agent.init(jax.random.key(0))
-    end, _ = learn(agent._replace(update=jax.jit(agent.update)), start, updates)
+    end, _ = learn(agent, start, updates)
     return float(start.policy.log_temperature), float(end.policy.log_temperature)
 
 

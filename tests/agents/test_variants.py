@@ -25,23 +25,22 @@ def test_exploitation_is_its_formula(members, shift):
     rng = np.random.default_rng(members)
     ahead, here = rng.normal(size=(2, members, 64)) + 100
     ahead[0] += shift
-    got = agents.exploitation(jnp.float32(ahead), jnp.float32(here))
+    got = jax.jit(agents.exploitation)(np.float32(ahead), np.float32(here))
     np.testing.assert_allclose(got, in_numpy(ahead, here), atol=1e-4)
 
 
 def test_exploitation_is_of_the_difference_alone():
     """A constant between the critics is nobody's choice, and a scale changes nothing."""
     rng = np.random.default_rng(0)
-    ahead, here = jnp.asarray(rng.normal(size=(2, 2, 64)), jnp.float32)
-    ahead = ahead.at[0].add(0.5)
-    base = agents.exploitation(ahead, here)
+    ahead, here = rng.normal(size=(2, 2, 64)).astype(np.float32)
+    first, exploitation = np.float32([[1], [0]]), jax.jit(agents.exploitation)
+    ahead = ahead + np.float32(0.5) * first
+    base = exploitation(ahead, here)
     assert 0 < base < 1
-    np.testing.assert_allclose(
-        agents.exploitation(ahead.at[0].add(7.0), here.at[0].add(7.0)), base, atol=1e-5
-    )
-    np.testing.assert_allclose(agents.exploitation(3 * ahead, 3 * here), base, rtol=1e-5)
-    assert agents.exploitation(here, here) == pytest.approx(in_numpy(here, here), abs=1e-6)
-    assert agents.exploitation(jnp.ones((2, 4)), jnp.ones((2, 4))) == 0
+    np.testing.assert_allclose(exploitation(ahead + 7 * first, here + 7 * first), base, atol=1e-5)
+    np.testing.assert_allclose(exploitation(3 * ahead, 3 * here), base, rtol=1e-5)
+    assert exploitation(here, here) == pytest.approx(in_numpy(here, here), abs=1e-6)
+    assert exploitation(np.ones((2, 64), np.float32), np.ones((2, 64), np.float32)) == 0
 
 
 @pytest.mark.parametrize("pessimism", [None, 0.0, 0.5, 1.0])
@@ -49,21 +48,21 @@ def test_targets_lie_between_the_mean_and_the_least(pessimism):
     """Worked from the critics' own values; where it is measured, by the formula in NumPy."""
     net, batch = networks.Critic((8,)), transitions()
     critic = agents.critic(net, recording([]), members=3, pessimism=pessimism)
-    state = critic.init(jax.random.key(0), batch.obs[0], batch.action[0])
-    _, did = critic.update(state, batch, agents.Upcoming(batch.action, None, {}), 0.9)
-    values = lambda obs: np.stack(
-        [
-            ntk.linearize(
-                net.apply, jax.tree.map(lambda p, m=m: p[m], state.params), (obs, batch.action)
-            ).values
-            for m in range(3)
-        ]
-    )
+    first = np.asarray(batch.obs)[0], np.asarray(batch.action)[0]
+    state = jax.jit(critic.init)(jax.random.key(0), *first)
+    upcoming = agents.Upcoming(batch.action, None, {})
+    did = jax.jit(lambda state: critic.update(state, batch, upcoming, 0.9)[1])(state)
+    of_one = lambda params, obs: ntk.linearize(net.apply, params, (obs, batch.action)).values
+    of_each = jax.jit(jax.vmap(of_one, in_axes=(0, None)))
+    values = lambda obs: np.asarray(of_each(state.params, obs))
     ahead, here = values(batch.next_obs), values(batch.obs)
     beta = in_numpy(ahead, here) if pessimism is None else pessimism
     value = ahead.mean(0) + beta * (ahead.min(0) - ahead.mean(0))
     np.testing.assert_allclose(
-        did.targets, batch.reward + 0.9 * batch.discount * value, rtol=2e-5, atol=2e-6
+        did.targets,
+        np.asarray(batch.reward) + 0.9 * np.asarray(batch.discount) * value,
+        rtol=2e-5,
+        atol=2e-6,
     )
     measured = did.metrics.get("critic/pessimism")
     assert (measured is None) == (pessimism is not None)
@@ -101,10 +100,11 @@ STEPS = {
 def test_a_setting_reaches_the_step(case):
     fields, by_hand = STEPS[case]
     batch = transitions(n=4)
-    params = NET.init(jax.random.key(0), batch.obs[0], batch.action[0])
+    params = jax.eval_shape(NET.init, jax.random.key(0), batch.obs[0], batch.action[0])
 
     def program(step):
-        args = (params, step.init(params), (batch.obs, batch.action), batch.reward)
+        state = jax.eval_shape(step.init, params)
+        args = (params, state, (batch.obs, batch.action), batch.reward)
         return str(jax.make_jaxpr(step.update)(*args))
 
     made = presets.critic_step(agents.resolve(agents.AgentConfig(**fields)), NET.apply)
@@ -147,7 +147,9 @@ def test_two_updates_that_differ_in_pessimism_alone_differ():
     targets = {}
     for beta in (0.0, 1.0):
         agent = make({"algorithm": "preqn_twin", "target_noise": 0.0, "pessimism": beta})
-        targets[beta] = agent.inspect(agent.init(jax.random.key(0)), batch, key).targets
+        start = jax.jit(agent.init)(jax.random.key(0))
+        inspected = jax.jit(lambda state, agent=agent: agent.inspect(state, batch, key).targets)
+        targets[beta] = np.asarray(inspected(start))
     alive = np.asarray(batch.discount) > 0
     assert (targets[0.0] >= targets[1.0])[alive].all() and (targets[0.0] > targets[1.0]).any()
 

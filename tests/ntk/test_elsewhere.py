@@ -11,29 +11,6 @@ from zoo import ZOO
 from zoo_base import BATCH, arrays, draw, jit, weights
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_pushforward_is_the_adjoint_of_pullback(name, x64):
-    """<pushforward(v), z> = <v, pullback(z)>, and there and back is K z."""
-    q, params, inputs = ZOO[name]("float64")
-    leaves, treedef = jax.tree.flatten(params)
-    v = treedef.unflatten(
-        [jnp.asarray(draw(200 + i, *leaf.shape)) for i, leaf in enumerate(leaves)]
-    )
-    z = jnp.asarray(draw(99, BATCH))
-
-    @jit
-    def run(params, inputs, v, z):
-        lin = ntk.linearize(q, params, inputs)
-        pulled = lin.pullback(z)
-        return lin.gram, pulled, lin.pushforward(pulled), lin.pushforward(v)
-
-    gram, pulled, back, forward = run(params, inputs, v, z)
-    assert forward.shape == back.shape == (BATCH,)
-    v, pulled = (oracles.theta(jax.tree.leaves(tree)) for tree in (v, pulled))
-    assert abs(forward @ z - v @ pulled) <= 1e-12 * np.linalg.norm(v) * np.linalg.norm(pulled)
-    assert oracles.relative_error(back, np.asarray(gram) @ np.asarray(z)) < 1e-12
-
-
 @pytest.mark.parametrize(
     "name",
     [

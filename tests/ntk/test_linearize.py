@@ -2,6 +2,7 @@
 by a loop of `jax.grad`.
 """
 
+import functools
 import warnings
 from functools import partial
 from typing import Any
@@ -18,24 +19,34 @@ from zoo import TRAINED, ZOO
 from zoo_base import BATCH, Net, arrays, draw, flax_case, jit, loop_of_gradients, weights
 
 
+@functools.cache  # two tests look at it, and it is compiling that they cost
 def by_both_methods(name, dtype):
-    """`{method: (values, gram, pullback(z))}` under jit, with the case and z."""
+    """`{method: (values, gram, pullback(z), pushforward of that, pushforward(v))}` under jit, with
+    the case, z and v; the pushforwards of the structured way alone.
+    """
     q, params, inputs = ZOO[name](dtype)
     z = jnp.asarray(draw(99, BATCH), dtype)
+    leaves, treedef = jax.tree.flatten(params)
+    v = treedef.unflatten(
+        [jnp.asarray(draw(200 + i, *leaf.shape), leaf.dtype) for i, leaf in enumerate(leaves)]
+    )
 
     @jit
-    def run(params, inputs, z):
+    def run(params, inputs, z, v):
         found = {}
         for method in ntk.METHODS:
             lin = ntk.linearize(q, params, inputs, method=method)
-            found[method] = (lin.values, lin.gram, lin.pullback(z))
+            pulled = lin.pullback(z)
+            found[method] = (lin.values, lin.gram, pulled)
+            if method == "structured":
+                found[method] += (lin.pushforward(pulled), lin.pushforward(v))
         return found
 
     with warnings.catch_warnings():
         warnings.simplefilter(
             "error", UserWarning
         )  # every leaf of the zoo is small: no reason for a warning
-        return run(params, inputs, z), q, params, inputs, z
+        return run(params, inputs, z, v), q, params, inputs, z, v
 
 
 def check_gram(gram, tolerance):
@@ -44,11 +55,19 @@ def check_gram(gram, tolerance):
     assert spectrum[0] > -tolerance * spectrum[-1]
 
 
-@pytest.mark.parametrize("name", ZOO)
+MLPS = ("mlp_2_tanh_bias", "mlp_4_relu_no_bias")
+# Of multilayer perceptrons two, fast; backpropagation in NumPy has more of them.
+EACH = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name.startswith("mlp_") and name not in MLPS))
+    for name in ZOO
+]
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_values_kernel_and_pullback_equal_a_loop_of_gradients(name, x64):
-    found, q, params, inputs, z = by_both_methods(name, "float64")
+    found, q, params, inputs, z, _ = by_both_methods(name, "float64")
     values, phi = loop_of_gradients(q, params, inputs)
-    for method, (got_values, gram, pulled) in found.items():
+    for method, (got_values, gram, pulled, *_) in found.items():
         assert oracles.relative_error(got_values, values) < 1e-10, method
         assert oracles.relative_error(gram, oracles.kernel(phi)) < 1e-10, method
         assert (
@@ -62,9 +81,27 @@ def test_values_kernel_and_pullback_equal_a_loop_of_gradients(name, x64):
     assert oracles.relative_error(found["structured"][1], found["jacobian"][1]) < 1e-10
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", EACH)
+def test_pushforward_is_the_adjoint_of_pullback(name, x64):
+    """<pushforward(v), z> = <v, pullback(z)>, and there and back is K z."""
+    found, _, _, _, z, v = by_both_methods(name, "float64")
+    _, gram, pulled, back, forward = found["structured"]
+    assert forward.shape == back.shape == (BATCH,)
+    v, pulled = (oracles.theta(jax.tree.leaves(tree)) for tree in (v, pulled))
+    found, z = np.asarray(forward), np.asarray(z)
+    assert abs(found @ z - v @ pulled) <= 1e-12 * np.linalg.norm(v) * np.linalg.norm(pulled)
+    assert oracles.relative_error(back, np.asarray(gram) @ z) < 1e-12
+
+
+# Of each kind of layer one, fast; they are the paper's and the rivals' first.
+FAST = ("critic", "critic_batch_norm", "critic_layer_norm", "critic_fourier", "convolutions")
+FAST += ("mlp_2_tanh_bias", "ensemble_min", "attention")
+IN_FLOAT32 = [pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in TRAINED]
+
+
+@pytest.mark.parametrize("name", IN_FLOAT32)
 def test_structured_equals_jacobian_in_float32(name):
-    found, _, params, _, _ = by_both_methods(name, "float32")
+    found, _, params, *_ = by_both_methods(name, "float32")
     for got, expected in zip(found["structured"][:2], found["jacobian"][:2], strict=True):
         assert got.dtype == expected.dtype == jnp.float32
         assert oracles.relative_error(got, expected) < 1e-5
@@ -74,7 +111,11 @@ def test_structured_equals_jacobian_in_float32(name):
     check_gram(found["structured"][1], 1e-5)
 
 
-@pytest.mark.parametrize("name", ["mlp_2_tanh_bias", "set_of_11", "batched_einsum", "convolutions"])
+@pytest.mark.parametrize(
+    "name",
+    ["mlp_2_tanh_bias", "convolutions"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("set_of_11", "batched_einsum")],
+)
 def test_vmap_over_seeds_equals_a_loop(name):
     q, params, inputs = ZOO[name]("float32")
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf, leaf + 0.2]), params)

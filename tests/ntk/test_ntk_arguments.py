@@ -182,18 +182,26 @@ def test_batched_refuses_complex_values():
 @pytest.mark.parametrize("method", ntk.METHODS)
 def test_no_examples_give_empty_results(method):
     q, params, (x,) = _critic_of(lambda y: y)
+    x = np.asarray(x)
     some, none = (x[:3],), (x[:0],)
-    lin = ntk.linearize(q, params, none, method=method)
-    assert lin.values.shape == (0,) and lin.gram.shape == (0, 0)
-    assert all(jnp.all(leaf == 0) for leaf in jax.tree.leaves(lin.pullback(jnp.zeros(0))))
-    assert jax.tree.map(jnp.shape, lin.pullback(jnp.zeros(0))) == jax.tree.map(jnp.shape, params)
-    assert lin.pushforward(params).shape == (0,)
-    there = lin.elsewhere(some)
-    assert there.values.shape == (3,) and there.kernel.shape == (3, 0)
-    there = ntk.linearize(q, params, some, method=method).elsewhere(none)
-    assert there.values.shape == (0,) and there.kernel.shape == (0, 3)
-    for xs, ys in ((none, some), (some, none), (none, none)):
-        found = ntk.kernel(q, params, xs, ys, method=method, block=2)
+    pairs = (none, some), (some, none), (none, none)
+
+    @jax.jit
+    def run(params):
+        lin = ntk.linearize(q, params, none, method=method)
+        pulled, pushed = lin.pullback(jnp.zeros(0)), lin.pushforward(params)
+        places = lin.elsewhere(some), ntk.linearize(q, params, some, method=method).elsewhere(none)
+        kernels = [ntk.kernel(q, params, *pair, method=method, block=2) for pair in pairs]
+        return lin.values, lin.gram, pulled, pushed, places, kernels
+
+    values, gram, pulled, pushed, places, kernels = run(params)
+    assert values.shape == (0,) and gram.shape == (0, 0)
+    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(pulled))
+    assert jax.tree.map(jnp.shape, pulled) == jax.tree.map(jnp.shape, params)
+    assert pushed.shape == (0,)
+    assert [place.values.shape for place in places] == [(3,), (0,)]
+    assert [place.kernel.shape for place in places] == [(3, 0), (0, 3)]
+    for found, (xs, ys) in zip(kernels, pairs, strict=True):
         assert found.shape == (len(xs[0]), len(ys[0])) and found.dtype == jnp.float32
 
 
@@ -238,7 +246,7 @@ def test_arrays_of_numpy_are_taken_as_jax_takes_them():
 def test_a_network_in_training_mode_has_no_kernel():
     critic = networks.Critic((5,), norm="batch")
     obs, action = jnp.ones((4, 3)), jnp.ones((4, 2))
-    start = critic.init(jax.random.key(0), obs[0], action[0])
+    start = jax.jit(critic.init)(jax.random.key(0), obs[0], action[0])
     module = critic.clone(train=True)
     mean_of_batch = lambda params, x: jax.lax.pmean(params * x, "other")
     for q, params, inputs in (

@@ -72,7 +72,7 @@ def move_error(new, old, expected):
 
 
 def take(step, params, inputs, targets):
-    return jit(step.update)(params, step.init(params), inputs, targets)
+    return jit(step.update)(params, jit(step.init)(params), inputs, targets)
 
 
 def unchanged(new, old):
@@ -102,7 +102,7 @@ SOLVERS = {
 def check_members(new, state, info, each_alone):
     """Member m of stacked results against the results of member m alone."""
     for m, (alone, alone_state, alone_info) in enumerate(each_alone):
-        pick = partial(jax.tree.map, lambda leaf, m=m: leaf[m])
+        pick = partial(jax.tree.map, lambda leaf, m=m: np.asarray(leaf)[m])
         assert oracles.relative_error(flat(pick(new)), flat(alone)) < 1e-10
         pairs = zip(
             jax.tree.leaves(pick((state, info))),

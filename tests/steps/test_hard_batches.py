@@ -43,7 +43,12 @@ def test_equal_inputs_with_opposite_targets_leave_theta_as_it_is(solver):
     assert info.metrics["solve/finite"] == 0 or jnp.isfinite(info.metrics["solve/residual"])
 
 
-@pytest.mark.parametrize("name", STEPS)
+OF_A_KIND = ("sgd", "preqn_eigh", "preqn_jacobian", "ngql")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in OF_A_KIND)) for name in STEPS]
+)
 def test_zero_errors_move_nothing(name):
     params, inputs, targets, _ = case(dtype="float32")
     step = STEPS[name](critic("tanh"))

@@ -65,12 +65,12 @@ def test_momentum_leaves_alone_what_an_earlier_batch_taught(x64):
     step = steps.preconditioned(
         lambda table, i: table[i], 0.5, LAX, solve.cholesky(1e-9), momentum=0.5
     )
-    params = jnp.zeros(4)
-    memory = step.init(params)
-    first, second = (jnp.asarray([0, 1]),), (jnp.asarray([2, 3]),)
-    params, memory, _ = step.update(params, memory, first, jnp.asarray([4.0, 8.0]))
+    update, params = jit(step.update), jnp.zeros(4)
+    memory = jit(step.init)(params)
+    first, second = (np.array([0, 1]),), (np.array([2, 3]),)
+    params, memory, _ = update(params, memory, first, np.array([4.0, 8.0]))
     np.testing.assert_allclose(params, [2, 4, 0, 0], atol=1e-7)
-    params, memory, _ = step.update(params, memory, second, jnp.asarray([-4.0, 6.0]))
+    params, memory, _ = update(params, memory, second, np.array([-4.0, 6.0]))
     np.testing.assert_allclose(params, [3, 6, -2, 3], atol=1e-7)
 
 

@@ -53,7 +53,14 @@ SWEEPS = {  # what a step is made with, and the numbers to try
 }
 
 
-@pytest.mark.parametrize("name", SWEEPS)
+# What is traced goes through the search, a direct solve, and a solve that iterates.
+ITERATE = ("preqn, damping of cg", "ngql, damping of the primal")
+FAST = ("preqn, decay", "preqn, damping", "adam, learning_rate", *ITERATE)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in SWEEPS]
+)
 def test_vmap_over_a_number_equals_a_loop(name, x64):
     """A sweep is one compiled call. Targets so far away that searches end differently."""
     make, numbers = SWEEPS[name]
@@ -74,7 +81,10 @@ def test_vmap_over_a_number_equals_a_loop(name, x64):
     assert oracles.relative_error(flat(alone[0]), moves[1]) < 1e-10
 
 
-@pytest.mark.parametrize("name", ["preqn, learning_rate", "preqn, decay", "ngql, learning_rate"])
+@pytest.mark.parametrize(
+    "name",  # Adam is made with numbers of the parameters' own type
+    [name for name in SWEEPS if name.startswith(("preqn", "ngql"))],
+)
 def test_a_traced_number_keeps_the_types_of_the_parameters(name, x64):
     """A float64 number and float32 parameters."""
     make, numbers = SWEEPS[name]
@@ -105,7 +115,7 @@ def test_members_of_an_ensemble_follow_a_schedule():
     params, inputs, targets, _ = case(dtype="float32")
     step = steps.ensemble(steps.preconditioned(critic(), optax.constant_schedule(0.1)))
     plain = steps.ensemble(steps.preconditioned(critic(), 0.1))
-    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf]), params)
+    stacked = jax.tree.map(lambda leaf: np.stack([leaf, 0.5 * leaf]), jax.device_get(params))
     new, state, _ = take(step, stacked, inputs, targets)
     expected, *_ = take(plain, stacked, inputs, targets)
     assert state.tolist() == [1, 1]
@@ -115,7 +125,12 @@ def test_members_of_an_ensemble_follow_a_schedule():
 # --- as pure functions ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", STEPS)
+OF_A_KIND = ("sgd", "preqn_eigh", "preqn_jacobian", "ngql")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in OF_A_KIND)) for name in STEPS]
+)
 def test_two_updates_are_one_trace(name):
     """Neither what a step returns nor other values of its arguments make `jax.jit` trace it
     again.
@@ -157,9 +172,9 @@ def test_types_and_shapes_are_kept(name, dtype, request):
 @pytest.mark.parametrize("name", ["adam", "preqn", "ngql", "ngql_primal"])
 def test_vmap_over_seeds_equals_a_loop(name, x64):
     step, cases = STEPS[name](critic()), [case(seed)[:3] for seed in range(3)]
-    params, inputs, targets = jax.tree.map(lambda *leaves: jnp.stack(leaves), *cases)
+    params, inputs, targets = jax.tree.map(lambda *leaves: np.stack(leaves), *cases)
     new, state, info = jit(jax.vmap(step.update))(
-        params, jax.vmap(step.init)(params), inputs, targets
+        params, jit(jax.vmap(step.init))(params), inputs, targets
     )
     check_members(new, state, info, [take(step, *one) for one in cases])
 
@@ -170,7 +185,7 @@ def test_ensemble_equals_a_loop_over_members(name, x64):
     step = STEPS[name](critic())
     members, (_, inputs, targets, _) = [case(seed)[0] for seed in range(3)], case(5)
     targets = 20 * targets
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *members)
     new, state, info = take(steps.ensemble(step), stacked, inputs, targets)
     assert info.values.shape == info.delta.shape == (3, BATCH)
     alone = [take(step, params, inputs, targets) for params in members]

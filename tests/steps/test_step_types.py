@@ -13,6 +13,8 @@ from preqn_jax import solve, steps
 from step_cases import PREQN, SOLVERS, STEPS, flat, take
 
 SLOW = pytest.mark.slow  # of a kind with others
+OF_A_KIND = ("adam", "preqn_eigh", "preqn_jacobian", "ngql")
+EACH = [pytest.param(name, marks=[SLOW] * (name in OF_A_KIND)) for name in STEPS]
 
 
 def pixels(p, x):
@@ -30,7 +32,7 @@ def drawn(dtype="uint8", size=8):
     return jax.tree.map(jnp.float32, params), jnp.asarray(x, dtype), jnp.float32(targets)
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize(
     "dtype", ["uint8", *(pytest.param(d, marks=SLOW) for d in ("bool", "float16"))]
 )
@@ -59,7 +61,7 @@ def test_preqn_fits_targets_of_uint8_observations():
 
 
 # Adam's 1e-8 is zero in float16, whatever the step.
-NARROW = [(name, "bfloat16") for name in STEPS] + [
+NARROW = [pytest.param(name, "bfloat16", marks=[SLOW] * (name in OF_A_KIND)) for name in STEPS] + [
     pytest.param(name, "float16", marks=SLOW) for name in STEPS if name != "adam"
 ]
 
@@ -83,12 +85,10 @@ def test_narrow_parameters_keep_their_type_and_move_as_wide_ones(name, dtype):
     assert (np.abs(flat(found[0]) - flat(expected[0])) <= rounding + slack).all()
 
 
-OF_A_KIND = ("adam", "preqn_eigh", "preqn_jacobian", "ngql")
-EACH = [pytest.param(name, marks=[SLOW] * (name in OF_A_KIND)) for name in STEPS]
-
-
 @pytest.mark.parametrize("name", EACH)
-@pytest.mark.parametrize("dtype", ["int32", "float64", pytest.param("bfloat16", marks=SLOW)])
+@pytest.mark.parametrize(
+    "dtype", ["float64", *(pytest.param(d, marks=SLOW) for d in ("int32", "bfloat16"))]
+)
 def test_targets_of_any_type(name, dtype, x64):
     step = STEPS[name](pixels)
     params, x, targets = drawn("float32")
@@ -120,18 +120,18 @@ def test_a_leaf_that_is_no_parameter_and_an_empty_batch_are_refused(name):
 @pytest.mark.parametrize("make", [solve.eigh, solve.lstsq, solve.cholesky, solve.cg])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int32"])
 def test_solves_work_in_float32_at_least(make, dtype):
-    gram, delta = jnp.diag(jnp.asarray([1, 2, 4])), jnp.asarray([1, 2, 3])
-    found, info = make()(gram.astype(dtype), delta.astype(dtype))
-    expected, _ = make()(jnp.float32(gram), jnp.float32(delta))
+    gram, delta, solve_ = np.diag([1.0, 2, 4]), np.array([1.0, 2, 3]), jax.jit(make())
+    found, info = solve_(jnp.asarray(gram, dtype), jnp.asarray(delta, dtype))
+    expected, _ = solve_(jnp.float32(gram), jnp.float32(delta))
     assert found.dtype == info.residual.dtype == info.damping.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_a_solve_is_as_precise_as_its_kernel(x64):
     """Errors in float64 make no more of a kernel in float32: its rounding is no direction."""
-    gram, delta = jnp.diag(jnp.float32([1.0, 1e-3, 1e-10])), jnp.ones(3, jnp.float64)
+    gram, delta = np.diag(np.float32([1.0, 1e-3, 1e-10])), np.ones(3)
     for make in (solve.eigh, solve.lstsq):
-        z, info = make()(gram, delta)
+        z, info = jax.jit(make())(gram, delta)
         assert info.rank == 2 and z.dtype == jnp.float32
 
 

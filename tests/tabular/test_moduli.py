@@ -54,8 +54,10 @@ def _u3(mdp, alpha, rho, kernel, q):
 
 
 COUNT = 1000
-bounds = jax.vmap(
-    lambda k, rho, alpha, gamma: diagnostics.contraction_bound(k, rho.reshape(-1), alpha, gamma)
+bounds = jit(
+    jax.vmap(
+        lambda k, rho, alpha, gamma: diagnostics.contraction_bound(k, rho.reshape(-1), alpha, gamma)
+    )
 )
 moduli = jit(jax.vmap(tabular.modulus))
 

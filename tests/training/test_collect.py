@@ -37,7 +37,7 @@ def recipe(env_id, algorithm="td3", **loop_fields):
 
 def actors(recipe):
     agent = recipe.make_agent(envs.spec(recipe.env))
-    return agent.policy(jax.vmap(agent.init)(loop.keys(recipe.config.seeds)))
+    return agent.policy(loop.each(agent.init)(loop.keys(recipe.config.seeds)))
 
 
 def processes(collector):

@@ -40,7 +40,7 @@ class Short(gymnasium.Env):
 
 def test_every_environment_of_every_seed_has_its_own_and_returns_are_of_one_episode():
     given.clear()
-    run = preqn_jax.train("td3", Short, seeds=(0, 4), num_envs=2, num_steps=100, **SMALL)
+    run = preqn_jax.train("ddpg", Short, seeds=(0, 4), num_envs=2, num_steps=100, **SMALL)
     episodes = [episode for progress in run for episode in progress.episodes]
     expected = {derive_seed(seed, TRAIN_ENV, e) for seed in (0, 4) for e in range(2)}
     assert len(expected) == 4 and expected <= set(given)
@@ -49,7 +49,7 @@ def test_every_environment_of_every_seed_has_its_own_and_returns_are_of_one_epis
 
 def test_a_line_of_records_holds_means_over_the_rounds_since_the_last_one(tmp_path):
     options = {**SMALL, "num_steps": 300, "log_every": 100, "eval_every": 1000, "eval_episodes": 1}
-    run = preqn_jax.train("td3", "probe/delay", logdir=tmp_path / "run", **options)
+    run = preqn_jax.train("ddpg", "probe/delay", logdir=tmp_path / "run", **options)
     rounds = {progress.step: progress.metrics for progress in run}
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     logged = {line["step"]: line for line in lines if "critic/q_mean" in line}
@@ -71,7 +71,7 @@ def test_a_rate_is_that_of_the_steps_since_the_last_line(
     monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=lambda: next(squares)))
     options = {**SMALL, "num_steps": 300, "log_every": 100, "eval_episodes": 1}
     options |= {"eval_every": eval_every, "logdir": tmp_path / "run"}
-    for _ in preqn_jax.train("td3", "probe/delay", **options):
+    for _ in preqn_jax.train("ddpg", "probe/delay", **options):
         pass
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     rates = [line["time/steps_per_s"] for line in lines if "time/steps_per_s" in line]
@@ -81,7 +81,7 @@ def test_a_rate_is_that_of_the_steps_since_the_last_line(
 def test_of_failed_solves_the_numbers_are_left_out_of_a_rounds_means():
     """And of nothing else: a NaN elsewhere is one."""
     spec = Spec(3, 2, -np.ones(2), np.ones(2))
-    made = agents.make(agents.AgentConfig(algorithm="td3", hidden_sizes=(4,)), spec)
+    made = agents.make(agents.AgentConfig(algorithm="ddpg", hidden_sizes=(4,)), spec)
 
     def update(state, batch, key, count):
         odd = jnp.where(count % 2 == 1, count.astype(jnp.float32), jnp.nan)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 EIGHT = """
 import jax, numpy as np
 from preqn_jax.training import loop
-from test_rounds import run, setup
+from round_cases import run, setup
 devices = jax.local_devices()
 assert len(devices) == 8
 small = {"num_steps": 100, "batch_size": 8, "update_after": 50}

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import ROOT, SMALL, call, finished, records, start
+from commands import CHEAP, ROOT, SMALL, call, finished, records, start
 
 from experiments.kit import signals, streams
 from preqn_jax.training.record import read
@@ -125,7 +125,7 @@ def test_debug_shows_the_environments_own_traceback(capsys):
     "extra", [[], pytest.param(["--diagnose_every=300"], marks=pytest.mark.slow)]
 )
 def test_a_nan_that_only_an_evaluation_meets_leaves_a_whole_run(extra, capsys, caplog):
-    args = [ENV.format("EvalNan"), "--logdir=x", *SMALL, *extra]
+    args = [ENV.format("EvalNan"), "--logdir=x", *CHEAP, *extra]
     assert call(*args) == 0
     out, _ = capsys.readouterr()
     evals = [
@@ -139,7 +139,7 @@ def test_a_nan_that_only_an_evaluation_meets_leaves_a_whole_run(extra, capsys, c
 
 
 def test_a_cut_evaluation_is_recorded_and_in_the_summary(capsys):
-    args = [ENV.format("Endless"), "--logdir=x", *SMALL]
+    args = [ENV.format("Endless"), "--logdir=x", *CHEAP]
     assert call(*args, "--eval_max_steps=9") == 0
     cut = [line["eval/cut"] for line in read("x/metrics.jsonl") if "eval/episodes" in line]
     assert cut == [2, 2]

@@ -166,6 +166,7 @@ def test_a_member_is_kept_as_the_run_of_it_alone(whole, tmp_path):
     np.testing.assert_allclose(*(policy(obs) for policy in policies), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_member_that_explodes_changes_no_other(whole, tmp_path):
     lost = records(whole.logdir / "critic_learning_rate=1e+38,seed=3")
     assert lost[-1]["run/diverged"] == 1 and lost[-1]["step"] < 300

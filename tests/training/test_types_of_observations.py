@@ -54,17 +54,24 @@ def agent_of(critic, step, spec=SPEC):
 
 def transitions(dtype):
     rng = np.random.default_rng(0)
-    obs, next_obs = (jnp.asarray(rng.integers(0, 255, (BATCH, OBS)), dtype) for _ in range(2))
+    dtype = jnp.dtype(dtype)
+    obs, next_obs = (rng.integers(0, 255, (BATCH, OBS)).astype(dtype) for _ in range(2))
     action, reward = rng.uniform(-1, 1, (BATCH, ACT)), rng.normal(size=BATCH)
-    return Transition(obs, jnp.float32(action), jnp.float32(reward), jnp.ones(BATCH), next_obs)
+    made = obs, np.float32(action), np.float32(reward), np.ones(BATCH, np.float32), next_obs
+    return Transition(*map(jnp.asarray, made))
 
 
 @pytest.mark.parametrize(
-    "critic, step", [("own", "preqn"), ("own", "ngql"), ("own", "adam"), ("library", "preqn")]
+    "critic, step",
+    [
+        ("own", "preqn"),
+        *(pytest.param("own", step, marks=pytest.mark.slow) for step in ("ngql", "adam")),
+        ("library", "preqn"),
+    ],
 )
 def test_an_update_on_uint8_is_the_one_on_the_same_numbers(critic, step):
     agent = agent_of(critic, step)
-    state, key = agent.init(jax.random.key(0)), jax.random.key(1)
+    state, key = jax.jit(agent.init)(jax.random.key(0)), jax.random.key(1)
     update = jax.jit(agent.update, compiler_options=oracles.QUICK)
     moved, metrics = update(state, transitions("uint8"), key, 0)
     expected, wanted = update(state, transitions("float32"), key, 0)
@@ -81,11 +88,11 @@ def test_an_update_on_uint8_is_the_one_on_the_same_numbers(critic, step):
 def test_a_diagnosis_of_uint8_is_the_one_of_the_same_numbers(critic):
     """With rewards and terminals of other types too."""
     agent = agent_of(critic, "adam")
-    params = agent.critic(agent.init(jax.random.key(0)))
+    params = agent.critic(jax.jit(agent.init)(jax.random.key(0)))
     found = {}
     for dtype in ("uint8", "float32"):
         batch = transitions(dtype)
-        reward, going_on = jnp.arange(BATCH) - 8, jnp.arange(BATCH) % 3 > 0
+        reward, going_on = np.arange(BATCH) - 8, np.arange(BATCH) % 3 > 0
         if dtype == "uint8":
             batch = batch._replace(reward=jnp.asarray(reward, "int8"), discount=going_on)
         else:
@@ -101,7 +108,7 @@ def test_a_diagnosis_of_uint8_is_the_one_of_the_same_numbers(critic):
 def test_rewards_of_the_least_int8_are_no_negative_bound():
     """|-128| is -128 there."""
     agent = agent_of("own", "adam")
-    params = agent.critic(agent.init(jax.random.key(0)))
+    params = agent.critic(jax.jit(agent.init)(jax.random.key(0)))
     batch = transitions("uint8")._replace(reward=jnp.full(BATCH, -128, jnp.int8))
     assert (
         diagnostics.diagnose(agent.q, diagnostics.Case(params, batch, batch.action))[
@@ -114,9 +121,9 @@ def test_rewards_of_the_least_int8_are_no_negative_bound():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_diagnosis_of_narrow_parameters_is_near_that_of_wide_ones(dtype):
     agent = agent_of("own", "adam")
-    wide = agent.critic(agent.init(jax.random.key(0)))
-    narrow = jax.tree.map(lambda p: p.astype(dtype), wide)
-    wide, batch = jax.tree.map(jnp.float32, narrow), transitions("float32")
+    wide = agent.critic(jax.jit(agent.init)(jax.random.key(0)))
+    narrow = jax.tree.map(lambda p: np.asarray(p).astype(jnp.dtype(dtype)), wide)
+    wide, batch = jax.tree.map(np.float32, narrow), transitions("float32")
     found, expected = (
         diagnostics.diagnose(agent.q, diagnostics.Case(p, batch, batch.action.astype(dtype)))
         for p in (narrow, wide)
