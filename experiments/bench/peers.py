@@ -152,7 +152,7 @@ def updates(
 
 def training(name: str, env_id: str, **settings: Any) -> Callable[[int], Any]:
     """A function that goes on with a run on `env_id` for so many environment steps; `settings` are
-    those of `make`.
+    those of `peer`.
     """
     agent = peer(name, gymnasium.make(env_id), **settings)
 
