@@ -28,7 +28,7 @@ from absl import flags as absl_flags
 
 from experiments.kit import flags, launch, launch_sweep, processes, signals, streams, sweep_report
 from experiments.kit.curves import plural
-from experiments.kit.running import Running, WatchConfig
+from experiments.kit.running import Running, WatchConfig, devices
 from preqn_jax.options import UserError
 from preqn_jax.training import run as training
 from preqn_jax.training import sweep as sweeps
@@ -104,13 +104,13 @@ def _train_one(sweep: sweeps.Sweep, index: int) -> int:
 
 def _train(sweep: sweeps.Sweep, programs: Sequence[sweeps.Program]) -> bool:
     """Whatever is left to do. Returns False where it was stopped."""
-    devices, seeds = jax.local_devices(), len(sweep.loop.seeds)
-    members = sum(len(program.members) for program in programs)
+    seeds, counts = len(sweep.loop.seeds), [len(program.members) for program in programs]
+    members = sum(counts)
     settings = plural(members // seeds, "setting")
     words = [
         f"{plural(members, 'member')} ({settings}, {plural(seeds, 'seed')})",
         f"in {plural(len(programs), 'program')},",
-        f"on {plural(len(devices), 'device')} ({devices[0].device_kind})",
+        f"on {devices(max(len(range(count)[processes.share(count)]) for count in counts))}",
     ]
     if jax.process_count() > 1:
         words.append(f"of process {jax.process_index() + 1} of {jax.process_count()}")

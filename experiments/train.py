@@ -14,12 +14,11 @@ SIGTERM, SIGHUP and Ctrl-C end the run after the round at hand, with a checkpoin
 
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from experiments import plot
 from experiments.kit import curves, flags, signals, streams
-from experiments.kit.running import Running, WatchConfig
+from experiments.kit.running import Running, WatchConfig, devices
 from preqn_jax.options import UserError
 from preqn_jax.training import added, directory
 from preqn_jax.training import run as training
@@ -63,12 +62,11 @@ def _intention(session: training.Session) -> str:
     """What a run will do, and how to watch it."""
     made, config, where = session.plan.described, session.config, session.logdir
     sizes = "x".join(map(str, made.get("hidden_sizes", ())))
-    device = jax.devices()[0]
     return (
         f"{curves.variant(made)}{f', networks of {sizes}' * bool(sizes)}, on {made['env']}: "
         f"{config.num_steps - session.start:,} steps for each of "
         f"{curves.count_seeds(len(config.seeds))}, the first {config.update_after:,} without "
-        f"updates, on {jax.local_device_count()} {device.platform} device(s)\n"
+        f"updates, on {devices(len(config.seeds))}\n"
         f"into {where}; to watch: tensorboard --logdir={where}, or "
         f"python -m experiments.plot {where}"
     )

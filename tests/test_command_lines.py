@@ -1,5 +1,6 @@
 """Command lines that make no sense: one sentence, before anything is done or written."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -58,6 +59,19 @@ def test_a_wrong_variable_of_the_environment_is_one_sentence(variable, value, wo
     ended = subprocess.run([*command, *SMALL], env=env, capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 1 and words in ended.stderr
     assert ended.stderr.count("\n") == 1 and not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("preqn_jax.training.session", "K is singular: use --solver=eigh, or lower --eta"),
+        ("jax.compiler", "K is singular: use `solver=eigh`, or lower `eta`"),
+    ],
+)
+def test_what_the_library_warns_of_names_flags_on_a_command_line(name, words):
+    said = "%s: use `solver=eigh`, or lower `eta`"
+    record = logging.LogRecord(name, logging.WARNING, "", 0, said, ("K is singular",), None)
+    assert flags.translated(record) and record.getMessage() == words
 
 
 @pytest.mark.parametrize(

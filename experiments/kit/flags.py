@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
+import preqn_jax
 from experiments.kit import streams
 from preqn_jax.options import UserError
 from preqn_jax.training.config import RunConfig
@@ -230,6 +232,13 @@ def in_flags(text: str) -> str:
     return re.sub(r"`(\w+)(=[^`]*)?`", flag, text)  # the library quotes its arguments
 
 
+def translated(record: logging.LogRecord) -> bool:
+    """A filter that lets every record through, the library's own in the words of a command line."""
+    if record.name.split(".")[0] == preqn_jax.__name__:
+        record.msg, record.args = in_flags(record.getMessage()), None
+    return True
+
+
 def run(main: Callable[[list[str]], int], takes_words: bool = False) -> None:
     """`app.run`, with a person's mistakes as one sentence on stderr and exit status 1; one of them
     is a word that is no flag, unless `main` takes them.
@@ -244,6 +253,7 @@ def run(main: Callable[[list[str]], int], takes_words: bool = False) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     jax.config.update("jax_numpy_rank_promotion", "raise")
     absl_logging.set_verbosity(absl_logging.WARNING)  # jax and orbax narrate
+    absl_logging.get_absl_handler().addFilter(translated)
 
     def checked(argv: list[str]) -> int:
         refuse([] if takes_words else argv[1:])

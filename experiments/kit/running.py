@@ -10,8 +10,10 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.kit import flags, signals
+from experiments.kit.curves import plural
 from preqn_jax.envs import EnvError
 from preqn_jax.options import UserError, option
+from preqn_jax.training import loop
 from preqn_jax.training.errors import Diverged, Stopped
 from preqn_jax.training.run import Session
 
@@ -23,6 +25,14 @@ class WatchConfig:
     profile: str = option(
         "", "a folder for a trace of three rounds with updates, by jax.profiler (none)"
     )
+
+
+def devices(members: int) -> str:
+    """ "2 cpu devices", or "1 of 2 cpu devices" where not all of this process's have a member."""
+    there, used = jax.local_devices(), len(loop.devices_for(members))
+    kind, platform = there[0].device_kind, there[0].platform
+    words = f"{plural(len(there), f'{platform} device')}{f' ({kind})' * (kind != platform)}"
+    return f"{used} of {words}" if used < len(there) else words
 
 
 class Running:

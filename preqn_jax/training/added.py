@@ -157,7 +157,7 @@ def _checkpoints(where: Path) -> list[int]:
 
 
 def _devices(plan: Plan) -> int:
-    return loop.members_sharding(plan.loop).mesh.size
+    return len(loop.devices_for(len(plan.loop.seeds)))
 
 
 def _in_company(plan: Plan) -> Plan:

@@ -203,22 +203,26 @@ def _learn(
     return learn
 
 
-def members_sharding(config: LoopConfig) -> jax.sharding.NamedSharding:
-    """How leaves `[P, ...]` lie on the devices of this process: on as many as make the largest
+def devices_for(members: int) -> list[jax.Device]:
+    """Those of this process that so many members are divided among: as many as make the largest
     share smallest, and no more.
     """
     devices = jax.local_devices()
-    share = -(-len(config.seeds) // len(devices))
-    count = -(-len(config.seeds) // share)
-    mesh = jax.make_mesh(
-        (count,), ("members",), (jax.sharding.AxisType.Auto,), devices=devices[:count]
-    )
+    share = -(-members // len(devices))
+    return devices[: -(-members // share)]
+
+
+def members_sharding(config: LoopConfig) -> jax.sharding.NamedSharding:
+    """How leaves `[P, ...]` lie on the devices for them."""
+    devices = devices_for(len(config.seeds))
+    axis = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((len(devices),), ("members",), axis, devices=devices)
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("members"))
 
 
 def _rows(config: LoopConfig) -> int:
     """P: the members, and copies of the last, frozen from the start, that make shares equal."""
-    count = members_sharding(config).mesh.size
+    count = len(devices_for(len(config.seeds)))
     return -(-len(config.seeds) // count) * count
 
 
@@ -260,7 +264,7 @@ def take_turns(config: LoopConfig) -> bool:
     """Whether members learn one after the other, and not side by side, where nothing else is
     said.
     """
-    return next(iter(members_sharding(config).device_set)).platform == "cpu"
+    return devices_for(len(config.seeds))[0].platform == "cpu"
 
 
 def observe(

@@ -4,12 +4,14 @@ import dataclasses
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from experiments.kit import running
 from preqn_jax.training import loop
 
 ROOT = Path(__file__).parents[2]
@@ -62,21 +64,13 @@ jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:1], b), alone, learne
 def test_as_many_devices_as_make_the_largest_share_smallest(
     monkeypatch, members, devices, used, rows
 ):
-    class Mesh:
-        size = used
-
-    made = []
-    monkeypatch.setattr(jax, "local_devices", lambda: [f"device {i}" for i in range(devices)])
-    monkeypatch.setattr(jax, "make_mesh", lambda shape, *_, devices: made.append(devices) or Mesh)
-    monkeypatch.setattr(jax.sharding, "NamedSharding", lambda mesh, _: _Sharding(mesh))
+    fake = types.SimpleNamespace(platform="gpu", device_kind="H100")
+    monkeypatch.setattr(jax, "local_devices", lambda: [fake] * devices)
     config = dataclasses.replace(loop.LoopConfig(), seeds=tuple(range(members)))
-    loop.members_sharding(config)
-    assert [len(one) for one in made] == [used] and loop._rows(config) == rows  # pyright: ignore
-
-
-class _Sharding:
-    def __init__(self, mesh):
-        self.mesh = mesh
+    assert len(loop.devices_for(members)) == used
+    some = f"{used} of " * (used < devices)
+    assert running.devices(members) == f"{some}{devices} gpu device{'s' * (devices > 1)} (H100)"
+    assert loop._rows(config) == rows  # pyright: ignore
 
 
 def test_uneven_shares_of_eight_devices_learn_what_one_device_does():
