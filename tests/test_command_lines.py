@@ -61,6 +61,12 @@ def test_a_wrong_variable_of_the_environment_is_one_sentence(variable, value, wo
     assert ended.stderr.count("\n") == 1 and not (tmp_path / "x").exists()
 
 
+def test_only_names_of_ours_are_flags():
+    """What others quote in a sentence stays as it is."""
+    said = "cannot make `env='Pendulm-v1'`: no `Pendulm`, did you mean: `Pendulum`"
+    assert flags.in_flags(said).endswith("--env=Pendulm-v1: no `Pendulm`, did you mean: `Pendulum`")
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

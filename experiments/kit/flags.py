@@ -1,5 +1,6 @@
 """Command-line flags derived from config dataclasses, and the manners all binaries share."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -23,6 +24,7 @@ import preqn_jax
 from experiments.kit import streams
 from preqn_jax.options import UserError
 from preqn_jax.training.config import RunConfig
+from preqn_jax.training.directory import CONFIGS
 
 Config = TypeVar("Config")
 # What the library calls an argument, and the flag for it.
@@ -115,12 +117,11 @@ class _Whole(flags.IntegerParser):
 
 
 def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        if not float(text).is_integer():  # nor is infinity
-            raise ValueError(f"{text!r} is no whole number") from None
-        return int(float(text))
+    for kind in (int, float):
+        with contextlib.suppress(ValueError, OverflowError):  # infinity is no whole number
+            if (number := kind(text)) == int(number):
+                return int(number)
+    raise ValueError(f"{text!r} is no whole number")
 
 
 def parse(config: type[Config], values: flags.FlagValues = flags.FLAGS) -> Config:
@@ -217,12 +218,18 @@ def _range(entry: str) -> Sequence[int]:
 
 
 def in_flags(text: str) -> str:
-    """A text of the library, as `diagnostics.Finding.remedy`, in the words of a command line."""
+    """A text of the library, as `diagnostics.Finding.remedy`, in the words of a command line. What
+    others quote in it, as Gymnasium does names of environments, stays as it is.
+    """
+    ours = {field.name for config in CONFIGS for field in dataclasses.fields(config)}
+    ours.update(flags.FLAGS)
     for argument, words in FLAGS_OF_ARGUMENTS.items():
         text = text.replace(argument, words)
 
     def flag(match: re.Match[str]) -> str:
         name, value = match.groups()
+        if name not in ours:
+            return match[0]
         if name == "wrappers" and value:  # whose parentheses are their own
             return f"--{name}={shlex.quote(re.sub(_LIST, '', value[1:]))}"
         if name == "env_kwargs" and value:

@@ -81,7 +81,7 @@ def described(
     return GymSource(env, json.loads(json.dumps(kwargs or {})), tuple(wrappers))
 
 
-def make(source: Source, num_envs: int) -> VectorEnv:
+def make(source: Source, num_envs: int = 1) -> VectorEnv:
     """`num_envs` copies of an environment.
 
     Raises:

@@ -203,7 +203,7 @@ def _learn(
     return learn
 
 
-def devices_for(members: int) -> list[jax.Device]:
+def devices_for(members: int) -> list[Any]:
     """Those of this process that so many members are divided among: as many as make the largest
     share smallest, and no more.
     """
