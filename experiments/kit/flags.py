@@ -219,7 +219,8 @@ def _range(entry: str) -> Sequence[int]:
 
 def in_flags(text: str) -> str:
     """A text of the library, as `diagnostics.Finding.remedy`, in the words of a command line. What
-    others quote in it, as Gymnasium does names of environments, stays as it is.
+    others quote in it, as Gymnasium does names of environments, stays as it is: names without a
+    value that are none of ours.
     """
     ours = {field.name for config in CONFIGS for field in dataclasses.fields(config)}
     ours.update(flags.FLAGS)
@@ -228,7 +229,7 @@ def in_flags(text: str) -> str:
 
     def flag(match: re.Match[str]) -> str:
         name, value = match.groups()
-        if name not in ours:
+        if not value and name not in ours:
             return match[0]
         if name == "wrappers" and value:  # whose parentheses are their own
             return f"--{name}={shlex.quote(re.sub(_LIST, '', value[1:]))}"
