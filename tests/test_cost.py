@@ -158,6 +158,7 @@ def test_throughput_times_segments_of_a_run_that_goes_on(capsys, monkeypatch):
     assert "steps a second" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_throughput_on_the_device_counts_the_steps_of_all_members(capsys, monkeypatch):
     monkeypatch.setattr(timing, "seconds", lambda run: (run(), 2.0)[1])
     monkeypatch.setattr(throughput, "ROWS", CHEAP)
@@ -267,6 +268,7 @@ assert jax.local_device_count() == {1 if default else jax.local_device_count()}
 
 
 @pytest.mark.parametrize("module", ["cost", "throughput"])
+@pytest.mark.slow
 def test_the_command_itself_fails_without_a_traceback(module):
     command = [sys.executable, "-m", f"experiments.{module}", "--peers=ppo"]
     done = subprocess.run(

@@ -126,11 +126,13 @@ def test_the_example_of_the_theory_diverges_and_its_remedy_does_not(capsys):
     assert float(preconditioned.split()[-1]) < 0.01
 
 
+@pytest.mark.slow
 def test_lines_10_to_13_by_hand_are_the_step(capsys):
     aligned, same = example("preqn-step-by-step", 0, capsys, count=1)
     assert float(re.search(r"0\.\d+", aligned)[0]) >= 0.97 and same == "the same: True"
 
 
+@pytest.mark.slow
 def test_the_critic_of_the_guide_overshoots_when_the_page_says(capsys):
     first, *_ = example("why-did-my-q-explode", 0, capsys, count=1)
     count, mode = re.match(r"after (\d+) updates: (.*)", first).groups()

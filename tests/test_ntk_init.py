@@ -135,6 +135,7 @@ def test_no_two_cells_share_their_draws():
     assert len(np.unique(np.concatenate(keys), axis=0)) == 4
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_numbers(small):
     assert ntk_init.run(changed(out="again")) == json.loads(small)
     assert Path("again/data.json").read_text() == small

@@ -72,6 +72,7 @@ def test_a_sentence_says_wrappers_as_a_shell_takes_them():
     assert flags.in_flags(words) == expected
 
 
+@pytest.mark.slow
 def test_the_agent_of_the_page_trains_where_actions_are_finitely_many(capsys):
     exec(block(4), {})
     step, total = capsys.readouterr().out.split()

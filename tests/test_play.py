@@ -70,7 +70,8 @@ def test_an_episode_is_cut_off(reacher):
     assert play.play(reacher[0], options("--episodes=1", "--max_steps=9"))[1].tolist() == [9]
 
 
-@pytest.mark.parametrize("ending", ["gif", pytest.param("mp4", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["gif", "mp4"])
 def test_a_video_shows_the_first_episode(reacher, ending):
     """In a process of its own, as MuJoCo chooses what it draws with when it is imported."""
     if ending == "mp4" and not importlib.util.find_spec("imageio_ffmpeg"):

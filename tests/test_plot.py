@@ -8,6 +8,7 @@ from commands import finished, start
 
 from experiments import plot
 from experiments.kit import style
+from preqn_jax.options import UserError
 
 
 def fake_run(folder, algorithm, env="E-v1", seeds=(0, 1), **fields):
@@ -110,11 +111,17 @@ def test_any_number_of_lines_look_different():
     assert len({tuple(look.values()) for look in looks.values()}) == len(looks)
 
 
-@pytest.mark.parametrize("args", [[], ["nowhere"], ["empty"]])
-def test_plot_says_what_is_no_run(args, tmp_path):
+@pytest.mark.parametrize("name", ["nowhere", "empty"])
+def test_plot_says_what_is_no_run(name, tmp_path):
     (tmp_path / "empty").mkdir()
-    code, _, err = finished(start(*[str(tmp_path / a) for a in args], module="experiments.plot"))
-    assert code == 1 and err.startswith("error: ") and "Traceback" not in err
+    with pytest.raises(UserError, match=name):
+        plot.draw([tmp_path / name], tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_plot_without_a_run_names_an_example():
+    code, _, err = finished(start(module="experiments.plot"))
+    assert code == 1 and err.startswith("error: no run given; name") and err.count("\n") == 1
 
 
 def test_plot_writes_a_picture_of_the_kind_asked_for_and_a_table(tmp_path):

@@ -7,7 +7,8 @@ from scipy import stats
 from experiments.judge import power, section_5_2
 
 
-@pytest.mark.parametrize("seeds", [3, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [3, 7])
 def test_the_rules_state_their_power_which_is_none_at_four_fifths(seeds):
     found = power.power(np.ones(5), 0.25, seeds)
     stated = power.words(found).partition(" at ")[0]

@@ -164,16 +164,10 @@ def test_kernel_and_solve_products_are_pinned_to_full_precision():
 
 
 NOTEBOOKS = sorted((ROOT / "experiments" / "notebooks").glob("*.ipynb"))
-LONG = "tabular_laboratory.ipynb"
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, id=path.name, marks=[pytest.mark.slow] * (path.name == LONG))
-        for path in NOTEBOOKS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebooks_run(path):
     if path.stem.endswith("_sbx"):
         pytest.importorskip("sbx", reason="the extra `peers` is not installed")

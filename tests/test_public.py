@@ -107,11 +107,13 @@ def asymmetric():
     return FunctionalEnv(spec, lambda key: jnp.zeros(()), step, lambda state: state[None])
 
 
+@pytest.mark.slow
 def test_a_policy_speaks_the_environments_own_units():
     *_, last = preqn_jax.train("preqn", asymmetric(), num_steps=600, discount=0.5, **TINY)
     assert abs(float(last.trained.policy()(np.zeros(1))[0]) - 3) < 0.3
 
 
+@pytest.mark.slow
 def test_a_gymnasium_factory_is_an_environment():
     gymnasium = pytest.importorskip("gymnasium")
     make = lambda: gymnasium.make("Pendulum-v1")
@@ -141,6 +143,7 @@ def test_a_run_without_a_directory_that_diverges_says_so():
         list(preqn_jax.train("ddpg", "probe/nan", num_steps=200, **TINY))
 
 
+@pytest.mark.slow
 def test_a_run_is_loaded_while_it_is_going_on_and_after(tmp_path):
     options = {**TINY, "logdir": tmp_path / "x", "seeds": (3, 1), "checkpoint_every": 100}
     loaded = []

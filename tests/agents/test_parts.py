@@ -106,6 +106,7 @@ def test_an_agent_of_unknown_parts_learns_a_probe():
     assert rewards.min() > 0.95 and [p.step for p in seen if p.evaluations] == [500, 1000, 1500]
 
 
+@pytest.mark.slow
 def test_an_agent_of_unknown_parts_can_be_diagnosed_and_gone_on_with(tmp_path):
     options = {**FAST, "diagnose_every": 100, "logdir": tmp_path / "x"}
     for progress in preqn_jax.train(own_agent, "probe/action", num_steps=300, **options):
@@ -196,25 +197,13 @@ NUMBERS = {
 TUNED = {"automatic_temperature": True, "temperature": 0.3, "target_entropy": -3.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "numbers", "fixed"),
     [
-        pytest.param(name, numbers, {}, marks=[pytest.mark.slow] * (name != "ddpg"))
-        for name, numbers in NUMBERS.items()
-    ]
-    + [
-        pytest.param(
-            "sac",
-            {"temperature_learning_rate": 1e-2, "target_entropy": -3.0},
-            TUNED,
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            "preqn",
-            {"rcond": 1e-3, "linesearch_decay": 0.7},
-            {"solver": "eigh"},
-            marks=pytest.mark.slow,
-        ),
+        *((name, numbers, {}) for name, numbers in NUMBERS.items()),
+        ("sac", {"temperature_learning_rate": 1e-2, "target_entropy": -3.0}, TUNED),
+        ("preqn", {"rcond": 1e-3, "linesearch_decay": 0.7}, {"solver": "eigh"}),
     ],
 )
 def test_numbers_may_be_traced_and_a_vmap_over_them_is_a_loop(algorithm, numbers, fixed):

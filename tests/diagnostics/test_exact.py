@@ -104,9 +104,8 @@ def test_a_terminal_state_has_the_value_0_and_is_left_out():
     assert found["q_error"] < 1e-4 and found["modulus"] < 1
 
 
-@pytest.mark.parametrize(
-    "algorithm", ["preqn_discrete", pytest.param("dqn", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["preqn_discrete", "dqn"])
 def test_a_run_on_a_finite_problem_records_them(algorithm):
     """With the replay's own pairs, the run's gamma, and its own step."""
     options = {**SMALL, "batch_size": 16, "num_steps": 200, "eval_every": 200, "discount": 0.8}

@@ -84,6 +84,7 @@ def test_the_setting_reaches_the_step():
         agents.resolve(agents.AgentConfig(algorithm="td3", relative_eta=True))
 
 
+@pytest.mark.slow
 def test_where_pairs_cannot_be_told_apart_few_steps_pass_equation_24_and_all_pass_this():
     options = {"hidden_sizes": (32, 32), "batch_size": 64, "start_steps": 200, "update_after": 200}
     accepted = {}

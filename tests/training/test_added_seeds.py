@@ -110,6 +110,7 @@ def two(made):
 # --- what comes of it -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_with_seeds_added_is_that_of_all_seeds(made, two):
     """In any order, and it may look at the run at other steps: those of the run hold."""
     trained(two, (4, 1, 2, 0, 3), log_every=50)

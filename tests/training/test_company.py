@@ -20,6 +20,7 @@ from preqn_jax.training.errors import Diverged
 from round_cases import ALGORITHMS, run, setup
 
 
+@pytest.mark.slow
 def test_the_same_seeds_repeat_and_each_seed_is_itself_in_any_company():
     together = run(*setup(seeds=(3, 5), num_steps=300))[1]
     again = run(*setup(seeds=(3, 5), num_steps=300))[1]

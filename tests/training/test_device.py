@@ -129,6 +129,7 @@ def test_the_device_does_what_the_host_does(env, make_agent):
 close = partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_round_is_the_same_in_calls_of_any_length_and_after_a_resume():
     """Bit for bit: the rounds one by one, several at once, and from what was saved in the middle
     of episodes.
@@ -176,6 +177,7 @@ def breaking(at):
     return FunctionalEnv(SPEC, reset, step, lambda state: state[:1], 1000)
 
 
+@pytest.mark.slow
 def test_a_member_whose_environment_breaks_is_frozen_and_no_other_feels_it():
     fields = {"seeds": (0, 1, 2), "num_envs": 1}
     starts = [
@@ -225,6 +227,7 @@ def iterate(rounds, done):
     return []
 
 
+@pytest.mark.slow
 def test_where_all_break_the_last_is_named_as_on_the_host():
     words = r"reward is not finite at step 131, seed 9"
     for resident in (True, False):
@@ -345,6 +348,7 @@ def test_preqn_learns_to_swing_up_a_pendulum():
     assert returns[0] < -800 and np.median(returns[-6:]) > -350
 
 
+@pytest.mark.slow
 def test_a_member_learns_the_same_in_any_company(monkeypatch):
     """Bit for bit, on one CPU: members take turns."""
     devices = jax.local_devices()[:1]

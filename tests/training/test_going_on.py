@@ -215,6 +215,7 @@ def test_the_same_command_twice_loses_nothing(tmp_path):
     assert records(tmp_path / "run") == records(tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_records_and_learns_the_same():
     args = ["--env=probe/delay", *CHEAP]
     assert call("--logdir=x", *args, "--num_steps=400") == 0

@@ -114,15 +114,12 @@ def healthy(tmp_path_factory):
     return folder, args
 
 
-def test_where_there_is_no_table_there_are_no_exact_numbers(healthy):
-    assert not any(name.startswith("exact/") for line in records(healthy[0]) for name in line)
-
-
 @pytest.mark.slow
 def test_a_monitor_changes_nothing_and_says_all_there_is_of_every_seed(healthy):
     folder, args = healthy
     assert call("--logdir=plain", *args, "--diagnose_every=0") == 0
     watched = records(folder)
+    assert not any(name.startswith("exact/") for line in watched for name in line)  # no table
     without = [{k: v for k, v in line.items() if not k.startswith("diagnose/")} for line in watched]
     looks = [line for line in watched if "diagnose/q_mean" in line]
     assert [
@@ -138,6 +135,7 @@ def test_a_monitor_changes_nothing_and_says_all_there_is_of_every_seed(healthy):
     assert looks[0]["diagnose/td_error"] != looks[1]["diagnose/td_error"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_repeats_its_diagnoses_bit_for_bit(healthy):
     folder, args = healthy
     shutil.copytree(folder, "x")
@@ -212,7 +210,8 @@ def test_a_mistake_is_one_sentence(args, words, capsys, tmp_path):
     assert err.count("\n") == 1 and words in err and not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("agent", ["preqn", pytest.param("td3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", ["preqn", "td3"])
 def test_a_run_in_which_nothing_moves_q_says_so_once_with_the_cause(agent, caplog):
     def env():
         return gymnasium.wrappers.TransformReward(

@@ -36,7 +36,8 @@ def mu_at(agent, learner, obs):
     )
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_finds_the_right_values_of_the_probes(name):
     fields = {**ALGORITHMS[name], **HALF}
     # Q of CrossQ in evaluation mode wavers as its statistics do.
@@ -82,7 +83,8 @@ def test_a_round_collects_and_updates_one_for_one_after_update_after():
     assert sum(len(d.episodes) for d in done) == 600  # one-step episodes
 
 
-@pytest.mark.parametrize("num_envs", [pytest.param(1, marks=pytest.mark.slow), 5])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_envs", [1, 5])
 def test_start_steps_act_uniformly_and_then_the_policy_does(num_envs):
     """They count steps of all environments together, and may end within a round."""
     agent, collector, config, learner, counters = setup(
@@ -167,6 +169,7 @@ def test_the_update_compiles_once():
     assert [made._cache_size() for made in (learn, policy.draw, policy.explore)] == [1, 1, 1]  # pyright: ignore
 
 
+@pytest.mark.slow
 def test_a_failed_solve_is_counted_and_does_not_stop_the_run():
     done, _ = run(
         *setup(agent_fields={"algorithm": "preqn", "damping": 0.0}, num_steps=300)

@@ -73,6 +73,7 @@ def test_as_many_devices_as_make_the_largest_share_smallest(
     assert loop._rows(config) == rows  # pyright: ignore
 
 
+@pytest.mark.slow
 def test_uneven_shares_of_eight_devices_learn_what_one_device_does():
     """With nothing exchanged among them. To rounding, as XLA compiles for several devices by
     another way; bit for bit among several, and whatever a member's company.

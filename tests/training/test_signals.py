@@ -121,9 +121,8 @@ def test_debug_shows_the_environments_own_traceback(capsys):
     assert shown.endswith(plain) and "KeyError: 'joint'" in shown and "in throw" in shown
 
 
-@pytest.mark.parametrize(
-    "extra", [[], pytest.param(["--diagnose_every=300"], marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [[], ["--diagnose_every=300"]])
 def test_a_nan_that_only_an_evaluation_meets_leaves_a_whole_run(extra, capsys, caplog):
     args = [ENV.format("EvalNan"), "--logdir=x", *CHEAP, *extra]
     assert call(*args) == 0
