@@ -128,6 +128,7 @@ def test_a_grid_has_time_and_memory_of_every_method_and_a_picture(capsys, monkey
     assert Path("growth.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_benchmark_step_moves_no_further_however_often_it_is_taken():
     go, _ = growth._step(growth.GrowthConfig(**TINY), growth.Point(8, 8, 2, 2), "structured")
     once, often = (jax.tree.leaves(go(n)[0]) for n in (1, 200))
@@ -136,6 +137,7 @@ def test_a_benchmark_step_moves_no_further_however_often_it_is_taken():
     assert any((a != b).any() for a, b in zip(once, often, strict=True))
 
 
+@pytest.mark.slow
 def test_throughput_times_segments_of_a_run_that_goes_on(capsys, monkeypatch):
     env, stepped = envs.make("probe/delay", 1), []
     step = env.step

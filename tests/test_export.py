@@ -105,8 +105,12 @@ def documented(number):
 @pytest.mark.parametrize(
     ("algorithm", "normalize"),
     [
-        *(("preqn", False), ("sac", False), ("td3", False), ("crossq", False)),
-        *(("preqn", True), ("sac", True), ("crossq", True)),
+        *(("preqn", False), ("sac", True)),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("sac", False), ("td3", False), ("crossq", False))
+        ),
+        *(pytest.param(name, True, marks=pytest.mark.slow) for name in ("preqn", "crossq")),
     ],
 )
 def test_the_pages_lines_of_numpy_are_the_policy(algorithm, normalize):

@@ -55,40 +55,9 @@ TABLE = {
     },
 }
 # Every solver, option and mix keeps the laws; the fast tests hold one of each kind to them.
-SLOW = {
-    "preqn-measured",
-    "ngql",
-    "ddpg",
-    "preqn-relu-eigh",
-    "td3-preconditioned",
-    "sac",
-    "preqn-jacobian",
-    "preqn-target-networks",
-    "preqn-lstsq",
-    "preqn-cg",
-    "preqn-two-critics-smoothed",
-    "preqn-twin",
-    "preqn-delayed",
-    "preqn-momentum",
-    "preqn-adaptive",
-    "preqn-soft",
-    "ddpg-no-targets",
-    "td3-sin",
-    "sac-preconditioned",
-    "preqn-normalized",
-    "preqn-discrete-normalized",
-    "dqn",
-    "dqn-whole-copies",
-    "crossq",
-    "crossq-normalized",
-    "td3-layer-norm-no-targets",
-    "sac-layer-norm",
-    "ddpg-layer-norm",
-    "preqn-layer-norm",
-    "ddpg-fourier-no-targets",
-}
+FAST = ("preqn", "td3", "sac-automatic-temperature")
 rows = [
-    pytest.param(fields, id=name, marks=[pytest.mark.slow] * (name in SLOW))
+    pytest.param(fields, id=name, marks=[pytest.mark.slow] * (name not in FAST))
     for name, fields in TABLE.items()
 ]
 laws = pytest.mark.parametrize("fields", rows)

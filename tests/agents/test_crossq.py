@@ -99,6 +99,7 @@ def directional(loss, variables, direction, step=1e-6):
     return (at(step) - at(-step)) / (2 * step)
 
 
+@pytest.mark.slow
 def test_the_policy_moves_its_statistics_at_its_turn_and_acts_by_them():
     agent = compiled(FIELDS)
     start = agent.init(jax.random.key(0))

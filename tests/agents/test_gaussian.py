@@ -71,6 +71,7 @@ def test_gradients_of_policy_and_temperature_by_finite_differences(x64):
     np.testing.assert_allclose(end.tuner[0].mu / 0.1, -alpha * (log_prob.mean() - ACT), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_tuned_temperature_brings_the_entropy_to_its_target():
     """With critics that stand still; the entropy starts above the target, and falls below it before
     alpha has grown.

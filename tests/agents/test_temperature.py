@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from agent_cases import SPEC, compiled, learn
 
@@ -16,6 +17,7 @@ def log_temperatures(updates, **fields):
     return float(start.policy.log_temperature), float(end.policy.log_temperature)
 
 
+@pytest.mark.slow
 def test_the_target_entropy_is_minus_the_number_of_actions():
     """Another target leads elsewhere, as Adam's second step tells the size of a gradient."""
     assert SPEC.action_size == 2

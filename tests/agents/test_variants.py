@@ -141,6 +141,7 @@ def test_a_variant_is_a_composition():
         assert made is agents.make(agents.AgentConfig(algorithm=f"preqn_{name}"), SPEC)
 
 
+@pytest.mark.slow
 def test_two_updates_that_differ_in_pessimism_alone_differ():
     """Of the twin: with no smoothing all else is the same."""
     batch, key = transitions(), jax.random.key(1)

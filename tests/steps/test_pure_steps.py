@@ -53,9 +53,8 @@ SWEEPS = {  # what a step is made with, and the numbers to try
 }
 
 
-# What is traced goes through the search, a direct solve, and a solve that iterates.
-ITERATE = ("preqn, damping of cg", "ngql, damping of the primal")
-FAST = ("preqn, decay", "preqn, damping", "adam, learning_rate", *ITERATE)
+# What is traced goes through the search, or a solve that iterates.
+FAST = ("preqn, decay", "preqn, damping of cg", "adam, learning_rate")
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,7 @@ def damage(folder, how):
     path.write_bytes(bytes(data))
 
 
+@pytest.mark.slow
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     like, _ = checkpointed(tmp_path)
     assert Checkpointer(tmp_path / "c").steps() == [100, 150]

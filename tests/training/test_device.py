@@ -202,6 +202,7 @@ def test_a_member_whose_environment_breaks_is_frozen_and_no_other_feels_it():
     assert (pick(bad, broken[-1].learner.replay.added) == 250).all()
 
 
+@pytest.mark.slow
 def test_a_member_whose_updates_break_keeps_the_agent_of_the_round_before():
     agent = small(SPEC)
 

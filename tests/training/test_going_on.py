@@ -61,6 +61,7 @@ def test_a_run_that_is_extended_equals_one_that_was_longer_from_the_start(
     )
 
 
+@pytest.mark.slow
 def test_a_run_cannot_be_shortened_and_one_without_checkpoints_not_extended(capsys):
     args = ["--env=probe/delay", "--logdir=x", *(arg for arg in CHEAP if "num_steps" not in arg)]
     assert call("--num_steps=600", *args) == 0

@@ -230,13 +230,13 @@ def test_a_run_in_which_nothing_moves_q_says_so_once_with_the_cause(agent, caplo
     ("damped", "words"),
     [
         ({"damping": 1.0, "eta": 0.96}, "below eta = 0.96: use `relative_eta`, or lower"),
-        pytest.param(
+        (
             {"critic_learning_rate": 0.5, "linesearch_max_steps": 1},
             "lower `critic_learning_rate`",
-            marks=pytest.mark.slow,
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_run_that_rejects_most_updates_says_so_once_with_the_cause(damped, words, caplog):
     small = {"hidden_sizes": (16, 16), "start_steps": 50, "update_after": 50, "batch_size": 16}
     steps = {"num_steps": 300, "log_every": 100, "eval_every": 300}
