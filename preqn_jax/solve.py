@@ -156,14 +156,19 @@ def _by_blocks(matrix: Array, b: Array) -> Array:
     return jnp.concatenate([_dot(y - _dot(x, below), inverse), x])
 
 
-def _inverse(lower: Array) -> Array:
-    """Of a lower triangle, by halves."""
+def _inverse(lower: Array, before: Array | float = 0.0) -> Array:
+    """Of a lower triangle, by halves; one after another, each after the number `before` is there.
+
+    Under `vmap` LAPACK's calls hand their share out to XLA's pool of threads and wait in it: with
+    as many of them at once as it has threads, they wait for ever (jaxlib 0.10.2).
+    """
     size = lower.shape[0]
     if size <= _LEAF:
-        eye = jnp.eye(size, dtype=lower.dtype)
+        eye = jnp.eye(size, dtype=lower.dtype) + 0 * before
         return jax.scipy.linalg.solve_triangular(lower, eye, lower=True)
     half = size // 2
-    first, last = _inverse(lower[:half, :half]), _inverse(lower[half:, half:])
+    first = _inverse(lower[:half, :half], before)
+    last = _inverse(lower[half:, half:], first[-1, -1])  # of what came last
     corner = -_dot(_dot(last, lower[half:, :half]), first)
     return jnp.block([[first, jnp.zeros((half, size - half), lower.dtype)], [corner, last]])
 

@@ -2,8 +2,12 @@
 answer.
 """
 
+import os
 import re
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -346,6 +350,30 @@ def test_no_call_of_lapack_is_large_enough_to_wake_its_threads(batch):
         *_, result = re.findall(r"tensor<(\d+)(?:x(\d+))?xf32>", line.rpartition("->")[2])[:1]
         rows, columns = int(result[0]), int(result[1] or 1)
         assert rows <= 96 if line in factored else rows * columns < 1024
+
+
+SIDE_BY_SIDE = """
+import jax
+from preqn_jax import solve
+rows = jax.random.normal(jax.random.key(0), (35, 256, 300))
+gram, delta = rows @ rows.transpose(0, 2, 1), rows[:, :, 0]
+solves = jax.jit(jax.vmap(solve.cholesky()))
+for _ in range(1000):
+    z, info = jax.block_until_ready(solves(gram, delta))
+print(bool(info.finite.all()))
+"""
+
+
+@pytest.mark.slow
+def test_many_solves_side_by_side_do_not_wait_for_one_another_for_ever():
+    """Where XLA has two threads, as for a notebook on two cores, two calls of LAPACK at once for a
+    batch each held one and waited for another.
+    """
+    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
+    env |= {"PYTHONPATH": str(Path(__file__).parents[1]), "NPROC": "2"}
+    command = [sys.executable, "-c", SIDE_BY_SIDE]
+    out = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=True)
+    assert out.stdout == "True\n"
 
 
 def test_the_blocks_are_for_the_cpu_alone():
