@@ -1,0 +1,108 @@
+"""How exact K and an update of PreQN are on this device, by the precision of networks' products.
+
+    python -m experiments.precision --json=precision.json
+
+A GPU of the last years multiplies float32 matrices in TF32 unless it is told otherwise, a TPU in
+bfloat16, each by `jax_default_matmul_precision`. The products that K is made of are never left to
+that (`preqn_jax.ntk`), but what goes into them is: the layers' inputs and the gradients at their
+outputs. A row for each precision has the largest error of Q and of K, relative to the largest
+entry, against float64 on the CPU, and the alignment of the update: as the step reports it, and as
+float64 finds it from the parameters before and after.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.bench import timing
+from experiments.kit import flags, output, provenance
+from preqn_jax import linearize, linesearch, networks, steps
+from preqn_jax.options import check, option
+from preqn_jax.types import Array
+
+PRECISIONS = ("default", "tensorfloat32", "highest")
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionConfig:
+    """The update."""
+
+    batch_size: int = option(256, "B, transitions in a minibatch", at_least=1)
+    hidden_sizes: tuple[int, ...] = option((256, 256), "widths of the hidden layers", at_least=1)
+    obs_size: int = option(17, "numbers in an observation (HalfCheetah: 17)", at_least=1)
+    action_size: int = option(6, "numbers in an action (HalfCheetah: 6)", at_least=1)
+    activation: str = option("sin", "of the critic")
+    json: str = option("", "also write the table to this file")
+
+
+def main(argv: list[str]) -> int:
+    return run(flags.parse(PrecisionConfig))
+
+
+def run(config: PrecisionConfig) -> int:
+    """Measure, print, and write what is asked for. Returns the exit status; raises UserError."""
+    check(config)
+    output.check("json", config.json)
+    rows = measure(config)
+    print(f"B={config.batch_size}, {config.activation}; {provenance.machine()}")
+    print("precision       error of Q  error of K  alignment  in float64")
+    for row in rows:
+        errors = f"{row['q_error']:11.2g} {row['k_error']:11.2g}"
+        print(
+            f"{row['precision']:14} {errors} {row['alignment']:10.5f} {row['alignment_64']:11.5f}"
+        )
+    if config.json:
+        timing.write(config.json, config, {"rows": rows})
+    return 0
+
+
+def measure(config: PrecisionConfig) -> list[dict[str, Any]]:
+    """A row for each of `PRECISIONS`."""
+    critic = networks.Critic(hidden_sizes=config.hidden_sizes, activation=config.activation)
+    data = timing.transitions(config.obs_size, config.action_size, config.batch_size)
+    inputs, targets = (data.obs, data.action), data.reward
+    params = critic.init(jax.random.key(0), data.obs[0], data.action[0])
+    step = steps.preconditioned(critic.apply)
+    values, gram = _in_float64(critic, params, inputs)
+    rows = []
+    for precision in PRECISIONS:
+        with jax.default_matmul_precision(precision):
+            lin = jax.jit(lambda p: linearize(critic.apply, p, inputs)[:2])(params)
+            update = jax.jit(step.update)
+            moved, _, info = update(params, step.init(params), inputs, jnp.asarray(targets))
+        after, _ = _in_float64(critic, moved, inputs)
+        rows.append(
+            {
+                "precision": precision,
+                "q_error": _error(lin[0], values),
+                "k_error": _error(lin[1], gram),
+                "alignment": float(info.metrics["critic/alignment"]),
+                "alignment_64": _cosine(after - values, targets - values),
+            }
+        )
+    return rows
+
+
+def _in_float64(critic: networks.Critic, params: Any, inputs: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Q and K of float32 numbers, on the CPU."""
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        params, inputs = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (params, inputs))
+        lin = linearize(critic.apply, params, inputs)
+        return np.asarray(lin.values), np.asarray(lin.gram)
+
+
+def _error(found: Array, exact: np.ndarray) -> float:
+    return float(np.abs(np.asarray(found, np.float64) - exact).max() / np.abs(exact).max())
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        return float(linesearch.cosine(jnp.asarray(a), jnp.asarray(b)))
+
+
+if __name__ == "__main__":
+    flags.define(PrecisionConfig)
+    flags.run(main)
