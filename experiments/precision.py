@@ -27,13 +27,9 @@ PRECISIONS = ("default", "tensorfloat32", "highest")
 
 
 @dataclasses.dataclass(frozen=True)
-class PrecisionConfig:
+class PrecisionConfig(timing.SizesConfig):
     """The update."""
 
-    batch_size: int = option(256, "B, transitions in a minibatch", at_least=1)
-    hidden_sizes: tuple[int, ...] = option((256, 256), "widths of the hidden layers", at_least=1)
-    obs_size: int = option(17, "numbers in an observation (HalfCheetah: 17)", at_least=1)
-    action_size: int = option(6, "numbers in an action (HalfCheetah: 6)", at_least=1)
     activation: str = option("sin", "of the critic")
     json: str = option("", "also write the table to this file")
 

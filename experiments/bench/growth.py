@@ -32,13 +32,9 @@ MIB, GIB = 2**20, 2**30
 
 
 @dataclasses.dataclass(frozen=True)
-class GrowthConfig:
+class GrowthConfig(timing.SizesConfig):
     """What is timed, and where around the grids lie."""
 
-    batch_size: int = option(256, "B, transitions in a minibatch", at_least=1)
-    hidden_sizes: tuple[int, ...] = option((256, 256), "widths of the hidden layers", at_least=1)
-    obs_size: int = option(17, "numbers in an observation (HalfCheetah: 17)", at_least=1)
-    action_size: int = option(6, "numbers in an action (HalfCheetah: 6)", at_least=1)
     members: tuple[int, ...] = option(
         (1, 2, 4, 8, 16), "with --grid: numbers of seeds side by side", at_least=1
     )

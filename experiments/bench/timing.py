@@ -11,7 +11,18 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.kit import output, provenance
+from preqn_jax.options import option
 from preqn_jax.types import Transition
+
+
+@dataclasses.dataclass(frozen=True)
+class SizesConfig:
+    """The sizes of a minibatch and a critic."""
+
+    batch_size: int = option(256, "B, transitions in a minibatch", at_least=1)
+    hidden_sizes: tuple[int, ...] = option((256, 256), "widths of the hidden layers", at_least=1)
+    obs_size: int = option(17, "numbers in an observation (HalfCheetah: 17)", at_least=1)
+    action_size: int = option(6, "numbers in an action (HalfCheetah: 6)", at_least=1)
 
 
 def in_turn(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:

@@ -208,7 +208,7 @@ def devices_for(members: int) -> list[Any]:
     share smallest, and no more.
     """
     devices = jax.local_devices()
-    share = -(-members // len(devices))
+    share = max(1, -(-members // len(devices)))  # a process may have none of them
     return devices[: -(-members // share)]
 
 

@@ -67,7 +67,7 @@ def test_as_many_devices_as_make_the_largest_share_smallest(
     fake = types.SimpleNamespace(platform="gpu", device_kind="H100")
     monkeypatch.setattr(jax, "local_devices", lambda: [fake] * devices)
     config = dataclasses.replace(loop.LoopConfig(), seeds=tuple(range(members)))
-    assert len(loop.devices_for(members)) == used
+    assert len(loop.devices_for(members)) == used and not loop.devices_for(0)
     some = f"{used} of " * (used < devices)
     assert running.devices(members) == f"{some}{devices} gpu device{'s' * (devices > 1)} (H100)"
     assert loop._rows(config) == rows  # pyright: ignore
