@@ -9,6 +9,7 @@ from pathlib import Path
 # Most of what a test costs is compiling: leave LLVM's optimiser out, and share what was compiled
 # among tests and processes. Before JAX starts, and for the commands that tests start.
 _quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+_quick += " --xla_cpu_parallel_codegen_split_count=1"  # both cores have tests of their own
 if importlib.metadata.version("jaxlib") < "0.11":  # a third less; XLA stops at a flag it has not
     _quick += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", _quick)

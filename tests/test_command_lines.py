@@ -118,6 +118,7 @@ def test_what_is_no_whole_number_is_refused(args):
         flags.read(args, LoopConfig)
 
 
+@pytest.mark.slow
 def test_an_environment_of_a_module_goes_by_module_and_name(tmp_path, monkeypatch, capsys):
     """As Gymnasium names it: the module is imported first, and registers the environment."""
     (tmp_path / "my_envs.py").write_text(

@@ -105,12 +105,9 @@ def documented(number):
 @pytest.mark.parametrize(
     ("algorithm", "normalize"),
     [
-        *(("preqn", False), ("sac", True)),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in (("sac", False), ("td3", False), ("crossq", False))
-        ),
-        *(pytest.param(name, True, marks=pytest.mark.slow) for name in ("preqn", "crossq")),
+        ("preqn", False),
+        *(pytest.param(name, False, marks=pytest.mark.slow) for name in ("sac", "td3", "crossq")),
+        *(pytest.param(name, True, marks=pytest.mark.slow) for name in ("sac", "preqn", "crossq")),
     ],
 )
 def test_the_pages_lines_of_numpy_are_the_policy(algorithm, normalize):
@@ -144,6 +141,7 @@ def test_the_pages_lines_of_numpy_are_the_policy(algorithm, normalize):
 
 
 @pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.slow
 def test_of_finitely_many_actions_integers_are_exported(normalize):
     """A program says them, and takes them; arrays are the values of all."""
     config = agents.AgentConfig("dqn", "relu", (16, 8), normalize_observations=normalize)
@@ -183,7 +181,13 @@ def test_arrays_of_a_critic_are_all_that_it_has(reacher):
     assert len(saved.files) == 1 + 2 * about["layers"] and about["activation"] == "sin"
 
 
-@pytest.mark.parametrize("fields", [{"critic_norm": "layer"}, {"critic_features": "fourier"}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"critic_norm": "layer"},
+        pytest.param({"critic_features": "fourier"}, marks=pytest.mark.slow),
+    ],
+)
 def test_critics_of_other_layers_have_programs_alone(fields):
     agent = agents.make(agents.AgentConfig("td3", None, (4, 4), **fields), SPEC)
     states = jax.jit(jax.vmap(agent.init))(jax.random.split(jax.random.key(0), 1))

@@ -55,7 +55,10 @@ def folder(small):
 
 @pytest.mark.parametrize(
     ("activation", "hidden_sizes", "initializer"),
-    [("sin", (6, 6), "glorot"), ("relu", (5,), "pytorch")],
+    [
+        ("sin", (6, 6), "glorot"),
+        pytest.param("relu", (5,), "pytorch", marks=pytest.mark.slow),
+    ],
 )
 def test_a_cell_equals_the_formula_on_explicit_jacobians(
     activation, hidden_sizes, initializer, monkeypatch
@@ -144,6 +147,7 @@ def test_the_same_command_gives_the_same_numbers(small):
 # --- resuming -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_there_is_kept_and_only_the_rest_computed(folder, small):
     data = json.loads(small)
     gone = data["cells"].pop(2)

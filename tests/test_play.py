@@ -54,6 +54,7 @@ def test_episodes_are_those_of_the_policy_and_the_same_each_time(reacher, capsys
     assert files.digests(path) == before  # nothing is written there
 
 
+@pytest.mark.slow
 def test_a_run_that_is_going_on_can_be_played():
     """Its lock is held."""
     small = {"hidden_sizes": (8, 8), "start_steps": 50, "update_after": 50, "batch_size": 8}

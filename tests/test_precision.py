@@ -14,6 +14,7 @@ from preqn_jax.options import UserError
 SMALL = precision.PrecisionConfig(batch_size=16, hidden_sizes=(8, 8), obs_size=3, action_size=2)
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_float32_where_products_have_no_less(capsys):
     config = precision.PrecisionConfig(**{**vars(SMALL), "json": "p.json"})
     assert precision.run(config) == 0

@@ -222,14 +222,39 @@ def test_the_pooled_returns_are_of_all_runs_none_picked():
         pooled[row["runs"].split(",")[0]] += values
     there = {f"halfcheetah/{path.name}" for path in (RESULTS / "halfcheetah").iterdir()}
     assert named == there | {f"paper/HalfCheetah-v5/{name.lower()}" for name in pooled}
-    readme = " ".join((DOCS.parent.parent / "README.md").read_text().split())
     for row in rows("benchmark.md", "pooled", "number of runs"):
         values = pooled.pop(row["pooled"])
         expected = [round(np.mean(values)), round(np.std(values, ddof=1)), len(values)]
         words = row["mean, standard deviation over runs"]
         assert numbers(f"{words} {row['number of runs']}")[:3] == expected
-        assert f"{words} ({len(values)}" in readme
     assert not pooled
+
+
+def test_the_table_of_longer_runs_is_of_the_kept_records():
+    env, run, folder, quoted = "", "", "", set()
+    for row in rows("benchmark.md", "seeds", "at the last step", "attained"):
+        env, run = row["environment"] or env, row["run"] or run
+        folder = f"scale/{env}/{run}"
+        step, *last = numbers(row["at the last step"].replace("-v5", ""))
+        for at, told in ((100_000, numbers(row["at 100,000"])), (step, last)):
+            of = kept(folder, at)
+            returns = of("eval/return_mean")
+            mean = scores.mean(scores.last(returns))
+            values = [round(x) for x in (mean.value, *mean.interval)]
+            assert values == told or not told
+            quoted.add(tuple(values))
+        of = kept(folder, step)
+        if row["seeds"]:
+            assert len(returns) == int(row["seeds"])
+        if row["mean Q"]:
+            q, attained = of("critic/q_mean")[:, -1], of("eval/discounted_max").max(axis=1)
+            assert [round(x.mean()) for x in (q, attained)] == [
+                int(row["mean Q"]),
+                int(row["attained"]),
+            ]
+    readme = (DOCS.parent.parent / "README.md").read_text()
+    for told in re.findall(r"[\d,]+ \[[\d, ]+\]", readme):
+        assert tuple(numbers(told)) in quoted
 
 
 def test_verdicts_in_documents_are_those_of_the_kept_reports():

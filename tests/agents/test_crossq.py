@@ -118,6 +118,7 @@ def test_the_policy_moves_its_statistics_at_its_turn_and_acts_by_them():
     assert not same(agent.act({**acted, "batch_stats": shifted}, alone[0]), together[0])
 
 
+@pytest.mark.slow
 def test_norms_are_of_weights_and_not_of_statistics():
     agent = compiled(FIELDS)
     state = agent.init(jax.random.key(0))

@@ -122,6 +122,7 @@ def test_an_agent_of_unknown_parts_can_be_diagnosed_and_gone_on_with(tmp_path):
         preqn_jax.load(tmp_path / "x")
 
 
+@pytest.mark.slow
 def test_a_critic_may_own_its_whole_update():
     """Targets and values from one pass, as batch normalisation needs: no step is involved."""
     spec = envs.spec("probe/delay")

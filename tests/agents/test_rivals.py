@@ -49,6 +49,7 @@ def test_the_widths_of_the_critic_alone():
     assert policy["Dense_0"]["kernel"].shape == (3, 16)
 
 
+@pytest.mark.slow
 def test_an_agent_without_these_options_is_what_it_was():
     """The control: DDPG whose Q bootstraps from itself, by the parts."""
     agent = make({"algorithm": "ddpg", "target_networks": False, "critic_hidden_sizes": None})

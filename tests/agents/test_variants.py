@@ -155,6 +155,7 @@ def test_two_updates_that_differ_in_pessimism_alone_differ():
     assert (targets[0.0] >= targets[1.0])[alive].all() and (targets[0.0] > targets[1.0]).any()
 
 
+@pytest.mark.slow
 def test_the_measured_pessimism_is_recorded():
     agent = compiled({"algorithm": "preqn_measured"})
     state = agent.init(jax.random.key(0))

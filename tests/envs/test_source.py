@@ -252,6 +252,7 @@ def test_a_module_that_cannot_be_imported_is_said(monkeypatch):
 # --- in a run -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_has_its_arguments_wherever_its_environment_is_made(tmp_path):
     stack = ["gymnasium.wrappers:FrameStackObservation(stack_size=2)"]
     mine = {"env_kwargs": {"max_episode_steps": 20}, "wrappers": stack}

@@ -56,11 +56,13 @@ def check_gram(gram, tolerance):
 
 
 MLPS = ("mlp_2_tanh_bias", "mlp_4_relu_no_bias")
-# Of multilayer perceptrons two, fast; backpropagation in NumPy has more of them.
-EACH = [
-    pytest.param(name, marks=[pytest.mark.slow] * (name.startswith("mlp_") and name not in MLPS))
-    for name in ZOO
-]
+# Of several of a kind one or two, fast; backpropagation in NumPy has more multilayer perceptrons.
+LONG = {name for name in ZOO if name.startswith("mlp_")} - {*MLPS} | {
+    *("ensemble_mean", "ensemble_each_its_input", "ensemble_over_positions", "lax_scan", "remat"),
+    *("set_of_11", "layer_used_on_different_shapes", "weights_on_the_left", "critic_fourier"),
+    *("batched_einsum_on_the_left", "jitted", "residual", "reshaped", "unused_neighbours"),
+}
+EACH = [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in ZOO]
 
 
 @pytest.mark.parametrize("name", EACH)

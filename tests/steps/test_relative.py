@@ -67,6 +67,7 @@ def test_a_solve_that_failed_moves_nothing():
     assert unchanged(new, params) and info.metrics["linesearch/accepted"] == 0
 
 
+@pytest.mark.slow
 def test_the_setting_reaches_the_step():
     net = networks.Critic((8,), "sin")
     params, inputs, targets, _ = case(dtype="float32")

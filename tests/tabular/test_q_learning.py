@@ -77,6 +77,7 @@ def errors():
         return {power: [float(mean(power, n)) for n in (2000, 32_000)] for power in (0.0, 0.8)}
 
 
+@pytest.mark.slow
 def test_with_decaying_steps_it_converges_to_q_star(errors):
     """As the square root of the last step, n^-.4: by a factor of 3."""
     early, late = errors[0.8]

@@ -124,6 +124,7 @@ def test_a_run_with_seeds_added_is_that_of_all_seeds(made, two):
     assert records(two) == before
 
 
+@pytest.mark.slow
 def test_while_seeds_are_trained_the_run_is_the_finished_one_and_the_same_call_goes_on(made, two):
     training = rounds(two, (0, 1, 4, 2, 3))
     for done in training:

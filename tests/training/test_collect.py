@@ -180,6 +180,7 @@ FAULTS = ["Broken", *(pytest.param(f, marks=pytest.mark.slow) for f in ("Ended",
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.slow
 def test_a_worker_says_of_an_environment_what_this_process_would(fault, tmp_path):
     """An OSError too, which is no end of its pipe."""
     built = recipe(f"tests.faulty:{fault}-v0", seeds=(7,))

@@ -55,6 +55,7 @@ def test_seeds_side_by_side_learn_what_they_learn_in_turn():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), *states)
 
 
+@pytest.mark.slow
 def test_a_nan_from_the_environment_stops_seeds_and_is_named():
     """All of them here, at the same step: the last round has no transitions and changes nothing."""
     rounds = loop.rounds(*setup("probe/nan", seeds=(3, 5), num_steps=300))
@@ -195,6 +196,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     "how",
     ["truncated", *(pytest.param(how, marks=pytest.mark.slow) for how in ("corrupted", "emptied"))],
 )
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before_and_says_so(tmp_path, caplog, how):
     like, _ = checkpointed(tmp_path)
     folder = tmp_path / "c" / "150"

@@ -295,6 +295,7 @@ def test_an_evaluation_that_does_not_end_is_cut_off():
     assert (found[0].rewards == found[0].action[..., 0]).all()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_and_goes_on_is_one_that_never_stopped(tmp_path):
     """Records and learners, bit for bit; it is the device's way by the environment's name."""
     options = {

@@ -87,6 +87,7 @@ def test_what_is_inspected_is_what_an_update_does(algorithm):
         assert seen.bonus is None
 
 
+@pytest.mark.slow
 def test_what_the_targets_add_counts_as_a_reward():
     """A bonus of 4 beside rewards of 1, on the side that Q is on: a bound 1 + 0.9 * 4 as high."""
     spec = Spec(3, 2, -np.ones(2), np.ones(2))

@@ -58,7 +58,8 @@ def test_every_algorithm_finds_the_right_values_of_the_probes(name):
                 assert abs(found - value) < close, (env_id, obs, action)
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_finds_the_best_action(name):
     # The tanh of a mean is the best action once its spread is small.
     steps = 5000 if name in ("sac", "crossq", "layer-norm") else 800 if name == "preqn" else 1500
@@ -118,6 +119,7 @@ def test_the_replay_holds_what_happened():
     assert (data.discount == np.tile([1, 0], 50)).all()
 
 
+@pytest.mark.slow
 def test_several_environments_feed_one_seed():
     agent, collector, config, learner, counters = setup("probe/delay", num_envs=5)
     done, learner = run(agent, collector, config, learner, counters)

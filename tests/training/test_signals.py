@@ -137,6 +137,7 @@ def test_a_nan_that_only_an_evaluation_meets_leaves_a_whole_run(extra, capsys, c
     assert call(*args) == 0 and "nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_cut_evaluation_is_recorded_and_in_the_summary(capsys):
     args = [ENV.format("Endless"), "--logdir=x", *CHEAP]
     assert call(*args, "--eval_max_steps=9") == 0

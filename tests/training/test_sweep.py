@@ -142,6 +142,7 @@ def test_members_go_on_with_those_that_stand_at_their_step(steps, groups):
     assert sweep.stages(steps, 10) == groups
 
 
+@pytest.mark.slow
 def test_a_member_is_kept_as_the_run_of_it_alone(whole, tmp_path):
     """The settings are traced, so numbers round otherwise: here over 250 updates to 1e-3."""
     member = "critic_learning_rate=0.01,seed=5"

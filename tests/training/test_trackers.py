@@ -122,6 +122,7 @@ def test_a_tracker_that_fails_is_said_once_and_ends_nothing(fake, statement, why
     assert f"{why}; the run is whole without, and x/tracker.log says more" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_tracker_that_hangs_holds_nothing_up(fake, caplog, monkeypatch):
     said = fake("time.sleep(1000)")
     monkeypatch.setattr(trackers, "WAIT", 0.5)

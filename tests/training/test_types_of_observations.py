@@ -82,6 +82,7 @@ def test_an_update_on_uint8_is_the_one_on_the_same_numbers(critic, step):
 
 
 @pytest.mark.parametrize("critic", CRITICS)
+@pytest.mark.slow
 def test_a_diagnosis_of_uint8_is_the_one_of_the_same_numbers(critic):
     """With rewards and terminals of other types too."""
     agent = agent_of(critic, "adam")
@@ -116,6 +117,7 @@ def test_rewards_of_the_least_int8_are_no_negative_bound():
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.slow
 def test_a_diagnosis_of_narrow_parameters_is_near_that_of_wide_ones(dtype):
     agent = agent_of("own", "adam")
     wide = agent.critic(jax.jit(agent.init)(jax.random.key(0)))
