@@ -42,6 +42,7 @@ def test_every_command_of_the_page_is_seen():
     assert len(COMMANDS) == PAGE.count("python -m ") >= 12
 
 
+@pytest.mark.slow
 def test_the_examples_run_where_there_is_a_run(reacher, capsys):
     load, frame, run, _ = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     Path("runs").mkdir()

@@ -250,7 +250,7 @@ def test_peers_are_named_once_each(monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("settings", peers.SETTINGS)
+@pytest.mark.parametrize("settings", ["default", pytest.param("ours", marks=pytest.mark.slow)])
 def test_a_peer_lives_apart_under_the_settings_asked_for_and_its_errors_are_told(settings):
     run = peers.apart(settings, partial, exec)  # a process that executes what it is told
     default = settings == "default"

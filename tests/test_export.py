@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from commands import ROOT, finished, start
+from commands import ROOT
 
 import after_cases
 import preqn_jax
@@ -238,7 +238,7 @@ def test_a_program_without_its_writer_is_one_sentence(reacher, monkeypatch):
 
 
 def test_the_command_takes_one_run(reacher):
-    code, out, err = finished(start("nowhere", module="experiments.export"))
-    assert code == 1 and err.count("\n") == 1 and "'nowhere' is not a run directory" in err
+    with pytest.raises(UserError, match="'nowhere' is not a run directory"):
+        export.export(Path("nowhere"), export.ExportConfig())
     with pytest.raises(UserError, match="give one run directory, as in: python -m experiments.ex"):
         export.main(["export"])

@@ -175,6 +175,7 @@ def test_why_a_job_could_not_be_attended_to_is_the_last_line_of_its_log():
     assert kit.last_words(job.log) == "ImportError: no module named y"
 
 
+@pytest.mark.slow
 def test_a_job_is_killed_with_whoever_attends_to_it_and_its_lock_is_free():
     Path("a").mkdir()
     ours = """

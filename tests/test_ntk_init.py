@@ -162,6 +162,7 @@ def test_what_is_there_is_kept_and_only_the_rest_computed(folder, small):
     assert json.loads(folder.read_text()) == got
 
 
+@pytest.mark.slow
 def test_a_finished_folder_is_left_alone(folder, small, monkeypatch):
     monkeypatch.setattr(ntk_init, "collect", None)
     before = folder.stat().st_mtime_ns
@@ -169,6 +170,7 @@ def test_a_finished_folder_is_left_alone(folder, small, monkeypatch):
     assert folder.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_keeps_the_finished_networks(monkeypatch, small):
     real, calls = ntk_init.measure, []
 

@@ -50,7 +50,7 @@ import sys, preqn_jax
 for name in preqn_jax.__all__:
     getattr(preqn_jax, name)
 print(sorted({heavy} & set(sys.modules)))
-list(preqn_jax.train("preqn", "probe/delay", num_steps=100, {options}))
+list(preqn_jax.train("ddpg", "probe/delay", num_steps=100, {options}))
 print(sorted({heavy} & set(sys.modules)))
 """
     assert python(code).split("\n")[:2] == ["[]", "[]"]

@@ -39,19 +39,20 @@ def whole(tmp_path_factory):
     return logdir, sweep(*SMALL, f"--logdir={logdir}", "--checkpoint_every=300")  # writes less
 
 
-def test_a_sweep_leaves_runs_a_table_and_a_picture(whole):
-    logdir, (status, out, err) = whole
+def test_a_sweep_leaves_runs_a_table_and_a_picture(tmp_path):
+    logdir = tmp_path / "s"
+    status, out, err = sweep(*SMALL, f"--logdir={logdir}", "--checkpoint_every=300", "--seeds=0,1")
     assert status == 0, err
-    assert "12 members (4 settings, 3 seeds) in 1 program" in err
-    assert len(records(logdir)) == 12
+    assert "8 members (4 settings, 2 seeds) in 1 program" in err
+    assert len(records(logdir)) == 8
     summary = json.loads((logdir / "summary.json").read_text())
-    assert summary["step"] == 300 and summary["seeds"] == [0, 1, 2]
+    assert summary["step"] == 300 and summary["seeds"] == [0, 1]
     assert summary["axes"] == {"critic_learning_rate": [0.001, 0.01], "discount": [0.5, 0.9]}
     for row in summary["settings"]:
         setting = row["setting"]
         lines = [
             line["eval/return_mean"]
-            for seed in range(3)
+            for seed in range(2)
             for line in record.read(
                 logdir / f"critic_learning_rate={setting['critic_learning_rate']:g},"
                 f"discount={setting['discount']:g},seed={seed}/metrics.jsonl"
@@ -64,6 +65,7 @@ def test_a_sweep_leaves_runs_a_table_and_a_picture(whole):
     assert (logdir / "sweep.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_report_alone_changes_no_run(whole):
     logdir, (_, out, _) = whole
     before = {path: path.stat().st_mtime_ns for path in logdir.glob("*/*")}
@@ -114,9 +116,10 @@ def test_two_processes_train_what_one_does_and_one_goes_on_with_what_two_left(wh
     ("flags", "sentence"),
     [
         (["--sweep=eta"], "sweep is 'eta', but an axis is a name and its values, as in --sweep="),
-        (
+        pytest.param(
             ["--coordinator=127.0.0.1:9", "--num_processes=2", "--process_id=1", "--timeout=1"],
             "no meeting of all processes at 127.0.0.1:9 in 1 s",
+            marks=pytest.mark.slow,
         ),
     ],
 )

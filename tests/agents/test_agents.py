@@ -55,7 +55,7 @@ TABLE = {
     },
 }
 # Every solver, option and mix keeps the laws; the fast tests hold one of each kind to them.
-FAST = ("preqn", "td3", "sac-automatic-temperature")
+FAST = ("preqn", "sac-automatic-temperature")
 rows = [
     pytest.param(fields, id=name, marks=[pytest.mark.slow] * (name not in FAST))
     for name, fields in TABLE.items()

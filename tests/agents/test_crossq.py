@@ -142,6 +142,7 @@ def test_the_kernel_is_that_of_the_network_with_a_fixed_normalization():
     assert oracles.relative_error(found, expected) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_diagnosis_looks_at_the_critic_in_evaluation_mode():
     agent = compiled(FIELDS)
     state, _ = learn(agent, agent.init(jax.random.key(0)), 2)

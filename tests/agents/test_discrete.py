@@ -270,6 +270,7 @@ def dqn_without_copy(q):
     return steps.gradient(q, optax.sgd(0.1))
 
 
+@pytest.mark.slow
 def test_preqn_solves_bairds_star_where_dqn_without_a_copy_diverges():
     """Q* = 0. K has full rank there: PreQN's step is U1's."""
     star = problems.baird()

@@ -45,7 +45,13 @@ def test_the_first_member_is_the_one_that_the_policy_climbs_and_the_least_is_ove
         np.testing.assert_array_equal(mine, expected)
 
 
-@pytest.mark.parametrize("initializer", sorted(set(networks.INITIALIZERS) - {"glorot"}))
+@pytest.mark.parametrize(
+    "initializer",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name != "pytorch"))
+        for name in sorted(set(networks.INITIALIZERS) - {"glorot"})
+    ],
+)
 def test_the_initializer_that_is_asked_for_reaches_policy_and_critic(initializer):
     one, other = (compiled({"initializer": name}) for name in ("glorot", initializer))
     for part in ("policy", "critic"):

@@ -270,6 +270,7 @@ def test_a_run_has_its_arguments_wherever_its_environment_is_made(tmp_path):
             next(preqn_jax.train("ddpg", "Pendulum-v1", num_steps=50, logdir="x", **given, **SMALL))
 
 
+@pytest.mark.slow
 def test_a_function_that_makes_one_takes_arguments():
     run = {"env_kwargs": {"pay": 3, "limit": 7}, "num_steps": 50, **SMALL}
     (done,) = preqn_jax.train("ddpg", odd_spaces.Odd, **run)

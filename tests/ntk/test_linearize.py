@@ -61,6 +61,9 @@ LONG = {name for name in ZOO if name.startswith("mlp_")} - {*MLPS} | {
     *("ensemble_mean", "ensemble_each_its_input", "ensemble_over_positions", "lax_scan", "remat"),
     *("set_of_11", "layer_used_on_different_shapes", "weights_on_the_left", "critic_fourier"),
     *("batched_einsum_on_the_left", "jitted", "residual", "reshaped", "unused_neighbours"),
+    *("ensemble_min", "set_of_2", "tree_of_inputs", "transposed", "nested_calls", "batched_einsum"),
+    *("weights_on_the_left_of_matrices", "members_in_the_middle", "weight_that_is_the_data"),
+    *("contraction_in_another_order", "dense_over_two_axes", "two_batch_axes_permuted"),
 }
 EACH = [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in ZOO]
 
@@ -96,8 +99,7 @@ def test_pushforward_is_the_adjoint_of_pullback(name, x64):
 
 
 # Of each kind of layer one, fast; they are the paper's and the rivals' first.
-FAST = ("critic", "critic_batch_norm", "critic_layer_norm", "critic_fourier", "convolutions")
-FAST += ("mlp_2_tanh_bias", "ensemble_min", "attention")
+FAST = ("critic", "critic_batch_norm", "critic_layer_norm", "convolutions")
 IN_FLOAT32 = [pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in TRAINED]
 
 

@@ -51,7 +51,7 @@ def gradients(params, x):
 
 
 # Of weights in other types than float32 some data, the rest in the slow tier.
-SOME = {"float64": ("uint8", "float32"), "float16": ("float16",), "bfloat16": ("int8", "bfloat16")}
+SOME = {"float64": ("uint8",), "float16": ("float16",), "bfloat16": ("int8", "bfloat16")}
 PAIRS = [
     pytest.param(data, held, marks=[pytest.mark.slow] * (data not in SOME.get(held, DATA)))
     for held in WEIGHTS

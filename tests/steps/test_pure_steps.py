@@ -54,7 +54,7 @@ SWEEPS = {  # what a step is made with, and the numbers to try
 
 
 # What is traced goes through the search, or a solve that iterates.
-FAST = ("preqn, decay", "preqn, damping of cg", "adam, learning_rate")
+FAST = ("preqn, decay", "adam, learning_rate")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_types_and_shapes_are_kept(name, dtype, request):
     assert info.values.dtype == info.delta.dtype == targets.dtype
 
 
-@pytest.mark.parametrize("name", ["adam", "preqn", "ngql", "ngql_primal"])
+@pytest.mark.parametrize("name", ["preqn", "ngql_primal"])
 def test_vmap_over_seeds_equals_a_loop(name, x64):
     step, cases = STEPS[name](critic()), [case(seed)[:3] for seed in range(3)]
     params, inputs, targets = jax.tree.map(lambda *leaves: np.stack(leaves), *cases)
@@ -178,7 +178,7 @@ def test_vmap_over_seeds_equals_a_loop(name, x64):
     check_members(new, state, info, [take(step, *one) for one in cases])
 
 
-@pytest.mark.parametrize("name", ["adam", "preqn", "ngql"])
+@pytest.mark.parametrize("name", ["preqn", "ngql"])
 def test_ensemble_equals_a_loop_over_members(name, x64):
     """Three critics on one batch, with targets so far away that their searches end differently."""
     step = STEPS[name](critic())

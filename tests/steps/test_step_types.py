@@ -13,7 +13,7 @@ from preqn_jax import solve, steps
 from step_cases import PREQN, SOLVERS, STEPS, flat, take
 
 SLOW = pytest.mark.slow  # of a kind with others
-OF_A_KIND = ("adam", "preqn_eigh", "preqn_jacobian", "ngql")
+OF_A_KIND = set(STEPS) - {"sgd", "preqn", "ngql_primal"}
 EACH = [pytest.param(name, marks=[SLOW] * (name in OF_A_KIND)) for name in STEPS]
 
 

@@ -221,7 +221,13 @@ def test_damped_natural_gradient_equals_preconditioned_with_cholesky(damping, x6
             assert move_error(take(step, params, inputs, targets)[0], params, expected) < 1e-9
 
 
-@pytest.mark.parametrize("dtype, damping", [("float32", 1e-3), ("float64", 1e-3), ("float64", 0.0)])
+@pytest.mark.parametrize(
+    "dtype, damping",
+    [
+        ("float32", 1e-3),
+        *(pytest.param("float64", x, marks=pytest.mark.slow) for x in (1e-3, 0.0)),
+    ],
+)
 def test_primal_natural_gradient_survives_more_iterations_than_it_needs(dtype, damping, request):
     """The default of 100 iterations for a batch of 8: past convergence, conjugate gradients must
     not run away.

@@ -84,6 +84,7 @@ def test_with_decaying_steps_it_converges_to_q_star(errors):
     assert late < early / 2.5 and late < 0.03
 
 
+@pytest.mark.slow
 def test_with_constant_steps_it_does_not_settle(errors):
     early, late = errors[0.0]
     assert late > 0.75 * early and late > 4 * errors[0.8][1]

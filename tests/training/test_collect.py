@@ -76,6 +76,7 @@ def test_workers_give_the_same_numbers_and_go_on_from_one_another():
     assert [process.exitcode for process in ended] == [0, 0]
 
 
+@pytest.mark.slow
 def test_what_ends_a_worker_or_its_run_is_said_in_one_sentence():
     built = recipe("probe/nan", seeds=(7,), num_envs=5)
     actor = actors(built)

@@ -210,6 +210,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before_and_says_so(tmp
     assert "the checkpoint of step 150 cannot be read" in caplog.text
 
 
+@pytest.mark.slow
 def test_no_whole_checkpoint_is_an_error_and_none_at_all_is_not(tmp_path):
     like, _ = checkpointed(tmp_path)
     assert Checkpointer(tmp_path / "empty").restore(like) is None

@@ -240,6 +240,7 @@ def test_where_all_break_the_last_is_named_as_on_the_host():
         assert done[-1].counters.frozen == (0, 1) and done[-1].step == 150
 
 
+@pytest.mark.slow
 def test_many_environments_feed_one_member_and_time_limits_are_no_terminals():
     _, _, rounds = setup(
         "probe/time-limit", seeds=(0,), num_envs=64, update_every=128, update_after=256,

@@ -47,6 +47,7 @@ def test_every_environment_of_every_seed_has_its_own_and_returns_are_of_one_epis
     assert sorted(episodes) == [(i, 5.0) for i in (0, 1) for _ in range(100 // 5)]
 
 
+@pytest.mark.slow
 def test_a_line_of_records_holds_means_over_the_rounds_since_the_last_one(tmp_path):
     options = {**SMALL, "num_steps": 300, "log_every": 100, "eval_every": 1000, "eval_episodes": 1}
     run = preqn_jax.train("ddpg", "probe/delay", logdir=tmp_path / "run", **options)

@@ -343,6 +343,7 @@ def test_a_report_says_when_a_run_went_wrong_and_who_moved_q(diverging, capsys):
     assert "what a plain step (Eq. 5) would do where |Q| is largest" in out
 
 
+@pytest.mark.slow
 def test_a_healthy_run_is_called_so_and_needs_no_checkpoint(healthy, capsys):
     shutil.copytree(healthy[0], "x", ignore=lambda *_: ["checkpoints"])
     assert report("x") == 0
@@ -352,12 +353,15 @@ def test_a_healthy_run_is_called_so_and_needs_no_checkpoint(healthy, capsys):
         Path("x/diagnosis.png").exists()
         and json.loads(Path("x/diagnosis.json").read_text())["attribution"] == []
     )
+    assert report("x", "--out=/dev/null/x") == 1
+    assert "error: cannot write '/dev/null/x/diagnosis.json'" in capsys.readouterr().err
 
 
-def test_what_is_no_diagnosed_run_is_one_sentence(healthy, capsys):
+def test_what_is_no_diagnosed_run_is_one_sentence(capsys):
     Path("empty").mkdir()
     Path("x").mkdir()
-    shutil.copy(healthy[0] / "config.json", "x")
+    config = training.plan(*flags.read(SMALL, *training.CONFIGS)).described
+    Path("x/config.json").write_text(json.dumps({"config": config}))
     Path("x/metrics.jsonl").write_text('{"step": 100, "seed": 0, "critic/q_mean": 1.0}\n')
     for args, words in (
         ([], "give one run directory"),
@@ -365,7 +369,6 @@ def test_what_is_no_diagnosed_run_is_one_sentence(healthy, capsys):
         (["missing"], "'missing' is not a run directory"),
         (["empty"], "'empty' is not a run directory"),
         (["x"], "the run 'x' was not diagnosed; train it with --diagnose_every=1000"),
-        ([str(healthy[0]), "--out=/dev/null/x"], "cannot write '/dev/null/x/diagnosis.json'"),
     ):
         assert report(*args) == 1
         err = capsys.readouterr().err

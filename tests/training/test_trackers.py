@@ -139,6 +139,7 @@ def test_a_tracker_that_hangs_holds_nothing_up(fake, caplog, monkeypatch):
     assert caplog.text.count("no more records for wandb: it was not done 0 s after the run") == 1
 
 
+@pytest.mark.slow
 def test_a_tracker_ends_by_itself_where_the_run_is_killed(fake):
     said = fake()
     code = """

@@ -1,5 +1,7 @@
 """The training binary, as a person uses it."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -12,12 +14,26 @@ from commands import CHEAP, ROOT, SMALL, call, finished, records, start
 from experiments.kit import running
 from preqn_jax.training.record import read
 
+RUN = ["--env=Pendulum-v1", "--seeds=0,3", *SMALL]
 
-def test_a_run_ends_with_a_summary_a_picture_and_all_its_records(tmp_path, capsys):
-    assert call("--env=Pendulum-v1", "--seeds=0,3", "--logdir=x", *SMALL) == 0
-    out = capsys.readouterr().out
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """The folder of a run, and what the command printed."""
+    folder, said = tmp_path_factory.mktemp("ended") / "x", io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert call(*RUN, f"--logdir={folder}") == 0
+    return folder, said.getvalue()
+
+
+def times(folder):
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_run_ends_with_a_summary_a_picture_and_all_its_records(ended):
+    folder, out = ended
     assert "last three" in out and "mean alignment of updates" in out
-    assert {p.name for p in Path("x").iterdir()} == {
+    assert {p.name for p in folder.iterdir()} == {
         "config.json",
         "metrics.jsonl",
         "tensorboard",
@@ -25,13 +41,13 @@ def test_a_run_ends_with_a_summary_a_picture_and_all_its_records(tmp_path, capsy
         "curve.png",
         "DONE",
     }
-    config = json.loads(Path("x/config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
     assert (
         config["config"]["eta"] == 0.97
         and config["config"]["seeds"] == [0, 3]
         and config["versions"]["jax"]
     )
-    lines = read("x/metrics.jsonl")
+    lines = read(folder / "metrics.jsonl")
     assert {line["seed"] for line in lines} == {0, 3}
     named = set().union(*lines)
     assert named >= {
@@ -56,16 +72,13 @@ def test_a_run_ends_with_a_summary_a_picture_and_all_its_records(tmp_path, capsy
         300,
         600,
     ]
-    assert list(Path("x/tensorboard/seed_3").iterdir())
+    assert list((folder / "tensorboard/seed_3").iterdir())
 
 
-def test_a_finished_run_is_left_alone(capsys):
-    args = ["--env=probe/delay", "--logdir=x", *CHEAP]
-    assert call(*args) == 0
-    before = {p: p.stat().st_mtime_ns for p in Path("x").rglob("*") if p.is_file()}
-    assert call(*args) == 0
-    assert "nothing to do" in capsys.readouterr().out
-    assert before == {p: p.stat().st_mtime_ns for p in Path("x").rglob("*") if p.is_file()}
+def test_a_finished_run_is_left_alone(ended, capsys):
+    before = times(ended[0])
+    assert call(*RUN, f"--logdir={ended[0]}") == 0
+    assert "nothing to do" in capsys.readouterr().out and times(ended[0]) == before
 
 
 @pytest.mark.slow
@@ -135,16 +148,13 @@ def test_the_command_itself_fails_without_a_traceback(args):
     assert any(word in err for word in ("unknown_flag", "batch_size", "dqn", "stray"))
 
 
-def test_another_configuration_in_the_same_logdir_is_refused_and_the_field_is_named(capsys):
-    args = ["--env=probe/delay", "--logdir=x", *CHEAP]
-    assert call(*args) == 0
-    before = {p: p.read_bytes() for p in Path("x").rglob("*") if p.is_file()}
-    capsys.readouterr()
-    assert call(*args, "--polyak=0.5") == 1
-    assert "holds a run with polyak=0.995, but this command says 0.5" in capsys.readouterr().err
+def test_another_configuration_in_the_same_logdir_is_refused_and_the_field_is_named(ended, capsys):
+    before = times(ended[0])
+    assert call(*RUN, f"--logdir={ended[0]}", "--eta=0.5") == 1
+    assert "holds a run with eta=0.97, but this command says 0.5" in capsys.readouterr().err
     for other in ("--workers=3", "--log_every=50", "--eval_every=600"):  # they touch no number
-        assert call(*args, other) == 0
-    assert before == {p: p.read_bytes() for p in Path("x").rglob("*") if p.is_file()}
+        assert call(*RUN, f"--logdir={ended[0]}", other) == 0
+    assert times(ended[0]) == before
 
 
 def test_a_folder_of_other_things_is_not_written_to(capsys):
@@ -194,6 +204,7 @@ def test_help_names_the_flags_that_matter_and_helpfull_every_flag():
         assert words in out
 
 
+@pytest.mark.slow
 def test_a_mistyped_flag_points_to_a_help_that_lists_flags():
     code, out, err = finished(start("--num_stepz=5"))
     assert code != 0 and "num_steps" in err and "--helpfull" in err and "Traceback" not in err

@@ -29,7 +29,7 @@ def fresh(algorithm, seeds=(4, 2)):
     return trained.Trained(agent, states, SPEC, seeds, 0)
 
 
-@pytest.mark.parametrize("algorithm", ["td3", "sac"])
+@pytest.mark.parametrize("algorithm", ["td3", pytest.param("sac", marks=pytest.mark.slow)])
 def test_policy_and_critic_speak_the_environments_own_units(algorithm):
     """By NumPy in float64, from the parameters."""
     run = fresh(algorithm)
@@ -56,6 +56,7 @@ def test_policy_and_critic_speak_the_environments_own_units(algorithm):
     np.testing.assert_array_equal(run.q()(obs, action), run.q(4)(obs, action))
 
 
+@pytest.mark.slow
 def test_of_finitely_many_actions_a_policy_says_integers_and_a_critic_takes_them():
     """By NumPy in float64: the largest output, from the environment's first integer on."""
     spec = actions.spec(3, 4, first=-1)

@@ -103,6 +103,7 @@ def test_a_diagnosis_of_uint8_is_the_one_of_the_same_numbers(critic):
         np.testing.assert_allclose(found["uint8"][name], wanted, close, 1e-3, err_msg=name)
 
 
+@pytest.mark.slow
 def test_rewards_of_the_least_int8_are_no_negative_bound():
     """|-128| is -128 there."""
     agent = agent_of("own", "adam")
