@@ -219,11 +219,11 @@ def _check_picture(env_id: str, mode: str | None, made: list[gymnasium.Env], dra
 
 
 def _follow(made: list[gymnasium.Env]) -> None:
-    """A camera that goes along with what runs: Gymnasium 1.4 has the one of HalfCheetah and Ant
-    stand still.
+    """A camera that goes along with what runs: in pictures Gymnasium 1.4 has one stand still, also
+    where an environment names a body to track.
     """
     renderer = getattr(made[0].unwrapped, "mujoco_renderer", None) if made else None
-    if renderer is not None and "trackbodyid" not in (renderer.default_cam_config or {}):
+    if renderer is not None:
         names = [renderer.model.camera(i).name for i in range(renderer.model.ncam)]
         if "track" in names:
             renderer.camera_id = names.index("track")
