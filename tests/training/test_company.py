@@ -87,7 +87,8 @@ def test_a_seed_that_meets_a_nan_is_frozen_and_the_others_go_on_bit_for_bit():
         fragile = np.resize(
             fragile, len(learner.replay.added)
         )  # a fourth makes devices' shares equal
-        learner = dataclasses.replace(learner, agent=Noted(learner.agent, jnp.asarray(fragile)))
+        noted = Noted(learner.agent, jax.device_put(fragile, loop.members_sharding(config)))
+        learner = dataclasses.replace(learner, agent=noted)
         return [
             (done, jax.device_get(done.learner.agent.inner))
             for done in loop.rounds(made, collector, config, learner, counters)
