@@ -55,9 +55,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "NGQL sin": {"algorithm": "ngql"},
     "DDPG relu": {"algorithm": "ddpg"},
     "TD3 relu": {"algorithm": "td3"},
-    "TD3 relu, LayerNorm": {"algorithm": "td3", "critic_norm": "layer"},
     "SAC relu": {"algorithm": "sac"},
-    "CrossQ relu": {"algorithm": "crossq"},  # with critics as wide as the others'
 }
 REFERENCE = "TD3 relu"
 SEVERAL = ("PreQN sin", "TD3 relu")  # rows that `--many` times with several seeds
