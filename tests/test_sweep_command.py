@@ -112,14 +112,14 @@ def test_two_processes_train_what_one_does_and_one_goes_on_with_what_two_left(wh
     assert records(tmp_path / "s") == records(whole[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
         (["--sweep=eta"], "sweep is 'eta', but an axis is a name and its values, as in --sweep="),
-        pytest.param(
+        (
             ["--coordinator=127.0.0.1:9", "--num_processes=2", "--process_id=1", "--timeout=1"],
             "no meeting of all processes at 127.0.0.1:9 in 1 s",
-            marks=pytest.mark.slow,
         ),
     ],
 )

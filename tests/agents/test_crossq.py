@@ -130,6 +130,7 @@ def test_norms_are_of_weights_and_not_of_statistics():
     np.testing.assert_allclose(summary(end)["critic/norm"], norm, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_kernel_is_that_of_the_network_with_a_fixed_normalization():
     agent = compiled(FIELDS)
     state, _ = learn(agent, agent.init(jax.random.key(0)), 2)

@@ -64,6 +64,8 @@ LONG = {name for name in ZOO if name.startswith("mlp_")} - {*MLPS} | {
     *("ensemble_min", "set_of_2", "tree_of_inputs", "transposed", "nested_calls", "batched_einsum"),
     *("weights_on_the_left_of_matrices", "members_in_the_middle", "weight_that_is_the_data"),
     *("contraction_in_another_order", "dense_over_two_axes", "two_batch_axes_permuted"),
+    *("layer_used_twice", "both_operands_are_weights", "two_batch_axes", "product_and_penalty"),
+    *("views_besides_products", "vectors_and_scalars", "one_weight_on_either_side"),
 }
 EACH = [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in ZOO]
 

@@ -388,6 +388,7 @@ def flags_of(fields):
 ARGS = ["--algorithm=ddpg", "--env=probe/delay", "--logdir=x", "--workers=0", *flags_of(FIELDS)]
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_adds_sums_up_all_seeds_and_stops_when_asked(
     two, capsys, monkeypatch
 ):

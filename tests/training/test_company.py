@@ -224,6 +224,7 @@ def test_no_whole_checkpoint_is_an_error_and_none_at_all_is_not(tmp_path):
         Checkpointer(tmp_path / "c").restore(like)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_network_is_not_restored_without_a_word(tmp_path):
     checkpointed(tmp_path)
     other = setup(num_steps=150, agent_fields={"hidden_sizes": (16, 16)})[3]

@@ -38,6 +38,7 @@ class Short(gymnasium.Env):
         return np.zeros(3, np.float32), 1.0, self.steps == 5, False, {}
 
 
+@pytest.mark.slow
 def test_every_environment_of_every_seed_has_its_own_and_returns_are_of_one_episode():
     given.clear()
     run = preqn_jax.train("ddpg", Short, seeds=(0, 4), num_envs=2, num_steps=100, **SMALL)
@@ -79,6 +80,7 @@ def test_a_rate_is_that_of_the_steps_since_the_last_line(
     np.testing.assert_allclose(rates, [100 / s for s in seconds])
 
 
+@pytest.mark.slow
 def test_of_failed_solves_the_numbers_are_left_out_of_a_rounds_means():
     """And of nothing else: a NaN elsewhere is one."""
     spec = Spec(3, 2, -np.ones(2), np.ones(2))

@@ -191,11 +191,15 @@ def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(capsys):
     assert [line["step"] for line in before] == [100]
 
 
-def test_help_names_the_flags_that_matter_and_helpfull_every_flag():
+def test_help_names_the_flags_that_matter():
     code, out, _ = finished(start("--help"))
     assert code == 0 and "--update_every" not in out and "--helpfull has all" in out
     places = [out.index(f"\n  --{name}") for name in ("algorithm", "env", "seeds", "num_steps")]
     assert places == sorted(places)
+
+
+@pytest.mark.slow
+def test_helpfull_names_every_flag():
     code, out, _ = finished(start("--helpfull"))
     assert code == 0
     for name in ("algorithm", "eta", "critic_learning_rate", "seeds", "logdir", "update_every"):
