@@ -117,21 +117,8 @@ def draw(runs: Sequence[Curves], envs: Iterable[str], out: Path) -> list[Path]:
 
 def _figure_3(runs: Sequence[Curves], names: Sequence[str], path: Path) -> Path:
     """Alignment alone, a panel for each environment."""
-    figure, axes = plt.subplots(
-        1,
-        len(names),
-        figsize=(max(6.5, 1 + 3.6 * len(names)), 3.8),
-        sharey="row",
-        squeeze=False,
-        layout="constrained",
-    )
-    for ax, env in zip(axes[0], names, strict=True):
-        style.panel(ax, [run for run in runs if run.env == env], "critic/alignment")
-        ax.set_title(env, fontsize=10)
-    axes[0, 0].set_ylabel(ALIGNMENT)
-    style.finish(
-        figure, axes, f"As Figure 3 of the paper: {style.SPREAD} ({curves.seeds_of(runs)})"
-    )
+    title = "As Figure 3 of the paper: " + style.SPREAD
+    figure = style.by_environment(runs, names, "critic/alignment", ALIGNMENT, title, sharey="all")
     output.save_figure(figure, path)
     return path
 

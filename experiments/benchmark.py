@@ -17,7 +17,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments.judge import published, scores, section_5_2, verdict
@@ -184,19 +183,7 @@ def draw(
     """Figure 2: learning curves, a panel for each environment. Raises UserError where it cannot be
     written.
     """
-    names = [env for env in envs if any(run.env == env for run in runs)]
-    figure, axes = plt.subplots(
-        1,
-        len(names),
-        figsize=(max(6.5, 1 + 3.6 * len(names)), 3.8),
-        squeeze=False,
-        layout="constrained",
-    )
-    for ax, env in zip(axes[0], names, strict=True):
-        style.panel(ax, [run for run in runs if run.env == env], "eval/return_mean", looks)
-        ax.set_title(env, fontsize=10)
-    axes[0, 0].set_ylabel(style.RETURN)
-    style.finish(figure, axes, f"{title} ({curves.seeds_of(runs)})")
+    figure = style.by_environment(runs, envs, "eval/return_mean", style.RETURN, title, looks=looks)
     output.save_figure(figure, path)
 
 

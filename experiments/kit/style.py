@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.kit.curves import Curves
+from experiments.kit.curves import Curves, seeds_of
 
 COLOURS = (
     "#0072B2",
@@ -80,6 +81,29 @@ def panel(ax: Any, runs: Iterable[Curves], name: str, looks: Looks | None = None
                 ax.plot(steps[last], row[last], "x", color=look["color"], ms=8, mew=2)
     thousands(ax)
     tidy(ax)
+
+
+def by_environment(
+    runs: Sequence[Curves], envs: Iterable[str], name: str, words: str, title: str, **options: Any
+) -> Any:
+    """A figure of one metric, called `words`: a panel for each of the environments that have runs,
+    three in a row. `looks` are those of `panel`, further options those of `plt.subplots`.
+    """
+    looks, names = options.pop("looks", None), [e for e in envs if any(r.env == e for r in runs)]
+    columns, rows = min(len(names), 3), -(-len(names) // 3)
+    size = max(6.5, 1 + 3.6 * columns), 0.6 + 3.2 * rows
+    figure, axes = plt.subplots(
+        rows, columns, figsize=size, squeeze=False, layout="constrained", **options
+    )
+    for ax, env in zip(axes.flat, names, strict=False):
+        panel(ax, [run for run in runs if run.env == env], name, looks)
+        ax.set_title(env, fontsize=10)
+    for ax in axes.flat[len(names) :]:
+        ax.set_visible(False)
+    for ax in axes[:, 0]:
+        ax.set_ylabel(words)
+    finish(figure, axes, f"{title} ({seeds_of(runs)})")
+    return figure
 
 
 def thousands(ax: Any) -> None:
