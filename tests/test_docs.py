@@ -183,7 +183,7 @@ def numbers(text):
 def test_numbers_of_a_page_are_those_of_the_results(page):
     """Where a result is measured anew, the page that quotes it is named here."""
     known = [text for name, text in TEXTS.items() if name.startswith("docs/results/")]
-    known += [TEXTS["README.md"], TEXTS["docs/design.md"]]
+    known += [TEXTS[name] for name in ("README.md", "docs/design.md", "docs/rivals.md")]
     known.append(f"{4 * (2 * 17 + 6 + 2)} MB, 17 observations, {memory.COPIES} copies")
     quoted = "\n".join(re.split(r"^```.*$", TEXTS[f"docs/{page}.md"], flags=re.M)[::2])
     quoted = re.sub(r"`[^`]*`|\[[^]]*\]\([^)]*\)", "", quoted)
