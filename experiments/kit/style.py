@@ -84,12 +84,18 @@ def panel(ax: Any, runs: Iterable[Curves], name: str, looks: Looks | None = None
 
 
 def by_environment(
-    runs: Sequence[Curves], envs: Iterable[str], name: str, words: str, title: str, **options: Any
+    runs: Sequence[Curves],
+    envs: Iterable[str],
+    name: str,
+    words: str,
+    title: str,
+    looks: Looks | None = None,
+    **options: Any,
 ) -> Any:
     """A figure of one metric, called `words`: a panel for each of the environments that have runs,
     three in a row. `looks` are those of `panel`, further options those of `plt.subplots`.
     """
-    looks, names = options.pop("looks", None), [e for e in envs if any(r.env == e for r in runs)]
+    names = [env for env in envs if any(run.env == env for run in runs)]
     columns, rows = min(len(names), 3), -(-len(names) // 3)
     size = max(6.5, 1 + 3.6 * columns), 0.6 + 3.2 * rows
     figure, axes = plt.subplots(

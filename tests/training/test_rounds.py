@@ -16,8 +16,6 @@ from preqn_jax.types import Transition
 from round_cases import ALGORITHMS, EPISODES, LOOP, NETS, run, setup
 
 HALF = {"discount": 0.5}
-LONG = {"sac", "ngql", "ddpg", "td3", "crossq", "layer-norm"}  # of a kind with others
-EACH = [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in ALGORITHMS]
 
 
 def q_at(agent_fields, learner, obs, action):
