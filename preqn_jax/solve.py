@@ -9,7 +9,8 @@ float32 at least.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ def eigh(rcond: Number | None = None) -> Solve:
 
     def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
         gram, delta = _in_one_type(gram, delta)
-        values, vectors = jnp.linalg.eigh(gram)
+        values, vectors = _one_by_one(lambda gram: tuple(jnp.linalg.eigh(gram)))(gram)
         # Strictly above: of a zero matrix nothing is kept.
         keep = values > _rcond(rcond, gram) * values[-1]
         inner = _dot(delta, vectors)
@@ -98,7 +99,7 @@ def lstsq(rcond: Number | None = None) -> Solve:
 
     def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
         gram, delta = _in_one_type(gram, delta)
-        z, _, rank, _ = jnp.linalg.lstsq(gram, delta, rcond=_rcond(rcond, gram))  # pyright: ignore
+        z, _, rank, _ = _one_by_one(jnp.linalg.lstsq)(gram, delta, _rcond(rcond, gram))
         return z, _info(gram, delta, z, rank=rank)
 
     return solve
@@ -136,7 +137,21 @@ def cg(tol: Number = 1e-5, max_steps: int = 100, damping: Number = 0.0) -> Solve
 @jax.jit  # so that a call outside of `jit` is compiled once
 def _positive(matrix: Array, b: Array) -> Array:
     """matrix^-1 b of a symmetric positive definite matrix; NaN where it is none."""
-    return jax.lax.platform_dependent(matrix, b, cpu=_by_blocks, default=_at_once)
+    solve = _one_by_one(_by_blocks, _at_once)
+    return jax.lax.custom_linear_solve(  # which knows the derivative
+        partial(_dot, matrix), b, lambda _, b: solve(matrix, b), symmetric=True
+    )
+
+
+def _one_by_one(on_cpu: Callable[..., Any], elsewhere: Callable[..., Any] | None = None):
+    """`on_cpu`, `elsewhere` on what is no CPU; there under `vmap` a loop.
+
+    A call of LAPACK for a batch hands shares of it out to XLA's pool of threads and waits for them
+    in one of these: as many calls at once as threads, of one device or of several, wait for ever
+    (jaxlib 0.10.2).
+    """
+    loop = jax.custom_batching.sequential_vmap(on_cpu)
+    return partial(jax.lax.platform_dependent, cpu=loop, default=elsewhere or on_cpu)
 
 
 def _at_once(matrix: Array, b: Array) -> Array:
@@ -156,19 +171,14 @@ def _by_blocks(matrix: Array, b: Array) -> Array:
     return jnp.concatenate([_dot(y - _dot(x, below), inverse), x])
 
 
-def _inverse(lower: Array, before: Array | float = 0.0) -> Array:
-    """Of a lower triangle, by halves; one after another, each after the number `before` is there.
-
-    Under `vmap` LAPACK's calls hand their share out to XLA's pool of threads and wait in it: with
-    as many of them at once as it has threads, they wait for ever (jaxlib 0.10.2).
-    """
+def _inverse(lower: Array) -> Array:
+    """Of a lower triangle, by halves."""
     size = lower.shape[0]
     if size <= _LEAF:
-        eye = jnp.eye(size, dtype=lower.dtype) + 0 * before
+        eye = jnp.eye(size, dtype=lower.dtype)
         return jax.scipy.linalg.solve_triangular(lower, eye, lower=True)
     half = size // 2
-    first = _inverse(lower[:half, :half], before)
-    last = _inverse(lower[half:, half:], first[-1, -1])  # of what came last
+    first, last = _inverse(lower[:half, :half]), _inverse(lower[half:, half:])
     corner = -_dot(_dot(last, lower[half:, :half]), first)
     return jnp.block([[first, jnp.zeros((half, size - half), lower.dtype)], [corner, last]])
 

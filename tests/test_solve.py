@@ -353,27 +353,56 @@ def test_no_call_of_lapack_is_large_enough_to_wake_its_threads(batch):
 
 
 SIDE_BY_SIDE = """
+import sys
 import jax
 from preqn_jax import solve
-rows = jax.random.normal(jax.random.key(0), (35, 256, 300))
+method, members = getattr(solve, sys.argv[1]), int(sys.argv[2])
+rows = jax.random.normal(jax.random.key(0), (members, 256, 300))
 gram, delta = rows @ rows.transpose(0, 2, 1), rows[:, :, 0]
-solves = jax.jit(jax.vmap(solve.cholesky()))
-for _ in range(1000):
+split = jax.sharding.PartitionSpec("device")
+mesh = jax.make_mesh((jax.local_device_count(),), ("device",))
+gram, delta = jax.device_put((gram, delta), jax.sharding.NamedSharding(mesh, split))
+solves = jax.jit(
+    jax.shard_map(jax.vmap(method()), mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+)
+for _ in range(int(sys.argv[3])):
     z, info = jax.block_until_ready(solves(gram, delta))
 print(bool(info.finite.all()))
 """
 
 
 @pytest.mark.slow
-def test_many_solves_side_by_side_do_not_wait_for_one_another_for_ever():
-    """Where XLA has two threads, as for a notebook on two cores, two calls of LAPACK at once for a
-    batch each held one and waited for another.
+@pytest.mark.parametrize(
+    ("method", "devices", "threads", "members", "calls"),
+    [
+        ("cholesky", 1, 2, 35, 1000),
+        ("cholesky", 2, 1, 4, 200),
+        ("cholesky", 2, 2, 4, 200),
+        ("eigh", 2, 1, 4, 20),
+        ("lstsq", 2, 1, 4, 20),
+    ],
+)
+def test_many_solves_side_by_side_do_not_wait_for_one_another_for_ever(
+    method, devices, threads, members, calls
+):
+    """Calls of LAPACK for a batch each held one of XLA's threads and waited for another, in one
+    program and on two devices.
     """
     env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
-    env |= {"PYTHONPATH": str(Path(__file__).parents[1]), "NPROC": "2"}
-    command = [sys.executable, "-c", SIDE_BY_SIDE]
+    env |= {"PYTHONPATH": str(Path(__file__).parents[1]), "NPROC": str(threads)}
+    env |= {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    command = [sys.executable, "-c", SIDE_BY_SIDE, method, str(members), str(calls)]
     out = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=True)
     assert out.stdout == "True\n"
+
+
+@pytest.mark.parametrize("method", ["cholesky", "eigh", "lstsq"])
+def test_no_call_of_lapack_is_for_a_batch(method):
+    """Its shares are handed out to threads that may all be waiting for such shares."""
+    shapes = jax.ShapeDtypeStruct((3, 256, 256), "f4"), jax.ShapeDtypeStruct((3, 256), "f4")
+    text = jax.jit(jax.vmap(getattr(solve, method)())).lower(*shapes).as_text()
+    calls = [line for line in text.splitlines() if "@lapack_" in line or "@blas_" in line]
+    assert calls and not any("tensor<3x" in line for line in calls)
 
 
 def test_the_blocks_are_for_the_cpu_alone():
