@@ -19,15 +19,25 @@ def batched(q: QFunction) -> Callable[[Params, Inputs], Array]:
     [6.0, 6.0, 6.0, 6.0]
 
     Values are `wide`, whatever q computes in: their differences are what all is made of. Calls
-    raise ValueError where the inputs are no tuple.
+    raise ValueError where the inputs are no tuple, or q returns no scalar.
     """
 
     def values(params: Params, inputs: Inputs) -> Array:
         _check_tuple(inputs)
-        each = jax.vmap(q, in_axes=(None, *[0] * len(inputs)))
-        return jax.tree.map(wide, each(params, *inputs))
+        each = jax.vmap(q, in_axes=(None, *[0] * len(inputs)))(params, *inputs)
+        check_scalar([leaf.shape[1:] for leaf in jax.tree.leaves(each)])
+        return wide(each)
 
     return values
+
+
+def check_scalar(shapes: list[tuple[int, ...]]) -> None:
+    """Raises ValueError where what q returns for one example, of these shapes, is no scalar."""
+    if shapes != [()]:
+        raise ValueError(
+            f"q must return one scalar for one example, got shapes {shapes}; index the last axis, "
+            f"as in out[0]"
+        )
 
 
 def batch_size(inputs: Inputs) -> int:

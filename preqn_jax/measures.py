@@ -21,9 +21,7 @@ def row_ratio(gram: Array) -> Array:
 
     A row without a diagonal has no off-diagonal either (Cauchy-Schwarz), and counts as 0.
     """
-    gram = wide(gram)
-    diagonal = jnp.diagonal(gram)
-    off_diagonal = jnp.sum(jnp.abs(gram), axis=-1) - jnp.abs(diagonal)
+    diagonal, off_diagonal = _weighted(gram, 1.0)
     return off_diagonal / (gram.shape[0] * jnp.where(diagonal > 0, diagonal, 1))
 
 
@@ -57,12 +55,15 @@ def interference(gram: Array, delta: Array) -> Array:
 
     TD interference (Bengio et al. 2020): the inner product of two examples' semi-gradients, mean
     over pairs, as a share of its mean over examples with themselves. At 1 every example pulls the
-    parameters the same way.
+    parameters the same way. 0 where there is one example, or no TD error.
     """
     gram, delta = wide(gram), wide(delta)
-    weighted = gram * delta[:, None] * delta[None, :]
+    scale = jnp.max(jnp.abs(delta))
+    unit = delta / jnp.where(scale > 0, scale, 1)
+    weighted = gram * unit[:, None] * unit[None, :]
     own = jnp.trace(weighted)
-    return (jnp.sum(weighted) - own) / ((gram.shape[0] - 1) * jnp.where(own > 0, own, 1))
+    others = max(gram.shape[0] - 1, 1)
+    return (jnp.sum(weighted) - own) / (others * jnp.where(own > 0, own, 1))
 
 
 def attribution(
@@ -101,8 +102,7 @@ def overshoot_slack(gram: Array, rho: Array | float, alpha: Array | float) -> Ar
     `gram` is K `[N, N]`; `rho` is the data's distribution `[N]`, or 1 / N for a minibatch of N.
     `alpha` is the step of Eq. 5.
     """
-    gram = wide(gram)
-    return 1 - alpha * jnp.diagonal(gram) * _over(gram, rho)
+    return 1 - alpha * _weighted(gram, rho)[0]
 
 
 def generalization_slack(gram: Array, rho: Array | float, gamma: Array | float) -> Array:
@@ -141,14 +141,10 @@ def _inner(a: Array, b: Array) -> Array:
     return jnp.vdot(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def _over(gram: Array, rho: Array | float) -> Array:
-    return jnp.broadcast_to(jnp.asarray(rho, gram.dtype), gram.shape[:1])
-
-
 def _weighted(gram: Array, rho: Array | float) -> tuple[Array, Array]:
     """K_ii rho_i `[N]` and sum_{j != i} |K_ij| rho_j `[N]`."""
     gram = wide(gram)
-    weighted = gram * _over(gram, rho)[None, :]
+    weighted = gram * jnp.broadcast_to(jnp.asarray(rho, gram.dtype), gram.shape[:1])[None, :]
     diagonal = jnp.diagonal(weighted)
     # Summed without the diagonal rather than with it and less it: the two differ by rounding where
     # K is nearly diagonal.

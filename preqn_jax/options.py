@@ -6,6 +6,8 @@ import dataclasses
 import difflib
 import math
 import numbers
+import types
+import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -32,17 +34,46 @@ def option(
 
 
 def check(config: Any) -> None:
-    """Raises UserError where a field of a config lies out of its range."""
+    """Raises UserError where a field of a config is of another type than it says, or out of its
+    range. Arrays and tracers pass: what they hold may not be known yet.
+    """
+    hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
+        value, hint = getattr(config, field.name), hints[field.name]
+        known = isinstance(value, numbers.Number | str | list | tuple)
+        if known and not _fits(value, hint):
+            kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+            words = " or ".join(_WORDS[kind] for kind in kinds if kind in _WORDS)
+            raise UserError(f"{field.name} is {value!r}, but it must be {words}")
         for entry in value if isinstance(value, tuple) else (value,):
-            if isinstance(entry, int | float) and not isinstance(entry, bool):
+            if isinstance(entry, numbers.Real) and not isinstance(entry, bool):
                 _check_range(field.name, entry, field.metadata)
 
 
-def _check_range(name: str, value: float, metadata: Any) -> None:
+_KINDS = {int: numbers.Integral, float: numbers.Real, str: str, bool: bool, type(None): type(None)}
+_WORDS: dict[Any, str] = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a word, in quotes",
+    tuple[int, ...]: "a tuple of whole numbers, as in `(256, 256)`",
+    tuple[str, ...]: "a tuple of words, in quotes",
+}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, one) for one in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        inner = typing.get_args(hint)[0]
+        return isinstance(value, tuple) and all(_fits(entry, inner) for entry in value)
+    fits = isinstance(value, _KINDS.get(hint, object))
+    return fits and (hint is bool or not isinstance(value, bool))
+
+
+def _check_range(name: str, value: Any, metadata: Any) -> None:
     above, at_least, below = metadata["above"], metadata["at_least"], metadata["below"]
-    if below is None and isinstance(value, int):
+    if below is None and isinstance(value, numbers.Integral):
         below = 2**31  # counters are int32
     good = math.isfinite(value)
     good = good and (above is None or value > above) and (at_least is None or value >= at_least)

@@ -53,7 +53,8 @@ def eigh(rcond: Number | None = None) -> Solve:
         gram, delta = _in_one_type(gram, delta)
         values, vectors = _one_by_one(lambda gram: tuple(jnp.linalg.eigh(gram)))(gram)
         # Strictly above: of a zero matrix nothing is kept.
-        keep = values > _rcond(rcond, gram) * values[-1]
+        share = float(jnp.finfo(gram.dtype).eps) * gram.shape[0] if rcond is None else rcond
+        keep = values > share * values[-1]
         inner = _dot(delta, vectors)
         weights = jnp.where(keep, inner / jnp.where(keep, values, 1), 0)
         z = _dot(vectors, weights)
@@ -93,13 +94,13 @@ def lstsq(rcond: Number | None = None) -> Solve:
     `eigh`, the same answer.
 
     Args:
-      rcond: singular values at or below ``rcond`` times the largest count as zero; None is eps * B
+      rcond: singular values below ``rcond`` times the largest count as zero; None is eps * B
         of K's type.
     """
 
     def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
         gram, delta = _in_one_type(gram, delta)
-        z, _, rank, _ = _one_by_one(jnp.linalg.lstsq)(gram, delta, _rcond(rcond, gram))
+        z, _, rank, _ = _one_by_one(jnp.linalg.lstsq)(gram, delta, rcond)
         return z, _info(gram, delta, z, rank=rank)
 
     return solve
@@ -191,10 +192,6 @@ def _in_one_type(gram: Array, delta: Array) -> tuple[Array, Array]:
     """K in float32 at least, and delta as K is: more digits in delta would tell nothing of K's."""
     gram = wide(gram)
     return gram, jnp.asarray(delta, gram.dtype)
-
-
-def _rcond(rcond: Number | None, gram: Array) -> Number:
-    return float(jnp.finfo(gram.dtype).eps) * gram.shape[0] if rcond is None else rcond
 
 
 def _info(

@@ -34,6 +34,16 @@ def test_row_ratio_divides_a_row_by_its_own_diagonal():
     )
 
 
+def test_row_ratio_has_its_digits_where_k_is_nearly_diagonal():
+    """A sum with the diagonal and less it would leave none."""
+    found = measures.row_ratio(jnp.asarray([[3e3, 1e-5], [1e-5, 3e3]], jnp.float32))
+    np.testing.assert_allclose(found, 1e-5 / 3e3 / 2, rtol=1e-6)
+
+
+def test_interference_of_one_example_is_none():
+    assert measures.interference(jnp.ones((1, 1)), jnp.ones(1)) == 0
+
+
 def test_row_ratio_of_a_diagonal_kernel_is_zero():
     assert jnp.all(measures.row_ratio(jnp.diag(jnp.asarray([1.0, 1e-3, 1e3]))) == 0)
 

@@ -6,14 +6,13 @@ from preqn_jax.agents.actor_critic import actor_critic
 from preqn_jax.agents.base import Agent, Inspection
 from preqn_jax.agents.config import (
     ALGORITHMS,
-    CONTINUOUS,
     DISCRETE,
     AgentConfig,
 )
 from preqn_jax.agents.critic import Critic, Upcoming, Update, Values, critic, exploitation
 from preqn_jax.agents.crossq import crossq as crossq_critic
-from preqn_jax.agents.discrete import DiscreteState, Epsilon, Greedy, discrete
-from preqn_jax.agents.normalized import NormalizedState, Seen, normalized
+from preqn_jax.agents.discrete import Epsilon, discrete
+from preqn_jax.agents.normalized import Seen, normalized
 from preqn_jax.agents.policies import (
     Policy,
     Smoothing,
@@ -42,25 +41,20 @@ from preqn_jax.agents.presets import (
     td3,
 )
 from preqn_jax.agents.resolved import Resolved, resolve
-from preqn_jax.agents.swept import SweptState, swept
+from preqn_jax.agents.swept import swept
 
 __all__ = [
     "ALGORITHMS",
-    "CONTINUOUS",
     "DISCRETE",
     "Agent",
     "AgentConfig",
     "Critic",
-    "DiscreteState",
     "Epsilon",
-    "Greedy",
     "Inspection",
-    "NormalizedState",
     "Policy",
     "Resolved",
     "Seen",
     "Smoothing",
-    "SweptState",
     "Tuning",
     "Upcoming",
     "Update",

@@ -9,206 +9,16 @@ from typing import Any
 from preqn_jax import solve
 from preqn_jax.options import option
 
-
-@dataclasses.dataclass(frozen=True)
-class AgentConfig:
-    """What a person says of an algorithm; None stands for the algorithm's own value.
-
-    Numbers may be traced: `jax.vmap` over them is a sweep. The others are checked by `resolve`.
-    """
-
-    algorithm: str = option(
-        "preqn",
-        "the algorithm: preqn, one of its variants (preqn_twin, preqn_measured, preqn_delayed, "
-        "preqn_momentum, preqn_adaptive, preqn_relative, preqn_soft), ngql, ddpg, td3, sac or "
-        "crossq; of finitely many actions preqn_discrete or dqn",
-    )
-    activation: str | None = option(
-        None,
-        "hidden layers of actor and critic: sin, relu or tanh (sin for preqn, ngql and "
-        "preqn_discrete, else relu)",
-    )
-    hidden_sizes: tuple[int, ...] = option(
-        (256, 256), "widths of the hidden layers of actor and critic", at_least=1
-    )
-    critic_hidden_sizes: tuple[int, ...] | None = option(
-        None, "widths of the critic's alone (2048,2048 for crossq, else hidden_sizes)", at_least=1
-    )
-    critic_norm: str | None = option(
-        None,
-        "of the critic's hidden layers: none, layer (LayerNorm before each activation), or batch "
-        "(batch renormalization: crossq, and only there)",
-    )
-    critic_features: str = option(
-        "none", "the critic's first layer: none of its own, or fourier (learned Fourier features)"
-    )
-    fourier_bandwidth: float = option(
-        1e-3, "scale of the initial frequencies of critic_features=fourier", above=0
-    )
-    fourier_ratio: int = option(
-        40, "features for each number in (s, a), of critic_features=fourier", at_least=1
-    )
-    initializer: str = option(
-        "glorot", "initial weights: glorot (zero biases), lecun, pytorch or siren"
-    )
-    network_dtype: str = option(
-        "float32",
-        "what hidden layers compute in: float32, or bfloat16 (parameters, K and its solve stay in "
-        "float32)",
-    )
-    normalize_observations: bool = option(
-        False, "subtract the running mean of all observations collected, and divide by their spread"
-    )
-    discount: float = option(0.99, "gamma, the discount factor", at_least=0, below=1)
-    actor_learning_rate: float = option(1e-3, "alpha_mu, Adam's step size for the policy", above=0)
-    adam_b1: float | None = option(
-        None,
-        "decay of Adam's mean of gradients, of policy and critic (0.5 for crossq, else 0.9)",
-        at_least=0,
-        below=1,
-    )
-    critic_learning_rate: float | None = option(
-        None,
-        "alpha_q: of Eq. 23 for preconditioned and natural steps (0.1), Adam's for gradient steps "
-        "(0.001)",
-        above=0,
-    )
-    critic_step: str | None = option(
-        None,
-        "how Q moves: preconditioned (preqn, preqn_discrete), natural_gradient (ngql), gradient "
-        "(ddpg, td3, sac, crossq, dqn)",
-    )
-    kernel: str = option(
-        "structured", "how K (Eq. 9) is computed: structured, or jacobian (the reference, slow)"
-    )
-    solver: str = option(
-        "cholesky", "how K Z = Delta (Eq. 22) is solved: cholesky, eigh, lstsq or cg"
-    )
-    damping: float = option(
-        1e-3,
-        "added to K's diagonal, relative to its mean (cholesky, cg, natural_gradient)",
-        at_least=0,
-    )
-    rcond: float | None = option(
-        None,
-        "eigenvalues of K up to this share of the largest count as zero (eigh, lstsq)",
-        at_least=0,
-    )
-    eta: float = option(
-        0.97, "eta, the alignment a preconditioned step must reach (Eq. 24)", above=-1, below=1
-    )
-    linesearch_decay: float = option(
-        0.5, "factor between candidates of the linesearch", above=0, below=1
-    )
-    linesearch_max_steps: int = option(
-        12, "candidates of the linesearch at most; if none passes, theta stays", at_least=1
-    )
-    num_critics: int | None = option(
-        None, "critics; the least of them bootstraps (2 for td3, sac, crossq, else 1)", at_least=1
-    )
-    pessimism: float = option(
-        1.0,
-        "of several critics, what bootstraps: 0 for their mean, 1 for their least",
-        at_least=0,
-    )
-    measured_pessimism: bool | None = option(
-        None,
-        "measure the pessimism in each minibatch, as how far the policy exploits the critic that "
-        "it climbs (on for preqn_measured)",
-    )
-    momentum: float | None = option(
-        None,
-        "share of the last preconditioned move that the next one begins with (0.9 for "
-        "preqn_momentum, else 0)",
-        at_least=0,
-        below=1,
-    )
-    adaptive_damping: bool | None = option(
-        None,
-        "let the damping, from there, follow how well the linearization foretells each step (on "
-        "for preqn_adaptive)",
-    )
-    relative_eta: bool | None = option(
-        None,
-        "hold a step's alignment against eta times that of its solve, in place of eta (on for "
-        "preqn_relative)",
-    )
-    target_networks: bool | None = option(
-        None, "bootstrap from slowly moving copies (on for ddpg, td3, sac and dqn)"
-    )
-    polyak: float = option(
-        0.995, "share of a target network that an update keeps", at_least=0, below=1
-    )
-    exploration_noise: float = option(
-        0.1,
-        "standard deviation of the action noise, actions in [-1, 1] (sac and crossq sample "
-        "instead)",
-        at_least=0,
-    )
-    target_noise: float | None = option(
-        None, "standard deviation of target policy smoothing (0.2 for td3, else 0)", at_least=0
-    )
-    target_noise_clip: float = option(0.5, "bound on the target policy smoothing noise", at_least=0)
-    policy_delay: int | None = option(
-        None,
-        "critic updates for one update of policy and targets (2 for td3, 3 for crossq, else 1)",
-        at_least=1,
-    )
-    huber: float | None = option(
-        None,
-        "TD errors count up to this in a gradient step, 0 for no bound (1 for dqn, else 0)",
-        at_least=0,
-    )
-    epsilon_start: float | None = option(
-        None,
-        "share of random actions in data collection at the first update (1 for preqn_discrete and "
-        "dqn; the others have none)",
-        at_least=0,
-    )
-    epsilon_end: float | None = option(
-        None, "and at the end (0.05 for preqn_discrete and dqn)", at_least=0
-    )
-    epsilon_decay: int | None = option(
-        None, "updates from the first to the second (10000 for preqn_discrete and dqn)", at_least=1
-    )
-    double_q: bool | None = option(
-        None,
-        "of finitely many actions the critic chooses and its slow copy says what that is worth "
-        "(off for preqn_discrete and dqn)",
-    )
-    temperature: float | None = option(
-        None,
-        "alpha, the weight of the policy's entropy (0.1 for sac, 1 for crossq; the other policies "
-        "have none)",
-        above=0,
-    )
-    automatic_temperature: bool | None = option(
-        None, "tune alpha, from there, towards the target entropy (on for crossq)"
-    )
-    target_entropy: float | None = option(
-        None, "entropy that tuning alpha should reach (minus the number of actions, -|A|)"
-    )
-    temperature_learning_rate: float | None = option(
-        None,
-        "Adam's step size for log alpha, where it is tuned (0.001 for crossq, else 0.0003)",
-        above=0,
-    )
-
-
 _PREQN = {"activation": "sin", "critic_step": "preconditioned"}
+_TWIN = {**_PREQN, "num_critics": 2, "target_noise": 0.2}
 _EPSILON = {"epsilon_start": 1.0, "epsilon_end": 0.05, "epsilon_decay": 10_000}
 CHOICE = {**_EPSILON, "double_q": False}  # of finitely many actions, and of no others
 # What differs among the algorithms: the paper calls PreQN and TD3 "equivalent except for the
 # Q-learning component".
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "preqn": _PREQN,
-    "preqn_twin": {**_PREQN, "num_critics": 2, "target_noise": 0.2},
-    "preqn_measured": {
-        **_PREQN,
-        "num_critics": 2,
-        "target_noise": 0.2,
-        "measured_pessimism": True,
-    },
+    "preqn_twin": _TWIN,
+    "preqn_measured": {**_TWIN, "measured_pessimism": True},
     "preqn_delayed": {**_PREQN, "policy_delay": 2},
     "preqn_momentum": {**_PREQN, "momentum": 0.9},
     "preqn_adaptive": {**_PREQN, "adaptive_damping": True},
@@ -253,7 +63,6 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     },
 }
 DISCRETE = tuple(name for name, row in ALGORITHMS.items() if "epsilon_end" in row)
-CONTINUOUS = tuple(name for name in ALGORITHMS if name not in DISCRETE)
 PLAIN = {
     "num_critics": 1,
     "target_networks": False,
@@ -266,6 +75,217 @@ PLAIN = {
     "critic_norm": "none",
     "adam_b1": 0.9,
 }
+
+
+def _own(name: str, otherwise: str = "") -> str:
+    """What `name` is where a person says nothing, as in "2 for td3 and sac, else 1"."""
+    by_value: dict[str, list[str]] = {}
+    for algorithm, row in ALGORITHMS.items():
+        if name in row:
+            by_value.setdefault(_word(row[name]), []).append(algorithm)
+    if name in PLAIN:
+        otherwise = _word(PLAIN[name])
+    said = [f"{value} for {_listed(names)}" for value, names in by_value.items()]
+    return "; ".join(said) + (f"; else {otherwise}" if otherwise else "")
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _listed(names: list[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+@dataclasses.dataclass(frozen=True)
+class AgentConfig:
+    """What a person says of an algorithm; None stands for the algorithm's own value.
+
+    Numbers may be traced: `jax.vmap` over them is a sweep. The others are checked by `resolve`.
+    """
+
+    algorithm: str = option(
+        "preqn",
+        "the algorithm: preqn, one of its variants (preqn_twin, preqn_measured, preqn_delayed, "
+        "preqn_momentum, preqn_adaptive, preqn_relative, preqn_soft), ngql, ddpg, td3, sac or "
+        "crossq; of finitely many actions preqn_discrete or dqn",
+    )
+    activation: str | None = option(
+        None,
+        f"hidden layers of actor and critic: sin, relu or tanh ({_own('activation')})",
+    )
+    hidden_sizes: tuple[int, ...] = option(
+        (256, 256), "widths of the hidden layers of actor and critic", at_least=1
+    )
+    critic_hidden_sizes: tuple[int, ...] | None = option(
+        None,
+        f"widths of the critic's alone ({_own('critic_hidden_sizes', 'hidden_sizes')})",
+        at_least=1,
+    )
+    critic_norm: str | None = option(
+        None,
+        "of the critic's hidden layers: none, layer (LayerNorm before each activation), or batch "
+        "(batch renormalization: crossq, and only there)",
+    )
+    critic_features: str = option(
+        "none", "the critic's first layer: none of its own, or fourier (learned Fourier features)"
+    )
+    fourier_bandwidth: float = option(
+        1e-3, "scale of the initial frequencies of critic_features=fourier", above=0
+    )
+    fourier_ratio: int = option(
+        40, "features for each number in (s, a), of critic_features=fourier", at_least=1
+    )
+    initializer: str = option(
+        "glorot", "initial weights: glorot (zero biases), lecun, pytorch or siren"
+    )
+    network_dtype: str = option(
+        "float32",
+        "what hidden layers compute in: float32, or bfloat16 (parameters, K and its solve stay in "
+        "float32)",
+    )
+    normalize_observations: bool = option(
+        False, "subtract the running mean of all observations collected, and divide by their spread"
+    )
+    discount: float = option(0.99, "gamma, the discount factor", at_least=0, below=1)
+    actor_learning_rate: float = option(1e-3, "alpha_mu, Adam's step size for the policy", above=0)
+    adam_b1: float | None = option(
+        None,
+        f"decay of Adam's mean of gradients, of policy and critic ({_own('adam_b1')})",
+        at_least=0,
+        below=1,
+    )
+    critic_learning_rate: float | None = option(
+        None,
+        "alpha_q: of Eq. 23 for preconditioned and natural steps (0.1), Adam's for gradient steps "
+        "(0.001)",
+        above=0,
+    )
+    critic_step: str | None = option(
+        None,
+        f"how Q moves: preconditioned, natural_gradient or gradient ({_own('critic_step')})",
+    )
+    kernel: str = option(
+        "structured", "how K (Eq. 9) is computed: structured, or jacobian (the reference, slow)"
+    )
+    solver: str = option(
+        "cholesky", "how K Z = Delta (Eq. 22) is solved: cholesky, eigh, lstsq or cg"
+    )
+    damping: float = option(
+        1e-3,
+        "added to K's diagonal, relative to its mean (cholesky, cg, natural_gradient)",
+        at_least=0,
+    )
+    rcond: float | None = option(
+        None,
+        "eigenvalues of K up to this share of the largest count as zero (eigh, lstsq)",
+        at_least=0,
+    )
+    eta: float = option(
+        0.97, "eta, the alignment a preconditioned step must reach (Eq. 24)", above=-1, below=1
+    )
+    linesearch_decay: float = option(
+        0.5, "factor between candidates of the linesearch", above=0, below=1
+    )
+    linesearch_max_steps: int = option(
+        12, "candidates of the linesearch at most; if none passes, theta stays", at_least=1
+    )
+    num_critics: int | None = option(
+        None, f"critics; the least of them bootstraps ({_own('num_critics')})", at_least=1
+    )
+    pessimism: float = option(
+        1.0,
+        "of several critics, what bootstraps: 0 for their mean, 1 for their least",
+        at_least=0,
+    )
+    measured_pessimism: bool | None = option(
+        None,
+        "measure the pessimism in each minibatch, as how far the policy exploits the critic that "
+        f"it climbs ({_own('measured_pessimism')})",
+    )
+    momentum: float | None = option(
+        None,
+        f"share of the last preconditioned move that the next one begins with ({_own('momentum')})",
+        at_least=0,
+        below=1,
+    )
+    adaptive_damping: bool | None = option(
+        None,
+        "let the damping, from there, follow how well the linearization foretells each step "
+        f"({_own('adaptive_damping')})",
+    )
+    relative_eta: bool | None = option(
+        None,
+        "hold a step's alignment against eta times that of its solve, in place of eta "
+        f"({_own('relative_eta')})",
+    )
+    target_networks: bool | None = option(
+        None, f"bootstrap from slowly moving copies ({_own('target_networks')})"
+    )
+    polyak: float = option(
+        0.995, "share of a target network that an update keeps", at_least=0, below=1
+    )
+    exploration_noise: float = option(
+        0.1,
+        "standard deviation of the action noise, actions in [-1, 1]; policies with a temperature "
+        "sample instead",
+        at_least=0,
+    )
+    target_noise: float | None = option(
+        None,
+        f"standard deviation of target policy smoothing ({_own('target_noise')})",
+        at_least=0,
+    )
+    target_noise_clip: float = option(0.5, "bound on the target policy smoothing noise", at_least=0)
+    policy_delay: int | None = option(
+        None,
+        f"critic updates for one update of policy and targets ({_own('policy_delay')})",
+        at_least=1,
+    )
+    huber: float | None = option(
+        None,
+        f"TD errors count up to this in a gradient step, 0 for no bound ({_own('huber', '0')})",
+        at_least=0,
+    )
+    epsilon_start: float | None = option(
+        None,
+        "share of random actions in data collection at the first update "
+        f"({_own('epsilon_start', 'none')})",
+        at_least=0,
+    )
+    epsilon_end: float | None = option(
+        None, f"and at the end ({_own('epsilon_end', 'none')})", at_least=0
+    )
+    epsilon_decay: int | None = option(
+        None, f"updates from the first to the second ({_own('epsilon_decay', 'none')})", at_least=1
+    )
+    double_q: bool | None = option(
+        None,
+        "of finitely many actions the critic chooses and its slow copy says what that is worth "
+        f"({_own('double_q')})",
+    )
+    temperature: float | None = option(
+        None,
+        f"alpha, the weight of the policy's entropy ({_own('temperature', 'none')})",
+        above=0,
+    )
+    automatic_temperature: bool | None = option(
+        None,
+        f"tune alpha, from there, towards the target entropy ({_own('automatic_temperature')})",
+    )
+    target_entropy: float | None = option(
+        None, "entropy that tuning alpha should reach (minus the number of actions, -|A|)"
+    )
+    temperature_learning_rate: float | None = option(
+        None,
+        "Adam's step size for log alpha, where it is tuned (0.001 for crossq, else 0.0003)",
+        above=0,
+    )
+
+
 SOLVERS = {
     "cholesky": lambda config: solve.cholesky(config.damping),
     "eigh": lambda config: solve.eigh(config.rcond),
@@ -274,5 +294,5 @@ SOLVERS = {
 }
 STEP_LEARNING_RATES = {"preconditioned": 0.1, "natural_gradient": 0.1, "gradient": 1e-3}
 # Haarnoja et al. 2018b, Appendix D; the paper's SAC does not tune. CrossQ has one rate for all.
-TEMPERATURE_LEARNING_RATES = {"sac": 3e-4, "crossq": 1e-3}
+TEMPERATURE_LEARNING_RATE, TEMPERATURE_LEARNING_RATES = 3e-4, {"crossq": 1e-3}
 FEATURES = ("none", "fourier")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from preqn_jax import steps
 from preqn_jax.agents import target as targets
 from preqn_jax.batching import batched
+from preqn_jax.options import require
 from preqn_jax.types import Array, Key, Metrics, Network, Number, Params, QFunction, Transition
 
 
@@ -93,13 +94,14 @@ def critic(
         reports; that is for policies that climb the first critic, and for two members or more.
 
     Raises:
-      ValueError: a measured pessimism with one member.
+      ValueError: no member, or a measured pessimism with one.
 
     Example:
       >>> from preqn_jax import agents, networks, steps
       >>> net = networks.Critic(hidden_sizes=(64, 64))
       >>> critic = agents.critic(net, steps.preconditioned(net.apply, 0.1))
     """
+    require(members, lambda m: m >= 1, "members must be at least 1")
     if pessimism is None and members < 2:
         raise ValueError("pessimism is measured between critics, expected members of at least 2")
     q: QFunction = network.apply
@@ -180,11 +182,7 @@ def exploitation(ahead: Array, here: Array) -> Array:
 
 def _between(values: Array, beta: Number) -> Array:
     """`[M, B] -> [B]`: the least of the members where beta is 1, their mean where it is 0."""
-    least = jnp.min(values, axis=0)
-    if isinstance(beta, int | float) and beta == 1:
-        return least
-    mean = jnp.mean(values, axis=0)
-    return mean + beta * (least - mean)
+    return beta * jnp.min(values, axis=0) + (1 - beta) * jnp.mean(values, axis=0)
 
 
 def _first(state: CriticState) -> Params:

@@ -38,11 +38,16 @@ def crossq(
       optimizer: of theta.
       members: M.
 
+    Raises:
+      ValueError: a network of another norm.
+
     Example:
       >>> from preqn_jax import agents, networks
       >>> net = networks.Critic((64, 64), "relu", norm="batch")
       >>> critic = agents.crossq_critic(net, optax.adam(1e-3, b1=0.5))
     """
+    if getattr(network, "norm", "batch") != "batch":
+        raise ValueError(f"network has the norm {network.norm!r}, expected 'batch'")  # pyright: ignore
     together = jax.vmap(networks.training(network), in_axes=(0, None, None))
     descend = jax.vmap(optimizer.update)
 

@@ -69,7 +69,8 @@ def discrete(
     slow copy, PreQN with a preconditioned one and none.
 
     Targets are y = r + gamma d max_a Q(s', a) over the slow copy, or over the critic itself where
-    there is none; of several critics the least counts.
+    there is none. Of several critics the greedy action is that of their least, and `critic` says
+    what bootstraps.
 
     Args:
       spec: of an environment with `num_actions`.

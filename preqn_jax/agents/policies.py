@@ -175,7 +175,7 @@ def gaussian(
         params = network.init(key, obs)
         if tuning is None:
             return GaussianState(params, optimizer.init(params), None, None)
-        log = jnp.asarray(_log(temperature), dtype=float)
+        log = jnp.log(jnp.asarray(temperature, dtype=float))
         return GaussianState(params, optimizer.init(params), log, tuning.optimizer.init(log))
 
     def act(params: Params, obs: Array) -> Array:
@@ -237,7 +237,3 @@ def _descend(
 ) -> tuple[Params, Any]:
     updates, moments = optimizer.update(grads, moments, params)
     return optax.apply_updates(params, updates), moments
-
-
-def _log(value: float | Array) -> float | Array:
-    return math.log(value) if isinstance(value, int | float) else jnp.log(value)

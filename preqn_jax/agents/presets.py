@@ -19,7 +19,7 @@ from preqn_jax.agents.crossq import crossq as crossq_critic
 from preqn_jax.agents.discrete import discrete
 from preqn_jax.agents.normalized import normalized
 from preqn_jax.agents.policies import Policy, Tuning, deterministic, gaussian
-from preqn_jax.agents.resolved import Choice, Deterministic, Resolved, is_zero, resolve
+from preqn_jax.agents.resolved import Choice, Deterministic, Resolved, is_off, resolve
 from preqn_jax.options import UserError
 from preqn_jax.types import QFunction, Spec
 
@@ -119,7 +119,7 @@ def critic_step(made: Resolved, q: QFunction) -> steps.ValueStep:
         method=cast(ntk.Method, config.kernel),
         decay=config.linesearch_decay,
         max_steps=config.linesearch_max_steps,
-        momentum=None if is_zero(config.momentum) else config.momentum,
+        momentum=None if is_off(config.momentum) else config.momentum,
         relative=bool(config.relative_eta),
     )
 

@@ -1,6 +1,7 @@
 """A config with every choice made, and what does not go together refused."""
 
 import dataclasses
+import numbers
 from typing import Any, NamedTuple, cast
 
 from preqn_jax import networks, ntk
@@ -12,6 +13,7 @@ from preqn_jax.agents.config import (
     PLAIN,
     SOLVERS,
     STEP_LEARNING_RATES,
+    TEMPERATURE_LEARNING_RATE,
     TEMPERATURE_LEARNING_RATES,
     AgentConfig,
 )
@@ -63,6 +65,7 @@ class Resolved:
 
 def resolve(config: AgentConfig) -> Resolved:
     """Every choice that a config leaves open, made. Raises UserError if it makes no sense."""
+    check(config)
     choose("algorithm", config.algorithm, ALGORITHMS)
     values = {**PLAIN, **ALGORITHMS[config.algorithm]}
     config = _fill(config, values)
@@ -72,7 +75,6 @@ def resolve(config: AgentConfig) -> Resolved:
     initializer = choose("initializer", config.initializer, networks.INITIALIZERS)
     choose("kernel", config.kernel, ntk.METHODS)
     choose("solver", config.solver, SOLVERS)
-    check(config)
     for name in ("hidden_sizes", "critic_hidden_sizes"):
         if getattr(config, name) == ():
             raise UserError(
@@ -80,7 +82,7 @@ def resolve(config: AgentConfig) -> Resolved:
                 f"as in `{name}=(256, 256)`"
             )
     if config.automatic_temperature and config.temperature is not None:
-        rate = TEMPERATURE_LEARNING_RATES.get(config.algorithm)
+        rate = TEMPERATURE_LEARNING_RATES.get(config.algorithm, TEMPERATURE_LEARNING_RATE)
         config = _fill(config, {"temperature_learning_rate": rate})
     _check_variants(config, step)
     given = cast(Any, config)  # what was None is filled by now
@@ -111,13 +113,8 @@ def _fill(config: AgentConfig, values: dict[str, Any]) -> AgentConfig:
 
 def _check_variants(config: AgentConfig, step: str) -> None:
     """Raises UserError where what PreQN's variants add has nothing to work on."""
-    carries = not is_zero(config.momentum)
-    for name, on in (
-        ("momentum", carries),
-        ("adaptive_damping", config.adaptive_damping),
-        ("relative_eta", config.relative_eta),
-    ):
-        if on and step != "preconditioned":
+    for name in ("momentum", "adaptive_damping", "relative_eta"):
+        if not is_off(getattr(config, name)) and step != "preconditioned":
             raise UserError(
                 f"{name} is {getattr(config, name)}, but it is for preconditioned steps, and "
                 f"critic_step is {step}: leave it out, or use `critic_step=preconditioned`"
@@ -134,7 +131,7 @@ def _check_variants(config: AgentConfig, step: str) -> None:
             f"measured_pessimism is on, but num_critics is {config.num_critics}, and it is "
             "measured between critics: use `num_critics=2`"
         )
-    if config.temperature is not None:
+    if config.temperature is not None or config.algorithm in DISCRETE:
         raise UserError(
             f"measured_pessimism is on, but the policy of {config.algorithm} climbs the least of "
             "the critics, not the first: use `pessimism=0.5` or the like"
@@ -142,7 +139,7 @@ def _check_variants(config: AgentConfig, step: str) -> None:
 
 
 def _huber(config: AgentConfig, step: str) -> float | Array | None:
-    if config.huber is None or is_zero(config.huber):
+    if is_off(config.huber):
         return None
     if step != "gradient":
         if ALGORITHMS[config.algorithm].get("huber") == config.huber:
@@ -189,17 +186,19 @@ def _check_crossq(config: AgentConfig) -> None:
                 f"{name} is {given}, but crossq's is {value}: leave it out, or use "
                 "`algorithm=sac` without `target_networks`"
             )
-    if config.target_networks:
-        raise UserError(
-            "target_networks is on, but crossq has none: leave it out, or use `algorithm=sac`"
-        )
+    for name in ("target_networks", "huber"):
+        if not is_off(getattr(config, name)):
+            raise UserError(
+                f"{name} is {getattr(config, name)}, but crossq has none: leave it out, or use "
+                "`algorithm=sac`"
+            )
 
 
 def _policy(config: AgentConfig) -> Deterministic | Gaussian | Choice:
     """A temperature makes a policy Gaussian, an epsilon greedy; what does not fit the kind is
     refused.
     """
-    smooth = config.target_noise is not None and not is_zero(config.target_noise)
+    smooth = not is_off(config.target_noise)
     for name in ("target_entropy", "temperature_learning_rate"):
         if getattr(config, name) is not None and not config.automatic_temperature:
             raise UserError(
@@ -209,14 +208,14 @@ def _policy(config: AgentConfig) -> Deterministic | Gaussian | Choice:
     if config.algorithm in DISCRETE:
         return _choice(config)
     for name in CHOICE:
-        if getattr(config, name) is not None and getattr(config, name) is not False:
+        if not is_off(getattr(config, name)):
             raise UserError(
                 f"{name} is {getattr(config, name)}, but it is for finitely many actions "
                 f"({', '.join(DISCRETE)}): leave it out"
             )
     if "temperature" not in ALGORITHMS[config.algorithm]:
         for name in ("temperature", "automatic_temperature"):
-            if getattr(config, name) is not None and getattr(config, name) is not False:
+            if not is_off(getattr(config, name)):
                 raise UserError(
                     f"{name} is {getattr(config, name)}, but the policy of {config.algorithm} is "
                     "deterministic: use `algorithm=sac`, whose critics may take other steps, as in "
@@ -236,7 +235,7 @@ def _policy(config: AgentConfig) -> Deterministic | Gaussian | Choice:
 def _choice(config: AgentConfig) -> Choice:
     for name in ("temperature", "automatic_temperature", "target_noise"):
         value = getattr(config, name)
-        if value is not None and value is not False and not is_zero(value):
+        if not is_off(value):
             raise UserError(
                 f"{name} is {value}, but {config.algorithm} acts greedily in Q: leave it out"
             )
@@ -254,6 +253,6 @@ def _choice(config: AgentConfig) -> Choice:
     return Choice(epsilon, bool(config.double_q))
 
 
-def is_zero(value: Any) -> bool:
-    """Of a number that is known; a traced one stands for any."""
-    return isinstance(value, int | float) and value == 0
+def is_off(value: Any) -> bool:
+    """None, or a known number or truth that is 0; a traced one stands for any."""
+    return value is None or (isinstance(value, numbers.Number) and not value)

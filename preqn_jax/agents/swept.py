@@ -59,7 +59,7 @@ def swept(make: Callable[[Settings], Agent], example: Settings) -> Agent:
         return SweptState(state.settings, inner), metrics
 
     def summary(state: SweptState) -> Metrics:
-        return template.summary(state.inner)
+        return make(state.settings).summary(state.inner)
 
     def critic(state: SweptState) -> Params:
         return template.critic(state.inner)

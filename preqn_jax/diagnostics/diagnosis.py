@@ -49,7 +49,7 @@ class Case(NamedTuple):
     """
 
 
-def diagnose(q: QFunction, case: Case, *, spectrum_rows: int | None = 64) -> dict[str, float]:
+def diagnose(q: QFunction, case: Case) -> dict[str, float]:
     """All of `GLOSSARY` for one critic and one minibatch.
 
     >>> from preqn_jax import diagnostics
@@ -66,8 +66,6 @@ def diagnose(q: QFunction, case: Case, *, spectrum_rows: int | None = 64) -> dic
       q: `q(params, obs, action) -> scalar`, for one example. Compiled once for each q: pass the
         same function again.
       case: what to look at.
-      spectrum_rows: rows of the batch whose eigenvalues are taken ("condition", "feature_rank"),
-        all if None: an eigendecomposition of all 256 costs more than everything else.
 
     Returns:
       Numbers by name. "feature_rank", "dormant_share", "coadaptation" are left out where the
@@ -87,14 +85,7 @@ def diagnose(q: QFunction, case: Case, *, spectrum_rows: int | None = 64) -> dic
         moved=None if case.moved is None else parameters(case.moved),
     )
     _check(case)
-    size = case.batch.reward.shape[0]
-    if spectrum_rows is not None and spectrum_rows < 1:
-        raise ValueError(
-            f"spectrum_rows is {spectrum_rows}, expected at least 1, or None for all rows"
-        )
-    measured, excitation, finite = jax.device_get(
-        _measure(q, min(spectrum_rows or size, size), case._replace(returns=None))
-    )
+    measured, excitation, finite = jax.device_get(_measure(q, case._replace(returns=None)))
     for name in _PARTS:
         if not finite[name]:
             raise ValueError(
@@ -166,10 +157,8 @@ def rightmost(matrix: np.ndarray) -> float:
 # --- the numbers, compiled ------------------------------------------------------------------------
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _measure(
-    q: QFunction, rows: int, case: Case
-) -> tuple[dict[str, Array], Array, dict[str, Array]]:
+@partial(jax.jit, static_argnums=0)
+def _measure(q: QFunction, case: Case) -> tuple[dict[str, Array], Array, dict[str, Array]]:
     """Everything but the last eigenvalue problem, which is not symmetric, and so for the host.
 
     Returns the numbers, that problem's matrix, and of each part of the case whether it is finite.
@@ -203,8 +192,8 @@ def _measure(
         "interference": measures.interference(lin.gram, delta),
         "extrapolation": _ratio(jnp.mean(there.values) - jnp.mean(lin.values), jnp.std(lin.values)),
         "scale": jnp.where(diagonal > 0, diagonal, 1),
-        **_of_kernel(lin.gram, alpha, gamma, rows),
-        **_of_hidden_layers(lin.layers[1:], there.layers[1:], rows),
+        **_of_kernel(lin.gram, alpha, gamma),
+        **_of_hidden_layers(lin.layers[1:], there.layers[1:]),
     }
     parts = {name: jax.tree.leaves(getattr(case, name)) for name in _PARTS}
     finite = {
@@ -226,14 +215,11 @@ def _update(
         return jax.tree.map(jnp.add, case.params, step), alpha, alpha * plain
     difference = lambda new, old: wide(new) - wide(old)  # noqa: E731
     linear = lin.pushforward(jax.tree.map(difference, case.moved, case.params))
-    squares = jnp.maximum(jnp.vdot(plain, plain), jnp.finfo(plain.dtype).tiny)
-    alpha = jnp.vdot(linear, plain) / squares if case.alpha is None else case.alpha
+    alpha = measures.gain(linear, plain) if case.alpha is None else case.alpha
     return case.moved, alpha, linear
 
 
-def _of_kernel(
-    gram: Array, alpha: Array | float, gamma: Array | float, rows: int
-) -> dict[str, Array]:
+def _of_kernel(gram: Array, alpha: Array | float, gamma: Array | float) -> dict[str, Array]:
     share = 1 / gram.shape[0]
     return {
         "row_ratio": jnp.mean(measures.row_ratio(gram)),
@@ -241,17 +227,17 @@ def _of_kernel(
         "overshoot_slack": jnp.min(measures.overshoot_slack(gram, share, alpha)),
         "generalization_slack": jnp.min(measures.generalization_slack(gram, share, gamma)),
         "effective_rank": _ratio(jnp.trace(gram) ** 2, jnp.sum(gram**2)),
-        "condition": _condition(gram[:rows, :rows]),
+        "condition": _condition(gram),
     }
 
 
-def _of_hidden_layers(hidden: list[Array], ahead: list[Array], rows: int) -> dict[str, Array]:
+def _of_hidden_layers(hidden: list[Array], ahead: list[Array]) -> dict[str, Array]:
     """Of the hidden layers at X and at X*, `[B, width]` each."""
     if not hidden:
         return {}
     last, after = hidden[-1], ahead[-1]
     # Of the layer itself: the squares of a product would lose half of the digits, and the rank.
-    sigma = jnp.linalg.svd(last[:rows], compute_uv=False)
+    sigma = jnp.linalg.svd(last, compute_uv=False)
     total = jnp.sum(sigma)
     rank = 1 + jnp.sum(jnp.cumsum(sigma) < (1 - _SRANK) * total)
     activity = [jnp.mean(jnp.abs(layer), axis=0) for layer in hidden]

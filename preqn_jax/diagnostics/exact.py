@@ -7,6 +7,7 @@ import numpy as np
 
 from preqn_jax import actions, ntk, tabular
 from preqn_jax.batching import batched
+from preqn_jax.options import require
 from preqn_jax.problems import Problem
 from preqn_jax.types import Array, Params, QFunction
 
@@ -43,6 +44,10 @@ def exact(
       "radius": spectral radius of U's derivative at this Q, whose greedy policy it holds fixed;
         above 1 errors there grow.
 
+    Raises:
+      ValueError: a rho that is no distribution on the pairs, a gamma outside of [0, 1), a negative
+        damping.
+
     Example:
       >>> from preqn_jax import diagnostics, networks, problems
       >>> chain, net = problems.chain(), networks.ActionValues(2, (16,))
@@ -51,6 +56,9 @@ def exact(
       >>> found["q_error"] > 1, round(found["modulus"], 2)  # 1 - alpha (1 - gamma): Lemma 1
       (True, 0.99)
     """
+    tabular.check_update(problem.mdp, 1.0, rho)
+    require(gamma, lambda x: 0 <= x < 1, "gamma must lie in [0, 1)")
+    require(damping, lambda x: x >= 0, "damping must not be negative")
     goes_on = np.asarray(~problem.terminal)
     mdp = problem.mdp if gamma is None else problem.mdp._replace(gamma=gamma)
     reward = tabular.expected_reward(mdp)[goes_on]

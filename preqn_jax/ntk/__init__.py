@@ -29,7 +29,6 @@ from preqn_jax.ntk.api import (
     Elsewhere,
     Linearization,
     Method,
-    check_method,
     kernel,
     linearize,
 )
@@ -39,7 +38,6 @@ __all__ = [
     "Elsewhere",
     "Linearization",
     "Method",
-    "check_method",
     "kernel",
     "linearize",
 ]

@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 
 from preqn_jax.batching import arrays, batch_size, one_example, parameters
 from preqn_jax.ntk import factored, usage
+from preqn_jax.options import choose
 from preqn_jax.types import Array, Inputs, Params, QFunction
 
 Method = Literal["structured", "jacobian"]
@@ -78,7 +79,7 @@ def linearize(
         axis.
     """
     params, inputs = parameters(params), arrays(inputs)
-    program = usage.read(q, params, inputs, apart=check_method(method) == "structured")
+    program = usage.read(q, params, inputs, apart=choose("method", method, METHODS) == "structured")
     here = factored.gradients(program, params, inputs)
 
     # What q computes with goes along as arguments, so that all may leave `jit` and `vmap`.
@@ -136,7 +137,7 @@ def kernel(
         raise ValueError(f"block must be at least 1, got {block}")
     params, xs = parameters(params), arrays(xs)
     ys = xs if ys is None else _like(arrays(ys), one_example(xs))
-    program = usage.read(q, params, xs, apart=check_method(method) == "structured")
+    program = usage.read(q, params, xs, apart=choose("method", method, METHODS) == "structured")
     rows, columns = _blocks(xs, block), _blocks(ys, block)
 
     def row(x: Inputs) -> Array:
@@ -150,13 +151,6 @@ def kernel(
     full = jax.lax.map(row, rows)  # `[n, block, m * block]`
     full = full.reshape(full.shape[0] * full.shape[1], full.shape[2])
     return full[: batch_size(xs), : batch_size(ys)]
-
-
-def check_method(method: str) -> str:
-    """`method`, if it is one of `METHODS`. Raises ValueError otherwise."""
-    if method not in METHODS:
-        raise ValueError(f'method must be "structured" or "jacobian", got {method!r}')
-    return method
 
 
 def _like(ys: Inputs, expected: Inputs) -> Inputs:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
-from preqn_jax.batching import one_example
+from preqn_jax.batching import check_scalar, one_example
 from preqn_jax.types import Array, Inputs, Params, QFunction
 
 _CALLS = ("jit", "pjit", "closed_call", "remat", "remat2", "checkpoint")
@@ -119,12 +119,7 @@ def read(q: QFunction, params: Params, inputs: Inputs, *, apart: bool) -> Progra
             f"q of one example depends on its batch ({error}), as a network in training mode does, "
             "and such a Q has no kernel; give the network in evaluation mode"
         ) from None
-    shapes = [out.shape for out in jaxpr.out_avals]
-    if shapes != [()]:
-        raise ValueError(
-            f"q must return one scalar for one example, got shapes {shapes}; index the last axis, "
-            f"as in out[0]"
-        )
+    check_scalar([out.shape for out in jaxpr.out_avals])
     if not _is_real(jaxpr.out_avals[0].dtype):
         raise ValueError(
             f"q returns a number of the type {jaxpr.out_avals[0].dtype}, expected a real "

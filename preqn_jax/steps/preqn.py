@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from preqn_jax import linesearch, measures, ntk
 from preqn_jax import solve as solvers
 from preqn_jax.batching import batched
-from preqn_jax.options import require
+from preqn_jax.options import choose, require
 from preqn_jax.steps.base import (
     LearningRate,
     Memory,
@@ -37,6 +37,18 @@ class Adaptive(NamedTuple):
     least: Number = 1e-4  # float32's Cholesky of a singular K ends in NaN at a hundredth of it
     most: Number = 1.0
     factor: Number = 1.5
+
+    def check(self) -> "Adaptive":
+        """Raises ValueError for numbers out of range."""
+        require(self.least, lambda x: x >= 0, "least must not be negative")
+        require(self.most, lambda x: not x < self.least, "most must not be below least")
+        require(
+            self.start,
+            lambda x: self.least <= x <= self.most,
+            f"start of an adaptive damping must lie in [{self.least}, {self.most}]",
+        )
+        require(self.factor, lambda x: x > 1, "factor must be above 1")
+        return self
 
     def after(self, damping: Array, gain: Array, accepted: Array) -> Array:
         """The next damping; `gain` is the decrease over the one foretold, and NaN is none."""
@@ -98,20 +110,20 @@ def preconditioned(
     Raises:
       ValueError: an argument out of range, or `solve` is no such function.
     """
-    _check(eta, momentum)
+    require(eta, lambda x: -1 < x < 1, "eta is a cosine and must lie in (-1, 1)")
+    require(momentum, lambda x: 0 <= x < 1, "momentum must lie in [0, 1)")
     linesearch.check(decay, max_steps)
-    ntk.check_method(method)
-    adaptive = solve if isinstance(solve, Adaptive) else None
+    choose("method", method, ntk.METHODS)
+    adaptive = solve.check() if isinstance(solve, Adaptive) else None
     keeps = momentum is not None or adaptive is not None
-    start, rate = schedule(learning_rate)
-    batch = batched(q)
+    (start, rate), batch = schedule(learning_rate), batched(q)
     fixed: Any = solvers.cholesky() if solve is None or adaptive else _checked_solve(solve)
 
     def update(
         params: Params, memory: Memory, inputs: Inputs, targets: Array
     ) -> tuple[Params, Memory, StepInfo]:
         params = checked(params, inputs, targets)
-        kept = memory if keeps else Kept(memory, (), ())
+        kept = _kept(memory) if keeps else Kept(memory, (), ())
         alpha, rate_memory = rate(kept.rate)
         lin = ntk.linearize(q, params, inputs, method=method)
         delta = delta_of(targets, lin.values)
@@ -148,10 +160,19 @@ def preconditioned(
     return ValueStep(_starting(start, momentum, adaptive) if keeps else start, update)
 
 
+def _kept(memory: Memory) -> Kept:
+    if isinstance(memory, Kept):
+        return memory
+    raise ValueError(
+        f"memory is {memory!r}, expected what step.init(params) returns: it holds the last move "
+        "and the damping"
+    )
+
+
 def _along(params: Params, move: Params, alpha: Number, scale: Array) -> Params:
     """theta + alpha * scale * move, in the types of theta."""
     return jax.tree.map(
-        lambda p, m: (p + alpha * scale.astype(p.dtype) * m).astype(p.dtype), params, move
+        lambda p, m: (p + alpha * scale.astype(m.dtype) * m).astype(p.dtype), params, move
     )
 
 
@@ -199,13 +220,6 @@ def _gain(delta: Array, change: Array, linear: Array) -> Array:
     decrease = lambda c: jnp.vdot(c, 2 * delta - c, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
     real, foretold = decrease(change), decrease(linear)
     return jnp.where(foretold == 0, jnp.where(real == 0, 1, jnp.nan), real / foretold)
-
-
-def _check(eta: Number, momentum: Number | None) -> None:
-    """Raises ValueError for a number out of range."""
-    require(eta, lambda x: -1 < x < 1, "eta is a cosine and must lie in (-1, 1)")
-    if momentum is not None:
-        require(momentum, lambda x: 0 <= x < 1, "momentum must lie in [0, 1)")
 
 
 def _checked_solve(solve: Any) -> Any:

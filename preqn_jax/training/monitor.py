@@ -104,7 +104,7 @@ def measure(agent: Agent, look: Look, discount: float) -> dict[str, float]:
         reward_bound=look.reward_bound or None,
         bonus=step.bonus,
     )
-    return diagnostics.diagnose(agent.q, case, spectrum_rows=None)
+    return diagnostics.diagnose(agent.q, case)
 
 
 Exactly = Callable[[Learner, int, float], dict[str, float]]

@@ -5,6 +5,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -189,6 +190,18 @@ def test_a_setting_reaches_the_agent(fields):
         ({"discount": 1.0}, "discount is 1.0"),
         ({"hidden_sizes": (256, 0)}, "hidden_sizes is 0"),
         ({"hidden_sizes": ()}, "hidden_sizes is empty"),
+        (
+            {"hidden_sizes": [64, 64]},
+            r"hidden_sizes is \[64, 64\], but it must be a tuple of whole",
+        ),
+        ({"hidden_sizes": 64}, "hidden_sizes is 64, but it must be a tuple"),
+        ({"eta": "0.9"}, "eta is '0.9', but it must be a number"),
+        ({"num_critics": 2.0}, "num_critics is 2.0, but it must be a whole number"),
+        ({"policy_delay": True}, "policy_delay is True, but it must be a whole number"),
+        ({"target_networks": 1}, "target_networks is 1, but it must be True or False"),
+        ({"solver": 3}, "solver is 3, but it must be a word, in quotes"),
+        ({"discount": np.float32(1.5)}, "discount is 1.5"),
+        ({"num_critics": np.int64(0)}, "num_critics is 0, but it must be at least 1"),
         ({"damping": float("nan")}, "damping is nan"),
         ({"temperature": 0.0, "algorithm": "sac"}, "temperature is 0.0, but it must be above 0"),
         ({"algorithm": "sac", "target_noise": 0.2}, "target_noise is 0.2.*deterministic"),

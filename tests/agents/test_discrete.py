@@ -201,6 +201,13 @@ def test_what_does_not_fit_is_one_sentence(fields, words):
     assert "\n" not in str(caught.value)
 
 
+def test_a_swept_member_reports_its_own_epsilon():
+    one = {"epsilon_start": 0.3}
+    agent = agents.swept(lambda s: agents.dqn(SPEC, hidden_sizes=(8,), **s), {"epsilon_start": 1.0})
+    state = agent.init(jax.random.key(0), one)
+    assert agent.summary(state)["actor/epsilon"] == 0.3
+
+
 @pytest.mark.parametrize(
     ("algorithm", "spec", "words"),
     [

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from agent_cases import SPEC, compiled, learn
+from agent_cases import SPEC, compiled, learn, make
+from preqn_jax import agents
 
 TUNED = {"algorithm": "sac", "automatic_temperature": True}
 
@@ -30,3 +31,16 @@ def test_the_learning_rate_is_3e_4():
     """Adam's first step is as long as its learning rate, whatever the gradient."""
     before, after = log_temperatures(1)
     np.testing.assert_allclose(abs(after - before), 3e-4, rtol=2e-3)
+
+
+def test_the_temperature_of_preqn_soft_is_tuned_at_that_rate_too():
+    config = agents.AgentConfig("preqn_soft", automatic_temperature=True)
+    assert agents.resolve(config).policy[1] == 3e-4
+
+
+def test_a_traced_temperature_starts_where_a_number_does():
+    def start(temperature):
+        agent = make({**TUNED, "temperature": temperature})
+        return agent.init(jax.random.key(0)).policy.log_temperature
+
+    assert jax.jit(start)(0.7) == start(0.7)

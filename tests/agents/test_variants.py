@@ -70,6 +70,21 @@ def test_targets_lie_between_the_mean_and_the_least(pessimism):
         np.testing.assert_allclose(measured, beta, atol=1e-5)
 
 
+def test_a_traced_pessimism_of_one_is_the_least_to_the_bit():
+    net, batch = networks.Critic((8,)), transitions(n=256)
+    upcoming = agents.Upcoming(batch.action, None, {})
+
+    def targets(pessimism):
+        critic = agents.critic(net, recording([]), members=3, pessimism=pessimism)
+        state = critic.init(jax.random.key(0), batch.obs[0], batch.action[0])
+        ahead = critic.values(state).least(batch.next_obs, batch.action)
+        zero = batch._replace(reward=jnp.zeros(256), discount=jnp.ones(256))
+        return critic.update(state, zero, upcoming, 1.0)[1].targets, ahead
+
+    for found, least in (jax.jit(targets)(1.0), jax.jit(lambda: targets(1.0))()):
+        assert np.array_equal(found, least)
+
+
 def test_a_measured_pessimism_needs_two_critics():
     net = networks.Critic((8,))
     with pytest.raises(ValueError, match="expected members of at least 2"):
@@ -119,6 +134,10 @@ def test_a_setting_reaches_the_step(case):
         ({"adaptive_damping": True, "solver": "eigh"}, "the solver eigh has no damping"),
         ({"measured_pessimism": True}, "num_critics is 1"),
         ({"algorithm": "sac", "measured_pessimism": True}, "policy of sac climbs the least"),
+        (
+            {"algorithm": "dqn", "num_critics": 2, "measured_pessimism": True},
+            "policy of dqn climbs the least",
+        ),
         ({"algorithm": "crossq", "pessimism": 0.5}, "pessimism is 0.5, but crossq's is 1"),
         ({"momentum": 1.0}, "momentum is 1.0"),
         ({"pessimism": -0.5}, "pessimism is -0.5"),

@@ -119,16 +119,13 @@ def _own_step():
         "targets": targets,
         "reward_bound": 2.5,
         "returns": some_returns(2),
-        "spectrum_rows": 7,
     }
     return with_idle_units(draw_case(MAKES["tanh"], 2, gamma=0.97, **options))
 
 
 def _moved_and_alpha():
     """Half of its targets lie behind terminals, and all of Q is below zero."""
-    case = draw_case(
-        MAKES["relu"], 3, gamma=0.8, alpha=0.05, returns=some_returns(3), spectrum_rows=None
-    )
+    case = draw_case(MAKES["relu"], 3, gamma=0.8, alpha=0.05, returns=some_returns(3))
     case = with_idle_units(case, second=0.02)
     case.theta[-10] = -3.0  # the bias of the output
     case = case.replace(discount=np.arange(BATCH) % 2.0)
@@ -143,7 +140,7 @@ CASES = {
     "bonus": lambda: draw_case(MAKES["tanh"], 12, gamma=0.9, bonus=some_bonus(12)),
     "cost": lambda: draw_case(MAKES["relu"], 3, gamma=0.9, bonus=some_bonus(3)),
     "LayerNorm": lambda: draw_case(MAKES["LayerNorm"], 5, gamma=0.95, alpha=3.0),
-    "linear": lambda: draw_case(MAKES["linear"], 6, 8, gamma=0.9, alpha=0.1, spectrum_rows=6),
+    "linear": lambda: draw_case(MAKES["linear"], 6, 8, gamma=0.9, alpha=0.1),
 }
 
 
@@ -156,12 +153,9 @@ def look(case, dtype="float64"):
             options[name] = cast(options[name])
         if "moved" in options:
             options["moved"] = case.make.params(options["moved"], dtype)
-        rows = {name: options.pop(name) for name in ("spectrum_rows",) if name in options}
         batch, next_action = cast((case.batch, case.next_action))
         params = case.make.params(case.theta, dtype)
-        return diagnose(
-            case.make.q, diagnostics.Case(params, batch, next_action, **options), **rows
-        )
+        return diagnose(case.make.q, diagnostics.Case(params, batch, next_action, **options))
 
 
 # --- the formulas ---------------------------------------------------------------------------------
@@ -192,8 +186,7 @@ def formulas(case, alpha=None):
     fit = given if given is not None else np.linalg.lstsq(plain[:, None], linear, rcond=None)[0][0]
     alpha = fit if alpha is None else alpha
 
-    rows = slice(options.get("spectrum_rows", 64))
-    spectrum = np.linalg.eigvalsh(k[rows, rows])
+    spectrum = np.linalg.eigvalsh(k)
     excitation = gamma * batch.discount[:, None] * oracles.kernel(ahead_phi, phi) - k
     off = np.array([sum(abs(k[i, j]) for j in others[i]) for i in range(size)])
     bound = sum_of_entries(k, alpha, gamma)
@@ -227,7 +220,7 @@ def formulas(case, alpha=None):
         "extrapolation": (ahead_values.mean() - values.mean()) / values.std(),
     }
     if hidden:
-        sigma = np.linalg.svd(hidden[-1][rows], compute_uv=False)
+        sigma = np.linalg.svd(hidden[-1], compute_uv=False)
         numbers["feature_rank"] = min(
             n for n in range(1, len(sigma) + 1) if sigma[:n].sum() >= 0.99 * sigma.sum()
         )

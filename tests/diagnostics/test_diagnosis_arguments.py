@@ -119,9 +119,3 @@ def test_returns_that_are_no_numbers_are_named(which):
     (obs if which == "obs" else returns)[1] = np.nan
     with pytest.raises(ValueError, match="^returns"):
         look(case.replace(returns=((obs, action), returns)))
-
-
-@pytest.mark.parametrize("rows", [0, -5])
-def test_rows_of_a_spectrum_are_at_least_one(rows):
-    with pytest.raises(ValueError, match="^spectrum_rows is"):
-        look(CASES["linear"]().replace(spectrum_rows=rows))

@@ -87,6 +87,20 @@ def test_the_numbers_are_those_of_every_policy(damping, gamma, lacking):
         np.testing.assert_allclose(found[name], value, rtol=2e-4, err_msg=name)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"rho": np.ones((STATES, ACTIONS))}, "rho sums to 8, expected 1"),
+        ({"rho": np.ones(STATES)}, "rho has the shape"),
+        ({"gamma": 1.0}, r"gamma must lie in \[0, 1\), got 1.0"),
+        ({"damping": -1.0}, "damping must not be negative"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        diagnostics.exact(Q, THETA, GARNET, alpha=ALPHA, **wrong)
+
+
 def test_preqns_modulus_is_lemma_1s_where_k_has_full_rank():
     star = problems.baird()
     found = diagnostics.exact(linear(star), star.theta, star, alpha=0.5, damping=0.0)

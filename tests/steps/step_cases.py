@@ -26,7 +26,6 @@ STEPS = {
     "preqn_momentum": lambda q: steps.preconditioned(q, momentum=0.9),
     "preqn_adaptive": lambda q: steps.preconditioned(q, solve=steps.Adaptive()),
     "ngql": lambda q: steps.natural_gradient(q),
-    "ngql_primal": lambda q: steps.natural_gradient(q, primal=True, max_steps=12),
 }
 PREQN = ["preqn", "preqn_eigh", "preqn_jacobian", "preqn_momentum", "preqn_adaptive"]
 

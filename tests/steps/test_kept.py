@@ -80,6 +80,28 @@ def test_a_momentum_out_of_range_is_refused(mu):
         steps.preconditioned(critic(), momentum=mu)
 
 
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ({"start": -1.0}, "start of an adaptive damping must lie in"),
+        ({"start": 5.0}, r"must lie in \[0.0001, 1.0\], got 5.0"),
+        ({"factor": 0.5}, "factor must be above 1, got 0.5"),
+        ({"least": -1.0}, "least must not be negative"),
+        ({"most": 1e-5}, "most must not be below least"),
+    ],
+)
+def test_an_adaptive_damping_out_of_range_is_refused(numbers, words):
+    with pytest.raises(ValueError, match=words):
+        steps.preconditioned(critic(), solve=steps.Adaptive(**numbers))
+
+
+def test_a_memory_that_is_none_of_the_steps_is_named():
+    params, inputs, targets, _ = case(dtype="float32")
+    step = steps.preconditioned(critic(), momentum=0.9)
+    with pytest.raises(ValueError, match=r"memory is \(\), expected what step.init\(params\)"):
+        step.update(params, (), inputs, targets)
+
+
 def test_a_move_that_was_not_accepted_is_not_carried():
     params, inputs, targets, _ = case(dtype="float32")
     step = steps.preconditioned(critic(), 1.0, 0.999999, momentum=0.9, max_steps=1)

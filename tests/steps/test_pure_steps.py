@@ -45,10 +45,6 @@ SWEEPS = {  # what a step is made with, and the numbers to try
     ),
     "ngql, learning_rate": (lambda q, x: steps.natural_gradient(q, x), [0.05, 0.1, 0.5]),
     "ngql, damping": (lambda q, x: steps.natural_gradient(q, 0.1, x), [1e-4, 1e-2, 1.0]),
-    "ngql, damping of the primal": (
-        lambda q, x: steps.natural_gradient(q, 0.1, x, primal=True, max_steps=12),
-        [1e-3, 1e-2, 1.0],
-    ),
     "adam, learning_rate": (lambda q, x: steps.gradient(q, optax.adam(x)), [1e-4, 1e-2, 1.0]),
 }
 
@@ -168,7 +164,7 @@ def test_types_and_shapes_are_kept(name, dtype, request):
     assert info.values.dtype == info.delta.dtype == targets.dtype
 
 
-@pytest.mark.parametrize("name", ["preqn", "ngql_primal"])
+@pytest.mark.parametrize("name", ["preqn", "ngql"])
 def test_vmap_over_seeds_equals_a_loop(name, x64):
     step, cases = STEPS[name](critic()), [case(seed)[:3] for seed in range(3)]
     params, inputs, targets = jax.tree.map(lambda *leaves: np.stack(leaves), *cases)
