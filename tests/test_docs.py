@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import json
 import re
 import shlex
 from pathlib import Path
@@ -17,7 +18,8 @@ from commands import ROOT
 import after_cases
 import preqn_jax
 from experiments.kit import flags, launch, plan
-from preqn_jax import envs
+from preqn_jax import agents, envs
+from preqn_jax.agents import AgentConfig
 from preqn_jax.diagnostics import GLOSSARY
 from preqn_jax.training import memory
 from preqn_jax.training import run as training
@@ -47,7 +49,16 @@ def commands(text):
             yield found[1], shlex.split(found[2].strip(), comments=True)
 
 
-COMMANDS = [(name, *command) for name, text in TEXTS.items() for command in commands(text)]
+NOTES = {
+    path.name: "\n\n".join(
+        "".join(cell["source"])
+        for cell in json.loads(path.read_text())["cells"]
+        if cell["cell_type"] == "markdown"
+    )
+    for path in sorted((ROOT / "experiments" / "notebooks").glob("*.ipynb"))
+}
+SHOWN = {**TEXTS, **NOTES}
+COMMANDS = [(name, *command) for name, text in SHOWN.items() for command in commands(text)]
 
 
 def of_command(name):
@@ -83,10 +94,13 @@ def test_every_command_parses(page, module, words):
     if module in ("experiments.train", "experiments.sweep"):
         run = dataclasses.replace(made[0], track="")  # trackers are not installed everywhere
         training.plan(run, *made[1:3])  # raises for what makes no sense
+        if run.env.startswith(("probe/", "tabular/", "native/")):
+            algorithm = next(one for one in made if isinstance(one, AgentConfig)).algorithm
+            agents.check_kind(algorithm, envs.spec(run.env))
 
 
 def test_every_command_is_seen():
-    mentioned = sum(len(re.findall(r"-m\s+experiments\.\w", text)) for text in TEXTS.values())
+    mentioned = sum(len(re.findall(r"-m\s+experiments\.\w", text)) for text in SHOWN.values())
     assert len(COMMANDS) == mentioned > 60
 
 
