@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import SMALL, finished, records, start
+from fabricated import frozen
 from test_launch import children
 
 import experiments
@@ -232,6 +233,23 @@ def test_a_run_that_is_past_until_is_over_and_one_begun_for_more_is_refused():
     (run.folder / "metrics.jsonl").write_text('{"step": 60000, "seed": 1}\n')
     past, _ = settle("--until=50000")
     assert kit.state(past) == "done" and kit.state(run) == "begun"
+
+
+def test_a_run_has_diverged_where_no_seed_is_left_or_one_was_to_end_it():
+    """A kill may come before the seeds that go on have written another line."""
+    run, _ = settle("--envs=probe/delay", "--num_steps=100000", "--seeds=0,1")
+    begin(run)
+    (run.folder / "checkpoints").mkdir()
+    lines = [{"step": 5000, "seed": seed} for seed in (0, 1)]
+
+    def state(*more):
+        text = "".join(json.dumps(line) + "\n" for line in [*lines, *more])
+        (run.folder / "metrics.jsonl").write_text(text)
+        return kit.state(run)
+
+    assert state(frozen(6100, 0)) == "begun" and not kit.is_over(run)
+    assert state(frozen(6100, 0), {"step": 10_000, "seed": 1}, frozen(12_050, 1)) == "diverged"
+    assert state({"step": 6100, "seed": 0, "run/diverged": 1.0}) == "diverged"
 
 
 def test_only_names_runs_by_patterns():

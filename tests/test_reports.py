@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricated import SIX, write
+from fabricated import SIX, frozen, write
 
 from experiments import alignment, benchmark, figures
 from experiments.bench import growth
@@ -41,6 +41,17 @@ def test_gathering_picks_seeds_and_says_what_is_not_whole():
         "d/preqn-sin has no evaluation of these seeds yet",
         "e/preqn-sin is missing",
     ]
+
+
+def test_a_seed_that_is_frozen_ends_no_other_and_counts_where_it_is_asked_for():
+    write("a", "preqn-sin", end=3, extra=[frozen(16_000, 1)])
+    (run,), notes = curves.gather(Path("r"), "a", ["preqn-sin"])
+    assert run.diverged == {1: 16_000} and not run.ended and "; its others went on" in notes[0]
+    assert notes[1] == "a/preqn-sin stands at step 15,000 of 100,000"
+    (run,), notes = curves.gather(Path("r"), "a", ["preqn-sin"], seeds=[0, 2])
+    assert not run.diverged and len(notes) == 1
+    (run,), notes = curves.gather(Path("r"), "a", ["preqn-sin"], seeds=[1])
+    assert run.ended and "which ended all its seeds" in notes[0]
 
 
 def test_a_run_with_a_damaged_config_is_a_sentence():

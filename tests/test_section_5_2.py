@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricated import SIX, better, write
+from fabricated import SIX, better, frozen, write
 
 from experiments.judge import power, published, scores, section_5_2, stability, verdict
 from experiments.kit import curves
@@ -164,7 +164,7 @@ def test_a_number_that_is_not_finite_is_a_fault_of_its_seed():
 
 
 def test_a_divergence_is_a_fault_of_its_seed_alone():
-    run = one(end=12, extra=[{"step": 61_050, "seed": 2, "run/diverged": 1.0}])
+    run = one(end=12, extra=[frozen(61_050, 2)])
     assert (
         run.diverged == {2: 61_050}
         and stability.faults(run).a == [2]
