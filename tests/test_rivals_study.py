@@ -91,6 +91,13 @@ def test_improvement_is_mann_and_whitneys_u_over_the_pairs():
     assert scores.improvement([np.array([5.0])], [np.array([1.0])]).interval is None
 
 
+def test_a_seed_that_diverged_is_below_all_others():
+    lost, whole = np.array([5.0, np.nan]), np.array([1.0, 2.0])
+    assert scores.improvement([lost], [whole]).value == 0.5
+    assert scores.improvement([whole], [lost]).value == 0.5
+    assert scores.improvement([lost], [lost]).value == 0.5
+
+
 def test_the_mean_on_the_way_is_that_of_all_evaluations():
     write("Hopper-v5", "preqn")
     runs, _ = curves.gather(Path("r"), ENVS, rivals.VARIANTS)

@@ -44,7 +44,7 @@ class Row(NamedTuple):
     @property
     def stable(self) -> int:
         faults = stability.faults(self.run)
-        return len({*self.run.seeds} - {*faults.a, *faults.b})
+        return len({*self.run.seeds} - {*faults.a, *(faults.b or ())})
 
     @property
     def alignment(self) -> float:
