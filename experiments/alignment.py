@@ -95,7 +95,8 @@ def table(standing: Iterable[Curves]) -> list[dict]:
             "seeds": list(run.seeds),
             "alignments": values.tolist(),
         }
-        least = float(np.nanmin(run.metric("critic/alignment")[1]))
+        lines = run.metric("critic/alignment")[1]
+        least = float(np.fmin.reduce(lines, axis=None, initial=np.nan))  # of none it is NaN
         rows.append({**row, "mean": mean.value, "interval": mean.interval, "least": least})
     return rows
 

@@ -321,6 +321,13 @@ def test_a_seeds_alignment_is_the_mean_of_its_updates():
     assert f"{0.99 * 20 / 21:.4f}" in found.halves[0].evidence
 
 
+def test_the_line_of_the_first_updates_is_no_part_of_a_mean():
+    """It may be of 50 updates, where the others are of 5,000."""
+    first = {"step": 5000, "seed": 1, "critic/alignment": 0.0}
+    found = section_5_2.alignments(one(extra=[first], update_after=5000))
+    np.testing.assert_allclose(found, [0.99] * 3)
+
+
 def test_an_alignment_of_eta_is_enough(monkeypatch):
     for variant in ("preqn-sin", "preqn-relu"):
         write("HalfCheetah-v5", variant, align=0.5)

@@ -25,7 +25,8 @@ A seed is stable if
       over an evaluation's episodes; with {FEW} evaluations or fewer it cannot be judged);
   (c) no mean Q of a line is above the largest discounted return that any of its evaluations went
       through.
-A seed's alignment is the mean over its updates; one that the linesearch rejects counts as 0.
+A seed's alignment is the mean over the lines of its records past step update_after, each of as many
+updates; one that the linesearch rejects counts as 0.
 Clear: Welch's {scores.LEVEL:.0%} interval of the difference does not hold zero, or one of the two
 diverged; where there is no interval, as with a single seed, it cannot be judged. "Generally": clear
 on at least one environment, clearly the other way round on none, and by the mean on more than half.
@@ -99,8 +100,11 @@ def on_alignment(found: Iterable[Curves], envs: Sequence[str]) -> list[Verdict]:
 
 
 def alignments(run: Curves) -> np.ndarray:
-    """Mean cos(Q'-Q, y-Q) of each seed's updates, `[S]`."""
-    return np.nanmean(run.metric("critic/alignment")[1], axis=1)
+    """Mean cos(Q'-Q, y-Q) of each seed's updates, `[S]`; NaN before any."""
+    steps, values = run.metric("critic/alignment")
+    later = values[:, steps > run.config.get("update_after", 0)]  # the first line is of one round
+    finite = [row[np.isfinite(row)] for row in later]
+    return np.array([row.mean() if len(row) else np.nan for row in finite])
 
 
 def performances(run: Curves) -> np.ndarray:
@@ -166,6 +170,8 @@ def _aligned(runs: Runs, envs: Sequence[str], variant: str) -> Half:
     if lacking:
         return Half(said, lacking, None, refuted_by)
     least = {env: float(alignments(runs[env, variant]).min()) for env in envs}
+    if np.isnan(list(least.values())).any():
+        return Half(said, "a seed has no updates yet", None, refuted_by)
     evidence = "least: " + ", ".join(f"{env} {value:.4f}" for env, value in least.items())
     return Half(said, evidence, min(least.values()) >= ETA, refuted_by)
 

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments import plot
-from experiments.judge import scores, stability
+from experiments.judge import scores, section_5_2, stability
 from experiments.kit import curves, output, style
 from preqn_jax.options import UserError
 from preqn_jax.training import record
@@ -16,8 +16,10 @@ from preqn_jax.training.sweep import Sweep
 
 RULES = f"""\
 Returns are scores, of all members at the same step. {scores.RULES}
-Best is the highest mean return of an evaluation, of any seed. Stable are seeds without a number
-that is not finite and without a collapse of the return (rules (a) and (b) of docs/results)."""
+Means and intervals are over the seeds that did not diverge. Best is the highest mean return of an
+evaluation, of any seed. Stable are seeds without a number that is not finite and without a collapse
+of the return (rules (a) and (b) of docs/results); up to {stability.FEW} evaluations cannot tell of
+a collapse. Alignment is the mean over the lines of records past step update_after."""
 
 
 class Row(NamedTuple):
@@ -48,7 +50,7 @@ class Row(NamedTuple):
 
     @property
     def alignment(self) -> float:
-        values = self.run.metric("critic/alignment")[1]
+        values = section_5_2.alignments(self.run)
         return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
 
 
@@ -109,16 +111,15 @@ def _scores(run: curves.Curves) -> np.ndarray:
 
 
 def _described(row: Row) -> dict[str, Any]:
-    mean = row.mean
     return {
         "setting": row.setting,
         "seeds": list(row.run.seeds),
-        "returns": [None if math.isnan(x) else x for x in row.returns],
-        "mean": None if math.isnan(mean.value) else mean.value,
-        "interval": mean.interval,
-        "best": None if math.isnan(row.best) else row.best,
+        "returns": list(row.returns),
+        "mean": row.mean.value,
+        "interval": row.mean.interval,
+        "best": row.best,
         "stable": row.stable,
-        "alignment": None if math.isnan(row.alignment) else row.alignment,
+        "alignment": row.alignment,
         "diverged": {str(seed): step for seed, step in row.run.diverged.items()},
     }
 
