@@ -80,6 +80,15 @@ def load(folder: Path) -> tuple[dict[str, Any], Lines]:
     return config, lines
 
 
+def recorded(folder: Path) -> bool:
+    """Whether there are records in a run directory."""
+    path = folder / record.NAME
+    if not path.is_file():
+        return path.exists()  # `load` says what is wrong with it
+    with path.open("rb") as file:
+        return any(record.parse(line) is not None for line in file)
+
+
 def of_seeds(config: dict[str, Any], lines: Lines) -> dict[int, Lines]:
     """The records of each seed."""
     return {seed: [line for line in lines if line["seed"] == seed] for seed in config["seeds"]}
@@ -145,8 +154,7 @@ def gather(
     for env in envs:
         for variant in variants:
             folder = root / env / variant
-            path = folder / record.NAME
-            if not path.exists() or (path.is_file() and not record.scan(path).lines):
+            if not recorded(folder):
                 notes.append(f"{env}/{variant} is missing")
                 continue
             run = _select(env, variant, *load(folder), seeds)

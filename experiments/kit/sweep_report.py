@@ -1,7 +1,9 @@
 """What came of a sweep: a table, `summary.json`, `summary.md` and `sweep.png`."""
 
 import math
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -11,8 +13,7 @@ from experiments import plot
 from experiments.judge import scores, section_5_2, stability
 from experiments.kit import curves, output, style
 from preqn_jax.options import UserError
-from preqn_jax.training import record
-from preqn_jax.training.sweep import Sweep
+from preqn_jax.training.sweep import Member, Sweep
 
 RULES = f"""\
 Returns are scores, of all members at the same step. {scores.RULES}
@@ -55,13 +56,17 @@ class Row(NamedTuple):
 
 
 def report(sweep: Sweep) -> dict[str, int]:
-    """Prints the table and writes the files. Returns which members diverged, and at what step.
+    """Prints the table and writes the files, of the members that have records. Returns which of
+    them diverged, and at what step.
 
     Raises UserError where no member has been evaluated yet.
     """
     rows, step = gather(sweep)
     table, path = _table(rows), sweep.logdir
     print(f"noiseless returns at step {step:,}\n{table}", end="")
+    there = {member.name for member in _recorded(sweep).values()}
+    if missing := [member.name for member in sweep.members if member.name not in there]:
+        print(f"without records yet, and left out: {'; '.join(missing)}", file=sys.stderr)
     content = {
         "step": step,
         "axes": {name: list(values) for name, values in sweep.axes.items()},
@@ -82,15 +87,20 @@ def gather(sweep: Sweep) -> tuple[list[Row], int]:
     reached but for those that diverged.
     """
     found: dict[str, tuple[dict[str, Any], list[tuple[dict[str, Any], curves.Lines]]]] = {}
-    for member in sweep.members:
-        if (sweep.logdir / member.name / record.NAME).exists():
-            runs = found.setdefault(repr(member.setting), (member.setting, []))[1]
-            runs.append(curves.load(sweep.logdir / member.name))
+    for folder, member in _recorded(sweep).items():
+        runs = found.setdefault(repr(member.setting), (member.setting, []))[1]
+        runs.append(curves.load(folder))
     pooled = [(setting, _pool(runs)) for setting, runs in found.values()]
     if not any(run.reached for _, run in pooled):
         raise UserError(f"no member of the sweep in {str(sweep.logdir)!r} was evaluated yet")
     step = curves.common_step(run for _, run in pooled if run.reached)
     return [Row(setting, run.cut(step), _scores(run.cut(step))) for setting, run in pooled], step
+
+
+def _recorded(sweep: Sweep) -> dict[Path, Member]:
+    """The members that have records, by their folders."""
+    folders = {sweep.logdir / member.name: member for member in sweep.members}
+    return {folder: member for folder, member in folders.items() if curves.recorded(folder)}
 
 
 def _pool(runs: Sequence[tuple[dict[str, Any], curves.Lines]]) -> curves.Curves:
@@ -153,7 +163,7 @@ def draw(sweep: Sweep, rows: Sequence[Row], step: int) -> None:
     out = sweep.logdir / "sweep.png"
     names = [name for name in sweep.axes if name != "env"]
     if not names:
-        plot.draw([sweep.logdir / member.name for member in sweep.members], out)
+        plot.draw(list(_recorded(sweep)), out)
         return
     envs = list(dict.fromkeys(row.run.env for row in rows))
     columns = len(names) + (len(names) == 2)
