@@ -395,6 +395,14 @@ def test_the_command_itself_fails_without_a_traceback(args, tmp_path):
     )
 
 
+@pytest.mark.parametrize("flag", ["--report", "--noreport"])
+def test_an_environment_counts_once(flag):
+    given = config("--root=new", "--envs=probe/delay,probe/nan,probe/delay", flag)
+    with pytest.raises(UserError, match="envs names probe/delay more than once"):
+        plan.main(KIND, (given, launch.LaunchConfig()), [], lambda *_: None)
+    assert not Path("new").exists()
+
+
 @pytest.mark.parametrize(
     ("args", "words"), [(["--only=foo"], "only"), (["--envs="], "envs is empty")]
 )

@@ -322,6 +322,9 @@ def main(
     config, launching = configs
     flags.refuse([word for word in extra if not word.startswith("--")])
     check(config)
+    for env in config.envs or ():
+        if (config.envs or ()).count(env) > 1:
+            raise UserError(f"envs names {env} more than once; name each environment once")
     status = 0
     if not config.report:
         jax.config.update(
