@@ -107,12 +107,7 @@ def report(
     """Prints tables on the runs in `root`, and writes them and two figures to `out`. Raises
     UserError if there is nothing yet.
     """
-    runs, notes = curves.gather(root, envs, VARIANTS, seeds)
-    if not runs:
-        raise UserError(
-            f"there is nothing to report in {str(root)!r}; make runs with: python -m "
-            f"experiments.rivals --root={root}"
-        )
+    runs, notes = plan.gather(KIND, root, envs, seeds)
     at = benchmark.checkpoints(runs)
     step = curves.common_step(runs)
     standing = [run.cut(step) for run in runs]

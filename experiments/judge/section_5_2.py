@@ -2,11 +2,12 @@
 one step (`curves.common_step`).
 """
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from experiments.judge import power, published, scores
+from experiments.judge import power, published, scores, verdict
 from experiments.judge.stability import FEW, faults
 from experiments.judge.verdict import Half, Verdict
 from experiments.kit.curves import Curves
@@ -94,6 +95,15 @@ def on_alignment(found: Iterable[Curves], envs: Sequence[str]) -> list[Verdict]:
             ],
         ),
     ]
+
+
+def show(judged: Iterable[Verdict], where: str, notes: Iterable[str]) -> None:
+    """Prints the verdicts, where they were judged, and the rules; what is not whole to stderr."""
+    print(f"\nSection 5.2 says, judged on {where}:")
+    verdict.show(judged)
+    print("\n" + RULES)
+    for note in notes:
+        print(note, file=sys.stderr)
 
 
 # --- of a run -------------------------------------------------------------------------------------
