@@ -143,7 +143,9 @@ def test_a_measurement_that_orders_the_scores_has_rank_correlation_one():
             )
             write(env, variant, better(level + 1000 * k), extra=values)
     runs, _ = curves.gather(Path("r"), ENVS, rivals.VARIANTS)
-    found = {(row["measured"], row["share"]): row for row in rivals.relations(runs)}
+    found = {
+        (row["measured"], row["share"]): row for row in rivals.relations(rivals.measurements(runs))
+    }
     for share in rivals.SHARES:
         row = found["alignment", share]
         assert row["runs"] == 12 and row["rank_correlation"] == pytest.approx(1)
