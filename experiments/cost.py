@@ -113,8 +113,7 @@ def several(name: str, seeds: int) -> str:
 def _agent_scan(config: CostConfig, fields: dict[str, Any], seeds: int = 1) -> Callable[[], Any]:
     """A function that takes `updates` gradient steps of each seed, as training does."""
     spec = _spec(config)
-    sizes = dict.fromkeys(("hidden_sizes", "critic_hidden_sizes"), config.hidden_sizes)
-    agent = agents.make(agents.AgentConfig(**{**sizes, **fields}), spec)
+    agent = agents.make(agents.AgentConfig(**{"hidden_sizes": config.hidden_sizes, **fields}), spec)
     loop_config = loop.LoopConfig(
         tuple(range(seeds)), num_steps=STORED, batch_size=config.batch_size
     )

@@ -18,7 +18,7 @@ import pytest
 from experiments import cost, throughput
 from experiments.bench import growth, parts, peers, timing
 from experiments.kit import flags
-from preqn_jax import envs
+from preqn_jax import agents, envs
 from preqn_jax.options import UserError
 from preqn_jax.types import Spec
 
@@ -92,6 +92,22 @@ def test_ratios_are_of_medians_and_their_spread_is_over_rounds():
     row = cost._row("a", {"a": [0.1, 0.3, 0.2], "b": [0.1, 0.1, 0.4]}, ["b"], updates=10)
     assert (row["ms"], row["min"], row["max"]) == pytest.approx((20, 10, 30))
     assert row["ratios"]["b"] == pytest.approx({"ratio": 2, "min": 0.5, "max": 3})
+
+
+@pytest.mark.parametrize(
+    ("name", "width"), [("crossq", 2048), ("crossq-256", 256), ("preqn", 8), ("td3", 8)]
+)
+def test_a_critic_of_its_own_width_is_timed_with_it(monkeypatch, name, width):
+    class Made(Exception):
+        pass
+
+    def make(config, spec):
+        raise Made(agents.resolve(config).config.critic_hidden_sizes or config.hidden_sizes)
+
+    monkeypatch.setattr(agents, "make", make)
+    with pytest.raises(Made) as made:
+        cost._agent_scan(cost.CostConfig(**TINY), cost._rivals()[name])
+    assert made.value.args == ((width, width),)
 
 
 def test_rows_are_timed_in_turn_after_a_first_call_that_is_not():
