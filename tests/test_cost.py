@@ -119,7 +119,7 @@ def test_rows_are_timed_in_turn_after_a_first_call_that_is_not():
 @pytest.mark.slow
 def test_a_grid_has_time_and_memory_of_every_method_and_a_picture(capsys, monkeypatch):
     monkeypatch.setattr(growth, "SAMPLE", 1e-3)
-    monkeypatch.setattr(growth, "KERNEL", {"structured": (10,), "jacobian": (10,)})
+    monkeypatch.setattr(growth, "BLOCKS", (10,))
     config = growth.GrowthConfig(**TINY, json="growth.json", figure="growth.png", jacobian_gib=1e-5)
     assert guarded(lambda c: growth.run(c, {"batch": (8, 64)}, points=20), config) == 0
     table = json.loads(Path("growth.json").read_text())
@@ -221,7 +221,7 @@ def test_throughput_on_the_device_counts_the_steps_of_all_members(capsys, monkey
         (
             cost.run,
             cost.CostConfig(grid=True, figure="growth"),
-            "figure is 'growth', but it must end in .png, .pdf or .svg",
+            "cannot write 'growth': pictures end in ",
         ),
         (
             cost.run,
@@ -231,7 +231,29 @@ def test_throughput_on_the_device_counts_the_steps_of_all_members(capsys, monkey
         (
             cost.run,
             cost.CostConfig(figure="growth.png"),
-            "figure is 'growth.png', but only a grid has a picture: add --grid",
+            "figure is 'growth.png', but says nothing without --grid: add --grid, or leave",
+        ),
+        (cost.run, cost.CostConfig(members=(1,)), "members is (1,), but says nothing without"),
+        (cost.run, cost.CostConfig(jacobian_gib=1.0), "jacobian_gib is 1.0, but says nothing"),
+        *(
+            (
+                cost.run,
+                cost.CostConfig(grid=True, **{name: value}),
+                f"{name} is {value!r}, but says",
+            )
+            for name, value in {
+                "updates": 7,
+                "many": (),
+                "peers": "td3",
+                "peers_settings": "ours",
+                "rivals": True,
+            }.items()
+        ),
+        (cost.run, cost.CostConfig(grid=True, hidden_sizes=()), "hidden_sizes are [], but a grid"),
+        (
+            throughput.run,
+            throughput.ThroughputConfig(members=()),
+            "members is empty; name a number",
         ),
         (
             throughput.run,
