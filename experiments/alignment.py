@@ -11,17 +11,15 @@ knows, goes on. What follows -- goes to every run. --report makes no runs. --lau
 --launcher=submitit make them on a cluster (docs/clusters.md).
 """
 
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.judge import scores, section_5_2, verdict
+from experiments.judge import scores, section_5_2
 from experiments.kit import curves, flags, output, plan, style
 from experiments.kit.curves import Curves
-from preqn_jax.options import UserError
 
 KIND = plan.Kind(
     "alignment",
@@ -48,12 +46,7 @@ def report(root: Path, envs: Sequence[str], seeds: Sequence[int] | None, out: Pa
 
     Raises UserError if there is nothing yet.
     """
-    runs, notes = curves.gather(root, envs, KIND.variants, seeds)
-    if not runs:
-        raise UserError(
-            f"there is nothing to report in {str(root)!r}; make runs with: python -m "
-            f"experiments.alignment --root={root}"
-        )
+    runs, notes = plan.gather(KIND, root, envs, seeds)
     standing = [run.cut(curves.common_step(runs)) for run in runs]
     rows, judged = table(standing), section_5_2.on_alignment(standing, envs)
     print(
@@ -65,11 +58,7 @@ def report(root: Path, envs: Sequence[str], seeds: Sequence[int] | None, out: Pa
         print(
             f"{row['env']:<28}{row['variant']:<14}{words:>26}{row['least']:>14.4f}{row['step']:>12,}"
         )
-    print(f"\nSection 5.2 says, judged on {curves.judged_on(runs, envs)}:")
-    verdict.show(judged)
-    print("\n" + section_5_2.RULES)
-    for note in notes:
-        print(note, file=sys.stderr)
+    section_5_2.show(judged, curves.judged_on(runs, envs), notes)
     content = {
         "rules": [scores.RULES, section_5_2.RULES],
         "notes": notes,
@@ -95,7 +84,8 @@ def table(standing: Iterable[Curves]) -> list[dict]:
             "seeds": list(run.seeds),
             "alignments": values.tolist(),
         }
-        least = float(np.nanmin(run.metric("critic/alignment")[1]))
+        lines = run.metric("critic/alignment")[1]
+        least = float(np.fmin.reduce(lines, axis=None, initial=np.nan))  # of none it is NaN
         rows.append({**row, "mean": mean.value, "interval": mean.interval, "least": least})
     return rows
 

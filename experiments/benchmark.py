@@ -12,17 +12,13 @@ flags that the plan in root knows, goes on from there. What follows -- goes to e
 cluster (docs/clusters.md).
 """
 
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from experiments.judge import published, scores, section_5_2, verdict
+from experiments.judge import published, scores, section_5_2
 from experiments.kit import curves, flags, output, plan, style
 from experiments.kit.curves import Curves
-from preqn_jax.options import UserError
 
 KIND = plan.Kind(
     "benchmark",
@@ -40,23 +36,14 @@ def report(root: Path, envs: Sequence[str], seeds: Sequence[int] | None, out: Pa
     """Prints tables and verdicts on the runs in `root`, and writes them to `out`. Raises UserError
     if there is nothing yet.
     """
-    runs, notes = curves.gather(root, envs, KIND.variants, seeds)
-    if not runs:
-        raise UserError(
-            f"there is nothing to report in {str(root)!r}; make runs with: python -m "
-            f"experiments.benchmark --root={root}"
-        )
+    runs, notes = plan.gather(KIND, root, envs, seeds)
     step = curves.common_step(runs)
     standing = [run.cut(step) for run in runs]
     cells, pooled = table(runs, checkpoints(runs)), together(standing)
     judged = section_5_2.on_benchmark(standing, envs)
     show(runs, cells)
     show_together(pooled, step)
-    print(f"\nSection 5.2 says, judged on {curves.judged_on(runs, envs)}:")
-    verdict.show(judged)
-    print("\n" + section_5_2.RULES)
-    for note in notes:
-        print(note, file=sys.stderr)
+    section_5_2.show(judged, curves.judged_on(runs, envs), notes)
     content = {
         "rules": [scores.RULES, published.SCALE_RULE, section_5_2.RULES],
         "notes": notes,
@@ -120,10 +107,10 @@ def together(standing: Sequence[Curves]) -> list[dict[str, Any]]:
 
 
 def plain(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with an estimate for a file, where what is not a number has no place."""
+    """A row with an estimate, for a file."""
     row = dict(row)
     value, interval = row.pop("estimate")
-    return {**row, "mean": value if np.isfinite(value) else None, "interval": interval}
+    return {**row, "mean": value, "interval": interval}
 
 
 # --- what is shown --------------------------------------------------------------------------------
@@ -139,10 +126,10 @@ def show(runs: Sequence[Curves], cells: Sequence[dict[str, Any]]) -> None:
             mine = [by_place.get((env, run.variant, step)) for step in steps]
             words = f"{run.variant} ({curves.count_seeds(len(run.seeds))})"
             _line(words, [f"{estimate:,.0f}" if estimate else _why(run) for estimate in mine])
-        others = {(r.source, r.algorithm): {} for step in steps for r in published.of(env, step)}
+        others: dict[tuple[str, str], dict[int, str]] = {}
         for step in steps:
             for row in published.of(env, step):
-                others[row.source, row.algorithm][step] = _published(row)
+                others.setdefault((row.source, row.algorithm), {})[step] = _published(row)
         for (source, algorithm), shown in others.items():
             _line(f"  {algorithm}, {source}", [shown.get(step, "") for step in steps])
         print()

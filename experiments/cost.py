@@ -58,6 +58,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "SAC relu": {"algorithm": "sac"},
 }
 REFERENCE = "TD3 relu"
+WITH_GRID = ("members", "jacobian_gib", "figure")  # what counts with --grid alone
+WITHOUT_GRID = ("updates", "many", "peers_settings", "peers", "rivals")  # and what never does
 SEVERAL = ("PreQN sin", "TD3 relu")  # rows that `--many` times with several seeds
 STORED = 5000  # transitions in the replay buffer
 
@@ -70,13 +72,9 @@ def run(config: CostConfig) -> int:
     """Measure, print, and write what is asked for. Returns the exit status; raises UserError."""
     check(config)
     output.check("json", config.json)
+    _refuse_ignored(config)
     if config.grid:
         return growth.run(config)
-    if config.figure:
-        raise UserError(
-            f"figure is {config.figure!r}, but only a grid has a picture: add --grid, or leave "
-            f"--figure out"
-        )
     names = peers.parse(config.peers, config.peers_settings)
     rows = ROWS | (_rivals() if config.rivals else {})
     whole = {name: _agent_scan(config, fields) for name, fields in rows.items()}
@@ -89,11 +87,21 @@ def run(config: CostConfig) -> int:
     references = [REFERENCE, *({peers.REFERENCE} & set(whole))]
     rows = [_row(name, times, references, config.updates) for name in times]
     _print(config, rows[: len(whole)], rows[len(whole) :], references)
-    if config.json:
-        timing.write(
-            config.json, config, {"rows": rows, **({"peers": peers.versions()} if names else {})}
-        )
+    timing.write(config, rows=rows, peers=peers.versions() if names else None)
     return 0
+
+
+def _refuse_ignored(config: CostConfig) -> None:
+    """Raises UserError for what is given in vain."""
+    names, way, mend = WITH_GRID, "without", "add --grid"
+    if config.grid:
+        names, way, mend = WITHOUT_GRID, "with", "leave --grid out"
+    for name in names:
+        value = getattr(config, name)
+        if value != getattr(CostConfig, name):
+            raise UserError(
+                f"{name} is {value!r}, but says nothing {way} --grid: {mend}, or leave --{name} out"
+            )
 
 
 def _rivals() -> dict[str, dict[str, Any]]:
@@ -113,8 +121,7 @@ def several(name: str, seeds: int) -> str:
 def _agent_scan(config: CostConfig, fields: dict[str, Any], seeds: int = 1) -> Callable[[], Any]:
     """A function that takes `updates` gradient steps of each seed, as training does."""
     spec = _spec(config)
-    sizes = dict.fromkeys(("hidden_sizes", "critic_hidden_sizes"), config.hidden_sizes)
-    agent = agents.make(agents.AgentConfig(**{**sizes, **fields}), spec)
+    agent = agents.make(agents.AgentConfig(**{"hidden_sizes": config.hidden_sizes, **fields}), spec)
     loop_config = loop.LoopConfig(
         tuple(range(seeds)), num_steps=STORED, batch_size=config.batch_size
     )
@@ -201,10 +208,7 @@ def _print(
     )
     if config.peers:
         print(f"SBX: {peers.versions()}; settings: {config.peers_settings}")
-    print(
-        f"{'an update of':<28} {'ms':>9} {'min':>9} {'max':>9}   "
-        + "   ".join(f"ratio to {name}" for name in references)
-    )
+    print(timing.head("an update of", "ms", references))
     for row in whole:
         print(_line(row, ""))
     print("the parts of PreQN sin, each alone in a scan")
@@ -232,12 +236,9 @@ def _print(
 
 
 def _line(row: dict[str, Any], indent: str) -> str:
-    ratios = "".join(
-        f"{ratio['ratio']:>{11 + len(name)}.2f}" for name, ratio in row["ratios"].items()
-    )
-    return (
-        f"{indent + row['name']:<28} {row['ms']:>9.3f} {row['min']:>9.3f} {row['max']:>9.3f} "
-        f"{ratios}"
+    ratios = {name: ratio["ratio"] for name, ratio in row["ratios"].items()}
+    return timing.line(
+        indent + row["name"], [f"{row[k]:.3f}" for k in ("ms", "min", "max")], ratios
     )
 
 

@@ -89,7 +89,7 @@ def load(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[curves.L
     seed. Raises UserError.
     """
     config, lines = curves.load(run)
-    seeds = [[line for line in lines if line["seed"] == seed] for seed in config["seeds"]]
+    seeds = list(curves.of_seeds(config, lines).values())
     looks = [[_look(line) for line in mine if "diagnose/q_mean" in line] for mine in seeds]
     if not any(looks):
         raise UserError(
@@ -206,9 +206,10 @@ def attribution(run: Path, config: dict[str, Any], trust: bool) -> list[dict[str
     is largest in it.
 
     Shares are those of a plain step (Eq. 5): K_ij delta_j over the sum of its absolute values. []
-    without a checkpoint. Raises UserError as `directory.source`.
+    without a checkpoint, and of an agent of somebody's own parts, which are not known here. Raises
+    UserError as `directory.source`.
     """
-    if not (run / "checkpoints").is_dir():
+    if not (run / "checkpoints").is_dir() or "activation" not in config:
         return []
     agent_config, loop_config = _of(agents.AgentConfig, config), _of(loop.LoopConfig, config)
     spec = envs.spec(directory.source(config, f"the run {str(run)!r}", trust))
@@ -259,15 +260,9 @@ def attribution(run: Path, config: dict[str, Any], trust: bool) -> list[dict[str
 
 def _of(kind: type, config: dict[str, Any]) -> Any:
     """A config dataclass from what config.json says."""
-    fields = {
-        field.name: config[field.name] for field in dataclasses.fields(kind) if field.name in config
-    }
-    return kind(
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in fields.items()
-        }
-    )
+    names = [field.name for field in dataclasses.fields(kind) if field.name in config]
+    values = {name: config[name] for name in names}
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def show_attribution(moved: Sequence[dict[str, Any]]) -> None:
@@ -321,7 +316,7 @@ def draw(
             ax.set_yscale("log")
     for ax in axes[0]:
         ax.set_xlabel("")
-    _attainable(axes[0, 0], config, seeds)
+    _attainable(axes[0, 0], seeds)
     axes.flat[4].set_yscale("symlog", linthresh=1)
     modes = [one["mode"] for one in reports if one["mode"]]
     title = f"{curves.variant(config)} on {config['env']}"
@@ -335,7 +330,7 @@ def draw(
     output.save_figure(figure, path)
 
 
-def _attainable(ax: Any, config: dict[str, Any], seeds: Sequence[curves.Lines]) -> None:
+def _attainable(ax: Any, seeds: Sequence[curves.Lines]) -> None:
     """What rewards as large as any seen add up to, r_max / (1 - gamma), and the largest return."""
     looks = [
         _look(line) for lines in seeds for line in lines if line.get("diagnose/soft_divergence")

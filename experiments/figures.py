@@ -77,11 +77,9 @@ def _alignment(data: Path, out: Path) -> list[Path]:
 def _gather(kind: plan.Kind, root: Path) -> tuple[list[curves.Curves], list[str]]:
     """The runs of a plan, and its environments; what is not there or not whole is said."""
     envs, seeds = plan.remembered(kind, root)
-    runs, notes = curves.gather(root, envs, kind.variants, seeds)
+    runs, notes = plan.gather(kind, root, envs, seeds)
     for note in notes:
         print(f"{kind.name}: {note}", file=sys.stderr)
-    if not runs:
-        raise UserError(f"{str(root)!r} holds no run of experiments.{kind.name}")
     return runs, list(envs)
 
 

@@ -29,7 +29,7 @@ from experiments.judge.section_5_1 import DEPTH, WIDTH
 from experiments.kit import flags, output, provenance
 from preqn_jax import diagnostics, envs, networks, ntk
 from preqn_jax.options import UserError, check, check_same, choose, option
-from preqn_jax.training import directory
+from preqn_jax.training import directory, files
 from preqn_jax.types import Array, Key, Params, QFunction
 
 _BLOCK = 500  # pairs whose gradients are held at a time
@@ -253,7 +253,7 @@ def _open(path: Path, config: NtkInitConfig) -> dict[str, Any]:
         check_same(f"{str(path)!r} says", data["config"], wanted, "out")
         return data
     if path.parent.is_dir() and any(
-        other != output.temporary(path) for other in path.parent.iterdir()
+        other != files.temporary(path) for other in path.parent.iterdir()
     ):
         raise UserError(
             f"out {str(path.parent)!r} holds other files and no data.json; give an empty or a new "

@@ -65,14 +65,15 @@ def main(argv: list[str]) -> int:
         )
     config = flags.parse(PlotConfig)
     check(config)
+    if not config.out:
+        raise UserError("out is empty; name a picture, as in --out=curve.png")
     out = Path(config.out)
     if config.format:
         out = out.with_suffix(f".{config.format}")
     output.check("format" if config.format else "out", str(out), picture=True)
     text = draw([Path(run) for run in argv[1:]], out, (config.width, config.height))
     print(text, end="")
-    if out.suffix != ".txt":
-        output.write(out.with_suffix(".txt"), text.encode(), "out")
+    output.write(out.with_suffix(".txt"), text.encode(), "out")
     print(out)
     return 0
 

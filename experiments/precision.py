@@ -50,8 +50,7 @@ def run(config: PrecisionConfig) -> int:
         print(
             f"{row['precision']:14} {errors} {row['alignment']:10.5f} {row['alignment_64']:11.5f}"
         )
-    if config.json:
-        timing.write(config.json, config, {"rows": rows})
+    timing.write(config, rows=rows)
     return 0
 
 

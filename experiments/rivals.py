@@ -69,7 +69,9 @@ RULES = f"""\
 P(better): how likely a seed of a variant is to score above one of {BASE}, the mean over tasks
 (Agarwal et al. 2021). Goes with: Spearman's rank correlation of a measurement, at a share of a run,
 with the run's score at the end; both are ranked within their environment, so that it is not the
-tasks that differ. With few runs it is a hint: the number of runs stands beside it."""
+tasks that differ. With few runs it is a hint: the number of runs stands beside it. A seed that
+diverged has no score: a mean with it is not finite, in P(better) it is below all others, "on the
+way" has the evaluations it came to, and "goes with" leaves it out."""
 
 
 def main(argv: list[str]) -> int:
@@ -105,17 +107,13 @@ def report(
     """Prints tables on the runs in `root`, and writes them and two figures to `out`. Raises
     UserError if there is nothing yet.
     """
-    runs, notes = curves.gather(root, envs, VARIANTS, seeds)
-    if not runs:
-        raise UserError(
-            f"there is nothing to report in {str(root)!r}; make runs with: python -m "
-            f"experiments.rivals --root={root}"
-        )
+    runs, notes = plan.gather(KIND, root, envs, seeds)
     at = benchmark.checkpoints(runs)
     step = curves.common_step(runs)
     standing = [run.cut(step) for run in runs]
     cells, pooled = benchmark.table(runs, at), benchmark.together(standing)
-    way, better, related = on_the_way(runs, at), improvements(standing), relations(runs)
+    way, better, measured = on_the_way(runs, at), improvements(standing), measurements(runs)
+    related = relations(measured)
     benchmark.show(runs, cells)
     benchmark.show_together(pooled, step)
     _show(way, better, related, cost or {}, step)
@@ -130,13 +128,13 @@ def report(
         "together": [benchmark.plain(row) for row in pooled],
         "on_the_way": [benchmark.plain(row) for row in way],
         "better": [benchmark.plain(row) for row in better],
-        "measurements": measurements(runs),
+        "measurements": measured,
         "relations": related,
         "cost": cost or {},
     }
     output.write_json(out / "report.json", content, "out")
     draw(runs, envs, out / "rivals.png")
-    draw_relations(runs, out / "measurements.png")
+    draw_relations(measured, curves.seeds_of(runs), out / "measurements.png")
     print(f"{out / 'rivals.png'}\n{out / 'measurements.png'}")
 
 
@@ -196,9 +194,10 @@ def _last(run: Curves, name: str) -> list[float | None]:
     ]
 
 
-def relations(runs: Sequence[Curves]) -> list[dict[str, Any]]:
-    """{"measured", "share", "runs", "rank_correlation"} of each measurement with the score."""
-    rows = measurements(runs)
+def relations(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """{"measured", "share", "runs", "rank_correlation"} of each of the `measurements` with the
+    score.
+    """
     found = []
     for name in MEASURED:
         for share in SHARES:
@@ -264,11 +263,11 @@ def draw(runs: Sequence[Curves], envs: Iterable[str], path: Path) -> None:
     benchmark.draw(runs, envs, path, "PreQN, its variants and its rivals: " + style.SPREAD, LOOKS)
 
 
-def draw_relations(runs: Sequence[Curves], path: Path) -> None:
+def draw_relations(measured: Sequence[dict[str, Any]], seeds: str, path: Path) -> None:
     """Measurements at the end against scores at the end, a dot for each seed, in ranks within the
     environment. Raises UserError where it cannot be written.
     """
-    rows = [row for row in measurements(runs) if row["share"] == 1]
+    rows = [row for row in measured if row["share"] == 1]
     figure, axes = plt.subplots(
         1, len(MEASURED), figsize=(13, 3.6), sharey=True, squeeze=False, layout="constrained"
     )
@@ -283,7 +282,6 @@ def draw_relations(runs: Sequence[Curves], path: Path) -> None:
         ax.set(xlabel=f"rank of {name}", xlim=(0, 1), ylim=(0, 1))
         style.tidy(ax)
     axes[0, 0].set_ylabel("rank of the score")
-    seeds = curves.seeds_of(runs)
     title = f"What diagnose measured at the end, and the score: ranks within environments ({seeds})"
     style.finish(figure, axes, title)
     output.save_figure(figure, path)

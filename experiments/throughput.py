@@ -89,16 +89,15 @@ def run(config: ThroughputConfig) -> int:
     for row in rows:
         row["ratios"] = {name: row["steps_per_s"] / rates[name] for name in references}
     _print(config, rows, references)
-    if config.json:
-        timing.write(
-            config.json, config, {"rows": rows, **({"peers": peers.versions()} if names else {})}
-        )
+    timing.write(config, rows=rows, peers=peers.versions() if names else None)
     return 0
 
 
 def _validate(config: ThroughputConfig) -> None:
     check(config)
     output.check("json", config.json)
+    if not config.members:
+        raise UserError("members is empty; name a number of seeds, as in --members=1")
     for name in ("update_after", "segment"):
         if getattr(config, name) % config.update_every:
             raise UserError(
@@ -189,16 +188,10 @@ def _print(config: ThroughputConfig, rows: list[dict[str, Any]], references: lis
     )
     if config.peers:
         print(f"SBX: {peers.versions()}; settings: {config.peers_settings}")
-    print(
-        f"{'steps a second':<28} {'median':>9} {'min':>9} {'max':>9}   "
-        + "   ".join(f"ratio to {r}" for r in references)
-    )
+    print(timing.head("steps a second", "median", references))
     for row in rows:
-        ratios = "".join(f"{ratio:>{11 + len(name)}.2f}" for name, ratio in row["ratios"].items())
-        print(
-            f"{row['name']:<28} {row['steps_per_s']:>9.1f} {row['min']:>9.1f} {row['max']:>9.1f} "
-            f"{ratios}"
-        )
+        cells = [f"{row[name]:.1f}" for name in ("steps_per_s", "min", "max")]
+        print(timing.line(row["name"], cells, row["ratios"]))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from experiments.kit import flags, output
 from preqn_jax import diagnostics
 from preqn_jax.diagnostics import verdict
-from preqn_jax.options import option
+from preqn_jax.options import choose, option
 from preqn_jax.training import monitor
 from preqn_jax.training import run as training
 from preqn_jax.training.errors import Diverged
@@ -57,7 +57,6 @@ class Setting(NamedTuple):
         return 0.1 * self.discount * most if self.algorithm == "sac" else 0.0
 
 
-ALGORITHMS = ("preqn", "ngql", "ddpg", "td3", "sac")  # of which there are records
 _ALL = {
     "hidden_sizes": (64, 64),
     "batch_size": 64,
@@ -121,17 +120,8 @@ class VerdictsConfig:
 
 def recorded(name: str, seeds: Sequence[int] = SEEDS, **smaller: Any) -> list[dict[str, Any]]:
     """A record of every seed of a setting. `smaller` are options for a test."""
-    setting = SETTINGS[name]
-    numbers: dict[int, list[dict[str, float]]] = {seed: [] for seed in seeds}
-    ended: dict[int, int] = {}  # seed -> step of its NaN
-    while len(ended) < len(seeds):
-        left = [seed for seed in seeds if seed not in ended]
-        looks, bad = _train(setting, left, smaller)
-        numbers |= looks
-        if bad is None:
-            break
-        ended[bad.seed] = bad.step  # the others, which it took with it, begin anew
-    return [_record(name, seed, ended.get(seed), numbers[seed]) for seed in seeds]
+    looks, ended = _train(SETTINGS[name], seeds, smaller)
+    return [_record(name, seed, ended.get(seed), looks[seed]) for seed in seeds]
 
 
 def _record(
@@ -152,35 +142,45 @@ def _record(
 
 def _train(
     setting: Setting, seeds: Sequence[int], smaller: dict[str, Any]
-) -> tuple[dict[int, list[dict[str, float]]], Diverged | None]:
+) -> tuple[dict[int, list[dict[str, float]]], dict[int, int]]:
+    """The looks at each seed up to its NaN, and the step of that, of those that met one."""
     options = {**_ALL, **setting.options, **smaller, "seeds": tuple(seeds)}
     every = options["num_steps"]
     options |= {"eval_every": every, "log_every": every, "checkpoint_every": every}
     run, agent, loop = training._configs(setting.algorithm, setting.env, "", options)
     found: dict[int, list[dict[str, float]]] = {seed: [] for seed in seeds}
+    ended: dict[int, int] = {}
     with training.Session(training.plan(run, agent, loop)) as session:
         looks = monitor.make_looks(session.agent, loop)
+
+        def note(step: int) -> None:
+            for i in session.counters.frozen:
+                ended.setdefault(seeds[i], step)
+
         try:
             for done in session.rounds():
+                note(done.step)
                 if done.step % EVERY or not session.counters.updates:
                     continue
                 for seed, look in zip(
                     seeds, looks(session.learner, session.counters.round), strict=True
                 ):
-                    measured = monitor.measure(session.agent, look, agent.discount)
-                    if not measured:
-                        raise Diverged("the critic's next step", seed, done.step)
+                    gone = seed in ended
+                    measured = {} if gone else monitor.measure(session.agent, look, agent.discount)
+                    if not measured:  # the critic's next step would not be finite
+                        ended.setdefault(seed, done.step)
+                        continue
                     found[seed].append({"step": done.step, "seen": look.reward_bound, **measured})
                 for i, (seed, episodes) in enumerate(zip(seeds, done.evaluations, strict=False)):
-                    if episodes is None:
+                    if episodes is None or seed in ended:
                         continue
                     state = jax.tree.map(lambda leaf, i=i: leaf[i], session.learner.agent)
                     params = session.agent.critic(state)
                     off = monitor.bias(session.agent, params, episodes, agent.discount)
                     found[seed][-1] |= {k: off[k] for k in off if k == "bias_relative"}
-        except Diverged as error:
-            return found, error
-    return found, None
+        except Diverged as error:  # no seed is left
+            note(error.step)
+    return found, ended
 
 
 def _short(value: float) -> float | None:
@@ -234,7 +234,8 @@ class Trial(NamedTuple):
 def load(data: Path) -> list[Trial]:
     """The records. Raises UserError where there are none."""
     with output.expecting(f"{str(data)!r} holds no runs of experiments.verdicts; add --make"):
-        return [_run(json.loads(line)) for line in data.read_text().splitlines()]
+        first, *others = data.read_text().splitlines()
+        return [_run(json.loads(line)) for line in (first, *others)]
 
 
 def _run(kept: dict[str, Any]) -> Trial:
@@ -325,7 +326,8 @@ def main(argv: list[str]) -> int:
     output.check("json", config.json)
     data = Path(config.data)
     if config.make:
-        _make_missing(data, config.only)
+        output.check("data", config.data)
+        _make_missing(data, [choose("setting", name, SETTINGS) for name in config.only])
     runs = load(data)
     rows, numbers = score(runs), _separations(runs)
     crossed = {half: crossings(runs, out) for half, out in HALVES.items()}
@@ -344,7 +346,7 @@ def main(argv: list[str]) -> int:
 
 
 def _make_missing(data: Path, only: Sequence[str]) -> None:
-    kept = {run.setting for run in load(data)} if data.exists() else set()
+    kept = {run.setting for run in load(data)} if data.exists() and data.stat().st_size else set()
     data.parent.mkdir(parents=True, exist_ok=True)
     for name in tqdm([name for name in only if name not in kept], desc="settings"):
         lines = [json.dumps(run) + "\n" for run in recorded(name)]

@@ -17,15 +17,16 @@ def write(
     end=20,
     num_steps=100_000,
     extra=(),
+    update_after=0,
 ):
     """A run under `r`: evaluations at 5,000 to `end` times that, whose returns are `returns(seed,
     share of the run)`.
     """
     folder = Path("r") / env / variant
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(
-        json.dumps({"config": {"env": env, "seeds": list(seeds), "num_steps": num_steps}})
-    )
+    config = {"env": env, "seeds": list(seeds), "num_steps": num_steps}
+    config["update_after"] = update_after
+    (folder / "config.json").write_text(json.dumps({"config": config}))
     lines = []
     for i in range(1, end + 1):
         for seed in seeds:
@@ -40,6 +41,11 @@ def write(
     (folder / "metrics.jsonl").write_text(
         "".join(json.dumps(line) + "\n" for line in [*lines, *extra])
     )
+
+
+def frozen(step, seed):
+    """What a seed of several leaves where it diverges, and the others go on."""
+    return {"step": step, "seed": seed, "run/diverged": 1.0, "critic/q_mean": None}
 
 
 def better(by, slope=1000):

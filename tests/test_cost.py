@@ -18,7 +18,7 @@ import pytest
 from experiments import cost, throughput
 from experiments.bench import growth, parts, peers, timing
 from experiments.kit import flags
-from preqn_jax import envs
+from preqn_jax import agents, envs
 from preqn_jax.options import UserError
 from preqn_jax.types import Spec
 
@@ -94,6 +94,22 @@ def test_ratios_are_of_medians_and_their_spread_is_over_rounds():
     assert row["ratios"]["b"] == pytest.approx({"ratio": 2, "min": 0.5, "max": 3})
 
 
+@pytest.mark.parametrize(
+    ("name", "width"), [("crossq", 2048), ("crossq-256", 256), ("preqn", 8), ("td3", 8)]
+)
+def test_a_critic_of_its_own_width_is_timed_with_it(monkeypatch, name, width):
+    class Made(Exception):
+        pass
+
+    def make(config, spec):
+        raise Made(agents.resolve(config).config.critic_hidden_sizes or config.hidden_sizes)
+
+    monkeypatch.setattr(agents, "make", make)
+    with pytest.raises(Made) as made:
+        cost._agent_scan(cost.CostConfig(**TINY), cost._rivals()[name])
+    assert made.value.args == ((width, width),)
+
+
 def test_rows_are_timed_in_turn_after_a_first_call_that_is_not():
     calls = []
     times = timing.in_turn({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
@@ -103,7 +119,7 @@ def test_rows_are_timed_in_turn_after_a_first_call_that_is_not():
 @pytest.mark.slow
 def test_a_grid_has_time_and_memory_of_every_method_and_a_picture(capsys, monkeypatch):
     monkeypatch.setattr(growth, "SAMPLE", 1e-3)
-    monkeypatch.setattr(growth, "KERNEL", {"structured": (10,), "jacobian": (10,)})
+    monkeypatch.setattr(growth, "BLOCKS", (10,))
     config = growth.GrowthConfig(**TINY, json="growth.json", figure="growth.png", jacobian_gib=1e-5)
     assert guarded(lambda c: growth.run(c, {"batch": (8, 64)}, points=20), config) == 0
     table = json.loads(Path("growth.json").read_text())
@@ -205,7 +221,7 @@ def test_throughput_on_the_device_counts_the_steps_of_all_members(capsys, monkey
         (
             cost.run,
             cost.CostConfig(grid=True, figure="growth"),
-            "figure is 'growth', but it must end in .png, .pdf or .svg",
+            "cannot write 'growth': pictures end in ",
         ),
         (
             cost.run,
@@ -215,7 +231,29 @@ def test_throughput_on_the_device_counts_the_steps_of_all_members(capsys, monkey
         (
             cost.run,
             cost.CostConfig(figure="growth.png"),
-            "figure is 'growth.png', but only a grid has a picture: add --grid",
+            "figure is 'growth.png', but says nothing without --grid: add --grid, or leave",
+        ),
+        (cost.run, cost.CostConfig(members=(1,)), "members is (1,), but says nothing without"),
+        (cost.run, cost.CostConfig(jacobian_gib=1.0), "jacobian_gib is 1.0, but says nothing"),
+        *(
+            (
+                cost.run,
+                cost.CostConfig(grid=True, **{name: value}),
+                f"{name} is {value!r}, but says",
+            )
+            for name, value in {
+                "updates": 7,
+                "many": (),
+                "peers": "td3",
+                "peers_settings": "ours",
+                "rivals": True,
+            }.items()
+        ),
+        (cost.run, cost.CostConfig(grid=True, hidden_sizes=()), "hidden_sizes are [], but a grid"),
+        (
+            throughput.run,
+            throughput.ThroughputConfig(members=()),
+            "members is empty; name a number",
         ),
         (
             throughput.run,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import SMALL, finished, records, start
+from fabricated import frozen
 from test_launch import children
 
 import experiments
@@ -234,6 +235,23 @@ def test_a_run_that_is_past_until_is_over_and_one_begun_for_more_is_refused():
     assert kit.state(past) == "done" and kit.state(run) == "begun"
 
 
+def test_a_run_has_diverged_where_no_seed_is_left_or_one_was_to_end_it():
+    """A kill may come before the seeds that go on have written another line."""
+    run, _ = settle("--envs=probe/delay", "--num_steps=100000", "--seeds=0,1")
+    begin(run)
+    (run.folder / "checkpoints").mkdir()
+    lines = [{"step": 5000, "seed": seed} for seed in (0, 1)]
+
+    def state(*more):
+        text = "".join(json.dumps(line) + "\n" for line in [*lines, *more])
+        (run.folder / "metrics.jsonl").write_text(text)
+        return kit.state(run)
+
+    assert state(frozen(6100, 0)) == "begun" and not kit.is_over(run)
+    assert state(frozen(6100, 0), {"step": 10_000, "seed": 1}, frozen(12_050, 1)) == "diverged"
+    assert state({"step": 6100, "seed": 0, "run/diverged": 1.0}) == "diverged"
+
+
 def test_only_names_runs_by_patterns():
     runs = settle("--envs=probe/delay,probe/nan")
     assert [run.name for run in plan.choose(runs, ["probe/nan/*", "*/td3-relu"])] == [
@@ -375,6 +393,14 @@ def test_the_command_itself_fails_without_a_traceback(args, tmp_path):
         and "Traceback" not in err
         and len(err.strip().splitlines()) == 1
     )
+
+
+@pytest.mark.parametrize("flag", ["--report", "--noreport"])
+def test_an_environment_counts_once(flag):
+    given = config("--root=new", "--envs=probe/delay,probe/nan,probe/delay", flag)
+    with pytest.raises(UserError, match="envs names probe/delay more than once"):
+        plan.main(KIND, (given, launch.LaunchConfig()), [], lambda *_: None)
+    assert not Path("new").exists()
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,12 @@ def test_plot_without_a_run_names_an_example():
         plot.main(["plot"])
 
 
+def test_plot_needs_a_name_for_its_picture(monkeypatch):
+    monkeypatch.setattr(plot.flags, "parse", lambda _: plot.PlotConfig(out="", format="png"))
+    with pytest.raises(UserError, match="out is empty; name a picture"):
+        plot.main(["plot", "a"])
+
+
 def test_plot_writes_a_picture_of_the_kind_asked_for_and_a_table(tmp_path):
     run, out = fake_run(tmp_path / "a", "preqn"), tmp_path / "x.png"
     args = [str(run), f"--out={out}", "--format=svg", "--width=4", "--height=3"]

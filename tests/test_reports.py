@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricated import SIX, write
+from fabricated import SIX, frozen, write
 
 from experiments import alignment, benchmark, figures
 from experiments.bench import growth
@@ -41,6 +41,17 @@ def test_gathering_picks_seeds_and_says_what_is_not_whole():
         "d/preqn-sin has no evaluation of these seeds yet",
         "e/preqn-sin is missing",
     ]
+
+
+def test_a_seed_that_is_frozen_ends_no_other_and_counts_where_it_is_asked_for():
+    write("a", "preqn-sin", end=3, extra=[frozen(16_000, 1)])
+    (run,), notes = curves.gather(Path("r"), "a", ["preqn-sin"])
+    assert run.diverged == {1: 16_000} and not run.ended and "; its others went on" in notes[0]
+    assert notes[1] == "a/preqn-sin stands at step 15,000 of 100,000"
+    (run,), notes = curves.gather(Path("r"), "a", ["preqn-sin"], seeds=[0, 2])
+    assert not run.diverged and len(notes) == 1
+    (run,), notes = curves.gather(Path("r"), "a", ["preqn-sin"], seeds=[1])
+    assert run.ended and "which ended all its seeds" in notes[0]
 
 
 def test_a_run_with_a_damaged_config_is_a_sentence():
@@ -136,6 +147,14 @@ def test_the_report_on_alignment_is_printed_written_and_drawn(capsys):
     ]
 
 
+def test_a_run_without_updates_yet_has_no_alignment(capsys):
+    write("a", "td3-sin", align=None)
+    alignment.report(Path("r"), ["a"], None, Path("out"))
+    assert "not finite" in capsys.readouterr().out
+    (row,) = json.loads(Path("out/report.json").read_text())["alignment"]
+    assert row["alignments"] == [None] * 3 and row["mean"] is None and row["least"] is None
+
+
 @pytest.mark.parametrize("binary", [benchmark, alignment])
 def test_nothing_to_report_is_a_sentence_that_names_the_command(binary):
     with pytest.raises(
@@ -184,10 +203,14 @@ def numbers(text):
     return [float(number.replace(",", "")) for number in found]
 
 
-def kept(folder, end=100_000):
-    """name -> values `[S, T]` of the records of a run up to a step."""
+def kept(folder, end=100_000, updates=False):
+    """name -> values `[S, T]` of the records of a run up to a step, of its `updates` without the
+    line of the first.
+    """
     config, lines = curves.load(RESULTS / folder)
-    by_seed = [[x for x in lines if x["seed"] == s and x["step"] <= end] for s in config["seeds"]]
+    first = config["update_after"] if updates else 0
+    lines = [line for line in lines if first < line["step"] <= end]
+    by_seed = [[x for x in lines if x["seed"] == s] for s in config["seeds"]]
     return lambda name: curves.matrix(by_seed, name)[1]
 
 
@@ -205,6 +228,7 @@ def test_the_benchmarks_table_is_of_the_kept_records():
         mean = scores.mean(scores.last(of("eval/return_mean")))
         quoted = numbers(row["last ten"])
         assert [round(x) for x in (mean.value, *(mean.interval or ()))][: len(quoted)] == quoted
+        of = kept(f"paper/{env}/{row['run']}", numbers(row["steps"])[0], updates=True)
         assert round(of("critic/alignment").mean(), 3) == float(row["alignment"])
         if row["run"].startswith("preqn"):
             told = row["accepted"].replace("every update", "1.00000")
@@ -307,7 +331,7 @@ def test_kept_reports_say_what_the_kept_records_give(binary):
     envs = ["HalfCheetah-v5", "Walker2d-v5", "Swimmer-v5"]
     binary.report(RESULTS / "paper", envs, [0, 1, 2], Path("out"))
     new, old = (json.loads((x / "report.json").read_text()) for x in (Path("out"), kept_there))
-    for part in ("rules", "notes", "step", "verdicts"):
+    for part in ("rules", "notes", "step", "verdicts", *({"alignment"} & {*new})):
         assert new[part] == old[part]
 
 

@@ -91,6 +91,13 @@ def test_improvement_is_mann_and_whitneys_u_over_the_pairs():
     assert scores.improvement([np.array([5.0])], [np.array([1.0])]).interval is None
 
 
+def test_a_seed_that_diverged_is_below_all_others():
+    lost, whole = np.array([5.0, np.nan]), np.array([1.0, 2.0])
+    assert scores.improvement([lost], [whole]).value == 0.5
+    assert scores.improvement([whole], [lost]).value == 0.5
+    assert scores.improvement([lost], [lost]).value == 0.5
+
+
 def test_the_mean_on_the_way_is_that_of_all_evaluations():
     write("Hopper-v5", "preqn")
     runs, _ = curves.gather(Path("r"), ENVS, rivals.VARIANTS)
@@ -136,7 +143,9 @@ def test_a_measurement_that_orders_the_scores_has_rank_correlation_one():
             )
             write(env, variant, better(level + 1000 * k), extra=values)
     runs, _ = curves.gather(Path("r"), ENVS, rivals.VARIANTS)
-    found = {(row["measured"], row["share"]): row for row in rivals.relations(runs)}
+    found = {
+        (row["measured"], row["share"]): row for row in rivals.relations(rivals.measurements(runs))
+    }
     for share in rivals.SHARES:
         row = found["alignment", share]
         assert row["runs"] == 12 and row["rank_correlation"] == pytest.approx(1)

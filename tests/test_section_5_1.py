@@ -1,9 +1,12 @@
 """Section 5.1's rules, on made-up numbers."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from experiments.judge import section_5_1
+from preqn_jax.options import UserError
 
 WIDTHS, DEPTHS, SEEDS = (32, 64, 128, 256), (1, 2, 3, 4), (0, 1, 2)
 
@@ -210,6 +213,7 @@ def test_figures_are_named_after_the_papers(tmp_path):
 
 def test_unfinished_numbers_are_not_drawn_or_judged():
     data = made_up()
-    data["cells"].pop()
-    with pytest.raises(ValueError, match="unfinished run"):
-        section_5_1.findings(data)
+    data["cells"].pop(0)
+    for read in (section_5_1.findings, lambda data: section_5_1.draw(data, Path("out"))):
+        with pytest.raises(UserError, match="unfinished run"):
+            read(data)

@@ -1,11 +1,12 @@
 """Section 5.2's rules: statistics against the formulas, verdicts on made-up records both ways."""
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricated import SIX, better, write
+from fabricated import SIX, better, frozen, write
 
 from experiments.judge import power, published, scores, section_5_2, stability, verdict
 from experiments.kit import curves
@@ -164,7 +165,7 @@ def test_a_number_that_is_not_finite_is_a_fault_of_its_seed():
 
 
 def test_a_divergence_is_a_fault_of_its_seed_alone():
-    run = one(end=12, extra=[{"step": 61_050, "seed": 2, "run/diverged": 1.0}])
+    run = one(end=12, extra=[frozen(61_050, 2)])
     assert (
         run.diverged == {2: 61_050}
         and stability.faults(run).a == [2]
@@ -190,6 +191,15 @@ def test_a_collapse_is_a_fault_of_its_seed():
     assert stability.faults(
         one(returns=lambda seed, t: 100 * (t if seed != 1 or t < 0.6 else 0.0))
     ).b == [1]
+
+
+@pytest.mark.parametrize("end", [5, 6])
+def test_a_collapse_takes_more_evaluations_than_one_mean(end):
+    run = one(returns=lambda seed, t: 100.0 * t, end=end)
+    assert stability.faults(run).b == (None if end == 5 else [])
+    halves = section_5_2.on_benchmark([run], ["HalfCheetah-v5"])[0].halves
+    assert [half.borne_out for half in halves] == [True, None if end == 5 else True, True]
+    assert ("5 evaluations or fewer" in halves[1].evidence) == (end == 5)
 
 
 def test_q_above_what_evaluations_attained_is_a_fault():
@@ -311,6 +321,13 @@ def test_a_seeds_alignment_is_the_mean_of_its_updates():
     assert f"{0.99 * 20 / 21:.4f}" in found.halves[0].evidence
 
 
+def test_the_line_of_the_first_updates_is_no_part_of_a_mean():
+    """It may be of 50 updates, where the others are of 5,000."""
+    first = {"step": 5000, "seed": 1, "critic/alignment": 0.0}
+    found = section_5_2.alignments(one(extra=[first], update_after=5000))
+    np.testing.assert_allclose(found, [0.99] * 3)
+
+
 def test_an_alignment_of_eta_is_enough(monkeypatch):
     for variant in ("preqn-sin", "preqn-relu"):
         write("HalfCheetah-v5", variant, align=0.5)
@@ -345,6 +362,47 @@ def test_unfinished_runs_are_judged_where_all_of_them_stand():
     assert {run.cut(60_000).reached for run in runs} == {60_000}
     assert find("comparing favorably", ["HalfCheetah-v5"]).borne_out is True
     assert find("is stable", ["HalfCheetah-v5"]).borne_out is True  # no collapse by then
+
+
+def test_a_single_seed_leaves_open_what_has_to_be_clear():
+    for env in (*ENVS, "Hopper-v5"):
+        for variant in SIX:
+            write(env, variant, better(-900) if variant == "td3-sin" else better(0), seeds=(0,))
+    for words in ("better-aligned", "TD3-sin was", " outperforms", " underperforms"):
+        halves = find(words, (*ENVS, "Hopper-v5")).halves
+        assert {half.borne_out for half in halves} == {None}
+
+
+def test_a_clear_answer_stands_beside_what_is_open():
+    """A seed each on Swimmer; on HalfCheetah TD3-sin is clearly ahead, or behind."""
+    for by, so in ((500, False), (-500, None)):
+        shutil.rmtree("r", ignore_errors=True)
+        for env, seeds in zip(ENVS, ((0, 1, 2), (0,)), strict=True):
+            write(env, "td3-relu", seeds=seeds)
+            write(env, "td3-sin", better(by), seeds=seeds)
+        assert find("TD3-sin was").borne_out is so
+
+
+@pytest.mark.parametrize(
+    ("lost", "so"),
+    [(["preqn-sin"], False), (["td3-relu"], None), (["preqn-sin", "td3-relu"], False)],
+)
+def test_a_seed_that_diverged_has_no_score(lost, so):
+    for variant in SIX[:3]:
+        write("HalfCheetah-v5", variant, better(900) if variant == "preqn-sin" else better(0))
+    for variant in lost:
+        shutil.rmtree(Path("r/HalfCheetah-v5") / variant)
+        write("HalfCheetah-v5", variant, seeds=(0, 1), extra=[frozen(16_000, 1)], end=3)
+        with (Path("r/HalfCheetah-v5") / variant / "metrics.jsonl").open("a") as file:
+            for i in range(4, 21):
+                line = {"step": 5000 * i, "seed": 0, "eval/return_mean": 1.0}
+                file.write(f"{json.dumps(line)}\n")
+    (half,) = find("comparing favorably", ["HalfCheetah-v5"]).halves
+    assert (
+        half.borne_out is so
+        and f"not every seed of {' and '.join(lost)} has a score" in half.evidence
+    )
+    assert "nan" not in half.evidence + half.refuted_by
 
 
 def test_a_run_that_diverged_holds_back_no_other_and_stands_as_it_ended():

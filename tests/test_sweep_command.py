@@ -10,9 +10,11 @@ from functools import partial
 import commands
 import pytest
 
-from experiments.kit import processes
+from experiments.kit import flags, processes, sweep_report
 from preqn_jax.options import UserError
 from preqn_jax.training import record
+from preqn_jax.training import run as training
+from preqn_jax.training import sweep as sweeps
 
 SMALL = (
     *("--env=probe/delay", "--algorithm=ddpg", "--seeds=0:3", "--hidden_sizes=8,8"),
@@ -128,6 +130,35 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(tmp_path, flags, sente
     lines = [line for line in err.splitlines() if not line.startswith(("WARNING", "W1", "E1"))]
     assert status == 1 and not out and sentence in lines[-1] and len(lines) == 1, err
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("axes", [(), ("eta=0.5,0.9",)])
+def test_a_report_is_of_the_members_that_have_records(axes, tmp_path, capsys):
+    """One has begun, and written nothing yet; another has not begun. The line of the first updates,
+    at step 100, is no part of the mean alignment.
+    """
+    given = ("--env=probe/delay", "--seeds=0,1,2", "--update_after=100", "--start_steps=50")
+    run, agent, loop = flags.read(given, *training.CONFIGS)
+    swept = sweeps.plan(str(tmp_path), run, agent, loop, sweeps.axes(axes))
+    *others, empty, _ = swept.members
+    for member in [*others, empty]:
+        (tmp_path / member.name).mkdir()
+        config = {"env": "probe/delay", "algorithm": "preqn", "update_after": 100}
+        config |= {"num_steps": 300, "seeds": [member.seed], **member.setting}
+        (tmp_path / member.name / "config.json").write_text(json.dumps({"config": config}))
+        step = lambda at, x, seed=member.seed: {"step": at, "seed": seed, "critic/alignment": x}
+        lines = [step(100, 0.0), {**step(200, 0.5), "eval/return_mean": 1.0, "eval/return_std": 0}]
+        text = "".join(json.dumps(line) + "\n" for line in lines if member != empty)
+        (tmp_path / member.name / "metrics.jsonl").write_text(text)
+    sweep_report.report(swept)
+    err = capsys.readouterr().err
+    assert all((one.name in err) == (one not in others) for one in swept.members)
+    rows = json.loads((tmp_path / "summary.json").read_text())["settings"]
+    assert [len(row["seeds"]) for row in rows] == ([3, 1] if axes else [1])
+    assert {row["alignment"] for row in rows} == {0.5} and rows[0]["stable"] == len(
+        rows[0]["seeds"]
+    )
+    assert (tmp_path / "sweep.png").stat().st_size > 5000
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -120,21 +121,71 @@ def test_signs_are_counted_where_they_are_beyond_their_lines():
     assert nothing["gain"] == {"sound": "0 of 0", "diverged": "0 of 0"}
 
 
-def test_a_nan_ends_its_own_seed_and_the_others_begin_anew(monkeypatch):
-    asked = []
+class Learning:
+    """A session of rounds of 50 steps, in which seeds are frozen; where none is left it says so."""
 
-    def train(setting, seeds, smaller):
-        asked.append(list(seeds))
-        bad = next((seed for seed in (3, 1) if seed in seeds), None)
-        found = {seed: [{"step": 100.0, "gain": seed + 0.123456}] for seed in seeds}
-        return found, None if bad is None else Diverged("critic/q_mean", bad, 700 + bad)
+    def __init__(self, frozen, steps=300):
+        self.agent, self.learner, self._frozen, self._steps = None, None, frozen, steps
+        self.counters = SimpleNamespace(frozen=(), updates=1, round=0)
 
-    monkeypatch.setattr(verdicts, "_train", train)
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def rounds(self):
+        for step in range(50, self._steps + 1, 50):
+            gone = tuple(i for i, at in self._frozen.items() if at <= step)
+            self.counters = SimpleNamespace(frozen=gone, updates=step, round=step // 50)
+            if len(gone) == 3:
+                raise Diverged("critic/q_mean", 3, step)
+            yield SimpleNamespace(step=step, evaluations=[])
+
+
+@pytest.mark.parametrize(
+    ("frozen", "overflow", "expected"),
+    [
+        ({1: 150, 2: 200}, {}, [(None, [100, 200, 300]), (150, [100]), (200, [100])]),
+        ({0: 50, 1: 250, 2: 300}, {}, [(50, []), (250, [100, 200]), (300, [100, 200])]),
+        ({2: 150}, {0: 200}, [(200, [100]), (None, [100, 200, 300]), (150, [100])]),
+    ],
+)
+def test_a_nan_ends_its_own_seed_and_no_other(monkeypatch, frozen, overflow, expected):
+    session = Learning(frozen)
+
+    def looks(learner, round_):
+        return [SimpleNamespace(i=i, step=50 * round_, reward_bound=1.0) for i in range(3)]
+
+    def measure(agent, look, discount):
+        return {} if overflow.get(look.i, 999) <= look.step else {"gain": look.i + 1.123456}
+
+    monkeypatch.setattr(verdicts.training, "Session", lambda plan: session)
+    monkeypatch.setattr(verdicts.monitor, "make_looks", lambda *_: looks)
+    monkeypatch.setattr(verdicts.monitor, "measure", measure)
     records = verdicts.recorded("td3-fast", (0, 1, 3))
-    assert asked == [[0, 1, 3], [0, 1], [0]]
-    assert [(one["seed"], one["nan"]) for one in records] == [(0, None), (1, 701), (3, 703)]
-    assert records[1]["measured"] == {"step": [100.0], "gain": [1.123]}
-    assert records[0]["setting"] == "td3-fast" and records[0]["bias_relative"] is None
+    assert [(one["seed"], one["setting"]) for one in records] == [
+        (seed, "td3-fast") for seed in (0, 1, 3)
+    ]
+    for i, (one, (nan, steps)) in enumerate(zip(records, expected, strict=True)):
+        assert (one["nan"], one["measured"].get("step", [])) == (nan, steps)
+        assert one["measured"].get("gain", []) == pytest.approx([i + 1.123] * len(steps))
+        assert one["bias_relative"] is None
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"make": True, "only": ("nonsense",)}, "unknown setting 'nonsense'; choose one of"),
+        ({"make": True, "data": "/dev/null/runs.jsonl"}, "is no folder to write to"),
+        ({"data": "empty.jsonl"}, "holds no runs of experiments.verdicts; add --make"),
+    ],
+)
+def test_a_mistake_is_a_sentence(monkeypatch, given, words):
+    Path("empty.jsonl").touch()
+    monkeypatch.setattr(verdicts.flags, "parse", lambda kind: kind(**given))
+    with pytest.raises(UserError, match=words):
+        verdicts.main(["verdicts"])
 
 
 def test_records_are_read_as_they_were_written(tmp_path):

@@ -10,6 +10,7 @@ measured beside it.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -76,7 +77,8 @@ STYLES = {  # colour, marker, line
     "jacobian": (style.COLOURS[1], "s", "--"),
     "gradient": (style.COLOURS[2], "^", ":"),
 }
-KERNEL = {"structured": (100, 250, 1000), "jacobian": (100, 250, 1000)}  # method -> blocks
+KERNEL = ("structured", "jacobian")  # methods of ntk.kernel
+BLOCKS = (100, 250, 1000)  # of its rows
 SAMPLE = 0.2  # seconds of work in one timing, about
 
 Run = Callable[[int], Any]  # so many updates
@@ -86,19 +88,16 @@ def run(
     config: GrowthConfig, axes: dict[str, tuple[int, ...]] | None = None, points: int = 1000
 ) -> int:
     """Measure, print, and write what is asked for. Returns the exit status; raises UserError."""
-    if len(set(config.hidden_sizes)) > 1:
+    if len(set(config.hidden_sizes)) != 1:
         raise UserError(
             f"hidden_sizes are {list(config.hidden_sizes)}, but a grid needs layers of one width, "
             f"as in 256,256"
         )
-    if config.figure and Path(config.figure).suffix not in (".png", ".pdf", ".svg"):
-        raise UserError(f"figure is {config.figure!r}, but it must end in .png, .pdf or .svg")
     output.check("figure", config.figure, picture=True)
     axes = {**AXES, "seeds": config.members} if axes is None else axes
     rows, kernel = measure(config, axes, points)
     _print(config, rows, kernel, points)
-    if config.json:
-        timing.write(config.json, config, {"points": points, "rows": rows, "kernel": kernel})
+    timing.write(config, points=points, rows=rows, kernel=kernel)
     if config.figure:
         draw(config, rows, Path(config.figure))
         print(config.figure)
@@ -141,10 +140,9 @@ def measure(
         for method in METHODS:
             jacobian = 4 * point.seeds * point.batch * _parameters(config, point)
             add(point, method, jacobian, partial(_step, config, point, method))
-    for method, blocks in KERNEL.items():
-        for block in blocks:
-            jacobian = 4 * 2 * min(block, points) * _parameters(config, centre)
-            add(block, method, jacobian, partial(_kernel, config, centre, method, points, block))
+    for method, block in itertools.product(KERNEL, BLOCKS):
+        jacobian = 4 * 2 * min(block, points) * _parameters(config, centre)
+        add(block, method, jacobian, partial(_kernel, config, centre, method, points, block))
 
     for key, times in timing.in_turn(runs, config.repeats).items():
         places[key] |= timing.spread([1e3 * t / counts[key] for t in times], "ms")
@@ -154,7 +152,7 @@ def measure(
         for m in METHODS
     ]
     kernel = [
-        {"block": b, "method": m, **places[b, m]} for m, blocks in KERNEL.items() for b in blocks
+        {"block": b, "method": m, **places[b, m]} for m, b in itertools.product(KERNEL, BLOCKS)
     ]
     return rows, kernel
 
@@ -253,7 +251,7 @@ def _print(config: GrowthConfig, rows: list[dict], kernel: list[dict], points: i
     )
     print(f"ms: medians of {config.repeats}; MiB: peak memory, as XLA plans it")
     for axis in dict.fromkeys(row["axis"] for row in rows):
-        print(_head(axis, METHODS.values(), "Jacobian / structured"))
+        print(_head(axis, METHODS.values()))
         table = [row for row in rows if row["axis"] == axis]
         for value in dict.fromkeys(row["value"] for row in table):
             print(
@@ -263,7 +261,7 @@ def _print(config: GrowthConfig, rows: list[dict], kernel: list[dict], points: i
             )
     words = {method: METHODS[method].removeprefix("PreQN, ") for method in KERNEL}
     print(f"ntk.kernel of {points} inputs with each other, hidden sizes {widths}")
-    print(_head("block", words.values(), "Jacobian / structured"))
+    print(_head("block", words.values()))
     for block in dict.fromkeys(row["block"] for row in kernel):
         print(_line(block, {row["method"]: row for row in kernel if row["block"] == block}, words))
     for row in (*rows, *kernel):
@@ -279,8 +277,8 @@ def _print(config: GrowthConfig, rows: list[dict], kernel: list[dict], points: i
             )
 
 
-def _head(first: str, columns: Iterable[str], ratio: str) -> str:
-    names = [*columns, ratio]
+def _head(first: str, columns: Iterable[str]) -> str:
+    names = [*columns, "Jacobian / structured"]
     units = f"{'ms':>15}{'MiB':>11}" * len(names)
     return f"{'':<8}{''.join(f'{name:>26}' for name in names)}\n{first:<8}{units}"
 

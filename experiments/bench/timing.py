@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +68,24 @@ def transitions(obs_size: int, action_size: int, n: int) -> Transition:
     return Transition(normal(obs_size), action, normal(), np.ones(n, np.float32), normal(obs_size))
 
 
-def write(path: str, config: Any, results: dict[str, Any]) -> None:
-    """Config, machine and results as one JSON object. Raises UserError where the file cannot be
-    written.
+def head(what: str, median: str, references: Sequence[str]) -> str:
+    """The line above those of `line`."""
+    ratios = "   ".join(f"ratio to {name}" for name in references)
+    return f"{what:<28} {median:>9} {'min':>9} {'max':>9}   {ratios}"
+
+
+def line(name: str, cells: Sequence[str], ratios: Mapping[str, float]) -> str:
+    """A row of a table: its median, least and largest, and its ratio to each reference."""
+    numbers = " ".join(f"{cell:>9}" for cell in cells)
+    shown = (f"{ratio:>{11 + len(reference)}.2f}" for reference, ratio in ratios.items())
+    return f"{name:<28} {numbers} {''.join(shown)}"
+
+
+def write(config: Any, **results: Any) -> None:
+    """Config, machine and results, but for None, as one JSON object in the file `config.json`, if
+    it names one. Raises UserError where the file cannot be written.
     """
-    made = {"config": dataclasses.asdict(config), "machine": provenance.machine()}
-    output.write_json(Path(path), {**made, **results})
+    if config.json:
+        made = {"config": dataclasses.asdict(config), "machine": provenance.machine()}
+        made |= {name: result for name, result in results.items() if result is not None}
+        output.write_json(Path(config.json), made)

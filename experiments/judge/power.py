@@ -27,10 +27,13 @@ def needed(rivals: Sequence[np.ndarray] | Sequence[float]) -> np.ndarray:
 
 
 def favorable(own: Scores, rivals: Sequence[Scores]) -> bool | None:
-    """The rule. None, "cannot be judged": it attains what is needed, but with scores that spread
+    """The rule; a score that is not finite, of a seed that diverged, is below all. None, "cannot be
+    judged": a rival has such a score, or it attains what is needed, but with scores that spread
     like these so might one that truly attains TOO_LITTLE.
     """
     found, *others = (float(scores.middle(np.concatenate(one))) for one in (own, *rivals))
+    if np.isfinite(found) and not np.isfinite(others).all():
+        return None
     if not found >= needed(others):
         return False
     levels = np.array([values.mean() for values in rivals[int(np.argmax(others))]])

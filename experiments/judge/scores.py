@@ -71,7 +71,8 @@ def middle(pooled: np.ndarray, axis: int = -1) -> np.ndarray:
 
 def improvement(own: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> Estimate:
     """How likely a score of `own` is above one of `other`, ties for a half: the mean over tasks, of
-    scores `[S]` and `[S']` each, with an interval stratified as in `interquartile_mean`.
+    scores `[S]` and `[S']` each, with an interval stratified as in `interquartile_mean`. NaN, of a
+    seed that diverged, is below all others.
 
     Agarwal et al. 2021, whose probability of improvement is Mann and Whitney's U, scaled.
 
@@ -81,12 +82,13 @@ def improvement(own: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> Estim
     0.417
     """
     count = len(own)
+    samples = [np.where(np.isnan(sample), -np.inf, sample) for sample in (*own, *other)]
 
     def chance(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
         pairs = zip(samples[:count], samples[count:], strict=True)
         return np.mean([_above(a, b) for a, b in pairs], axis=0)
 
-    return _estimate([*own, *other], chance)
+    return _estimate(samples, chance)
 
 
 def _above(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ Everything is exact and deterministic: whole problems, expected updates, no samp
 network's first weights.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -111,6 +112,7 @@ def overshooting(updates: int) -> Mode:
         return jnp.eye(size).at[5, 5].set(scale)
 
     scales, bad = np.linspace(0.25, 6, 47), 5.0
+    run = functools.partial(_run, problem, updates)
     return Mode(
         "2. overshooting",
         "one entry of K's diagonal",
@@ -122,22 +124,16 @@ def overshooting(updates: int) -> Mode:
         bad,
         bad,
         [
-            _run(
-                "U3", False, problem, lambda q: tabular.u3(mdp, q, alpha, rho, kernel(bad)), updates
-            ),
-            _run(
+            run("U3", False, lambda q: tabular.u3(mdp, q, alpha, rho, kernel(bad))),
+            run(
                 "U3, a third of the step",
                 True,
-                problem,
                 lambda q: tabular.u3(mdp, q, alpha / 3, rho, kernel(bad)),
-                updates,
             ),
-            _run(
+            run(
                 "preconditioned",
                 True,
-                problem,
                 lambda q: tabular.preconditioned(mdp, q, 0.5, rho, kernel(bad)),
-                updates,
             ),
         ],
     )
@@ -148,6 +144,7 @@ def generalization(updates: int) -> Mode:
     problem = problems.w_to_2w(gamma=0.9)
     mdp, rho = problem.mdp, problem.rho
     cs, bad = np.linspace(0, 0.95, 39), 0.95
+    run = functools.partial(_run, problem, updates)
 
     def ratio(c: float) -> float:  # of the two sides of Eq. 17, in the tightest row
         gamma, k = float(mdp.gamma), np.asarray(_two_states(c)) * np.asarray(rho).ravel()
@@ -162,19 +159,11 @@ def generalization(updates: int) -> Mode:
         bad,
         bad,
         [
-            _run(
-                "U3",
-                False,
-                problem,
-                lambda q: tabular.u3(mdp, q, 0.4, rho, _two_states(bad)),
-                updates,
-            ),
-            _run(
+            run("U3", False, lambda q: tabular.u3(mdp, q, 0.4, rho, _two_states(bad))),
+            run(
                 "preconditioned",
                 True,
-                problem,
                 lambda q: tabular.preconditioned(mdp, q, 0.4, rho, _two_states(bad)),
-                updates,
             ),
         ],
     )
@@ -187,6 +176,7 @@ def extrapolation(updates: int) -> Mode:
     problem, kernel = problems.w_to_2w(gamma=0.9), _two_states(0.6)
     mdp = problem.mdp
     shares, bad, good = np.linspace(0, 0.5, 51), 0.0, 0.5
+    run = functools.partial(_run, problem, updates)
 
     def rho(share: float | Array) -> Array:
         return jnp.stack([1 - jnp.asarray(share), jnp.asarray(share)])[:, None]
@@ -206,26 +196,16 @@ def extrapolation(updates: int) -> Mode:
         bad,
         good,
         [
-            _run(
-                "U3, no data there",
-                False,
-                problem,
-                lambda q: tabular.u3(mdp, q, 0.4, rho(bad), kernel),
-                updates,
-            ),
-            _run(
+            run("U3, no data there", False, lambda q: tabular.u3(mdp, q, 0.4, rho(bad), kernel)),
+            run(
                 "preconditioned, no data there",
                 False,
-                problem,
                 lambda q: tabular.preconditioned(mdp, q, 0.4, rho(bad), kernel),
-                updates,
             ),
-            _run(
+            run(
                 "U3, half of the data there",
                 True,
-                problem,
                 lambda q: tabular.u3(mdp, q, 0.4, rho(good), kernel),
-                updates,
             ),
         ],
     )
@@ -236,11 +216,7 @@ def _two_states(c: float) -> Array:
 
 
 def _run(
-    name: str,
-    remedy: bool,
-    problem: problems.Problem,
-    operator: Callable,
-    updates: int,
+    problem: problems.Problem, updates: int, name: str, remedy: bool, operator: Callable
 ) -> Trajectory:
     path = tabular.iterate(operator, problem.start, updates)
     star = np.asarray(tabular.value_iteration(problem.mdp, 1e-5).q)

@@ -7,7 +7,7 @@ Nothing is computed here: all of it is read off a data.json, by `load`.
 import functools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from experiments.judge import verdict
 from experiments.judge.verdict import Half, Verdict
 from experiments.kit import output, style
+from preqn_jax.options import UserError
 
 DEPTH = 2  # hidden layers of the networks of `widths`
 WIDTH = 64  # hidden units of the networks of `depths`
@@ -119,12 +120,7 @@ def _trend(
     ways, evidence = [], []  # of each activation
     for activation in config["activations"]:
         series = [
-            np.array(
-                [
-                    _values(data, env, activation, hidden, initializer, quantity)
-                    for hidden in sizes.values()
-                ]
-            )
+            _values(data, env, activation, sizes.values(), initializer, quantity)
             for env in config["envs"]
         ]
         slopes = [_slope(x, values) for values in series]
@@ -161,7 +157,7 @@ def _lead(
     won = []  # of each environment
     for env in config["envs"]:
         found = [
-            [_values(data, env, name, hidden, initializer, quantity) for hidden in sorted(sizes)]
+            _values(data, env, name, sorted(sizes), initializer, quantity)
             for name in (activation, *others)
         ]
         won.append(sum(AHEAD[place](own, rest) for own, *rest in zip(*found, strict=True)))
@@ -209,18 +205,21 @@ def _values(
     data: dict[str, Any],
     env: str,
     activation: str,
-    hidden_sizes: Sequence[int],
+    networks: Iterable[Sequence[int]],
     initializer: str,
     quantity: str,
 ) -> np.ndarray:
-    """`[S]`. Raises ValueError where `data` is of an unfinished run."""
-    cell = find(data, env, activation, hidden_sizes, initializer)
-    if cell is None:
-        raise ValueError(
-            f"data has no cell for {env}, {initializer}, {activation}, {hidden_sizes}: it is of an "
-            f"unfinished run"
-        )
-    return np.array(cell[quantity])
+    """`[networks, S]`. Raises UserError where `data` is of an unfinished run."""
+    rows = []
+    for hidden_sizes in networks:
+        cell = find(data, env, activation, hidden_sizes, initializer)
+        if cell is None:
+            raise UserError(
+                f"data has no cell for {env}, {initializer}, {activation}, {list(hidden_sizes)}: "
+                f"it is of an unfinished run; the command that began it goes on with it"
+            )
+        rows.append(cell[quantity])
+    return np.array(rows)
 
 
 def show(found: dict[str, list[Verdict]]) -> None:
@@ -249,8 +248,8 @@ def draw(data: dict[str, Any], out_dir: Path) -> list[Path]:
     """Figures 1 and 4 to 9 from numbers that are there (`load`), and the like for other
     environments; nothing is computed.
 
-    Returns the pictures' paths in `out_dir`. Raises UserError where one cannot be written,
-    ValueError for unfinished data.
+    Returns the pictures' paths in `out_dir`. Raises UserError where one cannot be written, and for
+    unfinished data.
     """
     config, paths = data["config"], []
     for env in config["envs"]:
@@ -318,12 +317,7 @@ def _bars(
     sizes, activations = _sizes(data, sweep), data["config"]["activations"]
     width = 0.8 / len(activations)
     for i, activation in enumerate(activations):
-        values = np.array(
-            [
-                _values(data, env, activation, hidden, initializer, quantity)
-                for hidden in sizes.values()
-            ]
-        )
+        values = _values(data, env, activation, sizes.values(), initializer, quantity)
         ax.bar(
             np.arange(len(sizes)) + (i - (len(activations) - 1) / 2) * width,
             values.mean(axis=1),

@@ -2,11 +2,12 @@
 one step (`curves.common_step`).
 """
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from experiments.judge import power, published, scores
+from experiments.judge import power, published, scores, verdict
 from experiments.judge.stability import FEW, faults
 from experiments.judge.verdict import Half, Verdict
 from experiments.kit.curves import Curves
@@ -22,19 +23,23 @@ A seed is stable if
       records;
   (b) once it has learned, no mean of {FEW} evaluations in a row falls below half of the best such
       mean's gain over the first evaluation (it has learned if that gain exceeds the mean spread
-      over an evaluation's episodes);
+      over an evaluation's episodes; with {FEW} evaluations or fewer it cannot be judged);
   (c) no mean Q of a line is above the largest discounted return that any of its evaluations went
       through.
-A seed's alignment is the mean over its updates; one that the linesearch rejects counts as 0.
+A seed's alignment is the mean over the lines of its records past step update_after, each of as many
+updates; one that the linesearch rejects counts as 0.
 Clear: Welch's {scores.LEVEL:.0%} interval of the difference does not hold zero, or one of the two
-diverged. "Generally": clear on at least one environment, clearly the other way round on none, and
-by the mean on more than half. "Comparing favorably": the interquartile mean over tasks is at least
-{1 - power.MARGIN:.0%} of the better baseline's, and at least the lesser baseline's. Where it is,
-but one that truly attains {power.TOO_LITTLE:.0%} of the better baseline would get as far with a
-probability above {power.LEVEL:.0%}, by simulation with scores that spread over seeds as these do,
-it cannot be judged. By simulation with five tasks and a spread of a quarter of the mean, one that
-truly attains 60, 70, 80, 90, 100, 110 % of both baselines gets a yes with probability 0.00, 0.00,
-0.00, 0.10, 0.49, 0.88 with three seeds, and 0.00, 0.00, 0.00, 0.04, 0.58, 0.97 with seven.
+diverged; where there is no interval, as with a single seed, it cannot be judged. "Generally": clear
+on at least one environment, clearly the other way round on none, and by the mean on more than half.
+"Comparing favorably": the interquartile mean over tasks is at least {1 - power.MARGIN:.0%} of the
+better baseline's, and at least the lesser baseline's. Where it is, but one that truly attains
+{power.TOO_LITTLE:.0%} of the better baseline would get as far with a probability above
+{power.LEVEL:.0%}, by simulation with scores that spread over seeds as these do, it cannot be
+judged. By simulation with five tasks and a spread of a quarter of the mean, one that truly attains
+60, 70, 80, 90, 100, 110 % of both baselines gets a yes with probability 0.00, 0.00, 0.00, 0.10,
+0.49, 0.88 with three seeds, and 0.00, 0.00, 0.00, 0.04, 0.58, 0.97 with seven.
+A seed that diverged has no score: PreQN with one does not compare favorably, and beside a baseline
+with one it cannot be judged.
 A statement in several parts is borne out if all of them are, and is not as soon as one is not; it
 cannot be judged while runs are missing."""
 
@@ -92,12 +97,24 @@ def on_alignment(found: Iterable[Curves], envs: Sequence[str]) -> list[Verdict]:
     ]
 
 
+def show(judged: Iterable[Verdict], where: str, notes: Iterable[str]) -> None:
+    """Prints the verdicts, where they were judged, and the rules; what is not whole to stderr."""
+    print(f"\nSection 5.2 says, judged on {where}:")
+    verdict.show(judged)
+    print("\n" + RULES)
+    for note in notes:
+        print(note, file=sys.stderr)
+
+
 # --- of a run -------------------------------------------------------------------------------------
 
 
 def alignments(run: Curves) -> np.ndarray:
-    """Mean cos(Q'-Q, y-Q) of each seed's updates, `[S]`."""
-    return np.nanmean(run.metric("critic/alignment")[1], axis=1)
+    """Mean cos(Q'-Q, y-Q) of each seed's updates, `[S]`; NaN before any."""
+    steps, values = run.metric("critic/alignment")
+    later = values[:, steps > run.config.get("update_after", 0)]  # the first line is of one round
+    finite = [row[np.isfinite(row)] for row in later]
+    return np.array([row.mean() if len(row) else np.nan for row in finite])
 
 
 def performances(run: Curves) -> np.ndarray:
@@ -138,7 +155,9 @@ def _stable(runs: Runs, envs: Sequence[str], variant: str) -> list[Half]:
         said = f"{variant}: {said}"
         broken = {} if lacking else {e: getattr(faults(runs[e, variant]), rule) for e in envs}
         if lacking or None in broken.values():
-            evidence = lacking or "the records have no eval/discounted_max"
+            few = f"a seed has {FEW} evaluations or fewer"
+            untold = few if rule == "b" else "the records have no eval/discounted_max"
+            evidence = lacking or untold
             halves.append(Half(said, evidence, None, refuted_by))
             continue
         bad = "; ".join(
@@ -161,6 +180,8 @@ def _aligned(runs: Runs, envs: Sequence[str], variant: str) -> Half:
     if lacking:
         return Half(said, lacking, None, refuted_by)
     least = {env: float(alignments(runs[env, variant]).min()) for env in envs}
+    if np.isnan(list(least.values())).any():
+        return Half(said, "a seed has no updates yet", None, refuted_by)
     evidence = "least: " + ", ".join(f"{env} {value:.4f}" for env, value in least.items())
     return Half(said, evidence, min(least.values()) >= ETA, refuted_by)
 
@@ -168,16 +189,17 @@ def _aligned(runs: Runs, envs: Sequence[str], variant: str) -> Half:
 Measure = Callable[[Curves], np.ndarray]
 
 
-def compare(one: Curves, other: Curves, measure: Measure) -> tuple[int, float, str]:
-    """Of two runs on one environment: 1, 0 or -1 (clearly more, neither, clearly less), the
-    difference, and the numbers.
+def compare(one: Curves, other: Curves, measure: Measure) -> tuple[int | None, float, str]:
+    """Of two runs on one environment: 1, 0 or -1 (clearly more, neither, clearly less; None, there
+    is no interval to tell), the difference, and the numbers.
     """
     if measure is performances and bool(one.diverged) != bool(other.diverged):
         worse, way = (other, 1) if other.diverged else (one, -1)
         return way, float(way), f"{one.env}: {worse.variant} diverged"
     difference = scores.difference(measure(one), measure(other))
     digits = "+.3f" if measure is alignments else "+,.0f"
-    return scores.clearly(difference), difference.value, f"{one.env} {difference:{digits}}"
+    way = scores.clearly(difference) if difference.interval else None
+    return way, difference.value, f"{one.env} {difference:{digits}}"
 
 
 def _generally(
@@ -194,7 +216,9 @@ def _generally(
     compared = [compare(runs[env, one], runs[env, other], measure) for env in envs]
     ways, means = [way for way, _, _ in compared], [mean for _, mean, _ in compared]
     good = 1 in ways and -1 not in ways and 2 * sum(mean > 0 for mean in means) > len(means)
-    return Half(said, "; ".join(text for _, _, text in compared), good, refuted_by)
+    open_ = None in ways and -1 not in ways
+    evidence = "; ".join(text for _, _, text in compared)
+    return Half(said, evidence, None if open_ else good, refuted_by)
 
 
 def _favorable(runs: Runs, envs: Sequence[str]) -> Half:
@@ -209,14 +233,15 @@ def _favorable(runs: Runs, envs: Sequence[str]) -> Half:
         return Half(said, lacking, None, "that interquartile mean is below either of the two")
     own, *rivals = ([*normalised(runs[env, v] for env in envs)] for v in variants)
     found = dict(zip(variants, map(scores.interquartile_mean, (own, *rivals)), strict=True))
-    needed = float(power.needed([found[name].value for name in BASELINES]))
     evidence = ", ".join(f"{variant} {estimate:.3f}" for variant, estimate in found.items())
-    return Half(
-        said,
-        f"{evidence}; over {', '.join(envs)}{_power(own, rivals)}",
-        power.favorable(own, rivals),
-        f"that interquartile mean is below {needed:.3f}",
-    )
+    evidence, borne_out = f"{evidence}; over {', '.join(envs)}", power.favorable(own, rivals)
+    lost = [variant for variant, estimate in found.items() if not np.isfinite(estimate.value)]
+    if lost:
+        evidence = f"{evidence}; not every seed of {' and '.join(lost)} has a score"
+        return Half(said, evidence, borne_out, "preqn-sin has no score, or one below either of two")
+    needed = float(power.needed([found[name].value for name in BASELINES]))
+    refuted_by = f"that interquartile mean is below {needed:.3f}"
+    return Half(said, evidence + _power(own, rivals), borne_out, refuted_by)
 
 
 def _power(own: power.Scores, rivals: Sequence[power.Scores]) -> str:
@@ -249,7 +274,9 @@ def _somewhere(runs: Runs, envs: Sequence[str], name: str, direction: str) -> Ha
     }
     evidence = "; ".join(f"{text} over {other}" for other, (_, _, text) in compared.items())
     wanted = 1 if direction == "better" else -1
-    return Half(said, evidence, all(compared[b][0] == wanted for b in BASELINES), refuted_by)
+    ways = {compared[baseline][0] for baseline in BASELINES}
+    borne_out = None if None in ways and ways <= {None, wanted} else ways == {wanted}
+    return Half(said, evidence, borne_out, refuted_by)
 
 
 def _less_stable(runs: Runs, envs: Sequence[str]) -> Half:
@@ -262,7 +289,10 @@ def _less_stable(runs: Runs, envs: Sequence[str]) -> Half:
     shares, evidence = {}, []
     for variant in ("preqn-relu", "preqn-sin"):
         found = [faults(runs[env, variant]) for env in envs]
-        bad = sum(len({*one.a, *one.b}) for one in found)
+        if any(one.b is None for one in found):
+            words = f"{variant} has a seed with {FEW} evaluations or fewer"
+            return Half(said, words, None, refuted_by)
+        bad = sum(len({*one.a, *(one.b or ())}) for one in found)
         total = sum(len(runs[env, variant].seeds) for env in envs)
         shares[variant] = bad / total
         told = all(one.c is not None for one in found)

@@ -14,7 +14,7 @@ class Faults(NamedTuple):
     """The seeds of a run that break each part of the rule; None where the records do not tell."""
 
     a: list[int]
-    b: list[int]
+    b: list[int] | None
     c: list[int] | None
 
 
@@ -22,19 +22,21 @@ def faults(run: Curves) -> Faults:
     """Who breaks the rule of stability."""
     returns, spreads = (run.metric(name)[1] for name in ("eval/return_mean", "eval/return_std"))
     a, b, c = [], [], []
-    told = True
+    told, enough = True, True
     for i, (seed, lines) in enumerate(zip(run.seeds, run.lines, strict=True)):
         if seed in run.diverged or any(
             line.get(name, 0) is None for line in lines for name in _FINITE
         ):
             a.append(seed)
-        if collapsed(returns[i][np.isfinite(returns[i])], float(np.nanmean(spreads[i]))):
+        finite = returns[i][np.isfinite(returns[i])]
+        enough = enough and len(finite) > FEW  # else there is one mean, and none after it
+        if collapsed(finite, float(np.nanmean(spreads[i]))):
             b.append(seed)
         q, worth = (_values(lines, name) for name in ("critic/q_mean", "eval/discounted_max"))
         told = told and bool(q and worth)
         if told and max(q) > max(worth):
             c.append(seed)
-    return Faults(a, b, c if told else None)
+    return Faults(a, b if b or enough else None, c if told else None)
 
 
 def collapsed(returns: np.ndarray, spread: float) -> bool:

@@ -41,10 +41,10 @@ class Curves(NamedTuple):
 
     @property
     def ended(self) -> bool:
-        """Whether a divergence was the end of all seeds, as it is where no other is left."""
-        after = max(self.diverged.values(), default=0)
-        steps = (line["step"] for lines in self.lines for line in lines)
-        return bool(self.diverged) and max(steps, default=0) <= after
+        """Whether divergence was the end of all seeds: it came to each, or was to be the end."""
+        if set(self.seeds) <= set(self.diverged):
+            return bool(self.seeds)
+        return any(wanted_end(line) for lines in self.lines for line in lines)
 
     @property
     def finished(self) -> bool:
@@ -80,6 +80,15 @@ def load(folder: Path) -> tuple[dict[str, Any], Lines]:
     return config, lines
 
 
+def recorded(folder: Path) -> bool:
+    """Whether there are records in a run directory."""
+    path = folder / record.NAME
+    if not path.is_file():
+        return path.exists()  # `load` says what is wrong with it
+    with path.open("rb") as file:
+        return any(record.parse(line) is not None for line in file)
+
+
 def of_seeds(config: dict[str, Any], lines: Lines) -> dict[int, Lines]:
     """The records of each seed."""
     return {seed: [line for line in lines if line["seed"] == seed] for seed in config["seeds"]}
@@ -88,6 +97,13 @@ def of_seeds(config: dict[str, Any], lines: Lines) -> dict[int, Lines]:
 def diverged(lines: Iterable[record.Line]) -> dict[int, int]:
     """seed -> step, of those that did."""
     return {line["seed"]: line["step"] for line in lines if line.get("run/diverged") is not None}
+
+
+def wanted_end(line: record.Line) -> bool:
+    """Whether a run was to end with this divergence (--stop_on_divergence), all its seeds with it.
+    Where a seed is frozen its line has the null that froze it.
+    """
+    return line.get("run/diverged") is not None and None not in line.values()
 
 
 def differing(
@@ -138,8 +154,7 @@ def gather(
     for env in envs:
         for variant in variants:
             folder = root / env / variant
-            path = folder / record.NAME
-            if not path.exists() or (path.is_file() and not record.scan(path).lines):
+            if not recorded(folder):
                 notes.append(f"{env}/{variant} is missing")
                 continue
             run = _select(env, variant, *load(folder), seeds)
@@ -162,7 +177,8 @@ def _select(
 ) -> Curves:
     chosen = tuple(seed for seed in config["seeds"] if seeds is None or seed in seeds)
     by_seed = of_seeds({"seeds": chosen}, lines)
-    return Curves(env, variant, config, chosen, list(by_seed.values()), diverged(lines))
+    lost = {seed: step for seed, step in diverged(lines).items() if seed in chosen}
+    return Curves(env, variant, config, chosen, list(by_seed.values()), lost)
 
 
 def common_step(runs: Iterable[Curves]) -> int:

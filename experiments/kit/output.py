@@ -4,6 +4,7 @@ said in one sentence.
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,6 @@ from preqn_jax.options import UserError
 from preqn_jax.training import files
 
 matplotlib.use("Agg")  # a terminal is all that a binary needs
-temporary = files.temporary
 
 
 def check(flag: str, path: str, *, picture: bool = False) -> None:
@@ -52,8 +52,16 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_json(path: Path, content: Any, flag: str = "json") -> None:
-    """As `write`."""
-    write(path, (json.dumps(content, indent=1) + "\n").encode(), flag)
+    """As `write`; what is not a finite number is null."""
+    write(path, (json.dumps(_finite(content), indent=1) + "\n").encode(), flag)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write(path: Path, content: bytes, flag: str = "out") -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.kit import flags, launch, launchers, output, signals
+from experiments.kit import curves, flags, launch, launchers, output, signals
 from experiments.kit.runs import Run, begun, follow, is_over, job, last, last_words, state
 from preqn_jax import agents, envs
 from preqn_jax.options import UserError, check, check_same, option
@@ -322,6 +322,9 @@ def main(
     config, launching = configs
     flags.refuse([word for word in extra if not word.startswith("--")])
     check(config)
+    for env in config.envs or ():
+        if (config.envs or ()).count(env) > 1:
+            raise UserError(f"envs names {env} more than once; name each environment once")
     status = 0
     if not config.report:
         jax.config.update(
@@ -346,6 +349,19 @@ def main(
     out = Path(config.out or Path(config.root) / kind.name)
     report(Path(config.root), config.envs or known_envs, config.seeds or known_seeds, out)
     return status
+
+
+def gather(
+    kind: Kind, root: Path, envs: Sequence[str], seeds: Sequence[int] | None
+) -> tuple[list[curves.Curves], list[str]]:
+    """As `curves.gather`. Raises UserError also if there is no run to report on."""
+    runs, notes = curves.gather(root, envs, kind.variants, seeds)
+    if not runs:
+        raise UserError(
+            f"there is nothing to report in {str(root)!r}; make runs with: python -m "
+            f"experiments.{kind.name} --root={root}"
+        )
+    return runs, notes
 
 
 def remembered(kind: Kind, root: Path) -> tuple[Sequence[str], Sequence[int] | None]:

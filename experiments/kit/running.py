@@ -1,5 +1,6 @@
 """Sessions with a progress bar, which signals reach."""
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -101,7 +102,7 @@ def _follow(
     if words is not None:
         print(words(session), file=sys.stderr)
     latest, clock = np.full(members, np.nan), Clock(session.config.num_steps)
-    with _progress(session, title) as bar:
+    with contextlib.closing(trace), _progress(session, title) as bar:
         for progress in () if session.stopping else session.rounds():
             step = progress.step
             trace.round(bool(progress.metrics))
@@ -142,7 +143,7 @@ class Trace:
     FIRST, COUNT = 3, 3
 
     def __init__(self, folder: str):
-        self._folder, self._rounds = folder, 0
+        self._folder, self._rounds, self._open = folder, 0, False
 
     def round(self, updates: bool) -> None:
         """After a round."""
@@ -151,10 +152,23 @@ class Trace:
             return
         if self._rounds == self.FIRST:
             jax.profiler.start_trace(self._folder)
+            self._open = True
         elif self._rounds == self.FIRST + self.COUNT:
-            jax.profiler.stop_trace()
-            words = f"trace of {self.COUNT} rounds: {self._folder} (tensorboard or ui.perfetto.dev)"
-            tqdm.write(words, file=sys.stderr)
+            self._stop()
+
+    def close(self) -> None:
+        """After the last round, whatever it ended with."""
+        if self._open:
+            self._stop()
+        elif self._folder and self._rounds < self.FIRST:
+            words = f"no trace: it begins after {self.FIRST} rounds with updates, of which there "
+            tqdm.write(f"{words}were {self._rounds}", file=sys.stderr)
+
+    def _stop(self) -> None:
+        jax.profiler.stop_trace()
+        self._open, rounds = False, plural(self._rounds - self.FIRST, "round")
+        words = f"trace of {rounds}: {self._folder} (tensorboard or ui.perfetto.dev)"
+        tqdm.write(words, file=sys.stderr)
 
 
 class Clock:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 import experiments
-from experiments.kit import launch
+from experiments.kit import curves, launch
 from preqn_jax.options import UserError
 from preqn_jax.training import collect, directory, record
 
@@ -42,13 +42,18 @@ def state(run: Run) -> str:
     go on.
     """
     line, copied = last(run), not (run.folder / "checkpoints").exists()
-    if line.get("run/diverged") is not None:
+    if line.get("run/diverged") is not None and (curves.wanted_end(line) or _none_left(run)):
         return "diverged"
     reached = line.get("step", 0) >= run.num_steps
     longer = begun(run).get("num_steps", 0) > run.num_steps
     if reached and (copied or longer or (run.folder / directory.DONE).exists()):
         return "done"
     return "new" if not line else "copied" if copied else "begun"
+
+
+def _none_left(run: Run) -> bool:
+    """Whether all seeds have diverged; where one has, the others may have written nothing since."""
+    return set(run.seeds) <= set(curves.diverged(record.read(run.folder / record.NAME)))
 
 
 def is_over(run: Run) -> bool:

@@ -42,11 +42,6 @@ def forgive() -> None:
     """From now on stdout and stderr of this process are forgiving, also where they were closed
     before it began.
     """
-    for fd in range(3):
-        try:
-            os.fstat(fd)
-        except OSError:  # or the next file to be opened would be taken for it
-            _to_nowhere(fd)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115
         setattr(sys, name, Forgiving(stream))

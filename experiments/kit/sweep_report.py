@@ -1,23 +1,26 @@
 """What came of a sweep: a table, `summary.json`, `summary.md` and `sweep.png`."""
 
 import math
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments import plot
-from experiments.judge import scores, stability
+from experiments.judge import scores, section_5_2, stability
 from experiments.kit import curves, output, style
 from preqn_jax.options import UserError
-from preqn_jax.training import record
-from preqn_jax.training.sweep import Sweep
+from preqn_jax.training.sweep import Member, Sweep
 
 RULES = f"""\
 Returns are scores, of all members at the same step. {scores.RULES}
-Best is the highest mean return of an evaluation, of any seed. Stable are seeds without a number
-that is not finite and without a collapse of the return (rules (a) and (b) of docs/results)."""
+Means and intervals are over the seeds that did not diverge. Best is the highest mean return of an
+evaluation, of any seed. Stable are seeds without a number that is not finite and without a collapse
+of the return (rules (a) and (b) of docs/results); up to {stability.FEW} evaluations cannot tell of
+a collapse. Alignment is the mean over the lines of records past step update_after."""
 
 
 class Row(NamedTuple):
@@ -44,22 +47,26 @@ class Row(NamedTuple):
     @property
     def stable(self) -> int:
         faults = stability.faults(self.run)
-        return len({*self.run.seeds} - {*faults.a, *faults.b})
+        return len({*self.run.seeds} - {*faults.a, *(faults.b or ())})
 
     @property
     def alignment(self) -> float:
-        values = self.run.metric("critic/alignment")[1]
+        values = section_5_2.alignments(self.run)
         return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
 
 
 def report(sweep: Sweep) -> dict[str, int]:
-    """Prints the table and writes the files. Returns which members diverged, and at what step.
+    """Prints the table and writes the files, of the members that have records. Returns which of
+    them diverged, and at what step.
 
     Raises UserError where no member has been evaluated yet.
     """
     rows, step = gather(sweep)
     table, path = _table(rows), sweep.logdir
     print(f"noiseless returns at step {step:,}\n{table}", end="")
+    there = {member.name for member in _recorded(sweep).values()}
+    if missing := [member.name for member in sweep.members if member.name not in there]:
+        print(f"without records yet, and left out: {'; '.join(missing)}", file=sys.stderr)
     content = {
         "step": step,
         "axes": {name: list(values) for name, values in sweep.axes.items()},
@@ -80,15 +87,20 @@ def gather(sweep: Sweep) -> tuple[list[Row], int]:
     reached but for those that diverged.
     """
     found: dict[str, tuple[dict[str, Any], list[tuple[dict[str, Any], curves.Lines]]]] = {}
-    for member in sweep.members:
-        if (sweep.logdir / member.name / record.NAME).exists():
-            runs = found.setdefault(repr(member.setting), (member.setting, []))[1]
-            runs.append(curves.load(sweep.logdir / member.name))
+    for folder, member in _recorded(sweep).items():
+        runs = found.setdefault(repr(member.setting), (member.setting, []))[1]
+        runs.append(curves.load(folder))
     pooled = [(setting, _pool(runs)) for setting, runs in found.values()]
     if not any(run.reached for _, run in pooled):
         raise UserError(f"no member of the sweep in {str(sweep.logdir)!r} was evaluated yet")
     step = curves.common_step(run for _, run in pooled if run.reached)
     return [Row(setting, run.cut(step), _scores(run.cut(step))) for setting, run in pooled], step
+
+
+def _recorded(sweep: Sweep) -> dict[Path, Member]:
+    """The members that have records, by their folders."""
+    folders = {sweep.logdir / member.name: member for member in sweep.members}
+    return {folder: member for folder, member in folders.items() if curves.recorded(folder)}
 
 
 def _pool(runs: Sequence[tuple[dict[str, Any], curves.Lines]]) -> curves.Curves:
@@ -109,16 +121,15 @@ def _scores(run: curves.Curves) -> np.ndarray:
 
 
 def _described(row: Row) -> dict[str, Any]:
-    mean = row.mean
     return {
         "setting": row.setting,
         "seeds": list(row.run.seeds),
-        "returns": [None if math.isnan(x) else x for x in row.returns],
-        "mean": None if math.isnan(mean.value) else mean.value,
-        "interval": mean.interval,
-        "best": None if math.isnan(row.best) else row.best,
+        "returns": list(row.returns),
+        "mean": row.mean.value,
+        "interval": row.mean.interval,
+        "best": row.best,
         "stable": row.stable,
-        "alignment": None if math.isnan(row.alignment) else row.alignment,
+        "alignment": row.alignment,
         "diverged": {str(seed): step for seed, step in row.run.diverged.items()},
     }
 
@@ -152,7 +163,7 @@ def draw(sweep: Sweep, rows: Sequence[Row], step: int) -> None:
     out = sweep.logdir / "sweep.png"
     names = [name for name in sweep.axes if name != "env"]
     if not names:
-        plot.draw([sweep.logdir / member.name for member in sweep.members], out)
+        plot.draw(list(_recorded(sweep)), out)
         return
     envs = list(dict.fromkeys(row.run.env for row in rows))
     columns = len(names) + (len(names) == 2)

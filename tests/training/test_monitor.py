@@ -357,6 +357,19 @@ def test_a_healthy_run_is_called_so_and_needs_no_checkpoint(healthy, capsys):
     assert "error: cannot write '/dev/null/x/diagnosis.json'" in capsys.readouterr().err
 
 
+def test_an_agent_of_own_parts_is_diagnosed_without_an_attribution():
+    Path("x/checkpoints").mkdir(parents=True)
+    config = {"algorithm": "mine", "discount": 0.9, "env": "probe/delay", "seeds": [0]}
+    Path("x/config.json").write_text(json.dumps({"config": config}))
+    names = ("q_mean", "q_largest", "soft_divergence", "td_error")
+    look = {f"diagnose/{name}": 0.5 for name in names}
+    lines = [{"step": step, "seed": 0, **look} for step in (100, 200)]
+    Path("x/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert report("x") == 0
+    assert json.loads(Path("x/diagnosis.json").read_text())["attribution"] == []
+    assert Path("x/diagnosis.png").exists()
+
+
 def test_what_is_no_diagnosed_run_is_one_sentence(capsys):
     Path("empty").mkdir()
     Path("x").mkdir()

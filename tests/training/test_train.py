@@ -220,3 +220,26 @@ def test_a_run_says_how_long_it_will_take_once_its_rate_is_known():
     rounds = [(50, False, 0), (100, True, 90), (150, True, 99), (200, True, 100), (450, True, 105)]
     said = [clock.first_words(*one) for one in [*rounds, (500, True, 106)]]
     assert said == [None, None, None, None, "50 steps a second: about 33 minutes to go", None]
+
+
+@pytest.mark.parametrize(
+    ("rounds", "asked", "words"),
+    [
+        (2, [], "no trace: it begins after 3 rounds with updates, of which there were 2"),
+        (4, ["start", "stop"], "trace of 1 round: there"),
+        (9, ["start", "stop"], "trace of 3 rounds: there"),
+    ],
+)
+def test_a_trace_ends_with_its_run_and_says_what_it_holds(
+    monkeypatch, capsys, rounds, asked, words
+):
+    made = []
+    monkeypatch.setattr(running.jax.profiler, "start_trace", lambda folder: made.append("start"))
+    monkeypatch.setattr(running.jax.profiler, "stop_trace", lambda: made.append("stop"))
+    trace = running.Trace("there")
+    for updates in [False, *[True] * rounds]:
+        trace.round(updates)
+    trace.close()
+    assert made == asked and words in capsys.readouterr().err
+    running.Trace("").close()
+    assert capsys.readouterr().err == ""
