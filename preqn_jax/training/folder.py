@@ -61,7 +61,9 @@ class Folder:
 
     def finish(self) -> None:
         """Marks it as whole. Raises Stopped."""
-        directory.finish(self.logdir)
+        done = self.logdir / directory.DONE
+        with files.writing(str(done)):
+            files.replace(done, b"")
 
     def close(self) -> None:
         self._held.close()
