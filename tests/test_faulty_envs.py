@@ -163,6 +163,11 @@ GOOD = {
             lambda state, *x: (state, Outcome(jnp.float32(0), state > 0)),
             "in step, returned terminated of the shape (2,)",
         ),
+        (
+            "step",
+            lambda state, *x: (jnp.zeros(3), GOOD["step"](state, *x)[1]),
+            "in step, returned a state with an array of the shape (3,), expected (2,)",
+        ),
     ],
 )
 def test_a_functional_one_is_checked_likewise(part, function, words):
@@ -188,3 +193,21 @@ def test_a_functional_one_that_makes_no_sense_is_refused(changed, words):
         envs.make(good._replace(**changed), 1)
     env = envs.make(good, 1)
     assert env.reset([0]).shape == (1, 2)
+
+
+def test_a_state_whose_fractions_would_be_cut_off_is_named():
+    """It begins as an integer, to which what `step` returns would be rounded for ever."""
+    counts = {
+        "reset": lambda key: jnp.int32(0),
+        "step": lambda state, *x: (state + 0.6, Outcome(jnp.float32(1), np.False_)),
+        "observe": lambda state: jnp.full(2, state, jnp.float32),
+    }
+    env = envs.make(FunctionalEnv(SPEC, **counts), 3)
+    env.reset([0, 1, 2])
+    words = "in step, returned a state with an array of float32, expected int32 as from its reset"
+    with pytest.raises(EnvError, match=words):
+        env.step(np.zeros((3, 1), np.float32))
+    counts |= {"step": lambda state, *x: (state + 1, Outcome(jnp.float32(1), np.False_))}
+    env = envs.make(FunctionalEnv(SPEC, **counts), 1)
+    env.reset([0])
+    assert env.step(np.zeros((1, 1), np.float32)).obs[0, 0] == 1

@@ -14,7 +14,7 @@ from preqn_jax.envs.finite import FINITE, PREFIX
 from preqn_jax.envs.functional import FunctionalEnv, FunctionalVector, Outcome
 from preqn_jax.envs.native import NATIVE
 from preqn_jax.envs.probe import PROBES
-from preqn_jax.envs.source import GymSource, Wrapper, check
+from preqn_jax.envs.source import GymSource, Wrapper, check, name
 from preqn_jax.options import UserError, choose
 from preqn_jax.problems import PROBLEMS, Problem
 from preqn_jax.types import Spec
@@ -129,15 +129,6 @@ def problem(source: Source) -> Problem | None:
     if not isinstance(source, str) or source not in FINITE:
         return None
     return PROBLEMS[source.removeprefix(PREFIX)]()
-
-
-def name(source: Source) -> str:
-    """What to call an environment: its id, or the name of what makes it."""
-    if isinstance(source, GymSource):
-        source = source.env
-    if isinstance(source, str):
-        return source
-    return getattr(source, "__qualname__", type(source).__name__)
 
 
 def spec(source: Source) -> Spec:

@@ -44,11 +44,15 @@ class VectorEnv(Protocol):
         ...
 
     def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> Step:
-        """Advance all, or those where `active [n]` is true; the others' rows are zero."""
+        """Advance all, or those where `active [n]` is true; the others stand still: their rows are
+        zero, and of `obs` without meaning.
+        """
         ...
 
     def save(self) -> Any:
-        """All that the next steps depend on, as plain JSON (`envs.codec`)."""
+        """All that the next steps depend on, as plain JSON (`envs.codec`). Where it has `envs`, one
+        that is None there cannot be saved, and `load` begins it anew.
+        """
         ...
 
     def load(self, state: Any) -> np.ndarray:

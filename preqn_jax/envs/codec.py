@@ -1,45 +1,60 @@
 """JSON that holds arrays exactly: an array is its dtype, shape and bytes in hexadecimal.
 
-Decoding makes dicts, lists, tuples, deques, strings, numbers, None and arrays of numbers, and runs
-nothing.
+Decoding makes dicts, lists, tuples, deques, strings, numbers, None, arrays of numbers and NumPy's
+random generators, and runs nothing.
 """
 
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 _ARRAY, _TUPLE, _FLOAT, _DEQUE = "__array__", "__tuple__", "__float__", "__deque__"
+_GENERATOR = "__generator__"
 
 
 def encode(tree: Any) -> Any:
-    """Dicts, lists, tuples, deques, strings, numbers, None and arrays to plain JSON. Raises
-    TypeError for anything else.
+    """Dicts, lists, tuples, deques, strings, numbers, None, arrays and NumPy's random generators to
+    plain JSON. Raises TypeError for anything else, also for what only derives from one of these: it
+    may hold more, and would come back as another type.
     """
-    if isinstance(tree, np.ndarray | np.generic):
+    kind = type(tree)
+    if kind is np.ndarray or isinstance(tree, np.generic):
         if tree.dtype.hasobject:
             raise TypeError("an array of Python objects has no exact JSON form")
+        if tree.dtype.names:
+            raise TypeError("an array of records has no exact JSON form")
         return {_ARRAY: tree.dtype.str, "shape": list(tree.shape), "hex": tree.tobytes().hex()}
-    if isinstance(tree, dict):
+    if kind is np.random.Generator and _bits(type(tree.bit_generator).__name__):
+        return {_GENERATOR: encode(tree.bit_generator.state)}
+    if kind is dict:
         if not all(isinstance(key, str) for key in tree):
             raise TypeError("keys must be strings")
         return {key: encode(value) for key, value in tree.items()}
-    if isinstance(tree, list):
+    if kind is list:
         return [encode(value) for value in tree]
-    if isinstance(tree, tuple):
+    if kind is tuple:
         return {_TUPLE: [encode(value) for value in tree]}
-    if isinstance(tree, deque):
+    if kind is deque:
         return {_DEQUE: [encode(value) for value in tree], "most": tree.maxlen}
-    if tree is None or isinstance(tree, bool | int | str):
+    if tree is None or kind in (bool, int, str):
         return tree
-    if isinstance(tree, float):
+    if kind is float:
         return {_FLOAT: tree.hex()}  # NaN and infinity are not JSON
-    raise TypeError(f"{type(tree).__name__} has no exact JSON form")
+    raise TypeError(f"{kind.__name__} has no exact JSON form")
+
+
+def _bits(name: str) -> Callable[[], np.random.BitGenerator] | None:
+    """NumPy's source of random bits by that name; None if there is none."""
+    kind = getattr(np.random, name, None)
+    return kind if isinstance(kind, type) and issubclass(kind, np.random.BitGenerator) else None
 
 
 def decode(tree: Any) -> Any:
-    """The inverse of `encode`; a zero-dimensional array comes back as a NumPy scalar."""
+    """The inverse of `encode`; a zero-dimensional array comes back as a NumPy scalar. Raises
+    ValueError, or what a tree of an unexpected form leads to.
+    """
     if isinstance(tree, list):
         return [decode(value) for value in tree]
     if not isinstance(tree, dict):
@@ -56,7 +71,18 @@ def decode(tree: Any) -> Any:
         return deque(map(decode, tree[_DEQUE]), tree["most"])
     if _FLOAT in tree:
         return float.fromhex(tree[_FLOAT])
+    if _GENERATOR in tree:
+        return _generator(decode(tree[_GENERATOR]))
     return {key: decode(value) for key, value in tree.items()}
+
+
+def _generator(state: Mapping[str, Any]) -> np.random.Generator:
+    make = _bits(state["bit_generator"])
+    if make is None:
+        raise ValueError(f"there is no bit generator {state['bit_generator']!r}")
+    made = np.random.Generator(make())
+    made.bit_generator.state = state  # which checks it
+    return made
 
 
 # --- what may take the place of what --------------------------------------------------------------
@@ -98,8 +124,8 @@ def _check_entry(name: str, like: Any, tree: Any, where: str) -> None:
             raise ValueError(f"{where} are not the attributes of {len(like)} layers")
         return
     check_form(like, tree, where)
-    if name == "rng" and hasattr(np.random, like["bit_generator"]):
-        getattr(np.random, like["bit_generator"])().state = decode(tree)  # which checks it
+    if name == "rng" and _bits(like["bit_generator"]):
+        _generator(decode(tree))
 
 
 def restorable(

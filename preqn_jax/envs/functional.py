@@ -90,7 +90,7 @@ def checked(env: FunctionalEnv, name: str) -> FunctionalEnv:
 
     def whole(state: EnvState, action: Array, key: Key) -> tuple[EnvState, Outcome]:
         after, (reward, terminated) = env.step(state, action, key)
-        return jax.tree.map(_as, after, state), Outcome(reward, terminated)
+        return jax.tree.map(partial(_as, name), after, state), Outcome(reward, terminated)
 
     def step(state: EnvState, action: Array, key: Key) -> tuple[EnvState, Outcome]:
         after, out = _ask(name, "step", whole, state, action, key)
@@ -107,8 +107,18 @@ def checked(env: FunctionalEnv, name: str) -> FunctionalEnv:
     return env._replace(reset=reset, step=step, observe=observe)
 
 
-def _as(new: Any, old: Array) -> Array:
-    return jnp.asarray(new).astype(old.dtype)
+def _as(name: str, new: Any, old: Array) -> Array:
+    """An array of a state in the type that it began with. Raises EnvError for another shape, and
+    where that would cut numbers off.
+    """
+    new, words = jnp.asarray(new), "a state with an array"
+    contract.check_shapes(name, "step", **{words: (new, old.shape)})
+    if jnp.issubdtype(new.dtype, jnp.inexact) and not jnp.issubdtype(old.dtype, jnp.inexact):
+        raise EnvError(
+            f"environment {name!r}, in step, returned {words} of {new.dtype}, expected {old.dtype} "
+            "as from its reset: begin with numbers that may have fractions, as 0.0 and not 0"
+        )
+    return new.astype(old.dtype)
 
 
 def _ask(name: str, call: str, function: Callable, *given: Any) -> Any:
@@ -171,14 +181,9 @@ def many(env: FunctionalEnv, name: str, axes: int = 1) -> Many:
 
 
 @functools.cache
-def _compiled(
-    reset: Callable, step: Callable, observe: Callable, time_limit: int, obs_size: int, name: str
-) -> tuple[Callable, Callable, Callable]:
-    """Start, advance and observe a vector of the environment with these functions; its other
-    vectors share them.
-    """
-    spec = Spec(obs_size, 1, np.full(1, -1.0), np.full(1, 1.0))  # arrays have no hash
-    made = many(FunctionalEnv(spec, reset, step, observe, time_limit), name)
+def _compiled(env: FunctionalEnv, name: str) -> tuple[Callable, Callable, Callable]:
+    """Start, advance and observe a vector of an environment; its other vectors share them."""
+    made = many(env, name)
     return jax.jit(made.start), jax.jit(made.advance), jax.jit(made.observe)
 
 
@@ -189,9 +194,7 @@ class FunctionalVector:
         """Raises UserError as `checked` does."""
         self.spec, self.num_envs, self._name = env.spec, num_envs, name
         checked(env, name)
-        self._start, self._advance, self._observe = _compiled(
-            env.reset, env.step, env.observe, env.time_limit, env.spec.obs_size, name
-        )
+        self._start, self._advance, self._observe = _compiled(env, name)
         self._state: Any = None
         self._keys: Any = None
         self._seeds: list[int] = []

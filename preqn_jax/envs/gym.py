@@ -3,8 +3,8 @@
 Exact resume needs the whole state of an environment. For MuJoCo that is the integration state, and
 every array of `MjData` besides: Ant's reward reads a body position derived in the last sub-step,
 which the integration state does not determine. Whatever else wrappers and environments hold in
-plain attributes is saved too; an environment with state in other objects cannot be saved, says so,
-and starts a new episode on resume.
+plain attributes is saved too, but for functions; an environment with state in other objects cannot
+be saved, says so, and starts a new episode on resume.
 """
 
 # MuJoCo's bindings are compiled and carry no types that a checker could read.
@@ -23,30 +23,16 @@ from preqn_jax import actions
 from preqn_jax.envs import codec, contract
 from preqn_jax.envs.base import EnvError, Step, derive_seed, scale
 from preqn_jax.envs.source import GymSource, Wrapper
+from preqn_jax.envs.source import name as called
 from preqn_jax.options import UserError
 from preqn_jax.types import Spec
 
 _log = logging.getLogger(__name__)
 # Objects an environment holds that are the same in every copy of it, or pure machinery.
-_CONSTANT = (
-    gymnasium.Space,
-    gymnasium.envs.registration.EnvSpec,
-    mujoco.MjModel,
-    mujoco.MjData,
-    np.random.Generator,
-)
-_CONSTANT_NAMES = {
-    "env",
-    "metadata",
-    "mujoco_renderer",
-    "observation_structure",
-    "viewer",
-    "screen",
-    "clock",
-    "surf",
-    "renderer",
-}
-_NEVER = {*_CONSTANT_NAMES, "render_mode", "_action_space", "_observation_space", "_cached_spec"}
+_CONSTANT = (gymnasium.Space, gymnasium.envs.registration.EnvSpec)
+_CONSTANT_NAMES = {"metadata", "observation_structure", "viewer", "screen", "clock", "surf"}
+_CONSTANT_NAMES |= {"renderer", "mujoco_renderer"}
+_NEVER = {"env", "render_mode", "_action_space", "_observation_space", "_cached_spec"}
 
 
 class GymVector:
@@ -60,7 +46,7 @@ class GymVector:
         EnvError for what making one raises.
         """
         route_mujoco_warnings()
-        self._name = name = _name(source)
+        self._name = name = called(source)
         self._envs = [made(source) for _ in range(num_envs)]
         self.num_envs = num_envs
         self.spec = _spec(name, self._envs[0])
@@ -70,6 +56,7 @@ class GymVector:
         self._obs = np.zeros((num_envs, self.spec.obs_size), np.float32)
         self._seeds: list[int] = [0] * num_envs
         self._steps = 0
+        self._said = False  # that one of them cannot be saved
 
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
         self._seeds, self._steps = list(seeds), 0
@@ -115,12 +102,11 @@ class GymVector:
             try:
                 envs.append(codec.encode(_save(env)))
             except TypeError as error:
-                _log.warning(
-                    "%s cannot be saved (%s): a resumed run will start a new episode",
-                    env.unwrapped,
-                    error,
-                )
                 envs.append(None)
+                if not self._said:
+                    words = "%s cannot be saved (%s): a resumed run will start a new episode"
+                    _log.warning(words, env.unwrapped, error)
+                    self._said = True
         return {
             "envs": envs,
             "obs": codec.encode(self._obs),
@@ -154,15 +140,10 @@ class GymVector:
             raise contract.raised(self._name, "close", failed) from failed
 
 
-def _name(source: str | Callable[[], Any] | GymSource) -> str:
-    env = source.env if isinstance(source, GymSource) else source
-    return env if isinstance(env, str) else getattr(env, "__qualname__", str(env))
-
-
 def made(source: str | Callable[[], Any] | GymSource) -> gymnasium.Env:
     """One environment. Raises as `GymVector` does, but for spaces."""
     source = source if isinstance(source, GymSource) else GymSource(source, {})
-    name, kwargs = _name(source), dict(source.kwargs)
+    name, kwargs = called(source), dict(source.kwargs)
     try:
         if isinstance(source.env, str):
             env = gymnasium.make(source.env, **{"disable_env_checker": True, **kwargs})
@@ -322,16 +303,21 @@ def _layers(env: gymnasium.Env) -> list[gymnasium.Env]:
 
 
 def _plain(layer: gymnasium.Env) -> dict[str, Any]:
-    """The attributes of one layer that make up its state. Raises TypeError for one that cannot be
-    saved.
+    """The attributes of one layer that make up its state, but for what `_save` takes besides.
+    Raises TypeError for one that cannot be saved.
     """
-    state = {}
+    state, base, besides = {}, layer.unwrapped, _CONSTANT_NAMES
+    besides = besides | {"env" if isinstance(layer, gymnasium.Wrapper) else "_np_random"}
     for name, value in vars(layer).items():
-        if name in _CONSTANT_NAMES or isinstance(value, _CONSTANT) or callable(value):
+        if name in besides or isinstance(value, _CONSTANT) or callable(value):
+            continue
+        if isinstance(value, mujoco.MjData | mujoco.MjModel) and (
+            value is getattr(base, "data", None) or value is getattr(base, "model", None)
+        ):
             continue
         try:
             codec.encode(value)
-        except TypeError as error:
+        except (TypeError, RecursionError) as error:
             raise TypeError(f"its attribute {name}: {error}") from error
         state[name] = value
     return state
@@ -352,9 +338,15 @@ def _save(env: gymnasium.Env) -> dict[str, Any]:
 
 
 def _load(env: gymnasium.Env, state: dict[str, Any]) -> None:
+    never = _NEVER | _CONSTANT_NAMES
     for layer, saved in zip(_layers(env), state["layers"], strict=True):
-        for name, value in codec.restorable(layer, _plain(layer), saved, _NEVER).items():
-            setattr(layer, name, value)
+        for name, value in codec.restorable(layer, _plain(layer), saved, never).items():
+            there = vars(layer).get(name)
+            if isinstance(value, np.random.Generator) and isinstance(there, np.random.Generator):
+                # In its place: others may hold the same one.
+                there.bit_generator.state = value.bit_generator.state
+            else:
+                setattr(layer, name, value)
     base: Any = env.unwrapped
     base.np_random.bit_generator.state = state["rng"]
     if "integration" in state:

@@ -59,8 +59,8 @@ class Wrapper(NamedTuple):
         >>> Wrapper.parse("gymnasium.wrappers:RescaleAction(min_action=-1,max_action=1)")[1:]
         ('RescaleAction', {'min_action': -1, 'max_action': 1})
         """
-        module, _, rest = text.partition(":")
         try:
+            module, _, rest = text.partition(":")
             call = ast.parse(rest.strip(), mode="eval").body
             words = call.keywords if isinstance(call, ast.Call) and not call.args else []
             named = call.func if isinstance(call, ast.Call) and not call.args else call
@@ -69,7 +69,7 @@ class Wrapper(NamedTuple):
             whole = len(kwargs) == len(words) and all(map(str.isidentifier, parts))
             if isinstance(named, ast.Name) and whole:
                 return cls(module, named.id, kwargs)
-        except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        except (AttributeError, SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
             pass
         raise UserError(
             f"wrappers has {text!r}, but a wrapper is its module and its class, as in "
@@ -101,6 +101,15 @@ class Wrapper(NamedTuple):
         """Whether it is known to do no more than compute."""
         known = {"gymnasium.wrappers": _HARMLESS, "preqn_jax.envs.gym": _OURS}
         return self.name in known.get(self.module, ())
+
+
+def name(source: Any) -> str:
+    """What to call an environment: its id, or the name of what makes it."""
+    if isinstance(source, GymSource):
+        source = source.env
+    if isinstance(source, str):
+        return source
+    return getattr(source, "__qualname__", type(source).__name__)
 
 
 def check(kwargs: Any, wrappers: Sequence[str]) -> None:

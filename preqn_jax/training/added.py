@@ -30,6 +30,7 @@ from preqn_jax.training import (
     record,
     trackers,
 )
+from preqn_jax.training.config import named
 from preqn_jax.training.folder import Folder, Place
 from preqn_jax.training.session import Plan, Session
 
@@ -90,7 +91,7 @@ def stages(plan: Plan) -> Iterator[Plan]:
         yield _in_company(second) if alone else second
     if not _finished(apart, steps):
         raise UserError(
-            f"{_named(new)} did not come to step {steps} in {str(apart)!r}, whose {record.NAME} "
+            f"{named(new)} did not come to step {steps} in {str(apart)!r}, whose {record.NAME} "
             f"says why, and cannot join the others; remove {str(apart)!r} to give it up"
         )
     places = (
@@ -117,7 +118,7 @@ def _check(home: Path, old: list[int], new: list[int], steps: int) -> list[int]:
     """The new seeds, in the order in which they were begun. Raises UserError where there is nothing
     to join.
     """
-    words, where = _named(new), repr(str(home))
+    words, where = named(new), repr(str(home))
     if not (home / directory.DONE).exists():
         raise UserError(
             f"logdir {where} holds an unfinished run, and seeds can join a finished one alone; "
@@ -132,15 +133,11 @@ def _check(home: Path, old: list[int], new: list[int], steps: int) -> list[int]:
     begun = directory.read_config(path)["seeds"] if path.is_file() else new
     if set(begun) != set(new):
         raise UserError(
-            f"logdir {where} holds {_named(begun)} on the way into its run, but this command adds "
+            f"logdir {where} holds {named(begun)} on the way into its run, but this command adds "
             f"{words}; finish that first, with `seeds={(*old, *begun)}`, or remove "
             f"{str(home / NAME)!r} to give it up"
         )
     return begun
-
-
-def _named(seeds: list[int]) -> str:
-    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def _finished(where: Path, steps: int) -> bool:
@@ -151,9 +148,7 @@ def _finished(where: Path, steps: int) -> bool:
 
 
 def _checkpoints(where: Path) -> list[int]:
-    from preqn_jax.training.checkpoint import Checkpointer  # orbax takes a second to import
-
-    return Checkpointer(where / directory.CHECKPOINTS, read_only=True).steps()
+    return directory.steps(where / directory.CHECKPOINTS)
 
 
 def _devices(plan: Plan) -> int:
@@ -181,7 +176,7 @@ def _join(session: Session) -> None:
     assert places is not None
     home, apart = (Path(place.logdir) for place in places)
     made, seeds = apart / _WHOLE, list(session.config.seeds)
-    with files.writing(f"the run of {_named(seeds)} to {home}"):
+    with files.writing(f"the run of {named(seeds)} to {home}"):
         files.remove(made)
         place = Place(made, {**places[0].described, "seeds": seeds}, range(len(seeds)))
         whole = Folder(place, session.config)

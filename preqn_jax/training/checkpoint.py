@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from orbax.checkpoint._src.multihost import multihost
 
 from preqn_jax.options import UserError
 from preqn_jax.replay import Replay
-from preqn_jax.training import files, note
+from preqn_jax.training import directory, files, note
 from preqn_jax.training.errors import Stopped
 from preqn_jax.training.loop import Counters, Learner
 from preqn_jax.types import Array, Transition
@@ -45,22 +45,22 @@ Note = dict[str, Any]
 class Checkpointer:
     """The checkpoints of one run directory."""
 
-    def __init__(self, directory: str | Path, *, read_only: bool = False):
+    def __init__(self, folder: str | Path, *, read_only: bool = False):
         """`read_only` leaves the folder as it is, also while a run writes to it; else what a kill
         left unfinished in it is removed. Raises OSError.
         """
-        self._folder = Path(directory).absolute()
+        self._folder = Path(folder).absolute()
         self._ratio = 1.0  # of the size on disk to that in memory, at most
         if not read_only:
             self._folder.mkdir(parents=True, exist_ok=True)
             for path in self._folder.glob("[0-9]*tmp*"):
                 files.remove(path)
+            for path in self._folder.glob("[0-9]*.before"):
+                self._unsettle(path)
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints on disk, in order."""
-        if not self._folder.is_dir():
-            return []
-        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
+        return directory.steps(self._folder)
 
     def save(
         self, step: int, learner: Learner, counters: Counters, collector: Any, extra: Any
@@ -91,13 +91,29 @@ class Checkpointer:
                 piece = replace(replay, data=_cut(replay.data, start, rows))
                 content["arrays"][_part(i)] = _write(written / _part(i), piece)
             note.write(written, content)
-            self._retire([old for old in self.steps() if old >= step])  # damaged, or we were there
-            os.replace(written, self._folder / str(step))
-            self._retire(self.steps()[:-KEEP])
+            self._settle(written, step)
+            # Later ones are damaged, or we were there.
+            kept = [old for old in self.steps() if old <= step][-KEEP:]
+            for old in {*self.steps()} - {*kept}:
+                files.remove(self._folder / str(old))
 
-    def _retire(self, steps: list[int]) -> None:
-        for step in steps:
-            files.remove(self._folder / str(step))
+    def _settle(self, written: Path, step: int) -> None:
+        """In the place of what is there of that step, which stays until then."""
+        there, before = self._folder / str(step), self._folder / f"{step}.before"
+        if there.exists():
+            os.replace(there, before)
+        try:
+            os.replace(written, there)
+        finally:
+            if before.exists():
+                self._unsettle(before)
+
+    def _unsettle(self, before: Path) -> None:
+        """One that was to be replaced stays, if nothing took its place."""
+        if before.with_suffix("").exists():
+            files.remove(before)
+        else:
+            os.replace(before, before.with_suffix(""))
 
     @contextlib.contextmanager
     def _complaints(self, step: int, size: int, parts: int) -> Iterator[None]:
@@ -137,8 +153,8 @@ class Checkpointer:
           UserError: there are checkpoints, and none is whole.
         """
 
-        found = newest(self._folder, self.steps(), lambda step: self.read(step, like, check))
-        return None if found is None else (found[0], *found[1])
+        found = newest(self.steps(), {self._folder: lambda step: self.read(step, like, check)})
+        return None if found is None else (found[0], *found[1][0])
 
     def read(
         self, step: int, like: Learner, check: Callable[[Note], None] = lambda note: None
@@ -146,21 +162,6 @@ class Checkpointer:
         """That of one step, as `restore`; raises whatever a damaged file makes the reader raise."""
         content = note.read(self._folder / str(step), step)
         check(content)
-        return self._read(content, like)
-
-    def restore_agent(self, like: Any) -> tuple[int, Any] | None:
-        """(step, the agent's state) of the newest whole checkpoint, without its replay; else as
-        `restore`.
-        """
-
-        def read(step: int) -> Any:
-            content = note.read(self._folder / str(step), step)
-            self._verify("agent", like, content)
-            return self._load("agent", like, content)
-
-        return newest(self._folder, self.steps(), read)
-
-    def _read(self, content: Note, like: Learner) -> tuple[Learner, Counters, Any, Any]:
         pieces = _pieces(content, like.replay)
         for part, form in {"agent": like.agent, **pieces}.items():
             self._verify(part, form, content)
@@ -184,6 +185,19 @@ class Checkpointer:
         learner = Learner(agent, Replay(data, added))
         return learner, counters, content["collector"], content["extra"]
 
+    def restore_agent(self, like: Any) -> tuple[int, Any] | None:
+        """(step, the agent's state) of the newest whole checkpoint, without its replay; else as
+        `restore`.
+        """
+
+        def read(step: int) -> Any:
+            content = note.read(self._folder / str(step), step)
+            self._verify("agent", like, content)
+            return self._load("agent", like, content)
+
+        found = newest(self.steps(), {self._folder: read})
+        return None if found is None else (found[0], found[1][0])
+
     def _verify(self, part: str, like: Any, content: Note) -> None:
         """Raises ValueError where a part of a checkpoint is damaged, or of other names, shapes or
         types than `like`.
@@ -202,20 +216,29 @@ class Checkpointer:
         return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in forms])
 
 
-def newest(where: Path, steps: list[int], read: Callable[[int], Any]) -> tuple[int, Any] | None:
-    """The last of the steps that can be read, and what `read` returns of it; None if there is none.
+def newest(
+    steps: list[int], readers: Mapping[Path, Callable[[int], Any]]
+) -> tuple[int, list[Any]] | None:
+    """The last of the steps that can be read in every folder, and what the folders' readers return
+    of it; None if there is none.
 
     Those that cannot are passed over with a warning. Raises UserError if that goes for all.
     """
-    reason = ""
+    damaged, reason = [], ""
     for step in reversed(steps):
-        try:
-            return step, read(step)
-        except Exception as error:  # whatever a damaged file makes the reader raise
-            reason = _reason(error)
-            words = "the checkpoint of step %d cannot be read (%s); trying the one before"
-            _log.warning(words, step, reason)
+        found = []
+        for where, read in readers.items():
+            try:
+                found.append(read(step))
+            except Exception as error:  # whatever a damaged file makes the reader raise
+                damaged, reason = [*damaged, where], _reason(error)
+                words = "the checkpoint of step %d cannot be read (%s), in %s; "
+                _log.warning(words + "trying the one before", step, reason, where)
+                break
+        else:
+            return step, found
     if steps:
+        where = " and ".join(map(str, dict.fromkeys(damaged)))
         raise UserError(
             f"none of the checkpoints in {where} can be read (steps {steps}; {reason}); move the "
             "run directory away, or give another `logdir`, to start anew"

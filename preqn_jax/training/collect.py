@@ -23,7 +23,7 @@ import numpy as np
 
 from preqn_jax import envs
 from preqn_jax.envs import EnvError
-from preqn_jax.training import watch
+from preqn_jax.training import files, watch
 from preqn_jax.training.errors import Diverged
 from preqn_jax.training.local import Local, Recipe
 from preqn_jax.training.rollout import Evaluation
@@ -73,22 +73,18 @@ class Collector:
         if workers < 0:
             raise ValueError(f"workers is {workers}, but it must be at least 0")
         seeds, place = recipe.config.seeds, watch.nowhere()
-        self._log, self._limit = log, recipe.eval_max_steps
+        self._log, self._limit, self._members = log, recipe.eval_max_steps, len(seeds)
         self._said: set[Any] = set()
         name, seconds = envs.name(recipe.env), recipe.env_timeout
         tell = partial(_tell, name, seconds, log, hung, threading.get_ident())
         self._watch = watch.Watch([] if workers else [place], seconds, tell)
         try:
             self._pool: _Pool = Workers(recipe, workers) if workers else Local(recipe, seeds, place)
-        except EnvError as error:
+        except BaseException as error:
             self._watch.close()
-            raise _kept(error, log) from error.__cause__
-
-        @jax.jit
-        def split(params: Params) -> list[Params]:
-            return [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(len(seeds))]
-
-        self._split = split
+            if isinstance(error, EnvError):
+                raise _kept(error, log) from error.__cause__
+            raise
 
     def collect(
         self, params: Params, round_: int, frozen: Sequence[int] = ()
@@ -115,7 +111,10 @@ class Collector:
     def _arguments(
         self, params: Params, when: int, frozen: Sequence[int]
     ) -> list[tuple[Params, int] | None]:
-        each = jax.device_get(self._split(params))
+        # Nobody writes to these, which may lie in the device's own memory: what is held here is
+        # copied when it is donated.
+        rows = jax.device_get(params)
+        each = (jax.tree.map(lambda leaf, i=i: leaf[i], rows) for i in range(self._members))
         return [None if i in frozen else (one, when) for i, one in enumerate(each)]
 
     def evaluate(
@@ -212,8 +211,7 @@ def _kept(error: EnvError, log: Path | None) -> EnvError:
         return error
     trace = "".join(traceback.format_exception(error.__cause__))
     try:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
-        with open(os.open(log, flags, 0o666), "a") as file:
+        with open(files.append(log), "a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {error}\n{trace}\n")
     except OSError:
         return error  # as of a full disk: the sentence is what matters

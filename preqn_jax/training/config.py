@@ -41,6 +41,11 @@ def check_seeds(seeds: Sequence[int]) -> None:
         )
 
 
+def named(seeds: Sequence[int]) -> str:
+    """Seeds in words."""
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+
+
 def validate(config: LoopConfig) -> None:
     """Raises UserError where numbers are out of range or do not fit one another."""
     check(config)

@@ -10,7 +10,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from preqn_jax.training import collect, loop
 from preqn_jax.training.config import EVAL_ENV, TRAIN_ENV, LoopConfig, RunConfig
 from preqn_jax.training.device_rounds import (
     QUANTITIES,
+    DeviceRounds,
     Streams,
     World,
     make_rounds,
@@ -61,16 +62,6 @@ def wanted(run: RunConfig, env: envs.Source) -> bool:
     return on
 
 
-class _Compiled(NamedTuple):
-    """What a run calls; every device does its share of the members, and waits for no other."""
-
-    start: Callable[..., Any]
-    rounds: Callable[..., Any]
-    begin: Callable[..., Any]
-    act: Callable[..., Any]
-    look: Callable[..., Any]  # `states [P, E] -> obs [P, E, obs]`
-
-
 @functools.lru_cache(maxsize=16)  # as `loop.make_learn`
 def _compiled(
     agent: Agent,
@@ -79,7 +70,8 @@ def _compiled(
     config: LoopConfig,
     sizes: tuple[int, int],
     sharding: jax.sharding.NamedSharding,
-) -> _Compiled:
+) -> DeviceRounds:
+    """What a run calls; every device does its share of the members, and waits for no other."""
     worlds = many(env, name, axes=2)
     program = make_rounds(agent, worlds, env.spec, config, *sizes)
     split, same = sharding.spec, jax.sharding.PartitionSpec()
@@ -91,12 +83,12 @@ def _compiled(
         )
         return jax.jit(shares, out_shardings=sharding, **options)
 
-    return _Compiled(
+    return DeviceRounds(
         on_devices(program.start, 0, 1),
         on_devices(program.rounds, 2, 3, donate_argnums=(0, 1)),
         on_devices(program.begin, 0, 1),
         on_devices(program.act, 1, 3, donate_argnums=1),
-        jax.jit(worlds.observe, out_shardings=sharding),
+        jax.jit(program.look, out_shardings=sharding),
     )
 
 
@@ -108,7 +100,8 @@ class Resident:
     def __init__(self, recipe: Recipe, stops: Sequence[int] = ()):
         """`stops`: numbers of steps, at whose multiples there is something to do between two calls.
 
-        Raises EnvError for what the environment, a functional one, raises or returns amiss.
+        Raises EnvError for what the environment, a functional one, raises or returns amiss as it
+        is reset; the first `rounds` for its steps.
         """
         env, config, name = envs.pure(recipe.env), recipe.config, envs.name(recipe.env)
         assert env is not None
@@ -174,19 +167,15 @@ class Resident:
         measured: dict[str, np.ndarray] = {}
         if start + n >= config.update_after:
             measured, updates = report.metrics, n
-        diverged, out = [], set(counters.frozen)
+        diverged = []
         for i in np.flatnonzero(report.fault):
             at = start + (int(report.row[i]) // config.num_envs + 1) * config.num_envs
             what = QUANTITIES[report.fault[i] - 1]
             diverged.append((int(i), Diverged(what, config.seeds[i], at)))
-            out.add(int(i))
-        for i, error in loop.not_finite(measured, config, start + n):
-            if i not in out:
-                diverged.append((i, error))
-                out.add(i)
+        diverged, frozen = loop.froze(diverged, counters.frozen, measured, config, start + n)
         ended = np.argwhere(report.ended)  # in the order of members
         episodes = [(int(i), float(report.returns[i, t])) for i, t in ended]
-        now = Counters(counters.round + 1, counters.updates + updates, tuple(sorted(out)))
+        now = Counters(counters.round + 1, counters.updates + updates, frozen)
         return Round(start + n, learner, now, measured, episodes, diverged)
 
     def evaluate(

@@ -59,20 +59,20 @@ class DeviceRounds(NamedTuple):
     """Rounds and evaluations as pure functions of all members.
 
     start: `environments' keys [P, E] -> World`, where nobody is frozen.
-    round: `(learner, world, streams, round) -> (learner, world, Report)`.
     rounds: `(learner, world, streams, round, number of rounds) -> (learner, world, Report)`: so
       many, but no more than `most`, and none after all members are frozen.
     begin: `keys [P, n] -> Episodes` at their beginning.
     act: `(params [P], Episodes, keys [P, n], steps) -> (Episodes, rewards [P, T, n],
       obs [P, T, n, obs], actions [P, T, n, act])`: so many noiseless steps, but no more than until
       all episodes ended. T is the most there can be.
+    look: `states [P, E] -> obs [P, E, obs]`, of environments.
     """
 
     start: Callable[[Key], World]
-    round: Callable[..., tuple[Learner, World, Report]]
     rounds: Callable[..., tuple[Learner, World, Report]]
     begin: Callable[[Key], "Episodes"]
     act: Callable[..., tuple["Episodes", Array, Array, Array]]
+    look: Callable[[Any], Array]
 
 
 @flax.struct.dataclass
@@ -126,10 +126,10 @@ def make_rounds(
     begin, act = (_each(f, config) for f in _make_evaluation(agent, env, spec, steps))
     return DeviceRounds(
         lambda keys: first((keys,)),
-        one,
         rounds,
         lambda keys: begin((keys,)),
         lambda params, episodes, keys, count: act((params, episodes, keys), count),
+        env.observe,
     )
 
 

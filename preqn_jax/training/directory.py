@@ -28,6 +28,7 @@ from preqn_jax.training import files, lock, record, trackers
 from preqn_jax.training.config import LoopConfig, RunConfig
 
 CONFIGS: tuple[Any, ...] = (RunConfig, agents.AgentConfig, LoopConfig)
+HINTS = {k: hint for config in CONFIGS for k, hint in typing.get_type_hints(config).items()}
 DONE = "DONE"
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -186,10 +187,11 @@ def _check_checkpoints(logdir: Path, every: int) -> None:
         )
 
 
-def finish(logdir: Path) -> None:
-    """Marks a run directory as whole. Raises Stopped where that cannot be written."""
-    with files.writing(str(logdir / DONE)):
-        files.replace(logdir / DONE, b"")
+def steps(checkpoints: Path) -> list[int]:
+    """Steps of the checkpoints in a folder of these, in order."""
+    if not checkpoints.is_dir():
+        return []
+    return sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal())
 
 
 def _check_extension(logdir: Path, begun: dict[str, Any]) -> None:
@@ -206,7 +208,7 @@ def read_config(path: Path, flag: str = "logdir") -> dict[str, Any]:
     """
     try:
         config = json.loads(path.read_bytes().decode())["config"]
-        hints = {name: hint for name, hint in _hints().items() if name in config}
+        hints = {name: hint for name, hint in HINTS.items() if name in config}
         wrong = [name for name, hint in hints.items() if not _fits(config[name], hint)]
         if not wrong and config["env"] and config["seeds"]:
             return config
@@ -216,10 +218,6 @@ def read_config(path: Path, flag: str = "logdir") -> dict[str, Any]:
         wrong = []
     named = f" ({wrong[0]} is {config[wrong[0]]!r})" if wrong else ""
     raise UserError(f"{path} is not a run's config.json{named}; give another `{flag}`")
-
-
-def _hints() -> dict[str, Any]:
-    return {k: hint for config in CONFIGS for k, hint in typing.get_type_hints(config).items()}
 
 
 def _fits(value: Any, hint: Any) -> bool:

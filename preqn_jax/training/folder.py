@@ -36,6 +36,13 @@ class Moment(NamedTuple):
     pending: list[dict[str, Any]]  # metrics and episodes since the last line of records
 
 
+class Noted(NamedTuple):
+    """What a checkpoint says of the records before it."""
+
+    records: int = 0  # how many there were
+    eval_every: int | None = None  # steps between evaluations, but for one at the end, if known
+
+
 class Folder:
     """One place, locked, until it is closed."""
 
@@ -44,6 +51,7 @@ class Folder:
         self.members = place.members
         self.seeds = tuple(config.seeds[i] for i in place.members)
         self._config = dataclasses.replace(config, seeds=self.seeds)
+        self._eval_every = place.described.get("eval_every")
         self._held = contextlib.ExitStack()  # closed last to first, whatever is raised
         self.logdir, lock = directory.open_(place.logdir, place.described)
         self._held.callback(lock.release)
@@ -61,7 +69,9 @@ class Folder:
 
     def finish(self) -> None:
         """Marks it as whole. Raises Stopped."""
-        directory.finish(self.logdir)
+        done = self.logdir / directory.DONE
+        with files.writing(str(done)):
+            files.replace(done, b"")
 
     def close(self) -> None:
         self._held.close()
@@ -78,8 +88,8 @@ class Folder:
         with files.writing(str(self.logdir)):
             self._checkpoints = Checkpointer(self.checkpoints)
 
-    def read(self, step: int, like: Learner, fresh: list[Any]) -> tuple[Moment, int]:
-        """The checkpoint of a step, and how many records there were; `like` is a learner of these
+    def read(self, step: int, like: Learner, fresh: list[Any]) -> tuple[Moment, Noted]:
+        """The checkpoint of a step, with what it says of the records; `like` is a learner of these
         members, `fresh` what `Collector.save` returns of their environments, however far they are.
         Raises whatever a damaged file makes the reader raise.
         """
@@ -89,7 +99,8 @@ class Folder:
 
         learner, counters, collector, extra = self._checkpoints.read(step, like, check)
         pending = codec.decode(extra["pending"])
-        return Moment(learner, counters, collector, pending), extra["records"]
+        noted = Noted(extra["records"], extra.get("eval_every"))
+        return Moment(learner, counters, collector, pending), noted
 
     def begin_records(
         self, start: int, keep: Callable[[Line], bool], expected: int, track: str = ""
@@ -97,6 +108,11 @@ class Folder:
         """Records from `start` on; see `Recorder`. Raises Stopped."""
         self._recorder = Recorder(self.logdir, self.seeds, start, keep, expected, track)
         self._held.callback(self._recorder.close)
+
+    def end_records(self) -> None:
+        """No more come; `close` waits for who takes them."""
+        assert self._recorder is not None
+        self._recorder.end()
 
     def write(self, step: int, member: int, line: dict[str, Any]) -> None:
         """A line of records. Raises Stopped."""
@@ -111,6 +127,7 @@ class Folder:
             "pending": codec.encode(moment.pending),
             "seeds": list(self.seeds),
             "records": self._recorder.count,
+            "eval_every": self._eval_every,
         }
         state = moment.learner, moment.counters, moment.collector
         self._checkpoints.save(step, *state, extra)
@@ -190,30 +207,27 @@ def whole(like: Learner, parts: Sequence[tuple[range, Moment]]) -> Moment:
 
 def restore(
     folders: Sequence[Folder], like: Learner, fresh: list[Any]
-) -> tuple[int, Moment, list[int]] | None:
-    """The newest step whose checkpoint is whole in every folder: (step, moment of all members,
-    records that each folder had), or None where there is no step that all of them have.
+) -> tuple[int, Moment, list[Noted]] | None:
+    """The newest step whose checkpoint is whole in every folder: (step, moment of all members, what
+    each says of its records), or None where there is no step that all of them have.
 
     A damaged one is passed over with a warning. Raises UserError: there are such steps, and none
     is whole.
     """
     from preqn_jax.training.checkpoint import newest
 
-    def read(step: int) -> list[tuple[Moment, int]]:
-        found = []
-        for folder in folders:
-            mine = [fresh[i] for i in folder.members]
-            alike = like if len(mine) == len(like.replay.added) else _blank(like, len(mine))
-            found.append(folder.read(step, alike, mine))
-        return found
+    def read(folder: Folder, step: int) -> tuple[Moment, Noted]:
+        mine = [fresh[i] for i in folder.members]
+        alike = like if len(mine) == len(like.replay.added) else _blank(like, len(mine))
+        return folder.read(step, alike, mine)
 
     steps = sorted(set.intersection(*(set(folder.steps()) for folder in folders)))
-    found = newest(folders[0].checkpoints, steps, read)
+    found = newest(steps, {folder.checkpoints: partial(read, folder) for folder in folders})
     if found is None:
         return None
     step, parts = found
     moment = whole(like, [(f.members, m) for f, (m, _) in zip(folders, parts, strict=True)])
-    return step, moment, [count for _, count in parts]
+    return step, moment, [noted for _, noted in parts]
 
 
 def _blank(like: Learner, members: int) -> Learner:

@@ -120,18 +120,15 @@ def rounds(
         measured: dict[str, np.ndarray] = {}
         step = (counters.round + 1) * config.update_every
         updates = config.update_every if step >= config.update_after else 0
-        out = {*counters.frozen, *(i for i, _ in diverged)}
-        frozen = np.isin(np.arange(size), sorted(out))
+        stays = np.isin(np.arange(size), [*counters.frozen, *(i for i, _ in diverged)])
         at = (jnp.uint32(counters.round), jnp.int32(counters.updates))
         if transitions is not None:
-            learner, metrics = learn(learner, transitions, frozen, *at, updates)
+            learner, metrics = learn(learner, transitions, stays, *at, updates)
             measured = {name: np.asarray(value)[:size] for name, value in metrics.items()}
-        for i, error in not_finite(measured, config, step):
-            if i not in out:
-                diverged, out = [*diverged, (i, error)], {*out, i}
-        counters = Counters(counters.round + 1, counters.updates + updates, tuple(sorted(out)))
+        diverged, frozen = froze(diverged, counters.frozen, measured, config, step)
+        counters = Counters(counters.round + 1, counters.updates + updates, frozen)
         yield Round(step, learner, counters, measured, episodes, diverged)
-        if len(out) == size:
+        if len(frozen) == size:
             raise diverged[-1][1]
 
 
@@ -344,10 +341,20 @@ VITAL = ("critic/q_mean", "critic/td_abs", "critic/norm", "actor/norm")
 """Metrics without which a member cannot go on."""
 
 
-def not_finite(
-    metrics: dict[str, np.ndarray], config: LoopConfig, step: int
-) -> Iterator[tuple[int, Diverged]]:
-    """(index of a member, what broke it), in the order of `VITAL`."""
+def froze(
+    diverged: Sequence[tuple[int, Diverged]],
+    frozen: Sequence[int],
+    metrics: dict[str, np.ndarray],
+    config: LoopConfig,
+    step: int,
+) -> tuple[list[tuple[int, Diverged]], tuple[int, ...]]:
+    """Whom a round froze: those that `diverged` in collecting, and those of whose `metrics` one of
+    `VITAL` is not finite, in this order; and all that are frozen after it. By index.
+    """
+    diverged, out = list(diverged), {*frozen, *(i for i, _ in diverged)}
     for name in VITAL:
-        for i in np.flatnonzero(~np.isfinite(metrics.get(name, np.zeros(1)))):
-            yield int(i), Diverged(name, config.seeds[int(i)], step)
+        for i in np.flatnonzero(~np.isfinite(metrics.get(name, np.zeros(1)))).tolist():
+            if i not in out:
+                diverged.append((i, Diverged(name, config.seeds[i], step)))
+                out.add(i)
+    return diverged, tuple(sorted(out))

@@ -1,24 +1,26 @@
 """Whether a run fits into memory, before any of it is allocated."""
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import jax
 
 from preqn_jax.options import UserError
-from preqn_jax.training import files
+from preqn_jax.training import files, loop
 from preqn_jax.training.config import LoopConfig
 from preqn_jax.types import Spec
 
 # Of the replay, at the peak: 1.2 in training, and up to 1.5 at a checkpoint or on going on from one
 # (tests/peak.py).
 COPIES = 1.5
-_KERNELS = 4  # of B x B numbers that a solve holds at once
+_KERNEL = 4 * 4  # bytes of each of B x B numbers: a solve holds four of them at once
 
 
 def needs(spec: Spec, config: LoopConfig, kernel: bool = True) -> dict[str, int]:
     """Bytes of a run at its peak, by what decides on them: the replay of all members, a round's
-    minibatches and, if there is one, the kernel of an update.
+    minibatches of all and, if there is one, the kernel of an update, of all that learn side by
+    side.
 
     >>> from preqn_jax import envs
     >>> from preqn_jax.training import memory
@@ -27,11 +29,12 @@ def needs(spec: Spec, config: LoopConfig, kernel: bool = True) -> dict[str, int]
     {'replay_capacity': 54000000, 'batch_size': 1509376}
     """
     row = 4 * (2 * spec.obs_size + spec.action_size + 2)  # bytes of a transition
-    held = len(config.seeds) * min(config.replay_capacity, config.num_steps)
-    batch = config.batch_size
+    members, batch = len(config.seeds), config.batch_size
+    held = members * min(config.replay_capacity, config.num_steps)
+    kernels = kernel * (1 if loop.take_turns(config) else members)
     return {
         "replay_capacity": int(COPIES * held * row),
-        "batch_size": config.update_every * batch * row + kernel * _KERNELS * 4 * batch**2,
+        "batch_size": members * config.update_every * batch * row + kernels * _KERNEL * batch**2,
     }
 
 
@@ -40,18 +43,27 @@ def check(spec: Spec, config: LoopConfig, described: dict[str, Any]) -> None:
     what `directory.describe` says of the run.
     """
     kernel = described.get("critic_step") in ("preconditioned", "natural_gradient")
-    found, there = needs(spec, config, kernel), _there()
+    there, where = _least(), "memory of its devices each"
+    if there is None:
+        there, where = _machine(), "memory"
+    else:  # which holds its share of the members
+        share = -(-len(config.seeds) // len(loop.devices_for(len(config.seeds))))
+        config = replace(config, seeds=config.seeds[:share])
+    found = needs(spec, config, kernel)
     if sum(found.values()) > there:
         most = max(found, key=lambda name: found[name])
         raise UserError(
-            f"this run would need some {files.size(sum(found.values()))} of memory at its "
+            f"this run would need some {files.size(sum(found.values()))} of {where} at its "
             f"peak, {files.size(found[most])} of that for {most}={getattr(config, most)}, but "
             f"there are {files.size(there)}; lower `{most}`"
         )
 
 
-def _there() -> int:
-    """Bytes of the least device, or of this machine where devices do not say."""
+def _least() -> int | None:
+    """Bytes of the least device; None where devices do not say, and have those of the machine."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    limits = [found["bytes_limit"] for found in stats if "bytes_limit" in found]
-    return min(limits) if limits else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min((found["bytes_limit"] for found in stats if "bytes_limit" in found), default=None)
+
+
+def _machine() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -178,7 +178,12 @@ def stuck(means: dict[str, float], eta: float) -> str | None:
         return (
             "every solve failed, as where K is singular; use a `damping` above 0, or `solver=eigh`"
         )
-    return _too_far(means, eta)
+    if "linesearch/accepted" in means:
+        return _too_far(means, eta)
+    return (
+        "a step is too small for float32 to tell it beside Q; scale the environment's rewards, or "
+        "raise `critic_learning_rate`"
+    )
 
 
 def rejecting(means: dict[str, float], eta: float) -> str | None:

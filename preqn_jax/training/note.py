@@ -78,6 +78,9 @@ def check(note: dict[str, Any], config: LoopConfig, fresh: list[Any]) -> None:
         raise ValueError(f"its seeds {extra['seeds']} are not {seeds}")
     if type(extra["records"]) is not int:
         raise ValueError("its number of records is none")
+    every = extra.get("eval_every")
+    if every is not None and (type(every) is not int or every < 1):
+        raise ValueError(f"its eval_every of {every!r} is none")
     _check_pending(codec.decode(extra["pending"]), len(seeds))
     codec.check_form(fresh, note["collector"], "its collector")
 

@@ -108,6 +108,10 @@ class Recorder:
         with files.writing(str(self._path)):
             os.fsync(self._fd)
 
+    def end(self) -> None:
+        """No more lines come; `close` waits for the tracker, which hears of it now."""
+        self._tracker.end()
+
     def close(self) -> None:
         os.close(self._fd)
         self._boards.close()

@@ -16,7 +16,7 @@ import numpy as np
 from preqn_jax.agents import Agent
 from preqn_jax.envs import EnvError, VectorEnv, codec, derive_seed
 from preqn_jax.training import watch
-from preqn_jax.training.config import ACT, EVAL_ENV, TRAIN_ENV, LoopConfig, RunConfig
+from preqn_jax.training.config import ACT, EVAL_ENV, TRAIN_ENV, LoopConfig
 from preqn_jax.training.errors import Diverged
 from preqn_jax.types import Array, Params, Spec, Transition
 
@@ -83,8 +83,8 @@ class Rollout:
         eval_env: VectorEnv,
         config: LoopConfig,
         seed: int,
-        eval_max_steps: int = RunConfig.eval_max_steps,
-        place: watch.Place | None = None,
+        eval_max_steps: int,
+        place: watch.Place,
     ):
         """`env` holds E environments, which are reset; `eval_env` may be lent to several seeds in
         turn. Into `place` goes which call of an environment this is in.
@@ -98,7 +98,7 @@ class Rollout:
             config,
             seed,
         )
-        self._eval_max_steps, self._place = eval_max_steps, place or watch.nowhere()
+        self._eval_max_steps, self._place = eval_max_steps, place
         seeds = [derive_seed(seed, TRAIN_ENV, e) for e in range(config.num_envs)]
         self._obs = self._ask(watch.RESET, 0, 0, env.reset, seeds)  # `[E, obs]`
         self._returns = np.zeros(config.num_envs)  # rewards of the unfinished episodes so far
@@ -190,7 +190,11 @@ class Rollout:
 
     def save(self) -> Any:
         """All that the next rounds depend on beside the policy, as plain JSON."""
-        return {"env": self._env.save(), "returns": codec.encode(self._returns)}
+        env, returns = self._env.save(), self._returns.copy()
+        for i, saved in enumerate(env.get("envs", ())):
+            if saved is None:  # a new episode begins there
+                returns[i] = 0
+        return {"env": env, "returns": codec.encode(returns)}
 
     def load(self, state: Any) -> None:
         """Go on from a saved state, bit for bit."""

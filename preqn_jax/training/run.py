@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,8 @@ def _configs(
         choose("option", name, known)
     for name in ("seeds", "hidden_sizes", "critic_hidden_sizes", "wrappers"):
         if given.get(name) is not None and not isinstance(given[name], str):
-            given[name] = tuple(given[name])
+            one = not isinstance(given[name], Iterable)
+            given[name] = (given[name],) if one else tuple(given[name])
     given["env_kwargs"] = given.get("env_kwargs") or None
     parts = [
         config(**{k: v for k, v in given.items() if k in fields[config]}) for config in CONFIGS

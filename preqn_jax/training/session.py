@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Generator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,7 +149,7 @@ class Session:
         workers = collect.default_workers(len(config.seeds)) if workers is None else workers
         limits = plan.run.eval_episodes, plan.run.eval_max_steps, plan.run.env_timeout
         recipe = collect.Recipe(plan.make_agent, plan.env, config, *limits)
-        log = self.logdir and self.logdir / directory.ENVIRONMENT_LOG
+        log = self.where and self.where / directory.ENVIRONMENT_LOG
         if self._on_device:
             each = plan.run.log_every, plan.run.eval_every, plan.run.checkpoint_every
             stops = (*each, plan.run.diagnose_every) if plan.run.diagnose_every else each
@@ -172,26 +173,29 @@ class Session:
             one.open_checkpoints()
         agent, bare = self.learner.agent, folder.bare(self.learner)
         restored = folder.restore(self._folders, bare, self._collector.save())
-        counts = [0] * len(self._folders)
+        noted = [folder.Noted()] * len(self._folders)
         if restored is not None:
-            self.start, moment, counts = restored
+            self.start, moment, noted = restored
             self.counters, self.pending = moment.counters, moment.pending
             self.learner = folder.dressed(moment.learner, agent)
             self._collector.load(moment.collector)
-        for one, count in zip(self._folders, counts, strict=True):
-            one.begin_records(self.start, self._stays, count, self.plan.run.track)
+        for one, said in zip(self._folders, noted, strict=True):
+            keep = partial(self._stays, said.eval_every or self.plan.run.eval_every)
+            one.begin_records(self.start, keep, said.records, self.plan.run.track)
+            # Called before any folder is closed: all trackers have the same time to end.
+            self._held.callback(one.end_records)
 
-    def _stays(self, line: dict[str, Any]) -> bool:
-        """Whether a record belongs to a run that goes on, and not to its former end alone."""
+    def _stays(self, eval_every: int, line: dict[str, Any]) -> bool:
+        """Whether a record belongs to a run that goes on, and not to its former end alone, or to a
+        divergence that is to come; the run was evaluated every so many steps until then.
+        """
         if line["step"] < self.start or self.start == self.config.num_steps:
             return True
-        for name, every in (
-            ("eval/return_mean", self.plan.run.eval_every),
-            ("time/steps_per_s", self.plan.run.log_every),
-        ):
-            if name in line:
-                return self.start % every == 0
-        return True
+        if "eval/return_mean" in line:
+            return self.start % eval_every == 0
+        if "time/steps_per_s" in line:
+            return not self.pending  # what was logged only for being the last is pending still
+        return "diagnose/failure" in line or "run/diverged" in line
 
     def rounds(self) -> Generator[Progress]:
         """To the end, where the run directory is marked as whole, or until `stopping`.
@@ -204,13 +208,6 @@ class Session:
         """
         if self._collector is None:
             self.begin()
-        try:
-            yield from self._rounds()
-        except _Diverging as found:
-            self._note_divergence(found.member, found.error)
-            raise found.error from None
-
-    def _rounds(self) -> Generator[Progress]:
         every, num_steps, size = self.plan.run, self.config.num_steps, len(self.config.seeds)
         self._mark = (time.monotonic(), self.start, self.counters.updates)
         collector = self._collector
@@ -246,14 +243,16 @@ class Session:
             evaluations = []
             if step % every.eval_every == 0 or last:
                 evaluations = self._off_the_clock(self._evaluate, step)
-            if step % every.checkpoint_every == 0 or last or self.stopping:
+            saved = step % every.checkpoint_every == 0 or last or self.stopping
+            if saved:
                 self._save(step)
             here = (done.metrics, episodes, evaluations, findings, self.trained())
             episodes = []
             try:
                 yield Progress(step, *here)
             except GeneratorExit:  # a notebook's break
-                self._save(step)
+                if not saved:
+                    self._save(step)
                 raise
             if self.stopping and not last:
                 return
@@ -342,7 +341,7 @@ class Session:
         """Records a diagnosis of every member; returns what failure is building up, once for each
         that a member comes to.
 
-        Raises _Diverging where there is one and the run should end.
+        Raises Diverging, recorded, where there is one and the run should end.
         """
         news, worst = [], None
         looks = self._look(self.learner, self.counters.round)
@@ -359,9 +358,10 @@ class Session:
                 self._found[i] = finding.mode
                 news.append((i, finding))
             if finding and worst is None:
-                worst = _Diverging(i, Diverging(finding, self.config.seeds[i], step))
+                worst = i, Diverging(finding, self.config.seeds[i], step)
         if worst and self.plan.run.stop_on_divergence:
-            raise worst
+            self._note_divergence(*worst)
+            raise worst[1]
         return news
 
     def _note_divergence(self, member: int, error: Diverged | Diverging) -> None:
@@ -390,11 +390,3 @@ class Session:
         assert self._collector is not None
         learner, state = folder.bare(self.learner), self._collector.save()
         return folder.Moment(learner, self.counters, state, self.pending)
-
-
-class _Diverging(Exception):
-    """A diagnosis of a member that should end the run."""
-
-    def __init__(self, member: int, error: Diverging):
-        super().__init__(member, error)
-        self.member, self.error = member, error

@@ -26,13 +26,12 @@ from preqn_jax.training.session import Plan
 from preqn_jax.types import Settings, Spec
 
 NAME = "sweep.json"
-_HINTS = {
-    name: hint
-    for config in (AgentConfig, LoopConfig, RunConfig)
-    for name, hint in typing.get_type_hints(config).items()
-}
+_FIRST = {"sweep.json.tmp"}  # what a kill may leave before there is one
+_OTHER_AT_ZERO = {"huber", "momentum"}  # another update: 0 is no bound, and no memory
 NUMERIC = tuple(
-    field.name for field in dataclasses.fields(AgentConfig) if "float" in str(_HINTS[field.name])
+    field.name
+    for field in dataclasses.fields(AgentConfig)
+    if "float" in str(directory.HINTS[field.name]) and field.name not in _OTHER_AT_ZERO
 )
 """What may differ inside one program."""
 _FIXED = {"seeds", "num_steps", *(f.name for f in dataclasses.fields(RunConfig))} - {"env"}
@@ -129,7 +128,7 @@ def axes(words: Sequence[str]) -> Axes:
                 f"sweep is {word!r}, but an axis is a name and its values, as in "
                 "`sweep=critic_learning_rate=0.03,0.1,0.3`"
             )
-        choose("axis", name, sorted({*_HINTS} - _FIXED))
+        choose("axis", name, sorted({*directory.HINTS} - _FIXED))
         if name in found:
             raise UserError(f"sweep names {name} twice; give all its values once")
         values = [part for part in text.split(",") if part]
@@ -142,7 +141,7 @@ def axes(words: Sequence[str]) -> Axes:
 
 
 def _value(name: str, text: str) -> Any:
-    hint = _HINTS[name]
+    hint = directory.HINTS[name]
     if isinstance(hint, types.UnionType):
         hint = next(one for one in typing.get_args(hint) if one is not type(None))
     try:
@@ -201,7 +200,7 @@ def open_(sweep: Sweep, write: bool = True) -> None:
             for name in {*begun["axes"], *content["axes"]}:
                 _check_kept(name, begun["axes"].get(name, []), content["axes"].get(name, []))
             _check_kept("seeds", begun["seeds"], content["seeds"])
-        elif write and any(sweep.logdir.iterdir()):
+        elif write and {one.name for one in sweep.logdir.iterdir()} - _FIRST:
             raise UserError(
                 f"logdir {str(sweep.logdir)!r} holds other files and no {NAME}; give an empty or a "
                 "new directory"
@@ -248,7 +247,8 @@ def sessions(sweep: Sweep, program: Program, share: slice = slice(None)) -> list
     members = program.members[share]
     folders = [sweep.logdir / member.name for member in members]
     left = [i for i, one in enumerate(folders) if not _is_whole(one, program.loop.num_steps)]
-    groups = stages([_steps(folders[i]) for i in left], program.run.checkpoint_every)
+    steps = [directory.steps(folders[i] / directory.CHECKPOINTS) for i in left]
+    groups = stages(steps, program.run.checkpoint_every)
     return [_plan(sweep, program, [members[left[i]] for i in group]) for group in groups]
 
 
@@ -275,12 +275,6 @@ def _is_whole(folder: Path, num_steps: int) -> bool:
     if not (folder / directory.DONE).exists():
         return False
     return directory.read_config(folder / directory.CONFIG)["num_steps"] >= num_steps
-
-
-def _steps(folder: Path) -> list[int]:
-    from preqn_jax.training.checkpoint import Checkpointer  # orbax takes a second to import
-
-    return Checkpointer(folder / directory.CHECKPOINTS, read_only=True).steps()
 
 
 def _plan(sweep: Sweep, program: Program, members: Sequence[Member]) -> Plan:

@@ -123,7 +123,9 @@ class Sender:
     def keep(self) -> None:
         """Writes down how far it has come."""
         written = self._path.with_name("tracker.json.tmp")
-        written.write_text(json.dumps(self._kept))
+        written.unlink(missing_ok=True)  # a link goes, and not what it points to
+        with written.open("x") as file:
+            file.write(json.dumps(self._kept))
         os.replace(written, self._path)
 
     def close(self) -> None:

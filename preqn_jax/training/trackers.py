@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -51,6 +52,7 @@ class Tracker:
         """`track` is one of `NAMES`, or empty for none. There is a metrics.jsonl in `logdir`."""
         self._track, self._log = track, logdir / LOG
         self._process: subprocess.Popen | None = None
+        self._until = 0.0  # when it is given up, once it was told of the end
         if not track:
             return
         program = Path(__file__).with_name("tracker_process.py")
@@ -76,14 +78,19 @@ class Tracker:
         if self._process is not None and self._process.poll() is not None:
             self._give_up()
 
+    def end(self) -> None:
+        """Tells it that no more come; from now on it has `WAIT` seconds."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            self._until = self._until or time.monotonic() + WAIT
+
     def close(self) -> None:
         """Waits for what was not handed on yet, but not for ever."""
         if self._process is None:
             return
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        self.end()
         try:
-            if self._process.wait(WAIT):
+            if self._process.wait(max(0.0, self._until - time.monotonic())):
                 self._give_up()
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):

@@ -28,6 +28,7 @@ from preqn_jax import envs
 from preqn_jax.envs import EnvError
 from preqn_jax.options import UserError
 from preqn_jax.training import watch
+from preqn_jax.training.config import named
 from preqn_jax.training.errors import Stopped
 from preqn_jax.training.local import Local, Recipe
 
@@ -126,14 +127,9 @@ class Workers:
                 if code is not None and code < 0
                 else f"ended with status {code}"
             )
-            named = (
-                f"seed {worker.seeds[0]}"
-                if len(worker.seeds) == 1
-                else f"seeds {', '.join(map(str, worker.seeds))}"
-            )
             raise Stopped(
-                f"the worker process that steps {named} {how}; `workers=0` does without such "
-                f"processes"
+                f"the worker process that steps {named(worker.seeds)} {how}; `workers=0` does "
+                "without such processes"
             ) from error
 
     def close(self) -> None:

@@ -8,18 +8,21 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import ROOT
 
 from preqn_jax import agents, envs
-from preqn_jax.envs import EnvError
+from preqn_jax.envs import EnvError, codec
 from preqn_jax.options import UserError
-from preqn_jax.training import collect, loop
+from preqn_jax.training import collect, loop, watch
 from preqn_jax.training.errors import Stopped
-from preqn_jax.training.rollout import attained, make_acting
+from preqn_jax.training.rollout import Rollout, attained, make_acting
 from tests import faulty
 
 STEPS = {"num_steps": 600, "start_steps": 50, "update_after": 100}
@@ -138,6 +141,28 @@ def test_every_seed_round_and_step_draws_its_own_noise():
     assert len(np.unique(keys, axis=0)) == len(np.unique(uniform, axis=0)) == 2 * 2 * 6
 
 
+def test_rows_of_the_actors_stay_as_they_are_whatever_becomes_of_the_actors():
+    """Which may be the learner's own arrays, and are donated then."""
+    params = {"w": jnp.arange(600.0).reshape(3, 200), "b": jnp.arange(3.0)}
+    expected = jax.tree.map(np.array, params)
+    collector: Any = SimpleNamespace(_members=2)
+    first, none = collect.Collector._arguments(collector, params, 7, (1,))
+    jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(params)
+    assert none is None and first is not None and first[1] == 7
+    assert_same(first[0], {"w": expected["w"][0], "b": expected["b"][0]})
+
+
+def test_an_episode_that_begins_anew_on_going_on_brings_no_return_with_it():
+    env: Any = SimpleNamespace(
+        reset=lambda seeds: np.zeros((2, 1)), save=lambda: {"envs": [None, {}]}
+    )
+    config = loop.LoopConfig(num_envs=2)
+    one = Rollout(None, env, None, config, 0, 10, watch.nowhere())  # pyright: ignore
+    one._returns += 80
+    assert codec.decode(one.save()["returns"]).tolist() == [0, 80]
+    assert one._returns.tolist() == [80, 80]
+
+
 # --- faults of environments -----------------------------------------------------------------------
 
 
@@ -195,6 +220,15 @@ def test_a_worker_says_of_an_environment_what_this_process_would(fault, tmp_path
 def test_what_cannot_be_sent_to_workers_is_said_before_any_starts():
     with pytest.raises(UserError, match=r"cannot be sent to worker processes .*`workers=0`"):
         collect.Collector(recipe(lambda: faulty.Faulty()), workers=2)
+
+
+@pytest.mark.parametrize("env_id", ["NoSuchEnv-v5", "tests.faulty:Construct-v0"])
+def test_a_collector_that_cannot_be_made_leaves_no_watch(env_id, monkeypatch):
+    closed, real = [], watch.Watch.close
+    monkeypatch.setattr(watch.Watch, "close", lambda self: (closed.append(self), real(self)))
+    with pytest.raises(UserError):
+        collect.Collector(recipe(env_id))
+    assert len(closed) == 1
 
 
 def test_closing_one_that_raises_is_a_warning(caplog, tmp_path):

@@ -6,13 +6,19 @@ import re
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from commands import CHEAP, SMALL, call, finished, records, start
 
+import preqn_jax
+from preqn_jax.training import folder
 from preqn_jax.training.record import read
+from preqn_jax.training.session import Session
 
 PAPER = ["HalfCheetah-v5", "Walker2d-v5", "Hopper-v5", "Ant-v5", "Swimmer-v5"]
 
@@ -279,3 +285,50 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(capsys, caplog):
     assert "the checkpoint of step 600 cannot be read" in caplog.text
     assert "resuming x at step 400" in capsys.readouterr().err
     assert records("x") == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "pending", "eval_every", "stays"),
+    [
+        ({"time/steps_per_s": 1.0}, [], 100, True),
+        ({"time/steps_per_s": 1.0}, [{}], 100, False),  # of the end alone: the interval goes on
+        ({"eval/return_mean": 1.0}, [{}], 100, True),
+        ({"eval/return_mean": 1.0}, [], 150, False),
+        ({"critic/q_mean": 1.0}, [{}], 100, False),  # of a divergence that is to come again
+        ({"diagnose/failure": 0}, [], 150, True),
+        ({"run/diverged": 1.0}, [], 150, True),
+    ],
+)
+def test_of_the_step_it_goes_on_from_a_run_keeps_what_belongs_to_it(
+    line, pending, eval_every, stays
+):
+    now: Any = SimpleNamespace(start=200, pending=pending, config=SimpleNamespace(num_steps=400))
+    assert Session._stays(now, eval_every, {"step": 200, "seed": 0, **line}) is stays
+    assert Session._stays(now, eval_every, {"step": 199, "seed": 0, **line})
+
+
+@pytest.mark.slow
+def test_regular_lines_stay_where_a_run_goes_on_with_other_records():
+    small = {"hidden_sizes": (8, 8), "start_steps": 50, "update_after": 50, "batch_size": 8}
+    run = partial(preqn_jax.train, "ddpg", "probe/delay", logdir="x", eval_episodes=1, **small)
+    list(run(num_steps=200, log_every=100, eval_every=100))
+    before = records("x")
+    list(run(num_steps=300, log_every=150, eval_every=150))
+    after = records("x")
+    assert after[: len(before)] == before and {line["step"] for line in after} == {100, 200, 300}
+
+
+@pytest.mark.slow
+def test_a_break_at_a_checkpoint_writes_it_once(monkeypatch):
+    saved, real = [], folder.Folder.save
+    monkeypatch.setattr(folder.Folder, "save", lambda *a: (saved.append(a[1]), real(*a)))
+    small = {"hidden_sizes": (8, 8), "start_steps": 50, "update_after": 50, "batch_size": 8}
+    for stop in (100, 150):
+        run = preqn_jax.train(
+            "ddpg", "probe/delay", logdir="x", num_steps=300, checkpoint_every=100, **small
+        )
+        for progress in run:
+            if progress.step == stop:
+                break
+        run.close()
+    assert saved == [100, 150]

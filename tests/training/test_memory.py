@@ -1,10 +1,12 @@
 """Whether a run fits into memory: a bound written from the sizes of what a run holds."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from preqn_jax.options import UserError
-from preqn_jax.training import memory
+from preqn_jax.training import loop, memory
 from preqn_jax.training.config import LoopConfig
 from preqn_jax.types import Spec
 
@@ -17,8 +19,8 @@ STARTS = {"start_steps": 50, "update_after": 50, "update_every": 50}
     ("seeds", "capacity", "steps", "batch", "step", "needs"),
     [
         ((0,), 500, 800, 8, "gradient", memory.COPIES * 500 * ROW + 50 * 8 * ROW),
-        ((0, 1, 2), 500, 800, 8, "gradient", memory.COPIES * 3 * 500 * ROW + 50 * 8 * ROW),
-        ((0, 1), 800, 500, 8, "gradient", memory.COPIES * 2 * 500 * ROW + 50 * 8 * ROW),
+        ((0, 1, 2), 500, 800, 8, "gradient", memory.COPIES * 3 * 500 * ROW + 3 * 50 * 8 * ROW),
+        ((0, 1), 800, 500, 8, "gradient", memory.COPIES * 2 * 500 * ROW + 2 * 50 * 8 * ROW),
         *(  # K and three more of its size
             ((0,), 500, 500, 90, step, memory.COPIES * 500 * ROW + 50 * 90 * ROW + 4 * 4 * 90**2)
             for step in ("preconditioned", "natural_gradient")
@@ -31,9 +33,28 @@ def test_a_run_is_refused_where_it_needs_a_byte_more_than_there_is(
     config = LoopConfig(
         seeds=seeds, replay_capacity=capacity, num_steps=steps, batch_size=batch, **STARTS
     )
-    monkeypatch.setattr(memory, "_there", lambda: needs)
+    monkeypatch.setattr(memory, "_machine", lambda: needs)
     memory.check(SPEC, config, {"critic_step": step})
-    monkeypatch.setattr(memory, "_there", lambda: needs - 1)
+    monkeypatch.setattr(memory, "_machine", lambda: needs - 1)
     most = "replay_capacity" if batch == 8 else "batch_size"
     with pytest.raises(UserError, match=f"this run would need some .* lower `{most}`"):
         memory.check(SPEC, config, {"critic_step": step})
+
+
+@pytest.mark.parametrize(
+    ("seeds", "devices", "share"), [(8, 8, 1), (9, 8, 2), (6, 2, 3), (1, 8, 1)]
+)
+def test_a_device_needs_room_for_its_share_of_the_members(seeds, devices, share, monkeypatch):
+    """Whose kernels are there side by side."""
+    config = LoopConfig(
+        seeds=tuple(range(seeds)), replay_capacity=500, num_steps=500, batch_size=90, **STARTS
+    )
+    needs = share * int(memory.COPIES * 500 * ROW + 50 * 90 * ROW + 4 * 4 * 90**2)
+    there = [SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": limit})] * devices
+    monkeypatch.setattr(memory.jax, "local_devices", lambda: there)
+    limit = needs
+    assert len(loop.devices_for(seeds)) <= devices
+    memory.check(SPEC, config, {"critic_step": "preconditioned"})
+    limit = needs - 1
+    with pytest.raises(UserError, match="of memory of its devices each at its peak"):
+        memory.check(SPEC, config, {"critic_step": "preconditioned"})

@@ -247,6 +247,9 @@ def test_a_run_that_rejects_most_updates_says_so_once_with_the_cause(damped, wor
     assert said.startswith("most updates of seed 0 from step ") and words in said
 
 
+STILL = {"critic/alignment": 0.0, "critic/td_abs": 1.0}
+
+
 @pytest.mark.parametrize(
     ("means", "words"),
     [
@@ -255,8 +258,15 @@ def test_a_run_that_rejects_most_updates_says_so_once_with_the_cause(damped, wor
         ({}, None),
         ({"critic/alignment": 0.0, "critic/td_abs": 1e30, "solve/finite": 1.0}, "scale the"),
         ({"critic/alignment": 0.0, "critic/td_abs": 1.0, "solve/finite": 0.0}, "damping"),
-        ({"critic/alignment": 0.0, "critic/td_abs": 1.0, "solve/finite": 0.5}, "lower `critic_le"),
-        ({"critic/alignment": 0.0, "critic/td_abs": 1.0, "solve/alignment": 0.9}, "`relative_eta`"),
+        (
+            {**STILL, "linesearch/accepted": 0.0, "solve/finite": 0.5},
+            "lower `critic_learning_rate`",
+        ),
+        ({**STILL, "linesearch/accepted": 0.0, "solve/alignment": 0.9}, "`relative_eta`"),
+        (
+            STILL,
+            "too small for float32 to tell it beside Q; scale the environment's rewards, or ra",
+        ),
     ],
 )
 def test_what_holds_q_in_its_place_is_named(means, words):

@@ -195,3 +195,55 @@ def test_memory_peaks_at_no_more_than_1_5_replays(seeds):
     for name in ("writing a checkpoint", "going on from it"):
         assert 1 <= float(peaks[name]) <= 1.5
     assert 1 <= float(peaks["training"]) <= memory.COPIES
+
+
+# --- one in the place of another ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after", ["50.before", "50"])
+def test_a_kill_as_one_takes_the_place_of_another_leaves_one_of_them(tmp_path, after, monkeypatch):
+    save(tmp_path, 4, 5, monkeypatch)
+    real = os.replace
+
+    def killed(source, target):
+        real(source, target)
+        if Path(target).name == after:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", killed)
+        save(tmp_path, 8, 5, monkeypatch)
+    step, read = restored(tmp_path)
+    assert step == 50 and int(read.replay.added[0]) == {"50.before": 4, "50": 8}[after]
+    assert [path.name for path in tmp_path.iterdir()] == ["50"]
+
+
+@pytest.mark.parametrize("step", [100, 200])
+def test_later_ones_go_once_an_earlier_one_is_written(tmp_path, step, monkeypatch):
+    real = os.replace
+
+    def refused(source, target):
+        if Path(source).name == f"{step}.tmp":
+            raise OSError("no")
+        real(source, target)
+
+    save(tmp_path, 8, 5, monkeypatch, step=200)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(os, "replace", refused)
+        save(tmp_path, 4, 5, monkeypatch, step=step)
+    assert Checkpointer(tmp_path).steps() == [200]
+    save(tmp_path, 4, 5, monkeypatch, step=100)
+    assert Checkpointer(tmp_path).steps() == [100]
+
+
+def test_of_several_folders_the_one_with_the_damage_is_named(caplog):
+    def broken(step):
+        raise ValueError(f"step {step} is broken")
+
+    readers = {Path("a"): lambda step: step, Path("b"): broken, Path("c"): lambda step: step}
+    with pytest.raises(UserError, match=r"none of the checkpoints in b can be read \(steps \[1, 2"):
+        checkpoint.newest([1, 2], readers)
+    assert "of step 2 cannot be read (step 2 is broken), in b; trying the one before" in caplog.text
+    readers[Path("b")] = lambda step: step if step == 1 else broken(step)
+    assert checkpoint.newest([1, 2], readers) == (1, [1, 1, 1])
+    assert checkpoint.newest([], readers) is None

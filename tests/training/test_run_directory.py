@@ -265,7 +265,7 @@ def test_temporary_files_are_made_anew_and_a_link_that_lies_there_is_not_followe
     (folder / "checkpoints/10000").mkdir(parents=True)
     open_(num_steps=20_000)
     record.Recorder(folder, (0,), 200).close()
-    directory.finish(folder)
+    files.replace(folder / "DONE", b"")
     assert outside.read_text() == "years of work"
     assert not [path for path in folder.rglob("*") if path.is_symlink()]
     (folder / "metrics.damaged.jsonl").symlink_to(outside.absolute())
@@ -276,6 +276,13 @@ def test_temporary_files_are_made_anew_and_a_link_that_lies_there_is_not_followe
     (folder / "link.json").symlink_to(outside.absolute())
     files.replace(folder / "link.json", b"{}")
     assert outside.read_text() == "years of work" and not (folder / "link.json").is_symlink()
+
+
+def test_one_number_is_taken_where_there_may_be_several():
+    run, agent, loop = training._configs("ddpg", "E-v1", "", {"seeds": 3, "hidden_sizes": 64})
+    assert (loop.seeds, agent.hidden_sizes, run.wrappers) == ((3,), (64,), ())
+    with pytest.raises(UserError, match="wrappers has 3, but a wrapper is its module"):
+        list(preqn_jax.train("ddpg", wrappers=3))
 
 
 # --- a directory from a stranger ------------------------------------------------------------------

@@ -10,7 +10,7 @@ from commands import records
 
 from preqn_jax import agents
 from preqn_jax.options import UserError
-from preqn_jax.training import directory, sweep
+from preqn_jax.training import directory, record, session, sweep
 from preqn_jax.training import run as training
 from preqn_jax.training import trained as trained_
 from preqn_jax.training.config import LoopConfig, RunConfig
@@ -127,6 +127,50 @@ def test_all_numbers_of_an_algorithm_are_leaves_of_one_program():
 
 
 @pytest.mark.parametrize(
+    ("axis", "agent"),
+    [("huber=0,1", {"algorithm": "dqn"}), ("momentum=0,.5", {"algorithm": "preqn"})],
+)
+def test_where_nothing_means_another_update_each_value_has_its_own_program(axis, agent):
+    programs = planned("s", [axis], agent=agent).programs
+    assert len(programs) == 2 and not any(program.axes for program in programs)
+    name = axis.partition("=")[0]
+    zero, some = (getattr(agents.resolve(program.agent).config, name) for program in programs)
+    assert not zero and some > 0
+
+
+def test_what_an_environment_raises_is_kept_beside_the_runs_of_a_sweep(tmp_path, monkeypatch):
+    given = []
+
+    def collector(recipe, workers, log, hung):
+        given.append(log)
+        raise UserError("that is enough")
+
+    monkeypatch.setattr(session.collect, "Collector", collector)
+    swept = planned(tmp_path / "s", ["critic_learning_rate=.001,.01"])
+    (plan,) = sweep.sessions(swept, swept.programs[0])
+    with pytest.raises(UserError, match="enough"), training.Session(plan) as begun:
+        begun.begin()
+    assert given == [tmp_path / "s" / "environment.log"]
+
+
+@pytest.mark.slow
+def test_the_trackers_of_all_runs_hear_of_the_end_before_one_is_waited_for(tmp_path, monkeypatch):
+    seen = []
+    for name in ("end", "close"):
+        real = getattr(record.Recorder, name)
+        monkeypatch.setattr(
+            record.Recorder,
+            name,
+            lambda self, name=name, real=real: (seen.append(name), real(self)),
+        )
+    swept = planned(tmp_path / "s", ["critic_learning_rate=.001"])
+    (plan,) = sweep.sessions(swept, swept.programs[0])
+    with training.Session(plan) as begun:
+        begun.begin()
+    assert seen == ["end", "end", "close", "close"]
+
+
+@pytest.mark.parametrize(
     ("steps", "groups"),
     [
         ([[], []], [[0, 1]]),
@@ -213,6 +257,9 @@ def test_a_folder_of_other_things_is_left_as_it_is(tmp_path):
     with pytest.raises(UserError, match=r"holds other files and no sweep.json"):
         sweep.open_(planned(tmp_path, ["eta=.9"]))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "file").rename(tmp_path / "sweep.json.tmp")  # of a kill before there was more
+    sweep.open_(planned(tmp_path, ["eta=.9"], agent={"algorithm": "preqn"}))
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
     (tmp_path / "sweep.json").write_text(json.dumps({"config": 3}))
     with pytest.raises(UserError, match=r"sweep.json' is not a sweep's file"):
         sweep.open_(planned(tmp_path, ["eta=.9"]))

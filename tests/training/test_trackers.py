@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from commands import ROOT, SMALL, call, records
 
-from preqn_jax.training import trackers
+from preqn_jax.training import tracker_process, trackers
 from preqn_jax.training.record import Recorder, read
 
 # In place of the package, on the path of the tracker's process: it writes down what it is told.
@@ -137,6 +139,33 @@ def test_a_tracker_that_hangs_holds_nothing_up(fake, caplog, monkeypatch):
     assert time.monotonic() - began < 30 and process.poll() is not None
     assert len(read("x/metrics.jsonl")) == 2 + 2 * 480
     assert caplog.text.count("no more records for wandb: it was not done 0 s after the run") == 1
+
+
+def test_trackers_have_the_same_time_to_end_and_not_one_after_another(monkeypatch, tmp_path):
+    waits, now = [], [100.0]
+    process: Any = SimpleNamespace(
+        stdin=SimpleNamespace(close=lambda: None), wait=lambda limit: waits.append(limit)
+    )
+    monkeypatch.setattr(trackers.time, "monotonic", lambda: now[0])
+    both = [trackers.Tracker("", tmp_path) for _ in range(2)]
+    for one in both:
+        one._process = process
+        one.end()
+    for one in both:
+        now[0] += 45.0
+        one.close()
+    assert waits == [trackers.WAIT - 45, 0]
+
+
+def test_a_link_in_the_place_of_what_a_tracker_keeps_is_not_followed(tmp_path):
+    (tmp_path / "config.json").write_text('{"config": {}}')
+    (tmp_path / "other").write_text("years of work")
+    (tmp_path / "tracker.json.tmp").symlink_to(tmp_path / "other")
+    sender = tracker_process.Sender("wandb", tmp_path)
+    for _ in range(2):
+        sender.keep()
+    assert (tmp_path / "other").read_text() == "years of work"
+    assert (tmp_path / "tracker.json").read_text() == "{}"
 
 
 @pytest.mark.slow

@@ -189,6 +189,9 @@ def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(capsys):
     *before, last = read("x/metrics.jsonl")
     assert last == {"step": 131, "seed": 7, "run/diverged": 1.0, "the environment's reward": None}
     assert [line["step"] for line in before] == [100]
+    again = ["--checkpoint_every=100", "--seeds=7", "--log_every=200"]
+    assert call("--env=probe/nan", "--logdir=x", *CHEAP, *again) == 1
+    assert [line["step"] for line in read("x/metrics.jsonl")] == [100, 131]
 
 
 def test_help_names_the_flags_that_matter():
