@@ -211,7 +211,9 @@ def attribution(run: Path, config: dict[str, Any], trust: bool) -> list[dict[str
     """
     if not (run / "checkpoints").is_dir() or "activation" not in config:
         return []
-    agent_config, loop_config = _of(agents.AgentConfig, config), _of(loop.LoopConfig, config)
+    agent_config, loop_config = (
+        directory.of(kind, config) for kind in (agents.AgentConfig, loop.LoopConfig)
+    )
     spec = envs.spec(directory.source(config, f"the run {str(run)!r}", trust))
     agent = agents.make(agent_config, spec)
     checkpoints = Checkpointer(run / "checkpoints", read_only=True)
@@ -256,13 +258,6 @@ def attribution(run: Path, config: dict[str, Any], trust: bool) -> list[dict[str
             }
         )
     return results
-
-
-def _of(kind: type, config: dict[str, Any]) -> Any:
-    """A config dataclass from what config.json says."""
-    names = [field.name for field in dataclasses.fields(kind) if field.name in config]
-    values = {name: config[name] for name in names}
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def show_attribution(moved: Sequence[dict[str, Any]]) -> None:

@@ -276,15 +276,23 @@ def _has_text(value: Any) -> bool:
     return any(map(_has_text, value)) if isinstance(value, list) else isinstance(value, str)
 
 
+def of(kind: Any, config: Mapping[str, Any]) -> Any:
+    """The part of what a config.json says that is a `kind`, one of `CONFIGS`, with their defaults
+    for what it lacks.
+    """
+    names = {field.name for field in dataclasses.fields(kind)}
+    said = {name: value for name, value in config.items() if name in names}
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in said.items()})
+
+
 def whole(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a config.json says, and of settings that came after it what its algorithm has."""
     if "activation" not in config:  # an agent of one's own parts
         return dict(config)
     fields = {field.name: field.default for one in CONFIGS for field in dataclasses.fields(one)}
     fields = describe({**fields, **config})
-    given = {field.name: fields[field.name] for field in dataclasses.fields(agents.AgentConfig)}
     with contextlib.suppress(UserError, TypeError):  # of what nobody can train today
-        filled = describe(agents.resolve(agents.AgentConfig(**given)).config)
+        filled = describe(agents.resolve(of(agents.AgentConfig, fields)).config)
         fields |= {name: filled[name] for name in filled.keys() - config.keys()}
     return fields
 

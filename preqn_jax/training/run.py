@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import typing
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from preqn_jax.agents import Agent
 from preqn_jax.options import choose
 from preqn_jax.training import added, directory
 from preqn_jax.training.config import LoopConfig, RunConfig, validate_run
-from preqn_jax.training.directory import CONFIGS
+from preqn_jax.training.directory import CONFIGS, HINTS
 from preqn_jax.training.session import Plan, Progress, Session
 from preqn_jax.training.trained import Trained
 from preqn_jax.types import Spec
@@ -103,6 +104,10 @@ def _configs(
         if given.get(name) is not None and not isinstance(given[name], str):
             one = not isinstance(given[name], Iterable)
             given[name] = (given[name],) if one else tuple(given[name])
+    for name, value in given.items():
+        whole = int in (HINTS[name], *typing.get_args(HINTS[name]))
+        if whole and isinstance(value, float) and value.is_integer():  # num_steps=1e6
+            given[name] = int(value)
     given["env_kwargs"] = given.get("env_kwargs") or None
     parts = [
         config(**{k: v for k, v in given.items() if k in fields[config]}) for config in CONFIGS

@@ -1,6 +1,5 @@
 """What training came to: policies, critics, records, of a run at hand or from its directory."""
 
-import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -151,7 +150,7 @@ def load(
     if env is None:
         env = directory.source(config, f"the run {str(logdir)!r}", trust)
     spec, seeds = envs.spec(env), tuple(config["seeds"])
-    made = (agent or partial(agents.make, _agent_config(config)))(spec)
+    made = (agent or partial(agents.make, directory.of(agents.AgentConfig, config)))(spec)
     step, states = _restore(logdir, made, len(seeds))
     return Trained(made, states, spec, seeds, step, config)
 
@@ -201,11 +200,6 @@ def _config(logdir: Path) -> dict[str, Any]:
         raise UserError(f"{str(logdir)!r} is not a run directory: it has no config.json") from error
 
 
-def _agent_config(config: dict[str, Any]) -> agents.AgentConfig:
-    names = {field.name for field in dataclasses.fields(agents.AgentConfig)}
-    return agents.AgentConfig(**{k: _tuple(v) for k, v in config.items() if k in names})
-
-
 def _restore(logdir: Path, agent: Agent, seeds: int) -> tuple[int, Any]:
     from preqn_jax.training.checkpoint import Checkpointer  # orbax takes a second to import
 
@@ -218,7 +212,3 @@ def _restore(logdir: Path, agent: Agent, seeds: int) -> tuple[int, Any]:
     if found is None:
         raise UserError(f"the run {str(logdir)!r} has no checkpoint yet")
     return found
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
