@@ -67,8 +67,8 @@ def _intention(session: training.Session) -> str:
         f"{config.num_steps - session.start:,} steps for each of "
         f"{curves.count_seeds(len(config.seeds))}, the first {config.update_after:,} without "
         f"updates, on {devices(len(config.seeds))}\n"
-        f"into {where}; to watch: tensorboard --logdir={where}, or "
-        f"python -m experiments.plot {where}"
+        f"into {where}; to watch: python -m experiments.plot {where}, or, where it is installed, "
+        f"tensorboard --logdir={where}"
     )
 
 

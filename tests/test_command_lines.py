@@ -132,7 +132,7 @@ def test_an_environment_of_a_module_goes_by_module_and_name(tmp_path, monkeypatc
     out, err = capsys.readouterr()
     assert "my_envs:Mine-v0, 300 steps" in out
     assert "ddpg-relu, networks of 16x16, on my_envs:Mine-v0: 300 steps for each of 1 seed" in err
-    assert "to watch: tensorboard --logdir=x" in err
+    assert "to watch: python -m experiments.plot x, or" in err
 
 
 @pytest.mark.parametrize("own", [False, True])
