@@ -35,8 +35,6 @@ class Problem(NamedTuple):
     # Where an episode ends. Only states that stay with reward 0 may, and the counterexamples need
     # theirs to go on.
     terminal: Array  # `[S]` bool
-    note: str  # what it shows
-    reference: str
 
     @property
     def kernel(self) -> Array:
@@ -59,7 +57,11 @@ def baird(gamma: float = 0.99) -> Problem:
     Action 1 has the values of Baird's approximator, 2 w_s + w_0 in the upper states and w_7 + 2 w_0
     in the seventh; action 0 has a weight for each state. Rewards are 0, so Q* = 0. The data choose
     action 1 in one of seven steps, which makes every state equally likely. Its 14 pairs have 15
-    weights and independent features: K is of full rank.
+    weights and independent features: K is of full rank, so PreQN's step is U1's, where that of
+    semi-gradient Q-learning diverges at every small rate.
+
+    Baird 1995, Residual algorithms; in this form Sutton and Barto 2018, section 11.2, with action 0
+    given a table.
     """
     transition = np.zeros((7, 2, 7))
     transition[:, 0, :6], transition[:, 1, 6] = 1 / 6, 1
@@ -69,26 +71,18 @@ def baird(gamma: float = 0.99) -> Problem:
         features[s, 1, 7 + s], features[s, 1, 14] = (2, 1) if s < 6 else (1, 2)
     rho = np.broadcast_to(np.array([6 / 7, 1 / 7]) / 7, (7, 2))
     theta = np.concatenate([np.zeros(7), np.ones(6), [10, 1]])
-    return _problem(
-        transition,
-        np.zeros((7, 2)),
-        gamma,
-        features,
-        rho,
-        theta,
-        "semi-gradient Q-learning diverges at every small step; K has full rank, so PreQN's step "
-        "is U1's",
-        "Baird 1995, Residual algorithms; in this form Sutton and Barto 2018, section 11.2, with "
-        "action 0 given a table",
-    )
+    return _problem(transition, np.zeros((7, 2)), gamma, features, rho, theta)
 
 
 def w_to_2w(gamma: float = 0.99) -> Problem:
     """Two states with the values w and 2w; both go to the second, with reward 0. One action.
 
     The best fit of a backup is w' = (6 gamma / 5) w, so for gamma above 5/6 fitting every backup
-    exactly as well as the features allow diverges too: no preconditioner mends features that cannot
-    represent the backup.
+    exactly as well as the features allow diverges too, and so does PreQN's step: K has rank 1 of 2,
+    and no preconditioner mends features that cannot represent the backup.
+
+    Tsitsiklis and Van Roy 1996, Feature-based methods; 1997, An analysis of temporal-difference
+    learning.
     """
     transition = np.zeros((2, 1, 2))
     transition[:, :, 1] = 1
@@ -99,9 +93,6 @@ def w_to_2w(gamma: float = 0.99) -> Problem:
         np.array([[[1.0]], [[2.0]]]),
         np.full((2, 1), 0.5),
         np.ones(1),
-        "diverges for gamma > 5/6 with the gradient step and with PreQN's: K has rank 1 of 2",
-        "Tsitsiklis and Van Roy 1996, Feature-based methods; 1997, An analysis of "
-        "temporal-difference learning",
     )
 
 
@@ -118,6 +109,8 @@ def garnet(
 
     Features are standard normal too, scaled to K_ii near 1; rho is drawn uniformly from all
     distributions. Raises ValueError if there are fewer states than branches.
+
+    Archibald, McKinnon and Thomas 1995; Bhatnagar, Sutton, Ghavamzadeh and Lee 2009.
     """
     if not 1 <= branching <= states:
         raise ValueError(f"branching is {branching}, expected 1 to {states}, the number of states")
@@ -135,8 +128,6 @@ def garnet(
         rng.normal(size=(states, actions, features)) / np.sqrt(features),
         rng.dirichlet(np.ones(states * actions)).reshape(states, actions),
         np.zeros(features),
-        "nothing special, and different for every seed",
-        "Archibald, McKinnon and Thomas 1995; Bhatnagar, Sutton, Ghavamzadeh and Lee 2009",
     )
 
 
@@ -161,8 +152,7 @@ def chain(states: int = 8, width: float = 1.0, gamma: float = 0.9, slip: float =
     features = np.zeros((states, 2, 2 * states))
     features[:, 0, :states], features[:, 1, states:] = bell, bell
     rho = np.full((states, 2), 1 / (2 * states))
-    note = "over-generalization by the width of the features"
-    return _problem(transition, reward, gamma, features, rho, np.zeros(2 * states), note)
+    return _problem(transition, reward, gamma, features, rho, np.zeros(2 * states))
 
 
 def gridworld(size: int = 4, gamma: float = 0.95, slip: float = 0.1) -> Problem:
@@ -170,7 +160,7 @@ def gridworld(size: int = 4, gamma: float = 0.95, slip: float = 0.1) -> Problem:
     where the episode ends.
 
     With probability `slip` a move goes in a random direction; a move into the wall stays. Features
-    are a table.
+    are a table: K = I, and U3 is U2.
     """
     cells, goal = size * size, size * size - 1
     moves = ((-1, 0), (0, 1), (1, 0), (0, -1))
@@ -186,16 +176,7 @@ def gridworld(size: int = 4, gamma: float = 0.95, slip: float = 0.1) -> Problem:
     reward[:goal, :, goal] = 1
     features = np.eye(4 * cells).reshape(cells, 4, 4 * cells)
     rho = np.full((cells, 4), 1 / (4 * cells))
-    return _problem(
-        transition,
-        reward,
-        gamma,
-        features,
-        rho,
-        np.zeros(4 * cells),
-        "a table: K = I, and U3 is U2",
-        terminal=goal,
-    )
+    return _problem(transition, reward, gamma, features, rho, np.zeros(4 * cells), goal)
 
 
 PROBLEMS = {
@@ -214,8 +195,6 @@ def _problem(
     features: np.ndarray,
     rho: np.ndarray,
     theta: np.ndarray,
-    note: str,
-    reference: str = "",
     terminal: int | None = None,
 ) -> Problem:
     mdp = tabular.check(MDP(transition, reward, gamma))
@@ -223,4 +202,4 @@ def _problem(
     phi, data, weights = (
         jnp.asarray(values, mdp.reward.dtype) for values in (features, rho, theta)
     )
-    return Problem(mdp, phi, data, weights, ends, note, reference)
+    return Problem(mdp, phi, data, weights, ends)
