@@ -85,7 +85,8 @@ def gram(left: Gradients, right: Gradients) -> Array:
     shares = [_dot("id,jd->ij", a, b) for a, b in zip(left.direct, right.direct, strict=True)]
     for (x, d), (y, e) in zip(left.dense, right.dense, strict=True):
         shares.append(_dense_gram(x, d, y, e))
-    return jnp.asarray(sum(shares))
+    nothing = (len(left.values), len(right.values))  # of a q that reads no leaf
+    return sum(shares[1:], shares[0]) if shares else jnp.zeros(nothing, left.values.dtype)
 
 
 def _dense_gram(x: Array, d: Array, y: Array, e: Array) -> Array:
@@ -108,7 +109,10 @@ def pullback(program: usage.Program, grads: Gradients, z: Array) -> Params:
         (leaves[leaf],) = jax.linear_transpose(use.canonical_weight, like)(total)
     for leaf, jacobian in zip(program.direct, grads.direct, strict=True):
         leaves[leaf] = _dot("i,id->d", z, jacobian).reshape(program.shapes[leaf])
-    return program.treedef.unflatten([leaves[i] for i in range(len(leaves))])
+    unread = lambda i: jnp.zeros(program.shapes[i], program.dtype)  # noqa: E731
+    return program.treedef.unflatten(
+        [leaves[i] if i in leaves else unread(i) for i in range(len(program.shapes))]
+    )
 
 
 def _dense_pullback(x: Array, d: Array, z: Array) -> Array:
@@ -131,7 +135,7 @@ def pushforward(program: usage.Program, grads: Gradients, change: Params) -> Arr
             shares.append(jnp.sum(_dot("ic,cf->if", x[:, 0, 0], weight[0]) * d[:, 0, 0], axis=1))
         else:
             shares.append(jnp.sum(_dot("iguc,gcf->iguf", x, weight) * d, axis=(1, 2, 3)))
-    return jnp.asarray(sum(shares))
+    return sum(shares[1:], shares[0]) if shares else jnp.zeros_like(grads.values)
 
 
 def _first_use(program: usage.Program, leaf: int) -> usage.Use:

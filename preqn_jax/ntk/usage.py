@@ -101,7 +101,7 @@ class Program(NamedTuple):
     dtype: Any  # of the kernel: float32, or float64 where a leaf is
     uses: list[Use]  # of leaves that are taken apart, in the order of evaluation
     dense: dict[int, list[int]]  # such a leaf -> positions of its uses in `uses`
-    direct: list[int]  # every other leaf: it goes through per-example Jacobians
+    direct: list[int]  # every other leaf that q reads: it goes through per-example Jacobians
 
 
 def read(q: QFunction, params: Params, inputs: Inputs, *, apart: bool) -> Program:
@@ -137,7 +137,8 @@ def read(q: QFunction, params: Params, inputs: Inputs, *, apart: bool) -> Progra
         leaf: [position for position, use in enumerate(uses) if use.view.leaf == leaf]
         for leaf in sorted({use.view.leaf for use in uses})
     }
-    direct = [leaf for leaf in range(len(leaves)) if leaf not in dense]
+    read = {output}.union(*(operation.inputs for operation in operations))
+    direct = [leaf for leaf in range(len(leaves)) if leaf in read and leaf not in dense]
     shapes = [leaf.shape for leaf in leaves]
     dtype = jnp.float64 if any(leaf.dtype == jnp.float64 for leaf in leaves) else jnp.float32
     return Program(operations, constants, output, treedef, shapes, dtype, uses, dense, direct)

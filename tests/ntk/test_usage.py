@@ -180,3 +180,23 @@ def test_many_uses_are_summed_and_small_inputs_not_filled_up_to_a_block():
     params, x = {"w": jnp.zeros((4, 5)), "v": jnp.zeros((5, 3))}, jnp.zeros((6, 32, 4))
     for call in (lambda p: ntk.linearize(q, p, (x,)).gram, lambda p: ntk.kernel(q, p, (x,))):
         assert largest_intermediate(jax.make_jaxpr(call)(params).jaxpr) <= 6 * 32 * 5
+
+
+@pytest.mark.parametrize("method", ntk.METHODS)
+def test_a_leaf_that_q_does_not_read_has_no_jacobian(method):
+    """As the policy's parameters, where a whole agent's are handed in."""
+    q = lambda p, x: jnp.sum(jnp.tanh(x @ p["w"]))
+    params, x = {"w": jnp.ones((4, 5)), "policy": jnp.ones((50, 50))}, jnp.ones((6, 4))
+
+    def run(params):
+        lin = ntk.linearize(q, params, (x,), method=method)
+        return lin.gram, lin.pullback(lin.values), lin.pushforward(params)
+
+    assert largest_intermediate(jax.make_jaxpr(run)(params).jaxpr) <= 50 * 50
+    assert not jax.jit(run)(params)[1]["policy"].any()
+
+
+def test_the_kernel_of_a_q_that_reads_nothing_is_zero():
+    lin = ntk.linearize(lambda p, x: jnp.sum(x), jnp.ones(3), (jnp.ones((4, 2)),))
+    assert not lin.gram.any() and lin.gram.shape == (4, 4)
+    assert not lin.pushforward(jnp.ones(3)).any() and not lin.pullback(jnp.ones(4)).any()
