@@ -60,7 +60,6 @@ EVERY = f"--diagnose_every={plan.EVERY}"
 KIND = plan.Kind(
     "rivals", {name: (*words, EVERY) for name, words in VARIANTS.items()}, tuple(range(3))
 )
-LOOKS = style.looks(list(VARIANTS))
 # Of `diagnose`, and where in a run they are taken.
 MEASURED = ("alignment", "row_ratio", "bias_relative", "soft_divergence", "feature_rank")
 SHARES = (0.25, 0.5, 1.0)
@@ -133,8 +132,10 @@ def report(
         "cost": cost or {},
     }
     output.write_json(out / "report.json", content, "out")
-    draw(runs, envs, out / "rivals.png")
-    draw_relations(measured, curves.seeds_of(runs), out / "measurements.png")
+    looks = style.looks([name for name in VARIANTS if name in {run.variant for run in runs}])
+    title = "PreQN, its variants and its rivals: " + style.SPREAD
+    benchmark.draw(runs, envs, out / "rivals.png", title, looks)
+    draw_relations(measured, curves.seeds_of(runs), looks, out / "measurements.png")
     print(f"{out / 'rivals.png'}\n{out / 'measurements.png'}")
 
 
@@ -256,14 +257,9 @@ def _correlation(row: dict[str, Any]) -> str:
     return f"{'-' if value is None else f'{value:+.2f}'} ({row['runs']})"
 
 
-def draw(runs: Sequence[Curves], envs: Iterable[str], path: Path) -> None:
-    """Learning curves, a panel for each environment. Raises UserError where it cannot be
-    written.
-    """
-    benchmark.draw(runs, envs, path, "PreQN, its variants and its rivals: " + style.SPREAD, LOOKS)
-
-
-def draw_relations(measured: Sequence[dict[str, Any]], seeds: str, path: Path) -> None:
+def draw_relations(
+    measured: Sequence[dict[str, Any]], seeds: str, looks: style.Looks, path: Path
+) -> None:
     """Measurements at the end against scores at the end, a dot for each seed, in ranks within the
     environment. Raises UserError where it cannot be written.
     """
@@ -275,7 +271,7 @@ def draw_relations(measured: Sequence[dict[str, Any]], seeds: str, path: Path) -
         mine = [row for row in rows if name in row]
         mine = [row for row in mine if np.isfinite([row[name], row["score"]]).all()]
         x, y = _ranked(mine, name), _ranked(mine, "score")
-        for variant, look in LOOKS.items():
+        for variant, look in looks.items():
             which = [i for i, row in enumerate(mine) if row["variant"] == variant]
             if which:
                 ax.plot(x[which], y[which], "o", ms=5, color=look["color"], label=variant)
