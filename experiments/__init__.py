@@ -8,8 +8,9 @@ than they solve, and XLA leaves half of an AVX-512 register unused. Instead each
 its own, and several seeds are divided among them (`training.loop`). A computation runs in the
 thread that asks for it: handing over an evaluation of the policy to another takes longer than the
 policy itself. Batched LAPACK calls of two devices wait for each other in XLA's pool of threads, for
-ever if it has no more threads than cores: `NPROC` gives it twice as many. A process with one core
-has one thread: more get in each other's way. docs/results/performance.md has the figures. GPU
+ever if it has no more threads than cores: solves make none (`preqn_jax.solve`), and for others
+`NPROC` gives it twice as many. A process with one core has one thread: more get in each other's
+way. docs/results/performance.md has the figures. GPU
 memory is taken as it is needed, and not three quarters of it at the start; what was compiled is
 kept for the next process, by machine, in the user's cache folder. Whatever the environment already
 sets wins.
