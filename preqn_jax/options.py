@@ -41,16 +41,16 @@ def check(config: Any) -> None:
     for field in dataclasses.fields(config):
         value, hint = getattr(config, field.name), hints[field.name]
         known = isinstance(value, numbers.Number | str | list | tuple)
-        if known and not _fits(value, hint):
-            kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-            words = " or ".join(_WORDS[kind] for kind in kinds if kind in _WORDS)
+        kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        words = " or ".join(_WORDS[kind] for kind in kinds if kind in _WORDS)
+        if known and words and not fits(value, hint):
             raise UserError(f"{field.name} is {value!r}, but it must be {words}")
         for entry in value if isinstance(value, tuple) else (value,):
             if isinstance(entry, numbers.Real) and not isinstance(entry, bool):
                 _check_range(field.name, entry, field.metadata)
 
 
-_KINDS = {int: numbers.Integral, float: numbers.Real, str: str, bool: bool, type(None): type(None)}
+_KINDS = {int: numbers.Integral, float: numbers.Real}
 _WORDS: dict[Any, str] = {
     bool: "True or False",
     int: "a whole number",
@@ -61,14 +61,14 @@ _WORDS: dict[Any, str] = {
 }
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a field's type; a truth is no number."""
     if isinstance(hint, types.UnionType):
-        return any(_fits(value, one) for one in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        inner = typing.get_args(hint)[0]
-        return isinstance(value, tuple) and all(_fits(entry, inner) for entry in value)
-    fits = isinstance(value, _KINDS.get(hint, object))
-    return fits and (hint is bool or not isinstance(value, bool))
+        return any(fits(value, one) for one in typing.get_args(hint))
+    kind: Any = typing.get_origin(hint) or hint
+    if not isinstance(value, _KINDS.get(kind, kind)) or isinstance(value, bool) > (kind is bool):
+        return False
+    return kind is not tuple or all(fits(entry, typing.get_args(hint)[0]) for entry in value)
 
 
 def _check_range(name: str, value: Any, metadata: Any) -> None:

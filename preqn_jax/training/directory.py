@@ -14,7 +14,6 @@ import os
 import stat
 import subprocess
 import sys
-import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 import jax
 
 from preqn_jax import agents, envs
-from preqn_jax.options import UserError, check_same
+from preqn_jax.options import UserError, check_same, fits
 from preqn_jax.training import files, lock, record, trackers
 from preqn_jax.training.config import LoopConfig, RunConfig
 
@@ -209,7 +208,7 @@ def read_config(path: Path, flag: str = "logdir") -> dict[str, Any]:
     try:
         config = json.loads(path.read_bytes().decode())["config"]
         hints = {name: hint for name, hint in HINTS.items() if name in config}
-        wrong = [name for name, hint in hints.items() if not _fits(config[name], hint)]
+        wrong = [name for name, hint in hints.items() if not fits(_read(config[name]), hint)]
         if not wrong and config["env"] and config["seeds"]:
             return config
     except FileNotFoundError:
@@ -220,17 +219,11 @@ def read_config(path: Path, flag: str = "logdir") -> dict[str, Any]:
     raise UserError(f"{path} is not a run's config.json{named}; give another `{flag}`")
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether JSON's value is one of a field's type."""
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, one) for one in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        return isinstance(value, list) and all(_fits(v, typing.get_args(hint)[0]) for v in value)
-    if typing.get_origin(hint) is Mapping:
-        return isinstance(value, dict)
-    if hint is int and type(value) is float:  # num_steps=1e6, from a notebook
-        return value.is_integer()
-    return type(value) in ((int, float) if hint is float else (hint,))
+def _read(value: Any) -> Any:
+    """JSON's value as a field has it: lists are tuples, and runs of before may have 1e6 steps."""
+    if isinstance(value, list):
+        return tuple(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def trusted(env: str, where: str, trust: bool) -> str:
@@ -282,7 +275,7 @@ def of(kind: Any, config: Mapping[str, Any]) -> Any:
     """
     names = {field.name for field in dataclasses.fields(kind)}
     said = {name: value for name, value in config.items() if name in names}
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in said.items()})
+    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in said.items()})
 
 
 def whole(config: Mapping[str, Any]) -> dict[str, Any]:

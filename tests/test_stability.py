@@ -1,0 +1,102 @@
+"""When a seed counts as stable, on made-up records."""
+
+import shutil
+
+import numpy as np
+import pytest
+from fabricated import frozen, one
+
+from experiments.judge import section_5_2, stability
+
+
+def test_a_return_collapses_if_it_loses_half_of_what_it_gained():
+    rise = np.linspace(0, 100, 20)
+    assert not stability.collapsed(rise, spread=1.0)
+    assert stability.collapsed(np.concatenate([rise, np.full(5, 40.0)]), spread=1.0)
+    assert not stability.collapsed(np.concatenate([rise, np.full(5, 60.0)]), spread=1.0)
+    assert not stability.collapsed(
+        np.concatenate([rise, np.full(4, 40.0), [100.0]]), spread=1.0
+    )  # no five in a row
+    assert not stability.collapsed(
+        np.concatenate([rise, np.full(5, 40.0)]), spread=200.0
+    )  # it never learned
+    assert not stability.collapsed(np.array([0.0, 100.0, 0.0]), spread=1.0)  # too few to tell
+
+
+def test_half_of_the_gain_and_a_gain_of_the_spread_are_the_lines():
+    fall = lambda to: np.array([0.0] + 5 * [100.0] + 5 * [to])
+    assert not stability.collapsed(fall(50.0), spread=1.0)
+    assert stability.collapsed(fall(49.9), spread=1.0)
+    assert stability.collapsed(fall(40.0), spread=99.9)
+    dip = np.array([0.0, -400.0] + 5 * [100.0] + 5 * [60.0])
+    assert not stability.collapsed(dip, spread=1.0)  # a gain is one over the first evaluation
+    assert not stability.collapsed(fall(40.0), spread=100.0)
+
+
+def test_a_run_without_faults_has_none():
+    assert stability.faults(one()) == stability.Faults([], [], [])
+
+
+def test_a_number_that_is_not_finite_is_a_fault_of_its_seed():
+    assert stability.faults(one(extra=[{"step": 99_000, "seed": 1, "critic/q_mean": None}])).a == [
+        1
+    ]
+
+
+def test_a_divergence_is_a_fault_of_its_seed_alone():
+    run = one(end=12, extra=[frozen(61_050, 2)])
+    assert (
+        run.diverged == {2: 61_050}
+        and stability.faults(run).a == [2]
+        and run.reached == 60_000
+        and not run.finished
+    )
+
+
+def test_a_run_has_reached_what_its_last_seed_has():
+    run = one(extra=[{"step": 105_000, "seed": 1, "eval/return_mean": 1.0, "eval/return_std": 1.0}])
+    assert run.reached == 100_000 and np.isnan(
+        run.metric("eval/return_mean")[1][:, -1]
+    ).tolist() == [True, False, True]
+
+
+def test_a_metric_that_failed_to_be_measured_is_no_fault():
+    assert (
+        stability.faults(one(extra=[{"step": 99_000, "seed": 1, "solve/residual": None}])).a == []
+    )
+
+
+def test_a_collapse_is_a_fault_of_its_seed():
+    assert stability.faults(
+        one(returns=lambda seed, t: 100 * (t if seed != 1 or t < 0.6 else 0.0))
+    ).b == [1]
+
+
+@pytest.mark.parametrize("end", [5, 6])
+def test_a_collapse_takes_more_evaluations_than_one_mean(end):
+    run = one(returns=lambda seed, t: 100.0 * t, end=end)
+    assert stability.faults(run).b == (None if end == 5 else [])
+    halves = section_5_2.on_benchmark([run], ["HalfCheetah-v5"])[0].halves
+    assert [half.borne_out for half in halves] == [True, None if end == 5 else True, True]
+    assert ("5 evaluations or fewer" in halves[1].evidence) == (end == 5)
+
+
+def test_q_above_what_evaluations_attained_is_a_fault():
+    high = [{"step": 99_000, "seed": 2, "critic/q_mean": 100.5}]
+    assert stability.faults(one(extra=high)).c == [2]
+
+
+def test_q_is_judged_on_every_line_against_the_largest_of_all_evaluations():
+    high = [{"step": 40_000, "seed": 2, "critic/q_mean": 100.5}]
+    later = [*high, {"step": 99_000, "seed": 2, "critic/q_mean": 1.0}]
+    assert stability.faults(one(extra=later)).c == [2]  # also if it came down again
+    shutil.rmtree("r")
+    level = [{"step": 99_000, "seed": 2, "critic/q_mean": 100.0}]
+    assert stability.faults(one(extra=level)).c == []  # what was attained is not above it
+    shutil.rmtree("r")
+    attained = [*high, {"step": 10_000, "seed": 2, "eval/discounted_max": 101.0}]
+    assert stability.faults(one(extra=attained)).c == []
+
+
+def test_q_cannot_be_judged_on_records_without_attained_returns():
+    assert stability.faults(one(worth=None)).c is None
