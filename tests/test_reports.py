@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -12,11 +11,12 @@ from fabricated import SIX, frozen, write
 
 from experiments import alignment, benchmark, figures
 from experiments.bench import growth
-from experiments.judge import scores, section_5_1, section_5_2
+from experiments.judge import section_5_2
 from experiments.kit import curves, style
 from preqn_jax.options import UserError
 
 ENVS = ("HalfCheetah-v5", "Swimmer-v5")
+RESULTS = Path(figures.__file__).parent / "results"
 
 
 # --- reading, tables, files -----------------------------------------------------------------------
@@ -180,159 +180,6 @@ def test_a_figure_draws_means_bands_and_where_a_run_diverged():
     top = np.array(ax.collections[0].get_paths()[0].vertices)[:, 1].max()
     assert top == pytest.approx(160 + np.std([0, 10, 20]))
     plt.close(figure)
-
-
-# --- what documents quote -------------------------------------------------------------------------
-
-
-RESULTS = Path(figures.__file__).parent / "results"
-DOCS = RESULTS.parent.parent / "docs" / "results"
-
-
-def rows(page, *columns):
-    """The table of a page whose header has these columns, a dictionary a row."""
-    tables = (DOCS / page).read_text().split("\n\n")
-    (table,) = [one for one in tables if all(f"| {column} |" in one for column in columns)]
-    lines = [line for line in table.split("\n") if line.startswith("|")]
-    head, _, *body = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    return [dict(zip(head, line, strict=True)) for line in body]
-
-
-def numbers(text):
-    found = re.findall(r"-?\d+(?:,\d{3})*(?:\.\d+)?", text)
-    return [float(number.replace(",", "")) for number in found]
-
-
-def kept(folder, end=100_000, updates=False):
-    """name -> values `[S, T]` of the records of a run up to a step, of its `updates` without the
-    line of the first.
-    """
-    config, lines = curves.load(RESULTS / folder)
-    first = config["update_after"] if updates else 0
-    lines = [line for line in lines if first < line["step"] <= end]
-    by_seed = [[x for x in lines if x["seed"] == s] for s in config["seeds"]]
-    return lambda name: curves.matrix(by_seed, name)[1]
-
-
-def last_three(of):
-    return [round(x) for x in of("eval/return_mean")[:, -3:].mean(axis=1)]
-
-
-def test_the_benchmarks_table_is_of_the_kept_records():
-    env, found = "", rows("benchmark.md", "run", "accepted")
-    assert len(found) == 11
-    for row in found:
-        env = row["environment"] or env
-        of = kept(f"paper/{env}/{row['run']}", numbers(row["steps"])[0])
-        assert last_three(of) == numbers(row["last three evaluations, by seed"])
-        mean = scores.mean(scores.last(of("eval/return_mean")))
-        quoted = numbers(row["last ten"])
-        assert [round(x) for x in (mean.value, *(mean.interval or ()))][: len(quoted)] == quoted
-        of = kept(f"paper/{env}/{row['run']}", numbers(row["steps"])[0], updates=True)
-        assert round(of("critic/alignment").mean(), 3) == float(row["alignment"])
-        if row["run"].startswith("preqn"):
-            told = row["accepted"].replace("every update", "1.00000")
-            assert f"{of('linesearch/accepted').mean():.{len(told) - 2}f}" == told
-
-
-def test_the_pooled_returns_are_of_all_runs_none_picked():
-    pooled, named = {"PreQN-sin": [], "TD3-relu": []}, set()
-    for row in rows("benchmark.md", "runs", "where", "seed by seed"):
-        values = numbers(row["seed by seed"])
-        if row["where"] != "records not kept":
-            folder = row["where"].strip("`")
-            named.add(folder)
-            assert last_three(kept(folder, 100_000)) == values
-        pooled[row["runs"].split(",")[0]] += values
-    there = {f"halfcheetah/{path.name}" for path in (RESULTS / "halfcheetah").iterdir()}
-    roots = [root.parent.name for root in RESULTS.glob("*/HalfCheetah-v5")]
-    assert {"paper", "scale"} <= set(roots)
-    for root in roots:
-        at = RESULTS / root / "HalfCheetah-v5"
-        there |= {
-            f"{root}/HalfCheetah-v5/{name}"
-            for name in map(str.lower, pooled)
-            if (at / name / "metrics.jsonl").exists()
-        }
-    assert named == there
-    for row in rows("benchmark.md", "pooled", "number of runs"):
-        values = pooled.pop(row["pooled"])
-        expected = [round(np.mean(values)), round(np.std(values, ddof=1)), len(values)]
-        words = row["mean, standard deviation over runs"]
-        assert numbers(f"{words} {row['number of runs']}")[:3] == expected
-    assert not pooled
-
-
-def test_the_table_of_longer_runs_is_of_the_kept_records():
-    env, run, folder, quoted = "", "", "", set()
-    for row in rows("benchmark.md", "seeds", "at the last step", "attained"):
-        env, run = row["environment"] or env, row["run"] or run
-        folder = f"scale/{env}/{run}"
-        step, *last = numbers(row["at the last step"].replace("-v5", ""))
-        for at, told in ((100_000, numbers(row["at 100,000"])), (step, last)):
-            of = kept(folder, at)
-            returns = of("eval/return_mean")
-            mean = scores.mean(scores.last(returns))
-            values = [round(x) for x in (mean.value, *mean.interval)]
-            assert values == told or not told
-            quoted.add(tuple(values))
-        of = kept(folder, step)
-        if row["seeds"]:
-            assert len(returns) == int(row["seeds"])
-        if row["mean Q"]:
-            q, attained = of("critic/q_mean")[:, -1], of("eval/discounted_max").max(axis=1)
-            assert [round(x.mean()) for x in (q, attained)] == [
-                int(row["mean Q"]),
-                int(row["attained"]),
-            ]
-    readme = (DOCS.parent.parent / "README.md").read_text()
-    for told in re.findall(r"[\d,]+ \[[\d, ]+\]", readme):
-        assert tuple(numbers(told)) in quoted
-
-
-def test_verdicts_in_documents_are_those_of_the_kept_reports():
-    said = {None: "open", True: "yes", False: "no"}
-    report = lambda name: json.loads((RESULTS / f"paper/{name}/report.json").read_text())
-    judged = [said[one["borne_out"]] for one in report("benchmark")["verdicts"]]
-    assert [row["borne out"] for row in rows("benchmark.md", "statement", "borne out")] == [
-        *judged,
-        "",
-    ]
-    known = section_5_2.RULES + report("benchmark")["verdicts"][1]["halves"][0]["evidence"]
-    for row in rows("benchmark.md", "60 % of both rivals", "110 %"):  # power
-        assert ", ".join(f"0{cell}" for cell in list(row.values())[1:]) in " ".join(known.split())
-    judged = [said[one["borne_out"]] for one in report("alignment")["verdicts"]]
-    table = rows("alignment.md", "statement of section 5.2", "all three")
-    assert [row["all three"] for row in table] == judged
-    means = {(r["env"], r["variant"]): f"{r['mean']:.3f}" for r in report("alignment")["alignment"]}
-    for row in rows("alignment.md", "environment", "PreQN-relu"):
-        for name in ("PreQN-sin", "PreQN-relu", "TD3-sin", "TD3-relu"):
-            assert row[name] == means.get((row["environment"], name.lower()), "not run")
-
-
-def test_verdicts_on_kernels_are_those_of_the_kept_numbers():
-    data = section_5_1.load(RESULTS / "ntk_init/data.json")
-    found = section_5_1.findings(data)
-    written = json.loads((RESULTS / "ntk_init/findings.json").read_text())
-    assert written == {"rules": section_5_1.RULES, "findings": section_5_1.as_json(found)}
-    columns = {"glorot": "Glorot", "lecun": "LeCun", "pytorch": "PyTorch"}
-    for i, row in enumerate(rows("kernels.md", "finding", *columns.values())):
-        for initializer, column in columns.items():
-            one = found[initializer][i]
-            assert row[column].startswith({True: "yes", False: "no"}[bool(one.borne_out)])
-            if i > 1:  # of 21 pairs
-                counts = [float(re.findall(r"in (\d+) of 21", h.evidence)[0]) for h in one.halves]
-                assert numbers(row[column])[:2] == counts
-
-
-@pytest.mark.parametrize("binary", [benchmark, alignment])
-def test_kept_reports_say_what_the_kept_records_give(binary):
-    kept_there = RESULTS / "paper" / binary.KIND.name
-    envs = ["HalfCheetah-v5", "Walker2d-v5", "Swimmer-v5"]
-    binary.report(RESULTS / "paper", envs, [0, 1, 2], Path("out"))
-    new, old = (json.loads((x / "report.json").read_text()) for x in (Path("out"), kept_there))
-    for part in ("rules", "notes", "step", "verdicts", *({"alignment"} & {*new})):
-        assert new[part] == old[part]
 
 
 # --- every figure ---------------------------------------------------------------------------------

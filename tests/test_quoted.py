@@ -1,0 +1,222 @@
+"""What documents quote is what the kept records give."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import alignment, benchmark, figures
+from experiments.judge import scores, section_5_1, section_5_2
+from experiments.kit import curves
+
+RESULTS = Path(figures.__file__).parent / "results"
+DOCS = RESULTS.parent.parent / "docs" / "results"
+
+
+def rows(page, *columns):
+    """The table of a page whose header has these columns, a dictionary a row."""
+    tables = (DOCS / page).read_text().split("\n\n")
+    (table,) = [one for one in tables if all(f"| {column} |" in one for column in columns)]
+    lines = [line for line in table.split("\n") if line.startswith("|")]
+    head, _, *body = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    return [dict(zip(head, line, strict=True)) for line in body]
+
+
+def numbers(text):
+    found = re.findall(r"-?\d+(?:,\d{3})*(?:\.\d+)?", text)
+    return [float(number.replace(",", "")) for number in found]
+
+
+def kept(folder, end=100_000, updates=False):
+    """name -> values `[S, T]` of the records of a run up to a step, of its `updates` without the
+    line of the first.
+    """
+    config, lines = curves.load(RESULTS / folder)
+    first = config["update_after"] if updates else 0
+    lines = [line for line in lines if first < line["step"] <= end]
+    by_seed = [[x for x in lines if x["seed"] == s] for s in config["seeds"]]
+    return lambda name: curves.matrix(by_seed, name)[1]
+
+
+def last_three(of):
+    return [round(x) for x in of("eval/return_mean")[:, -3:].mean(axis=1)]
+
+
+def test_the_benchmarks_table_is_of_the_kept_records():
+    env, found = "", rows("benchmark.md", "run", "accepted")
+    assert len(found) == 11
+    for row in found:
+        env = row["environment"] or env
+        of = kept(f"paper/{env}/{row['run']}", numbers(row["steps"])[0])
+        assert last_three(of) == numbers(row["last three evaluations, by seed"])
+        mean = scores.mean(scores.last(of("eval/return_mean")))
+        quoted = numbers(row["last ten"])
+        assert [round(x) for x in (mean.value, *(mean.interval or ()))][: len(quoted)] == quoted
+        of = kept(f"paper/{env}/{row['run']}", numbers(row["steps"])[0], updates=True)
+        assert round(of("critic/alignment").mean(), 3) == float(row["alignment"])
+        if row["run"].startswith("preqn"):
+            told = row["accepted"].replace("every update", "1.00000")
+            assert f"{of('linesearch/accepted').mean():.{len(told) - 2}f}" == told
+
+
+def test_the_pooled_returns_are_of_all_runs_none_picked():
+    pooled, named = {"PreQN-sin": [], "TD3-relu": []}, set()
+    for row in rows("benchmark.md", "runs", "where", "seed by seed"):
+        values = numbers(row["seed by seed"])
+        if row["where"] != "records not kept":
+            folder = row["where"].strip("`")
+            named.add(folder)
+            assert last_three(kept(folder, 100_000)) == values
+        pooled[row["runs"].split(",")[0]] += values
+    there = {f"halfcheetah/{path.name}" for path in (RESULTS / "halfcheetah").iterdir()}
+    roots = [root.parent.name for root in RESULTS.glob("*/HalfCheetah-v5")]
+    assert {"paper", "scale"} <= set(roots)
+    for root in roots:
+        at = RESULTS / root / "HalfCheetah-v5"
+        there |= {
+            f"{root}/HalfCheetah-v5/{name}"
+            for name in map(str.lower, pooled)
+            if (at / name / "metrics.jsonl").exists()
+        }
+    assert named == there
+    for row in rows("benchmark.md", "pooled", "number of runs"):
+        values = pooled.pop(row["pooled"])
+        expected = [round(np.mean(values)), round(np.std(values, ddof=1)), len(values)]
+        words = row["mean, standard deviation over runs"]
+        assert numbers(f"{words} {row['number of runs']}")[:3] == expected
+    assert not pooled
+
+
+def test_the_table_of_longer_runs_is_of_the_kept_records():
+    env, run, folder, quoted = "", "", "", set()
+    for row in rows("benchmark.md", "seeds", "at the last step", "attained"):
+        env, run = row["environment"] or env, row["run"] or run
+        folder = f"scale/{env}/{run}"
+        step, *last = numbers(row["at the last step"].replace("-v5", ""))
+        for at, told in ((100_000, numbers(row["at 100,000"])), (step, last)):
+            of = kept(folder, at)
+            returns = of("eval/return_mean")
+            mean = scores.mean(scores.last(returns))
+            values = [round(x) for x in (mean.value, *mean.interval)]
+            assert values == told or not told
+            quoted.add(tuple(values))
+        of = kept(folder, step)
+        if row["seeds"]:
+            assert len(returns) == int(row["seeds"])
+        if row["mean Q"]:
+            q, attained = of("critic/q_mean")[:, -1], of("eval/discounted_max").max(axis=1)
+            assert [round(x.mean()) for x in (q, attained)] == [
+                int(row["mean Q"]),
+                int(row["attained"]),
+            ]
+    readme = (DOCS.parent.parent / "README.md").read_text()
+    for told in re.findall(r"[\d,]+ \[[\d, ]+\]", readme):
+        assert tuple(numbers(told)) in quoted
+
+
+def test_the_table_of_alignments_in_longer_runs_is_of_the_kept_report():
+    report = json.loads((RESULTS / "scale/alignment/report.json").read_text())
+    found = {(row["env"], row["variant"]): row for row in report["alignment"]}
+    text = (DOCS / "alignment.md").read_text()
+    assert f"at step {report['step']:,}" in text
+    table = rows("alignment.md", "environment", "its least line")
+    assert {row["environment"] for row in table} == {env for env, _ in found}
+    for row in table:
+        own = found[row["environment"], "preqn-sin"]
+        assert [row["PreQN-sin"], row["its least line"]] == [
+            f"{own[name]:.4f}" for name in ("mean", "least")
+        ]
+        other = found.get((row["environment"], "td3-relu"))
+        assert row["TD3-relu"] == (f"{other['mean']:.4f}" if other else "not run")
+
+
+def test_the_tables_of_overshooting_are_of_the_kept_records():
+    studied = ("paper", "pytorch", "rate", "targets", "two-smoothed")
+    table = rows("overshooting.md", "change", "mean Q at the end")
+    for folder, row in zip(studied, table, strict=True):
+        of = kept(f"overshoot_study/{folder}")
+        q = of("critic/q_mean")
+        end, most = numbers(row["mean Q at the end"])[:2], numbers(row["mean Q at the end"])[2:]
+        assert [round(x) for x in q[:, -1]] == end
+        assert [round(x) for x in q.max(axis=1)] == most or not most
+        attained = of("eval/discounted_max").max(axis=1)
+        assert [round(x) for x in attained] == numbers(
+            row["largest discounted return of an evaluation"]
+        )
+        assert last_three(of) == numbers(row["last three evaluations"])
+    for row in rows("overshooting.md", "steps", "HalfCheetah", "Ant"):
+        step = row.pop("steps")
+        for env, cell in row.items():
+            q, attained, *at = numbers(cell)
+            of = kept(f"scale/{env}-v5/preqn-sin", at[0] if at else numbers(step)[0])
+            assert round(of("critic/q_mean")[:, -1].mean()) == q
+            assert round(of("eval/discounted_max").max(axis=1).mean()) == attained
+
+
+def test_what_the_page_on_rivals_says_is_what_its_reports_give():
+    text = " ".join((DOCS.parent / "rivals.md").read_text().split())
+    report = json.loads((RESULTS / "rivals/rivals/report.json").read_text())
+    for row in rows("../rivals.md", "environment", "preqn", "preqn_twin", "td3"):
+        env, *at = row.pop("environment").split(", at ")
+        row.pop("published TD3, SAC")
+        for name, told in row.items():
+            folder = f"rivals/{env}/{name.replace('_', '-')}"
+            returns = kept(folder, numbers(at[0])[0] if at else 100_000)("eval/return_mean")
+            assert told == f"{scores.mean(scores.last(returns)):,.0f}"
+    estimate = lambda row: scores.Estimate(row["mean"], tuple(row["interval"]))
+    for row in (*report["better"], *report["together"]):
+        assert f"{estimate(row):.2f}" in text
+    timed = json.loads((RESULTS / "cost/rivals-zen4.json").read_text())["rows"]
+    cost = {row["name"]: row["ms"] for row in timed}
+    (listed,) = re.findall(r"\*\*What an update costs\*\*(.*?), and CrossQ with", text)
+    told = dict(re.findall(r"`([a-z0-9_-]+)` (\d\.\d\d)", listed))
+    assert len(told) == 7
+    for name, ratio in told.items():
+        assert f"{cost[name.replace('_', '-')] / cost['preqn']:.2f}" == ratio
+
+
+def test_verdicts_in_documents_are_those_of_the_kept_reports():
+    said = {None: "open", True: "yes", False: "no"}
+    report = lambda name: json.loads((RESULTS / f"paper/{name}/report.json").read_text())
+    judged = [said[one["borne_out"]] for one in report("benchmark")["verdicts"]]
+    assert [row["borne out"] for row in rows("benchmark.md", "statement", "borne out")] == [
+        *judged,
+        "",
+    ]
+    known = section_5_2.RULES + report("benchmark")["verdicts"][1]["halves"][0]["evidence"]
+    for row in rows("benchmark.md", "60 % of both rivals", "110 %"):  # power
+        assert ", ".join(f"0{cell}" for cell in list(row.values())[1:]) in " ".join(known.split())
+    judged = [said[one["borne_out"]] for one in report("alignment")["verdicts"]]
+    table = rows("alignment.md", "statement of section 5.2", "all three")
+    assert [row["all three"] for row in table] == judged
+    means = {(r["env"], r["variant"]): f"{r['mean']:.3f}" for r in report("alignment")["alignment"]}
+    for row in rows("alignment.md", "environment", "PreQN-relu"):
+        for name in ("PreQN-sin", "PreQN-relu", "TD3-sin", "TD3-relu"):
+            assert row[name] == means.get((row["environment"], name.lower()), "not run")
+
+
+def test_verdicts_on_kernels_are_those_of_the_kept_numbers():
+    data = section_5_1.load(RESULTS / "ntk_init/data.json")
+    found = section_5_1.findings(data)
+    written = json.loads((RESULTS / "ntk_init/findings.json").read_text())
+    assert written == {"rules": section_5_1.RULES, "findings": section_5_1.as_json(found)}
+    columns = {"glorot": "Glorot", "lecun": "LeCun", "pytorch": "PyTorch"}
+    for i, row in enumerate(rows("kernels.md", "finding", *columns.values())):
+        for initializer, column in columns.items():
+            one = found[initializer][i]
+            assert row[column].startswith({True: "yes", False: "no"}[bool(one.borne_out)])
+            if i > 1:  # of 21 pairs
+                counts = [float(re.findall(r"in (\d+) of 21", h.evidence)[0]) for h in one.halves]
+                assert numbers(row[column])[:2] == counts
+
+
+@pytest.mark.parametrize("binary", [benchmark, alignment])
+def test_kept_reports_say_what_the_kept_records_give(binary):
+    kept_there = RESULTS / "paper" / binary.KIND.name
+    envs = ["HalfCheetah-v5", "Walker2d-v5", "Swimmer-v5"]
+    binary.report(RESULTS / "paper", envs, [0, 1, 2], Path("out"))
+    new, old = (json.loads((x / "report.json").read_text()) for x in (Path("out"), kept_there))
+    for part in ("rules", "notes", "step", "verdicts", *({"alignment"} & {*new})):
+        assert new[part] == old[part]
