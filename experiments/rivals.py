@@ -42,6 +42,7 @@ VARIANTS = {
     "preqn": ("--algorithm=preqn",),
     "preqn-twin": ("--algorithm=preqn_twin",),
     "preqn-measured": ("--algorithm=preqn_measured",),
+    "preqn-averaged": ("--algorithm=preqn_averaged",),
     "preqn-delayed": ("--algorithm=preqn_delayed",),
     "preqn-momentum": ("--algorithm=preqn_momentum",),
     "preqn-adaptive": ("--algorithm=preqn_adaptive",),

@@ -19,6 +19,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "preqn": _PREQN,
     "preqn_twin": _TWIN,
     "preqn_measured": {**_TWIN, "measured_pessimism": True},
+    "preqn_averaged": {**_PREQN, "num_critics": 2, "pessimism": 0.0},
     "preqn_delayed": {**_PREQN, "policy_delay": 2},
     "preqn_momentum": {**_PREQN, "momentum": 0.9},
     "preqn_adaptive": {**_PREQN, "adaptive_damping": True},
@@ -69,6 +70,7 @@ PLAIN = {
     "target_noise": 0.0,
     "policy_delay": 1,
     "momentum": 0.0,
+    "pessimism": 1.0,
     "measured_pessimism": False,
     "adaptive_damping": False,
     "relative_eta": False,
@@ -109,9 +111,9 @@ class AgentConfig:
 
     algorithm: str = option(
         "preqn",
-        "the algorithm: preqn, one of its variants (preqn_twin, preqn_measured, preqn_delayed, "
-        "preqn_momentum, preqn_adaptive, preqn_relative, preqn_soft), ngql, ddpg, td3, sac or "
-        "crossq; of finitely many actions preqn_discrete or dqn",
+        "the algorithm: preqn, one of its variants (preqn_twin, preqn_measured, preqn_averaged, "
+        "preqn_delayed, preqn_momentum, preqn_adaptive, preqn_relative, preqn_soft), ngql, ddpg, "
+        "td3, sac or crossq; of finitely many actions preqn_discrete or dqn",
     )
     activation: str | None = option(
         None,
@@ -194,11 +196,14 @@ class AgentConfig:
         12, "candidates of the linesearch at most; if none passes, theta stays", at_least=1
     )
     num_critics: int | None = option(
-        None, f"critics; the least of them bootstraps ({_own('num_critics')})", at_least=1
+        None,
+        f"critics, of which the least bootstraps, or see pessimism ({_own('num_critics')})",
+        at_least=1,
     )
-    pessimism: float = option(
-        1.0,
-        "of several critics, what bootstraps: 0 for their mean, 1 for their least",
+    pessimism: float | None = option(
+        None,
+        "of several critics, what bootstraps: 0 for their mean, 1 for their least "
+        f"({_own('pessimism')})",
         at_least=0,
     )
     measured_pessimism: bool | None = option(

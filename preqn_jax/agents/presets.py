@@ -157,6 +157,16 @@ def preqn_measured(spec: Spec, **options: Any) -> Agent:
     return make(AgentConfig(algorithm="preqn_measured", **options), spec)
 
 
+def preqn_averaged(spec: Spec, **options: Any) -> Agent:
+    """PreQN with two critics whose mean bootstraps.
+
+    A step on a minibatch moves one critic as that minibatch says, and two critics that err
+    independently err half as much, squared, in their mean (Anschel, Baram and Shimkin 2017,
+    Averaged-DQN). So there is less for a policy to exploit, and nothing that holds values down.
+    """
+    return make(AgentConfig(algorithm="preqn_averaged", **options), spec)
+
+
 def preqn_delayed(spec: Spec, **options: Any) -> Agent:
     """PreQN whose policy moves at every second update, as TD3's does.
 

@@ -18,6 +18,7 @@ TABLE = {
     "preqn-two-critics-smoothed": {"algorithm": "preqn", "num_critics": 2, "target_noise": 0.2},
     "preqn-twin": {"algorithm": "preqn_twin", "pessimism": 0.5},
     "preqn-measured": {"algorithm": "preqn_measured"},
+    "preqn-averaged": {"algorithm": "preqn_averaged"},
     "preqn-delayed": {"algorithm": "preqn_delayed"},
     "preqn-momentum": {"algorithm": "preqn_momentum"},
     "preqn-adaptive": {"algorithm": "preqn_adaptive", "solver": "cg"},

@@ -155,7 +155,10 @@ def test_a_variant_is_a_composition():
     same = agents.resolve(agents.AgentConfig(algorithm="preqn", **options))
     assert twin.policy == same.policy and twin.members == same.members == 2
     assert agents.preqn_twin(SPEC) is agents.make(twin, SPEC)
-    for name in ("measured", "delayed", "momentum", "adaptive", "soft"):
+    averaged = agents.resolve(agents.AgentConfig(algorithm="preqn_averaged"))
+    assert (averaged.members, averaged.config.pessimism) == (2, 0) and twin.config.pessimism == 1
+    assert averaged.policy == agents.resolve(agents.AgentConfig()).policy
+    for name in ("measured", "averaged", "delayed", "momentum", "adaptive", "soft"):
         made = getattr(agents, f"preqn_{name}")(SPEC)
         assert made is agents.make(agents.AgentConfig(algorithm=f"preqn_{name}"), SPEC)
 
@@ -166,7 +169,7 @@ def test_two_updates_that_differ_in_pessimism_alone_differ():
     batch, key = transitions(), jax.random.key(1)
     targets = {}
     for beta in (0.0, 1.0):
-        agent = make({"algorithm": "preqn_twin", "target_noise": 0.0, "pessimism": beta})
+        agent = make({"algorithm": "preqn_averaged", "pessimism": beta})
         start = jax.jit(agent.init)(jax.random.key(0))
         inspected = jax.jit(lambda state, agent=agent: agent.inspect(state, batch, key).targets)
         targets[beta] = np.asarray(inspected(start))
