@@ -15,6 +15,7 @@ from test_launch import children
 import experiments
 from experiments.kit import flags, launch, plan
 from experiments.kit import runs as kit
+from experiments.kit.signals import STOPPED
 from preqn_jax.options import UserError
 from preqn_jax.training import collect
 from preqn_jax.training import run as training
@@ -372,7 +373,7 @@ def test_the_command_stopped_anywhere_goes_on_and_ends_as_if_it_had_not(tmp_path
     process.send_signal(how)
     code, out, err = finished(process)
     assert (code, "stopped; the same command goes on from there" in out) == (
-        (0, True) if how == signal.SIGTERM else (-9, False)
+        (STOPPED, True) if how == signal.SIGTERM else (-9, False)
     )
     for root in (broken, straight):
         code, out, err = finished(start(root, *args, module="experiments.benchmark"))

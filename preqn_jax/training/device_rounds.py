@@ -241,7 +241,7 @@ def _make_learn(agent: Agent, config: LoopConfig) -> Callable:
 
         def update(states: Any) -> tuple[Any, Metrics]:
             def one(member: tuple[Any, Transition, Array, Key]) -> tuple[Any, Metrics]:
-                return loop.learn_one(agent, updates, *member, done)
+                return loop.learn_one(agent, updates, *member, done, loop.take_turns(config))
 
             return loop.over_members(one, config)((states, batches, frozen, keys))
 

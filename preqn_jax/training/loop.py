@@ -176,8 +176,9 @@ def _learn(
             batches = draw(config, updates, buffer, key, round_)
 
             def one(member: tuple[Any, Transition, Array, Key]) -> tuple[Any, Metrics]:
-                return learn_one(agent, updates, *member, done)
+                return learn_one(agent, updates, *member, done, turns)
 
+            turns = take_turns(config, side_by_side)
             run = over_members(one, config, side_by_side)
             states, metrics = run((states, batches, frozen, key))
             return Learner(states, buffer), metrics
@@ -252,15 +253,13 @@ def over_members(
     """`one` of every member of a device's share: side by side, or one after the other, which is the
     default on CPUs.
     """
-    if side_by_side is None:
-        side_by_side = not take_turns(config)
-    return jax.vmap(one) if side_by_side else partial(_in_turn, one)
+    return partial(_in_turn, one) if take_turns(config, side_by_side) else jax.vmap(one)
 
 
-def take_turns(config: LoopConfig) -> bool:
-    """Whether members learn one after the other, and not side by side, where nothing else is
-    said.
-    """
+def take_turns(config: LoopConfig, side_by_side: bool | None = None) -> bool:
+    """Whether members learn one after the other: on CPUs, where it is not said."""
+    if side_by_side is not None:
+        return not side_by_side
     return devices_for(len(config.seeds))[0].platform == "cpu"
 
 
@@ -306,10 +305,12 @@ def learn_one(
     frozen: Array,
     key: Key,
     done: Array,
+    turns: bool,
 ) -> tuple[Any, Metrics]:
     """The updates of one member's round: leaves without `[P]`. The counter is the same for all,
     so that under a `vmap` it stays one number and a delayed policy update is really skipped.
-    A frozen member's are skipped where members learn one after the other.
+    A frozen member's are skipped where members take `turns`; side by side they are thrown away,
+    since a branch there, of a predicate that differs, is no branch, nor is any within it.
     """
 
     @jax.jit  # traced once, for its shapes as well
@@ -334,7 +335,10 @@ def learn_one(
         _, means = jax.eval_shape(learn, old)
         return old, jax.tree.map(lambda mean: jnp.full(mean.shape, jnp.nan, mean.dtype), means)
 
-    return jax.lax.cond(frozen, stay, learn, state)
+    if turns:
+        return jax.lax.cond(frozen, stay, learn, state)
+    keep = lambda old, new: jnp.where(frozen, old, new)  # noqa: E731
+    return jax.tree.map(keep, stay(state), learn(state))
 
 
 VITAL = ("critic/q_mean", "critic/td_abs", "critic/norm", "actor/norm")

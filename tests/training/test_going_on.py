@@ -16,6 +16,7 @@ import pytest
 from commands import CHEAP, SMALL, call, finished, records, start
 
 import preqn_jax
+from experiments.kit.signals import STOPPED
 from preqn_jax.training import folder
 from preqn_jax.training.record import read
 from preqn_jax.training.session import Session
@@ -179,7 +180,7 @@ def test_a_run_with_workers_leaves_none_behind_and_goes_on_without_them(tmp_path
     while any(Path(f"/proc/{pid}").exists() for pid in started):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert code == {"command": -signal.SIGKILL, "everyone": 0, "worker": 1}[victim]
+    assert code == {"command": -signal.SIGKILL, "everyone": STOPPED, "worker": 1}[victim]
     if victim == "everyone":
         assert "stopped at step" in err and "Traceback" not in err
     if victim == "worker":

@@ -73,7 +73,7 @@ def test_what_is_inspected_is_what_an_update_does(algorithm):
         seen = inspect(state, data, key)
         before = state
         state, metrics = update(state, data, key, jnp.int32(i))
-    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)  # two programs round each
     jax.tree.map(close, seen.params, agent.critic(before))
     jax.tree.map(close, seen.moved, agent.critic(state))
     close(np.mean(seen.targets), metrics["critic/target_mean"])

@@ -18,11 +18,16 @@ from round_cases import ALGORITHMS, EPISODES, LOOP, NETS, run, setup
 HALF = {"discount": 0.5}
 
 
-def q_at(agent_fields, learner, obs, action):
+def q_at(agent_fields):
+    """`(learner, obs [N], action [N]) -> Q [N]` of its first seed and critic."""
     made = agents.resolve(agents.AgentConfig(**{**NETS, **agent_fields}))
-    critic = networks.Critic(**made.critic)
-    first = jax.tree.map(lambda leaf: np.asarray(leaf)[0, 0], learner.agent.critic.params)
-    return float(jax.jit(critic.apply)(first, np.float32([obs]), np.float32([action])))
+    many = jax.jit(jax.vmap(networks.Critic(**made.critic).apply, in_axes=(None, 0, 0)))
+
+    def at(learner, obs, action):
+        first = jax.tree.map(lambda leaf: np.asarray(leaf)[0, 0], learner.agent.critic.params)
+        return many(first, *(np.asarray(x, np.float32)[:, None] for x in (obs, action)))
+
+    return at
 
 
 def mu_at(agent, learner, obs):
@@ -38,8 +43,9 @@ def mu_at(agent, learner, obs):
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_finds_the_right_values_of_the_probes(name):
     fields = {**ALGORITHMS[name], **HALF}
-    # Q of CrossQ in evaluation mode wavers as its statistics do.
+    # Q of CrossQ in evaluation mode wavers as its statistics do, and so it is a median of rounds.
     steps, close = {"crossq": (5000, 0.1), "preqn": (800, 0.05)}.get(name, (1500, 0.05))
+    q = q_at(fields)
     for env_id, checks in (
         ("probe/observation", [(-1.0, -1.0), (1.0, 1.0)]),
         ("probe/delay", [(0.0, 0.5), (1.0, 1.0)]),
@@ -49,11 +55,15 @@ def test_every_algorithm_finds_the_right_values_of_the_probes(name):
         ),  # taking the time limit for a terminal would give at most 1.94
     ):
         agent, collector, config, learner, counters = setup(env_id, fields, num_steps=steps)
-        _, learner = run(agent, collector, config, learner, counters)
-        for obs, value in checks:
-            for action in (-0.5, 0.5):
-                found = q_at(fields, learner, obs, action)
-                assert abs(found - value) < close, (env_id, obs, action)
+        obs, values = np.repeat(np.array(checks), 2, axis=0).T
+        actions = np.tile([-0.5, 0.5], len(checks))
+        found = [
+            q(done.learner, obs, actions)
+            for done in loop.rounds(agent, collector, config, learner, counters)
+            if done.step > 0.8 * steps
+        ]
+        off = np.median(found, axis=0) - values
+        assert (np.abs(off) < close).all(), (env_id, off)
 
 
 @pytest.mark.slow
