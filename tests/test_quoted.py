@@ -155,6 +155,34 @@ def test_the_tables_of_overshooting_are_of_the_kept_records():
             assert round(of("eval/discounted_max").max(axis=1).mean()) == attained
 
 
+def test_the_table_of_what_bootstraps_is_of_the_kept_records():
+    found = rows("../rivals.md", "what bootstraps", "bias of Q")
+    folders = {
+        "one critic": "scale/HalfCheetah-v5/preqn-sin",
+        "mean of two": "pessimism_study/mean",
+        "least of two": "pessimism_study/least",
+        "one critic, smoothed": "pessimism_study/smoothed",
+        "least of two, smoothed": "rivals/HalfCheetah-v5/preqn-twin",
+        "between, measured, smoothed": "pessimism_study/measured",
+        "TD3": "scale/HalfCheetah-v5/td3-relu",
+    }
+    assert len(found) == len(folders)
+    for row in found:
+        of = kept(folders[row["what bootstraps"].split(" (")[0]], 15_000)
+        for name, column in (
+            ("eval/return_mean", "return"),
+            ("critic/q_mean", "mean Q"),
+            ("diagnose/bias", "bias of Q"),
+        ):
+            if row[column] != "not diagnosed":
+                assert [round(x) for x in of(name)[:3, -1]] == numbers(row[column])
+
+
+def test_records_name_no_folder_of_a_machine():
+    for path in RESULTS.rglob("*.json"):
+        assert not re.search(r'"/(root|home|Users|tmp|work)\b', path.read_text()), path
+
+
 def test_what_the_page_on_rivals_says_is_what_its_reports_give():
     text = " ".join((DOCS.parent / "rivals.md").read_text().split())
     report = json.loads((RESULTS / "rivals/rivals/report.json").read_text())

@@ -340,7 +340,7 @@ def provenance() -> dict[str, Any]:
     """Command, versions, device and precision of this process."""
     device = jax.local_devices()[0]
     return {
-        "command": sys.orig_argv,
+        "command": [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]],  # whoever's environment
         "commit": commit(),
         "versions": {"python": sys.version.split()[0], **versions(*_PACKAGES)},
         "device": {

@@ -348,7 +348,9 @@ def test_a_stream_on_a_full_disk_drops_what_it_cannot_hold():
 def test_a_run_says_which_command_and_commit_made_it(monkeypatch, tmp_path):
     open_()
     made = json.loads(Path("x/config.json").read_text())
-    assert made["command"] == sys.orig_argv and made["commit"] == directory.commit()
+    program, *words = sys.orig_argv
+    assert made["command"] == [Path(program).name, *words]
+    assert made["commit"] == directory.commit()
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
     package = tmp_path / "preqn_jax" / "training" / "directory.py"
     package.parent.mkdir(parents=True)
