@@ -24,6 +24,7 @@ from preqn_jax.types import Array, Inputs, Params, QFunction, Transition, wide
 _DENSE = 64  # rows; all eigenvalues of a matrix no larger are as fast as one
 _DORMANT = 0.025  # tau of Sokar et al. 2023
 _SRANK = 0.01  # delta of Kumar et al. 2021
+_BOUND = 0.95  # of an action, beyond which the slope of its tanh is below a tenth
 _PARTS = ("params", "batch", "next_action", "targets", "moved", "bonus")  # to be finite
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -191,6 +192,7 @@ def _measure(q: QFunction, case: Case) -> tuple[dict[str, Array], Array, dict[st
         "soft_divergence": _soft_divergence(lin.values, bound, ahead * bonus, gamma),
         "interference": measures.interference(lin.gram, delta),
         "extrapolation": _ratio(jnp.mean(there.values) - jnp.mean(lin.values), jnp.std(lin.values)),
+        "saturation": jnp.mean(jnp.abs(case.next_action) > _BOUND),
         "scale": jnp.where(diagonal > 0, diagonal, 1),
         **_of_kernel(lin.gram, alpha, gamma),
         **_of_hidden_layers(lin.layers[1:], there.layers[1:]),

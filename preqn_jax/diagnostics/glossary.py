@@ -123,6 +123,13 @@ GLOSSARY: dict[str, Entry] = {
         "above 1 the policy's own actions are valued beyond what the data's are",
         _DATA,
     ),
+    "saturation": Entry(
+        "share of the coordinates of a' with |a'| > 0.95, actions being in [-1, 1]",
+        "",
+        "the policy sits at its bounds, where its tanh has next to no slope, and hardly moves on; "
+        "no harm where the best actions are there",
+        "a smaller learning rate of the policy, or observations of size 1",
+    ),
     "feature_rank": Entry(
         "least k with sum_{i <= k} sigma_i >= 0.99 sum_i sigma_i, sigma of the last hidden layer "
         "`[N, width]`",

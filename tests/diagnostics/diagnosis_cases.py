@@ -218,6 +218,7 @@ def formulas(case, alpha=None):
         ),
         "interference": pairs / np.mean(delta**2 * np.diag(k)),
         "extrapolation": (ahead_values.mean() - values.mean()) / values.std(),
+        "saturation": np.mean(np.abs(case.next_action) > 0.95),
     }
     if hidden:
         sigma = np.linalg.svd(hidden[-1], compute_uv=False)

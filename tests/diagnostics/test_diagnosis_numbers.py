@@ -34,9 +34,8 @@ def numbers_of(name):
     "name, number", [(name, number) for name in CASES for number in numbers_of(name)]
 )
 def test_every_number_equals_its_formula(name, number):
-    tolerance = (
-        1e-7 if number == "dormant_share" else 1e-8
-    )  # a mean of booleans is float32 everywhere
+    # A mean of booleans is float32 everywhere.
+    tolerance = 1e-7 if number in ("dormant_share", "saturation") else 1e-8
     np.testing.assert_allclose(
         measured(name)[number], expected(name)[number], rtol=tolerance, atol=1e-11
     )
@@ -49,6 +48,7 @@ def test_the_cases_can_tell_formulas_apart():
     assert idle["q_mean"] < 0 < idle["q_largest"]
     assert all(1 < found[name]["feature_rank"] < 9 for name in ("moved", "own step"))
     assert own["dormant_share"] == 3 / 17 <= idle["dormant_share"] < 1
+    assert sum(0 < one["saturation"] < 1 for one in found.values()) > 2
     assert moved["linearization_error"] > 0.01 and own["linearization_error"] > 0.01
     assert {np.sign(found[name]["self_excitation"]) for name in CASES} == {-1, 1}
     assert own["bias"] < 0 < own["alignment"] < 1
