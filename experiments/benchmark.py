@@ -146,7 +146,7 @@ def show_together(pooled: Sequence[dict[str, Any]], step: int) -> None:
     if pooled:
         print(f"\ninterquartile mean over {', '.join(pooled[0]['envs'])} at step {step:,}")
         for row in pooled:
-            print(f"  {row['variant']:<12}{row['estimate']:.3f}")
+            print(f"  {row['variant']:<16}{row['estimate']:.3f}")
         print(published.SCALE_RULE)
 
 

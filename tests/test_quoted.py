@@ -190,6 +190,8 @@ def test_what_the_page_on_rivals_says_is_what_its_reports_give():
         env, *at = row.pop("environment").split(", at ")
         row.pop("published TD3, SAC")
         for name, told in row.items():
+            if told == "not run":
+                continue
             folder = f"rivals/{env}/{name.replace('_', '-')}"
             returns = kept(folder, numbers(at[0])[0] if at else 100_000)("eval/return_mean")
             assert told == f"{scores.mean(scores.last(returns)):,.0f}"
