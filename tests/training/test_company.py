@@ -39,18 +39,26 @@ def test_the_same_seeds_repeat_and_each_seed_is_itself_in_any_company():
     np.testing.assert_array_equal(*first)
 
 
-@pytest.mark.slow
-def test_seeds_side_by_side_learn_what_they_learn_in_turn():
+def side_by_side():
+    """TD3 of two seeds, and what a round's updates take."""
     agent, collector, config, learner, _ = setup(agent_fields=ALGORITHMS["td3"], seeds=(3, 5))
     transitions, *_ = collector.collect(agent.policy(learner.agent), 0)
     args = transitions, np.zeros(2, bool), jnp.uint32(0), jnp.int32(0), 5
-    vmapped = loop.make_learn(agent, config, side_by_side=True)
-    assert " cond[" in str(
-        jax.make_jaxpr(vmapped, static_argnums=5)(learner, *args)
-    )  # or the delayed step is computed, and thrown away
+    return agent, config, learner, args
+
+
+def test_side_by_side_a_delayed_step_is_skipped_and_not_thrown_away():
+    agent, config, learner, args = side_by_side()
+    learn = loop.make_learn(agent, config, side_by_side=True)
+    assert " cond[" in str(jax.make_jaxpr(learn, static_argnums=5)(learner, *args))
+
+
+@pytest.mark.slow
+def test_seeds_side_by_side_learn_what_they_learn_in_turn():
+    agent, config, learner, args = side_by_side()
     states = [
-        learn(jax.tree.map(jnp.copy, learner), *args)[0].agent
-        for learn in (vmapped, loop.make_learn(agent, config))
+        loop.make_learn(agent, config, way)(jax.tree.map(jnp.copy, learner), *args)[0].agent
+        for way in (True, None)
     ]
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), *states)
 
