@@ -6,8 +6,8 @@ failures it was, the evidence.
     python -m experiments.diagnose runs/x
 
 prints the report, and writes diagnosis.png and diagnosis.json into the run directory, or into
---out. From the newest checkpoint, if there is one, it also says which members of a minibatch move Q
-where it is largest.
+--out. From the newest checkpoint, if there is one and the run's environment can be made, it also
+says which members of a minibatch move Q where it is largest.
 """
 
 import dataclasses
@@ -63,9 +63,12 @@ def main(argv: list[str]) -> int:
     )
     for one in reports:
         show(one)
-    moved = attribution(run, config, given.trust)
-    if moved:
-        show_attribution(moved)
+    try:
+        moved = attribution(run, config, given.trust)
+    except UserError as error:  # its environment cannot be made here: all else is known without
+        moved = []
+        print(f"\nwho moved Q cannot be said: {flags.in_flags(str(error))}")
+    show_attribution(moved)
     output.write_json(
         out / "diagnosis.json",
         {"run": str(run), "seeds": [_short(one) for one in reports], "attribution": moved},

@@ -304,12 +304,13 @@ def test_a_module_that_only_a_run_names_is_not_imported(tmp_path, capsys, monkey
     with pytest.raises(UserError, match="whose module would be imported and run"):
         preqn_jax.load(folder)
     capsys.readouterr()
-    assert report("x") == 1
-    err = capsys.readouterr().err
-    assert "the run 'x' names the environment 'evil:E-v0'" in err and "say --trust=True" in err
-    assert not Path("executed").exists()
-    assert report("x", "--trust") == 1  # it holds no such environment
-    assert "cannot make environment" in capsys.readouterr().err and Path("executed").exists()
+    assert report("x") == 0  # all but what needs the environment
+    out = capsys.readouterr().out
+    assert "who moved Q cannot be said: the run 'x' names the environment 'evil:E-v0'" in out
+    assert "say --trust=True" in out and not Path("executed").exists()
+    assert json.loads((folder / "diagnosis.json").read_text())["attribution"] == []
+    assert report("x", "--trust") == 0  # it holds no such environment
+    assert "cannot make environment" in capsys.readouterr().out and Path("executed").exists()
 
 
 # --- streams --------------------------------------------------------------------------------------
