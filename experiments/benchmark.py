@@ -83,7 +83,7 @@ def table(runs: Iterable[Curves], at: Sequence[int]) -> list[dict[str, Any]]:
     rows = []
     for run in runs:
         for step in (step for step in at if step <= run.reached):
-            values = section_5_2.performances(run.cut(step))
+            values = scores.performances(run.cut(step))
             row = {"env": run.env, "variant": run.variant, "step": step, "seeds": list(run.seeds)}
             rows.append({**row, "scores": values.tolist(), "estimate": scores.mean(values)})
     return rows

@@ -24,6 +24,7 @@ import numpy as np
 from experiments import rivals
 from experiments.bench import growth, parts, peers, timing
 from experiments.kit import flags, output, provenance
+from experiments.kit.running import devices
 from preqn_jax import agents
 from preqn_jax.options import UserError, check, option
 from preqn_jax.training import loop
@@ -223,8 +224,7 @@ def _print(
     for seeds, name in itertools.product(config.many, SEVERAL):
         ms = table[several(name, seeds)]["ms"]
         print(
-            f"{several(name, seeds)} / one: {ms / table[name]['ms']:.2f}, on "
-            f"{jax.local_device_count()} devices; "
+            f"{several(name, seeds)} / one: {ms / table[name]['ms']:.2f}, on {devices(seeds)}; "
             f"{1e3 * seeds / ms:.0f} updates a second in total"
         )
     for reference in references:

@@ -330,13 +330,14 @@ def draw(
 
 def _attainable(ax: Any, seeds: Sequence[curves.Lines]) -> None:
     """What rewards as large as any seen add up to, r_max / (1 - gamma), and the largest return."""
-    looks = [
-        _look(line) for lines in seeds for line in lines if line.get("diagnose/soft_divergence")
+    bounds = [
+        look["q_largest"] / look["soft_divergence"]
+        for look in (_look(line) for lines in seeds for line in lines)
+        if look.get("soft_divergence") and look.get("q_largest")
     ]
-    if looks:
-        last = looks[-1]
+    if bounds:
         ax.axhline(
-            last["q_largest"] / last["soft_divergence"],
+            max(bounds),  # it only grows
             color="black",
             lw=0.7,
             label=r"largest $|r|$ seen, over $1-\gamma$",

@@ -6,6 +6,7 @@ beside them.
 The numbers at the end of the curves are printed, and lie beside the picture, in curve.txt.
 """
 
+import collections
 import dataclasses
 import json
 import sys
@@ -91,6 +92,8 @@ def draw(runs: Sequence[Path], out: Path, size: tuple[float, float] = (0, 0)) ->
             steps, values = _matrix(group, name)
             if len(steps):
                 style.spread(ax, steps, values, label=label, **looks[label])
+                lost = [bool(curves.diverged(mine)) for mine in group.seeds.values()]
+                style.crosses(ax, steps, values[lost], looks[label]["color"])
     counts = [len(group.seeds) for group in groups]
     words = [*axes] * (len(axes) == 1)
     words += [f"{style.SPREAD} ({curves.count_seeds(*counts)})"] * (max(counts) > 1)
@@ -136,29 +139,31 @@ def _given_once(runs: Sequence[Path]) -> list[Path]:
 
 
 def _group(folders: Sequence[Path]) -> list[Group]:
-    """Runs with the same settings but for the seeds are one group; where they hold the same seeds
-    each is one alone, for no seed counts twice.
-    """
-    groups: dict[str, Group] = {}
+    """Runs with the same settings but for the seeds are one group."""
+    alike: dict[str, list[Group]] = {}
     for folder in folders:
         made, lines = curves.load(folder)
         config = directory.whole(made)
         key = json.dumps({k: v for k, v in config.items() if k not in _LOOKING}, sort_keys=True)
-        mine = curves.of_seeds(config, lines)
-        group = groups.setdefault(key, Group(config, [], {}))
-        if shared := group.seeds.keys() & mine:
-            print(
-                f"{str(folder)!r} has the settings of {group.folders[0]!r} and "
-                f"{'seed' if len(shared) == 1 else 'seeds'} {', '.join(map(str, sorted(shared)))} "
-                f"as well: it is drawn apart",
-                file=sys.stderr,
-            )
-            groups[key] = group._replace(alone=True)
-            groups[f"{key} {folder}"] = Group(config, [str(folder)], mine, alone=True)
-            continue
-        group.folders.append(str(folder))
-        group.seeds.update(mine)
-    return list(groups.values())
+        one = Group(config, [str(folder)], curves.of_seeds(config, lines))
+        alike.setdefault(key, []).append(one)
+    return [group for several in alike.values() for group in _joined(several)]
+
+
+def _joined(alike: Sequence[Group]) -> list[Group]:
+    """As one group, or, where any hold the same seeds, each alone: no seed counts twice."""
+    held = collections.Counter(seed for group in alike for seed in group.seeds)
+    folders = [folder for group in alike for folder in group.folders]
+    if shared := sorted(seed for seed, count in held.items() if count > 1):
+        print(
+            f"{', '.join(map(repr, folders))} have the same settings, and "
+            f"{'seed' if len(shared) == 1 else 'seeds'} {', '.join(map(str, shared))} more than "
+            f"once: each is drawn apart",
+            file=sys.stderr,
+        )
+        return [group._replace(alone=True) for group in alike]
+    seeds = {seed: lines for group in alike for seed, lines in group.seeds.items()}
+    return [Group(alike[0].config, folders, seeds)]
 
 
 def _labels(groups: Sequence[Group]) -> list[str]:

@@ -21,6 +21,7 @@ from experiments.bench import timing
 from experiments.kit import flags, output, provenance
 from preqn_jax import linearize, linesearch, networks, steps
 from preqn_jax.options import check, option
+from preqn_jax.training.local import cpu
 from preqn_jax.types import Array
 
 PRECISIONS = ("default", "tensorfloat32", "highest")
@@ -82,8 +83,8 @@ def measure(config: PrecisionConfig) -> list[dict[str, Any]]:
 
 
 def _in_float64(critic: networks.Critic, params: Any, inputs: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Q and K of float32 numbers, on the CPU."""
-    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+    """Q and K of float32 numbers, on the CPU where JAX has it."""
+    with jax.enable_x64(True), jax.default_device(cpu()):
         params, inputs = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (params, inputs))
         lin = linearize(critic.apply, params, inputs)
         return np.asarray(lin.values), np.asarray(lin.gram)
@@ -94,7 +95,7 @@ def _error(found: Array, exact: np.ndarray) -> float:
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+    with jax.enable_x64(True), jax.default_device(cpu()):
         return float(linesearch.cosine(jnp.asarray(a), jnp.asarray(b)))
 
 

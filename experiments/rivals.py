@@ -24,7 +24,7 @@ import numpy as np
 from scipy import stats
 
 from experiments import benchmark
-from experiments.judge import scores, section_5_2
+from experiments.judge import scores
 from experiments.kit import curves, flags, output, plan, style
 from experiments.kit.curves import Curves
 from preqn_jax.options import UserError, option
@@ -112,7 +112,7 @@ def report(
     step = curves.common_step(runs)
     standing = [run.cut(step) for run in runs]
     cells, pooled = benchmark.table(runs, at), benchmark.together(standing)
-    way, better, measured = on_the_way(runs, at), improvements(standing), measurements(runs)
+    way, better, measured = on_the_way(runs, at), improvements(standing), measurements(standing)
     related = relations(measured)
     benchmark.show(runs, cells)
     benchmark.show_together(pooled, step)
@@ -160,7 +160,7 @@ def improvements(standing: Sequence[Curves]) -> list[dict[str, Any]]:
     """{"variant", "envs", "estimate"} of the probability to improve on `BASE`, for each variant
     that has an environment in common with it.
     """
-    there = {(run.env, run.variant): section_5_2.performances(run) for run in standing}
+    there = {(run.env, run.variant): scores.performances(run) for run in standing}
     rows = []
     for variant in (v for v in VARIANTS if v != BASE):
         envs = [env for env, v in there if v == variant and (env, BASE) in there]
@@ -177,7 +177,7 @@ def measurements(runs: Iterable[Curves]) -> list[dict[str, Any]]:
     """
     rows = []
     for run in runs:
-        ends = section_5_2.performances(run)
+        ends = scores.performances(run)
         for share in SHARES:
             upto = run.cut(round(share * run.reached))
             found = {name: _last(upto, f"diagnose/{name}") for name in MEASURED}

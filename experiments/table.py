@@ -4,7 +4,8 @@
     python -m experiments.table runs/a runs/b --format=tex --out=table.tex
 
 Returns are those of noiseless episodes: the last, the best, and the mean of the last three
-evaluations, each the mean +- one standard deviation over seeds. Alignment is cos(Q' - Q, y - Q),
+evaluations, each the mean +- one standard deviation over seeds; the last ones without seeds that
+diverged, whose number stands beside them. Alignment is cos(Q' - Q, y - Q),
 and accepted the share of steps that the linesearch took, both as means from the first update on.
 """
 
@@ -69,34 +70,31 @@ def rows(runs: Sequence[Path]) -> list[Row]:
 
 
 def _row(run: Path, config: dict[str, Any], lines: curves.Lines, settings: str) -> Row:
-    seeds = curves.of_seeds(config, lines).values()
-    mine = [
-        np.array([line["eval/return_mean"] for line in one if "eval/return_mean" in line], float)
-        for one in seeds
-    ]
-    evals = [one for one in mine if len(one)]  # a null, which was not finite, is NaN
+    ends = {
+        seed: curves.ends(curves.evaluations(mine))
+        for seed, mine in curves.of_seeds(config, lines).items()
+        if any("eval/return_mean" in line for line in mine)
+    }
+    lost = curves.diverged(lines)
+    going = [end for seed, end in ends.items() if seed not in lost]
     first = config.get("update_after", 0)
     means = {
         column: _mean([line.get(name) for line in lines if line["step"] > first])
         for column, name in MEANS.items()
     }
-    best = [_finite(one).max() if len(_finite(one)) else np.nan for one in evals]
     return {
         "run": str(run),
         "environment": config["env"],
         "algorithm": curves.variant(config),
         "settings": settings,
         "seeds": len(config["seeds"]),
+        "diverged": len(lost),
         "steps": max(line["step"] for line in lines),
-        "last return": _over_seeds([one[-1] for one in evals]),
-        "best return": _over_seeds(best),
-        "last three": _over_seeds([one[-3:].mean() for one in evals]),
+        "last return": _over_seeds([last for last, _, _ in going]),
+        "best return": _over_seeds([best for _, _, best in ends.values()]),
+        "last three": _over_seeds([three for _, three, _ in going]),
         **means,
     }
-
-
-def _finite(values: np.ndarray) -> np.ndarray:
-    return values[np.isfinite(values)]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -92,19 +92,17 @@ def _summarize(logdir: Path, plan: training.Plan) -> list[int]:
     print(f"{'seed':>6} {'last':>10} {'last three':>11} {'best':>10}")
     notes, diverged = [], []
     for seed in config.seeds:
-        mine = [line for line in lines if line["seed"] == seed and "eval/return_mean" in line]
-        # A null is one that was not finite.
-        evals = np.array([line["eval/return_mean"] for line in mine] or [None], float)
-        finite = evals[np.isfinite(evals)]
-        best = finite.max() if len(finite) else np.nan
-        print(f"{seed:>6} {evals[-1]:>10.1f} {evals[-3:].mean():>11.1f} {best:>10.1f}")
-        if lost := len(evals) - len(finite):
+        mine = [line for line in lines if line["seed"] == seed]
+        evals = curves.evaluations(mine)
+        last, three, best = curves.ends(evals)
+        print(f"{seed:>6} {last:>10.1f} {three:>11.1f} {best:>10.1f}")
+        if lost := np.count_nonzero(~np.isfinite(evals)):
             notes.append(f"seed {seed}: {lost} of {len(evals)} evaluations were not finite")
         if cut := sum(line.get("eval/cut", 0) for line in mine):
             words = f"evaluation episodes were cut off after {run.eval_max_steps} steps"
             notes.append(f"seed {seed}: {cut:.0f} {words}")
-        for line in lines:
-            if line["seed"] == seed and "run/diverged" in line:
+        for line in mine:
+            if "run/diverged" in line:
                 diverged.append(seed)
                 names = [name for name, value in line.items() if value is None]
                 notes.append(

@@ -347,11 +347,9 @@ def main(argv: list[str]) -> int:
 
 def _make_missing(data: Path, only: Sequence[str]) -> None:
     kept = {run.setting for run in load(data)} if data.exists() and data.stat().st_size else set()
-    data.parent.mkdir(parents=True, exist_ok=True)
     for name in tqdm([name for name in only if name not in kept], desc="settings"):
-        lines = [json.dumps(run) + "\n" for run in recorded(name)]
-        with data.open("a") as file:
-            file.writelines(lines)
+        lines = "".join(json.dumps(run) + "\n" for run in recorded(name))
+        output.write(data, (data.read_bytes() if data.exists() else b"") + lines.encode(), "data")
 
 
 def _separations(runs: Sequence[Trial]) -> dict[str, dict[str, float | None]]:

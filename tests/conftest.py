@@ -3,6 +3,7 @@
 import gc
 import importlib.metadata
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -30,6 +31,7 @@ import pytest
 import experiments  # noqa: F401  (the binaries' CPU threads)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 
 
 @pytest.fixture

@@ -54,8 +54,8 @@ def better(by, slope=1000):
     return lambda seed, t: slope * t + by + 10 * seed
 
 
-def one(**fields):
-    """A made-up run of PreQN-sin on HalfCheetah, read again."""
-    write("HalfCheetah-v5", "preqn-sin", **fields)
-    (run,), notes = curves.gather(Path("r"), ["HalfCheetah-v5"], ["preqn-sin"])
+def one(variant="preqn-sin", **fields):
+    """A made-up run on HalfCheetah, read again."""
+    write("HalfCheetah-v5", variant, **fields)
+    (run,), notes = curves.gather(Path("r"), ["HalfCheetah-v5"], [variant])
     return run

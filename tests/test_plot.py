@@ -1,5 +1,6 @@
 """Learning curves of any runs."""
 
+import itertools
 import json
 
 import numpy as np
@@ -76,13 +77,18 @@ def test_labels_name_what_differs_within_an_environment_and_changes_the_numbers(
 
 
 def test_no_seed_counts_twice(tmp_path, capsys):
-    """The same folder counts once; another with the same seeds is drawn apart, under its name."""
+    """The same folder counts once; where others hold the same seeds each is drawn apart, under its
+    name, in whatever order they come.
+    """
     first, second = fake_run(tmp_path / "a", "preqn"), fake_run(tmp_path / "b", "preqn", seeds=(1,))
+    third = fake_run(tmp_path / "c", "preqn", seeds=(2,))
     assert plot._given_once([first, tmp_path / "." / "a", second]) == [first, second]
     assert "is given twice, and counts once" in capsys.readouterr().err
+    for runs in itertools.permutations([first, second, third]):
+        assert all(group.alone and len(group.folders) == 1 for group in plot._group(runs))
+    assert "the same settings, and seed 1 more than once: each" in capsys.readouterr().err
     groups = plot._group([first, second])
     assert [sorted(group.seeds) for group in groups] == [[0, 1], [1]]
-    assert "seed 1 as well: it is drawn apart" in capsys.readouterr().err
     root = tmp_path.name
     assert plot._labels(groups) == [f"preqn-sin ({root}/a)", f"preqn-sin ({root}/b)"]
 

@@ -10,7 +10,7 @@ from experiments.judge import power, section_5_2
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 7])
 def test_the_rules_state_their_power_which_is_none_at_four_fifths(seeds):
-    found = power.power(np.ones(5), 0.25, seeds)
+    found = power.power(np.ones(5), np.full(5, 0.25), seeds)
     stated = power.words(found).partition(" at ")[0]
     assert stated in " ".join(section_5_2.RULES.split())
     assert max(found[:3]) < 0.01 and found[-1] > 0.85 and found == sorted(found)
@@ -61,5 +61,20 @@ def test_the_risk_is_that_four_fifths_lead_by_as_much(monkeypatch):
     monkeypatch.setattr(power, "DRAWS", 20_000)
     deviation = 0.2 * np.sqrt((0.8**2 + 1) / 3)
     for lead in (-0.3, -0.2, 0.0):
-        found = power.chance(lead, np.ones(1), 0.2, 3)
+        found = power.chance(lead, np.ones(1), np.full(1, 0.2), 3)
         assert found == pytest.approx(stats.norm.sf(lead, -0.2, deviation), abs=0.012)
+
+
+def test_a_score_near_zero_says_nothing_of_how_far_scores_spread():
+    """An environment on which PreQN attains nothing yet, with a small spread."""
+    rival = [np.array([1.0, 1.02, 0.98]), np.array([0.5, 0.51, 0.49])]
+    own = [np.array([1.3, 1.31, 1.29]), np.array([-0.02, 0.0, 0.02])]
+    np.testing.assert_allclose(power.deviations([own, rival]) ** 2, [0.00025, 0.00025])
+    assert power.favorable([own[0], rival[1] + 0.01], [rival] * 2) is True
+    assert power.favorable([own[0], rival[1] - rival[1].mean()], [rival] * 2) is False
+
+
+def test_below_zero_who_attains_less_is_further_below(monkeypatch):
+    monkeypatch.setattr(power, "DRAWS", 100)
+    found = power.chance(0.0, np.full(1, -1.0), np.full(1, 1e-6), 3)
+    assert found == 0 == power.chance(0.0, np.full(1, 1.0), np.full(1, 1e-6), 3)

@@ -89,7 +89,7 @@ def test_a_table_has_the_customary_steps_that_were_reached():
     assert [row["variant"] for row in pooled] == ["preqn-sin", "td3-relu", "sac-relu"]
     # Of three values a quarter is none: the mean.
     assert pooled[0]["estimate"].value == pytest.approx(expected[1] / 9755)
-    assert pooled[2]["estimate"].value == pytest.approx((1000 * 2 / 20 + 10) / 9755)
+    assert np.isnan(pooled[2]["estimate"].value)  # a seed diverged
 
 
 def test_tasks_that_not_all_have_runs_on_are_not_put_together():

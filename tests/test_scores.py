@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from fabricated import one
+from fabricated import frozen, one
 
-from experiments.judge import published, scores, section_5_2
+from experiments.judge import published, scores
 
 
 def test_a_score_is_the_mean_of_the_last_ten_evaluations_up_to_a_step():
@@ -12,11 +12,11 @@ def test_a_score_is_the_mean_of_the_last_ten_evaluations_up_to_a_step():
     run = one(returns=lambda seed, t: float(returns[seed, round(20 * t) - 1]), end=30)
     for at, first, last in ((100_000, 10, 20), (104_999, 10, 20), (15_000, 0, 3)):
         np.testing.assert_allclose(
-            section_5_2.performances(run.cut(at)), returns[:, first:last].mean(axis=1), rtol=1e-12
+            scores.performances(run.cut(at)), returns[:, first:last].mean(axis=1), rtol=1e-12
         )
 
 
-@pytest.mark.parametrize("sizes", [(4, 4), (3, 3, 3), (7, 5, 2)])
+@pytest.mark.parametrize("sizes", [(4, 4), (3, 3, 3), (7,)])
 def test_the_interquartile_mean_leaves_out_a_quarter_at_each_end(sizes):
     rng = np.random.default_rng(1)
     tasks = [rng.normal(i, 1, size) for i, size in enumerate(sizes)]
@@ -25,6 +25,28 @@ def test_the_interquartile_mean_leaves_out_a_quarter_at_each_end(sizes):
     np.testing.assert_allclose(
         scores.interquartile_mean(tasks).value, pooled[cut : len(pooled) - cut].mean(), rtol=1e-12
     )
+
+
+def test_a_task_weighs_the_same_however_many_seeds_it_has():
+    rng = np.random.default_rng(1)
+    tasks = [rng.normal(i, 1, size) for i, size in enumerate((6, 3, 2))]
+    as_often = [np.tile(task, 6 // len(task)) for task in tasks]
+    for seeds, alike in ((tasks, as_often), (tasks[::-1], as_often)):
+        found, expected = (scores.interquartile_mean(one) for one in (seeds, alike))
+        assert found.value == pytest.approx(expected.value, rel=1e-12)
+    few, many = [np.zeros(3), np.ones(3)], [np.zeros(3), np.ones(21)]
+    assert scores.middle(*few) == scores.middle(*many) == 0.5
+
+
+def test_a_seed_that_diverged_has_no_score_also_where_all_did():
+    extra = [frozen(30_000, 0), frozen(40_000, 1), frozen(50_000, 2)]
+    assert np.isnan(scores.performances(one(extra=extra))).all()
+    assert np.isfinite(scores.performances(one(variant="td3-relu", extra=extra[:1]))[1:]).all()
+
+
+def test_an_evaluation_that_was_not_finite_counts():
+    run = one(returns=lambda seed, t: None if t == 1 else t)
+    assert np.isnan(scores.performances(run)).all()
 
 
 def test_the_bootstrap_of_several_tasks_resamples_within_each():

@@ -49,6 +49,7 @@ def test_a_row_says_what_the_records_say():
         "algorithm": "preqn-sin",
         "settings": "",
         "seeds": 2,
+        "diverged": 0,
         "steps": 400,
         "last return": (3000.0, 500.0),
         "best return": (3500.0, 500.0),
@@ -88,7 +89,7 @@ def test_what_was_not_recorded_or_not_finite_is_told_apart_from_a_number():
     assert np.isnan(null["last return"][0]) and null["best return"] == (1.0, None)
     assert one["last return"] == (0.123456, None)
     lines = table.as_md([none, null, one]).splitlines()
-    cells = [[cell.strip() for cell in line.split("|")[7:9]] for line in lines[2:]]
+    cells = [[cell.strip() for cell in line.split("|")[8:10]] for line in lines[2:]]
     assert cells == [["", ""], ["nan", "1"], ["0.123", "0.123"]]
 
 
@@ -108,9 +109,9 @@ def test_markdown_and_tex_hold_every_cell():
     assert len({len(head), len(rule), len(first), len(second)}) == 1  # aligned
     assert r"| a_b\|c | E-v1" in first and "| -1,000 ± 500 " in first and "| 3,000 ± 500 " in second
     lines = table.as_tex(runs).splitlines()
-    assert lines[0] == r"\begin{tabular}{llllrrrrrrr}" and lines[-1] == r"\end{tabular}"
-    assert lines[4].startswith(r"a\_b|c & E-v1 & preqn-sin &  & 2 & 300 & $-1,000 \pm 500$ &")
-    assert lines[5].startswith(r"d\% & ") and all(line.count("&") == 10 for line in lines[2:6:2])
+    assert lines[0] == r"\begin{tabular}{llllrrrrrrrr}" and lines[-1] == r"\end{tabular}"
+    assert lines[4].startswith(r"a\_b|c & E-v1 & preqn-sin &  & 2 & 0 & 300 & $-1,000 \pm 500$ &")
+    assert lines[5].startswith(r"d\% & ") and all(line.count("&") == 11 for line in lines[2:6:2])
 
 
 def test_the_command_prints_or_writes():

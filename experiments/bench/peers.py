@@ -24,6 +24,7 @@ import gymnasium
 import jax
 import numpy as np
 
+import experiments
 from preqn_jax.options import UserError, choose
 from preqn_jax.training import directory
 from preqn_jax.types import Spec, Transition
@@ -40,6 +41,13 @@ _DEFAULTS = {
     "--xla_force_host_platform_device_count=1",
     "OPENBLAS_NUM_THREADS": str(os.cpu_count()),
 }
+
+
+def _bare() -> dict[str, str]:
+    """The environment as it was before `experiments` said anything."""
+    given = {"NPROC": experiments.NPROC_GIVEN} if experiments.NPROC_GIVEN else {}
+    rest = {name: value for name, value in os.environ.items() if name != "NPROC"}
+    return {**rest, **_DEFAULTS, **given}
 
 
 def parse(flag: str, settings: str) -> list[str]:
@@ -78,7 +86,7 @@ def apart(
     path = {"PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(
         [sys.executable, "-m", __name__, str(theirs.fileno())],
-        env={**os.environ, **path, **(_DEFAULTS if default else {})},
+        env={**(_bare() if default else os.environ), **path},
         pass_fds=(theirs.fileno(),),
     )
     atexit.register(process.kill)

@@ -31,38 +31,39 @@ def favorable(own: Scores, rivals: Sequence[Scores]) -> bool | None:
     judged": a rival has such a score, or it attains what is needed, but with scores that spread
     like these so might one that truly attains TOO_LITTLE.
     """
-    found, *others = (float(scores.middle(np.concatenate(one))) for one in (own, *rivals))
+    found, *others = (float(scores.middle(*one)) for one in (own, *rivals))
     if np.isfinite(found) and not np.isfinite(others).all():
         return None
     if not found >= needed(others):
         return False
     levels = np.array([values.mean() for values in rivals[int(np.argmax(others))]])
-    risk = chance(found - max(others), levels, spread([own, *rivals]), seeds([own, *rivals]))
+    risk = chance(found - max(others), levels, deviations([own, *rivals]), seeds([own, *rivals]))
     return True if risk <= LEVEL else None
 
 
-def chance(lead: float, levels: np.ndarray, spread: np.ndarray | float, seeds: int) -> float:
+def chance(lead: float, levels: np.ndarray, deviations: np.ndarray, seeds: int) -> float:
     """The probability that one who truly attains TOO_LITTLE of a rival's `levels [T]` is found
     ahead of it by `lead`, which may be negative, or more; 1 where the spread is not known.
     """
     rng = np.random.default_rng(0)
-    ahead = _pooled(rng, TOO_LITTLE * levels, spread, seeds) - _pooled(rng, levels, spread, seeds)
+    own, rival = (_draw(rng, share, levels, deviations, seeds) for share in (TOO_LITTLE, 1))
+    ahead = scores.middle(own.reshape(DRAWS, -1)) - scores.middle(rival.reshape(DRAWS, -1))
     return 1 - float(np.mean(ahead < lead))
 
 
-def power(levels: np.ndarray, spread: np.ndarray | float, seeds: int) -> list[float]:
+def power(levels: np.ndarray, deviations: np.ndarray, seeds: int) -> list[float]:
     """The probability of a yes, for one who truly attains each of SHARES of both its rivals.
 
-    Scores are normal around the rivals' `levels [T]` on T tasks, with a standard deviation over
-    seeds of `spread` times the level.
+    Scores are normal around the rivals' `levels [T]` on T tasks, with standard deviations over
+    seeds of `deviations [T]`; those of one who attains a share have this share of them.
     """
-    return [passes(share, levels, spread, seeds)[0] for share in SHARES]
+    return [passes(share, levels, deviations, seeds)[0] for share in SHARES]
 
 
 def passes(
     share: float,
     levels: np.ndarray,
-    spread: np.ndarray | float,
+    deviations: np.ndarray,
     seeds: int,
     others: Sequence[float] = (1.0, 1.0),
 ) -> tuple[float, float]:
@@ -70,34 +71,32 @@ def passes(
     `share` of the `levels [T]`, where each rival attains its entry in `others`.
     """
     rng = np.random.default_rng(0)
-    own, *rivals = (_draw(rng, one * levels, spread, seeds) for one in (share, *others))
+    own, *rivals = (_draw(rng, one, levels, deviations, seeds) for one in (share, *others))
     middles = [scores.middle(one.reshape(DRAWS, -1)) for one in (own, *rivals)]
     above = np.flatnonzero(middles[0] >= needed(middles[1:]))  # the rest is a no, and cheap
     yes = sum(favorable(own[i].T, [one[i].T for one in rivals]) is True for i in above)
     return yes / DRAWS, len(above) / DRAWS
 
 
-def _pooled(
-    rng: np.random.Generator, levels: np.ndarray, spread: np.ndarray | float, seeds: int
-) -> np.ndarray:
-    return scores.middle(_draw(rng, levels, spread, seeds).reshape(DRAWS, -1))
-
-
 def _draw(
-    rng: np.random.Generator, levels: np.ndarray, spread: np.ndarray | float, seeds: int
+    rng: np.random.Generator,
+    share: float,
+    levels: np.ndarray,
+    deviations: np.ndarray,
+    seeds: int,
 ) -> np.ndarray:
-    """Scores `[DRAWS, S, T]`."""
-    return levels * (1 + spread * rng.normal(size=(DRAWS, seeds, len(levels))))
+    """Scores `[DRAWS, S, T]`; of a level below zero one who attains less is further below."""
+    attained = levels - (1 - share) * np.abs(levels)
+    return attained + share * deviations * rng.normal(size=(DRAWS, seeds, len(levels)))
 
 
-def spread(runs: Sequence[Scores]) -> np.ndarray:
-    """The standard deviation over seeds as a share of the mean, by task `[T]`: its root mean square
-    over the runs. NaN where a task has a single seed.
+def deviations(runs: Sequence[Scores]) -> np.ndarray:
+    """The standard deviation over seeds, by task `[T]`: its root mean square over the runs. NaN
+    where a task has a single seed.
     """
     if seeds(runs) < 2:
         return np.full(len(runs[0]), np.nan)
-    shares = [[values.std(ddof=1) / abs(values.mean()) for values in one] for one in runs]
-    return np.sqrt(np.mean(np.square(shares), axis=0))
+    return np.sqrt(np.mean([[values.var(ddof=1) for values in one] for one in runs], axis=0))
 
 
 def seeds(runs: Sequence[Scores]) -> int:
@@ -111,7 +110,7 @@ def words(probabilities: Sequence[float]) -> str:
     return f"{', '.join(f'{p:.2f}' for p in probabilities)} at {shares} %"
 
 
-CASES = {  # levels and spreads of tasks
+CASES = {  # levels of tasks, and deviations as shares of these
     "five tasks, spread 25 %": ((1.0, 1.0, 1.0, 1.0, 1.0), 0.25),
     "one task, spread 30 %": ((1.0,), 0.3),
     "three tasks, spread 25 %": ((0.42, 0.12, 0.55), 0.25),
@@ -126,14 +125,16 @@ CASES = {  # levels and spreads of tasks
 
 def main() -> None:
     for seeds in (3, 7):
-        print(f"{seeds} seeds: a yes has {words(power(np.ones(5), 0.25, seeds))} of both rivals")
+        found = words(power(np.ones(5), np.full(5, 0.25), seeds))
+        print(f"{seeds} seeds: a yes has {found} of both rivals")
     print(
         "\nat 80 % of both rivals, and where the lesser attains half: a yes (by thresholds alone)"
     )
-    for name, (levels, spread) in CASES.items():
+    for name, (tasks, spread) in CASES.items():
+        levels = np.array(tasks)
         for seeds in (3, 7):
             found = [
-                passes(TOO_LITTLE, np.array(levels), spread, seeds, (1.0, lesser))
+                passes(TOO_LITTLE, levels, spread * levels, seeds, (1.0, lesser))
                 for lesser in (1.0, 0.5)
             ]
             shown = ", ".join(f"{yes:.2f} ({above:.2f})" for yes, above in found)

@@ -1,10 +1,13 @@
 """Returns as one number a run, and how sure one can be of means over few runs."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
+
+from experiments.kit.curves import Curves, evaluations
 
 WINDOW = 10  # evaluations in a score
 LEVEL = 0.95
@@ -30,9 +33,17 @@ class Estimate(NamedTuple):
         return f"{self.value:{digits}}{shown}" if np.isfinite(self.value) else "not finite"
 
 
-def last(returns: np.ndarray) -> np.ndarray:
-    """Scores `[S]` at the end of the mean returns `[S, T]` of evaluations."""
-    return returns[:, -WINDOW:].mean(axis=1)
+def performances(run: Curves) -> np.ndarray:
+    """Scores `[S]` at the last step that a run reached; NaN of a seed that diverged, or has no
+    evaluation.
+    """
+    by_seed = zip(run.seeds, map(evaluations, run.cut(run.reached).lines), strict=True)
+    return np.array(
+        [
+            np.nan if seed in run.diverged or not len(returns) else returns[-WINDOW:].mean()
+            for seed, returns in by_seed
+        ]
+    )
 
 
 def mean(scores: np.ndarray) -> Estimate:
@@ -55,18 +66,27 @@ def difference(a: np.ndarray, b: np.ndarray) -> Estimate:
 
 
 def interquartile_mean(scores: Sequence[np.ndarray]) -> Estimate:
-    """Of the scores `[S]` of several tasks, all taken together; the bootstrap is stratified: seeds
-    are resampled task by task.
-
-    The mean of what is left without the least and the largest quarter (Agarwal et al. 2021, "Deep
-    Reinforcement Learning at the Edge of the Statistical Precipice").
+    """Of the scores `[S]` of several tasks, all taken together (`middle`); the bootstrap is
+    stratified: seeds are resampled task by task.
     """
-    return _estimate(scores, lambda *x, axis=-1: middle(np.concatenate(x, axis=axis), axis))
+    return _estimate(scores, middle)
 
 
-def middle(pooled: np.ndarray, axis: int = -1) -> np.ndarray:
-    """The interquartile mean along an axis."""
-    return stats.trim_mean(pooled, 0.25, axis=axis)
+def middle(*tasks: np.ndarray, axis: int = -1) -> np.ndarray:
+    """The interquartile mean of the scores of several tasks along an axis: the mean of what is left
+    without the least and the largest quarter (Agarwal et al. 2021, "Deep Reinforcement Learning at
+    the Edge of the Statistical Precipice").
+
+    Every task weighs the same: of one with fewer seeds each is repeated.
+
+    >>> import numpy as np
+    >>> from experiments.judge import scores
+    >>> float(scores.middle(np.array([1.0, 3.0]), np.array([5.0])))  # of 1, 3, 5, 5
+    4.0
+    """
+    size = math.lcm(*(task.shape[axis] for task in tasks))
+    alike = [np.repeat(task, size // task.shape[axis], axis=axis) for task in tasks]
+    return stats.trim_mean(np.concatenate(alike, axis=axis), 0.25, axis=axis)
 
 
 def improvement(own: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> Estimate:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from experiments.judge import power, published, scores, verdict
+from experiments.judge.scores import performances
 from experiments.judge.stability import FEW, faults
 from experiments.judge.verdict import Half, Verdict
 from experiments.kit.curves import Curves
@@ -31,13 +32,13 @@ updates; one that the linesearch rejects counts as 0.
 Clear: Welch's {scores.LEVEL:.0%} interval of the difference does not hold zero, or one of the two
 diverged; where there is no interval, as with a single seed, it cannot be judged. "Generally": clear
 on at least one environment, clearly the other way round on none, and by the mean on more than half.
-"Comparing favorably": the interquartile mean over tasks is at least {1 - power.MARGIN:.0%} of the
-better baseline's, and at least the lesser baseline's. Where it is, but one that truly attains
-{power.TOO_LITTLE:.0%} of the better baseline would get as far with a probability above
-{power.LEVEL:.0%}, by simulation with scores that spread over seeds as these do, it cannot be
-judged. By simulation with five tasks and a spread of a quarter of the mean, one that truly attains
+"Comparing favorably": the interquartile mean over tasks, which weigh the same, is at least
+{1 - power.MARGIN:.0%} of the better baseline's, and at least the lesser baseline's. Where it is,
+but one that truly attains {power.TOO_LITTLE:.0%} of the better baseline would get as far with a
+probability above {power.LEVEL:.0%}, by simulation with scores that spread over seeds as these do,
+it cannot be judged. By simulation with five tasks and a spread of a quarter of the mean, one that truly attains
 60, 70, 80, 90, 100, 110 % of both baselines gets a yes with probability 0.00, 0.00, 0.00, 0.10,
-0.49, 0.88 with three seeds, and 0.00, 0.00, 0.00, 0.04, 0.58, 0.97 with seven.
+0.50, 0.88 with three seeds, and 0.00, 0.00, 0.00, 0.04, 0.58, 0.97 with seven.
 A seed that diverged has no score: PreQN with one does not compare favorably, and beside a baseline
 with one it cannot be judged.
 A statement in several parts is borne out if all of them are, and is not as soon as one is not; it
@@ -115,11 +116,6 @@ def alignments(run: Curves) -> np.ndarray:
     later = values[:, steps > run.config.get("update_after", 0)]  # the first line is of one round
     finite = [row[np.isfinite(row)] for row in later]
     return np.array([row.mean() if len(row) else np.nan for row in finite])
-
-
-def performances(run: Curves) -> np.ndarray:
-    """Scores `[S]`."""
-    return scores.last(run.cut(run.reached).metric("eval/return_mean")[1])
 
 
 def normalised(runs: Iterable[Curves]) -> list[np.ndarray]:
@@ -246,13 +242,13 @@ def _favorable(runs: Runs, envs: Sequence[str]) -> Half:
 
 def _power(own: power.Scores, rivals: Sequence[power.Scores]) -> str:
     """What the rule of `_favorable` is worth with scores like these."""
-    spread, seeds = power.spread([own, *rivals]), power.seeds([own, *rivals])
+    deviations, seeds = power.deviations([own, *rivals]), power.seeds([own, *rivals])
     if seeds < 2:
         return "; a single seed has no spread"
     levels = np.mean([[values.mean() for values in one] for one in rivals], axis=0)
     return (
-        f"; with {seeds} seeds that spread by {np.sqrt(np.mean(spread**2)):.0%} a yes has "
-        f"probability {power.words(power.power(levels, spread, seeds))} of both baselines"
+        f"; with {seeds} seeds that spread by {np.sqrt(np.mean(deviations**2)):.3f} a yes has "
+        f"probability {power.words(power.power(levels, deviations, seeds))} of both baselines"
     )
 
 

@@ -29,7 +29,8 @@ def faults(run: Curves) -> Faults:
         ):
             a.append(seed)
         finite = returns[i][np.isfinite(returns[i])]
-        enough = enough and len(finite) > FEW  # else there is one mean, and none after it
+        if seed not in a:  # else there is nothing more to tell
+            enough = enough and len(finite) > FEW  # or there is one mean, and none after it
         if collapsed(finite, float(np.nanmean(spreads[i]))):
             b.append(seed)
         q, worth = (_values(lines, name) for name in ("critic/q_mean", "eval/discounted_max"))

@@ -81,17 +81,32 @@ def load(folder: Path) -> tuple[dict[str, Any], Lines]:
 
 
 def recorded(folder: Path) -> bool:
-    """Whether there are records in a run directory."""
+    """Whether there are records in a run directory. Raises UserError where they cannot be read."""
     path = folder / record.NAME
     if not path.is_file():
         return path.exists()  # `load` says what is wrong with it
-    with path.open("rb") as file:
+    with output.expecting(f"{str(path)!r} cannot be read"), path.open("rb") as file:
         return any(record.parse(line) is not None for line in file)
 
 
 def of_seeds(config: dict[str, Any], lines: Lines) -> dict[int, Lines]:
     """The records of each seed."""
     return {seed: [line for line in lines if line["seed"] == seed] for seed in config["seeds"]}
+
+
+def evaluations(lines: Lines) -> np.ndarray:
+    """The mean returns `[T]` of one seed's evaluations; a null, which was not finite, is NaN."""
+    return np.array([x["eval/return_mean"] for x in lines if "eval/return_mean" in x], float)
+
+
+def ends(returns: np.ndarray) -> tuple[float, float, float]:
+    """Of one seed's mean returns `[T]` the last, the mean of the last three, and the best that is
+    finite; NaN where there is none.
+    """
+    if not len(returns):
+        return np.nan, np.nan, np.nan
+    best = max(returns[np.isfinite(returns)], default=np.nan)
+    return float(returns[-1]), float(returns[-3:].mean()), float(best)
 
 
 def diverged(lines: Iterable[record.Line]) -> dict[int, int]:

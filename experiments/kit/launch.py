@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -102,7 +102,7 @@ def run(launcher: Launcher, jobs: Sequence[Job], processes: int, look: Look) -> 
     where a lock or a log cannot be written, and what the launcher raises.
     """
     pool = _Pool(launcher, jobs, processes, look)
-    with _signals(pool.ask):
+    with signals.handled(pool.ask):
         try:
             while pool.turn():
                 time.sleep(launcher.every)
@@ -161,17 +161,6 @@ class _Pool:
             return [(job.name, "stopped" if self._asked else "failed")]
         self._waiting.append(job)
         return []
-
-
-@contextlib.contextmanager
-def _signals(handler: Callable[..., None]) -> Iterator[None]:
-    asking = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    old = {number: signal.signal(number, handler) for number in asking}
-    try:
-        yield
-    finally:
-        for number, former in old.items():
-            signal.signal(number, former)
 
 
 # --- on this machine ------------------------------------------------------------------------------

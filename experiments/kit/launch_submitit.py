@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from submitit.core.utils import (  # pyright: ignore[reportMissingImports]
     UncompletedJobError,
 )
 
+from experiments.kit import signals
 from experiments.kit.launch import End, Job, LaunchConfig, Local, attend, note
 from preqn_jax.options import UserError, choose
 
@@ -68,7 +68,7 @@ class Submitit:
                     local_max_num_timeout=_FOR_EVER,
                 )
                 self._executor.update_parameters(**self._parameters)
-            with _deaf():
+            with signals.handled(signal.SIG_IGN, signal.SIGINT):  # we hear it, and ask
                 return self._executor.submit(Task(job, os.getcwd()))
         except FailedJobError as error:  # of sbatch
             reason = [*filter(None, str(error).splitlines()), "no reason given"]
@@ -126,13 +126,3 @@ def _option(word: str) -> tuple[str, str]:
             "`slurm_options=account=physics`"
         )
     return name.lstrip("-").replace("-", "_"), value
-
-
-@contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """What is started inside does not hear a terminal's Ctrl-C: we do, and ask it to end."""
-    old = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, old)

@@ -7,10 +7,27 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STOPPED = os.EX_TEMPFAIL  # the exit status, 75, of a command that stopped with work left to do
 _ECHO = 1.0  # seconds in which a second one is the same: terminals and batch systems send two
+
+
+@contextlib.contextmanager
+def handled(handler: Any, *numbers: int) -> Iterator[None]:
+    """Inside, signals (those that ask to end, unless told) have this handler; but one that is
+    ignored, as by nohup, stays so.
+    """
+    old = {s: signal.getsignal(s) for s in numbers or _SIGNALS}
+    old = {s: former for s, former in old.items() if former is not signal.SIG_IGN}
+    for s in old:
+        signal.signal(s, handler)
+    try:
+        yield
+    finally:
+        for s, former in old.items():
+            signal.signal(s, former)
 
 
 @contextlib.contextmanager
@@ -19,22 +36,17 @@ def heard(first: Callable[[], None], last: Callable[[], None]) -> Iterator[None]
     workers at once, with status 128 + its number.
 
     Both are called in a thread of their own: the main one may be in a computation, or in an
-    environment that does not come back. A signal that is ignored, as by nohup, stays so.
+    environment that does not come back.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    old = {s: signal.getsignal(s) for s in _SIGNALS}
-    old = {s: handler for s, handler in old.items() if handler is not signal.SIG_IGN}
     woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for s in old:
-        signal.signal(s, lambda *_: None)  # the pipe has it already
     listener = threading.Thread(target=_listen, args=(reader, first, last), daemon=True)
     listener.start()
     try:
-        yield
+        with handled(lambda *_: None):  # the pipe has it already
+            yield
     finally:
-        for s, handler in old.items():
-            signal.signal(s, handler)
         signal.set_wakeup_fd(woken)
         os.close(writer)
         listener.join()

@@ -75,12 +75,17 @@ def panel(ax: Any, runs: Iterable[Curves], name: str, looks: Looks | None = None
         look = {**looks[variant], "label": variant} if looks else of_variant(variant)
         steps, values = run.metric(name)
         spread(ax, steps, values, **look)
-        for seed, row in zip(run.seeds, values, strict=True):
-            last = np.flatnonzero(np.isfinite(row))[-1:]
-            if seed in run.diverged:
-                ax.plot(steps[last], row[last], "x", color=look["color"], ms=8, mew=2)
+        lost = [seed in run.diverged for seed in run.seeds]
+        crosses(ax, steps, values[lost], look["color"])
     thousands(ax)
     tidy(ax)
+
+
+def crosses(ax: Any, steps: np.ndarray, values: np.ndarray, color: str) -> None:
+    """Where seeds diverged: at the last of each row of their `values [S, T]`."""
+    for row in values:
+        last = np.flatnonzero(np.isfinite(row))[-1:]
+        ax.plot(steps[last], row[last], "x", color=color, ms=8, mew=2)
 
 
 def by_environment(

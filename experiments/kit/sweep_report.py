@@ -94,7 +94,8 @@ def gather(sweep: Sweep) -> tuple[list[Row], int]:
     if not any(run.reached for _, run in pooled):
         raise UserError(f"no member of the sweep in {str(sweep.logdir)!r} was evaluated yet")
     step = curves.common_step(run for _, run in pooled if run.reached)
-    return [Row(setting, run.cut(step), _scores(run.cut(step))) for setting, run in pooled], step
+    cut = [(setting, run.cut(step)) for setting, run in pooled]
+    return [Row(setting, run, scores.performances(run)) for setting, run in cut], step
 
 
 def _recorded(sweep: Sweep) -> dict[Path, Member]:
@@ -109,15 +110,6 @@ def _pool(runs: Sequence[tuple[dict[str, Any], curves.Lines]]) -> curves.Curves:
     by_seed = [lines for _, lines in runs]
     diverged = curves.diverged(line for lines in by_seed for line in lines)
     return curves.Curves(config["env"], curves.variant(config), config, seeds, by_seed, diverged)
-
-
-def _scores(run: curves.Curves) -> np.ndarray:
-    found = []
-    for seed, lines in zip(run.seeds, run.lines, strict=True):
-        returns = curves.matrix([lines], "eval/return_mean")[1]
-        lost = seed in run.diverged or not returns.size
-        found.append(math.nan if lost else float(scores.last(returns)[0]))
-    return np.array(found)
 
 
 def _described(row: Row) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Local:
         Into `place` goes which call of an environment this is in.
         """
         config = recipe.config
-        self._device, self._place, self._seed = _cpu(), place, seeds[0]
+        self._device, self._place, self._seed = cpu(), place, seeds[0]
         with jax.default_device(self._device):
             with self._in(watch.CONSTRUCTION):
                 eval_env = envs.make(recipe.env, recipe.eval_episodes)
@@ -88,7 +88,7 @@ def _result(method: Callable[..., Any], *args: Any) -> Any:
         return error
 
 
-def _cpu() -> Any:
+def cpu() -> Any:
     """Where acting goes on: even with an accelerator at hand, one observation is answered sooner
     next to the environment.
     """

@@ -84,6 +84,10 @@ def test_a_signal_that_is_ignored_stays_so():
         with signals.heard(lambda: pytest.fail("asked"), lambda: None):
             os.kill(os.getpid(), signal.SIGHUP)
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        with signals.handled(lambda *_: pytest.fail("asked")):  # of a plan, and what it starts
+            os.kill(os.getpid(), signal.SIGHUP)
+            said = "import signal; print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)"
+            assert subprocess.check_output([sys.executable, "-c", said]) == b"True\n"
     finally:
         signal.signal(signal.SIGHUP, old)
 
