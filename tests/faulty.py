@@ -4,6 +4,7 @@ They are healthy for AT - 1 steps, unless the fault is in making or resetting on
 """
 
 import ctypes
+import itertools
 import os
 import sys
 import threading
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from preqn_jax.envs import derive_seed
-from preqn_jax.training.config import TRAIN_ENV
+from preqn_jax.training.config import EVAL_ENV, TRAIN_ENV
 
 AT = 260  # which of its steps goes wrong
 RELEASED = threading.Event()  # ends `Wait`'s hang
@@ -118,19 +119,18 @@ class Faulty(gymnasium.Env):
 
 
 class EvalNan(Faulty):
-    """A NaN in episodes of 5 steps, of evaluations after the first: training gives one seed."""
-
-    def __init__(self, fault):
-        super().__init__(fault)
-        self.seeded = 0
+    """A NaN in episodes of 5 steps, of the evaluations at steps 200 and 600."""
 
     def reset(self, *, seed=None, options=None):
-        self.steps, self.seeded = 0, self.seeded + (seed is not None)
+        self.steps = 0
+        if seed is not None:
+            later = itertools.product(range(3), (EVAL_ENV,), (200, 600), range(3))
+            self.later = seed in itertools.starmap(derive_seed, later)
         return super().reset(seed=seed)
 
     def step(self, action):
         self.steps += 1
-        bad = np.nan if self.seeded > 1 and self.steps == 3 else 1.0
+        bad = np.nan if self.later and self.steps == 3 else 1.0
         obs, reward = (OBS * bad, 1.0) if self.fault == "EvalNanObs" else (OBS, bad)
         return obs, reward, False, self.steps == 5, {}
 

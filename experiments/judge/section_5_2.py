@@ -36,9 +36,9 @@ on at least one environment, clearly the other way round on none, and by the mea
 {1 - power.MARGIN:.0%} of the better baseline's, and at least the lesser baseline's. Where it is,
 but one that truly attains {power.TOO_LITTLE:.0%} of the better baseline would get as far with a
 probability above {power.LEVEL:.0%}, by simulation with scores that spread over seeds as these do,
-it cannot be judged. By simulation with five tasks and a spread of a quarter of the mean, one that truly attains
-60, 70, 80, 90, 100, 110 % of both baselines gets a yes with probability 0.00, 0.00, 0.00, 0.10,
-0.50, 0.88 with three seeds, and 0.00, 0.00, 0.00, 0.04, 0.58, 0.97 with seven.
+it cannot be judged. By simulation with five tasks and a spread of a quarter of the mean, one that
+truly attains 60, 70, 80, 90, 100, 110 % of both baselines gets a yes with probability 0.00, 0.00,
+0.00, 0.10, 0.50, 0.88 with three seeds, and 0.00, 0.00, 0.00, 0.04, 0.58, 0.97 with seven.
 A seed that diverged has no score: PreQN with one does not compare favorably, and beside a baseline
 with one it cannot be judged.
 A statement in several parts is borne out if all of them are, and is not as soon as one is not; it

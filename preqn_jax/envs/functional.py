@@ -76,8 +76,8 @@ def their_ways() -> contextlib.AbstractContextManager[Any]:
 
 
 def checked(env: FunctionalEnv, name: str) -> FunctionalEnv:
-    """`env`, which raises EnvError as it is traced, for what it raises itself and for shapes that
-    are not those of its spec; rewards and observations are float32.
+    """`env`, which raises EnvError as it is traced, for what it raises itself, for shapes that are
+    not those of its spec, and a state that cannot be saved; rewards and observations are float32.
 
     Raises UserError for sizes and bounds that make no sense, or a time limit below 0.
     """
@@ -103,7 +103,16 @@ def checked(env: FunctionalEnv, name: str) -> FunctionalEnv:
         contract.check_shapes(name, "observe", **{"the observation": (obs, (env.spec.obs_size,))})
         return jnp.asarray(obs, jnp.float32)
 
-    reset = partial(_ask, name, "reset", env.reset)
+    def reset(key: Key) -> EnvState:
+        state = _ask(name, "reset", env.reset, key)
+        kinds = map(jnp.result_type, jax.tree.leaves(state))
+        if any(jnp.issubdtype(kind, jax.dtypes.prng_key) for kind in kinds):
+            raise EnvError(
+                f"environment {name!r} has a random key in its state, which cannot be saved: keep "
+                "jax.random.key_data(key), and make a key of it by jax.random.wrap_key_data"
+            )
+        return state
+
     return env._replace(reset=reset, step=step, observe=observe)
 
 

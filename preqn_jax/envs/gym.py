@@ -1,10 +1,6 @@
-"""Gymnasium environments, MuJoCo's among them: the only file that imports either.
+"""Gymnasium environments, MuJoCo's among them: with `gym_state` the only file that imports either.
 
-Exact resume needs the whole state of an environment. For MuJoCo that is the integration state, and
-every array of `MjData` besides: Ant's reward reads a body position derived in the last sub-step,
-which the integration state does not determine. Whatever else wrappers and environments hold in
-plain attributes is saved too, but for functions; an environment with state in other objects cannot
-be saved, says so, and starts a new episode on resume.
+An environment whose state cannot be saved says so, and starts a new episode on resume.
 """
 
 # MuJoCo's bindings are compiled and carry no types that a checker could read.
@@ -20,7 +16,7 @@ import mujoco
 import numpy as np
 
 from preqn_jax import actions
-from preqn_jax.envs import codec, contract
+from preqn_jax.envs import codec, contract, gym_state
 from preqn_jax.envs.base import EnvError, Step, derive_seed, scale
 from preqn_jax.envs.source import GymSource, Wrapper
 from preqn_jax.envs.source import name as called
@@ -28,11 +24,8 @@ from preqn_jax.options import UserError
 from preqn_jax.types import Spec
 
 _log = logging.getLogger(__name__)
-# Objects an environment holds that are the same in every copy of it, or pure machinery.
-_CONSTANT = (gymnasium.Space, gymnasium.envs.registration.EnvSpec)
-_CONSTANT_NAMES = {"metadata", "observation_structure", "viewer", "screen", "clock", "surf"}
-_CONSTANT_NAMES |= {"renderer", "mujoco_renderer"}
-_NEVER = {"env", "render_mode", "_action_space", "_observation_space", "_cached_spec"}
+# Statistics that run on in each copy of an environment.
+_RUNNING = (gymnasium.wrappers.NormalizeObservation, gymnasium.wrappers.NormalizeReward)
 
 
 class GymVector:
@@ -42,12 +35,14 @@ class GymVector:
         """`source` is an id, or makes an environment, or is one of these with arguments and
         wrappers.
 
-        Raises UserError for an unknown id, argument or wrapper, or spaces that do not fit;
-        EnvError for what making one raises.
+        Raises UserError for an unknown id, argument or wrapper, one that normalizes as it goes, or
+        spaces that do not fit; EnvError for what making one raises.
         """
         route_mujoco_warnings()
         self._name = name = called(source)
         self._envs = [made(source) for _ in range(num_envs)]
+        _check_layers(name, self._envs[0])
+        self._new = [gym_state.attributes(env) for env in self._envs]
         self.num_envs = num_envs
         self.spec = _spec(name, self._envs[0])
         contract.check_spec(name, self.spec)
@@ -59,8 +54,13 @@ class GymVector:
         self._said = False  # that one of them cannot be saved
 
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
+        """As new ones: what an environment keeps over its episodes is what it was made with, where
+        it can be saved.
+        """
         self._seeds, self._steps = list(seeds), 0
-        for i, (env, seed) in enumerate(zip(self._envs, seeds, strict=True)):
+        for i, (env, seed, new) in enumerate(zip(self._envs, seeds, self._new, strict=True)):
+            if new is not None:
+                gym_state.restore(env, codec.decode(new))
             self._obs[i] = self._first(env, int(seed))
         return self._obs.copy()
 
@@ -100,7 +100,7 @@ class GymVector:
         envs: list[Any] = []
         for env in self._envs:
             try:
-                envs.append(codec.encode(_save(env)))
+                envs.append(codec.encode(gym_state.save(env)))
             except TypeError as error:
                 envs.append(None)
                 if not self._said:
@@ -126,7 +126,7 @@ class GymVector:
             if saved is None:
                 self._obs[i] = first
             else:
-                _load(env, codec.decode(saved))
+                gym_state.load(env, codec.decode(saved))
         return self._obs.copy()
 
     def close(self) -> None:
@@ -192,6 +192,19 @@ def _wrapped(env: gymnasium.Env, name: str, text: str) -> gymnasium.Env:
         ) from error
     _check_env(outer, f"wrapper {text!r}")
     return outer
+
+
+def _check_layers(name: str, env: gymnasium.Env) -> None:
+    """Raises UserError for wrappers that normalize by statistics of their own."""
+    for layer in gym_state.layers(env):
+        if isinstance(layer, _RUNNING):
+            of_obs = isinstance(layer, gymnasium.wrappers.NormalizeObservation)
+            instead = ", and say `normalize_observations=True`" if of_obs else ""
+            raise UserError(
+                f"environment {name!r} has the wrapper {type(layer).__name__}, whose statistics "
+                "each copy of an environment gathers for itself, so that training, evaluation and "
+                f"a resumed run would see other units: leave it out{instead}"
+            )
 
 
 def _spec(name: str, env: gymnasium.Env) -> Spec:
@@ -292,87 +305,6 @@ class FlattenAction(gymnasium.ActionWrapper):
 
     def action(self, action: Any) -> Any:
         return gymnasium.spaces.unflatten(self.env.action_space, action)
-
-
-def _layers(env: gymnasium.Env) -> list[gymnasium.Env]:
-    """The wrappers from the outside in, and the environment itself."""
-    layers = [env]
-    while isinstance(layers[-1], gymnasium.Wrapper):
-        layers.append(layers[-1].env)
-    return layers
-
-
-def _plain(layer: gymnasium.Env) -> dict[str, Any]:
-    """The attributes of one layer that make up its state, but for what `_save` takes besides.
-    Raises TypeError for one that cannot be saved.
-    """
-    state, base, besides = {}, layer.unwrapped, _CONSTANT_NAMES
-    besides = besides | {"env" if isinstance(layer, gymnasium.Wrapper) else "_np_random"}
-    for name, value in vars(layer).items():
-        if name in besides or isinstance(value, _CONSTANT) or callable(value):
-            continue
-        if isinstance(value, mujoco.MjData | mujoco.MjModel) and (
-            value is getattr(base, "data", None) or value is getattr(base, "model", None)
-        ):
-            continue
-        try:
-            codec.encode(value)
-        except (TypeError, RecursionError) as error:
-            raise TypeError(f"its attribute {name}: {error}") from error
-        state[name] = value
-    return state
-
-
-def _save(env: gymnasium.Env) -> dict[str, Any]:
-    base = env.unwrapped
-    state = {
-        "layers": [_plain(layer) for layer in _layers(env)],
-        "rng": base.np_random.bit_generator.state,
-    }
-    data = getattr(base, "data", None)
-    if isinstance(data, mujoco.MjData):
-        state["integration"] = np.zeros(mujoco.mj_stateSize(data.model, _INTEGRATION))
-        mujoco.mj_getState(data.model, data, state["integration"], _INTEGRATION)
-        state["derived"] = {name: getattr(data, name) for name in _derived(data)}
-    return state
-
-
-def _load(env: gymnasium.Env, state: dict[str, Any]) -> None:
-    never = _NEVER | _CONSTANT_NAMES
-    for layer, saved in zip(_layers(env), state["layers"], strict=True):
-        for name, value in codec.restorable(layer, _plain(layer), saved, never).items():
-            there = vars(layer).get(name)
-            if isinstance(value, np.random.Generator) and isinstance(there, np.random.Generator):
-                # In its place: others may hold the same one.
-                there.bit_generator.state = value.bit_generator.state
-            else:
-                setattr(layer, name, value)
-    base: Any = env.unwrapped
-    base.np_random.bit_generator.state = state["rng"]
-    if "integration" in state:
-        mujoco.mj_setState(base.model, base.data, state["integration"], _INTEGRATION)
-        for name, value in state["derived"].items():
-            getattr(base.data, name)[:] = value
-
-
-_INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION
-
-
-def _derived(data: mujoco.MjData) -> list[str]:
-    """Arrays of `MjData` with a size the model fixes; the rest lie in an arena that every step lays
-    out anew.
-    """
-    fresh = mujoco.MjData(data.model)
-
-    def fixed(name: str) -> bool:
-        try:
-            now, empty = getattr(data, name), getattr(fresh, name)
-        except Exception:
-            return False
-        numbers = isinstance(now, np.ndarray) and now.dtype.kind in "fib" and now.flags.writeable
-        return numbers and now.size > 0 and now.shape == empty.shape
-
-    return [name for name in dir(mujoco.MjData) if not name.startswith("_") and fixed(name)]
 
 
 def route_mujoco_warnings() -> None:

@@ -78,7 +78,7 @@ class Folder:
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints in it."""
-        return self._checkpoints.steps() if self._checkpoints else []
+        return directory.steps(self.checkpoints)
 
     def open_checkpoints(self) -> None:
         """Raises Stopped."""

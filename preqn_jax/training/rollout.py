@@ -167,8 +167,8 @@ class Rollout:
     def evaluate(self, params: Params, step: int) -> Evaluation:
         """A noiseless episode of each evaluation environment, cut off after `eval_max_steps`.
 
-        The episodes begin from seeds derived of (seed, step, episode), so that an evaluation
-        depends on nothing before it.
+        The episodes begin from seeds derived of (seed, step, episode), in environments that hold
+        no more of former ones than a new one, so that an evaluation depends on nothing before it.
         """
         env, params = self._eval_env, jax.device_put(params)
         seeds = [derive_seed(self._seed, EVAL_ENV, step, e) for e in range(env.num_envs)]
@@ -202,12 +202,13 @@ class Rollout:
         self._returns = codec.decode(state["returns"])
 
 
-def attained(rewards: np.ndarray, discount: float) -> float:
-    """The largest discounted return from any state that episodes with `rewards [T, episodes]` went
-    through; NaN where a reward is.
+def attained(evaluation: Evaluation, discount: float) -> float:
+    """The largest discounted return from any state that its episodes went through; NaN where a
+    reward is.
     """
+    rewards, lengths = evaluation.rewards, evaluation.lengths
     best, to_go = -np.inf, np.zeros(rewards.shape[1])
-    for reward in rewards[::-1]:
-        to_go = reward + discount * to_go
-        best = np.maximum(best, to_go.max())  # unlike `max`, it hands a NaN on
+    for t in reversed(range(len(rewards))):
+        to_go = rewards[t] + discount * to_go
+        best = np.maximum(best, to_go[t < lengths].max())  # unlike `max`, it hands a NaN on
     return float(best)

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from preqn_jax import agents, envs
 from preqn_jax.agents import Agent
 from preqn_jax.options import choose
@@ -89,6 +91,11 @@ def train(
         return session.trained()
 
 
+def _plain(value: Any) -> Any:
+    """A number of NumPy's as one of Python's, which JSON holds."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _configs(
     agent: Any, env: envs.Source, logdir: str, options: dict[str, Any]
 ) -> tuple[RunConfig, agents.AgentConfig, LoopConfig]:
@@ -103,7 +110,8 @@ def _configs(
     for name in ("seeds", "hidden_sizes", "critic_hidden_sizes", "wrappers"):
         if given.get(name) is not None and not isinstance(given[name], str):
             one = not isinstance(given[name], Iterable)
-            given[name] = (given[name],) if one else tuple(given[name])
+            given[name] = (given[name],) if one else tuple(map(_plain, given[name]))
+    given = {name: _plain(value) for name, value in given.items()}
     for name, value in given.items():
         whole = int in (HINTS[name], *typing.get_args(HINTS[name]))
         if whole and isinstance(value, float) and value.is_integer():  # num_steps=1e6

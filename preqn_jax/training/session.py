@@ -255,6 +255,8 @@ class Session:
                     self._save(step)
                 raise
             if self.stopping and not last:
+                if not saved:  # asked to in the meantime
+                    self._save(step)
                 return
         self._finish()
 
@@ -326,7 +328,7 @@ class Session:
                 "eval/return_mean": returns.mean(),
                 "eval/return_std": returns.std(dtype=np.float64),  # of 1e30 it overflows in float32
                 "eval/episodes": len(returns),
-                "eval/discounted_max": attained(evaluation.rewards, discount),
+                "eval/discounted_max": attained(evaluation, discount),
             }
             if np.any(evaluation.cut):
                 line["eval/cut"] = np.sum(evaluation.cut)

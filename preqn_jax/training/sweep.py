@@ -99,6 +99,11 @@ class Sweep(NamedTuple):
         return made
 
 
+def _unsaid() -> dict[str, Any]:
+    """What a sweep is of which nothing is said."""
+    return directory.describe(*(config() for config in directory.CONFIGS))
+
+
 def _product(axes: Axes) -> list[dict[str, Any]]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
@@ -112,7 +117,10 @@ def _word(value: Any) -> str:
     """A value as it is written on the command line, and in names of folders."""
     if isinstance(value, tuple):
         return "x".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value).replace("/", "-")
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return str(value).replace("/", "-")
 
 
 # --- from words to a sweep ------------------------------------------------------------------------
@@ -196,7 +204,8 @@ def open_(sweep: Sweep, write: bool = True) -> None:
         if path.exists():
             begun = read(sweep.logdir)
             words = f"the sweep in {str(sweep.logdir)!r} has"
-            check_same(words, {**begun["config"], **free}, {**content["config"], **free}, "logdir")
+            made = {**_unsaid(), **begun["config"], **free}  # options that came later
+            check_same(words, made, {**content["config"], **free}, "logdir")
             for name in {*begun["axes"], *content["axes"]}:
                 _check_kept(name, begun["axes"].get(name, []), content["axes"].get(name, []))
             _check_kept("seeds", begun["seeds"], content["seeds"])

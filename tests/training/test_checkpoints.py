@@ -18,8 +18,7 @@ import pytest
 
 import preqn_jax
 from preqn_jax import agents, envs
-from preqn_jax.envs import codec
-from preqn_jax.envs import gym as host
+from preqn_jax.envs import codec, gym_state
 from preqn_jax.options import UserError
 from preqn_jax.training import collect, loop, note
 from preqn_jax.training.checkpoint import Checkpointer
@@ -279,7 +278,7 @@ def test_only_plain_state_of_a_fresh_environment_is_restored(made, at):
     env = Own(gymnasium.make("Hopper-v5"))
     env.reset(seed=0)
     env.step(env.action_space.sample())
-    saved = host._save(env)
+    saved = gym_state.save(env)
     hostile = dict.fromkeys(
         ("step", "reset", "np_random", "_np_random", "render_mode", "env", "unwrapped"), "human"
     )
@@ -290,10 +289,10 @@ def test_only_plain_state_of_a_fresh_environment_is_restored(made, at):
     fresh = Own(gymnasium.make("Hopper-v5"))
     fresh.reset(seed=1)
     before = [
-        {k: v for k, v in vars(layer).items() if k in hostile} for layer in host._layers(fresh)
+        {k: v for k, v in vars(layer).items() if k in hostile} for layer in gym_state.layers(fresh)
     ]
-    host._load(fresh, codec.decode(codec.encode(saved)))
-    for layer, old in zip(host._layers(fresh), before, strict=True):
+    gym_state.load(fresh, codec.decode(codec.encode(saved)))
+    for layer, old in zip(gym_state.layers(fresh), before, strict=True):
         now = {k: v for k, v in vars(layer).items() if k in hostile}
         assert now.keys() == old.keys() and all(now[k] is old[k] for k in old)
     assert fresh.beats == 1 and (fresh.last == env.last).all()

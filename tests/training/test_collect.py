@@ -262,7 +262,7 @@ def test_a_nan_that_only_an_evaluation_meets_is_in_its_return(fault, caplog):
     assert (first.rewards == 1).all()
     at = 2 if fault == "EvalNan" else 3  # what is seen is what the step before returned
     assert np.isnan(second.rewards[at]).all() and np.isfinite(second.rewards[:at]).all()
-    assert np.isnan(attained(second.rewards, 0.9)) and np.isfinite(attained(first.rewards, 0.9))
+    assert np.isnan(attained(second, 0.9)) and np.isfinite(attained(first, 0.9))
     assert "2 of the evaluation's episodes met a NaN" in caplog.text
 
 

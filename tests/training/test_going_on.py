@@ -17,7 +17,10 @@ from commands import CHEAP, SMALL, call, finished, records, start
 
 import preqn_jax
 from experiments.kit.signals import STOPPED
-from preqn_jax.training import folder
+from preqn_jax import agents
+from preqn_jax.training import directory, folder
+from preqn_jax.training import run as training
+from preqn_jax.training.config import LoopConfig, RunConfig
 from preqn_jax.training.record import read
 from preqn_jax.training.session import Session
 
@@ -333,3 +336,33 @@ def test_a_break_at_a_checkpoint_writes_it_once(monkeypatch):
                 break
         run.close()
     assert saved == [100, 150]
+
+
+def test_a_run_that_is_stopped_between_rounds_keeps_the_one_at_hand():
+    agent, small = agents.AgentConfig("ddpg", hidden_sizes=(8, 8)), {"batch_size": 8}
+    loop = LoopConfig(num_steps=300, start_steps=50, update_after=50, **small)
+    run = RunConfig("probe/delay", "x", workers=0, checkpoint_every=300, eval_every=300)
+    for stop, there in ((100, []), (200, [100])):
+        with Session(training.plan(run, agent, loop)) as session:
+            assert session.kept == there  # also before its environments are made
+            for progress in session.rounds():
+                session.stopping = progress.step == stop
+            assert progress.step == stop
+        assert directory.steps(Path("x/checkpoints"))[-1:] == [stop]
+
+
+def test_numbers_of_numpy_are_numbers():
+    small = {"hidden_sizes": np.array([8, 8]), "start_steps": np.int64(50), "update_after": 50}
+    run = preqn_jax.train(
+        "ddpg",
+        "probe/delay",
+        logdir="x",
+        seeds=np.arange(2),
+        num_steps=np.int32(100),
+        batch_size=np.uint8(8),
+        critic_learning_rate=np.float64(0.25),
+        **small,
+    )
+    assert [progress.step for progress in run][-1] == 100
+    config = directory.read_config(Path("x/config.json"))
+    assert config["seeds"] == [0, 1] and config["critic_learning_rate"] == 0.25

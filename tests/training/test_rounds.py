@@ -11,7 +11,7 @@ from preqn_jax import agents, envs, networks
 from preqn_jax.options import UserError
 from preqn_jax.training import loop
 from preqn_jax.training.config import RunConfig, validate_run
-from preqn_jax.training.rollout import attained
+from preqn_jax.training.rollout import Evaluation, attained
 from preqn_jax.types import Transition
 from round_cases import ALGORITHMS, EPISODES, LOOP, NETS, run, setup
 
@@ -209,7 +209,14 @@ def test_the_largest_discounted_return_is_that_of_the_best_state_on_the_way():
     to_go = [
         sum(0.9**k * rewards[t + k, e] for k in range(12 - t)) for t in range(12) for e in range(3)
     ]
-    np.testing.assert_allclose(attained(rewards, 0.9), max(to_go), rtol=1e-12)
+    found = Evaluation(rewards, rewards, rewards, np.full(3, 12), np.zeros(3, bool))
+    np.testing.assert_allclose(attained(found, 0.9), max(to_go), rtol=1e-12)
+
+
+def test_after_its_end_an_episode_went_through_no_state():
+    rewards, lengths = np.array([[-1.0, -2.0], [-1.0, 0.0]]), np.array([2, 1])
+    found = Evaluation(rewards, rewards, rewards, lengths, np.ones(2, bool))
+    assert attained(found, 0.5) == -1.0
 
 
 @pytest.mark.parametrize(

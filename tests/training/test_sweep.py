@@ -252,6 +252,23 @@ def test_more_values_seeds_and_steps_train_what_is_missing(tmp_path):
         sweep.open_(planned(logdir, words, seeds=(3, 5, 7), batch_size=16, num_steps=400))
 
 
+def test_values_that_differ_in_the_last_digit_have_folders_of_their_own():
+    swept = planned("s", ["critic_learning_rate=0.1234567,0.1234568,0.1,1e-05"])
+    names = {member.name for program in swept.programs for member in program.members}
+    given = ("0.1234567", "0.1234568", "0.1", "1e-05")
+    assert names == {f"critic_learning_rate={x},seed={seed}" for x in given for seed in (3, 5)}
+
+
+def test_a_sweep_of_before_an_option_goes_on(tmp_path):
+    sweep.open_(planned(tmp_path, ["eta=.9"], agent={"algorithm": "preqn"}))
+    content = json.loads((tmp_path / "sweep.json").read_text())
+    for name in ("wrappers", "env_kwargs", "pessimism"):
+        del content["config"][name]
+    (tmp_path / "sweep.json").write_text(json.dumps(content))
+    sweep.open_(planned(tmp_path, ["eta=.9"], agent={"algorithm": "preqn"}))
+    assert "wrappers" in json.loads((tmp_path / "sweep.json").read_text())["config"]
+
+
 def test_a_folder_of_other_things_is_left_as_it_is(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match=r"holds other files and no sweep.json"):

@@ -1,0 +1,111 @@
+"""What is kept of a Gymnasium environment, and what a new beginning leaves of it."""
+
+import json
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
+
+from preqn_jax import envs
+from preqn_jax.options import UserError
+
+
+def inside(vector: Any) -> Any:
+    return vector._envs[0].unwrapped
+
+
+def through_json(vector: Any) -> Any:
+    return json.loads(json.dumps(vector.save()))
+
+
+class Viewer(HopperEnv):
+    """Pays by an array of the simulation that it took once."""
+
+    def __init__(self):
+        super().__init__()
+        self.place, self.first = self.data.qpos, self.data.qpos[:2]
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, float(self.place.sum() + self.first.sum()), *rest
+
+
+def test_a_view_of_the_simulation_stays_one():
+    env, other = envs.make(Viewer, 1), envs.make(Viewer, 1)
+    env.reset([3]), other.reset([4])
+    script = np.random.default_rng(0).uniform(-1, 1, (12, 1, 3)).astype(np.float32)
+    for action in script[:6]:
+        env.step(action)
+    other.load(through_json(env))
+    assert np.shares_memory(inside(other).place, inside(other).data.qpos)
+    for action in script[6:]:
+        one, two = env.step(action), other.step(action)
+        np.testing.assert_array_equal(one.reward, two.reward)
+        np.testing.assert_array_equal(one.obs, two.obs)
+
+
+class Counter(gymnasium.Env):
+    """Sees how many episodes and steps there were, by names that pictures use too."""
+
+    observation_space = action_space = gymnasium.spaces.Box(-99, 99, (2,), np.float32)
+
+    def __init__(self):
+        self.clock, self.screen, self.episodes = 0, None, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episodes += 1
+        return np.float32([self.episodes, self.clock]), {}
+
+    def step(self, action):
+        self.clock, self.screen = self.clock + 1, object()
+        return np.float32([self.episodes, self.clock]), 1.0, self.clock % 3 == 0, False, {}
+
+
+STILL = np.zeros((1, 2), np.float32)
+
+
+def test_a_counter_is_kept_whatever_it_is_called_and_a_screen_is_not():
+    env, other = envs.make(Counter, 1), envs.make(Counter, 1)
+    env.reset([0]), other.reset([0])
+    seen = [env.step(STILL).obs[0].tolist() for _ in range(4)][-1]
+    assert seen == [2, 4] and inside(env).screen is not None
+    assert other.load(through_json(env))[0].tolist() == [2, 4] and inside(other).screen is None
+    assert other.step(STILL).obs[0].tolist() == [2, 5]
+
+
+def test_a_reset_with_seeds_is_a_new_beginning():
+    """So that an evaluation depends on nothing before it."""
+    env = envs.make(Counter, 1)
+    for _ in range(3):
+        assert env.reset([0])[0].tolist() == [1, 0]
+        assert [env.step(STILL).obs[0].tolist() for _ in range(3)] == [[1, 1], [1, 2], [2, 3]]
+
+
+def test_a_generator_of_an_older_kind_cannot_be_saved_and_says_so(caplog):
+    class Old(Counter):
+        def reset(self, *, seed=None, options=None):
+            out = super().reset(seed=seed)
+            self._np_random: Any = np.random.RandomState(seed)
+            return out
+
+    env = envs.make(Old, 1)
+    env.reset([0])
+    assert env.save()["envs"] == [None]
+    assert "cannot be saved (its np_random is no numpy.random.Generator)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "instead"),
+    [
+        ("NormalizeObservation", ", and say `normalize_observations=True`"),
+        ("NormalizeReward", ""),
+    ],
+)
+def test_statistics_that_every_copy_gathers_for_itself_are_refused(wrapper, instead):
+    source = envs.described("Pendulum-v1", None, [f"gymnasium.wrappers:{wrapper}"])
+    with pytest.raises(UserError, match=f"has the wrapper {wrapper}, whose statistics") as caught:
+        envs.make(source, 1)
+    assert str(caught.value).endswith(f"other units: leave it out{instead}")
