@@ -10,7 +10,7 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from experiments import alignment, benchmark, diagnose, failure_modes, plot
 from experiments.bench import growth
@@ -27,15 +27,17 @@ class FiguresConfig:
     out: str = option("figures", "the folder of the pictures")
 
 
+Draw = Callable[[Path, Path], list[Path]]
+"""`(data, out) -> pictures`. Raises UserError where the data is not whole."""
+
+
 class Maker(NamedTuple):
     """Some figures, and where they come from."""
 
     what: str
     data: str  # below `results`
     command: str  # that makes the data
-    draw: Callable[
-        [Path, Path], list[Path]
-    ]  # (data, out) -> pictures; UserError where the data is not whole
+    draw: Draw
 
 
 def main(argv: list[str]) -> int:
@@ -83,33 +85,21 @@ def _gather(kind: plan.Kind, root: Path) -> tuple[list[curves.Curves], list[str]
     return runs, list(envs)
 
 
-def _failures(data: Path, out: Path) -> list[Path]:
-    failure_modes.redraw(data, out / "failure_modes.png")
-    return [out / "failure_modes.png"]
+def _one(draw: Callable[[Path, Path], Any], name: str) -> Draw:
+    """A picture by that name."""
+
+    def drawn(data: Path, out: Path) -> list[Path]:
+        draw(data, out / name)
+        return [out / name]
+
+    return drawn
 
 
-def _diagnosis(data: Path, out: Path) -> list[Path]:
-    diagnose.redraw(data, out / "diagnosis.png")
-    return [out / "diagnosis.png"]
+def _runs(*names: str) -> Callable[[Path, Path], Any]:
+    return lambda data, out: plot.draw([data / name for name in names], out)
 
 
-def _growth(data: Path, out: Path) -> list[Path]:
-    growth.redraw(data, out / "growth.png")
-    return [out / "growth.png"]
-
-
-def _discrete(data: Path, out: Path) -> list[Path]:
-    poles = "cartpole-preqn", "cartpole-preqn-two", "cartpole-dqn"
-    names = (*poles, "acrobot-preqn", "acrobot-dqn")
-    plot.draw([data / name for name in names], out / "discrete.png")
-    return [out / "discrete.png"]
-
-
-def _readme(data: Path, out: Path) -> list[Path]:
-    plot.draw([data / "preqn", data / "td3"], out / "halfcheetah.png")
-    return [out / "halfcheetah.png"]
-
-
+_POLES = ("cartpole-preqn", "cartpole-preqn-two", "cartpole-dqn")
 KEEP = (
     "and config.json and metrics.jsonl of each run copied to "
     "experiments/results/paper/<env>/<variant>"
@@ -138,31 +128,31 @@ MAKERS = (
         "failure_modes/failure_modes.json",
         "python -m experiments.failure_modes "
         "--json=experiments/results/failure_modes/failure_modes.json",
-        _failures,
+        _one(failure_modes.redraw, "failure_modes.png"),
     ),
     Maker(
         "the diagnosis of a run",
         "diagnosis/ddpg",
         "the first command of docs/results/diagnoses.md, config.json and metrics.jsonl copied",
-        _diagnosis,
+        _one(diagnose.redraw, "diagnosis.png"),
     ),
     Maker(
         "how a step grows",
         "growth.json",
         "python -m experiments.cost --grid --json=experiments/results/growth.json",
-        _growth,
+        _one(growth.redraw, "growth.png"),
     ),
     Maker(
         "two runs on HalfCheetah",
         "halfcheetah",
         "the train commands of docs/results/benchmark.md",
-        _readme,
+        _one(_runs("preqn", "td3"), "halfcheetah.png"),
     ),
     Maker(
         "finitely many actions",
         "discrete",
         "the train commands of docs/results/discrete.md, config.json and metrics.jsonl copied",
-        _discrete,
+        _one(_runs(*_POLES, "acrobot-preqn", "acrobot-dqn"), "discrete.png"),
     ),
 )
 

@@ -108,7 +108,8 @@ def run(config: NtkInitConfig) -> dict[str, Any]:
     _validate(config)
     path = Path(config.out) / "data.json"
     data = _open(path, config)
-    missing = [cell for cell in _cells(config) if section_5_1.find(data, *cell) is None]
+    there = section_5_1.measured(data)
+    missing = [cell for cell in _cells(config) if cell not in there]
     pairs = {
         env: collect(env, config.points, config.data_seed)
         for env in config.envs

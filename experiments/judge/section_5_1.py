@@ -32,24 +32,12 @@ def load(path: Path) -> dict[str, Any]:
         return {**data, **{name: data[name] for name in ("config", "data", "cells")}}
 
 
-def find(
-    data: dict[str, Any], env: str, activation: str, hidden_sizes: Sequence[int], initializer: str
-) -> dict[str, Any] | None:
-    """The cell of one network, or None if it is not measured yet."""
-    wanted = {
-        "env": env,
-        "activation": activation,
-        "hidden_sizes": list(hidden_sizes),
-        "initializer": initializer,
+def measured(data: dict[str, Any]) -> dict[tuple[str, str, tuple[int, ...], str], dict[str, Any]]:
+    """The cells there are, by (env, activation, hidden sizes, initializer)."""
+    return {
+        (one["env"], one["activation"], tuple(one["hidden_sizes"]), one["initializer"]): one
+        for one in data["cells"]
     }
-    return next(
-        (
-            cell
-            for cell in data["cells"]
-            if all(cell[name] == value for name, value in wanted.items())
-        ),
-        None,
-    )
 
 
 # --- the paper's findings -------------------------------------------------------------------------
@@ -210,9 +198,9 @@ def _values(
     quantity: str,
 ) -> np.ndarray:
     """`[networks, S]`. Raises UserError where `data` is of an unfinished run."""
-    rows = []
+    rows, cells = [], measured(data)
     for hidden_sizes in networks:
-        cell = find(data, env, activation, hidden_sizes, initializer)
+        cell = cells.get((env, activation, tuple(hidden_sizes), initializer))
         if cell is None:
             raise UserError(
                 f"data has no cell for {env}, {initializer}, {activation}, {list(hidden_sizes)}: "

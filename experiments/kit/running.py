@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.kit import flags, signals
+from experiments.kit import flags, signals, streams
 from experiments.kit.curves import plural
 from preqn_jax.envs import EnvError
 from preqn_jax.options import UserError, option
@@ -102,7 +102,8 @@ def _follow(
     if words is not None:
         print(words(session), file=sys.stderr)
     latest, clock = np.full(members, np.nan), Clock(session.config.num_steps)
-    with contextlib.closing(trace), _progress(session, title) as bar:
+    steps = session.config.num_steps, session.start
+    with contextlib.closing(trace), streams.bar(*steps, desc=title) as bar:
         for progress in () if session.stopping else session.rounds():
             step = progress.step
             trace.round(bool(progress.metrics))
@@ -205,14 +206,3 @@ def _state(session: Session, latest: np.ndarray) -> str:
     if np.isfinite(latest).any():
         words.append(f"return {np.nanmean(latest):.0f}")
     return ", ".join(words)
-
-
-def _progress(session: Session, title: str) -> tqdm:
-    return tqdm(
-        total=session.config.num_steps,
-        initial=session.start,
-        unit="step",
-        desc=title,
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-        dynamic_ncols=True,
-    )

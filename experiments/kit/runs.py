@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 import experiments
-from experiments.kit import curves, launch
+from experiments.kit import curves, launch, streams
 from preqn_jax.options import UserError
 from preqn_jax.training import collect, directory, record
 
@@ -195,15 +195,8 @@ def follow(
 
 
 def _bar(runs: Sequence[Run]) -> tqdm:
-    return tqdm(
-        total=sum(run.num_steps * len(run.seeds) for run in runs),
-        initial=sum(map(progress, runs)),
-        unit="step",
-        unit_scale=True,
-        smoothing=0,  # the steps come in lumps
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-        dynamic_ncols=True,
-    )
+    total, initial = sum(run.num_steps * len(run.seeds) for run in runs), sum(map(progress, runs))
+    return streams.bar(total, initial, unit_scale=True, smoothing=0)  # the steps come in lumps
 
 
 def last_words(log: Path) -> str:

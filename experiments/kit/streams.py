@@ -1,9 +1,11 @@
-"""Output that may lose its reader: a command does its work whether or not somebody listens."""
+"""Output of long work; a command does it whether or not somebody listens."""
 
 import contextlib
 import os
 import sys
 from typing import Any, TextIO
+
+from tqdm import tqdm
 
 
 class Forgiving:
@@ -45,6 +47,13 @@ def forgive() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115
         setattr(sys, name, Forgiving(stream))
+
+
+def bar(total: int, initial: int, **more: Any) -> tqdm:
+    """How far steps are, often on a terminal and seldom in a log."""
+    every = 0.5 if sys.stderr.isatty() else 30
+    shown = {"unit": "step", "mininterval": every, "dynamic_ncols": True, **more}
+    return tqdm(total=total, initial=initial, **shown)
 
 
 def _to_nowhere(fd: int) -> None:

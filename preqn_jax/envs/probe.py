@@ -14,6 +14,9 @@ With discount gamma and the greedy policy:
 | probe/nan | as probe/constant, until the reward turns to NaN | a run must stop and say so |
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,66 +32,56 @@ def _observe(state: Array) -> Array:
     return jnp.atleast_1d(state).astype(jnp.float32)
 
 
-def constant() -> FunctionalEnv:
+def _zero(key: Key) -> Array:
+    return jnp.float32(0)
+
+
+def _sign(key: Key) -> Array:
+    return jax.random.rademacher(key, (), jnp.float32)
+
+
+def _square(key: Key) -> Array:
+    return jax.random.uniform(key, (2,), jnp.float32, -1, 1)
+
+
+def _one_step(
+    reward: Callable[[Array, Array], Any], reset: Callable[[Key], Array] = _zero, size: int = 1
+) -> FunctionalEnv:
+    """Episodes of one step, with `reward(state [] or [size], action)`."""
+
     def step(state: Array, action: Array, key: Key) -> tuple[Array, Outcome]:
-        return state, Outcome(jnp.float32(1), _TRUE)
+        return state, Outcome(reward(state, action[0]), _TRUE)
 
-    return FunctionalEnv(_SPEC, lambda key: jnp.float32(0), step, _observe)
-
-
-def observation() -> FunctionalEnv:
-    def step(state: Array, action: Array, key: Key) -> tuple[Array, Outcome]:
-        return state, Outcome(state, _TRUE)
-
-    return FunctionalEnv(
-        _SPEC, lambda key: jax.random.rademacher(key, (), jnp.float32), step, _observe
-    )
+    return FunctionalEnv(_SPEC._replace(obs_size=size), reset, step, _observe)
 
 
 def delay() -> FunctionalEnv:
     def step(state: Array, action: Array, key: Key) -> tuple[Array, Outcome]:
         return state + 1, Outcome(jnp.where(state > 0, 1.0, 0.0), state > 0)
 
-    return FunctionalEnv(_SPEC, lambda key: jnp.float32(0), step, _observe)
-
-
-def action() -> FunctionalEnv:
-    def step(state: Array, action: Array, key: Key) -> tuple[Array, Outcome]:
-        return state, Outcome(1 - (action[0] - 0.5) ** 2, _TRUE)
-
-    return FunctionalEnv(_SPEC, lambda key: jnp.float32(0), step, _observe)
-
-
-def context() -> FunctionalEnv:
-    def reset(key: Key) -> Array:
-        return jax.random.uniform(key, (2,), jnp.float32, -1, 1)
-
-    def step(state: Array, action: Array, key: Key) -> tuple[Array, Outcome]:
-        return state, Outcome(1 - (action[0] - state[0]) ** 2, _TRUE)
-
-    return FunctionalEnv(_SPEC._replace(obs_size=2), reset, step, _observe)
+    return FunctionalEnv(_SPEC, _zero, step, _observe)
 
 
 def time_limit() -> FunctionalEnv:
     def step(state: Array, action: Array, key: Key) -> tuple[Array, Outcome]:
         return state, Outcome(jnp.float32(1), ~_TRUE)
 
-    return FunctionalEnv(_SPEC, lambda key: jnp.float32(0), step, _observe, time_limit=5)
+    return FunctionalEnv(_SPEC, _zero, step, _observe, time_limit=5)
 
 
 def nan() -> FunctionalEnv:
     def step(state: Array, action: Array, key: Key) -> tuple[Array, Outcome]:
         return state + 1, Outcome(jnp.where(state >= 130, jnp.nan, 1.0), ~_TRUE)
 
-    return FunctionalEnv(_SPEC, lambda key: jnp.float32(0), step, lambda state: _observe(state * 0))
+    return FunctionalEnv(_SPEC, _zero, step, lambda state: _observe(state * 0))
 
 
 PROBES = {
-    "probe/constant": constant,
-    "probe/observation": observation,
+    "probe/constant": lambda: _one_step(lambda s, a: jnp.float32(1)),
+    "probe/observation": lambda: _one_step(lambda s, a: s, _sign),
     "probe/delay": delay,
-    "probe/action": action,
-    "probe/context": context,
+    "probe/action": lambda: _one_step(lambda s, a: 1 - (a - 0.5) ** 2),
+    "probe/context": lambda: _one_step(lambda s, a: 1 - (a - s[0]) ** 2, _square, 2),
     "probe/time-limit": time_limit,
     "probe/nan": nan,
 }

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -79,7 +79,7 @@ class Collector:
         tell = partial(_tell, name, seconds, log, hung, threading.get_ident())
         self._watch = watch.Watch([] if workers else [place], seconds, tell)
         try:
-            self._pool: _Pool = Workers(recipe, workers) if workers else Local(recipe, seeds, place)
+            self._pool = Workers(recipe, workers) if workers else Local(recipe, seeds, place)
         except BaseException as error:
             self._watch.close()
             if isinstance(error, EnvError):
@@ -173,12 +173,6 @@ def warn(found: Sequence[Evaluation | None], step: int, limit: int, said: set[An
         said.add("lost")
 
 
-class _Pool(Protocol):
-    def call(self, method: str, arguments: Sequence[tuple | None] | None = None) -> list[Any]: ...
-
-    def close(self) -> None: ...
-
-
 def watched(
     env: envs.Source, seconds: float, hung: Callable[[EnvError], None]
 ) -> contextlib.AbstractContextManager[Any]:
@@ -186,7 +180,7 @@ def watched(
     place = watch.nowhere()
     place[0] = watch.CONSTRUCTION
     tell = partial(_tell, envs.name(env), seconds, None, hung, threading.get_ident())
-    return watch.Watch([place], seconds, tell)
+    return contextlib.closing(watch.Watch([place], seconds, tell))
 
 
 def _tell(

@@ -32,15 +32,6 @@ class LoopConfig:
     replay_capacity: int = option(1_000_000, "transitions the replay buffer D holds", at_least=1)
 
 
-def check_seeds(seeds: Sequence[int]) -> None:
-    """Raises UserError where a seed is there twice. In a sweep it is, with other settings."""
-    if len(set(seeds)) < len(seeds):
-        raise UserError(
-            f"seeds are {list(seeds)}, but each seed trains once: give different numbers, as in "
-            "`seeds=(0, 1, 2)`"
-        )
-
-
 def named(seeds: Sequence[int]) -> str:
     """Seeds in words."""
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
@@ -145,7 +136,11 @@ def validate_run(run: RunConfig, config: LoopConfig) -> None:
     """Raises UserError where numbers are out of range or do not fit one another."""
     check(run)
     source.check(run.env_kwargs, run.wrappers)
-    check_seeds(config.seeds)
+    if len(set(config.seeds)) < len(config.seeds):
+        raise UserError(
+            f"seeds are {list(config.seeds)}, but each seed trains once: give different numbers, "
+            "as in `seeds=(0, 1, 2)`"
+        )
     validate(config)
     trackers.check(run.track, run.logdir or "")
     if run.stop_on_divergence and not run.diagnose_every:

@@ -7,6 +7,7 @@ collects what `training.rollout` does, to rounding.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -90,8 +91,8 @@ def make_rounds(
     agent: Agent, env: Many, spec: Spec, config: LoopConfig, most: int, steps: int
 ) -> DeviceRounds:
     """The program of a run, whose environments `env` lead with `[P, E]`; `steps` is T."""
-    collect, learn = _make_collect(agent, env, spec, config), _make_learn(agent, config)
-    collect = _each(collect, config)
+    each, learn = partial(_each, config), _make_learn(agent, config)
+    collect = each(_make_collect(agent, env, spec, config), 3)
 
     def start(keys: Key) -> World:
         state = env.start(keys)
@@ -100,7 +101,7 @@ def make_rounds(
 
     def one(learner: Learner, world: World, streams: Streams, round_: Array):
         params = jax.vmap(agent.policy)(learner.agent)
-        world, transitions, report = collect((params, world, streams), round_)
+        world, transitions, report = collect(params, world, streams, round_)
         learner, metrics, frozen = learn(learner, transitions, world.frozen, streams, round_)
         return learner, replace(world, frozen=frozen), report._replace(metrics=metrics)
 
@@ -122,25 +123,20 @@ def make_rounds(
         _, learner, world, reports = jax.lax.while_loop(goes_on, body, carry)
         return learner, world, jax.tree.map(lambda rows: jnp.moveaxis(rows, 0, 1), reports)
 
-    first = _each(start, config)
-    begin, act = (_each(f, config) for f in _make_evaluation(agent, env, spec, steps))
-    return DeviceRounds(
-        lambda keys: first((keys,)),
-        rounds,
-        lambda keys: begin((keys,)),
-        lambda params, episodes, keys, count: act((params, episodes, keys), count),
-        env.observe,
-    )
+    begin, act = _make_evaluation(agent, env, spec, steps)
+    first, begin, act = each(start, 1), each(begin, 1), each(act, 3)
+    return DeviceRounds(first, rounds, begin, act, env.observe)
 
 
-def _each(function: Callable, config: LoopConfig) -> Callable:
-    """`(arrays [P, ...] in a tuple, *others) -> arrays [P, ...]`: `function` of them all, or where
-    members take turns of one at a time, whose numbers do not depend on its company then.
+def _each(config: LoopConfig, function: Callable, count: int) -> Callable:
+    """`(*arrays [P, ...], `count` of them, *others) -> arrays [P, ...]`: `function` of them all, or
+    where members take turns of one at a time, whose numbers do not depend on its company then.
     """
 
-    def run(members: tuple, *others: Any) -> Any:
+    def run(*given: Any) -> Any:
         if not loop.take_turns(config):
-            return function(*members, *others)
+            return function(*given)
+        members, others = given[:count], given[count:]
 
         def one(member: tuple) -> Any:
             alone = jax.tree.map(lambda x: x[None], member)

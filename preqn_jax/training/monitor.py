@@ -22,11 +22,6 @@ from preqn_jax.training.loop import Learner, keys, members
 from preqn_jax.training.rollout import Evaluation
 from preqn_jax.types import Array, Key, Params, Transition
 
-Monitor = Callable[[Learner, int], list[dict[str, float]]]
-"""`(learner [P], round) -> what diagnose measured, for each member`; nothing where the step of the
-critic is not finite.
-"""
-
 _BIAS_PAIRS = 256  # of an evaluation
 _HUGE = 1e9  # TD errors whose squares, and sums of them, lose the networks' own numbers
 _TAIL = 0.05  # the largest share of a return that may lie beyond the time limit
@@ -76,21 +71,10 @@ def make_looks(agent: Agent, config: LoopConfig) -> Callable[[Learner, int], lis
     return looks
 
 
-def make_monitor(
-    agent: Agent, config: LoopConfig, discounts: Sequence[float] | np.ndarray
-) -> Monitor:
-    """A monitor of the runs that `config` describes, with the gamma of each member. Measures the
-    first critic, and the step that `update` would take with it.
-    """
-    looks = make_looks(agent, config)
-    return lambda learner, round_: [
-        measure(agent, look, float(discount))
-        for look, discount in zip(looks(learner, round_), discounts, strict=True)
-    ]
-
-
 def measure(agent: Agent, look: Look, discount: float) -> dict[str, float]:
-    """What `diagnose` measures of a look; nothing where its step is not finite."""
+    """What `diagnose` measures of a look, of the first critic and the step that `update` would take
+    with it; nothing where that is not finite.
+    """
     step = look.step
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(step))):
         return {}

@@ -22,7 +22,7 @@ from preqn_jax.training import collect, device, directory, folder, loop, memory
 from preqn_jax.training.config import LoopConfig, RunConfig
 from preqn_jax.training.errors import Diverged, Diverging
 from preqn_jax.training.folder import Folder, Place
-from preqn_jax.training.monitor import advice, bias, make_exact, make_monitor
+from preqn_jax.training.monitor import advice, bias, make_exact, make_looks, measure
 from preqn_jax.training.rollout import Evaluation, attained
 from preqn_jax.training.trained import Trained
 from preqn_jax.types import Settings, Spec
@@ -161,7 +161,7 @@ class Session:
         self.counters = counters._replace(frozen=plan.resting)
         if self._folders:
             self._go_on()
-        self._look = make_monitor(self.agent, config, self._discounts)
+        self._looks = make_looks(self.agent, config)
         told = self._discounts, plan.described, plan.settings
         self._exact = make_exact(self.agent, envs.problem(plan.env), *told)
         self._acting = loop.each(self.agent.policy)
@@ -346,9 +346,9 @@ class Session:
         Raises Diverging, recorded, where there is one and the run should end.
         """
         news, worst = [], None
-        looks = self._look(self.learner, self.counters.round)
+        looks = self._looks(self.learner, self.counters.round)
         for i in self._going():
-            measured = looks[i]
+            measured = measure(self.agent, looks[i], float(self._discounts[i]))
             if not measured:  # training says so itself where it meets this
                 continue
             finding = diagnostics.failure(measured)

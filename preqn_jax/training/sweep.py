@@ -20,7 +20,7 @@ from preqn_jax import agents, envs
 from preqn_jax.agents import Agent, AgentConfig
 from preqn_jax.options import UserError, check_same, choose
 from preqn_jax.training import directory, files
-from preqn_jax.training.config import LoopConfig, RunConfig, check_seeds, validate_run
+from preqn_jax.training.config import LoopConfig, RunConfig, validate_run
 from preqn_jax.training.folder import Place
 from preqn_jax.training.session import Plan
 from preqn_jax.types import Settings, Spec
@@ -171,7 +171,6 @@ def plan(
     if not logdir:
         raise UserError("logdir is empty; name a folder for the sweep, as in `logdir=runs/sweep`")
     sweep = Sweep(Path(logdir), run, agent, loop, axes)
-    check_seeds(loop.seeds)
     for program in sweep.programs:
         validate_run(program.run, program.loop)
         for member in program.members:
@@ -299,7 +298,7 @@ def _plan(sweep: Sweep, program: Program, members: Sequence[Member]) -> Plan:
         Place(sweep.logdir / member.name, _described(program, one.config, member), range(i, i + 1))
         for i, (member, one) in enumerate(zip(members, resolved, strict=True))
     )
-    make: Callable[[Spec], Agent] = partial(make_swept, program.agent, example)
+    make: Callable[[Spec], Agent] = partial(make_swept, program.agent, tuple(example.items()))
     described = places[0].described
     env = envs.described(program.run.env, program.run.env_kwargs, program.run.wrappers)
     return Plan(make, env, program.run, config, discounts, described, settings, places)
@@ -310,15 +309,12 @@ def _described(program: Program, agent: AgentConfig, member: Member) -> dict[str
     return directory.describe(program.run, agent, loop)
 
 
-def make_swept(config: AgentConfig, example: Settings, spec: Spec) -> Agent:
+@lru_cache(maxsize=16)  # as `agents.make`
+def make_swept(config: AgentConfig, example: tuple[tuple[str, Any], ...], spec: Spec) -> Agent:
     """The agent of a program; `example` are settings of any member. Pickles, as workers need it."""
     if not example:
         return agents.make(config, spec)
-    return _swept(config, tuple(example.items()), spec)
 
-
-@lru_cache(maxsize=16)  # as `agents.make`
-def _swept(config: AgentConfig, example: tuple[tuple[str, Any], ...], spec: Spec) -> Agent:
     def make(settings: Settings) -> Agent:
         return agents.make(dataclasses.replace(config, **settings), spec)
 

@@ -70,9 +70,3 @@ class Watch:
     def close(self) -> None:
         """No more looks."""
         self._over.set()
-
-    def __enter__(self) -> "Watch":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
