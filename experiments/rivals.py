@@ -2,7 +2,7 @@
 said of each run beside its return.
 
     python -m experiments.rivals --root=runs/rivals --seeds=0,1,2 --num_steps=100000 \\
-        --envs=HalfCheetah-v5,Walker2d-v5,Hopper-v5 --only=*/preqn,*/preqn-twin,*/crossq,*/td3
+        --envs=HalfCheetah-v5,Walker2d-v5,Hopper-v5 --only='*/preqn,*/preqn-twin,*/crossq,*/td3'
 
 A plan as `experiments.benchmark` has one: it makes the runs that are not there yet, and may be
 stopped and started again. --report makes none. Every run is diagnosed at its evaluations; the

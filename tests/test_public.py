@@ -64,10 +64,12 @@ def test_the_readmes_example_runs_verbatim():
 
 @pytest.mark.slow
 def test_the_examples_of_the_python_page_run_verbatim():
-    own, sweep = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.S)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.S)
+    own, loop, sweep = blocks
     *evaluations, policy = python(own).splitlines()
     returns = [float(line.split()[1]) for line in evaluations]
     assert len(returns) == 3 and returns[-1] > -1 and policy.startswith("[-")
+    assert 0.97 <= float(python(loop)) <= 1
     assert len(python(sweep).strip("[] \n").split()) == 3
 
 
