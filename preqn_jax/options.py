@@ -35,13 +35,14 @@ def option(
 
 def check(config: Any) -> None:
     """Raises UserError where a field of a config is of another type than it says, or out of its
-    range. Arrays and tracers pass: what they hold may not be known yet.
+    range. Arrays, tracers and schedules pass: what they hold may not be known yet.
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value, hint = getattr(config, field.name), hints[field.name]
-        known = isinstance(value, numbers.Number | str | list | tuple)
         kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        known = isinstance(value, numbers.Number | str | list | tuple | None)
+        known = known or not (hasattr(value, "shape") or (callable(value) and float in kinds))
         words = " or ".join(_WORDS[kind] for kind in kinds if kind in _WORDS)
         if known and words and not fits(value, hint):
             raise UserError(f"{field.name} is {value!r}, but it must be {words}")
@@ -99,7 +100,7 @@ def choose(kind: str, name: str, choices: Iterable[str]) -> str:
     choices = sorted(choices)
     if name in choices:
         return name
-    near = difflib.get_close_matches(name, choices, n=1)
+    near = difflib.get_close_matches(name, choices, n=1) if isinstance(name, str) else []
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise UserError(f"unknown {kind} {name!r}{hint}; choose one of {', '.join(choices)}")
 

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from preqn_jax.types import Array, Number, wide
+from preqn_jax.options import require
+from preqn_jax.types import Array, Number, power_of_two, wide
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 # Rows of K that LAPACK factors at once, and of a triangle that it inverts, on the CPU: OpenBLAS
@@ -47,7 +48,10 @@ def eigh(rcond: Number | None = None) -> Solve:
 
     A cut above the largest part of Delta's spectrum costs alignment that no shorter step can bring
     back: at 1e-3 the linesearch mostly cannot pass.
+
+    All solves here raise ValueError for numbers that make no sense, as an rcond of 1 or more.
     """
+    _check_share(rcond)
 
     def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
         gram, delta = _in_one_type(gram, delta)
@@ -78,10 +82,11 @@ def cholesky(damping: Number = 1e-3) -> Solve:
       damping: relative to the mean diagonal of K, so the same number serves every network width.
         Zero or too small a value on a singular K ends in NaN, reported by `SolveInfo.finite`.
     """
+    require(damping, lambda x: x >= 0, "damping must not be negative")
 
     def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
         gram, delta = _in_one_type(gram, delta)
-        absolute = damping * jnp.mean(jnp.diagonal(gram))
+        absolute = (damping * jnp.mean(jnp.diagonal(gram))).astype(gram.dtype)
         damped = gram + absolute * jnp.eye(gram.shape[0], dtype=gram.dtype)
         z = _positive(damped, delta)
         return z, _info(gram, delta, z, damping=absolute)
@@ -97,6 +102,7 @@ def lstsq(rcond: Number | None = None) -> Solve:
       rcond: singular values below ``rcond`` times the largest count as zero; None is eps * B
         of K's type.
     """
+    _check_share(rcond)
 
     def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
         gram, delta = _in_one_type(gram, delta)
@@ -118,6 +124,9 @@ def cg(tol: Number = 1e-5, max_steps: int = 100, damping: Number = 0.0) -> Solve
     Without damping, on a singular K and a delta outside of its range, the iterates grow without
     bound: one that is worse than z = 0 is given up for it, which shows as a residual of 1.
     """
+    require(tol, lambda x: x >= 0, "tol must not be negative")
+    require(max_steps, lambda x: x >= 1, "max_steps must be at least 1")
+    require(damping, lambda x: x >= 0, "damping must not be negative")
 
     def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
         gram, delta = _in_one_type(gram, delta)
@@ -126,10 +135,12 @@ def cg(tol: Number = 1e-5, max_steps: int = 100, damping: Number = 0.0) -> Solve
         def matvec(v: Array) -> Array:
             return _dot(gram, v) + absolute * v
 
-        z, _ = jax.scipy.sparse.linalg.cg(matvec, delta, tol=tol, maxiter=max_steps)  # pyright: ignore
-        error, size = jnp.linalg.norm(matvec(z) - delta), jnp.linalg.norm(delta)
+        unit = power_of_two(delta)
+        b = delta / unit
+        z, _ = jax.scipy.sparse.linalg.cg(matvec, b, tol=tol, maxiter=max_steps)  # pyright: ignore
+        error, size = jnp.linalg.norm(matvec(z) - b), jnp.linalg.norm(b)
         worse = jnp.where(error > size, 0, jnp.nan)  # a NaN stays to be seen
-        z = jnp.where(error <= size, z, worse)
+        z = jnp.where(error <= size, z, worse) * unit
         return z, _info(gram, delta, z, damping=absolute)
 
     return solve
@@ -184,6 +195,10 @@ def _inverse(lower: Array) -> Array:
     return jnp.block([[first, jnp.zeros((half, size - half), lower.dtype)], [corner, last]])
 
 
+def _check_share(rcond: Number | None) -> None:
+    require(rcond, lambda x: 0 <= x < 1, "rcond is a share of the largest, in [0, 1)")
+
+
 def _dot(a: Array, b: Array) -> Array:
     return jnp.dot(a, b, precision=_HIGHEST)
 
@@ -197,8 +212,9 @@ def _in_one_type(gram: Array, delta: Array) -> tuple[Array, Array]:
 def _info(
     gram: Array, delta: Array, z: Array, rank: Array | None = None, damping: Array | None = None
 ) -> SolveInfo:
-    error = jnp.linalg.norm(_dot(gram, z) - delta)
-    size = jnp.linalg.norm(delta)
+    unit = power_of_two(delta)
+    error = jnp.linalg.norm((_dot(gram, z) - delta) / unit)
+    size = jnp.linalg.norm(delta / unit)
     return SolveInfo(
         residual=jnp.where(size > 0, error / jnp.where(size > 0, size, 1), error),
         rank=jnp.asarray(gram.shape[0] if rank is None else rank, jnp.int32),

@@ -202,7 +202,7 @@ def value_iteration(mdp: MDP, tol: Number = 1e-6, max_steps: int = 100_000) -> S
 
     In float32 a `tol` near the rounding of Q is not reached: `Solution.error` says what was.
     """
-    zeros = jnp.zeros(mdp.transition.shape[:2], jnp.asarray(mdp.transition).dtype)
+    zeros = jnp.zeros(mdp.transition.shape[:2], _real(mdp.transition).dtype)
 
     def unfinished(carry: Solution) -> Array:
         return (carry.error > tol) & (carry.steps < max_steps)
@@ -223,7 +223,14 @@ def _back_up(mdp: MDP, values: Array) -> Array:
 
 def _table(mdp: MDP, name: str, table: Array) -> Array:
     _fit(name, table, mdp.transition.shape[:2], "states, actions")
-    return jnp.asarray(table)
+    return _real(table)
+
+
+def _real(numbers: Array | np.ndarray) -> Array:
+    """Whole numbers as floats: a table of them cannot go half of the way."""
+    numbers = jnp.asarray(numbers)
+    inexact = jnp.issubdtype(numbers.dtype, jnp.inexact)
+    return numbers if inexact else numbers.astype(float)
 
 
 def _square(mdp: MDP, kernel: Array) -> Array:
@@ -334,7 +341,7 @@ def preconditioned(mdp: MDP, q: Array, alpha: Number, rho: Array, kernel: Array)
 @partial(jax.jit, static_argnums=(0, 2))
 def iterate(operator: Operator, q: Array, steps: int) -> Array:
     """Q_0 = q, Q_1 = U Q_0, ...: `[steps + 1, S, A]`. Compiled anew for every `operator` object."""
-    _, path = jax.lax.scan(lambda q, _: (operator(q), q), q, length=steps + 1)
+    _, path = jax.lax.scan(lambda q, _: (operator(q), q), _real(q), length=steps + 1)
     return path
 
 

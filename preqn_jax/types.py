@@ -91,6 +91,16 @@ Settings = dict[str, Any]
 """
 
 
+def power_of_two(x: Array) -> Array:
+    """One near the largest |x|, `[]`, by which x can be divided without losing a digit, so that
+    its square neither overflows nor vanishes; 1 where x is 0, or not finite.
+    """
+    largest = jnp.max(jnp.abs(x))
+    good = (largest > 0) & jnp.isfinite(largest)
+    _, exponent = jnp.frexp(jnp.where(good, largest, 1))
+    return jnp.ldexp(jnp.ones((), x.dtype), exponent - 1)
+
+
 def wide(x: Any) -> Array:
     """`x` in float32, or as it is where it is float64: in a narrower type, or as integers, sums of
     products lose their digits or wrap around.

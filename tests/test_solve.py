@@ -409,3 +409,40 @@ def test_the_blocks_are_for_the_cpu_alone():
     gram, delta = jax.ShapeDtypeStruct((256, 256), "f4"), jax.ShapeDtypeStruct((256,), "f4")
     exported = jax.export.export(jax.jit(solve.cholesky()), platforms=["cuda"])(gram, delta)
     assert "tensor<96x96xf32>" not in exported.mlir_module()
+
+
+@pytest.mark.parametrize("make", [solve.cholesky, lambda d: solve.cg(damping=d)])
+def test_a_damping_of_more_digits_than_k_solves_in_those_of_k(make, x64):
+    gram, delta = np.float32(positive()), np.arange(BATCH, dtype=np.float32)
+    z, info = make(np.float64(DAMPING))(gram, delta)
+    again, _ = jax.jit(lambda d: make(d)(gram, delta))(jnp.float64(DAMPING))
+    assert z.dtype == again.dtype == info.damping.dtype == jnp.float32
+    np.testing.assert_allclose(again, z, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("size", [2.0**66, 2.0**-66])
+def test_no_size_of_delta_overflows_or_vanishes(name, size):
+    """Its square would, in float32. A power of two changes no digit."""
+    gram, delta = np.float32(positive()), np.float32(np.arange(1, BATCH + 1))
+    z, info = JITTED[name](gram, delta)
+    huge, same = JITTED[name](gram, size * delta)
+    np.testing.assert_allclose(huge / size, z, rtol=1e-6)
+    assert same.finite and info.residual > 0
+    np.testing.assert_allclose(same.residual, info.residual, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: solve.cholesky(-1.0), "damping must not be negative, got -1.0"),
+        (lambda: solve.cg(damping=-1.0), "damping must not be negative, got -1.0"),
+        (lambda: solve.cg(max_steps=0), "max_steps must be at least 1, got 0"),
+        (lambda: solve.cg(tol=-1.0), "tol must not be negative, got -1.0"),
+        (lambda: solve.eigh(1.0), "rcond is a share of the largest, in [0, 1), got 1.0"),
+        (lambda: solve.lstsq(-0.1), "rcond is a share of the largest, in [0, 1), got -0.1"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused_as_a_solve_is_made(make, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        make()

@@ -25,6 +25,7 @@ from preqn_jax import networks
 from preqn_jax.agents.base import Agent, Inspection
 from preqn_jax.agents.critic import Critic, Upcoming, Update
 from preqn_jax.agents.policies import Policy
+from preqn_jax.options import require
 from preqn_jax.types import Array, Key, Metrics, Params, Spec, Transition
 
 
@@ -45,8 +46,9 @@ def actor_critic(
       spec: sizes of observations and actions.
       policy, critic: of this package, or records of your own.
       discount: gamma.
-      delay: critic updates for one update of the policy and of the slow copies.
+      delay: critic updates for one update of the policy and of the slow copies, at least 1.
     """
+    require(delay, lambda x: x >= 1, "delay must be at least 1")
 
     def init(key: Key) -> ActorCriticState:
         policy_key, critic_key = jax.random.split(key)

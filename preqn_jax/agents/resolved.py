@@ -4,7 +4,7 @@ import dataclasses
 import numbers
 from typing import Any, NamedTuple, cast
 
-from preqn_jax import networks, ntk
+from preqn_jax import networks, ntk, steps
 from preqn_jax.agents.config import (
     ALGORITHMS,
     CHOICE,
@@ -69,6 +69,7 @@ def resolve(config: AgentConfig) -> Resolved:
     choose("algorithm", config.algorithm, ALGORITHMS)
     values = {**PLAIN, **ALGORITHMS[config.algorithm]}
     config = _fill(config, values)
+    _check_choices(config)
     step = choose("critic_step", str(config.critic_step), STEP_LEARNING_RATES)
     config = _fill(config, {"critic_learning_rate": STEP_LEARNING_RATES[step]})
     activation = choose("activation", str(config.activation), networks.ACTIVATIONS)
@@ -111,6 +112,21 @@ def _fill(config: AgentConfig, values: dict[str, Any]) -> AgentConfig:
     return dataclasses.replace(config, **missing)
 
 
+def _check_choices(config: AgentConfig) -> None:
+    """Raises UserError for what is said, and would change nothing."""
+    if config.measured_pessimism or config.num_critics == 1:
+        usual = {**PLAIN, **ALGORITHMS[config.algorithm]}["pessimism"]
+        if isinstance(config.pessimism, numbers.Real) and config.pessimism != usual:
+            measured = "measured_pessimism finds its own"
+            why = measured if config.measured_pessimism else "there is one critic"
+            raise UserError(f"pessimism is {config.pessimism}, but {why}: leave it out")
+    if config.rcond is not None and config.solver not in ("eigh", "lstsq"):
+        raise UserError(
+            f"rcond is {config.rcond}, but the solver {config.solver} cuts nothing off: use "
+            "`solver=eigh`, or `damping`"
+        )
+
+
 def _check_variants(config: AgentConfig, step: str) -> None:
     """Raises UserError where what PreQN's variants add has nothing to work on."""
     for name in ("momentum", "adaptive_damping", "relative_eta"):
@@ -123,6 +139,13 @@ def _check_variants(config: AgentConfig, step: str) -> None:
         raise UserError(
             f"adaptive_damping is on, but the solver {config.solver} has no damping: use "
             "`solver=cholesky` or `solver=cg`"
+        )
+    damping, limits = config.damping, steps.Adaptive()
+    known = config.adaptive_damping and isinstance(damping, numbers.Real)
+    if known and not limits.least <= damping <= limits.most:  # pyright: ignore[reportOperatorIssue]
+        raise UserError(
+            f"damping is {damping}, but adaptive_damping keeps it between {limits.least} and "
+            f"{limits.most}: begin with one in between"
         )
     if not config.measured_pessimism:
         return

@@ -116,7 +116,7 @@ def bias(q: QFunction, params: Params, inputs: Inputs, returns: Any) -> dict[str
             f"returns holds G of the shape {returns.shape}, expected {(size,)}, one for each input"
         )
     off = jnp.mean(_values(q, params, inputs) - returns)
-    return {"bias": float(off), "bias_relative": float(off / jnp.mean(jnp.abs(returns)))}
+    return {"bias": float(off), "bias_relative": float(_ratio(off, jnp.mean(jnp.abs(returns))))}
 
 
 def _alike(next_action: Any, action: Array) -> Array:

@@ -208,6 +208,8 @@ def _seen(eqn: jex.JaxprEqn, view: View) -> View | None:
             return view
         case "transpose":
             return view._replace(moves=(*view.moves, ("transpose", eqn.params["permutation"])))
+        case "reshape" if eqn.params["dimensions"] is not None:
+            return None  # which transposes first
         case "reshape" | "squeeze" | "broadcast_in_dim" if before.size == after.size:
             return view._replace(moves=(*view.moves, ("reshape", after.shape)))
     return None

@@ -1,6 +1,7 @@
 """The natural gradient's step, section 4.1."""
 
 import jax
+import jax.numpy as jnp
 
 from preqn_jax import measures, ntk
 from preqn_jax import solve as solvers
@@ -53,7 +54,9 @@ def natural_gradient(
         delta = delta_of(targets, lin.values)
         z, fit = solve(lin.gram, delta)
         move = lin.pullback(z)
-        params = jax.tree.map(lambda p, m: (p + alpha * m).astype(p.dtype), params, move)
+        params = jax.tree.map(
+            lambda p, m: jnp.where(fit.finite, p + alpha * m, p).astype(p.dtype), params, move
+        )
         cos = measures.alignment(batch(params, inputs) - lin.values, delta)
         metrics = {"critic/alignment": cos, **solve_metrics(fit, lin.gram, delta)}
         return params, memory, StepInfo(lin.values, delta, metrics)

@@ -20,7 +20,7 @@ from preqn_jax.steps.base import (
     schedule,
     solve_metrics,
 )
-from preqn_jax.types import Array, Inputs, Number, Params, QFunction
+from preqn_jax.types import Array, Inputs, Number, Params, QFunction, power_of_two
 
 
 class Adaptive(NamedTuple):
@@ -193,7 +193,7 @@ def _direction(
     if momentum is None:
         z, fit = solve(lin.gram, delta)  # Eq. 22
         return lin.pullback(z), image(z), fit  # Eq. 23
-    before = jax.tree.map(lambda m: momentum * m, last)
+    before = jax.tree.map(lambda m: (momentum * m).astype(m.dtype), last)
     carried = lin.pushforward(before)
     z, fit = solve(lin.gram, delta - carried)
     move = jax.tree.map(lambda m, b: (m + b).astype(b.dtype), lin.pullback(z), before)
@@ -217,7 +217,13 @@ def _gain(delta: Array, change: Array, linear: Array) -> Array:
     """The decrease of |delta|^2 by a change of Q, over that by its linearization; 1 where neither
     is any.
     """
-    decrease = lambda c: jnp.vdot(c, 2 * delta - c, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
+    unit = power_of_two(delta)
+    off = delta / unit
+
+    def decrease(change: Array) -> Array:
+        c = change / unit
+        return jnp.vdot(c, 2 * off - c, precision=jax.lax.Precision.HIGHEST)
+
     real, foretold = decrease(change), decrease(linear)
     return jnp.where(foretold == 0, jnp.where(real == 0, 1, jnp.nan), real / foretold)
 
@@ -225,11 +231,12 @@ def _gain(delta: Array, change: Array, linear: Array) -> Array:
 def _checked_solve(solve: Any) -> Any:
     """`solve`, if it is a solve. Raises ValueError for its name, or for what makes one."""
     makers = {"cholesky": solvers.cholesky, "eigh": solvers.eigh}
-    makers |= {"lstsq": solvers.lstsq, "cg": solvers.cg}
+    makers |= {"lstsq": solvers.lstsq, "cg": solvers.cg, "Adaptive": Adaptive}
     if callable(solve) and solve not in makers.values():
         return solve
     name = getattr(solve, "__name__", solve)
     raise ValueError(
         f"solve is {solve!r}, expected a function (gram, delta) -> (z, info), as "
-        f"preqn_jax.solve.{name if name in list(makers) else 'cholesky'}() makes one"
+        f"preqn_jax.{'steps' if name == 'Adaptive' else 'solve'}."
+        f"{name if name in list(makers) else 'cholesky'}() makes one"
     )

@@ -91,8 +91,10 @@ def measure(agent: Agent, look: Look, discount: float) -> dict[str, float]:
     return diagnostics.diagnose(agent.q, case)
 
 
-Exactly = Callable[[Learner, int, float], dict[str, float]]
-"""`(learner [P], index of a member, alpha of Eq. 5) -> diagnostics.exact` by "exact/..."."""
+Exactly = Callable[[Learner, int, float, float | None], dict[str, float]]
+"""`(learner [P], index of a member, alpha of Eq. 5, damping where it adapts) -> diagnostics.exact`
+by "exact/...".
+"""
 
 
 def make_exact(
@@ -110,7 +112,7 @@ def make_exact(
     alpha of Eq. 5 whose update is most like it, as a diagnosis finds it.
     """
     if problem is None:
-        return lambda learner, i, alpha: {}
+        return lambda learner, i, alpha, adapted: {}
     shape = problem.rho.shape
 
     @jax.jit
@@ -123,12 +125,13 @@ def make_exact(
     def of(i: int, name: str) -> Any:
         return settings[name][i] if name in settings else described.get(name)
 
-    def look(learner: Learner, i: int, alpha: float) -> dict[str, float]:
+    def look(learner: Learner, i: int, alpha: float, adapted: float | None) -> dict[str, float]:
         state, replay = jax.tree.map(lambda leaf: leaf[i], (learner.agent, learner.replay))
         damping = None
         if described.get("critic_step") in ("preconditioned", "natural_gradient"):
             inverts = described["critic_step"] == "preconditioned" and described["solver"]
-            damping = 0.0 if inverts in ("eigh", "lstsq") else float(of(i, "damping"))
+            damping = float(of(i, "damping")) if adapted is None else adapted
+            damping = 0.0 if inverts in ("eigh", "lstsq") else damping
             alpha = float(of(i, "critic_learning_rate"))
         found = diagnostics.exact(
             agent.q,

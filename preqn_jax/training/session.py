@@ -223,6 +223,7 @@ class Session:
         episodes: list[tuple[int, float]] = []  # that ended since what was yielded last
         for done in rounds:
             self.learner, self.counters, step = done.learner, done.counters, done.step
+            self._metrics = done.metrics
             for member, error in done.diverged:
                 self._note_divergence(member, error)
             if len(self.counters.frozen) == size:
@@ -353,7 +354,9 @@ class Session:
                 continue
             finding = diagnostics.failure(measured)
             line = {f"diagnose/{name}": value for name, value in measured.items()}
-            line |= self._exact(self.learner, i, measured["alpha"])
+            adapted = self._metrics.get("solve/damping")
+            adapted = None if adapted is None else float(adapted[i])
+            line |= self._exact(self.learner, i, measured["alpha"], adapted)
             number = 1 + diagnostics.FAILURES.index(finding.mode) if finding else 0
             self._write(step, i, {**line, "diagnose/failure": number})
             if finding and self._found.get(i) != finding.mode:

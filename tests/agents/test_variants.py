@@ -1,8 +1,11 @@
 """PreQN's variants: what bootstraps between several critics, and the settings that choose it."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from agent_cases import SPEC, compiled, make, recording, transitions
@@ -141,11 +144,33 @@ def test_a_setting_reaches_the_step(case):
         ({"algorithm": "crossq", "pessimism": 0.5}, "pessimism is 0.5, but crossq's is 1"),
         ({"momentum": 1.0}, "momentum is 1.0"),
         ({"pessimism": -0.5}, "pessimism is -0.5"),
+        ({"pessimism": 0.3}, "pessimism is 0.3, but there is one critic"),
+        ({"algorithm": "preqn_measured", "pessimism": 0.3}, "but measured_pessimism finds its own"),
+        ({"rcond": 1e-4}, "rcond is 0.0001, but the solver cholesky cuts nothing off"),
+        ({"algorithm": "preqn_adaptive", "damping": 1e-5}, "keeps it between 0.0001 and 1.0"),
+        ({"solver": solve.eigh()}, "solver is <function .*, but it must be a word, in quotes"),
+        ({"solver": None}, "solver is None, but it must be a word"),
+        ({"eta": None}, "eta is None, but it must be a number"),
+        ({"hidden_sizes": 64.5}, "hidden_sizes is 64.5, but it must be a tuple of whole numbers"),
     ],
 )
 def test_what_has_nothing_to_work_on_is_refused(fields, message):
     with pytest.raises(UserError, match=message):
         agents.resolve(agents.AgentConfig(**fields))
+
+
+@pytest.mark.parametrize("algorithm", agents.ALGORITHMS)
+def test_what_was_made_can_be_made_again(algorithm):
+    """As a run directory's own words are."""
+    made = agents.resolve(agents.AgentConfig(algorithm))
+    assert agents.resolve(made.config) == made
+
+
+def test_a_function_is_no_name_and_a_schedule_is_a_rate():
+    with pytest.raises(UserError, match="unknown activation <.*>; choose one of"):
+        wrong: Any = jnp.sin
+        networks.Critic(activation=wrong).init(jax.random.key(0), jnp.zeros(3), jnp.zeros(1))
+    agents.resolve(agents.AgentConfig(critic_learning_rate=optax.constant_schedule(0.1)))  # pyright: ignore
 
 
 def test_a_variant_is_a_composition():

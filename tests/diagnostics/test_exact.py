@@ -119,6 +119,22 @@ def test_a_terminal_state_has_the_value_0_and_is_left_out():
 
 
 @pytest.mark.slow
+def test_a_damping_that_adapts_is_the_one_there_is():
+    options = {**SMALL, "batch_size": 16, "num_steps": 200, "discount": 0.8, "logdir": "x"}
+    adapting = {"adaptive_damping": True, "damping": 1.0, "diagnose_every": 200}
+    for _ in preqn_jax.train("preqn_discrete", "tabular/chain", **adapting, **options):
+        pass
+    lines = [json.loads(line) for line in Path("x/metrics.jsonl").read_text().splitlines()]
+    (look,) = [line for line in lines if "exact/modulus" in line]
+    (damping,) = [
+        line["solve/damping"]
+        for line in lines
+        if line.get("step") == 200 and "solve/damping" in line
+    ]
+    assert damping < 0.5 and look["exact/modulus"] < 0.983  # 1.09 with a damping of 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["preqn_discrete", "dqn"])
 def test_a_run_on_a_finite_problem_records_them(algorithm):
     """With the replay's own pairs, the run's gamma, and its own step."""

@@ -31,6 +31,17 @@ def _reshaped(dtype):  # heads that are held apart and computed together; unit a
 
 
 @zoo
+def _reshaped_by_columns(dtype):  # which is no view of rows: its axes are transposed first
+    def q(p, x):
+        by_rows, by_columns = p["w"].reshape(5, 6), jnp.reshape(p["w"], (5, 6), order="F")
+        turned = jax.lax.reshape(p["v"], (5, 6), dimensions=(1, 0))
+        return jnp.sum(jnp.tanh(x @ by_rows) * jnp.sin(x @ by_columns) + jnp.cos(x @ turned))
+
+    params = {"w": weights(1, 5, 2, 3), "v": weights(2, 3, 10)}
+    return q, arrays(dtype, params), arrays(dtype, (draw(4, BATCH, 5),))
+
+
+@zoo
 def _members_in_the_middle(dtype):  # `[in, members, out]`, brought to the front before a product
     def q(p, x):
         w = jnp.moveaxis(p["w"], 1, 0)

@@ -164,3 +164,24 @@ def test_a_q_that_returns_no_scalar_is_named(name):
     step = STEPS[name](lambda params, *x: critic()(params, *x)[None])
     with pytest.raises(ValueError, match=r"one scalar for one example, got shapes \[\(1,\)\]"):
         step.update(params, step.init(params), inputs, targets)
+
+
+def test_a_natural_gradient_step_without_a_solution_moves_nothing():
+    """Inputs that move no parameter: K = 0, and F too."""
+    step = steps.natural_gradient(lambda params, x: x @ params, 0.1)
+    params = jnp.ones(2)
+    new, _, info = step.update(params, (), (jnp.zeros((3, 2)),), jnp.ones(3))
+    assert new.tolist() == [1, 1] and info.metrics["solve/finite"] == 0
+
+
+def test_an_adaptive_damping_reads_errors_whose_square_overflows():
+    found = []
+    for size in (1.0, 2.0**-70):
+        linear = steps.preconditioned(lambda p, x: x @ p, 0.5, solve=steps.Adaptive())
+        weights, x = jnp.zeros(3), jnp.eye(3)
+        _, memory, info = linear.update(
+            weights, linear.init(weights), (x,), jnp.asarray([1.0, 2.0, 4.0]) / size
+        )
+        assert info.metrics["linesearch/accepted"] == 1
+        found.append(float(memory.damping))
+    assert found[0] == found[1] < 1e-3

@@ -140,3 +140,23 @@ def test_a_python_float_is_learned_too():
     params = {"gain": 1.0}
     params, _, _ = step.update(params, step.init(params), (jnp.ones(2),), jnp.full(2, 3.0))
     assert float(params["gain"]) == 2.0
+
+
+def test_what_momentum_carries_keeps_its_type_whatever_the_number_is(x64):
+    """So that a scan can carry it."""
+    params, x, targets = drawn("float32")
+    for dtype, share in (("bfloat16", jnp.float32(0.9)), ("float32", np.float64(0.9))):
+        step = steps.preconditioned(pixels, 0.1, -0.99, momentum=share)
+        start = jax.tree.map(lambda p, dtype=dtype: p.astype(dtype), params)
+        memory = step.init(start)
+        _, after, _ = take(step, start, (x / 100,), targets)
+        assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, memory)
+        assert {leaf.dtype for leaf in jax.tree.leaves(after.move)} == {jnp.dtype(dtype)}
+
+
+def test_a_bound_of_more_digits_than_q(x64):
+    params, x, targets = drawn("float32")
+    bounds = (np.float64(0.5), 0.5)
+    steps_ = [steps.gradient(pixels, optax.sgd(0.1), huber=bound) for bound in bounds]
+    moved = [flat(take(step, params, (x,), targets)[0]) for step in steps_]
+    np.testing.assert_array_equal(*moved)

@@ -1,5 +1,6 @@
 """What a person may get wrong about a finite problem."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -123,3 +124,13 @@ def test_shapes_are_checked_under_tracing_too():
     ):
         with pytest.raises(ValueError, match="has the shape .* expected"):
             jit(call)()
+
+
+def test_whole_numbers_are_numbers():
+    mdp = tabular.check(tabular.MDP(np.ones((1, 2, 1), int), np.array([[0, 1]]), 0.5))
+    rho, start = jnp.full((1, 2), 0.5), jnp.zeros((1, 2), int)
+    learned = tabular.q_learning(mdp, start, rho, jax.random.key(0), 2000)
+    np.testing.assert_allclose(learned.q, [[1, 2]], atol=1e-2)
+    np.testing.assert_allclose(tabular.value_iteration(mdp).q, [[1, 2]], atol=1e-4)
+    path = tabular.iterate(lambda q: tabular.u1(mdp, q, 0.5), start, 1)
+    np.testing.assert_allclose(path[1], [[0, 0.5]])
