@@ -185,6 +185,7 @@ class AgentConfig:
         None,
         "eigenvalues of K up to this share of the largest count as zero (eigh, lstsq)",
         at_least=0,
+        below=1,
     )
     eta: float = option(
         0.97, "eta, the alignment a preconditioned step must reach (Eq. 24)", above=-1, below=1

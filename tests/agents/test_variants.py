@@ -149,6 +149,7 @@ def test_a_setting_reaches_the_step(case):
         ({"rcond": 1e-4}, "rcond is 0.0001, but the solver cholesky cuts nothing off"),
         ({"algorithm": "preqn_adaptive", "damping": 1e-5}, "keeps it between 0.0001 and 1.0"),
         ({"solver": solve.eigh()}, "solver is <function .*, but it must be a word, in quotes"),
+        ({"solver": "eigh", "rcond": 1.0}, "rcond is 1.0, but it must be at least 0 and below 1"),
         ({"solver": None}, "solver is None, but it must be a word"),
         ({"eta": None}, "eta is None, but it must be a number"),
         ({"hidden_sizes": 64.5}, "hidden_sizes is 64.5, but it must be a tuple of whole numbers"),
