@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from preqn_jax import solve
-from preqn_jax.types import Array, Key, Number
+from preqn_jax.types import Array, Key, Number, inexact
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -202,7 +202,7 @@ def value_iteration(mdp: MDP, tol: Number = 1e-6, max_steps: int = 100_000) -> S
 
     In float32 a `tol` near the rounding of Q is not reached: `Solution.error` says what was.
     """
-    zeros = jnp.zeros(mdp.transition.shape[:2], _real(mdp.transition).dtype)
+    zeros = jnp.zeros(mdp.transition.shape[:2], inexact(mdp.transition).dtype)
 
     def unfinished(carry: Solution) -> Array:
         return (carry.error > tol) & (carry.steps < max_steps)
@@ -223,14 +223,7 @@ def _back_up(mdp: MDP, values: Array) -> Array:
 
 def _table(mdp: MDP, name: str, table: Array) -> Array:
     _fit(name, table, mdp.transition.shape[:2], "states, actions")
-    return _real(table)
-
-
-def _real(numbers: Array | np.ndarray) -> Array:
-    """Whole numbers as floats: a table of them cannot go half of the way."""
-    numbers = jnp.asarray(numbers)
-    inexact = jnp.issubdtype(numbers.dtype, jnp.inexact)
-    return numbers if inexact else numbers.astype(float)
+    return inexact(table)
 
 
 def _square(mdp: MDP, kernel: Array) -> Array:
@@ -341,7 +334,7 @@ def preconditioned(mdp: MDP, q: Array, alpha: Number, rho: Array, kernel: Array)
 @partial(jax.jit, static_argnums=(0, 2))
 def iterate(operator: Operator, q: Array, steps: int) -> Array:
     """Q_0 = q, Q_1 = U Q_0, ...: `[steps + 1, S, A]`. Compiled anew for every `operator` object."""
-    _, path = jax.lax.scan(lambda q, _: (operator(q), q), _real(q), length=steps + 1)
+    _, path = jax.lax.scan(lambda q, _: (operator(q), q), inexact(q), length=steps + 1)
     return path
 
 

@@ -111,3 +111,9 @@ def wide(x: Any) -> Array:
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise ValueError(f"got numbers of the type {x.dtype}, expected real ones")
     return x if x.dtype in (jnp.float32, jnp.float64) else x.astype(jnp.float32)
+
+
+def inexact(x: Any) -> Array:
+    """`x` as an array, whole numbers as floats: a table of them cannot go half of the way."""
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float)

@@ -24,7 +24,7 @@ ROOMS = {
     "batching": {"types"},
     "sine": {"types"},
     "ntk": {"types", "options", "batching"},
-    "solve": {"types"},
+    "solve": {"types", "options"},
     "linesearch": {"types", "options"},
     "measures": {"types", "batching", "ntk", "linesearch"},
     "replay": {"types"},

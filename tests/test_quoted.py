@@ -211,6 +211,17 @@ def test_what_the_page_on_rivals_says_is_what_its_reports_give():
         assert f"{cost[name.replace('_', '-')] / cost['preqn']:.2f}" == ratio
 
 
+def test_the_five_environments_together_are_those_of_the_report():
+    report = json.loads((RESULTS / "scale/benchmark/report.json").read_text())
+    found = [scores.Estimate(row["mean"], tuple(row["interval"])) for row in report["together"]]
+    text = " ".join((DOCS / "benchmark.md").read_text().split())
+    assert len(report["together"][0]["envs"]) == 5
+    assert "{:.2f} of PreQN, {:.2f} of TD3 and {:.2f} of SAC".format(*found) in text
+    plain = "interquartile means are {:.2f}, {:.2f} and {:.2f}."
+    readme = " ".join((DOCS.parent.parent / "README.md").read_text().split())
+    assert plain.format(*(one.value for one in found)) in readme
+
+
 def test_verdicts_in_documents_are_those_of_the_kept_reports():
     said = {None: "open", True: "yes", False: "no"}
     report = lambda name: json.loads((RESULTS / f"paper/{name}/report.json").read_text())

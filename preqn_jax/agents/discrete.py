@@ -16,7 +16,6 @@ import optax
 from preqn_jax import actions
 from preqn_jax.agents.base import Agent, Inspection
 from preqn_jax.agents.critic import Critic, Upcoming, Update, Values
-from preqn_jax.options import require
 from preqn_jax.types import Array, Key, Metrics, Params, QFunction, Spec, Transition
 
 
@@ -84,7 +83,7 @@ def discrete(
       delay: updates for one update of the slow copy. With `critic(target=0.0)` each is a whole
         copy, as Mnih et al. have it.
 
-    Raises ValueError: spec has no finite number of actions, or delay is below 1.
+    Raises ValueError: spec has no finite number of actions.
 
     Example:
       >>> import numpy as np
@@ -95,7 +94,6 @@ def discrete(
       >>> critic = agents.critic(net, steps.preconditioned(net.apply, 0.1))
       >>> agent = agents.discrete(spec, critic)
     """
-    require(delay, lambda x: x >= 1, "delay must be at least 1")
     if spec.num_actions is None:
         raise ValueError(
             "spec has no num_actions, expected how many there are: an agent for boxes is "
