@@ -66,8 +66,10 @@ def gradient(
         params = checked(params, inputs, targets)
         values, vjp = jax.vjp(lambda p: batch(p, inputs), params)
         delta = delta_of(targets, values)
-        bound = jnp.inf if huber is None else jnp.asarray(huber, delta.dtype)
-        pull = delta if huber is None else jnp.clip(delta, -bound, bound)
+        pull = delta
+        if huber is not None:
+            bound = jnp.asarray(huber, delta.dtype)
+            pull = jnp.clip(delta, -bound, bound)
         (grads,) = vjp(-pull / delta.shape[0])
         updates, memory = optimizer.update(grads, memory, params)
         params = optax.apply_updates(params, updates)
