@@ -120,6 +120,15 @@ def test_the_table_of_longer_runs_is_of_the_kept_records():
         assert tuple(numbers(told)) in quoted
 
 
+def test_the_table_of_the_second_runs_is_of_the_kept_records():
+    env, found = "", rows("benchmark.md", "at", "return, by seed")
+    assert len(found) == 6
+    for row in found:
+        env = row["environment"] or env
+        returns = kept(f"scale_h200/{env}/{row['run']}", numbers(row["at"])[0])("eval/return_mean")
+        assert [round(x) for x in returns[:, -1]] == numbers(row["return, by seed"])
+
+
 def test_the_table_of_alignments_in_longer_runs_is_of_the_kept_report():
     report = json.loads((RESULTS / "scale/alignment/report.json").read_text())
     found = {(row["env"], row["variant"]): row for row in report["alignment"]}
