@@ -25,7 +25,7 @@ from experiments.kit import flags, output, provenance
 from preqn_jax import agents, envs
 from preqn_jax.options import UserError, check, option
 from preqn_jax.training import collect, device, loop
-from preqn_jax.training.config import RunConfig
+from preqn_jax.training.config import RunConfig, check_multiple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +98,7 @@ def _validate(config: ThroughputConfig) -> None:
     output.check("json", config.json)
     if not config.members:
         raise UserError("members is empty; name a number of seeds, as in --members=1")
-    for name in ("update_after", "segment"):
-        if getattr(config, name) % config.update_every:
-            raise UserError(
-                f"{name} is {getattr(config, name)}, but it must be a multiple of update_every "
-                f"({config.update_every})"
-            )
+    check_multiple(config, ("update_after", "segment"), "update_every", config.update_every)
     device.wanted(RunConfig(on_device=config.on_device), config.env)
     if config.peers and envs.pure(config.env):
         raise UserError(

@@ -1,7 +1,9 @@
-"""Finitely many actions as numbers in [-1, 1], which is how replay, agents and loops hold them.
+"""Actions as numbers in [-1, 1], which is how replay, agents and loops hold them, and as their
+environment takes them.
 
-A number stands for the nearest of A actions, which lie at the centres of A equal parts: uniform
-numbers are uniform actions, and nothing between environment and agent has to know of them.
+Of finitely many, a number stands for the nearest of A actions, which lie at the centres of A equal
+parts: uniform numbers are uniform actions, and nothing between environment and agent has to know of
+them.
 
 >>> from preqn_jax import actions
 >>> actions.number(np.arange(4), 4).tolist()
@@ -30,15 +32,21 @@ def number(index: Any, count: int) -> Any:
 
 
 def own(spec: Spec, number: Any) -> Any:
-    """The environment's own names of actions, integers from `action_low` on."""
-    assert spec.num_actions is not None
-    return index(number, spec.num_actions) + _first(spec)
+    """The environment's own actions of numbers `[..., act]`: float32 within its bounds, the same
+    numbers where these are [-1, 1]; of finitely many, integers from `action_low` on, int32.
+    """
+    if spec.num_actions is not None:
+        return index(number, spec.num_actions) + _first(spec)
+    centre, half = _middle(spec)
+    return (centre + half * number.clip(-1, 1)).astype(np.float32)
 
 
 def inside(spec: Spec, own: Any) -> Any:
-    """What `own` came from, up to its part."""
-    assert spec.num_actions is not None
-    return number(own - _first(spec), spec.num_actions)
+    """What `own` came from; of finitely many, up to its part."""
+    if spec.num_actions is not None:
+        return number(own - _first(spec), spec.num_actions)
+    centre, half = _middle(spec)
+    return (own - centre) / half
 
 
 def spec(obs_size: int, count: int, first: int = 0) -> Spec:
@@ -49,3 +57,8 @@ def spec(obs_size: int, count: int, first: int = 0) -> Spec:
 
 def _first(spec: Spec) -> int:
     return int(spec.action_low[0])
+
+
+def _middle(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and half the width `[act]` of the actions."""
+    return (spec.action_high + spec.action_low) / 2, (spec.action_high - spec.action_low) / 2

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from preqn_jax import envs
+from preqn_jax.actions import own
 from preqn_jax.envs import codec, gym
-from preqn_jax.envs.base import scale
 from preqn_jax.options import UserError
 from preqn_jax.types import Spec
 
@@ -98,7 +98,7 @@ def test_actions_are_scaled_to_the_bounds():
 
 def test_a_box_that_is_not_about_zero_is_scaled_to_its_own_ends():
     spec = Spec(1, 2, np.array([0.0, -1.0]), np.array([4.0, 3.0]))
-    got = scale(spec, np.array([[-1.0, -1.0], [0.0, 0.5], [1.0, 2.0]]))
+    got = own(spec, np.array([[-1.0, -1.0], [0.0, 0.5], [1.0, 2.0]]))
     np.testing.assert_allclose(got, [[0, -1], [2, 2], [4, 3]])
 
 

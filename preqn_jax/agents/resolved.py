@@ -2,6 +2,7 @@
 
 import dataclasses
 import numbers
+from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
 from preqn_jax import networks, ntk, steps
@@ -129,12 +130,10 @@ def _check_choices(config: AgentConfig) -> None:
 
 def _check_variants(config: AgentConfig, step: str) -> None:
     """Raises UserError where what PreQN's variants add has nothing to work on."""
-    for name in ("momentum", "adaptive_damping", "relative_eta"):
-        if not is_off(getattr(config, name)) and step != "preconditioned":
-            raise UserError(
-                f"{name} is {getattr(config, name)}, but it is for preconditioned steps, and "
-                f"critic_step is {step}: leave it out, or use `critic_step=preconditioned`"
-            )
+    if step != "preconditioned":
+        why = f"it is for preconditioned steps, and critic_step is {step}: leave it out, or use "
+        why += "`critic_step=preconditioned`"
+        _refuse(config, ("momentum", "adaptive_damping", "relative_eta"), why)
     if config.adaptive_damping and config.solver not in ("cholesky", "cg"):
         raise UserError(
             f"adaptive_damping is on, but the solver {config.solver} has no damping: use "
@@ -209,12 +208,8 @@ def _check_crossq(config: AgentConfig) -> None:
                 f"{name} is {given}, but crossq's is {value}: leave it out, or use "
                 "`algorithm=sac` without `target_networks`"
             )
-    for name in ("target_networks", "huber"):
-        if not is_off(getattr(config, name)):
-            raise UserError(
-                f"{name} is {getattr(config, name)}, but crossq has none: leave it out, or use "
-                "`algorithm=sac`"
-            )
+    why = "crossq has none: leave it out, or use `algorithm=sac`"
+    _refuse(config, ("target_networks", "huber"), why)
 
 
 def _policy(config: AgentConfig) -> Deterministic | Gaussian | Choice:
@@ -230,20 +225,12 @@ def _policy(config: AgentConfig) -> Deterministic | Gaussian | Choice:
             )
     if config.algorithm in DISCRETE:
         return _choice(config)
-    for name in CHOICE:
-        if not is_off(getattr(config, name)):
-            raise UserError(
-                f"{name} is {getattr(config, name)}, but it is for finitely many actions "
-                f"({', '.join(DISCRETE)}): leave it out"
-            )
+    why = f"it is for finitely many actions ({', '.join(DISCRETE)}): leave it out"
+    _refuse(config, CHOICE, why)
     if "temperature" not in ALGORITHMS[config.algorithm]:
-        for name in ("temperature", "automatic_temperature"):
-            if not is_off(getattr(config, name)):
-                raise UserError(
-                    f"{name} is {getattr(config, name)}, but the policy of {config.algorithm} is "
-                    "deterministic: use `algorithm=sac`, whose critics may take other steps, as in "
-                    "`critic_step=preconditioned`"
-                )
+        why = f"the policy of {config.algorithm} is deterministic: use `algorithm=sac`, whose "
+        why += "critics may take other steps, as in `critic_step=preconditioned`"
+        _refuse(config, ("temperature", "automatic_temperature"), why)
         smoothing = Smoothing(cast(Any, config.target_noise), config.target_noise_clip)
         return Deterministic(config.exploration_noise, smoothing if smooth else None)
     if smooth:
@@ -256,12 +243,8 @@ def _policy(config: AgentConfig) -> Deterministic | Gaussian | Choice:
 
 
 def _choice(config: AgentConfig) -> Choice:
-    for name in ("temperature", "automatic_temperature", "target_noise"):
-        value = getattr(config, name)
-        if not is_off(value):
-            raise UserError(
-                f"{name} is {value}, but {config.algorithm} acts greedily in Q: leave it out"
-            )
+    why = f"{config.algorithm} acts greedily in Q: leave it out"
+    _refuse(config, ("temperature", "automatic_temperature", "target_noise"), why)
     given = cast(Any, config)  # what was None is filled by now
     for name in ("epsilon_start", "epsilon_end"):
         value = getattr(given, name)
@@ -274,6 +257,13 @@ def _choice(config: AgentConfig) -> Choice:
         )
     epsilon = Epsilon(given.epsilon_start, given.epsilon_end, given.epsilon_decay)
     return Choice(epsilon, bool(config.double_q))
+
+
+def _refuse(config: AgentConfig, names: Iterable[str], why: str) -> None:
+    """Raises UserError for the first of these options that is on."""
+    for name in names:
+        if not is_off(value := getattr(config, name)):
+            raise UserError(f"{name} is {value}, but {why}")
 
 
 def is_off(value: Any) -> bool:

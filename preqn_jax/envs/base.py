@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from preqn_jax import actions as discrete
 from preqn_jax.options import UserError
 from preqn_jax.types import Spec
 
@@ -64,19 +63,6 @@ class VectorEnv(Protocol):
     def close(self) -> None:
         """Free what the environments hold, of all of them whichever raises."""
         ...
-
-
-def scale(spec: Spec, actions: np.ndarray) -> np.ndarray:
-    """[-1, 1] to the environment's bounds, exactly the identity where these are [-1, 1]; float32,
-    or int32 where there are finitely many actions.
-    """
-    if spec.num_actions is not None:
-        return discrete.own(spec, actions)
-    centre, half = (
-        (spec.action_high + spec.action_low) / 2,
-        (spec.action_high - spec.action_low) / 2,
-    )
-    return (centre + half * np.clip(actions, -1, 1)).astype(np.float32)
 
 
 def derive_seed(*words: int) -> int:

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from preqn_jax.actions import own
 from preqn_jax.envs import codec, contract
-from preqn_jax.envs.base import EnvError, Step, scale
+from preqn_jax.envs.base import EnvError, Step
 from preqn_jax.options import UserError
 from preqn_jax.types import Array, Key, Spec
 
@@ -218,7 +219,7 @@ class FunctionalVector:
         return np.asarray(_ask(self._name, "observe", self._observe, self._state))
 
     def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> Step:
-        actions = scale(self.spec, actions)
+        actions = own(self.spec, actions)
         state, outcome = _ask(self._name, "step", self._advance, self._state, actions, self._keys)
         reward, terminated, truncated, next_obs, obs = (np.array(x) for x in outcome)
         if active is not None:

@@ -37,6 +37,14 @@ def named(seeds: Sequence[int]) -> str:
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
+def check_multiple(config: Any, names: Sequence[str], of: str, size: int) -> None:
+    """Raises UserError for the first of these options that is no multiple of the option `of`."""
+    for name in names:
+        if getattr(config, name) % size:
+            seen = getattr(config, name)
+            raise UserError(f"{name} is {seen}, but it must be a multiple of {of} ({size})")
+
+
 def validate(config: LoopConfig) -> None:
     """Raises UserError where numbers are out of range or do not fit one another."""
     check(config)
@@ -48,17 +56,8 @@ def validate(config: LoopConfig) -> None:
             f"would be learned; "
             "raise num_steps or lower update_after"
         )
-    for name in ("num_steps", "update_after"):
-        if getattr(config, name) % config.update_every:
-            raise UserError(
-                f"{name} is {getattr(config, name)}, but it must be a multiple of update_every "
-                f"({config.update_every})"
-            )
-    if config.update_every % config.num_envs:
-        raise UserError(
-            f"update_every is {config.update_every}, but it must be a multiple of num_envs "
-            f"({config.num_envs})"
-        )
+    check_multiple(config, ("num_steps", "update_after"), "update_every", config.update_every)
+    check_multiple(config, ("update_every",), "num_envs", config.num_envs)
     if config.replay_capacity < config.update_every:
         raise UserError(
             f"replay_capacity is {config.replay_capacity}, below update_every "
@@ -147,9 +146,5 @@ def validate_run(run: RunConfig, config: LoopConfig) -> None:
         raise UserError(
             "stop_on_divergence is on, but nothing looks for divergence: add `diagnose_every=1000`"
         )
-    for name in ("eval_every", "log_every", "checkpoint_every", "diagnose_every"):
-        if getattr(run, name) % config.update_every:
-            raise UserError(
-                f"{name} is {getattr(run, name)}, but it must be a multiple of update_every "
-                f"({config.update_every})"
-            )
+    often = ("eval_every", "log_every", "checkpoint_every", "diagnose_every")
+    check_multiple(run, often, "update_every", config.update_every)

@@ -14,8 +14,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from preqn_jax import actions as discrete
 from preqn_jax import replay as replays
+from preqn_jax.actions import own
 from preqn_jax.agents import Agent
 from preqn_jax.envs.functional import Many
 from preqn_jax.training import loop
@@ -153,6 +153,7 @@ def _make_collect(agent: Agent, env: Many, spec: Spec, config: LoopConfig) -> Ca
     """
     acting, count = make_acting(agent, spec, config), config.num_envs
     explore, draw = jax.vmap(acting.explore), jax.vmap(acting.draw, in_axes=(0, None))
+    in_units = jax.vmap(jax.vmap(partial(own, spec)))
 
     def collect(params: Params, world: World, streams: Streams, round_: Array):
         start = round_ * config.update_every
@@ -162,7 +163,7 @@ def _make_collect(agent: Agent, env: Many, spec: Spec, config: LoopConfig) -> Ca
             (state, obs, returns), (t, keys, uniform) = carry, x
             random = start + t * count < config.start_steps
             action = jnp.where(random, uniform, explore(params, obs, keys))
-            state, out = env.advance(state, _scale(spec, action), streams.envs)
+            state, out = env.advance(state, in_units(action), streams.envs)
             returns, ended = returns + out.reward, out.terminated | out.truncated
             discount = 1 - out.terminated.astype(jnp.float32)
             row = Transition(obs, action, out.reward, discount, out.next_obs)
@@ -179,16 +180,6 @@ def _make_collect(agent: Agent, env: Many, spec: Spec, config: LoopConfig) -> Ca
         return World(*_kept(stays, before, after), frozen=stays), transitions, report
 
     return collect
-
-
-def _scale(spec: Spec, action: Array) -> Array:
-    """As `envs.base.scale`."""
-    if spec.num_actions is not None:
-        return discrete.own(spec, action)
-    centre = jnp.asarray((spec.action_high + spec.action_low) / 2, jnp.float32)
-    half = jnp.asarray((spec.action_high - spec.action_low) / 2, jnp.float32)
-    each = jax.vmap(jax.vmap(lambda one: centre + half * jnp.clip(one, -1, 1)))
-    return each(action)
 
 
 def _in_order_of_time(leaf: Array) -> Array:
@@ -257,6 +248,7 @@ def _make_learn(agent: Agent, config: LoopConfig) -> Callable:
 def _make_evaluation(agent: Agent, env: Many, spec: Spec, steps: int) -> tuple[Callable, Callable]:
     """`begin` and `act` of a DeviceRounds."""
     act = jax.vmap(jax.vmap(agent.act, in_axes=(None, 0)))
+    in_units = jax.vmap(jax.vmap(partial(own, spec)))
 
     def begin(keys: Key) -> Episodes:
         state, none = env.start(keys), jnp.zeros(keys.shape, bool)
@@ -273,7 +265,7 @@ def _make_evaluation(agent: Agent, env: Many, spec: Spec, steps: int) -> tuple[C
         def body(carry: Any) -> Any:
             i, now, rows = carry
             action = act(params, now.obs)
-            state, out = env.advance(now.env, _scale(spec, action), keys)
+            state, out = env.advance(now.env, in_units(action), keys)
             row = jnp.where(now.running, out.reward, 0), now.obs, action
             rows = jax.tree.map(lambda rows, row: rows.at[i].set(row), rows, row)
             terminated = now.terminated | (now.running & out.terminated)

@@ -203,6 +203,7 @@ def open_(sweep: Sweep, write: bool = True) -> None:
         if path.exists():
             begun = read(sweep.logdir)
             words = f"the sweep in {str(sweep.logdir)!r} has"
+            free |= dict.fromkeys(begun["axes"])
             made = {**_unsaid(), **begun["config"], **free}  # options that came later
             check_same(words, made, {**content["config"], **free}, "logdir")
             for name in {*begun["axes"], *content["axes"]}:

@@ -54,15 +54,8 @@ class Trained(NamedTuple):
           True
         """
         params, act, spec = self.agent.policy(self.state(seed)), self.agent.act, self.spec
-        if spec.num_actions is not None:
-            choose = _compiled(
-                lambda obs: actions.own(spec, act(params, obs))[0], obs=spec.obs_size
-            )
-            return lambda obs: _plain(choose(obs))
-        centre, half = _range(self.spec)
-        return _compiled(
-            lambda obs: centre + half * jnp.clip(act(params, obs), -1, 1), obs=self.spec.obs_size
-        )
+        own = _compiled(lambda obs: actions.own(spec, act(params, obs)), obs=spec.obs_size)
+        return own if spec.num_actions is None else lambda obs: _plain(own(obs)[..., 0])
 
     def q(self, seed: int | None = None) -> Callable[[Any, Any], Array]:
         """`(obs [obs], action [act]) -> value []`, or `([B, obs], [B, act]) -> [B]`, of the first
@@ -77,30 +70,16 @@ class Trained(NamedTuple):
           (5,)
         """
         params, q, spec = self.agent.critic(self.state(seed)), self.agent.q, self.spec
-        if spec.num_actions is not None:
-            ask = _compiled(
-                lambda obs, own: q(params, obs, actions.inside(spec, own)),
-                obs=spec.obs_size,
-                action=1,
-            )
-            return lambda obs, action: ask(obs, jnp.asarray(action)[..., None])
-        centre, half = _range(self.spec)
-        return _compiled(
-            lambda obs, action: q(params, obs, (action - centre) / half),
-            obs=self.spec.obs_size,
-            action=self.spec.action_size,
-        )
+        sizes = {"obs": spec.obs_size, "action": spec.action_size}
+        ask = _compiled(lambda obs, own: q(params, obs, actions.inside(spec, own)), **sizes)
+        if spec.num_actions is None:
+            return ask
+        return lambda obs, action: ask(obs, jnp.asarray(action)[..., None])
 
 
 def _plain(action: Array) -> Any:
     """As Gymnasium takes it, but where it is traced."""
     return action if isinstance(action, jax.core.Tracer) else np.asarray(action)[()]
-
-
-def _range(spec: Spec) -> tuple[Array, Array]:
-    """Centre and half the width `[act]` of the actions."""
-    low, high = (jnp.asarray(bound, jnp.float32) for bound in (spec.action_low, spec.action_high))
-    return (high + low) / 2, (high - low) / 2
 
 
 def _compiled(one: Callable[..., Array], **sizes: int) -> Callable[..., Array]:

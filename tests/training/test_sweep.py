@@ -252,6 +252,13 @@ def test_more_values_seeds_and_steps_train_what_is_missing(tmp_path):
         sweep.open_(planned(logdir, words, seeds=(3, 5, 7), batch_size=16, num_steps=400))
 
 
+def test_a_sweep_keeps_the_axes_that_it_has(tmp_path):
+    logdir = tmp_path / "s"
+    sweep.open_(planned(logdir, ["eta=0.9,0.97"]))
+    with pytest.raises(UserError, match=r"has eta=0.9,0.97, but this command says one value; a"):
+        sweep.open_(planned(logdir, []))
+
+
 def test_values_that_differ_in_the_last_digit_have_folders_of_their_own():
     swept = planned("s", ["critic_learning_rate=0.1234567,0.1234568,0.1,1e-05"])
     names = {member.name for program in swept.programs for member in program.members}
