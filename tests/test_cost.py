@@ -116,6 +116,12 @@ def test_rows_are_timed_in_turn_after_a_first_call_that_is_not():
     assert calls == list("ab" * 4) and [len(t) for t in times.values()] == [3, 3]
 
 
+def test_the_kept_grid_is_drawn_although_an_option_came_later(tmp_path):
+    kept = Path(__file__).parent.parent / "experiments/results/growth.json"
+    growth.redraw(kept, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").stat().st_size > 10_000
+
+
 @pytest.mark.slow
 def test_a_grid_has_time_and_memory_of_every_method_and_a_picture(capsys, monkeypatch):
     monkeypatch.setattr(growth, "SAMPLE", 1e-3)

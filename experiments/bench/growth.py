@@ -303,8 +303,9 @@ def redraw(path: Path, out: Path) -> None:
         f"{str(path)!r} holds no rows of experiments.cost --grid; make it anew with its --json"
     ):
         data = json.loads(path.read_text())
-        names = [field.name for field in dataclasses.fields(GrowthConfig)]
-        config, rows = GrowthConfig(**{name: data["config"][name] for name in names}), data["rows"]
+        rows, given = data["rows"], data["config"]  # which may be of before an option
+        names = {field.name for field in dataclasses.fields(GrowthConfig)} & given.keys()
+        config = GrowthConfig(**{name: given[name] for name in names})
         if not {"axis", "value", "method"} <= rows[0].keys():
             raise KeyError("axis, value or method")
     draw(config, rows, out)

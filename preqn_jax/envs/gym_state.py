@@ -3,13 +3,15 @@
 Exact resume needs the whole of it. For MuJoCo that is the integration state, and every array of
 `MjData` besides: Ant's reward reads a body position derived in the last sub-step, which the
 integration state does not determine. Whatever else wrappers and environments hold in plain
-attributes is saved too, but for functions; an environment with state in other objects cannot be
-saved.
+attributes is saved too, but for functions; an environment with state in other objects, callable
+ones among them, cannot be saved.
 """
 
 # MuJoCo's bindings are compiled and carry no types that a checker could read.
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 
+import functools
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,7 +45,7 @@ def _plain(layer: gymnasium.Env, strict: bool = True) -> dict[str, Any]:
     besides = besides | {"env" if isinstance(layer, gymnasium.Wrapper) else "_np_random"}
     data = getattr(base, "data", None)
     for name, value in vars(layer).items():
-        if name in besides or isinstance(value, _CONSTANT) or callable(value):
+        if name in besides or isinstance(value, _CONSTANT) or _function(value):
             continue
         if isinstance(value, mujoco.MjData | mujoco.MjModel) and (
             value is data or value is getattr(base, "model", None)
@@ -59,6 +61,16 @@ def _plain(layer: gymnasium.Env, strict: bool = True) -> dict[str, Any]:
             raise TypeError(f"its attribute {name}: {error}") from error
         state[name] = value
     return state
+
+
+def _function(value: Any) -> bool:
+    """Whether there is nothing to a callable but what it does; others have attributes, beside
+    `__name__` and the like. What wraps a function, as `jax.jit` does, counts as one.
+    """
+    kinds = (types.FunctionType, types.MethodType, functools.partial, type)
+    own = (name for name in getattr(value, "__dict__", ()) if not name.startswith("__"))
+    plain = isinstance(value, kinds) or hasattr(value, "__wrapped__") or not any(own)
+    return callable(value) and plain
 
 
 def _within(array: np.ndarray, data: Any) -> bool:

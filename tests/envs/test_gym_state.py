@@ -1,9 +1,11 @@
 """What is kept of a Gymnasium environment, and what a new beginning leaves of it."""
 
+import functools
 import json
 from typing import Any
 
 import gymnasium
+import jax
 import numpy as np
 import pytest
 from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
@@ -95,6 +97,35 @@ def test_a_generator_of_an_older_kind_cannot_be_saved_and_says_so(caplog):
     env.reset([0])
     assert env.save()["envs"] == [None]
     assert "cannot be saved (its np_random is no numpy.random.Generator)" in caplog.text
+
+
+class Drift:
+    """Noise that goes on from what it was, as an object that is called."""
+
+    x = 0.0
+
+    def __call__(self, change):
+        self.x += change
+        return self.x
+
+
+def test_a_callable_with_state_cannot_be_saved_and_functions_need_not_be(caplog):
+    class Noisy(Counter):
+        def __init__(self, noise):
+            super().__init__()
+            self.noise = noise
+
+    plain = (np.sin, len, float, lambda x: x, functools.partial(max, 0), [].append, jax.jit(abs))
+    for noise in plain:
+        env = envs.make(functools.partial(Noisy, noise), 1)
+        env.reset([0])
+        assert env.save()["envs"] != [None] and not caplog.text
+    env = envs.make(lambda: Noisy(Drift()), 1)
+    inside(env).noise(0.1)
+    env.reset([0])
+    inside(env).noise(0.1)
+    assert env.save()["envs"] == [None]
+    assert "cannot be saved (its attribute noise: " in caplog.text
 
 
 @pytest.mark.parametrize(
