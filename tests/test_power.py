@@ -78,3 +78,13 @@ def test_below_zero_who_attains_less_is_further_below(monkeypatch):
     monkeypatch.setattr(power, "DRAWS", 100)
     found = power.chance(0.0, np.full(1, -1.0), np.full(1, 1e-6), 3)
     assert found == 0 == power.chance(0.0, np.full(1, 1.0), np.full(1, 1e-6), 3)
+
+
+def test_what_is_needed_below_zero_is_further_below():
+    assert power.needed([-1.0, -2.0]) == -1.05 and power.needed([1.0, 0.5]) == 0.95
+
+
+def test_seeds_are_the_fewest_of_any_task_and_a_single_one_has_no_spread():
+    own, rival = [np.ones(3), np.ones(2)], [np.ones(3), np.ones(1)]
+    assert power.seeds([own, own]) == 2 and power.seeds([own, rival]) == 1
+    assert np.isnan(power.deviations([own, rival])).all()

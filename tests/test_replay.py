@@ -77,3 +77,11 @@ def test_more_than_the_capacity_is_refused():
 def test_stores_float32():
     buffer = replay.add(empty(8), jax.tree.map(lambda x: x.astype(np.float64), numbered(0, 4)))
     assert all(leaf.dtype == jnp.float32 for leaf in buffer.data)
+
+
+@pytest.mark.parametrize("skip", [True, jnp.bool_(True)])
+def test_what_is_skipped_leaves_the_buffer_as_it_is(skip):
+    before = add(empty(10), numbered(0, 7))
+    after = add(before, numbered(7, 5), skip)
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+    assert int(add(before, numbered(7, 5), False).added) == 12

@@ -217,3 +217,12 @@ def test_unfinished_numbers_are_not_drawn_or_judged():
     for read in (section_5_1.findings, lambda data: section_5_1.draw(data, Path("out"))):
         with pytest.raises(UserError, match="unfinished run"):
             read(data)
+
+
+def test_a_slope_over_widths_is_against_their_logarithm():
+    """What is left of log2 width beside a line in width: that has no slope in width at all."""
+    widths = 2 ** np.arange(5, 13)
+    left = np.log2(widths) - np.polyval(np.polyfit(widths, np.log2(widths), 1), widths)
+    at = dict(zip(widths.tolist(), left, strict=True))
+    data = made_up(diagonal=lambda a, w, d: 10 + at[w] - d, spread=1e-4, widths=widths.tolist())
+    assert halves(data, 1) == [True, True]

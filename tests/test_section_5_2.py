@@ -243,3 +243,28 @@ def test_one_half_that_fails_decides_even_where_another_cannot_be_judged():
     assert verdict.Verdict("s", [half, half._replace(borne_out=False)]).borne_out is False
     assert verdict.Verdict("s", [half, half._replace(borne_out=True)]).borne_out is None
     assert verdict.Verdict("s", [half._replace(borne_out=True)]).borne_out is True
+
+
+@pytest.mark.parametrize(("by", "so"), [(-500, False), (500, None)])
+def test_a_baseline_that_cannot_be_told_does_not_hide_a_clear_defeat_by_the_other(by, so):
+    write("Swimmer-v5", "preqn-sin", better(by))
+    write("Swimmer-v5", "sac-relu")
+    write("Swimmer-v5", "td3-relu", seeds=(0,))
+    assert find(" outperforms", ["Swimmer-v5"]).halves[0].borne_out is so
+
+
+def test_of_two_that_diverged_neither_is_the_weaker():
+    lost = [{"step": 61_050, "seed": 2, "run/diverged": 1.0}]
+    for variant in ("preqn-sin", "preqn-relu"):
+        write("HalfCheetah-v5", variant, end=12, extra=lost)
+    write("HalfCheetah-v5", "td3-relu")  # all are judged where it stands
+    half = find("PreQN-relu was", ["HalfCheetah-v5"]).halves[0]
+    assert half.borne_out is None and "diverged" not in half.evidence
+
+
+def test_where_all_ended_by_divergence_the_step_is_the_last_that_one_reached():
+    for variant, end in (("preqn-sin", 8), ("td3-relu", 12)):
+        ended = [{"step": 5000 * end + 50, "seed": 2, "run/diverged": 1.0}]
+        write("HalfCheetah-v5", variant, end=end, extra=ended)
+    runs, _ = curves.gather(Path("r"), ["HalfCheetah-v5"], SIX)
+    assert curves.common_step(runs) == 60_000

@@ -100,3 +100,12 @@ def test_q_is_judged_on_every_line_against_the_largest_of_all_evaluations():
 
 def test_q_cannot_be_judged_on_records_without_attained_returns():
     assert stability.faults(one(worth=None)).c is None
+
+
+def test_q_is_judged_against_the_largest_evaluation_also_where_later_ones_attain_less():
+    worth = lambda step, value: [
+        {"step": step, "seed": seed, "eval/discounted_max": value} for seed in (0, 1, 2)
+    ]
+    high = {"step": 99_000, "seed": 2, "critic/q_mean": 100.5}
+    run = one(worth=None, extra=[*worth(10_000, 101.0), *worth(100_000, 1.0), high])
+    assert stability.faults(run).c == []

@@ -198,7 +198,7 @@ def _select(
 
 def common_step(runs: Iterable[Curves]) -> int:
     """The last step that every seed of all runs has reached; a run that ended by divergence holds
-    back none but its like.
+    none back. Where all ended so, the last that one of them reached.
     """
     runs = list(runs)
     going = [run.reached for run in runs if not run.ended]

@@ -33,8 +33,10 @@ class Epsilon(NamedTuple):
 
         >>> [float(Epsilon(1.0, 0.5, 10).after(jnp.int32(n))) for n in (0, 5, 10, 20)]
         [1.0, 0.75, 0.5, 0.5]
+        >>> float(Epsilon(1.0, 0.5, 0).after(jnp.int32(0)))
+        0.5
         """
-        share = jnp.minimum(updates / self.decay, 1.0)
+        share = jnp.where(updates < self.decay, updates / self.decay, 1.0)  # of none, 1
         return jnp.asarray(self.start + (self.end - self.start) * share, jnp.float32)
 
 

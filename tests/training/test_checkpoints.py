@@ -1,6 +1,7 @@
 """Checkpoints under faults: every byte of one, every entry of its note, a disk without room."""
 
 import copy
+import dataclasses
 import hashlib
 import json
 import os
@@ -417,3 +418,21 @@ def test_what_is_deleted_under_a_run_stops_it_at_the_next_write(gone, tmp_path):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert progress.step == 50
     assert gone != "run" or not (tmp_path / "run").exists()
+
+
+def test_a_member_that_was_frozen_early_costs_no_other_a_row_of_its_replay(made, at):
+    _, learner, counters, *rest = restored(made, at)
+    replay = dataclasses.replace(learner.replay, added=np.asarray([50, 150], np.int32))
+    reward = np.asarray(replay.data.reward[1, :150])
+    assert reward[50:].any()
+    learner = loop.Learner(learner.agent, replay)
+    Checkpointer(at).save(200, learner, counters._replace(frozen=(0,)), *rest)
+    step, learner, *_ = restored_at(made, at)
+    assert step == 200 and learner.replay.size.tolist() == [50, 150]
+    np.testing.assert_array_equal(learner.replay.data.reward[1, :150], reward)
+
+
+def restored_at(made, at):
+    found = Checkpointer(at).restore(made.like)
+    assert found is not None
+    return found

@@ -25,6 +25,10 @@ STARTS = {"start_steps": 50, "update_after": 50, "update_every": 50}
             ((0,), 500, 500, 90, step, memory.COPIES * 500 * ROW + 50 * 90 * ROW + 4 * 4 * 90**2)
             for step in ("preconditioned", "natural_gradient")
         ),
+        (  # members take turns on the CPU: one kernel at a time
+            *((0, 1), 500, 500, 90, "preconditioned"),
+            memory.COPIES * 2 * 500 * ROW + 2 * 50 * 90 * ROW + 4 * 4 * 90**2,
+        ),
     ],
 )
 def test_a_run_is_refused_where_it_needs_a_byte_more_than_there_is(

@@ -167,3 +167,17 @@ def test_tensorboard_files_hold_what_was_written():
     assert events[1].session_log.status == 1  # START: what is there of later steps is hidden
     (value,) = events[2].summary.value
     assert (value.tag, value.simple_value) == ("critic/q_mean", 0.25)
+
+
+def test_records_that_are_dropped_on_purpose_are_not_missing(caplog):
+    keep = lambda line: line["step"] != 200
+    recorder = record.Recorder(begun(), (0,), 500, keep=keep, expected=5)
+    recorder.close()
+    assert recorder.count == 4 and "missing" not in caplog.text
+
+
+def test_a_damaged_line_is_said_also_where_the_last_record_has_no_end(caplog):
+    folder = begun()
+    (folder / "metrics.jsonl").write_bytes(b"nonsense\n" + text(LINES).rstrip(b"\n"))
+    assert record.read(folder / "metrics.jsonl") == LINES
+    assert "line 1 of x/metrics.jsonl is no record, and left out" in caplog.text
