@@ -108,6 +108,8 @@ DICT = gymnasium.spaces.Dict({"joints": faulty.BOX})
         (lambda x: x, "in its construction, raised TypeError: "),
         (faulty.spaces(action_space=box([-1, 0], [1, 0])), "number 1 goes from 0 to 0"),
         (faulty.spaces(action_space=box([0, -np.inf], [1, 1])), "unbounded actions, from -inf to"),
+        (faulty.spaces(action_space=box([-3.4e38], [3.4e38])), "unbounded actions"),
+        (gymnasium.make("Pendulum-v1"), "give its id, or a function that makes one"),
         (faulty.spaces(action_space=box([], [])), "actions of size 0"),
         (faulty.spaces(observation_space=box([], [])), "observations of size 0"),
         (faulty.spaces(action_space=box([0], [3], np.int32)), "Box of floats"),

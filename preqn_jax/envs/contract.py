@@ -52,9 +52,9 @@ def outcome(name: str, out: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, An
     return _observation(name, "step", obs, shape), reward, terminated, truncated
 
 
-def check_spec(name: str, spec: Spec) -> None:
+def check_spec(name: str, spec: Spec, how: str = "") -> None:
     """Raises UserError for sizes of zero, and for bounds of actions that [-1, 1] cannot be scaled
-    to.
+    to; `how` are words on how to give others.
     """
     for what, size in (("observations", spec.obs_size), ("actions", spec.action_size)):
         if size < 1:
@@ -74,10 +74,12 @@ def check_spec(name: str, spec: Spec) -> None:
             f"{words} action bounds of the shapes {low.shape} and {high.shape}, expected "
             f"({spec.action_size},)"
         )
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+    with np.errstate(invalid="ignore"):
+        ranges = high.astype(np.float64) - low
+    if not (ranges <= np.finfo(np.float32).max).all():  # what stands for no bound goes beyond
         raise UserError(
             f"{words} unbounded actions, from {low.min():g} to {high.max():g}, but actions are "
-            "scaled from [-1, 1] to their bounds: give finite ones"
+            f"scaled from [-1, 1] to their bounds: give finite ones{how}"
         )
     if spec.num_actions is not None:
         if high[0] - low[0] != spec.num_actions - 1 or low[0] != int(low[0]):

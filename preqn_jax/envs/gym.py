@@ -46,7 +46,8 @@ class GymVector:
         self._new = [gym_state.attributes(env) for env in self._envs]
         self.num_envs = num_envs
         self.spec = _spec(name, self._envs[0])
-        contract.check_spec(name, self.spec)
+        bounding = "`wrappers=['preqn_jax.envs.gym:BoundAction(low=-1,high=1)']`"
+        contract.check_spec(name, self.spec, f", as with {bounding}")
         self._obs_shape = tuple(self._envs[0].observation_space.shape or ())
         self._action_shape = self._envs[0].action_space.shape
         self._obs = np.zeros((num_envs, self.spec.obs_size), np.float32)
@@ -145,6 +146,11 @@ def made(source: str | Callable[[], Any] | GymSource) -> gymnasium.Env:
     """One environment. Raises as `GymVector` does, but for spaces."""
     source = source if isinstance(source, GymSource) else GymSource(source, {})
     name, kwargs = called(source), dict(source.kwargs)
+    if isinstance(source.env, gymnasium.Env):
+        raise UserError(
+            f"env is an environment, {name}, of which several are needed: give its id, or a "
+            "function that makes one, as in `env=lambda: Own()`"
+        )
     try:
         if isinstance(source.env, str):
             env = gymnasium.make(source.env, **{"disable_env_checker": True, **kwargs})
@@ -225,14 +231,7 @@ def _spec(name: str, env: gymnasium.Env) -> Spec:
         return actions.spec(int(np.prod(obs.shape)), int(action.n), int(action.start))
     assert isinstance(action, gymnasium.spaces.Box)
     low, high = (bound.reshape(-1).astype(np.float64) for bound in (action.low, action.high))
-    spec = Spec(int(np.prod(obs.shape)), int(np.prod(action.shape)), low, high)
-    if spec.action_size and not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise UserError(
-            f"environment {name!r} has unbounded actions, from {low.min():g} to {high.max():g}, "
-            "but actions are scaled from [-1, 1] to their bounds: give finite ones, as with "
-            "`wrappers=['preqn_jax.envs.gym:BoundAction(low=-1,high=1)']`"
-        )
-    return spec
+    return Spec(int(np.prod(obs.shape)), int(np.prod(action.shape)), low, high)
 
 
 def _advice_on_actions(space: Any) -> str:

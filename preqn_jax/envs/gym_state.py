@@ -3,13 +3,14 @@
 Exact resume needs the whole of it. For MuJoCo that is the integration state, and every array of
 `MjData` besides: Ant's reward reads a body position derived in the last sub-step, which the
 integration state does not determine. Whatever else wrappers and environments hold in plain
-attributes is saved too, but for functions; an environment with state in other objects, callable
-ones among them, cannot be saved.
+attributes is saved too, but for functions, and the generators that its spaces sample by; an
+environment with state in other objects, callable ones among them, cannot be saved.
 """
 
 # MuJoCo's bindings are compiled and carry no types that a checker could read.
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 
+import copy
 import functools
 import types
 from collections.abc import Sequence
@@ -22,10 +23,11 @@ import numpy as np
 from preqn_jax.envs import codec
 
 # Objects an environment holds that are the same in every copy of it, or pure machinery.
-_CONSTANT = (gymnasium.Space, gymnasium.envs.registration.EnvSpec)
+_CONSTANT = (gymnasium.envs.registration.EnvSpec,)
 _CONSTANT_NAMES = {"metadata", "observation_structure"}
 _PICTURE = {"viewer", "screen", "clock", "surf", "renderer", "mujoco_renderer"}
-_NEVER = {"env", "render_mode", "_action_space", "_observation_space", "_cached_spec"}
+_SPACES = {"_action_space", "_observation_space"}  # a wrapper's own, or None
+_NEVER = {"env", "render_mode", "_cached_spec"}
 _INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION
 
 
@@ -53,6 +55,10 @@ def _plain(layer: gymnasium.Env, strict: bool = True) -> dict[str, Any]:
             continue
         if isinstance(value, np.ndarray) and not value.flags.owndata and _within(value, data):
             continue
+        if isinstance(value, gymnasium.Space):
+            value = [vars(one).get("_np_random") for one in _spaces(value)]
+        elif name in _SPACES:
+            continue
         try:
             codec.encode(value)
         except (TypeError, RecursionError) as error:
@@ -71,6 +77,18 @@ def _function(value: Any) -> bool:
     own = (name for name in getattr(value, "__dict__", ()) if not name.startswith("__"))
     plain = isinstance(value, kinds) or hasattr(value, "__wrapped__") or not any(own)
     return callable(value) and plain
+
+
+def _spaces(space: gymnasium.Space) -> list[gymnasium.Space]:
+    """It, and those that it is made of; each samples by a generator of its own, None before it was
+    first asked or seeded.
+    """
+    found = [space]
+    for value in vars(space).values():
+        parts = value.values() if isinstance(value, dict) else value
+        parts = parts if isinstance(value, dict | list | tuple) else [value]
+        found += [two for one in parts if isinstance(one, gymnasium.Space) for two in _spaces(one)]
+    return found
 
 
 def _within(array: np.ndarray, data: Any) -> bool:
@@ -113,7 +131,12 @@ def restore(env: gymnasium.Env, attributes: Sequence[dict[str, Any]]) -> None:
         no_more = never | (_PICTURE - plain.keys())
         for name, value in codec.restorable(layer, plain, saved, no_more).items():
             there = vars(layer).get(name)
-            if isinstance(value, np.random.Generator) and isinstance(there, np.random.Generator):
+            if isinstance(there, gymnasium.Space):
+                for space, generator in zip(_spaces(there), value, strict=True):
+                    if generator is not None and type(generator) is not np.random.Generator:
+                        raise ValueError(f"its {name} has no generator")
+                    space._np_random = copy.deepcopy(generator)
+            elif isinstance(value, np.random.Generator) and isinstance(there, np.random.Generator):
                 # In its place: others may hold the same one.
                 there.bit_generator.state = value.bit_generator.state
             else:

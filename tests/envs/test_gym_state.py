@@ -128,6 +128,52 @@ def test_a_callable_with_state_cannot_be_saved_and_functions_need_not_be(caplog)
     assert "cannot be saved (its attribute noise: " in caplog.text
 
 
+class Sampled(Counter):
+    """Draws from its own spaces, one of them within another."""
+
+    def __init__(self):
+        super().__init__()
+        self.observation_space = gymnasium.spaces.Box(-9, 9, (2,), np.float32)
+        box = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+        self.noise = gymnasium.spaces.Dict({"a": gymnasium.spaces.Tuple([box])})
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.observation_space.seed(seed), self.noise.seed(seed)
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        _, *rest = super().step(action)
+        return self.observation_space.sample() + self.noise.sample()["a"][0], *rest
+
+
+class Own(gymnasium.Wrapper):
+    """A wrapper with a space of its own, which it draws from."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.observation_space = gymnasium.spaces.Box(-99, 99, (2,), np.float32, seed=0)
+
+    def step(self, action):
+        obs, *rest = super().step(action)
+        return obs + self.observation_space.sample(), *rest
+
+
+@pytest.mark.parametrize("make", [Sampled, lambda: Own(Sampled())])
+def test_what_spaces_sample_goes_on_too(make):
+    env, other = envs.make(make, 1), envs.make(make, 1)
+    env.reset([3]), other.reset([4])
+    env.step(STILL), other.step(STILL), other.step(STILL)
+    other.load(through_json(env))
+    seen = [[one.step(STILL).obs.tolist() for _ in range(5)] for one in (env, other)]
+    assert seen[0] == seen[1] and len({str(obs) for obs in seen[0]}) == 5
+    old = through_json(env)  # of a version that kept none of them
+    for layer in old["envs"][0]["layers"]:
+        for name in ("observation_space", "_observation_space", "noise"):
+            layer.pop(name, None)
+    other.load(old)
+
+
 @pytest.mark.parametrize(
     ("wrapper", "instead"),
     [
