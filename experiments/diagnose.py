@@ -95,9 +95,14 @@ def load(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[curves.L
     seeds = list(curves.of_seeds(config, lines).values())
     looks = [[_look(line) for line in mine if "diagnose/q_mean" in line] for mine in seeds]
     if not any(looks):
+        every, why = config.get("diagnose_every"), "was not diagnosed"
+        if every:
+            lost = curves.diverged(lines).values()
+            ended = f"diverged at step {max(lost):,}" if lost else "did not come so far yet"
+            why = f"is diagnosed every {every:,} steps, and {ended}"
         raise UserError(
-            f"the run {str(run)!r} was not diagnosed; train it with --diagnose_every=1000 and "
-            f"another --logdir"
+            f"the run {str(run)!r} {why}; train it with --diagnose_every="
+            f"{max(1, min(1000, (every or 2000) // 2))} and another --logdir"
         )
     return (
         config,
@@ -212,7 +217,7 @@ def attribution(run: Path, config: dict[str, Any], trust: bool) -> list[dict[str
     without a checkpoint, and of an agent of somebody's own parts, which are not known here. Raises
     UserError as `directory.source`.
     """
-    if not (run / "checkpoints").is_dir() or "activation" not in config:
+    if not (run / "checkpoints").is_dir() or directory.own_parts(config):
         return []
     agent_config, loop_config = (
         directory.of(kind, config) for kind in (agents.AgentConfig, loop.LoopConfig)

@@ -11,6 +11,7 @@ The run may still be going on; nothing in its directory is touched. Episode i be
 import contextlib
 import dataclasses
 import importlib.util
+import io
 import itertools
 import os
 import subprocess
@@ -261,10 +262,18 @@ def _film(given: PlayConfig, made: list[gymnasium.Env]) -> Iterator[Show]:
         raise UserError(f"cannot write {given.video!r}: {why}; give another --video") from error
 
 
-def _writer(path: Path, fps: float) -> Any:
-    if path.suffix == ".gif":
-        return imageio.get_writer(path, mode="I", duration=1000 / fps, loop=0)
-    return imageio.get_writer(path, mode="I", fps=fps, macro_block_size=2)
+@contextlib.contextmanager
+def _writer(path: Path, fps: float) -> Iterator[Any]:
+    if path.suffix != ".gif":
+        with imageio.get_writer(path, mode="I", fps=fps, macro_block_size=2) as writer:
+            yield writer
+        return
+    # Not into the file: what it holds no more of imageio would write again, and print why not.
+    content = io.BytesIO()
+    options = {"format": "GIF", "mode": "I", "duration": 1000 / fps, "loop": 0}
+    with imageio.get_writer(content, **options) as writer:
+        yield writer
+    path.write_bytes(content.getvalue())
 
 
 def _picture(env: gymnasium.Env, path: Path) -> np.ndarray:

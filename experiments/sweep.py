@@ -11,7 +11,8 @@ Each member leaves a run directory of its own in --logdir, as experiments.train 
 experiments.plot, diagnose and the others; the sweep adds summary.json, summary.md and sweep.png.
 The same command goes on where it was stopped, and ends as if it had never been; with more values,
 more seeds or a larger --num_steps it trains what is missing. A member that diverges is frozen where
-it stood, and no other's numbers depend on it. --report makes the summary alone.
+it stood, and no other's numbers depend on it. --report makes the summary alone, of the sweep in
+--logdir.
 
 With --processes=N as many programs are trained at a time, a process each; --launcher=ray and
 --launcher=submitit do so on a cluster (docs/clusters.md). What each prints is in --logdir/programs.
@@ -22,6 +23,7 @@ On several machines with one file system start the same command on each, with --
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 from absl import flags as absl_flags
@@ -30,6 +32,7 @@ from experiments.kit import flags, launch, launch_sweep, processes, signals, str
 from experiments.kit.curves import plural
 from experiments.kit.running import Running, WatchConfig, devices
 from preqn_jax.options import UserError
+from preqn_jax.training import directory
 from preqn_jax.training import run as training
 from preqn_jax.training import sweep as sweeps
 from preqn_jax.training.lock import Lock
@@ -65,7 +68,15 @@ def main(argv: list[str]) -> int:
     run, agent, loop = (flags.parse(config) for config in training.CONFIGS)
     run = flags.home(run, f"sweep-{agent.algorithm}")
     given, together = absl_flags.FLAGS, flags.parse(processes.ProcessesConfig)
-    sweep = sweeps.plan(run.logdir, run, agent, loop, sweeps.axes(given.sweep))
+    axes = sweeps.axes(given.sweep)
+    if given.report:
+        said = [name for name in directory.HINTS if given[name].present]
+        (run, agent, loop), axes = sweeps.begun(
+            Path(run.logdir or ""), (run, agent, loop), axes, said
+        )
+    sweep = sweeps.plan(run.logdir, run, agent, loop, axes)
+    if given.report:
+        sweeps.check_begun(sweep)
     launching, status = flags.parse(launch.LaunchConfig), 0
     if given.only_program is not None:
         return _train_one(sweep, given.only_program)

@@ -6,7 +6,7 @@
 Returns are those of noiseless episodes: the last, the best, and the mean of the last three
 evaluations, each the mean +- one standard deviation over seeds; the last ones without seeds that
 diverged, whose number stands beside them. Alignment is cos(Q' - Q, y - Q),
-and accepted the share of steps that the linesearch took, both as means from the first update on.
+and accepted the share of steps that the linesearch took, both as means past step update_after.
 """
 
 import csv

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from preqn_jax import actions, sine
 from preqn_jax.options import choose
@@ -191,6 +192,13 @@ def _computing(dtype: str) -> Any:
 def _mlp(network: Any, output_size: int) -> MLP:
     """The MLP of a network, with those of an MLP's fields that it has."""
     names = {field.name for field in dataclasses.fields(MLP)} - {"name", "parent"}
+    sizes = network.hidden_sizes
+    if not isinstance(sizes, Sequence) or not all(
+        isinstance(n, int | np.integer) and n > 0 for n in sizes
+    ):
+        raise ValueError(f"hidden_sizes is {sizes!r}, expected positive sizes, as (256, 256)")
+    if output_size < 1:
+        raise ValueError("a network of no outputs: expected an action or more")
     shared = {name: getattr(network, name) for name in names if hasattr(network, name)}
     return MLP(output_size=output_size, name="mlp", **shared)
 

@@ -45,7 +45,9 @@ def check(config: Any) -> None:
         known = known or not (hasattr(value, "shape") or (callable(value) and float in kinds))
         words = " or ".join(_WORDS[kind] for kind in kinds if kind in _WORDS)
         if known and words and not fits(value, hint):
-            raise UserError(f"{field.name} is {value!r}, but it must be {words}")
+            several = field.default and isinstance(field.default, tuple)
+            example = f", as in `{field.default}`" if several else ""
+            raise UserError(f"{field.name} is {value!r}, but it must be {words}{example}")
         for entry in value if isinstance(value, tuple) else (value,):
             if isinstance(entry, numbers.Real) and not isinstance(entry, bool):
                 _check_range(field.name, entry, field.metadata)
@@ -57,7 +59,7 @@ _WORDS: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
     str: "a word, in quotes",
-    tuple[int, ...]: "a tuple of whole numbers, as in `(256, 256)`",
+    tuple[int, ...]: "a tuple of whole numbers",
     tuple[str, ...]: "a tuple of words, in quotes",
 }
 
@@ -80,11 +82,11 @@ def _check_range(name: str, value: Any, metadata: Any) -> None:
     good = good and (above is None or value > above) and (at_least is None or value >= at_least)
     if good and (below is None or value < below):
         return
-    words = [f"above {above}"] * (above is not None) + [f"at least {at_least}"] * (
-        at_least is not None
-    )
+    words = [] if math.isfinite(value) else ["finite"]
+    words += [f"above {above}"] * (above is not None)
+    words += [f"at least {at_least}"] * (at_least is not None)
     words += [f"below {below}"] * (below is not None)
-    raise UserError(f"{name} is {value}, but it must be {' and '.join(words) or 'finite'}")
+    raise UserError(f"{name} is {value}, but it must be {' and '.join(words)}")
 
 
 def require(value: Any, good: Callable[[Any], bool], words: str) -> None:

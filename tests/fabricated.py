@@ -26,7 +26,7 @@ def write(
     """
     folder = Path("r") / env / variant
     folder.mkdir(parents=True)
-    config = {"env": env, "seeds": list(seeds), "num_steps": num_steps}
+    config = {"env": env, "algorithm": variant, "seeds": list(seeds), "num_steps": num_steps}
     config["update_after"] = update_after
     (folder / "config.json").write_text(json.dumps({"config": config}))
     lines = []

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import flags as absl_flags
 from commands import CHEAP, ROOT, SMALL, call
 
+from experiments import play
 from experiments.kit import flags, output
 from preqn_jax.options import UserError
 from preqn_jax.training.config import LoopConfig
@@ -59,6 +61,16 @@ def test_a_wrong_variable_of_the_environment_is_one_sentence(variable, value, wo
     ended = subprocess.run([*command, *SMALL], env=env, capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 1 and words in ended.stderr
     assert ended.stderr.count("\n") == 1 and not (tmp_path / "x").exists()
+
+
+def test_a_command_that_takes_its_run_as_a_word_has_no_flag_for_it(monkeypatch):
+    values = absl_flags.FlagValues()
+    flags.define(play.PlayConfig, values=values)
+    values(["play"])
+    said = "config.json is not a run's config.json; give another `logdir`, or say `trust=True`"
+    assert flags.in_flags(said).endswith("give another --logdir, or say --trust=True")
+    monkeypatch.setattr(absl_flags, "FLAGS", values)
+    assert flags.in_flags(said).endswith("give another run directory, or say --trust=True")
 
 
 def test_only_names_of_ours_are_flags():

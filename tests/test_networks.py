@@ -188,6 +188,14 @@ def test_bfloat16_is_for_hidden_layers_alone_and_K_is_in_float32(activation):
     assert np.linalg.norm(found - looped) < 0.002 * size
 
 
+@pytest.mark.parametrize("sizes", [16, (0,), (8, -1), (8.5,)])
+def test_sizes_that_are_none_are_refused(sizes):
+    with pytest.raises(ValueError, match="hidden_sizes is .*, expected positive sizes"):
+        networks.Critic(sizes).init(jax.random.key(0), jnp.zeros(3), jnp.zeros(1))
+    with pytest.raises(ValueError, match="a network of no outputs"):
+        networks.Actor(0, (8,)).init(jax.random.key(0), jnp.zeros(3))
+
+
 def test_another_type_of_networks_is_refused():
     with pytest.raises(UserError, match="unknown network_dtype 'float16'"):
         agents.resolve(agents.AgentConfig(network_dtype="float16"))

@@ -1,7 +1,9 @@
 """Episodes of a run's newest checkpoint, and their pictures."""
 
+import gc
 import importlib.util
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -213,3 +215,19 @@ def test_what_is_no_json_object_is_one_sentence(text, words):
     with pytest.raises(UserError, match=f"must be arguments by their names, as in .*, {words}"):
         options(f"--env_kwargs={text}")
     assert options("--env_kwargs={}").env_kwargs is None is options().env_kwargs
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_picture_that_finds_no_room_is_an_error_and_prints_nothing():
+    """As imageio would, which writes once more where it is deleted."""
+    limits, noise = resource.getrlimit(resource.RLIMIT_FSIZE), np.random.default_rng(0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        too_large = pytest.raises(OSError, match="File too large")
+        with too_large, play._writer(Path("x.gif"), 25) as writer:
+            for _ in range(3):
+                writer.append_data(noise.integers(0, 255, (64, 64, 3), np.uint8))
+        del writer, too_large
+        gc.collect()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

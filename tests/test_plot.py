@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from commands import finished, start
@@ -19,6 +20,7 @@ def fake_run(folder, algorithm, env="E-v1", seeds=(0, 1), **fields):
         "activation": "sin",
         "env": env,
         "seeds": list(seeds),
+        "num_steps": 20,
         **fields,
     }
     (folder / "config.json").write_text(json.dumps({"config": config}))
@@ -128,6 +130,24 @@ def test_plot_says_what_is_no_run(name, tmp_path):
 def test_plot_without_a_run_names_an_example():
     with pytest.raises(UserError, match="^no run given; name"):
         plot.main(["plot"])
+
+
+def test_a_picture_too_small_for_its_panels_is_one_sentence(tmp_path):
+    run, out = fake_run(tmp_path / "a", "preqn"), tmp_path / "x.png"
+    with pytest.raises(UserError, match=r"do not fit into a picture of 1 x [\d.]+ inches"):
+        plot.draw([run], out, (1, 0))
+    assert not list(tmp_path.glob("x*"))
+
+
+def test_a_single_evaluation_is_a_dot_and_a_title_stays_within_its_figure():
+    figure, axes = plt.subplots(1, 2, squeeze=False)
+    for ax, count in zip(axes.flat, (1, 2), strict=True):
+        style.spread(ax, np.arange(count), np.zeros((3, count)), color="red")
+    assert [ax.lines[0].get_marker() for ax in axes.flat] == ["o", ""]
+    style.finish(figure, axes, "words " * 40)
+    width = figure.texts[0].get_window_extent().width
+    assert width < figure.get_window_extent().width
+    plt.close(figure)
 
 
 def test_plot_needs_a_name_for_its_picture(monkeypatch):

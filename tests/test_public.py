@@ -132,12 +132,32 @@ def test_a_gymnasium_factory_is_an_environment():
         (("preqn", "probe/delay"), {"eta": 1.5}, "eta is 1.5, but it must be above -1 and below 1"),
         (("preqn", "probe/delay"), {"hidden_sizes": []}, r"as in `hidden_sizes=\(256, 256\)`"),
         ((agents.preqn, "probe/delay"), {"eta": 0.9}, "unknown option 'eta'"),
+        (("td3", "probe/delay"), {"actor_learning_rate": lambda step: 1e-3}, "is function, but an"),
+        (("td3", "probe/delay"), {"discount": np.ones(2)}, "is ndarray, but an option is a value"),
+        (("preqn", "probe/delay"), {"seeds": "a"}, r"whole numbers, as in `\(0,\)`"),
+        (("preqn", "probe/delay"), {"eta": np.inf}, "eta is inf, but it must be finite and above"),
     ],
 )
 def test_a_mistake_is_one_sentence_in_pythons_words(args, options, words):
     with pytest.raises(UserError, match=words) as error:
         next(preqn_jax.train(*args, **{**options}))
     assert "--" not in str(error.value)
+
+
+def test_numbers_of_any_library_are_options():
+    given = {"seeds": jnp.arange(2), "num_steps": jnp.int32(100), "discount": jnp.float32(0.5)}
+    *_, last = preqn_jax.train("ddpg", "probe/delay", **{**TINY, **given})
+    assert last.trained.seeds == (0, 1) and last.trained.config["discount"] == 0.5
+    assert type(last.trained.config["num_steps"]) is int
+
+
+def test_a_run_of_own_parts_is_loaded_by_who_has_its_function(tmp_path):
+    own = lambda spec: agents.make(agents.AgentConfig(algorithm="ddpg", hidden_sizes=(8, 8)), spec)
+    small = {k: v for k, v in TINY.items() if k != "hidden_sizes"}
+    list(preqn_jax.train(own, "probe/delay", num_steps=100, logdir=tmp_path / "x", **small))
+    assert preqn_jax.load(tmp_path / "x", agent=own).step == 100
+    with pytest.raises(UserError, match=r"of its own parts, .* say preqn_jax\.load\(.*, agent="):
+        preqn_jax.load(tmp_path / "x")
 
 
 def test_a_run_without_a_directory_that_diverges_says_so():

@@ -33,6 +33,13 @@ def test_half_of_the_gain_and_a_gain_of_the_spread_are_the_lines():
     assert not stability.collapsed(fall(40.0), spread=100.0)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_run_that_diverged_before_an_evaluation_is_told_without_a_warning():
+    run = one(extra=[frozen(100, 0)])
+    lines = [line for line in run.lines[0] if "eval/return_mean" not in line]
+    assert stability.faults(run._replace(lines=[lines, *run.lines[1:]])).a == [0]
+
+
 def test_a_run_without_faults_has_none():
     assert stability.faults(one()) == stability.Faults([], [], [])
 

@@ -1,11 +1,13 @@
 """The command: what it leaves, prints, and refuses; two processes."""
 
+import contextlib
 import json
 import re
 import signal
 import socket
 import time
 from functools import partial
+from pathlib import Path
 
 import commands
 import pytest
@@ -159,6 +161,37 @@ def test_a_report_is_of_the_members_that_have_records(axes, tmp_path, capsys):
         rows[0]["seeds"]
     )
     assert (tmp_path / "sweep.png").stat().st_size > 5000
+
+
+SWEPT = ("--env=probe/delay", "--seeds=0,1", "--hidden_sizes=8,4")
+
+
+@pytest.mark.parametrize(
+    ("words", "flags_", "sentence"),
+    [
+        ((), (), None),
+        (("eta=0.5,0.9",), SWEPT, None),
+        (("eta=0.5",), (), "the sweep in this logdir has eta=0.5,0.9, but this command says 0.5;"),
+        ((), ("--seeds=0",), "the sweep in this logdir has seeds=0,1, but this command says 0;"),
+        ((), ("--algorithm=td3",), "has algorithm='preqn', but this command says 'td3'"),
+    ],
+)
+def test_a_report_is_of_the_whole_sweep_whatever_the_command_says(words, flags_, sentence):
+    configs = flags.read(SWEPT, *training.CONFIGS)
+    begun = sweeps.plan("s", configs[0], configs[1], configs[2], sweeps.axes(["eta=0.5,0.9"]))
+    sweeps.open_(begun)
+    said = flags.given(flags_, *training.CONFIGS)
+    given, axes = flags.read(flags_, *training.CONFIGS), sweeps.axes(words)
+    (run, agent, loop), axes = sweeps.begun(Path("s"), given, axes, said)
+    with pytest.raises(UserError, match=sentence) if sentence else contextlib.nullcontext():
+        whole = sweeps.plan("s", run, agent, loop, axes)
+        sweeps.check_begun(whole)
+        assert whole == begun
+
+
+def test_a_report_on_no_sweep_is_one_sentence():
+    with pytest.raises(UserError, match="is not a sweep's file; give another"):
+        sweeps.begun(Path("nowhere"), flags.read((), *training.CONFIGS), {}, ())
 
 
 @pytest.mark.parametrize(

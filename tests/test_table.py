@@ -25,6 +25,7 @@ def write_run(name, returns=RETURNS, **fields):
         "env": "E-v1",
         "seeds": list(returns),
         "update_after": 100,
+        "num_steps": 500,
         **fields,
     }
     (folder / "config.json").write_text(json.dumps({"config": config}))

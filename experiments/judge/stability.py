@@ -31,7 +31,7 @@ def faults(run: Curves) -> Faults:
         finite = returns[i][np.isfinite(returns[i])]
         if seed not in a:  # else there is nothing more to tell
             enough = enough and len(finite) > FEW  # or there is one mean, and none after it
-        if collapsed(finite, float(np.nanmean(spreads[i]))):
+        if len(finite) >= FEW and collapsed(finite, float(np.nanmean(spreads[i]))):
             b.append(seed)
         q, worth = (_values(lines, name) for name in ("critic/q_mean", "eval/discounted_max"))
         told = told and bool(q and worth)

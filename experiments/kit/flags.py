@@ -231,6 +231,8 @@ def in_flags(text: str) -> str:
         name, value = match.groups()
         if not value and name not in ours:
             return match[0]
+        if name == "logdir" and flags.FLAGS.is_parsed() and name not in flags.FLAGS:
+            return "run directory"  # which such a command takes as a word
         if name == "wrappers" and value:  # whose parentheses are their own
             return f"--{name}={shlex.quote(re.sub(_LIST, '', value[1:]))}"
         if name == "env_kwargs" and value:

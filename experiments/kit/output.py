@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,15 @@ def save_figure(figure: Figure, path: Path, flag: str = "out", dpi: int = 120) -
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with files.anew(path) as written:
+        with files.anew(path) as written, warnings.catch_warnings():
+            warnings.filterwarnings("error", "constrained_layout not applied")
             figure.savefig(written, dpi=dpi, format=path.suffix[1:] or "png")
+    except UserWarning:
+        raise UserError(
+            "the panels do not fit into a picture of {:g} x {:g} inches; give it more".format(
+                *figure.get_size_inches()
+            )
+        ) from None
     except (OSError, ValueError) as error:
         raise UserError(
             f"cannot write the figure {str(path)!r}: {getattr(error, 'strerror', None) or error}; "

@@ -1,5 +1,6 @@
 """How all figures look: one palette, one way to draw a mean with its spread."""
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ COLOURS = (
 )  # Okabe and Ito, colour-blind safe
 SPREAD = "mean over seeds; bands: one standard deviation over seeds"
 RETURN = "mean return of noiseless episodes"
+LETTER = 0.075  # inches that a letter of 9 points takes, at most
 Looks = dict[str, dict[str, Any]]
 """The arguments of a line, by its label."""
 
@@ -62,7 +64,7 @@ def spread(ax: Any, steps: np.ndarray, values: np.ndarray, **look: Any) -> None:
     deviation; NaN is left out.
     """
     mean, deviation = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
-    ax.plot(steps, mean, lw=1.5, **look)
+    ax.plot(steps, mean, lw=1.5, marker="o" if len(steps) == 1 else "", **look)
     ax.fill_between(steps, mean - deviation, mean + deviation, color=look["color"], alpha=0.2, lw=0)
 
 
@@ -142,20 +144,14 @@ def finish(figure: Any, axes: Any, title: str) -> None:
         ncols=_columns(figure, handles),
         loc="outside lower center",
     )
-    figure.suptitle(
-        title
-        + (
-            "; x: diverged"
-            if any(line.get_marker() == "x" for ax in axes.flat for line in ax.lines)
-            else ""
-        ),
-        fontsize=9,
-    )
+    lost = any(line.get_marker() == "x" for ax in axes.flat for line in ax.lines)
+    words = textwrap.wrap(title + "; x: diverged" * lost, int(figure.get_figwidth() / LETTER))
+    figure.suptitle("\n".join(words), fontsize=9)
 
 
 def _columns(figure: Any, labels: Iterable[str]) -> int:
-    """Of a legend as wide as its figure at most; a letter of 9 points takes some 0.075 inches."""
-    widths, room = [0.075 * len(label) + 0.6 for label in labels], figure.get_figwidth()
+    """Of a legend as wide as its figure at most."""
+    widths, room = [LETTER * len(label) + 0.6 for label in labels], figure.get_figwidth()
     if sum(widths) <= room:
         return max(1, len(widths))
     return max(1, int(room / max(widths)))

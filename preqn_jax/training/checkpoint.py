@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -335,13 +336,19 @@ class _Loops(asyncio.DefaultEventLoopPolicy):
         return _Loop()
 
 
+_alone = threading.RLock()  # what follows sets is the whole process's
+
+
 @contextlib.contextmanager
 def _orbax() -> Iterator[ocp.Checkpointer]:
     """Orbax, which says what fails by what it raises alone, and not on the console as well."""
-    policy, logger = asyncio.get_event_loop_policy(), logging.getLogger("absl")
-    disabled, logger.disabled = logger.disabled, True
-    asyncio.set_event_loop_policy(_Loops())
-    try:
+    with contextlib.ExitStack() as held:
+        held.enter_context(_alone)
+        policy, logger = asyncio.get_event_loop_policy(), logging.getLogger("absl")
+        held.callback(asyncio.set_event_loop_policy, policy)
+        held.callback(setattr, logger, "disabled", logger.disabled)
+        logger.disabled = True
+        asyncio.set_event_loop_policy(_Loops())
         # Of several processes each saves what is its own, and waits for no other. Orbax writes
         # NumPy's arrays in the first process alone: to it, each is that.
         alone = ocp.options.MultiprocessingOptions(0, {0}, f"process{jax.process_index()}")
@@ -349,9 +356,6 @@ def _orbax() -> Iterator[ocp.Checkpointer]:
         first = mock.patch.object(multihost, "process_index", return_value=0)
         with first, ocp.Checkpointer(handler, multiprocessing_options=alone) as orbax:
             yield orbax
-    finally:
-        asyncio.set_event_loop_policy(policy)
-        logger.disabled = disabled
 
 
 def _reason(error: Exception) -> str:

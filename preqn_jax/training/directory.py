@@ -147,24 +147,32 @@ def _begin(logdir: Path, config: dict[str, Any]) -> None:
         begun = compare(path, config)
         if (logdir / DONE).exists() and begun["num_steps"] < config["num_steps"]:
             _check_extension(logdir, begun)
-            # Before config.json, or the longer run would count as finished.
-            (logdir / DONE).unlink()
         elif (logdir / DONE).exists():
-            _check_records(logdir, config["seeds"])
+            _check_records(logdir, config)
         else:
             _check_checkpoints(logdir, max(begun["checkpoint_every"], config["checkpoint_every"]))
-    if begun != config and not (logdir / DONE).exists():
+    longer = begun is None or begun["num_steps"] < config["num_steps"]
+    if begun != config and (longer or not (logdir / DONE).exists()):
         content = json.dumps({"config": config, **provenance()}, indent=2) + "\n"
-        files.replace(path, content.encode())
+        with files.anew(path) as written:
+            written.write_bytes(content.encode())
+            # Once there is room for it, and before it is in place, or the longer run would count as
+            # finished.
+            (logdir / DONE).unlink(missing_ok=True)
     if not os.access(logdir, os.W_OK):
         raise PermissionError("not writable")
 
 
-def _check_records(logdir: Path, seeds: list[int]) -> None:
-    path = logdir / record.NAME
+def _check_records(logdir: Path, config: dict[str, Any]) -> None:
+    """Raises UserError where they do not tell how each seed of a finished run ended."""
+    path, end = logdir / record.NAME, config["num_steps"]
     lines = record.read(path) if path.exists() else []
-    told = {line["seed"] for line in lines if line.keys() & {"eval/return_mean", "run/diverged"}}
-    if not told >= set(seeds):
+    told = {
+        line["seed"]
+        for line in lines
+        if "run/diverged" in line or ("eval/return_mean" in line and line["step"] == end)
+    }
+    if not told >= set(config["seeds"]):
         raise UserError(
             f"logdir {str(logdir)!r} holds a finished run without its records: {record.NAME} is "
             "missing or not whole; put it back, or give another `logdir` to make the run anew"
@@ -202,14 +210,15 @@ def _check_extension(logdir: Path, begun: dict[str, Any]) -> None:
 
 
 def read_config(path: Path, flag: str = "logdir") -> dict[str, Any]:
-    """What a run's config.json says of the run: its environment and seeds at least, and every
-    known setting of its type. Raises UserError if it is none, FileNotFoundError.
+    """What a run's config.json says of the run: its environment, seeds, algorithm and steps at
+    least, and every known setting of its type. Raises UserError if it is none, FileNotFoundError.
     """
     try:
         config = json.loads(path.read_bytes().decode())["config"]
         hints = {name: hint for name, hint in HINTS.items() if name in config}
-        wrong = [name for name, hint in hints.items() if not fits(_read(config[name]), hint)]
-        if not wrong and config["env"] and config["seeds"]:
+        wrong = [name for name, hint in hints.items() if not fits(read_value(config[name]), hint)]
+        needed = [config[name] for name in ("env", "seeds", "algorithm", "num_steps")]
+        if not wrong and all(needed):
             return config
     except FileNotFoundError:
         raise
@@ -219,7 +228,7 @@ def read_config(path: Path, flag: str = "logdir") -> dict[str, Any]:
     raise UserError(f"{path} is not a run's config.json{named}; give another `{flag}`")
 
 
-def _read(value: Any) -> Any:
+def read_value(value: Any) -> Any:
     """JSON's value as a field has it: lists are tuples, and runs of before may have 1e6 steps."""
     if isinstance(value, list):
         return tuple(value)
@@ -278,9 +287,14 @@ def of(kind: Any, config: Mapping[str, Any]) -> Any:
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in said.items()})
 
 
+def own_parts(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of a run whose agent was put together by somebody's own function."""
+    return "activation" not in config
+
+
 def whole(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a config.json says, and of settings that came after it what its algorithm has."""
-    if "activation" not in config:  # an agent of one's own parts
+    if own_parts(config):
         return dict(config)
     fields = {field.name: field.default for one in CONFIGS for field in dataclasses.fields(one)}
     fields = describe({**fields, **config})

@@ -12,6 +12,7 @@ import numpy as np
 
 from preqn_jax import agents, networks
 from preqn_jax.options import UserError, choose
+from preqn_jax.training import directory
 from preqn_jax.training.trained import Trained
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -100,7 +101,7 @@ def arrays(
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     named = {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
     weights = {name.split("mlp.")[-1]: np.asarray(x) for name, x in named.items()}
-    own = "activation" not in trained.config or not all(map(_LAYERS.match, named))
+    own = directory.own_parts(trained.config) or not all(map(_LAYERS.match, named))
     if own or not all(name.startswith(("Dense_", "BatchRenorm_")) for name in weights):
         why = "this agent has its own" if own else "this critic has layers that are not dense"
         raise UserError(

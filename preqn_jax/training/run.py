@@ -10,11 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from preqn_jax import agents, envs
 from preqn_jax.agents import Agent
-from preqn_jax.options import choose
+from preqn_jax.options import UserError, choose
 from preqn_jax.training import added, directory
 from preqn_jax.training.config import LoopConfig, RunConfig, validate_run
 from preqn_jax.training.directory import CONFIGS, HINTS
@@ -92,8 +93,9 @@ def train(
 
 
 def _plain(value: Any) -> Any:
-    """A number of NumPy's as one of Python's, which JSON holds."""
-    return value.item() if isinstance(value, np.generic) else value
+    """A number of NumPy's or JAX's as one of Python's, which JSON holds."""
+    one = isinstance(value, np.generic | np.ndarray | jax.Array) and value.ndim == 0
+    return value.item() if one else value
 
 
 def _configs(
@@ -112,6 +114,13 @@ def _configs(
             one = not isinstance(given[name], Iterable)
             given[name] = (given[name],) if one else tuple(map(_plain, given[name]))
     given = {name: _plain(value) for name, value in given.items()}
+    for name, value in given.items():
+        if callable(value) or hasattr(value, "shape"):
+            raise UserError(
+                f"{name} is {type(value).__name__}, but an option is a value that config.json "
+                f"holds; for {name} of another kind give an agent of your own parts, as "
+                "docs/extend.md shows, or, for one of several numbers each, a sweep"
+            )
     for name, value in given.items():
         whole = int in (HINTS[name], *typing.get_args(HINTS[name]))
         if whole and isinstance(value, float) and value.is_integer():  # num_steps=1e6

@@ -9,7 +9,7 @@ import itertools
 import json
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -189,26 +189,11 @@ def open_(sweep: Sweep, write: bool = True) -> None:
         run = program.run
         spec = envs.spec(envs.described(run.env, run.env_kwargs, run.wrappers))
         agents.check_kind(program.agent.algorithm, spec)
-    path = sweep.logdir / NAME
-    base = directory.describe(sweep.run, sweep.agent, sweep.loop)
-    free = dict.fromkeys((*sweep.axes, "seeds", *directory.MAY_CHANGE))
-    content = {
-        "config": {**base, **dict.fromkeys(sweep.axes)},
-        "axes": {name: list(values) for name, values in sweep.axes.items()},
-        "seeds": list(sweep.loop.seeds),
-    }
-    content = json.loads(json.dumps(content))
+    path, content = sweep.logdir / NAME, _content(sweep)
     try:
         sweep.logdir.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            begun = read(sweep.logdir)
-            words = f"the sweep in {str(sweep.logdir)!r} has"
-            free |= dict.fromkeys(begun["axes"])
-            made = {**_unsaid(), **begun["config"], **free}  # options that came later
-            check_same(words, made, {**content["config"], **free}, "logdir")
-            for name in {*begun["axes"], *content["axes"]}:
-                _check_kept(name, begun["axes"].get(name, []), content["axes"].get(name, []))
-            _check_kept("seeds", begun["seeds"], content["seeds"])
+            check_begun(sweep)
         elif write and {one.name for one in sweep.logdir.iterdir()} - _FIRST:
             raise UserError(
                 f"logdir {str(sweep.logdir)!r} holds other files and no {NAME}; give an empty or a "
@@ -221,6 +206,42 @@ def open_(sweep: Sweep, write: bool = True) -> None:
         raise UserError(
             f"cannot write to logdir {str(sweep.logdir)!r}: {why}; give another `logdir`"
         ) from error
+
+
+def _content(sweep: Sweep) -> dict[str, Any]:
+    """What its file is to say."""
+    base = directory.describe(sweep.run, sweep.agent, sweep.loop)
+    content = {
+        "config": {**base, **dict.fromkeys(sweep.axes)},
+        "axes": {name: list(values) for name, values in sweep.axes.items()},
+        "seeds": list(sweep.loop.seeds),
+    }
+    return json.loads(json.dumps(content))
+
+
+def check_begun(sweep: Sweep) -> None:
+    """Raises UserError where its folder holds another sweep, or one with more members, or none."""
+    begun, content = read(sweep.logdir), _content(sweep)
+    words = f"the sweep in {str(sweep.logdir)!r} has"
+    free = dict.fromkeys((*sweep.axes, *begun["axes"], "seeds", *directory.MAY_CHANGE))
+    made = {**_unsaid(), **begun["config"], **free}  # options that came later
+    check_same(words, made, {**content["config"], **free}, "logdir")
+    for name in {*begun["axes"], *content["axes"]}:
+        _check_kept(name, begun["axes"].get(name, []), content["axes"].get(name, []))
+    _check_kept("seeds", begun["seeds"], content["seeds"])
+
+
+def begun(
+    logdir: Path, configs: Sequence[Any], axes: Axes, said: Collection[str]
+) -> tuple[list[Any], Axes]:
+    """`configs` and `axes` as the sweep's file has them, but for the settings that were `said`, and
+    axes if there are any. Raises UserError if there is no such file.
+    """
+    there = read(logdir)
+    kept = {**there["config"], "seeds": there["seeds"]}
+    kept = {k: directory.read_value(v) for k, v in kept.items() if k not in {*said, *there["axes"]}}
+    old = {name: tuple(map(directory.read_value, v)) for name, v in there["axes"].items()}
+    return [_replace(config, kept) for config in configs], axes or old
 
 
 def _check_kept(name: str, old: list[Any], new: list[Any]) -> None:

@@ -128,6 +128,12 @@ def load(
     config = _config(logdir)
     if env is None:
         env = directory.source(config, f"the run {str(logdir)!r}", trust)
+    if agent is None and directory.own_parts(config):
+        own = config["algorithm"]
+        raise UserError(
+            f"the run {str(logdir)!r} was trained with an agent of its own parts, {own!r}, which "
+            f"no file holds: in Python say preqn_jax.load({str(logdir)!r}, agent={own})"
+        )
     spec, seeds = envs.spec(env), tuple(config["seeds"])
     made = (agent or partial(agents.make, directory.of(agents.AgentConfig, config)))(spec)
     step, states = _restore(logdir, made, len(seeds))

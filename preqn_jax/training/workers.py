@@ -127,9 +127,15 @@ class Workers:
                 if code is not None and code < 0
                 else f"ended with status {code}"
             )
+            guard = ""
+            if code == 1 and not any(worker.place):  # it has run no call: as it began
+                guard = (
+                    " before its first step; a script that starts processes does so below "
+                    "'if __name__ == \"__main__\":', as they read it too"
+                )
             raise Stopped(
-                f"the worker process that steps {named(worker.seeds)} {how}; `workers=0` does "
-                "without such processes"
+                f"the worker process that steps {named(worker.seeds)} {how}{guard}; `workers=0` "
+                "does without such processes"
             ) from error
 
     def close(self) -> None:

@@ -101,6 +101,20 @@ def test_what_ends_a_worker_or_its_run_is_said_in_one_sentence():
     collector.close()
 
 
+@pytest.mark.slow
+def test_a_script_that_its_workers_run_as_well_is_told_so(tmp_path):
+    """One that trains as it is imported, as each worker does."""
+    options = "env='probe/delay', workers=1, update_after=100, start_steps=50"
+    text = f"import preqn_jax\nfor done in preqn_jax.train({options}): pass\n"
+    (tmp_path / "own.py").write_text(text)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(tmp_path / "own.py")]
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    *_, last = ended.stderr.splitlines()
+    assert ended.returncode == 1 and "ended with status 1 before its first step" in last
+    assert """below 'if __name__ == "__main__":', as they read it too; `workers=0`""" in last
+
+
 def test_imports_start_no_backend():
     """Or a worker, which must keep off the accelerator, would be on it before it could say so."""
     modules = "experiments.train, preqn_jax.envs.gym"

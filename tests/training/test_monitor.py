@@ -369,7 +369,13 @@ def test_a_healthy_run_is_called_so_and_needs_no_checkpoint(healthy, capsys):
 
 def test_an_agent_of_own_parts_is_diagnosed_without_an_attribution():
     Path("x/checkpoints").mkdir(parents=True)
-    config = {"algorithm": "mine", "discount": 0.9, "env": "probe/delay", "seeds": [0]}
+    config = {
+        "algorithm": "mine",
+        "discount": 0.9,
+        "env": "probe/delay",
+        "seeds": [0],
+        "num_steps": 200,
+    }
     Path("x/config.json").write_text(json.dumps({"config": config}))
     names = ("q_mean", "q_largest", "soft_divergence", "td_error")
     look = {f"diagnose/{name}": 0.5 for name in names}
@@ -386,12 +392,21 @@ def test_what_is_no_diagnosed_run_is_one_sentence(capsys):
     config = training.plan(*flags.read(SMALL, *training.CONFIGS)).described
     Path("x/config.json").write_text(json.dumps({"config": config}))
     Path("x/metrics.jsonl").write_text('{"step": 100, "seed": 0, "critic/q_mean": 1.0}\n')
+    Path("early").mkdir()
+    lost = json.dumps({"config": {**config, "diagnose_every": 800}})
+    Path("early/config.json").write_text(lost)
+    Path("early/metrics.jsonl").write_text('{"step": 300, "seed": 0, "run/diverged": 1.0}\n')
     for args, words in (
         ([], "give one run directory"),
         (["x", "y"], "give one run directory"),
         (["missing"], "'missing' is not a run directory"),
         (["empty"], "'empty' is not a run directory"),
         (["x"], "the run 'x' was not diagnosed; train it with --diagnose_every=1000"),
+        (
+            ["early"],
+            "is diagnosed every 800 steps, and diverged at step 300; train it with "
+            "--diagnose_every=400",
+        ),
     ):
         assert report(*args) == 1
         err = capsys.readouterr().err

@@ -1,8 +1,12 @@
 """A replay that is written and read in pieces, and what memory that takes."""
 
+import asyncio
+import logging
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -247,3 +251,22 @@ def test_of_several_folders_the_one_with_the_damage_is_named(caplog):
     readers[Path("b")] = lambda step: step if step == 1 else broken(step)
     assert checkpoint.newest([1, 2], readers) == (1, [1, 1, 1])
     assert checkpoint.newest([], readers) is None
+
+
+def test_threads_have_orbax_one_after_the_other():
+    """What it sets is the whole process's: who came second would leave what the first had set."""
+    logger, inside, most = logging.getLogger("absl"), [], []
+    before = logger.disabled, type(asyncio.get_event_loop_policy())
+
+    def enter():
+        for _ in range(3):
+            with checkpoint._orbax():
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.01)
+                inside.pop()
+
+    threads = [threading.Thread(target=enter) for _ in range(3)]
+    [thread.start() for thread in threads], [thread.join() for thread in threads]
+    assert most == [1] * 9
+    assert (logger.disabled, type(asyncio.get_event_loop_policy())) == before

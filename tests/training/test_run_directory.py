@@ -1,5 +1,6 @@
 """The run directory under faults: its lock, its files, what is refused and in which words."""
 
+import contextlib
 import errno
 import io
 import json
@@ -177,6 +178,13 @@ DAMAGES = {
         broken_config(json.dumps({"config": {**RUN, "eta": "x"}}).encode()),
         r"\(eta is 'x'\)",
     ),
+    **{
+        f"no {name}": (
+            broken_config(json.dumps({"config": {k: RUN[k] for k in RUN if k != name}}).encode()),
+            NONE,
+        )
+        for name in ("algorithm", "num_steps")
+    },
     "config.json a folder": (instead("config.json", "folder"), "config.json' is no file"),
     "checkpoints a file": (instead("checkpoints", "file"), "checkpoints' is no folder"),
     "tensorboard a file": (instead("tensorboard", "file"), "tensorboard' is no folder"),
@@ -200,7 +208,10 @@ def test_what_no_run_leaves_is_refused_in_a_sentence_and_stays(name):
     assert "\n" not in str(caught.value) and contents(folder) == before
 
 
-@pytest.mark.parametrize("name", ["bytes", "null inside", "config.json a folder", "a type"])
+@pytest.mark.parametrize(
+    "name",
+    ["bytes", "null inside", "config.json a folder", "a type", "no algorithm", "no num_steps"],
+)
 def test_readers_refuse_it_in_a_sentence_as_well(name):
     folder = begun()
     DAMAGES[name][0](folder)
@@ -221,8 +232,37 @@ def test_a_finished_run_needs_the_records_of_all_its_seeds(monkeypatch):
     (folder / "DONE").touch()
     with pytest.raises(UserError, match="a finished run without its records"):
         open_()
-    (folder / "metrics.jsonl").write_bytes(text([*LINES, EVALUATED, {**EVALUATED, "seed": 1}]))
+    early = {**EVALUATED, "seed": 1, "step": 5000}
+    for other, whole in ((early, False), ({**EVALUATED, "seed": 1}, True)):
+        (folder / "metrics.jsonl").write_bytes(text([*LINES, EVALUATED, other]))
+        with contextlib.nullcontext() if whole else pytest.raises(UserError, match="not whole"):
+            open_()
+
+
+def test_a_finished_seed_that_diverged_needs_no_last_evaluation(monkeypatch):
+    monkeypatch.setitem(RUN, "seeds", [0, 1])
+    folder = begun(lines=[EVALUATED, {"step": 300, "seed": 1, "run/diverged": 1.0}])
+    (folder / "DONE").touch()
     open_()
+
+
+def test_a_run_that_cannot_be_made_longer_stays_finished(monkeypatch):
+    """Where there is no room for its config.json."""
+    folder = begun(lines=[*LINES, EVALUATED])
+    (folder / "DONE").touch(), (folder / "checkpoints" / "10000").mkdir(parents=True)
+    before, write = contents(folder), Path.write_bytes
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        open_(num_steps=20_000)
+    assert contents(folder) == before
+    monkeypatch.setattr(Path, "write_bytes", write)
+    open_(num_steps=20_000)
+    assert not (folder / "DONE").exists()
+    assert json.loads((folder / "config.json").read_text())["config"]["num_steps"] == 20_000
 
 
 @pytest.mark.parametrize("left", ["config.json.tmp", "lock", "config.tmp"])

@@ -120,7 +120,7 @@ def test_records_are_a_row_for_each_seed_and_step():
     pytest.importorskip("pandas", reason="the extra `analysis` is not installed")
     folder = Path("x")
     folder.mkdir()
-    config = {"config": {"env": "E-v1", "seeds": [2, 1], "algorithm": "preqn"}}
+    config = {"config": {"env": "E-v1", "seeds": [2, 1], "algorithm": "preqn", "num_steps": 100}}
     (folder / "config.json").write_text(json.dumps(config))
     lines = [
         {"step": 50, "seed": 2, "critic/q_mean": 1, "time/steps_per_s": 9.0},
@@ -152,6 +152,7 @@ def test_records_that_are_not_there_are_said_in_a_sentence(monkeypatch):
     with pytest.raises(UserError, match="'x' is not a run directory: it has no config.json"):
         preqn_jax.records("x")
     Path("x").mkdir()
-    Path("x/config.json").write_text('{"config": {"env": "E-v1", "seeds": [0]}}')
+    config = {"config": {"env": "E-v1", "seeds": [0], "algorithm": "preqn", "num_steps": 100}}
+    Path("x/config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="'x' has no records yet"):
         preqn_jax.records("x")
