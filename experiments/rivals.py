@@ -38,18 +38,11 @@ class RivalsConfig:
 
 
 _BARE = ("--notarget_networks",)
+_PRESETS = ("twin", "measured", "averaged", "delayed", "momentum", "adaptive", "relative", "soft")
 VARIANTS = {
     "preqn": ("--algorithm=preqn",),
-    "preqn-twin": ("--algorithm=preqn_twin",),
-    "preqn-measured": ("--algorithm=preqn_measured",),
-    "preqn-averaged": ("--algorithm=preqn_averaged",),
-    "preqn-delayed": ("--algorithm=preqn_delayed",),
-    "preqn-momentum": ("--algorithm=preqn_momentum",),
-    "preqn-adaptive": ("--algorithm=preqn_adaptive",),
-    "preqn-relative": ("--algorithm=preqn_relative",),
-    "preqn-soft": ("--algorithm=preqn_soft",),
-    "td3": ("--algorithm=td3",),
-    "sac": ("--algorithm=sac",),
+    **{f"preqn-{name}": (f"--algorithm=preqn_{name}",) for name in _PRESETS},
+    **{name: (f"--algorithm={name}",) for name in ("td3", "sac")},
     "td3-layernorm": ("--algorithm=td3", "--critic_norm=layer", *_BARE),
     "td3-fourier": ("--algorithm=td3", "--critic_features=fourier", *_BARE),
     "crossq": ("--algorithm=crossq",),

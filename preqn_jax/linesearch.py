@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from preqn_jax.options import require
-from preqn_jax.types import Array, Number
+from preqn_jax.types import Array, Number, dot
 
 Accept = Callable[[Array], tuple[Array, Any]]
 """`scale [] -> (accepted [] bool, aux)`: judge the candidate `theta + scale * step`; `aux` is
@@ -85,5 +85,5 @@ def cosine(a: Array, b: Array) -> Array:
         for v, largest in ((a, jnp.max(jnp.abs(a))), (b, jnp.max(jnp.abs(b))))
     )
     norms = jnp.linalg.norm(a) * jnp.linalg.norm(b)
-    inner = jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
+    inner = dot(a, b)
     return jnp.where(norms == 0, 0, inner / jnp.where(norms == 0, 1, norms))

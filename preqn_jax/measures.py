@@ -3,13 +3,12 @@
 moved Q at a place of interest. All of them in float32 at least.
 """
 
-import jax
 import jax.numpy as jnp
 
 from preqn_jax import ntk
 from preqn_jax.batching import batch_size
 from preqn_jax.linesearch import cosine
-from preqn_jax.types import Array, Inputs, Params, QFunction, wide
+from preqn_jax.types import Array, Inputs, Params, QFunction, dot, wide
 
 
 def row_ratio(gram: Array) -> Array:
@@ -46,7 +45,7 @@ def gain(change: Array, delta: Array) -> Array:
     change, delta = wide(change), wide(delta)
     scale = jnp.max(jnp.abs(delta))
     unit = delta / jnp.where(scale > 0, scale, 1)
-    return _inner(change, unit) / jnp.where(scale > 0, scale * _inner(unit, unit), 1)
+    return dot(change, unit) / jnp.where(scale > 0, scale * dot(unit, unit), 1)
 
 
 def interference(gram: Array, delta: Array) -> Array:
@@ -135,10 +134,6 @@ def contraction_bound(
         + step * gamma * jnp.abs(diagonal)
         + step * (1 + gamma) * off_diagonal
     )
-
-
-def _inner(a: Array, b: Array) -> Array:
-    return jnp.vdot(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def _weighted(gram: Array, rho: Array | float) -> tuple[Array, Array]:

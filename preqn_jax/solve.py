@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from preqn_jax.options import require
-from preqn_jax.types import Array, Number, power_of_two, wide
+from preqn_jax.types import Array, Number, dot, power_of_two, wide
 
-_HIGHEST = jax.lax.Precision.HIGHEST
 # Rows of K that LAPACK factors at once, and of a triangle that it inverts, on the CPU: OpenBLAS
 # wakes its other threads for a Cholesky factorisation of some 128 rows, or 1,024 right-hand numbers
 # (docs/results/performance.md). Above the last, its threads are worth waking.
@@ -59,9 +58,9 @@ def eigh(rcond: Number | None = None) -> Solve:
         # Strictly above: of a zero matrix nothing is kept.
         share = float(jnp.finfo(gram.dtype).eps) * gram.shape[0] if rcond is None else rcond
         keep = values > share * values[-1]
-        inner = _dot(delta, vectors)
+        inner = dot(delta, vectors)
         weights = jnp.where(keep, inner / jnp.where(keep, values, 1), 0)
-        z = _dot(vectors, weights)
+        z = dot(vectors, weights)
         return z, _info(gram, delta, z, rank=jnp.sum(keep))
 
     return solve
@@ -133,7 +132,7 @@ def cg(tol: Number = 1e-5, max_steps: int = 100, damping: Number = 0.0) -> Solve
         absolute = (damping * jnp.mean(jnp.diagonal(gram))).astype(gram.dtype)
 
         def matvec(v: Array) -> Array:
-            return _dot(gram, v) + absolute * v
+            return dot(gram, v) + absolute * v
 
         unit = power_of_two(delta)
         b = delta / unit
@@ -151,7 +150,7 @@ def _positive(matrix: Array, b: Array) -> Array:
     """matrix^-1 b of a symmetric positive definite matrix; NaN where it is none."""
     solve = _one_by_one(_by_blocks, _at_once)
     return jax.lax.custom_linear_solve(  # which knows the derivative
-        partial(_dot, matrix), b, lambda _, b: solve(matrix, b), symmetric=True
+        partial(dot, matrix), b, lambda _, b: solve(matrix, b), symmetric=True
     )
 
 
@@ -177,10 +176,10 @@ def _by_blocks(matrix: Array, b: Array) -> Array:
     if not _BLOCK < b.shape[0] <= _LARGE:
         return _at_once(matrix, b)
     inverse = _inverse(jnp.linalg.cholesky(matrix[:_BLOCK, :_BLOCK], symmetrize_input=False))
-    below, y = _dot(matrix[_BLOCK:, :_BLOCK], inverse.T), _dot(inverse, b[:_BLOCK])
-    rest = matrix[_BLOCK:, _BLOCK:] - _dot(below, below.T)
-    x = _by_blocks(rest, b[_BLOCK:] - _dot(below, y))
-    return jnp.concatenate([_dot(y - _dot(x, below), inverse), x])
+    below, y = dot(matrix[_BLOCK:, :_BLOCK], inverse.T), dot(inverse, b[:_BLOCK])
+    rest = matrix[_BLOCK:, _BLOCK:] - dot(below, below.T)
+    x = _by_blocks(rest, b[_BLOCK:] - dot(below, y))
+    return jnp.concatenate([dot(y - dot(x, below), inverse), x])
 
 
 def _inverse(lower: Array) -> Array:
@@ -191,16 +190,12 @@ def _inverse(lower: Array) -> Array:
         return jax.scipy.linalg.solve_triangular(lower, eye, lower=True)
     half = size // 2
     first, last = _inverse(lower[:half, :half]), _inverse(lower[half:, half:])
-    corner = -_dot(_dot(last, lower[half:, :half]), first)
+    corner = -dot(dot(last, lower[half:, :half]), first)
     return jnp.block([[first, jnp.zeros((half, size - half), lower.dtype)], [corner, last]])
 
 
 def _check_share(rcond: Number | None) -> None:
     require(rcond, lambda x: 0 <= x < 1, "rcond is a share of the largest, in [0, 1)")
-
-
-def _dot(a: Array, b: Array) -> Array:
-    return jnp.dot(a, b, precision=_HIGHEST)
 
 
 def _in_one_type(gram: Array, delta: Array) -> tuple[Array, Array]:
@@ -213,7 +208,7 @@ def _info(
     gram: Array, delta: Array, z: Array, rank: Array | None = None, damping: Array | None = None
 ) -> SolveInfo:
     unit = power_of_two(delta)
-    error = jnp.linalg.norm((_dot(gram, z) - delta) / unit)
+    error = jnp.linalg.norm((dot(gram, z) - delta) / unit)
     size = jnp.linalg.norm(delta / unit)
     return SolveInfo(
         residual=jnp.where(size > 0, error / jnp.where(size > 0, size, 1), error),

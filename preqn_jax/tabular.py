@@ -25,9 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from preqn_jax import solve
-from preqn_jax.types import Array, Key, Number, inexact
-
-_HIGHEST = jax.lax.Precision.HIGHEST
+from preqn_jax.types import Array, Key, Number, dot, inexact
 
 Operator = Callable[[Array], Array]
 """`q [S, A] -> q [S, A]`, as ``lambda q: u2(mdp, q, alpha, rho)``."""
@@ -218,7 +216,7 @@ def value_iteration(mdp: MDP, tol: Number = 1e-6, max_steps: int = 100_000) -> S
 
 
 def _back_up(mdp: MDP, values: Array) -> Array:
-    return expected_reward(mdp) + mdp.gamma * jnp.dot(mdp.transition, values, precision=_HIGHEST)
+    return expected_reward(mdp) + mdp.gamma * dot(mdp.transition, values)
 
 
 def _table(mdp: MDP, name: str, table: Array) -> Array:
@@ -306,7 +304,7 @@ def u(mdp: MDP, q: Array, alpha: Number, rho: Array, kernel: Array) -> Array:
     [[0.25, 0.25]]
     """
     weighted = _table(mdp, "rho", rho) * (backup(mdp, q) - q)
-    moved = jnp.dot(_square(mdp, kernel), weighted.reshape(-1), precision=_HIGHEST)
+    moved = dot(_square(mdp, kernel), weighted.reshape(-1))
     return q + alpha * moved.reshape(q.shape)
 
 
@@ -328,7 +326,7 @@ def preconditioned(mdp: MDP, q: Array, alpha: Number, rho: Array, kernel: Array)
     batch = (_table(mdp, "rho", rho) > 0).reshape(-1).astype(q.dtype)
     delta = batch * (backup(mdp, q) - q).reshape(-1)
     z, _ = solve.eigh()(_square(mdp, kernel) * batch[:, None] * batch[None, :], delta)
-    return q + alpha * jnp.dot(kernel, batch * z, precision=_HIGHEST).reshape(q.shape)
+    return q + alpha * dot(kernel, batch * z).reshape(q.shape)
 
 
 @partial(jax.jit, static_argnums=(0, 2))
@@ -361,7 +359,7 @@ def modulus(mdp: MDP, alpha: Number, rho: Array, kernel: Array) -> Array:
     size = states * actions
     weighted = alpha * _square(mdp, kernel) * _table(mdp, "rho", rho).reshape(1, size)
     stay = (jnp.eye(size, dtype=weighted.dtype) - weighted).reshape(size, states, actions)
-    reach = jnp.dot(weighted, mdp.transition.reshape(size, states), precision=_HIGHEST)
+    reach = dot(weighted, mdp.transition.reshape(size, states))
     # What a row gains by making an action the greedy one.
     gain = jnp.max(jnp.abs(stay + mdp.gamma * reach[:, :, None]) - jnp.abs(stay), axis=2)
     return jnp.max(jnp.sum(jnp.sum(jnp.abs(stay), axis=2) + gain, axis=1))

@@ -113,6 +113,11 @@ def wide(x: Any) -> Array:
     return x if x.dtype in (jnp.float32, jnp.float64) else x.astype(jnp.float32)
 
 
+def dot(a: Any, b: Any) -> Array:
+    """`jnp.dot` in the arrays' own precision, also where a device multiplies in a lower one."""
+    return jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
 def inexact(x: Any) -> Array:
     """`x` as an array, whole numbers as floats: a table of them cannot go half of the way."""
     x = jnp.asarray(x)

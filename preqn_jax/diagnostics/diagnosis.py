@@ -19,14 +19,13 @@ import scipy.sparse.linalg
 from preqn_jax import measures, ntk
 from preqn_jax.batching import batch_size, batched, one_example, parameters
 from preqn_jax.diagnostics.glossary import GLOSSARY
-from preqn_jax.types import Array, Inputs, Params, QFunction, Transition, wide
+from preqn_jax.types import Array, Inputs, Params, QFunction, Transition, dot, wide
 
 _DENSE = 64  # rows; all eigenvalues of a matrix no larger are as fast as one
 _DORMANT = 0.025  # tau of Sokar et al. 2023
 _SRANK = 0.01  # delta of Kumar et al. 2021
 _BOUND = 0.95  # of an action, beyond which the slope of its tanh is below a tenth
 _PARTS = ("params", "batch", "next_action", "targets", "moved", "bonus")  # to be finite
-_HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Case(NamedTuple):
@@ -210,7 +209,7 @@ def _update(
 ) -> tuple[Params, Array | float, Array]:
     """theta after the update, alpha, and the update's change of Q to first order."""
     size = delta.shape[0]
-    plain = jnp.dot(lin.gram, delta, precision=_HIGHEST) / size  # Eq. 5's change for alpha = 1
+    plain = dot(lin.gram, delta) / size  # Eq. 5's change for alpha = 1
     if case.moved is None:
         alpha = jnp.asarray(1e-3) if case.alpha is None else case.alpha
         step = jax.tree.map(lambda g: alpha * g, lin.pullback(delta / size))

@@ -20,7 +20,7 @@ from preqn_jax.steps.base import (
     schedule,
     solve_metrics,
 )
-from preqn_jax.types import Array, Inputs, Number, Params, QFunction, power_of_two
+from preqn_jax.types import Array, Inputs, Number, Params, QFunction, dot, power_of_two
 
 
 class Adaptive(NamedTuple):
@@ -188,7 +188,7 @@ def _direction(
     """
 
     def image(z: Array) -> Array:
-        return jnp.dot(lin.gram, z, precision=jax.lax.Precision.HIGHEST)
+        return dot(lin.gram, z)
 
     if momentum is None:
         z, fit = solve(lin.gram, delta)  # Eq. 22
@@ -222,7 +222,7 @@ def _gain(delta: Array, change: Array, linear: Array) -> Array:
 
     def decrease(change: Array) -> Array:
         c = change / unit
-        return jnp.vdot(c, 2 * off - c, precision=jax.lax.Precision.HIGHEST)
+        return dot(c, 2 * off - c)
 
     real, foretold = decrease(change), decrease(linear)
     return jnp.where(foretold == 0, jnp.where(real == 0, 1, jnp.nan), real / foretold)
