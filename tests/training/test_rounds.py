@@ -113,7 +113,6 @@ def test_start_steps_act_uniformly_and_then_the_policy_does(num_envs):
         assert len(np.unique(action[75:][obs[75:] == side])) == 1
 
 
-@pytest.mark.slow
 def test_the_replay_holds_what_happened():
     agent, collector, config, learner, counters = setup("probe/time-limit", num_steps=100)
     _, learner = run(agent, collector, config, learner, counters)

@@ -8,10 +8,11 @@ import types
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.kit import running
+from experiments.kit import processes, running
 from preqn_jax.training import loop
 
 ROOT = Path(__file__).parents[2]
@@ -92,3 +93,27 @@ def test_the_rows_that_make_shares_equal_are_no_members():
     config = dataclasses.replace(loop.LoopConfig(), seeds=(4, 5, 6))
     tree = {"a": np.arange(loop._rows(config))}  # pyright: ignore
     assert loop.members(tree, config)["a"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_who_is_frozen_observes_nothing(side_by_side):
+    agent = types.SimpleNamespace(observe=lambda state, obs: state + obs.sum())
+    collected = types.SimpleNamespace(obs=jnp.asarray([[[jnp.nan], [1.0]], [[2.0], [3.0]]]))
+    config = loop.LoopConfig(seeds=(0, 1))
+    states = loop.observe(
+        agent, jnp.ones(2), collected, jnp.asarray([True, False]), config, side_by_side
+    )
+    np.testing.assert_array_equal(states, [1, 6])
+
+
+@pytest.mark.parametrize(("members", "count"), [(7, 3), (2, 3), (6, 2), (1, 1)])
+def test_every_member_is_one_processs_and_no_share_is_two_more_than_another(
+    members, count, monkeypatch
+):
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+    found = []
+    for index in range(count):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        found.append(list(range(members))[processes.share(members)])
+    assert [i for share in found for i in share] == list(range(members))
+    assert max(map(len, found)) - min(map(len, found)) <= 1

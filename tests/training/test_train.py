@@ -225,6 +225,14 @@ def test_a_run_says_how_long_it_will_take_once_its_rate_is_known():
     assert said == [None, None, None, None, "50 steps a second: about 33 minutes to go", None]
 
 
+def test_a_run_that_goes_on_says_how_long_the_rest_of_it_will_take():
+    clock = running.Clock(100_000)
+    rounds = [(90_050, True, 0), (90_100, True, 9), (90_350, True, 14)]
+    assert [clock.first_words(*one) for one in rounds][-1] == (
+        "50 steps a second: about 3 minutes to go"
+    )
+
+
 @pytest.mark.parametrize(
     ("rounds", "asked", "words"),
     [
