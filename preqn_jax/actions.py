@@ -12,6 +12,7 @@ them.
 [0, 1, 2, 3]
 """
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def own(spec: Spec, number: Any) -> Any:
     if spec.num_actions is not None:
         return index(number, spec.num_actions) + _first(spec)
     centre, half = _middle(spec)
-    return (centre + half * number.clip(-1, 1)).astype(np.float32)
+    return (centre + half * number.clip(-1, 1)).astype(np.float32).clip(*_bounds(spec))
 
 
 def inside(spec: Spec, own: Any) -> Any:
@@ -57,6 +58,14 @@ def spec(obs_size: int, count: int, first: int = 0) -> Spec:
 
 def _first(spec: Spec) -> int:
     return int(spec.action_low[0])
+
+
+@lru_cache(maxsize=64)
+def _bounds(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the largest float32 `[act]` within the bounds of actions."""
+    low, high = (bound.astype(np.float32) for bound in (spec.action_low, spec.action_high))
+    low = np.where(low < spec.action_low, np.nextafter(low, np.float32(np.inf)), low)
+    return low, np.where(high > spec.action_high, np.nextafter(high, np.float32(-np.inf)), high)
 
 
 def _middle(spec: Spec) -> tuple[np.ndarray, np.ndarray]:

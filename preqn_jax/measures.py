@@ -32,7 +32,17 @@ def alignment(change: Array, delta: Array) -> Array:
     >>> alignment(0.1 * delta, delta).round(3).tolist(), alignment(-delta, delta).round(3).tolist()
     (1.0, -1.0)
     """
-    return cosine(wide(change), wide(delta))
+    return cosine(*_of_a_batch(change, delta))
+
+
+def _of_a_batch(change: Array, delta: Array) -> tuple[Array, Array]:
+    """Both, in one type. Raises ValueError where they are no two vectors of one size."""
+    if jnp.ndim(change) != 1 or jnp.shape(change) != jnp.shape(delta):
+        raise ValueError(
+            f"got numbers of the shapes {jnp.shape(change)} and {jnp.shape(delta)}, expected [B] "
+            "for both"
+        )
+    return wide(change), wide(delta)
 
 
 def gain(change: Array, delta: Array) -> Array:
@@ -42,7 +52,7 @@ def gain(change: Array, delta: Array) -> Array:
     With K diagonal it lies between the least and the largest alpha K_ii rho_i: above 1 Eq. 16 fails
     somewhere.
     """
-    change, delta = wide(change), wide(delta)
+    change, delta = _of_a_batch(change, delta)
     scale = jnp.max(jnp.abs(delta))
     unit = delta / jnp.where(scale > 0, scale, 1)
     return dot(change, unit) / jnp.where(scale > 0, scale * dot(unit, unit), 1)
@@ -57,6 +67,7 @@ def interference(gram: Array, delta: Array) -> Array:
     parameters the same way. 0 where there is one example, or no TD error.
     """
     gram, delta = wide(gram), wide(delta)
+    _of_a_batch(jnp.diagonal(gram), delta)
     scale = jnp.max(jnp.abs(delta))
     unit = delta / jnp.where(scale > 0, scale, 1)
     weighted = gram * unit[:, None] * unit[None, :]

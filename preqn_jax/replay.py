@@ -38,6 +38,8 @@ def init(spec: Spec, capacity: int) -> Replay:
 def add(replay: Replay, transitions: Transition, skip: bool | Array = False) -> Replay:
     """Append `[n]` transitions, over the oldest where the ring is full; none where `skip`. `n`
     must not exceed the capacity.
+
+    Raises ValueError: too many, or arrays of other shapes than there is room for.
     """
     capacity, n = replay.data.reward.shape[0], transitions.reward.shape[0]
     if n > capacity:
@@ -46,6 +48,11 @@ def add(replay: Replay, transitions: Transition, skip: bool | Array = False) -> 
     rows = jnp.where(skip, capacity + jnp.arange(n), rows)  # where there is nothing to write to
 
     def put(ring: Array, new: Any) -> Array:
+        if jnp.shape(new) != (n, *ring.shape[1:]):
+            raise ValueError(
+                f"transitions have an array of the shape {jnp.shape(new)}, expected "
+                f"{(n, *ring.shape[1:])}: as many as rewards, each as the replay holds it"
+            )
         return ring.at[rows].set(jnp.asarray(new, ring.dtype), unique_indices=True, mode="drop")
 
     added = replay.added + jnp.where(skip, 0, n)

@@ -45,10 +45,10 @@ def eigh(rcond: Number | None = None) -> Solve:
       rcond: eigenvalues at or below ``rcond`` times the largest count as zero; None is eps * B of
         K's type.
 
-    A cut above the largest part of Delta's spectrum costs alignment that no shorter step can bring
-    back: at 1e-3 the linesearch mostly cannot pass.
+    A cut that drops directions which hold much of Delta costs alignment that no shorter step can
+    bring back: at 1e-3 the linesearch mostly cannot pass.
 
-    All solves here raise ValueError for numbers that make no sense, as an rcond of 1 or more.
+    Raises ValueError: an rcond that is no share below 1.
     """
     _check_share(rcond)
 
@@ -80,6 +80,8 @@ def cholesky(damping: Number = 1e-3) -> Solve:
     Args:
       damping: relative to the mean diagonal of K, so the same number serves every network width.
         Zero or too small a value on a singular K ends in NaN, reported by `SolveInfo.finite`.
+
+    Raises ValueError: a negative damping.
     """
     require(damping, lambda x: x >= 0, "damping must not be negative")
 
@@ -100,6 +102,8 @@ def lstsq(rcond: Number | None = None) -> Solve:
     Args:
       rcond: singular values below ``rcond`` times the largest count as zero; None is eps * B
         of K's type.
+
+    Raises ValueError: an rcond that is no share below 1.
     """
     _check_share(rcond)
 
@@ -116,12 +120,15 @@ def cg(tol: Number = 1e-5, max_steps: int = 100, damping: Number = 0.0) -> Solve
     regularisation.
 
     Args:
-      tol: stops at ``|K z - delta| <= tol * |delta|``.
+      tol: stops at ``|(K + c I) z - delta| <= tol * |delta|``, c the damping; `SolveInfo.residual`
+        is of K alone.
       max_steps: bound on the iterations.
       damping: as for `cholesky`.
 
-    Without damping, on a singular K and a delta outside of its range, the iterates grow without
-    bound: one that is worse than z = 0 is given up for it, which shows as a residual of 1.
+    Without damping, on a singular K and a delta outside of its range, the iterates end up growing
+    without bound: z is the best of them, or 0, which shows as a residual of 1.
+
+    Raises ValueError: an argument out of range.
     """
     require(tol, lambda x: x >= 0, "tol must not be negative")
     require(max_steps, lambda x: x >= 1, "max_steps must be at least 1")
@@ -131,21 +138,47 @@ def cg(tol: Number = 1e-5, max_steps: int = 100, damping: Number = 0.0) -> Solve
         gram, delta = _in_one_type(gram, delta)
         absolute = (damping * jnp.mean(jnp.diagonal(gram))).astype(gram.dtype)
 
-        def matvec(v: Array) -> Array:
-            return dot(gram, v) + absolute * v
-
         unit = power_of_two(delta)
-        b = delta / unit
-        z, _ = jax.scipy.sparse.linalg.cg(matvec, b, tol=tol, maxiter=max_steps)  # pyright: ignore
-        error, size = jnp.linalg.norm(matvec(z) - b), jnp.linalg.norm(b)
-        worse = jnp.where(error > size, 0, jnp.nan)  # a NaN stays to be seen
-        z = jnp.where(error <= size, z, worse) * unit
+        z = _conjugate(gram, delta / unit, absolute, tol, max_steps) * unit
         return z, _info(gram, delta, z, damping=absolute)
 
     return solve
 
 
 @jax.jit  # so that a call outside of `jit` is compiled once
+def _conjugate(gram: Array, b: Array, absolute: Array, tol: Number, max_steps: int) -> Array:
+    """(gram + absolute I)^-1 b by conjugate gradients (Hestenes and Stiefel 1952): of their
+    iterates, zero among them, the one with the least residual. They end where a direction has no
+    curvature.
+    """
+
+    def matvec(v: Array) -> Array:
+        return dot(gram, v) + absolute * v
+
+    def unfinished(state: Any) -> Array:
+        *_, square, _, _, steps, curved = state
+        return curved & (square > tol**2 * dot(b, b)) & (steps < max_steps)
+
+    def step(state: Any) -> Any:
+        z, rest, direction, square, best, least, steps, _ = state
+        image = matvec(direction)
+        curvature = dot(direction, image)
+        curved = curvature > 0
+        length = jnp.where(curved, square / jnp.where(curved, curvature, 1), 0)
+        z, rest = z + length * direction, rest - length * image
+        new = dot(rest, rest)
+        direction = rest + new / square * direction
+        better = new < least
+        best, least = jnp.where(better, z, best), jnp.where(better, new, least)
+        return z, rest, direction, new, best, least, steps + 1, curved
+
+    zero, square = jnp.zeros_like(b), dot(b, b)
+    start = zero, b, b, square, zero, square, jnp.int32(0), jnp.bool_(True)
+    best = jax.lax.while_loop(unfinished, step, start)[4]
+    return best + 0 * matvec(b)  # NaN where what was given holds one
+
+
+@jax.jit
 def _positive(matrix: Array, b: Array) -> Array:
     """matrix^-1 b of a symmetric positive definite matrix; NaN where it is none."""
     solve = _one_by_one(_by_blocks, _at_once)

@@ -2,8 +2,10 @@ import collections
 import enum
 import json
 import logging
+from functools import partial
 
 import gymnasium
+import jax
 import mujoco
 import numpy as np
 import pytest
@@ -310,3 +312,18 @@ def test_what_is_no_plain_state_is_named_once_whatever_it_is_called(more, caplog
     env.reset([0, 1])
     assert env.save()["envs"] == env.save()["envs"] == [None, None]
     assert len(caplog.records) == 1 and f"its attribute {next(iter(held))}: " in caplog.text
+
+
+def test_actions_end_within_their_bounds_whatever_computes_them():
+    """Rounded, centre and half the width add up to more than the bound."""
+    rng = np.random.default_rng(0)
+    for dtype in (np.float32, np.float64):
+        low = rng.uniform(-3, 3, 200).astype(dtype)
+        high = low + rng.uniform(0.1, 3, 200).astype(dtype)
+        spec = Spec(1, 200, np.float64(low), np.float64(high))
+        ours = partial(own, spec)
+        for compute in (ours, jax.jit(ours)):
+            for end, bound in ((-1.0, low), (1.0, high)):
+                found = np.asarray(compute(np.full(200, end, np.float32)))
+                assert (low <= found).all() and (found <= high).all()
+                np.testing.assert_allclose(found, bound, atol=1e-6)

@@ -290,3 +290,13 @@ def test_the_contraction_bound_is_the_formula_for_steps_of_either_sign(alpha, x6
     entries = np.abs(np.eye(9) - alpha * k * rho) + abs(alpha) * 0.9 * np.abs(k) * rho
     got = measures.contraction_bound(jnp.asarray(k), jnp.asarray(rho), alpha, 0.9)
     np.testing.assert_allclose(got, entries.sum(axis=1).max(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("shapes", [((4, 1), (1,)), ((4,), (1,)), ((), ())])
+def test_measures_of_a_batch_take_vectors_of_one_size(shapes):
+    change, delta = map(jnp.ones, shapes)
+    for measure in (measures.alignment, measures.gain):
+        with pytest.raises(ValueError, match=r"expected \[B\] for both"):
+            measure(change, delta)
+    with pytest.raises(ValueError, match=r"expected \[B\] for both"):
+        measures.interference(jnp.ones((4, 4)), delta)

@@ -85,3 +85,15 @@ def test_what_is_skipped_leaves_the_buffer_as_it_is(skip):
     after = add(before, numbered(7, 5), skip)
     jax.tree.map(np.testing.assert_array_equal, after, before)
     assert int(add(before, numbered(7, 5), False).added) == 12
+
+
+@pytest.mark.parametrize("field", ["obs", "action", "discount", "next_obs"])
+def test_transitions_of_another_shape_are_refused(field):
+    """One number would be written into all places of a row, or of all rows."""
+    rows = numbered(0, 2)
+    wrong = rows._replace(**{field: jnp.asarray(getattr(rows, field))[:1]})
+    with pytest.raises(ValueError, match="an array of the shape .*, expected"):
+        replay.add(empty(5), wrong)
+    wide = rows._replace(obs=jnp.asarray(rows.obs)[:, :1])
+    with pytest.raises(ValueError, match=r"of the shape \(2, 1\), expected \(2, "):
+        replay.add(empty(5), wide)

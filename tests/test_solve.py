@@ -279,10 +279,25 @@ def test_no_product_leaves_its_precision_to_a_default(name):
 
 
 @pytest.mark.parametrize("damping", [0.0, DAMPING])
-def test_iterates_that_end_in_nan_stay_to_be_seen(damping):
-    """Where conjugate gradients divide by zero, z = 0 would pass for a solution."""
+def test_conjugate_gradients_end_where_there_is_no_curvature(damping):
+    """Their next step would divide by zero."""
     z, info = jit(solve.cg(damping=damping))(jnp.zeros((4, 4)), jnp.ones(4))
-    assert jnp.isnan(z).all() and not info.finite
+    assert (z == 0).all() and info.finite and info.residual == 1
+
+
+@pytest.mark.parametrize("kind", [np.nan, np.inf])
+def test_conjugate_gradients_hide_no_nan(kind):
+    for gram, delta in ((jnp.eye(3).at[1, 1].set(kind), jnp.ones(3)), (jnp.eye(3), [1.0, kind, 0])):
+        z, info = jit(solve.cg())(gram, jnp.asarray(delta))
+        assert not jnp.isfinite(z).all() and not info.finite
+
+
+def test_of_a_target_outside_of_the_range_the_best_iterate_stays():
+    """The first, by hand; the next direction has no curvature."""
+    delta = jnp.asarray([0.0, 1.0, 2.0])
+    z, info = jit(solve.cg())(jnp.ones((3, 3)), delta)
+    np.testing.assert_allclose(z, 5 / 9 * delta, rtol=1e-6)
+    np.testing.assert_allclose(info.residual, (2 / 3) ** 0.5, rtol=1e-6)
 
 
 # --- Cholesky by blocks, of more rows than LAPACK takes at once on the CPU ------------------------

@@ -11,6 +11,7 @@ import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from preqn_jax import actions
@@ -101,7 +102,7 @@ def discrete(
             "spec has no num_actions, expected how many there are: an agent for boxes is "
             "agents.actor_critic"
         )
-    choices = actions.number(jnp.arange(spec.num_actions, dtype=jnp.float32), spec.num_actions)
+    choices = _numbers(spec.num_actions)
     slow = critic.values if critic.slow is None else critic.slow
     act, explore = _acts(critic.q, choices)
 
@@ -149,25 +150,32 @@ def discrete(
     return Agent(init, acting, act, explore, update, summary, critic.q, first, inspect)
 
 
-def _acts(q: QFunction, choices: Array) -> tuple[Callable[..., Array], Callable[..., Array]]:
+def _numbers(count: int) -> np.ndarray:
+    """Those that stand for the actions, `[A]`: NumPy's, as an agent that is made while JAX traces
+    is kept for longer.
+    """
+    return actions.number(np.arange(count, dtype=np.float32), count)
+
+
+def _acts(q: QFunction, choices: Any) -> tuple[Callable[..., Array], Callable[..., Array]]:
     """`Agent.act` and `Agent.explore`, among numbers `[A]`."""
 
     def act(params: Greedy, obs: Array) -> Array:
         value = jax.vmap(lambda choice: q(params.params, obs, choice[None]))(choices)
-        return choices[jnp.argmax(value)][None]
+        return jnp.asarray(choices)[jnp.argmax(value)][None]
 
     def explore(params: Greedy, obs: Array, key: Key) -> Array:
         whether, which = jax.random.split(key)
-        random = choices[jax.random.randint(which, (1,), 0, len(choices))]
+        random = jnp.asarray(choices)[jax.random.randint(which, (1,), 0, len(choices))]
         return jnp.where(jax.random.bernoulli(whether, params.epsilon), random, act(params, obs))
 
     return act, explore
 
 
-def _best(values: Values, choices: Array, obs: Array) -> Array:
+def _best(values: Values, choices: Any, obs: Array) -> Array:
     """The action `[B, 1]` with the largest least value at obs `[B, obs]`."""
 
     def of(choice: Array) -> Array:
         return values.least(obs, jnp.broadcast_to(choice, (len(obs), 1)))
 
-    return choices[jnp.argmax(jax.vmap(of)(choices), axis=0)][:, None]
+    return jnp.asarray(choices)[jnp.argmax(jax.vmap(of)(choices), axis=0)][:, None]

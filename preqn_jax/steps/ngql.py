@@ -16,6 +16,7 @@ from preqn_jax.steps.base import (
     delta_of,
     schedule,
     solve_metrics,
+    within_range,
 )
 from preqn_jax.types import Array, Inputs, Number, Params, QFunction
 
@@ -54,9 +55,9 @@ def natural_gradient(
         delta = delta_of(targets, lin.values)
         z, fit = solve(lin.gram, delta)
         move = lin.pullback(z)
-        params = jax.tree.map(
-            lambda p, m: jnp.where(fit.finite, p + alpha * m, p).astype(p.dtype), params, move
-        )
+        moved = jax.tree.map(lambda p, m: (p + alpha * m).astype(p.dtype), params, move)
+        good = fit.finite & within_range(moved)
+        params = jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, params)
         cos = measures.alignment(batch(params, inputs) - lin.values, delta)
         metrics = {"critic/alignment": cos, **solve_metrics(fit, lin.gram, delta)}
         return params, memory, StepInfo(lin.values, delta, metrics)

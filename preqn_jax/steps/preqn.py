@@ -19,6 +19,7 @@ from preqn_jax.steps.base import (
     delta_of,
     schedule,
     solve_metrics,
+    within_range,
 )
 from preqn_jax.types import Array, Inputs, Number, Params, QFunction, dot, power_of_two
 
@@ -133,11 +134,11 @@ def preconditioned(
         least = eta * jnp.maximum(reach, 0) if relative else eta
 
         def accept(scale: Array) -> tuple[Array, tuple[Array, Any]]:
-            change = batch(_along(params, move, alpha, scale), inputs) - lin.values
+            change = batch(theta := _along(params, move, alpha, scale), inputs) - lin.values
             cos = measures.alignment(change, delta)
             nothing_to_do = jnp.all(delta == 0) & jnp.all(change == 0)
             gain = _gain(delta, change, alpha * scale * image) if adaptive else ()
-            return (cos >= least) | nothing_to_do, (cos, gain)  # Eq. 24; a NaN is no acceptance
+            return ((cos >= least) | nothing_to_do) & within_range(theta), (cos, gain)  # Eq. 24
 
         search = linesearch.backtrack(accept, decay=decay, max_steps=max_steps)
         ok, (cos, gain) = search.accepted, search.aux
@@ -215,7 +216,7 @@ def _starting(
 
 def _gain(delta: Array, change: Array, linear: Array) -> Array:
     """The decrease of |delta|^2 by a change of Q, over that by its linearization; 1 where neither
-    is any.
+    is any, and the least there is where the second alone is none.
     """
     unit = power_of_two(delta)
     off = delta / unit
@@ -225,7 +226,8 @@ def _gain(delta: Array, change: Array, linear: Array) -> Array:
         return dot(c, 2 * off - c)
 
     real, foretold = decrease(change), decrease(linear)
-    return jnp.where(foretold == 0, jnp.where(real == 0, 1, jnp.nan), real / foretold)
+    none = foretold == 0
+    return jnp.where(none, jnp.where(real == 0, 1, -jnp.inf), real / jnp.where(none, 1, foretold))
 
 
 def _checked_solve(solve: Any) -> Any:

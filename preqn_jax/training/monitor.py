@@ -242,6 +242,7 @@ def returns_to_go(
     left = (
         evaluation.lengths[None, :] - np.arange(length)[:, None]
     )  # steps from here to the end, `[T, n]`
-    known = (left > 0) & (evaluation.terminated[None, :] | (discount**left <= _TAIL))
+    decay = float(discount) ** np.maximum(left, 0)
+    known = (left > 0) & (evaluation.terminated[None, :] | (decay <= _TAIL))
     known &= np.isfinite(returns)
     return evaluation.obs[known], evaluation.action[known], returns[known].astype(np.float32)

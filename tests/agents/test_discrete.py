@@ -317,3 +317,14 @@ def test_preqn_finds_q_star_of_a_finite_problem(name):
     assert np.abs(table - star)[goes_on].max() < 0.1 * star.max()
     best = star[np.arange(states), table.argmax(axis=1)]
     np.testing.assert_allclose(best[goes_on], star.max(axis=1)[goes_on], atol=0.02 * star.max())
+
+
+@pytest.mark.parametrize("name", ["dqn", "preqn_discrete"])
+def test_an_agent_that_is_first_made_while_jax_traces_serves_after_it(name):
+    """As for the shapes of its state; the same agent is remembered for all who ask for it."""
+    make = lambda: agents.make(agents.AgentConfig(algorithm=name, hidden_sizes=(7, 5)), SPEC)
+    key = jax.random.key(0)
+    jax.eval_shape(lambda key: make().init(key), key)
+    agent = make()
+    state = agent.init(key)
+    assert agent.act(agent.policy(state), jnp.ones(SPEC.obs_size)).shape == (1,)

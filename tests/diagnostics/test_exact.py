@@ -157,3 +157,17 @@ def test_a_run_on_a_finite_problem_records_them(algorithm):
         if algorithm == "preqn_discrete":
             assert 0.98 <= line["exact/modulus"] < 1
         assert line["exact/radius"] <= line["exact/modulus"] + 1e-5
+
+
+def test_the_error_of_q_is_exact_however_close_to_1_gamma_is():
+    """Against the best of all policies, each solved for; backups would take a million."""
+    gamma, states = 0.99999, np.arange(STATES)
+    P, r = (np.asarray(x, np.float64) for x in (GARNET.mdp.transition, GARNET.mdp.reward))
+    values = [
+        np.linalg.solve(np.eye(STATES) - gamma * P[states, list(policy)], r[states, list(policy)])
+        for policy in itertools.product(range(ACTIONS), repeat=STATES)
+    ]
+    star = r + gamma * P @ np.max(values, axis=0)
+    table = np.asarray(GARNET.features, np.float64) @ np.asarray(THETA, np.float64)
+    found = diagnostics.exact(Q, THETA, GARNET, alpha=ALPHA, gamma=gamma)
+    np.testing.assert_allclose(found["q_error"], np.abs(table - star).max(), rtol=1e-4)

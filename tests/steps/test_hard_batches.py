@@ -185,3 +185,38 @@ def test_an_adaptive_damping_reads_errors_whose_square_overflows():
         assert info.metrics["linesearch/accepted"] == 1
         found.append(float(memory.damping))
     assert found[0] == found[1] < 1e-3
+
+
+def test_a_step_to_an_infinite_weight_is_not_accepted():
+    """Which Q on the minibatch does not show where an activation saturates. A float16 theta
+    overflows at 65,504, and momentum goes on in its direction.
+    """
+    q = lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"]
+    step, accepted = steps.preconditioned(q, 0.1, momentum=0.9), []
+    update = jax.jit(step.update)
+    for seed in range(12):
+        keys = jax.random.split(jax.random.key(seed), 4)
+        theta = {"w": jax.random.normal(keys[0], (3, 16)), "v": jax.random.normal(keys[1], (16,))}
+        theta = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), theta)
+        x, y = jax.random.normal(keys[2], (1, 3)), 1e6 * jax.random.normal(keys[3], (1,))
+        moved, _, info = update(theta, step.init(theta), (x,), y)
+        assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(moved))
+        accepted.append(float(info.metrics["linesearch/accepted"]))
+    assert set(accepted) == {0.0, 1.0}
+
+
+def test_a_natural_gradient_step_to_an_infinite_weight_is_not_taken():
+    q = lambda p, x: jnp.tanh(x * p["w"]) * p["v"]
+    theta = {"w": jnp.float16(0.1), "v": jnp.float16(1e-3)}
+    step = steps.natural_gradient(q, 0.5)
+    moved, *_ = step.update(theta, step.init(theta), (jnp.full(1, 1e-3),), jnp.full(1, 100.0))
+    assert moved == theta
+
+
+def test_a_healthy_update_makes_no_nan_on_its_way():
+    """Or `jax_debug_nans`, which looks for where one comes from, stops at it."""
+    step = steps.preconditioned(lambda p, x: x @ p, 0.1, solve=steps.Adaptive())
+    with jax.debug_nans(True):
+        z, _ = solve.cg()(jnp.eye(2), jnp.ones(2))
+        moved, *_ = step.update(jnp.zeros(2), step.init(jnp.zeros(2)), (jnp.eye(2),), jnp.ones(2))
+    assert jnp.allclose(z, 1) and jnp.allclose(moved, 0.1, rtol=1e-2)

@@ -412,3 +412,12 @@ def test_what_is_no_diagnosed_run_is_one_sentence(capsys):
         err = capsys.readouterr().err
         assert err.startswith("error: ") and words in err and err.count("\n") == 1
     assert {path.name for path in Path("x").iterdir()} == {"config.json", "metrics.jsonl"}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("discount", [0, 0.0, 0.5, np.float32(0.5)])
+def test_returns_to_go_of_episodes_of_any_length_warn_of_nothing(discount):
+    rewards, seen = np.ones((2000, 2), np.float32), np.zeros((2000, 2, 1))
+    ends = np.array([1, 2000]), np.array([True, False])
+    *_, returns = monitor.returns_to_go(Evaluation(rewards, seen, seen, *ends), discount)
+    assert len(returns) > 1900 and returns.max() == pytest.approx(1 / (1 - float(discount)))
