@@ -347,8 +347,8 @@ def modulus(mdp: MDP, alpha: Number, rho: Array, kernel: Array) -> Array:
     """The Lipschitz modulus of U (Eq. 11) for a constant K, `[]`: max |U Q1 - U Q2| / max |Q1 - Q2|
     at its largest, exactly.
 
-    U is linear wherever the greedy policy pi is, with the matrix I - alpha K D + alpha gamma K D
-    P_pi, and every pi is greedy somewhere. So the modulus is the largest sum of absolute values
+    On the tables whose greedy policy is pi U is affine, with the matrix I - alpha K D + alpha gamma
+    K D P_pi, and every pi is greedy somewhere. So the modulus is the largest sum of absolute values
     over a row of any of these, and the best pi for a row is found successor by successor. It is at
     most `measures.contraction_bound`, which lets the two terms of a row differ in sign at no
     cost. U1 has kernel = I and rho = 1, U2 has kernel = I.

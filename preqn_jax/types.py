@@ -60,7 +60,9 @@ class Transition(NamedTuple):
     # finitely many (`preqn_jax.actions`)
     action: Any
     reward: Any  # `[]`, r
-    discount: Any  # `[]`, 1 - terminated: a time limit is not a terminal, and leaves 1 here
+    # `[]`, 1 - d of Algorithm 1, 1 - terminated, by which gamma is multiplied: a time limit is not
+    # a terminal, and leaves 1 here
+    discount: Any
     next_obs: Any  # `[obs]`, the true successor s', also where an episode ends
 
 

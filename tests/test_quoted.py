@@ -226,7 +226,7 @@ def test_the_five_environments_together_are_those_of_the_report():
     text = " ".join((DOCS / "benchmark.md").read_text().split())
     assert len(report["together"][0]["envs"]) == 5
     assert "{:.2f} of PreQN, {:.2f} of TD3 and {:.2f} of SAC".format(*found) in text
-    plain = "interquartile means are {:.2f}, {:.2f} and {:.2f}."
+    plain = "interquartile means are {:.2f}, {:.2f} and {:.2f} (1: TD3"
     readme = " ".join((DOCS.parent.parent / "README.md").read_text().split())
     assert plain.format(*(one.value for one in found)) in readme
 

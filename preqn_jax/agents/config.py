@@ -283,7 +283,7 @@ class AgentConfig:
         f"tune alpha, from there, towards the target entropy ({_own('automatic_temperature')})",
     )
     target_entropy: float | None = option(
-        None, "entropy that tuning alpha should reach (minus the number of actions, -|A|)"
+        None, "entropy that tuning alpha should reach (minus the dimension of actions)"
     )
     temperature_learning_rate: float | None = option(
         None,

@@ -78,7 +78,8 @@ def critic(
     target: targets.Polyak = None,
     pessimism: Number | None = 1.0,
 ) -> Critic:
-    """`members` value functions that take `step` towards y = r + gamma d min_i Q_i(s', a').
+    """`members` value functions that take `step` towards y = r + gamma (1 - d) min_i
+    Q_i(s', a').
 
     The least of the members in the target is Fujimoto et al. 2018b's clipped double Q-learning;
     with one member y is line 10 of Algorithm 1.

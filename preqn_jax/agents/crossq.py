@@ -22,10 +22,10 @@ def crossq(
     """`members` value functions with batch renormalization (Bhatt et al. 2024, CrossQ).
 
     Q of (s, a) and of (s', a') come out of one pass over both, joined to a batch of 2 B, so that
-    both are normalized by the statistics of the mixture. Then y = r + gamma d min_i Q_i(s', a'), a
-    constant, and the optimizer descends the mean of half the squared TD error, Eq. 5, with the
-    batch's statistics as part of Q. Running statistics lie in the parameters, under "batch_stats";
-    an update moves them once.
+    both are normalized by the statistics of the mixture. Then y = r + gamma (1 - d) min_i Q_i(s',
+    a'), a constant, and the optimizer descends the mean of half the squared TD error, Eq. 5, with
+    the batch's statistics as part of Q. Running statistics lie in the parameters, under
+    "batch_stats"; an update moves them once.
 
     `q` is the network in evaluation mode, and so is all that others see of this critic: what the
     policy climbs, diagnoses and exports. There the running statistics are constants, and K (Eq. 9)

@@ -71,9 +71,9 @@ def discrete(
     """The agent that acts greedily in a critic: DQN (Mnih et al. 2015) with a gradient step and a
     slow copy, PreQN with a preconditioned one and none.
 
-    Targets are y = r + gamma d max_a Q(s', a) over the slow copy, or over the critic itself where
-    there is none. Of several critics the greedy action is that of their least, and `critic` says
-    what bootstraps.
+    Targets are y = r + gamma (1 - d) max_a Q(s', a) over the slow copy, or over the critic itself
+    where there is none. Of several critics the greedy action is that of their least, and `critic`
+    says what bootstraps.
 
     Args:
       spec: of an environment with `num_actions`.

@@ -148,7 +148,7 @@ def preqn_twin(spec: Spec, **options: Any) -> Agent:
 
 
 def preqn_measured(spec: Spec, **options: Any) -> Agent:
-    """`preqn_twin`, whose pessimism is measured (`critic.exploitation`).
+    """`preqn_twin`, whose pessimism is measured (`agents.exploitation`).
 
     The least of two critics is too low where they differ by chance, as they do before a policy has
     learned to exploit either. So it is taken only as far as the first critic, which the policy
@@ -216,27 +216,35 @@ def preqn_soft(spec: Spec, **options: Any) -> Agent:
 
 
 def ngql(spec: Spec, **options: Any) -> Agent:
-    """Natural-gradient Q-learning in style of DDPG (section 4.1)."""
+    """Natural-gradient Q-learning in style of DDPG (section 4.1): PreQN without its linesearch, by
+    Lemma 4, and without target networks. A step whose solve is not finite is not taken.
+    """
     return make(AgentConfig(algorithm="ngql", **options), spec)
 
 
 def ddpg(spec: Spec, **options: Any) -> Agent:
-    """DDPG (Lillicrap et al. 2016)."""
+    """DDPG (Lillicrap et al. 2016) with sizes, rates and Gaussian noise of Appendix B's TD3: one
+    critic, relu, and slow copies of critic and policy, which move at every update.
+    """
     return make(AgentConfig(algorithm="ddpg", **options), spec)
 
 
 def td3(spec: Spec, **options: Any) -> Agent:
-    """TD3 (Fujimoto et al. 2018b): PreQN's rival, equal but for the Q-learning component."""
+    """TD3 (Fujimoto et al. 2018b), as Appendix B sets it: the least of two critics at smoothed
+    actions, slow copies of critics and policy, relu, and a policy that moves at every second
+    update.
+    """
     return make(AgentConfig(algorithm="td3", **options), spec)
 
 
 def sac(spec: Spec, **options: Any) -> Agent:
     """SAC (Haarnoja et al. 2018b), with a fixed temperature as in the paper's benchmark.
 
-    Appendix B gives the temperature 0.1, polyak 0.995 and Adam at 1e-3 for policy and critics.
-    Where it is silent, Haarnoja et al. are followed: two critics, whose least is in the targets and
-    in the policy's loss; no delay of the policy; the next action is the online policy's; the
-    entropy to reach, where the temperature is tuned, is minus the number of actions.
+    Appendix B gives the temperature 0.1, polyak 0.995, rates of 1e-3 and Adam for the policy. Where
+    it is silent, Haarnoja et al. are followed: Adam for the critics too, and two of these, whose
+    least is in the targets and in the policy's loss; no delay of the policy; the next action is the
+    online policy's; the entropy to reach, where the temperature is tuned, is minus the dimension of
+    actions.
     """
     return make(AgentConfig(algorithm="sac", **options), spec)
 
@@ -268,10 +276,10 @@ def dqn(spec: Spec, **options: Any) -> Agent:
 def crossq(spec: Spec, **options: Any) -> Agent:
     """CrossQ (Bhatt et al. 2024): SAC without target networks, whose networks are batch-normalized.
 
-    As in the paper: two critics of 2048 x 2048, batch renormalization of inputs and hidden layers
-    of critics and actor, Adam at 1e-3 with b1 = 0.5, three updates of the critics for one of the
-    actor, and a tuned temperature that starts at 1. The paper has an update a step and no more:
-    `update_every=1`. Initial weights are those of all agents here, `initializer`; the paper's are
-    lecun. Where it is silent, this is `sac`.
+    As Bhatt et al. have it: two critics of 2048 x 2048, batch renormalization of inputs and hidden
+    layers of critics and actor, Adam at 1e-3 with b1 = 0.5, three updates of the critics for one of
+    the actor, and a tuned temperature that starts at 1. They take an update a step and no more:
+    `update_every=1`. Initial weights are those of all agents here, `initializer`; theirs are lecun.
+    Where they are silent, this is `sac`.
     """
     return make(AgentConfig(algorithm="crossq", **options), spec)

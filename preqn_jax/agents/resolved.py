@@ -37,7 +37,7 @@ class Gaussian(NamedTuple):
 
     temperature: float | Array
     tuning_rate: float | Array | None  # Adam's, where the temperature is tuned
-    target_entropy: float | Array | None  # minus the number of actions if None
+    target_entropy: float | Array | None  # minus the dimension of actions if None
 
 
 class Choice(NamedTuple):

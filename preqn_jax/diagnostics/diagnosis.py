@@ -34,7 +34,7 @@ class Case(NamedTuple):
     params: Params  # theta
     batch: Transition  # transitions `[B]`
     next_action: Any  # `[B, act]`, what the policy would do at `batch.next_obs`
-    targets: Any = None  # y `[B]` of the update; r + gamma d (Q(s', a') + bonus) if None
+    targets: Any = None  # y `[B]` of the update; r + gamma (1 - d) (Q(s', a') + bonus) if None
     moved: Params | None = None  # theta after the update; Eq. 5's with `alpha` if None
     gamma: float = 0.99  # the discount, in [0, 1)
     alpha: float | None = None

@@ -58,13 +58,14 @@ GLOSSARY: dict[str, Entry] = {
     "overshoot_slack": Entry(
         "min_i (1 - alpha K_ii / B)",
         "Eq. 16",
-        "low: below 0 a TD error comes back larger, with its sign turned",
+        "low: below 0 a value moves beyond its target and its TD error changes sign, below -1 it "
+        "grows",
         _SMALLER,
     ),
     "generalization_slack": Entry(
         "min_i ((1 - gamma) K_ii - (1 + gamma) sum_{j != i} |K_ij|) / B",
         "Eq. 17",
-        "low: below 0 what others do to Q_i may outweigh what i does",
+        "low: below 0 others may undo the share 1 - gamma by which i's own step contracts",
         _PRECONDITION,
     ),
     "alignment": Entry(
@@ -83,7 +84,8 @@ GLOSSARY: dict[str, Entry] = {
         "|dQ - grad Q (theta' - theta)| / |grad Q (theta' - theta)|, for Eq. 5 |dQ - alpha K delta "
         "/ B| / |alpha K delta / B|",
         "Eq. 6",
-        "at 1 the second-order change is as large as the first: nothing in section 3 holds",
+        "at 1 the second-order change is as large as the first: U (Eq. 11) no longer tells what an "
+        "update does",
         _SMALLER,
     ),
     "effective_rank": Entry(
@@ -99,14 +101,14 @@ GLOSSARY: dict[str, Entry] = {
         "more damping (damping=), or a solver with a cut-off (solve.eigh)",
     ),
     "self_excitation": Entry(
-        "max Re eig(gamma d K(X*, X) - K(X, X)) / mean K_ii",
+        "max Re eig(gamma (1 - d) K(X*, X) - K(X, X)) / mean K_ii",
         "Yue et al. 2023",
         "above 0 a rise of Q raises its own targets by more: it grows by itself",
         _SLOW + "; LayerNorm in the critic",
     ),
     "soft_divergence": Entry(
         "max |Q(X)| / (r_max / (1 - gamma)), r_max the largest |r| seen, or there can be, and the "
-        "largest gamma d bonus of Q's sign with it",
+        "largest gamma (1 - d) bonus of Q's sign with it",
         "van Hasselt et al. 2018",
         "above 1 Q is more than rewards as large as any seen add up to",
         _SLOW,
@@ -120,7 +122,7 @@ GLOSSARY: dict[str, Entry] = {
     "extrapolation": Entry(
         "(mean Q(X*) - mean Q(X)) / std Q(X)",
         "section 3.2, failure mode 4; Fujimoto et al. 2018",
-        "above 1 the policy's own actions are valued beyond what the data's are",
+        "above 1 what targets bootstrap from, (s', a'), is valued beyond the data's pairs",
         _DATA,
     ),
     "saturation": Entry(

@@ -64,7 +64,7 @@ def failure(measured: Mapping[str, float]) -> Finding | None:
     >>> finding.mode, finding.evidence.split(" and ")[0]
     ('overshooting', '|Q| is 2 times what rewards as large as any seen add up to,')
 
-    Q diverges once |Q| is 1.5 times beyond r_max / (1 - gamma), the soft divergence of van Hasselt
+    Q diverges once |Q| exceeds 1.5 r_max / (1 - gamma), the soft divergence of van Hasselt
     et al. 2018, r_max the largest |r| seen with SAC's entropy added, and its TD errors are above 5
     % of that. Smaller ones are those of a critic that has settled: at a bound that is not the true
     one, or by rounding.

@@ -19,8 +19,8 @@ def pendulum() -> FunctionalEnv:
 
     >>> import jax, jax.numpy as jnp
     >>> from preqn_jax.envs.native import pendulum
-    >>> env, hanging = pendulum(), jnp.array([jnp.pi / 2, 0.0])
-    >>> state, outcome = env.step(hanging, jnp.array([2.0]), jax.random.key(0))
+    >>> env, level = pendulum(), jnp.array([jnp.pi / 2, 0.0])
+    >>> state, outcome = env.step(level, jnp.array([2.0]), jax.random.key(0))
     >>> round(float(state[1]), 2), round(float(outcome.reward), 4)
     (1.05, -2.4714)
     """

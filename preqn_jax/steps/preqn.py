@@ -51,9 +51,9 @@ class Adaptive(NamedTuple):
         require(self.factor, lambda x: x > 1, "factor must be above 1")
         return self
 
-    def after(self, damping: Array, gain: Array, accepted: Array) -> Array:
-        """The next damping; `gain` is the decrease over the one foretold, and NaN is none."""
-        good, bad = accepted & (gain > 0.75), ~accepted | ~(gain >= 0.25)
+    def after(self, damping: Array, ratio: Array, accepted: Array) -> Array:
+        """The next damping; `ratio` is the decrease over the one foretold, and NaN is none."""
+        good, bad = accepted & (ratio > 0.75), ~accepted | ~(ratio >= 0.25)
         factor = jnp.where(bad, self.factor, jnp.where(good, 1 / self.factor, 1.0))
         return jnp.clip(damping * factor, self.least, self.most).astype(damping.dtype)
 
