@@ -5,6 +5,7 @@ Of finitely many, a number stands for the nearest of A actions, which lie at the
 parts: uniform numbers are uniform actions, and nothing between environment and agent has to know of
 them.
 
+>>> import numpy as np
 >>> from preqn_jax import actions
 >>> actions.number(np.arange(4), 4).tolist()
 [-0.75, -0.25, 0.25, 0.75]

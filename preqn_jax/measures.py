@@ -15,6 +15,8 @@ def row_ratio(gram: Array) -> Array:
     """R_i(K) = (1/N) sum_{j != i} |K_ij| / K_ii, `[N]`: how far an update at i reaches others
     (section 5.1).
 
+    >>> import jax.numpy as jnp
+    >>> from preqn_jax.measures import row_ratio
     >>> row_ratio(jnp.asarray([[1.0, 0.5], [0.5, 2.0]])).tolist()
     [0.25, 0.125]
 
@@ -28,6 +30,8 @@ def alignment(change: Array, delta: Array) -> Array:
     """cos(Q' - Q, y - Q): how well an update moved Q `[B]` towards its targets (section 5.2, Figure
     3).
 
+    >>> import jax.numpy as jnp
+    >>> from preqn_jax.measures import alignment
     >>> delta = jnp.asarray([1.0, -2.0])
     >>> alignment(0.1 * delta, delta).round(3).tolist(), alignment(-delta, delta).round(3).tolist()
     (1.0, -1.0)
@@ -79,8 +83,8 @@ def interference(gram: Array, delta: Array) -> Array:
 def attribution(
     q: QFunction, params: Params, inputs: Inputs, z: Array, at: Inputs, alpha: float = 1.0
 ) -> Array:
-    """alpha K_ij z_j, `[M, B]`: how much member j of a minibatch moves Q at each of M other inputs,
-    at leading order (Eq. 8).
+    """alpha K_ij z_j, `[M, B]`: how much example j of a minibatch moves Q at each of M other
+    inputs, at leading order (Eq. 8).
 
     Rows sum to the leading-order change of Q there, alpha sum_j K_ij z_j.
 

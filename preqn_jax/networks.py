@@ -204,7 +204,21 @@ def _mlp(network: Any, output_size: int) -> MLP:
 
 
 class Critic(nn.Module):
-    """Q(s, a), an MLP on the two joined, with its fields."""
+    """Q(s, a), an MLP on the two joined, with its fields.
+
+    `activation` is one of `ACTIVATIONS` ("sin", "relu", "tanh"), `initializer` of `INITIALIZERS`
+    ("glorot", "lecun", "pytorch", "siren").
+
+    Raises, as `init` or `apply` is called: ValueError for sizes that are none, UserError for other
+    names. So do all networks here.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from preqn_jax import networks
+    >>> q = networks.Critic((64, 64))
+    >>> params = q.init(jax.random.key(0), jnp.zeros(3), jnp.zeros(1))
+    >>> q.apply(params, jnp.zeros(3), jnp.zeros(1)).shape
+    ()
+    """
 
     hidden_sizes: tuple[int, ...] = (256, 256)
     activation: str = "sin"
@@ -285,13 +299,15 @@ def training(network: nn.Module) -> Callable[..., tuple[Any, Params]]:
     An output depends on the whole batch, so that it has no gradient and no kernel of its own: steps
     and `ntk` take the network's `apply`, which is in evaluation mode.
 
+    >>> import jax, jax.numpy as jnp
     >>> from preqn_jax import networks
     >>> q = networks.Critic((8,), norm="batch")
     >>> obs, action = jnp.ones((4, 3)), jnp.ones((4, 2))
     >>> params = q.init(jax.random.key(0), obs[0], action[0])
     >>> values, statistics = networks.training(q)(params, obs, action)
-    >>> values.shape, statistics["batch_stats"]["mlp"]["BatchRenorm_0"]["mean"].round(2).tolist()
-    ((4,), [0.01, 0.01, 0.01, 0.01, 0.01])
+    >>> mean = statistics["batch_stats"]["mlp"]["BatchRenorm_0"]["mean"]
+    >>> values.shape, mean.shape, round(float(mean[0]), 2)
+    ((4,), (5,), 0.01)
     """
     module: Any = network.clone(train=True)
 

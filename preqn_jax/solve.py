@@ -72,6 +72,7 @@ def cholesky(damping: Number = 1e-3) -> Solve:
 
     On the CPU by blocks, whose size leaves LAPACK's threads asleep: they fight XLA's.
 
+    >>> import jax.numpy as jnp
     >>> from preqn_jax import solve
     >>> z, info = solve.cholesky(damping=0.0)(2 * jnp.eye(3), jnp.asarray([2.0, 4.0, 6.0]))
     >>> z.round(5).tolist(), bool(info.finite)

@@ -1,6 +1,8 @@
 """The types every room shares.
 
-Shapes in docstrings: B is a batch, N a data set, S seeds, E environments of one seed.
+Shapes in docstrings: B is a batch, N a data set, E the environments of one seed; S seeds, M members
+(seeds, or of a sweep seeds with their settings), in `agents` and `steps` the critics of an
+ensemble, in `tabular` S states and A actions.
 """
 
 from collections.abc import Callable

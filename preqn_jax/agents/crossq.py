@@ -42,6 +42,7 @@ def crossq(
       ValueError: a network of another norm.
 
     Example:
+      >>> import optax
       >>> from preqn_jax import agents, networks
       >>> net = networks.Critic((64, 64), "relu", norm="batch")
       >>> critic = agents.crossq_critic(net, optax.adam(1e-3, b1=0.5))

@@ -32,6 +32,8 @@ class Epsilon(NamedTuple):
     def after(self, updates: Array) -> Array:
         """epsilon `[]` after so many updates.
 
+        >>> import jax.numpy as jnp
+        >>> from preqn_jax.agents import Epsilon
         >>> [float(Epsilon(1.0, 0.5, 10).after(jnp.int32(n))) for n in (0, 5, 10, 20)]
         [1.0, 0.75, 0.5, 0.5]
         >>> float(Epsilon(1.0, 0.5, 0).after(jnp.int32(0)))

@@ -42,12 +42,12 @@ def check_kind(algorithm: str, spec: Spec) -> None:
     if (algorithm in DISCRETE) == (spec.num_actions is not None):
         return
     if algorithm in DISCRETE:
-        count, kind, fits, other = spec.action_size, "continuous", "preqn", "td3"
+        words, fits, other = f"continuous actions of size {spec.action_size}", "preqn", "td3"
     else:
-        count, kind, fits, other = spec.num_actions, "discrete", "preqn_discrete", "dqn"
+        words, fits, other = f"{spec.num_actions} discrete actions", "preqn_discrete", "dqn"
     raise UserError(
-        f"algorithm {algorithm!r} does not fit the environment, which has {count} {kind} "
-        f"action{'s' * (count != 1)}; use `algorithm={fits}` (or {other})"
+        f"algorithm {algorithm!r} does not fit the environment, which has {words}; use "
+        f"`algorithm={fits}` (or {other})"
     )
 
 

@@ -52,6 +52,7 @@ class Case(NamedTuple):
 def diagnose(q: QFunction, case: Case) -> dict[str, float]:
     """All of `GLOSSARY` for one critic and one minibatch.
 
+    >>> import jax.numpy as jnp
     >>> from preqn_jax import diagnostics
     >>> from preqn_jax.types import Transition
     >>> q = lambda params, obs, action: params @ jnp.concatenate([obs, action])

@@ -49,6 +49,7 @@ def exact(
         damping.
 
     Example:
+      >>> import jax, jax.numpy as jnp
       >>> from preqn_jax import diagnostics, networks, problems
       >>> chain, net = problems.chain(), networks.ActionValues(2, (16,))
       >>> theta = net.init(jax.random.key(0), jnp.zeros(8), jnp.zeros(1))

@@ -56,6 +56,7 @@ class Wrapper(NamedTuple):
 
         Raises UserError for anything else.
 
+        >>> from preqn_jax.envs import Wrapper
         >>> Wrapper.parse("gymnasium.wrappers:RescaleAction(min_action=-1,max_action=1)")[1:]
         ('RescaleAction', {'min_action': -1, 'max_action': 1})
         """

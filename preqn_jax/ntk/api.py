@@ -49,6 +49,7 @@ def linearize(
 ) -> Linearization:
     """Values, kernel and pullback of `q` on a minibatch, from one forward and one backward pass.
 
+    >>> import jax.numpy as jnp
     >>> from preqn_jax import ntk
     >>> q = lambda params, obs, action: jnp.concatenate([obs, action]) @ params
     >>> obs, action = jnp.asarray([[1.0, 0.0], [0.0, 2.0]]), jnp.ones((2, 1))
@@ -112,6 +113,7 @@ def kernel(
 ) -> Array:
     """K between two sets of inputs, in memory bounded by `block`.
 
+    >>> import jax.numpy as jnp
     >>> from preqn_jax import ntk
     >>> q = lambda params, x: jnp.sin(x @ params)
     >>> params, xs, ys = jnp.ones((3,)), jnp.zeros((5, 3)), jnp.ones((2, 3))

@@ -50,6 +50,7 @@ def gradient(
     With ``optax.sgd(alpha)`` it is Eq. 5 itself, theta' = theta + alpha E[delta grad Q]. TD errors
     count up to `huber` there, if it is given: the gradient of Huber's loss (Mnih et al. 2015).
 
+    >>> import jax.numpy as jnp, optax
     >>> from preqn_jax import steps
     >>> step = steps.gradient(lambda params, x: x @ params, optax.sgd(0.5))
     >>> params, inputs, targets = jnp.zeros(2), (jnp.eye(2),), jnp.asarray([4.0, -8.0])

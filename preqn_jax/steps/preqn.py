@@ -81,6 +81,7 @@ def preconditioned(
     """PreQN, Algorithm 1, lines 10-13: TD errors preconditioned by the inverse of the minibatch
     kernel.
 
+    >>> import jax.numpy as jnp
     >>> from preqn_jax import solve, steps
     >>> step = steps.preconditioned(lambda params, x: x @ params, 0.5, solve=solve.eigh())
     >>> params, inputs = jnp.zeros(2), (jnp.asarray([[1.0, 1.0], [1.0, 0.0]]),)

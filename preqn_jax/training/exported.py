@@ -42,6 +42,7 @@ def program(
     Raises UserError for what, a seed or a platform that is not there.
 
     Example:
+      >>> import numpy as np, preqn_jax
       >>> run = preqn_jax.load("runs/x")
       >>> policy = program(run, "policy", platforms=["cpu"])
       >>> policy.call(np.zeros((5, run.spec.obs_size), np.float32)).shape[0]

@@ -46,10 +46,12 @@ class Trained(NamedTuple):
         raises ValueError for observations of another shape.
 
         Example:
+          >>> import numpy as np, preqn_jax
           >>> run = preqn_jax.load("runs/x")
           >>> policy = run.policy(seed=0)
           >>> policy(np.zeros(run.spec.obs_size)).shape == (run.spec.action_size,)
           True
+          >>> import numpy as np
           >>> policy(np.zeros((5, run.spec.obs_size))).shape == (5, run.spec.action_size)
           True
         """
@@ -64,6 +66,7 @@ class Trained(NamedTuple):
         Compiled. Raises as `policy` does.
 
         Example:
+          >>> import numpy as np, preqn_jax
           >>> run = preqn_jax.load("runs/x")
           >>> obs = np.zeros((5, run.spec.obs_size))
           >>> run.q(seed=0)(obs, run.policy(seed=0)(obs)).shape
@@ -120,6 +123,7 @@ def load(
         names a module and `trust` is off.
 
     Example:
+      >>> import preqn_jax
       >>> run = preqn_jax.load("runs/x")
       >>> run.config["algorithm"], run.seeds, run.step
       ('preqn', (0, 1), 100)
@@ -150,6 +154,7 @@ def records(logdir: str | Path) -> Any:
     Raises UserError: it is no run directory, has no records yet, or pandas is not installed.
 
     Example:
+      >>> import preqn_jax
       >>> frame = preqn_jax.records("runs/x")
       >>> frame.groupby("step")["eval/return_mean"].mean().index.tolist()  # over seeds
       [50, 100]

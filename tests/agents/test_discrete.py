@@ -216,7 +216,7 @@ def test_a_swept_member_reports_its_own_epsilon():
         (
             "dqn",
             Spec(3, 2, -np.ones(2), np.ones(2)),
-            r"has 2 continuous actions; use `algorithm=preqn` \(or td3\)",
+            r"has continuous actions of size 2; use `algorithm=preqn` \(or td3\)",
         ),
     ],
 )

@@ -106,7 +106,7 @@ def test_training_does_not_depend_on_a_reader(tmp_path, how):
         (["--algorithm=dqm"], "unknown algorithm 'dqm' (did you mean 'dqn'?)"),
         (["--env=NoSuch-v0"], "cannot make environment 'NoSuch-v0'"),
         (["--env=CartPole-v1"], "has 2 discrete actions; use --algorithm=preqn_discrete (or dqn)"),
-        (["--algorithm=dqn"], "has 1 continuous action; use --algorithm=preqn (or td3)"),
+        (["--algorithm=dqn"], "has continuous actions of size 1; use --algorithm=preqn (or td3)"),
         (["--activation=swish"], "unknown activation 'swish'; choose one of relu, sin, tanh"),
         (["--solver=lu"], "unknown solver 'lu'"),
         (["--batch_size=0"], "batch_size is 0, but it must be at least 1"),
