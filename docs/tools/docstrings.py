@@ -1,9 +1,10 @@
 """Docstrings as this package writes them, brought into the form that mkdocstrings reads.
 
-Fields of a record are described by the comment behind each, or by lines `name: words` in the
-record's docstring; examples are doctests that stand wherever they fit.
+Fields of a record are described by the comment behind each or on the lines above it, or by lines
+`name: words` in the record's docstring; examples are doctests that stand wherever they fit.
 """
 
+import itertools
 import re
 from typing import Any
 
@@ -32,7 +33,7 @@ class Docstrings(griffe.Extension):
 def _describe_fields(record: griffe.Object) -> None:
     """A docstring for every field that has none: its comment, or its line in the record's."""
     fields = {n: m for n, m in record.members.items() if m.is_attribute and not m.docstring}
-    words = {name: _comment(field) for name, field in fields.items()}
+    words = {name: _comment(field) or _above(field) for name, field in fields.items()}
     if record.docstring:
         kept, name = [], ""
         for line in record.docstring.value.splitlines():
@@ -53,6 +54,13 @@ def _describe_fields(record: griffe.Object) -> None:
 
 def _comment(field: griffe.Object) -> str:
     return " ".join(part[1].strip() for line in field.lines if (part := line.split("  # ", 1))[1:])
+
+
+def _above(field: griffe.Object) -> str:
+    """The comment that ends on the line before a field."""
+    before = field.lines_collection[field.filepath][: (field.lineno or 1) - 1]
+    above = itertools.takewhile(lambda line: line.startswith("# "), map(str.strip, before[::-1]))
+    return " ".join(line[2:] for line in reversed(list(above)))
 
 
 def _readable(text: str) -> str:
