@@ -91,6 +91,15 @@ def _spaces(space: gymnasium.Space) -> list[gymnasium.Space]:
     return found
 
 
+def _reseed(space: gymnasium.Space, generators: Any) -> None:
+    """With what was saved of it, if that is of as many spaces."""
+    spaces, kinds = _spaces(space), (np.random.Generator, type(None))
+    if isinstance(generators, list) and len(generators) == len(spaces):
+        for one, generator in zip(spaces, generators, strict=True):
+            if isinstance(generator, kinds):
+                one._np_random = copy.deepcopy(generator)
+
+
 def _within(array: np.ndarray, data: Any) -> bool:
     """Whether an array is a view of MuJoCo's, and so moves with it."""
     return isinstance(data, mujoco.MjData) and any(
@@ -132,10 +141,7 @@ def restore(env: gymnasium.Env, attributes: Sequence[dict[str, Any]]) -> None:
         for name, value in codec.restorable(layer, plain, saved, no_more).items():
             there = vars(layer).get(name)
             if isinstance(there, gymnasium.Space):
-                for space, generator in zip(_spaces(there), value, strict=True):
-                    if generator is not None and type(generator) is not np.random.Generator:
-                        raise ValueError(f"its {name} has no generator")
-                    space._np_random = copy.deepcopy(generator)
+                _reseed(there, value)
             elif isinstance(value, np.random.Generator) and isinstance(there, np.random.Generator):
                 # In its place: others may hold the same one.
                 there.bit_generator.state = value.bit_generator.state

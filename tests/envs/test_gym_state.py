@@ -172,6 +172,11 @@ def test_what_spaces_sample_goes_on_too(make):
         for name in ("observation_space", "_observation_space", "noise"):
             layer.pop(name, None)
     other.load(old)
+    odd = through_json(env)  # of an environment that had other spaces
+    for layer in odd["envs"][0]["layers"]:
+        layer["observation_space"] = layer["noise"] = ["none", None, None, None]
+    other.load(odd)
+    assert np.isfinite(other.step(STILL).obs).all()
 
 
 @pytest.mark.parametrize(
