@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
     axes = sweeps.axes(given.sweep)
     if given.report:
         said = [name for name in directory.HINTS if given[name].present]
-        (run, agent, loop), axes = sweeps.begun(
+        (run, agent, loop), axes = sweeps.as_begun(
             Path(run.logdir or ""), (run, agent, loop), axes, said
         )
     sweep = sweeps.plan(run.logdir, run, agent, loop, axes)

@@ -186,7 +186,7 @@ def test_a_report_is_of_the_whole_sweep_whatever_the_command_says(words, flags_,
     sweeps.open_(begun)
     said = flags.given(flags_, *training.CONFIGS)
     given, axes = flags.read(flags_, *training.CONFIGS), sweeps.axes(words)
-    (run, agent, loop), axes = sweeps.begun(Path("s"), given, axes, said)
+    (run, agent, loop), axes = sweeps.as_begun(Path("s"), given, axes, said)
     with pytest.raises(UserError, match=sentence) if sentence else contextlib.nullcontext():
         whole = sweeps.plan("s", run, agent, loop, axes)
         sweeps.check_begun(whole)
@@ -195,7 +195,7 @@ def test_a_report_is_of_the_whole_sweep_whatever_the_command_says(words, flags_,
 
 def test_a_report_on_no_sweep_is_one_sentence():
     with pytest.raises(UserError, match="is not a sweep's file; give another"):
-        sweeps.begun(Path("nowhere"), flags.read((), *training.CONFIGS), {}, ())
+        sweeps.as_begun(Path("nowhere"), flags.read((), *training.CONFIGS), {}, ())
 
 
 @pytest.mark.parametrize(

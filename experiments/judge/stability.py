@@ -31,7 +31,7 @@ def faults(run: Curves) -> Faults:
         finite = returns[i][np.isfinite(returns[i])]
         if seed not in a:  # else there is nothing more to tell
             enough = enough and len(finite) > FEW  # or there is one mean, and none after it
-        if len(finite) >= FEW and collapsed(finite, float(np.nanmean(spreads[i]))):
+        if collapsed(finite, spreads[i]):
             b.append(seed)
         q, worth = (_values(lines, name) for name in ("critic/q_mean", "eval/discounted_max"))
         told = told and bool(q and worth)
@@ -40,16 +40,16 @@ def faults(run: Curves) -> Faults:
     return Faults(a, b if b or enough else None, c if told else None)
 
 
-def collapsed(returns: np.ndarray, spread: float) -> bool:
-    """Rule (b) on the evaluations of one seed: mean returns `[T]`, and the mean spread over the
-    episodes of one.
+def collapsed(returns: np.ndarray, spread: np.ndarray | float) -> bool:
+    """Rule (b) on the evaluations of one seed: mean returns `[T]`, and the spreads over the
+    episodes of each, or the mean of these.
     """
     if len(returns) < FEW:
         return False
     windows = np.convolve(returns, np.ones(FEW) / FEW, "valid")
     best, first = int(np.argmax(windows)), returns[0]
     gain = windows[best] - first
-    return bool(gain > spread and windows[best:].min() < first + gain / 2)
+    return bool(gain > np.nanmean(spread) and windows[best:].min() < first + gain / 2)
 
 
 def _values(lines: Lines, name: str) -> list[float]:

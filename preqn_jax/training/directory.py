@@ -216,7 +216,7 @@ def read_config(path: Path, flag: str = "logdir") -> dict[str, Any]:
     try:
         config = json.loads(path.read_bytes().decode())["config"]
         hints = {name: hint for name, hint in HINTS.items() if name in config}
-        wrong = [name for name, hint in hints.items() if not fits(read_value(config[name]), hint)]
+        wrong = [name for name, hint in hints.items() if not fits(_read(config[name]), hint)]
         needed = [config[name] for name in ("env", "seeds", "algorithm", "num_steps")]
         if not wrong and all(needed):
             return config
@@ -228,10 +228,14 @@ def read_config(path: Path, flag: str = "logdir") -> dict[str, Any]:
     raise UserError(f"{path} is not a run's config.json{named}; give another `{flag}`")
 
 
-def read_value(value: Any) -> Any:
+def tupled(value: Any) -> Any:
+    """A list of JSON's as the tuple that a field has."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _read(value: Any) -> Any:
     """JSON's value as a field has it: lists are tuples, and runs of before may have 1e6 steps."""
-    if isinstance(value, list):
-        return tuple(value)
+    value = tupled(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -284,7 +288,7 @@ def of(kind: Any, config: Mapping[str, Any]) -> Any:
     """
     names = {field.name for field in dataclasses.fields(kind)}
     said = {name: value for name, value in config.items() if name in names}
-    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in said.items()})
+    return kind(**{name: tupled(value) for name, value in said.items()})
 
 
 def own_parts(config: Mapping[str, Any]) -> bool:

@@ -231,7 +231,7 @@ def check_begun(sweep: Sweep) -> None:
     _check_kept("seeds", begun["seeds"], content["seeds"])
 
 
-def begun(
+def as_begun(
     logdir: Path, configs: Sequence[Any], axes: Axes, said: Collection[str]
 ) -> tuple[list[Any], Axes]:
     """`configs` and `axes` as the sweep's file has them, but for the settings that were `said`, and
@@ -239,8 +239,8 @@ def begun(
     """
     there = read(logdir)
     kept = {**there["config"], "seeds": there["seeds"]}
-    kept = {k: directory.read_value(v) for k, v in kept.items() if k not in {*said, *there["axes"]}}
-    old = {name: tuple(map(directory.read_value, v)) for name, v in there["axes"].items()}
+    kept = {k: directory.tupled(v) for k, v in kept.items() if k not in {*said, *there["axes"]}}
+    old = {name: tuple(map(directory.tupled, v)) for name, v in there["axes"].items()}
     return [_replace(config, kept) for config in configs], axes or old
 
 

@@ -136,7 +136,7 @@ def load(
         own = config["algorithm"]
         raise UserError(
             f"the run {str(logdir)!r} was trained with an agent of its own parts, {own!r}, which "
-            f"no file holds: in Python say preqn_jax.load({str(logdir)!r}, agent={own})"
+            f"no file holds: in Python say preqn_jax.load({str(logdir)!r}, agent=...) with it"
         )
     spec, seeds = envs.spec(env), tuple(config["seeds"])
     made = (agent or partial(agents.make, directory.of(agents.AgentConfig, config)))(spec)
