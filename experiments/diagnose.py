@@ -27,16 +27,17 @@ from preqn_jax.training import directory, loop, monitor
 from preqn_jax.training.checkpoint import Checkpointer
 
 LINES = {name: line for name, line, *_ in SIGNS}
-PANELS = (  # name, words, line that matters, whether it goes through many sizes
-    ("q_largest", "largest |Q| of the minibatch", None, True),
-    ("alignment", "alignment of the update", None, False),
-    ("gain", "gain: |change of Q| over |TD error|", LINES["gain"], True),
-    ("linearization_error", "linearization error", LINES["linearization_error"], True),
-    ("self_excitation", "self-excitation", 0.0, False),
-    ("extrapolation", "extrapolation, standard deviations", LINES["extrapolation"], False),
-    ("row_ratio", "row ratio of K", LINES["row_ratio"], False),
-    ("coadaptation", "co-adaptation of the features", None, False),
+PANELS = (  # name, words, line that matters, scale
+    ("q_largest", "largest |Q| of the minibatch", None, "log"),
+    ("alignment", "alignment of the update", None, "linear"),
+    ("gain", "gain: |change of Q| over |TD error|", LINES["gain"], "log"),
+    ("linearization_error", "linearization error", LINES["linearization_error"], "log"),
+    ("self_excitation", "self-excitation", 0.0, "symlog"),
+    ("extrapolation", "extrapolation, standard deviations", LINES["extrapolation"], "linear"),
+    ("row_ratio", "row ratio of K", LINES["row_ratio"], "linear"),
+    ("coadaptation", "co-adaptation of the features", None, "linear"),
 )
+SCALES = {"linear": {}, "log": {"nonpositive": "mask"}, "symlog": {"linthresh": 1}}
 RETURNS = ("train/return", "eval/return_mean")
 LARGEST = 8  # members of a minibatch that are shown
 
@@ -301,7 +302,7 @@ def draw(
     wrong.
     """
     figure, axes = plt.subplots(2, 4, figsize=(13.5, 6.2), layout="constrained", sharex=True)
-    for ax, (name, words, line, sizes) in zip(axes.flat, PANELS, strict=True):
+    for ax, (name, words, line, scale) in zip(axes.flat, PANELS, strict=True):
         for i, one in enumerate(reports):
             colour = style.COLOURS[i % len(style.COLOURS)]
             steps, values = curves.matrix([one["looks"]], name)
@@ -315,12 +316,12 @@ def draw(
         ax.set_title(words, fontsize=10)
         style.thousands(ax)
         style.tidy(ax)
-        if sizes:
-            ax.set_yscale("log")
+        ax.set_yscale(scale, **SCALES[scale])
+        if scale == "symlog":  # its locator marks every power of ten, log's leaves some out
+            ax.yaxis.get_major_locator().set_params(numticks=7)
     for ax in axes[0]:
         ax.set_xlabel("")
     _attainable(axes[0, 0], seeds)
-    axes.flat[4].set_yscale("symlog", linthresh=1)
     modes = [one["mode"] for one in reports if one["mode"]]
     title = f"{curves.variant(config)} on {config['env']}"
     counts = ", ".join(
