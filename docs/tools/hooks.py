@@ -27,6 +27,8 @@ MATH = re.compile(  # of arithmatex, of a notebook's text, or what holds no form
     r"|\$\$(?P<block>[^$]+)\$\$|\$(?P<inline>[^$<>\n]+)\$",
     re.S,
 )
+CODE = re.compile(r"(?s:<pre\b.*?</pre>)|<code>(?P<words>[^<>]+)</code>")
+FLAG = re.compile(r"\S*-\S*")  # what browsers would break behind a hyphen
 PRIMES = {  # a prime is raised in itself: raised once more it is a dot
     r"<msup>(<mi>[^<]*</mi>)<mi>(&#x02032;)</mi></msup>": r"<mrow>\1<mo>\2</mo></mrow>",
     r"<msubsup>(<mi>[^<]*</mi>)(<mi>[^<]*</mi>)<mi>(&#x02032;)</mi></msubsup>": (
@@ -90,8 +92,15 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Formulas as MathML."""
+    """Formulas as MathML; flags in one piece."""
+    html = CODE.sub(_unbroken, html)
     return MATH.sub(_formula, html) if "arithmatex" in html or "jp-Notebook" in html else html
+
+
+def _unbroken(found: re.Match[str]) -> str:
+    words = found["words"]
+    words = words and FLAG.sub(r'<span class="word">\g<0></span>', words)
+    return f"<code>{words}</code>" if words else found[0]
 
 
 def _formula(found: re.Match[str]) -> str:
