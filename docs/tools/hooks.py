@@ -29,6 +29,7 @@ MATH = re.compile(  # of arithmatex, of a notebook's text, or what holds no form
 )
 CODE = re.compile(r"(?s:<pre\b.*?</pre>)|<code>(?P<words>[^<>]+)</code>")
 FLAG = re.compile(r"\S*-\S*")  # what browsers would break behind a hyphen
+LONG = re.compile(r"\w{30,}")  # and the names of tests, which they would not break at all
 PRIMES = {  # a prime is raised in itself: raised once more it is a dot
     r"<msup>(<mi>[^<]*</mi>)<mi>(&#x02032;)</mi></msup>": r"<mrow>\1<mo>\2</mo></mrow>",
     r"<msubsup>(<mi>[^<]*</mi>)(<mi>[^<]*</mi>)<mi>(&#x02032;)</mi></msubsup>": (
@@ -92,15 +93,16 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Formulas as MathML; flags in one piece."""
-    html = CODE.sub(_unbroken, html)
+    """Formulas as MathML; flags in one piece, long names in several."""
+    html = CODE.sub(_breaks, html)
     return MATH.sub(_formula, html) if "arithmatex" in html or "jp-Notebook" in html else html
 
 
-def _unbroken(found: re.Match[str]) -> str:
-    words = found["words"]
-    words = words and FLAG.sub(r'<span class="word">\g<0></span>', words)
-    return f"<code>{words}</code>" if words else found[0]
+def _breaks(found: re.Match[str]) -> str:
+    if not (words := found["words"]):
+        return found[0]
+    words = FLAG.sub(r'<span class="word">\g<0></span>', words)
+    return f"<code>{LONG.sub(lambda name: name[0].replace('_', '_<wbr>'), words)}</code>"
 
 
 def _formula(found: re.Match[str]) -> str:
