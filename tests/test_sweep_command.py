@@ -193,6 +193,17 @@ def test_a_report_is_of_the_whole_sweep_whatever_the_command_says(words, flags_,
         assert whole == begun
 
 
+def test_what_is_read_of_a_sweep_names_the_folders_that_it_has():
+    """A float of a million is 1e+06 in a folder's name, and no integer."""
+    configs = flags.read(SWEPT, *training.CONFIGS)
+    begun = sweeps.plan("s", *configs, sweeps.axes(["target_noise_clip=1,1000000"]))
+    sweeps.open_(begun)
+    again, axes = sweeps.as_begun(Path("s"), configs, {}, ())
+    whole = sweeps.plan("s", *again, axes)
+    folders = [[member.name for member in each.members] for each in whole.programs]
+    assert folders == [[member.name for member in each.members] for each in begun.programs]
+
+
 def test_a_report_on_no_sweep_is_one_sentence():
     with pytest.raises(UserError, match="is not a sweep's file; give another"):
         sweeps.as_begun(Path("nowhere"), flags.read((), *training.CONFIGS), {}, ())

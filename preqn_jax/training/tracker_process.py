@@ -100,25 +100,28 @@ class Sender:
         self._name, self._folder = name, folder
         self._path = folder / "tracker.json"
         self._runs: dict[str, Any] = {}
-        # name -> seed -> {"id", "step"}: the tracker's run, and how far it has come
+        self._read: dict[str, tuple[int, int]] = {}  # by seed: a step, and records of it so far
+        # name -> seed -> {"id", "step", "records"}: the tracker's run, and the same of what it has
         self._kept: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError):
             self._kept = json.loads(self._path.read_text())
 
     def send(self, line: dict[str, Any]) -> None:
-        """One record. Those of steps before the last that was sent were sent by the run that this
-        one goes on from: they are the same.
+        """One record. Those up to the last that was sent were sent by the run that this one goes on
+        from: they are the same.
         """
-        step, seed = line.pop("step"), line.pop("seed")
-        mine = self._kept.setdefault(self._name, {}).setdefault(str(seed), {})
-        if step < mine.get("step", 0):
+        step, seed = line.pop("step"), str(line.pop("seed"))
+        before, records = self._read.get(seed, (step, 0))
+        at = self._read[seed] = step, records + 1 if step == before else 1
+        mine = self._kept.setdefault(self._name, {}).setdefault(seed, {})
+        if at <= (mine.get("step", 0), mine.get("records", 0)):
             return
-        if str(seed) not in self._runs:
-            run = TRACKERS[self._name](self._folder, self._config, seed, mine.get("id"))
-            self._runs[str(seed)] = run
+        if seed not in self._runs:
+            run = TRACKERS[self._name](self._folder, self._config, int(seed), mine.get("id"))
+            self._runs[seed] = run
             mine["id"] = run.id
-        self._runs[str(seed)].log(step, {k: v for k, v in line.items() if v is not None})
-        mine["step"] = step
+        self._runs[seed].log(step, {k: v for k, v in line.items() if v is not None})
+        mine["step"], mine["records"] = at
 
     def keep(self) -> None:
         """Writes down how far it has come."""
