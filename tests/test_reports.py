@@ -126,7 +126,7 @@ def test_the_benchmarks_report_is_printed_written_and_drawn(capsys):
         and "all at step 100,000" in out
         and written["together"][0]["envs"] == list(ENVS)
     )
-    assert {row["source"] for row in written["published"]} == {"Spinning Up"}
+    assert {row["source"] for row in written["published"]} == {"Spinning Up", "SimbaV2"}
     assert Path("out/figure_2.png").stat().st_size > 20_000
 
 
