@@ -4,8 +4,8 @@ diverges, a remedy works.
     python -m experiments.failure_modes --out=failure_modes.png --json=failure_modes.json
 
 1. Linearization breaks: a network, and steps so long that the second-order terms of Eq. 10 are as
-   large as the first. By itself that does not make Q diverge: with alpha = 0.3, where Eq. 16 still
-   holds, Q stalls far from Q*. At alpha = 1 Q overshoots too.
+   large as the first. With alpha = 0.3 Q stalls far from Q*, at alpha = 1 it diverges. Not by
+   itself: K grows with theta, and both soon violate Eq. 16 as well, as printed below the table.
 2. Overshooting: a table with one entry that moves too far, alpha K_ii rho_i > 1 (Eq. 16).
 3. Over-generalization: two states whose values pull each other up (Eq. 17).
 4. Extrapolation error: the same with a little less generalization, and no data on the second state
@@ -72,9 +72,17 @@ def _rows(mode: Mode) -> list[dict[str, Any]]:
             "remedy": run.remedy,
             "first": run.error[0],
             "last": run.error[-1],
+            **({} if run.overshoot is None else {"eq_16": _overshoot(run.overshoot)}),
         }
         for run in mode.runs
     ]
+
+
+def _overshoot(values: np.ndarray) -> dict[str, float | int]:
+    """Of max_i alpha K_ii rho_i along a run, as far as it is finite; above 1 Eq. 16 is violated."""
+    finite = values[np.isfinite(values)]
+    above = int(np.sum(~(values <= 1)))
+    return {"first": float(finite[0]), "largest": float(finite.max()), "updates_above_1": above}
 
 
 def _print(table: list[dict[str, Any]], config: FailureModesConfig) -> None:
@@ -89,6 +97,11 @@ def _print(table: list[dict[str, Any]], config: FailureModesConfig) -> None:
             f"{row['mode']:<26}{row['quantity']:>9.3g}  "
             f"{row['run']:<32}{row['first']:>10.3g}{end:>10}"
         )
+    print("\nmax alpha K_ii rho_i (Eq. 16), where K moves: at first, at most, updates above 1")
+    for row in table:
+        if seen := row.get("eq_16"):
+            numbers = f"{seen['first']:>9.3g}{seen['largest']:>10.3g}{seen['updates_above_1']:>7}"
+            print(f"{row['mode']:<26}{row['run']:<32}{numbers}")
 
 
 def draw(modes: list[Mode], out: Path, seed: int, every: int = 1) -> None:
@@ -155,7 +168,13 @@ def _write(config: FailureModesConfig, rows: list[dict[str, Any]], modes: list[M
             "xs": [_number(x) for x in mode.xs],
             "ys": [_number(y) for y in mode.ys],
             "runs": [
-                {**run._asdict(), "error": [_number(e) for e in run.error[::EVERY]]}
+                {
+                    **run._asdict(),
+                    "error": [_number(e) for e in run.error[::EVERY]],
+                    "overshoot": None
+                    if run.overshoot is None
+                    else [_number(o) for o in run.overshoot[::EVERY]],
+                }
                 for run in mode.runs
             ],
         }

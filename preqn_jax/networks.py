@@ -74,11 +74,11 @@ class BatchRenorm(nn.Module):
     In training mode y = gamma ((x - mu_B) / sigma_B r + d) + beta, with the mean mu_B and the
     standard deviation sigma_B = sqrt(epsilon + var_B) over the axis `BATCH`, and r = sigma_B /
     sigma within [1 / 3, 3] and d = (mu_B - mu) / sigma within [-5, 5], which are constants to every
-    derivative. mu and sigma are running statistics, moved by 0.01 of the way to the batch's with
-    every batch. For the first `warmup` batches r = 1 and d = 0, as CrossQ's code has it (Bhatt et
-    al. 2024; Ioffe lets the bounds grow instead): batch normalization (Ioffe and Szegedy 2015).
-    Otherwise, in evaluation mode, y = gamma (x - mu) / sigma + beta, of which the statistics are
-    constants to every derivative too.
+    derivative. mu and sigma^2 are running statistics, moved by 0.01 of the way to the batch's with
+    every batch (CrossQ's; Ioffe moves sigma). For the first `warmup` batches r = 1 and d = 0, as
+    CrossQ's code has it (Bhatt et al. 2024; Ioffe lets the bounds grow instead): batch
+    normalization (Ioffe and Szegedy 2015). Otherwise, in evaluation mode, y = gamma (x - mu) /
+    sigma + beta, of which the statistics are constants to every derivative too.
     """
 
     train: bool = False
@@ -325,3 +325,12 @@ def weights(params: Params) -> Params:
     if isinstance(params, Mapping) and _STATISTICS in params:
         return {name: leaf for name, leaf in params.items() if name != _STATISTICS}
     return params
+
+
+def stepped(params: Params, moved: Params) -> Params:
+    """`moved` with the running statistics of `params`: what an update's step did, and not what its
+    batch did beside.
+    """
+    if isinstance(moved, Mapping) and _STATISTICS in moved:
+        return {**moved, _STATISTICS: params[_STATISTICS]}
+    return moved

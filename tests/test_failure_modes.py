@@ -25,6 +25,11 @@ def test_every_mode_crosses_its_line_and_every_remedy_works(tmp_path, capsys):
         2,
         3,
     ]
+    # At first the left side of Eq. 16 is alpha times one number; later K has grown.
+    seen = {float(row["run"].split()[-1]): row["eq_16"] for row in rows if "eq_16" in row}
+    np.testing.assert_allclose([one["first"] / a for a, one in seen.items()], 1.1, rtol=0.02)
+    assert list(seen) == [0.3, 1.0, 0.003]
+    assert all(one["largest"] > 1 and one["updates_above_1"] > 200 for one in seen.values())
     binary.redraw(table, tmp_path / "again.png")
     assert abs((tmp_path / "again.png").stat().st_size / out.stat().st_size - 1) < 0.1
     for row in rows:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from preqn_jax import diagnostics, networks, ntk, problems, steps, tabular
+from preqn_jax import diagnostics, measures, networks, ntk, problems, steps, tabular
 from preqn_jax.batching import batched
 from preqn_jax.types import Array, QFunction
 
@@ -25,6 +25,8 @@ class Trajectory(NamedTuple):
     name: str
     remedy: bool
     error: np.ndarray  # max |Q - Q*|, at the start and every so many updates; infinite: overflow
+    # Where K moves with Q: max_i alpha K_ii rho_i (Eq. 16) at the same times.
+    overshoot: np.ndarray | None = None
 
 
 class Mode(NamedTuple):
@@ -43,8 +45,9 @@ class Mode(NamedTuple):
 def linearization(updates: int, seed: int) -> Mode:
     """A critic on a chain with large rewards, Eq. 5 with the whole chain as its minibatch.
 
-    The quantity is |Q' - U Q| / |U Q - Q| at the first step. Rewards scale it, but not Eq. 16: they
-    tell the two modes apart.
+    The quantity is |Q' - U Q| / |U Q - Q| at the first step. Rewards scale it, but not the left
+    side of Eq. 16: at the first step they tell the two modes apart. Later they do not: theta grows
+    towards what it has to represent, and K with it.
     """
     problem = problems.chain(5)
     mdp = problem.mdp._replace(reward=100 * problem.mdp.reward)
@@ -75,12 +78,21 @@ def linearization(updates: int, seed: int) -> Mode:
 
     star = tabular.value_iteration(mdp, 1e-4).q
 
-    def run(name: str, remedy: bool, step: steps.ValueStep) -> Trajectory:
-        def advance(params: Any, _: None) -> tuple[Any, Array]:
-            return update(params, step), jnp.max(jnp.abs(table(params) - star))
+    def run(
+        name: str, remedy: bool, step: steps.ValueStep, alpha: float | None = None
+    ) -> Trajectory:
+        def advance(params: Any, _: None) -> tuple[Any, tuple[Array, Array]]:
+            lin = ntk.linearize(q, params, inputs)
+            slack = measures.overshoot_slack(lin.gram, problem.rho.ravel(), alpha or 0.0)
+            seen = jnp.max(jnp.abs(table(params) - star)), 1 - jnp.min(slack)
+            return update(params, step), seen
 
-        errors = jax.jit(lambda p: jax.lax.scan(advance, p, length=updates + 1)[1])(first)
-        return Trajectory(name, remedy, np.asarray(errors))
+        path = jax.jit(lambda p: jax.lax.scan(advance, p, length=updates + 1)[1])(first)
+        error, overshoot = (np.asarray(values) for values in path)
+        return Trajectory(name, remedy, error, None if alpha is None else overshoot)
+
+    def plain(alpha: float, remedy: bool = False) -> Trajectory:
+        return run(f"gradient, alpha = {alpha:g}", remedy, gradient(alpha), alpha)
 
     alphas, bad, good = np.geomspace(0.001, 3, 60), 0.3, 0.003
     return Mode(
@@ -92,9 +104,9 @@ def linearization(updates: int, seed: int) -> Mode:
         bad,
         good,
         [
-            run(f"gradient, alpha = {bad}", False, gradient(bad)),
-            run("gradient, alpha = 1", False, gradient(1.0)),
-            run(f"gradient, alpha = {good}", True, gradient(good)),
+            plain(bad),
+            plain(1.0),
+            plain(good, remedy=True),
             run("PreQN, with its linesearch", True, steps.preconditioned(q, 0.5)),
         ],
     )

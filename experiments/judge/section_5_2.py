@@ -22,9 +22,10 @@ records up to there; a run that diverged holds back no other, and stands as it e
 A seed is stable if
   (a) it did not diverge, and its Q, its networks and its returns are finite on every line of its
       records;
-  (b) once it has learned, no mean of {FEW} evaluations in a row falls below half of the best such
-      mean's gain over the first evaluation (it has learned if that gain exceeds the mean spread
-      over an evaluation's episodes; with {FEW} evaluations or fewer it cannot be judged);
+  (b) once it has learned, no mean of {FEW} evaluations in a row falls below half of the gain over
+      the first evaluation of the best such mean so far, whatever comes after (it has learned if
+      that gain exceeds the mean spread over an evaluation's episodes; with {FEW} evaluations or
+      fewer it cannot be judged);
   (c) no mean Q of a line is above the largest discounted return that any of its evaluations went
       through.
 A seed's alignment is the mean over the lines of its records past step update_after, each of as many

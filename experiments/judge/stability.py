@@ -47,9 +47,9 @@ def collapsed(returns: np.ndarray, spread: np.ndarray | float) -> bool:
     if len(returns) < FEW:
         return False
     windows = np.convolve(returns, np.ones(FEW) / FEW, "valid")
-    best, first = int(np.argmax(windows)), returns[0]
-    gain = windows[best] - first
-    return bool(gain > np.nanmean(spread) and windows[best:].min() < first + gain / 2)
+    gain = np.maximum.accumulate(windows) - returns[0]  # of the best so far
+    fallen = windows < returns[0] + gain / 2
+    return bool(np.any((gain > np.nanmean(spread)) & fallen))
 
 
 def _values(lines: Lines, name: str) -> list[float]:

@@ -97,8 +97,9 @@ def actor_critic(
         target_key, _ = jax.random.split(key)
         moved, did, upcoming = learn(state, batch, target_key)
         ahead = jax.vmap(policy.act, in_axes=(None, 0))(acting(state), batch.next_obs)
-        seen = (first(state), critic.first(moved), did.targets, ahead, upcoming.bonus)
-        return Inspection(*seen)
+        params = first(state)
+        after = networks.stepped(params, critic.first(moved))
+        return Inspection(params, after, did.targets, ahead, upcoming.bonus)
 
     def first(state: ActorCriticState) -> Params:
         return critic.first(state.critic)

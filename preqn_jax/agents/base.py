@@ -12,7 +12,7 @@ class Inspection(NamedTuple):
     """The first critic before and after the step that `update` would take, and what it is for."""
 
     params: Params  # theta
-    moved: Params  # theta'
+    moved: Params  # theta', with the running statistics that theta has
     targets: Array  # `[B]`, y
     next_action: Array  # `[B, act]`, the policy's at s', without noise
     bonus: Array | None = None  # `[B]`, what the targets add to the value at s'; None for none

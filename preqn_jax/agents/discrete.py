@@ -74,8 +74,8 @@ def discrete(
     slow copy, PreQN with a preconditioned one and none.
 
     Targets are y = r + gamma (1 - d) max_a Q(s', a) over the slow copy, or over the critic itself
-    where there is none. Of several critics the greedy action is that of their least, and `critic`
-    says what bootstraps.
+    where there is none. It acts by the first critic; in the targets of several the greedy action is
+    that of their least, and `critic` says what bootstraps.
 
     Args:
       spec: of an environment with `num_actions`.
