@@ -6,6 +6,7 @@ from functools import partial
 
 import gymnasium
 import jax
+import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
@@ -202,9 +203,47 @@ def test_json_round_trips_arrays_exactly(dtype):
     assert back["x"].dtype == value.dtype and (back["x"] == value).all() and np.isnan(back["nan"])
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "int4"])
+def test_json_round_trips_the_small_numbers_of_accelerators(dtype):
+    value = jnp.asarray([-1, 0, 3], dtype)
+    back = codec.decode(json.loads(json.dumps(codec.encode([np.asarray(value)]))))[0]
+    assert back.dtype == value.dtype and (back == np.asarray(value)).all()
+
+
+def test_json_holds_what_is_one_in_two_places():
+    memory, rng, row = np.arange(12.0).reshape(3, 4), np.random.default_rng(0), [1, 2]
+    tree = {
+        "views": [memory[1, ::-2], memory.T, memory[:0]],
+        "memory": memory,
+        "twice": (row, {"x": row}),
+        "rngs": [rng, rng],
+        "other": memory.copy(),
+    }
+    back = codec.decode(json.loads(json.dumps(codec.encode(tree))))
+    for one, other in zip(back["views"], tree["views"], strict=True):
+        np.testing.assert_array_equal(one, other)
+    back["memory"][1] = -1
+    assert back["views"][0].tolist() == [-1, -1] and (back["views"][1][:, 1] == -1).all()
+    assert (back["other"] == tree["other"]).all()
+    back["twice"][0].append(3)
+    assert back["twice"][1]["x"] == [1, 2, 3] and row == [1, 2]
+    assert back["rngs"][0] is back["rngs"][1]
+
+
+def test_json_holds_nothing_beyond_a_memory():
+    words = {"__view__": "<f8", "shape": [9], "strides": [8], "place": 0}
+    for changed in ({}, {"place": -8, "shape": [1]}, {"__view__": "O", "shape": [1]}):
+        with pytest.raises((ValueError, TypeError)):
+            codec.decode({**words, **changed, "of": codec.encode(np.zeros(4))})
+    with pytest.raises(KeyError):
+        codec.decode({"__again__": 7})
+
+
 Pair = collections.namedtuple("Pair", "a b")
 Mode = enum.IntEnum("Mode", "IDLE")
 RECORDS = np.zeros(2, [("a", "f4")])
+ITSELF: list = []
+ITSELF.append(ITSELF)
 
 
 @pytest.mark.parametrize(
@@ -221,6 +260,7 @@ RECORDS = np.zeros(2, [("a", "f4")])
         RECORDS[0],
         np.ma.masked_array([1.0], [True]),
         np.random.RandomState(0),
+        ITSELF,
     ],
     ids=lambda value: type(value).__name__,
 )

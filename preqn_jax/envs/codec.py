@@ -1,17 +1,19 @@
-"""JSON that holds arrays exactly: an array is its dtype, shape and bytes in hexadecimal.
+"""JSON that holds arrays exactly: an array is its dtype, shape and bytes in hexadecimal. One object
+in two places, or one memory in two arrays, comes back as one.
 
 Decoding makes dicts, lists, tuples, deques, strings, numbers, None, arrays of numbers and NumPy's
 random generators, and runs nothing.
 """
 
-from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 _ARRAY, _TUPLE, _FLOAT, _DEQUE = "__array__", "__tuple__", "__float__", "__deque__"
-_GENERATOR = "__generator__"
+_GENERATOR, _VIEW, _FIRST, _AGAIN = "__generator__", "__view__", "__first__", "__again__"
+_MUTABLE = (np.ndarray, np.random.Generator, dict, list, deque)
 
 
 def encode(tree: Any) -> Any:
@@ -19,30 +21,81 @@ def encode(tree: Any) -> Any:
     plain JSON. Raises TypeError for anything else, also for what only derives from one of these: it
     may hold more, and would come back as another type.
     """
+    seen = Counter(_objects(tree, ()))
+    return _encode(tree, {key: None for key, times in seen.items() if times > 1})
+
+
+def _objects(tree: Any, within: tuple[int, ...]) -> Iterable[int]:
+    """The identity of everything in a tree that can change in its place, as often as it is met: of
+    arrays that look into another's memory, that one's.
+    """
+    kind = type(tree)
+    if kind not in _MUTABLE and kind is not tuple:
+        return
+    if id(tree) in within:
+        raise TypeError(f"a {kind.__name__} that holds itself has no exact JSON form")
+    if kind is not tuple:
+        yield id(_root(tree) if kind is np.ndarray else tree)
+    parts = tree.values() if kind is dict else tree if kind in (list, tuple, deque) else ()
+    for part in parts:
+        yield from _objects(part, (*within, id(tree)))
+
+
+def _root(array: np.ndarray) -> np.ndarray:
+    """Whose memory this is, where it can be told by place and strides."""
+    root = array
+    while type(root.base) is np.ndarray:
+        root = root.base
+    return root if root.flags.c_contiguous and root.ndim else array
+
+
+def _encode(tree: Any, shared: dict[int, int | None]) -> Any:
+    """`shared`: what is met more than once, and the number that it got when it was met first."""
+    kind = type(tree)
+    if kind is np.ndarray and (root := _root(tree)) is not tree and id(root) in shared:
+        place = tree.__array_interface__["data"][0] - root.__array_interface__["data"][0]
+        look = {"shape": list(tree.shape), "strides": list(tree.strides), "place": place}
+        return {_VIEW: _dtype(tree), **look, "of": _encode(root, shared)}
+    if kind in _MUTABLE and id(tree) in shared:
+        number = shared[id(tree)]
+        if number is not None:
+            return {_AGAIN: number}
+        number = shared[id(tree)] = sum(one is not None for one in shared.values())
+        return {_FIRST: number, "is": _parts(tree, shared)}
+    return _parts(tree, shared)
+
+
+def _parts(tree: Any, shared: dict[int, int | None]) -> Any:
     kind = type(tree)
     if kind is np.ndarray or isinstance(tree, np.generic):
-        if tree.dtype.hasobject:
-            raise TypeError("an array of Python objects has no exact JSON form")
-        if tree.dtype.names:
-            raise TypeError("an array of records has no exact JSON form")
-        return {_ARRAY: tree.dtype.str, "shape": list(tree.shape), "hex": tree.tobytes().hex()}
+        return {_ARRAY: _dtype(tree), "shape": list(tree.shape), "hex": tree.tobytes().hex()}
     if kind is np.random.Generator and _bits(type(tree.bit_generator).__name__):
         return {_GENERATOR: encode(tree.bit_generator.state)}
     if kind is dict:
         if not all(isinstance(key, str) for key in tree):
             raise TypeError("keys must be strings")
-        return {key: encode(value) for key, value in tree.items()}
+        return {key: _encode(value, shared) for key, value in tree.items()}
     if kind is list:
-        return [encode(value) for value in tree]
+        return [_encode(value, shared) for value in tree]
     if kind is tuple:
-        return {_TUPLE: [encode(value) for value in tree]}
+        return {_TUPLE: [_encode(value, shared) for value in tree]}
     if kind is deque:
-        return {_DEQUE: [encode(value) for value in tree], "most": tree.maxlen}
+        return {_DEQUE: [_encode(value, shared) for value in tree], "most": tree.maxlen}
     if tree is None or kind in (bool, int, str):
         return tree
     if kind is float:
         return {_FLOAT: tree.hex()}  # NaN and infinity are not JSON
     raise TypeError(f"{kind.__name__} has no exact JSON form")
+
+
+def _dtype(array: np.ndarray | np.generic) -> str:
+    """What `np.dtype` takes. Raises TypeError for what is no number."""
+    if array.dtype.hasobject:
+        raise TypeError("an array of Python objects has no exact JSON form")
+    if array.dtype.names:
+        raise TypeError("an array of records has no exact JSON form")
+    # bfloat16 and its like are known by their names alone.
+    return array.dtype.name if array.dtype.kind == "V" else array.dtype.str
 
 
 def _bits(name: str) -> Callable[[], np.random.BitGenerator] | None:
@@ -55,10 +108,24 @@ def decode(tree: Any) -> Any:
     """The inverse of `encode`; a zero-dimensional array comes back as a NumPy scalar. Raises
     ValueError, or what a tree of an unexpected form leads to.
     """
+    return _decode(tree, {})
+
+
+def _decode(tree: Any, made: dict[int, Any]) -> Any:
     if isinstance(tree, list):
-        return [decode(value) for value in tree]
+        return [_decode(value, made) for value in tree]
     if not isinstance(tree, dict):
         return tree
+    if _AGAIN in tree:
+        return made[tree[_AGAIN]]
+    if _FIRST in tree:
+        made[tree[_FIRST]] = _decode(tree["is"], made)
+        return made[tree[_FIRST]]
+    if _VIEW in tree:
+        memory, kind = _decode(tree["of"], made), np.dtype(tree[_VIEW])
+        if kind.hasobject:  # numbers would be taken for addresses
+            raise ValueError(f"a view of the type {kind}")
+        return np.ndarray(tree["shape"], kind, memory, tree["place"], tree["strides"])
     if _ARRAY in tree:
         return (
             np.frombuffer(bytes.fromhex(tree["hex"]), np.dtype(tree[_ARRAY]))
@@ -66,14 +133,14 @@ def decode(tree: Any) -> Any:
             .copy()[()]
         )
     if _TUPLE in tree:
-        return tuple(decode(value) for value in tree[_TUPLE])
+        return tuple(_decode(value, made) for value in tree[_TUPLE])
     if _DEQUE in tree:
-        return deque(map(decode, tree[_DEQUE]), tree["most"])
+        return deque((_decode(value, made) for value in tree[_DEQUE]), tree["most"])
     if _FLOAT in tree:
         return float.fromhex(tree[_FLOAT])
     if _GENERATOR in tree:
         return _generator(decode(tree[_GENERATOR]))
-    return {key: decode(value) for key, value in tree.items()}
+    return {key: _decode(value, made) for key, value in tree.items()}
 
 
 def _generator(state: Mapping[str, Any]) -> np.random.Generator:
@@ -120,7 +187,7 @@ def _check_entry(name: str, like: Any, tree: Any, where: str) -> None:
         gone = {i for i, saved in enumerate(tree) if saved is None}
         like = [None if i in gone else one for i, one in enumerate(like)]
     if name == "layers":
-        if [type(decode(layer)) for layer in tree] != [dict] * len(like):
+        if [type(layer) for layer in decode(tree)] != [dict] * len(like):
             raise ValueError(f"{where} are not the attributes of {len(like)} layers")
         return
     check_form(like, tree, where)

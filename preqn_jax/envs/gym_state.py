@@ -132,11 +132,15 @@ def save(env: gymnasium.Env) -> dict[str, Any]:
     return state
 
 
-def restore(env: gymnasium.Env, attributes: Sequence[dict[str, Any]]) -> None:
-    """The plain attributes of all layers, as they were."""
+def restore(
+    env: gymnasium.Env, attributes: Sequence[dict[str, Any]], *, alone: bool = False
+) -> None:
+    """The plain attributes of all layers, as they were; `alone`, and no others."""
     never = _NEVER | _CONSTANT_NAMES
     for layer, saved in zip(layers(env), attributes, strict=True):
         plain = _plain(layer, strict=False)
+        for name in plain.keys() - saved.keys() - never - _PICTURE if alone else ():
+            delattr(layer, name)
         no_more = never | (_PICTURE - plain.keys())
         for name, value in codec.restorable(layer, plain, saved, no_more).items():
             there = vars(layer).get(name)

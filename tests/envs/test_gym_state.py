@@ -69,6 +69,60 @@ class Counter(gymnasium.Env):
 STILL = np.zeros((1, 2), np.float32)
 
 
+class Parts(gymnasium.Env):
+    """What moves and what is seen are one memory, and so are its log and its first entry."""
+
+    observation_space = action_space = gymnasium.spaces.Box(-99, 99, (2,), np.float32)
+
+    def __init__(self):
+        self.all = np.zeros(3)
+        self.place, self.speed = self.all[:1], self.all[1:]
+        self.log: list[float] = []
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.all[:] = self.np_random.uniform(size=3)
+        self.log.clear()
+        self.seen = self.all[:2]  # made anew, and not there before
+        self.resets = getattr(self, "resets", 0) + 1
+        return np.float32(self.seen), {}
+
+    def step(self, action):
+        self.place += self.speed[0]
+        self.log.append(self.place[0])
+        return np.float32(self.seen), float(self.resets), False, False, {}
+
+
+class Reader(gymnasium.Wrapper):
+    """Pays by what the environment writes down."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.log = env.unwrapped.log
+
+    def step(self, action):
+        obs, reward, *rest = self.env.step(action)
+        return obs, reward + sum(self.log), *rest
+
+
+def test_what_is_one_object_in_an_environment_stays_one():
+    bare, env, other = Reader(Parts()), *(envs.make(lambda: Reader(Parts()), 1) for _ in range(2))
+    for seed in (3, 4):  # the second as new, and as the first
+        np.testing.assert_array_equal(env.reset([seed])[0], bare.reset(seed=seed)[0])
+        bare.unwrapped.resets = 1
+        for _ in range(3):
+            obs, reward, *_ = bare.step(STILL[0])
+            out = env.step(STILL)
+            np.testing.assert_array_equal(out.obs[0], obs)
+            assert out.reward[0] == np.float32(reward)
+    other.reset([5])
+    other.load(through_json(env))
+    for _ in range(3):
+        one, two = env.step(STILL), other.step(STILL)
+        np.testing.assert_array_equal(one.obs, two.obs)
+        np.testing.assert_array_equal(one.reward, two.reward)
+
+
 def test_a_counter_is_kept_whatever_it_is_called_and_a_screen_is_not():
     env, other = envs.make(Counter, 1), envs.make(Counter, 1)
     env.reset([0]), other.reset([0])
