@@ -196,10 +196,12 @@ def test_a_report_is_of_the_whole_sweep_whatever_the_command_says(words, flags_,
 def test_what_is_read_of_a_sweep_names_the_folders_that_it_has():
     """A float of a million is 1e+06 in a folder's name, and no integer."""
     configs = flags.read(SWEPT, *training.CONFIGS)
-    begun = sweeps.plan("s", *configs, sweeps.axes(["target_noise_clip=1,1000000"]))
+    begun = sweeps.plan(
+        "s", configs[0], configs[1], configs[2], sweeps.axes(["target_noise_clip=1,1000000"])
+    )
     sweeps.open_(begun)
     again, axes = sweeps.as_begun(Path("s"), configs, {}, ())
-    whole = sweeps.plan("s", *again, axes)
+    whole = sweeps.plan("s", again[0], again[1], again[2], axes)
     folders = [[member.name for member in each.members] for each in whole.programs]
     assert folders == [[member.name for member in each.members] for each in begun.programs]
 

@@ -119,6 +119,12 @@ def _check(home: Path, old: list[int], new: list[int], steps: int) -> list[int]:
     to join.
     """
     words, where = named(new), repr(str(home))
+    path = home / record.NAME
+    if set(old) <= set(record.diverged(record.read(path) if path.is_file() else [])):
+        raise UserError(
+            f"logdir {where} holds a run whose every seed diverged, which {words} cannot join; "
+            "give another `logdir`"
+        )
     if not (home / directory.DONE).exists():
         raise UserError(
             f"logdir {where} holds an unfinished run, and seeds can join a finished one alone; "

@@ -238,13 +238,18 @@ def newest(
                 break
         else:
             return step, found
-    if steps:
-        where = " and ".join(map(str, dict.fromkeys(damaged)))
-        raise UserError(
-            f"none of the checkpoints in {where} can be read (steps {steps}; {reason}); move the "
-            "run directory away, or give another `logdir`, to start anew"
-        )
-    return None
+    if not steps:
+        return None
+    bad = list(dict.fromkeys(damaged))
+    where = " and ".join(map(str, bad))
+    if any(set(directory.steps(one)) - set(steps) for one in bad):  # which others do not have
+        cure = f"move the folders of {'these steps' if steps[1:] else 'this step'} out of there, "
+        cure += "and the same command goes on from what else there is"
+    else:
+        cure = "move the run directory away, or give another `logdir`, to start anew"
+    raise UserError(
+        f"none of the checkpoints in {where} can be read (steps {steps}; {reason}); {cure}"
+    )
 
 
 def _write(folder: Path, tree: Any) -> dict[str, list[Any]]:

@@ -175,21 +175,22 @@ def part(moment: Moment, members: range) -> Moment:
     )
 
 
-def whole(like: Learner, parts: Sequence[tuple[range, Moment]]) -> Moment:
-    """The moment of all members, of which these are the parts, in order; `like` has P rows, of
-    which those beyond the members stay as they are. Rounds that are pending in some parts only, as
-    where these were recorded at other steps, are left out.
+def whole(form: Learner, spare: Learner, parts: Sequence[tuple[range, Moment]]) -> Moment:
+    """The moment of all members, of which these are the parts, in order, as leaves of this form;
+    what is `spare` are the rows beyond the members. The memory of several parts is given up. Rounds
+    that are pending in some parts only, as where these were recorded at other steps, are left out.
     """
     moments = [moment for _, moment in parts]
 
-    def join(full: jax.Array, *leaves: Any) -> jax.Array:
-        if len(leaves) == 1 and len(leaves[0]) == len(full):
-            return jax.device_put(leaves[0], full.sharding)
-        count = sum(map(len, leaves))
-        rows = [*map(np.asarray, leaves), np.asarray(full[count:])]
-        return jax.device_put(np.concatenate(rows), full.sharding)
+    def join(form: Any, spare: np.ndarray, *leaves: jax.Array) -> jax.Array:
+        if len(leaves) == 1 and not len(spare):
+            return jax.device_put(leaves[0], form.sharding)
+        rows = np.concatenate([*map(np.asarray, leaves), spare])
+        for leaf in leaves:  # or there would be two replays, and a copy of one
+            leaf.delete()
+        return jax.device_put(rows, form.sharding)
 
-    learner = jax.tree.map(join, like, *(moment.learner for moment in moments))
+    learner = jax.tree.map(join, form, spare, *(moment.learner for moment in moments))
     frozen = tuple(members[i] for members, moment in parts for i in moment.counters.frozen)
     pending, last = [], min(len(moment.pending) for moment in moments)
     for together in zip(*(m.pending[len(m.pending) - last :] for m in moments), strict=True):
@@ -211,25 +212,45 @@ def restore(
     """The newest step whose checkpoint is whole in every folder: (step, moment of all members, what
     each says of its records), or None where there is no step that all of them have.
 
-    A damaged one is passed over with a warning. Raises UserError: there are such steps, and none
-    is whole.
+    A damaged one is passed over with a warning. Where there are such steps the replay of
+    `like` is given up. Raises UserError: there are such steps, and none is whole.
     """
     from preqn_jax.training.checkpoint import newest
 
+    steps = sorted(set.intersection(*(set(folder.steps()) for folder in folders)))
+    if not steps:
+        return None
+    members = sum(len(folder.members) for folder in folders)
+
+    def beyond(leaf: jax.Array) -> np.ndarray:
+        left = len(leaf) - members
+        return np.array(leaf[members:]) if left else np.zeros((0, *leaf.shape[1:]), leaf.dtype)
+
+    form = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like
+    )
+    spare = jax.tree.map(beyond, like)
+    for ring in jax.tree.leaves(like.replay.data):
+        ring.delete()
+
     def read(folder: Folder, step: int) -> tuple[Moment, Noted]:
         mine = [fresh[i] for i in folder.members]
-        alike = like if len(mine) == len(like.replay.added) else _blank(like, len(mine))
-        return folder.read(step, alike, mine)
+        return folder.read(step, _blank(form, len(mine)), mine)
 
-    steps = sorted(set.intersection(*(set(folder.steps()) for folder in folders)))
     found = newest(steps, {folder.checkpoints: partial(read, folder) for folder in folders})
     if found is None:
         return None
     step, parts = found
-    moment = whole(like, [(f.members, m) for f, (m, _) in zip(folders, parts, strict=True)])
+    moments = [(f.members, m) for f, (m, _) in zip(folders, parts, strict=True)]
+    moment = whole(form, spare, moments)
     return step, moment, [noted for _, noted in parts]
 
 
-def _blank(like: Learner, members: int) -> Learner:
+def _blank(form: Learner, members: int) -> Learner:
     """One of as many members."""
-    return jax.tree.map(lambda leaf: jnp.zeros((members, *leaf.shape[1:]), leaf.dtype), like)
+
+    def blank(leaf: Any) -> jax.Array:
+        shape = (members, *leaf.shape[1:])
+        return jnp.zeros(shape, leaf.dtype, device=leaf.sharding if shape == leaf.shape else None)
+
+    return jax.tree.map(blank, form)

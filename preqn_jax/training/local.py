@@ -38,7 +38,7 @@ class Local:
         """
         config = recipe.config
         self._device, self._place, self._seed = cpu(), place, seeds[0]
-        with jax.default_device(self._device):
+        with self._here():
             with self._in(watch.CONSTRUCTION):
                 eval_env = envs.make(recipe.env, recipe.eval_episodes)
                 train_envs = [envs.make(recipe.env, config.num_envs) for _ in seeds]
@@ -54,7 +54,7 @@ class Local:
         seeds. None of one whose arguments are None; that a seed diverged is a result as well.
         """
         arguments = [()] * len(self._rollouts) if arguments is None else arguments
-        with jax.default_device(self._device):
+        with self._here():
             return [
                 None if args is None else _result(getattr(rollout, method), *args)
                 for rollout, args in zip(self._rollouts, arguments, strict=True)
@@ -63,7 +63,7 @@ class Local:
     def close(self) -> None:
         """Raises EnvError for the first environment that raised, once all are closed."""
         failed = []
-        with self._in(watch.CLOSE):
+        with self._here(), self._in(watch.CLOSE):
             for env in self._envs:
                 try:
                     env.close()
@@ -71,6 +71,12 @@ class Local:
                     failed.append(error)
         if failed:
             raise failed[0]
+
+    @contextmanager
+    def _here(self) -> Iterator[None]:
+        """On this device; environments may let JAX promote ranks, whoever calls."""
+        with jax.default_device(self._device), jax.numpy_rank_promotion("allow"):
+            yield
 
     @contextmanager
     def _in(self, call: int) -> Iterator[None]:

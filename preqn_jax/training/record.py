@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -164,6 +164,17 @@ def read(path: str | Path) -> list[Line]:
     if len(found.damaged) > found.cut:
         _log.warning("%s, and left out", _damage(Path(path), found))
     return [line for _, line in found.lines]
+
+
+def diverged(lines: Iterable[Line]) -> dict[int, int]:
+    """seed -> step, of those that were frozen as they met a NaN or an infinity, of which their line
+    has the null. A run that was to end at a finding (`stop_on_divergence`) has a line without.
+    """
+    return {
+        line["seed"]: line["step"]
+        for line in lines
+        if line.get("run/diverged") is not None and None in line.values()
+    }
 
 
 def _damage(path: Path, found: Found) -> str:

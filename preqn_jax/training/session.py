@@ -179,6 +179,12 @@ class Session:
             self.counters, self.pending = moment.counters, moment.pending
             self.learner = folder.dressed(moment.learner, agent)
             self._collector.load(moment.collector)
+        elif any(one.finished for one in self._folders):
+            raise UserError(
+                f"{str(self.where)!r} holds a finished run without its checkpoints, so there is no "
+                "learner to be had of it; its records can be read (`preqn_jax.records`), or give "
+                "another `logdir` to make it anew"
+            )
         for one, said in zip(self._folders, noted, strict=True):
             keep = partial(self._stays, said.eval_every or self.plan.run.eval_every)
             one.begin_records(self.start, keep, said.records, self.plan.run.track)
@@ -371,12 +377,11 @@ class Session:
 
     def _note_divergence(self, member: int, error: Diverged | Diverging) -> None:
         """The last lines of a member that diverged, or of a run; one that goes on drops them."""
-        every = self.config.update_every
-        step = (error.step - 1) // every * every  # of the last whole round
-        alone = isinstance(error, Diverged)
+        every, alone = self.config.update_every, isinstance(error, Diverged)
+        step = (error.step - 1) // every * every if alone else error.step  # the last whole round's
         for i in ([member] if alone else self._going()) if self.pending else ():
             self._write(step, i, self._means(i))
-        quantity = {error.quantity: np.nan} if alone else {}
+        quantity = {error.quantity: np.nan} if isinstance(error, Diverged) else {}
         self._write(error.step, member, {"run/diverged": 1.0, **quantity})
         if alone and len(self.counters.frozen) < len(self.config.seeds):
             words = f"; this {'member' if self.plan.settings else 'seed'} is frozen there"

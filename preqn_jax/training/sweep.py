@@ -19,7 +19,7 @@ import numpy as np
 from preqn_jax import agents, envs
 from preqn_jax.agents import Agent, AgentConfig
 from preqn_jax.options import UserError, check_same, choose
-from preqn_jax.training import directory, files
+from preqn_jax.training import directory, files, record
 from preqn_jax.training.config import LoopConfig, RunConfig, validate_run
 from preqn_jax.training.folder import Place
 from preqn_jax.training.session import Plan
@@ -173,6 +173,11 @@ def plan(
     sweep = Sweep(Path(logdir), run, agent, loop, axes)
     for program in sweep.programs:
         validate_run(program.run, program.loop)
+        if program.run.stop_on_divergence:
+            raise UserError(
+                "stop_on_divergence is on, which ends a whole run, but no member of a sweep ends "
+                "another; leave it out: findings are recorded (`diagnose_every`)"
+            )
         for member in program.members:
             agents.resolve(_replace(program.agent, member.setting))
     return sweep
@@ -277,34 +282,51 @@ def sessions(sweep: Sweep, program: Program, share: slice = slice(None)) -> list
     members = program.members[share]
     folders = [sweep.logdir / member.name for member in members]
     left = [i for i, one in enumerate(folders) if not _is_whole(one, program.loop.num_steps)]
+    if all(_diverged(folders[i]) for i in left):  # together, which leaves none of them its DONE
+        return []
     steps = [directory.steps(folders[i] / directory.CHECKPOINTS) for i in left]
-    groups = stages(steps, program.run.checkpoint_every)
+    groups = stages(steps, [_first(folders[i]) for i in left])
     return [_plan(sweep, program, [members[left[i]] for i in group]) for group in groups]
 
 
-def stages(steps: Sequence[list[int]], first: int) -> list[list[int]]:
+def stages(steps: Sequence[list[int]], firsts: Sequence[int]) -> list[list[int]]:
     """Groups of members, by index, each of which has a checkpoint of one step, or goes on from the
     beginning; those furthest behind come first.
 
     Args:
       steps: of the checkpoints of every member.
-      first: the step of a run's first checkpoint; who has no later one may begin anew in company.
+      firsts: the step of each one's first checkpoint. Who has that alone may begin anew in the
+        company of those that have none yet, as a kill between the first ones leaves them.
     """
     left, groups = list(range(len(steps))), []
     while left:
         at = min(max(steps[i], default=0) for i in left)
-        group = [
-            i for i in left if at in steps[i] or (not at and max(steps[i], default=0) <= first)
-        ]
+        anew = {i for i in left if not at and steps[i] in ([], [firsts[i]])}
+        group = [i for i in left if at in steps[i] or i in anew]
         groups.append(group)
         left = [i for i in left if i not in group]
     return groups
+
+
+def _first(folder: Path) -> int:
+    """The step of a member's first checkpoint; 0 where it was never begun, or is a whole run, which
+    never begins anew.
+    """
+    path = folder / directory.CONFIG
+    if (folder / directory.DONE).exists() or not path.exists():
+        return 0
+    return directory.read_config(path)["checkpoint_every"]
 
 
 def _is_whole(folder: Path, num_steps: int) -> bool:
     if not (folder / directory.DONE).exists():
         return False
     return directory.read_config(folder / directory.CONFIG)["num_steps"] >= num_steps
+
+
+def _diverged(folder: Path) -> bool:
+    path = folder / record.NAME
+    return path.is_file() and bool(record.diverged(record.read(path)))
 
 
 def _plan(sweep: Sweep, program: Program, members: Sequence[Member]) -> Plan:

@@ -32,6 +32,13 @@ from preqn_jax.training.config import named
 from preqn_jax.training.errors import Stopped
 from preqn_jax.training.local import Local, Recipe
 
+# Of JAX, on which numbers depend: a worker's are those of the process that started it.
+_WAYS = (
+    "jax_enable_x64",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_default_matmul_precision",
+)
 _PATIENCE = 60  # seconds for a worker that is idle to end by itself
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -63,8 +70,9 @@ class Workers:
         """Raises UserError for a recipe that does not pickle. What a worker's environments raise as
         they are made, the first call raises.
         """
+        ways = {name: getattr(jax.config, name) for name in _WAYS}
         with _pickling():
-            packed = pickle.dumps(recipe)
+            packed = pickle.dumps((ways, recipe))
         context = multiprocessing.get_context("spawn")  # a fork of JAX's threads would hang
         seeds = recipe.config.seeds
         self._workers: list[_Worker] = []
@@ -244,7 +252,9 @@ def _serve(
     local = broken = None
     try:
         with _pickling():
-            recipe = pickle.loads(packed)
+            ways, recipe = pickle.loads(packed)
+        for name, value in ways.items():
+            jax.config.update(name, value)
         local = Local(recipe, seeds, place)
     except Exception as error:
         broken = _failure(error)

@@ -96,20 +96,21 @@ class Parts(gymnasium.Env):
 class Reader(gymnasium.Wrapper):
     """Pays by what the environment writes down."""
 
-    def __init__(self, env):
+    def __init__(self, env: Any):
         super().__init__(env)
-        self.log = env.unwrapped.log
+        self.log: list[float] = env.unwrapped.log
 
     def step(self, action):
         obs, reward, *rest = self.env.step(action)
-        return obs, reward + sum(self.log), *rest
+        return obs, float(reward) + sum(self.log), *rest
 
 
 def test_what_is_one_object_in_an_environment_stays_one():
-    bare, env, other = Reader(Parts()), *(envs.make(lambda: Reader(Parts()), 1) for _ in range(2))
+    parts = Parts()
+    bare, env, other = Reader(parts), *(envs.make(lambda: Reader(Parts()), 1) for _ in range(2))
     for seed in (3, 4):  # the second as new, and as the first
         np.testing.assert_array_equal(env.reset([seed])[0], bare.reset(seed=seed)[0])
-        bare.unwrapped.resets = 1
+        parts.resets = 1
         for _ in range(3):
             obs, reward, *_ = bare.step(STILL[0])
             out = env.step(STILL)

@@ -320,7 +320,19 @@ def begun(folder):
     training.close()
 
 
+def all_diverged(folder):
+    (folder / "DONE").unlink()
+    lines = [{"step": 150, "seed": seed, "run/diverged": 1.0, "x": None} for seed in (0, 1)]
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
 REFUSED = {
+    "all diverged": (
+        all_diverged,
+        {"seeds": (0, 1, 2)},
+        "a run whose every seed diverged, which seed 2 cannot join; give another `logdir`",
+    ),
     "unfinished": (
         lost("DONE"),
         {"seeds": (0, 1, 2, 3)},

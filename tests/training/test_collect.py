@@ -1,5 +1,6 @@
 """Collecting in worker processes is collecting in this one."""
 
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -311,6 +313,34 @@ def test_an_environment_that_hangs_is_named(tmp_path):
         f"{tmp_path / 'log'}"
     )
     assert "RELEASED.wait()" in (tmp_path / "log").read_text()
+
+
+class Broadcasts(gymnasium.Env):
+    """Computes with JAX, and pays for what JAX was told."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.asarray(jnp.ones((2, 3)) * jnp.ones(3), np.float32)[0], {}  # a rank is promoted
+
+    def step(self, action):
+        wide = jnp.asarray(np.ones(1)).dtype == jnp.float64
+        return self.reset()[0], float(wide), False, False, {}
+
+
+def test_an_environment_may_let_jax_promote_ranks():
+    built = recipe(Broadcasts, seeds=(4,))
+    transitions, *_ = collect.Collector(built).collect(actors(built), 0)
+    assert (transitions.obs == 1).all() and (transitions.reward == 0).all()
+
+
+@pytest.mark.slow
+def test_workers_do_as_jax_was_told_in_this_process(x64):
+    built = recipe(Broadcasts, seeds=(4,))
+    with contextlib.closing(collect.Collector(built, workers=1)) as collector:
+        assert (collector.collect(actors(built), 0)[0].reward == 1).all()
 
 
 @pytest.mark.slow

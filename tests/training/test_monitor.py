@@ -18,7 +18,7 @@ from commands import call, records
 import preqn_jax
 from experiments import diagnose as binary
 from experiments.kit import flags
-from preqn_jax import agents, diagnostics, solve, steps
+from preqn_jax import agents, diagnostics, networks, solve, steps
 from preqn_jax.training import directory, monitor
 from preqn_jax.training import run as training
 from preqn_jax.training.monitor import Look, measure
@@ -75,7 +75,8 @@ def test_what_is_inspected_is_what_an_update_does(algorithm):
         state, metrics = update(state, data, key, jnp.int32(i))
     close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)  # two programs round each
     jax.tree.map(close, seen.params, agent.critic(before))
-    jax.tree.map(close, seen.moved, agent.critic(state))
+    # What a batch does to CrossQ's running statistics is no part of the step.
+    jax.tree.map(close, seen.moved, networks.stepped(seen.params, agent.critic(state)))
     close(np.mean(seen.targets), metrics["critic/target_mean"])
     q = jax.eval_shape(jax.vmap(agent.q, (None, 0, 0)), seen.params, data.obs, data.action)
     assert q.shape == (12,)
@@ -172,6 +173,9 @@ def test_divergence_ends_the_run_if_wanted_with_the_checkpoint_before_it_kept(di
     assert status == 1 and not (folder / "DONE").exists()
     last = read(folder / "metrics.jsonl")[-1]
     assert last == {"step": last["step"], "seed": 0, "run/diverged": 1.0}
+    # What was measured up to there stands there, and no step is told of twice.
+    means = [line["step"] for line in read(folder / "metrics.jsonl") if "critic/td_abs" in line]
+    assert means == sorted(set(means)) and means[-1] == last["step"]
     kept = max(int(path.name) for path in (folder / "checkpoints").iterdir())
     looks = [line for line in read(folder / "metrics.jsonl") if "diagnose/failure" in line]
     assert kept < looks[-1]["step"] == last["step"] < 600

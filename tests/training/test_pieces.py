@@ -244,6 +244,10 @@ def test_of_several_folders_the_one_with_the_damage_is_named(caplog):
     def broken(step):
         raise ValueError(f"step {step} is broken")
 
+    Path("b/0").mkdir(parents=True)
+    with pytest.raises(UserError, match="move the folders of these steps out of there, and the"):
+        checkpoint.newest([1, 2], {Path("b"): broken})
+    Path("b/0").rmdir()
     readers = {Path("a"): lambda step: step, Path("b"): broken, Path("c"): lambda step: step}
     with pytest.raises(UserError, match=r"none of the checkpoints in b can be read \(steps \[1, 2"):
         checkpoint.newest([1, 2], readers)

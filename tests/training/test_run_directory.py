@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -237,6 +238,17 @@ def test_a_finished_run_needs_the_records_of_all_its_seeds(monkeypatch):
         (folder / "metrics.jsonl").write_bytes(text([*LINES, EVALUATED, other]))
         with contextlib.nullcontext() if whole else pytest.raises(UserError, match="not whole"):
             open_()
+
+
+def test_a_finished_run_without_its_checkpoints_keeps_its_records():
+    small = {"hidden_sizes": (4,), "start_steps": 50, "update_after": 50, "batch_size": 4}
+    small |= {"num_steps": 100, "eval_every": 100, "eval_episodes": 1, "logdir": "run"}
+    list(preqn_jax.train("ddpg", "probe/delay", **small))
+    shutil.rmtree("run/checkpoints")
+    before = Path("run/metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="holds a finished run without its checkpoints"):
+        list(preqn_jax.train("ddpg", "probe/delay", **small))
+    assert Path("run/metrics.jsonl").read_bytes() == before
 
 
 def test_a_finished_seed_that_diverged_needs_no_last_evaluation(monkeypatch):

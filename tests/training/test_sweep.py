@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from commands import records
 
+from experiments.kit import flags
 from preqn_jax import agents
 from preqn_jax.options import UserError
 from preqn_jax.training import directory, record, session, sweep
@@ -183,7 +184,46 @@ def test_the_trackers_of_all_runs_hear_of_the_end_before_one_is_waited_for(tmp_p
     ],
 )
 def test_members_go_on_with_those_that_stand_at_their_step(steps, groups):
-    assert sweep.stages(steps, 10) == groups
+    assert sweep.stages(steps, [10] * len(steps)) == groups
+
+
+def folder_of(path, steps, num_steps, done=True, every=10_000):
+    """As a member leaves it, without what is in its checkpoints."""
+    for step in steps:
+        (path / "checkpoints" / str(step)).mkdir(parents=True)
+    said = {**BEGUN, "num_steps": num_steps, "checkpoint_every": every}
+    (path / "config.json").write_text(json.dumps({"config": said}))
+    if done:
+        (path / "DONE").touch()
+
+
+BEGUN = {"env": "probe/delay", "seeds": [3], "algorithm": "ddpg"}
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_a_finished_member_never_begins_anew(tmp_path, done):
+    """Neither as its sweep gets seeds and steps, nor where a stop left that halfway."""
+    swept = planned(tmp_path, ["eta=.5"], seeds=(3, 5), num_steps=2000)
+    folder_of(tmp_path / "eta=0.5,seed=3", [1000], 1000 if done else 2000, done)
+    groups = [plan.loop.seeds for plan in sweep.sessions(swept, swept.programs[0])]
+    assert groups == [(5,), (3,)]
+
+
+def test_a_program_whose_members_all_diverged_has_nothing_left_to_do(tmp_path):
+    swept = planned(tmp_path, ["eta=.5"], seeds=(3,))
+    folder_of(tmp_path / "eta=0.5,seed=3", [100], swept.loop.num_steps, done=False)
+    line = {"step": 131, "seed": 3, "run/diverged": 1.0}
+    records = tmp_path / "eta=0.5,seed=3" / "metrics.jsonl"
+    records.write_text(json.dumps({**line, "the environment's reward": None}) + "\n")
+    assert not sweep.sessions(swept, swept.programs[0])
+    records.write_text(json.dumps(line) + "\n")  # a run that was to end at a finding goes on
+    assert len(sweep.sessions(swept, swept.programs[0])) == 1
+
+
+def test_no_member_of_a_sweep_may_end_the_others(tmp_path):
+    configs = flags.read(("--stop_on_divergence", "--diagnose_every=50"), *training.CONFIGS)
+    with pytest.raises(UserError, match="stop_on_divergence is on, which ends a whole run"):
+        sweep.plan(tmp_path, configs[0], configs[1], configs[2], {})
 
 
 @pytest.mark.slow
