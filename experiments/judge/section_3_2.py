@@ -78,9 +78,10 @@ def linearization(updates: int, seed: int) -> Mode:
 
     star = tabular.value_iteration(mdp, 1e-4).q
 
-    def run(
-        name: str, remedy: bool, step: steps.ValueStep, alpha: float | None = None
-    ) -> Trajectory:
+    def run(alpha: float | None, remedy: bool = False) -> Trajectory:
+        name = "PreQN, with its linesearch" if alpha is None else f"gradient, alpha = {alpha:g}"
+        step = steps.preconditioned(q, 0.5) if alpha is None else gradient(alpha)
+
         def advance(params: Any, _: None) -> tuple[Any, tuple[Array, Array]]:
             lin = ntk.linearize(q, params, inputs)
             slack = measures.overshoot_slack(lin.gram, problem.rho.ravel(), alpha or 0.0)
@@ -91,9 +92,6 @@ def linearization(updates: int, seed: int) -> Mode:
         error, overshoot = (np.asarray(values) for values in path)
         return Trajectory(name, remedy, error, None if alpha is None else overshoot)
 
-    def plain(alpha: float, remedy: bool = False) -> Trajectory:
-        return run(f"gradient, alpha = {alpha:g}", remedy, gradient(alpha), alpha)
-
     alphas, bad, good = np.geomspace(0.001, 3, 60), 0.3, 0.003
     return Mode(
         "1. linearization breaks",
@@ -103,12 +101,7 @@ def linearization(updates: int, seed: int) -> Mode:
         np.array([remainder(jnp.float32(alpha)) for alpha in alphas]),
         bad,
         good,
-        [
-            plain(bad),
-            plain(1.0),
-            plain(good, remedy=True),
-            run("PreQN, with its linesearch", True, steps.preconditioned(q, 0.5)),
-        ],
+        [run(bad), run(1.0), run(good, remedy=True), run(None, remedy=True)],
     )
 
 

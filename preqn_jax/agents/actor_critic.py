@@ -94,8 +94,7 @@ def actor_critic(
         }
 
     def inspect(state: ActorCriticState, batch: Transition, key: Key) -> Inspection:
-        target_key, _ = jax.random.split(key)
-        moved, did, upcoming = learn(state, batch, target_key)
+        moved, did, upcoming = learn(state, batch, jax.random.split(key)[0])
         ahead = jax.vmap(policy.act, in_axes=(None, 0))(acting(state), batch.next_obs)
         params = first(state)
         after = networks.stepped(params, critic.first(moved))

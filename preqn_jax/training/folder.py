@@ -13,6 +13,7 @@ import numpy as np
 
 from preqn_jax.agents.swept import SweptState
 from preqn_jax.envs import codec
+from preqn_jax.options import UserError
 from preqn_jax.training import directory, files, note
 from preqn_jax.training.config import LoopConfig
 from preqn_jax.training.loop import Counters, Learner
@@ -212,13 +213,20 @@ def restore(
     """The newest step whose checkpoint is whole in every folder: (step, moment of all members, what
     each says of its records), or None where there is no step that all of them have.
 
-    A damaged one is passed over with a warning. Where there are such steps the replay of
-    `like` is given up. Raises UserError: there are such steps, and none is whole.
+    A damaged one is passed over with a warning. Where there are such steps the replay of `like` is
+    given up. Raises UserError: there are such steps, and none is whole; or there are none, of a run
+    that is finished.
     """
     from preqn_jax.training.checkpoint import newest
 
     steps = sorted(set.intersection(*(set(folder.steps()) for folder in folders)))
     if not steps:
+        for done in (one.logdir for one in folders if one.finished):
+            raise UserError(
+                f"{str(done)!r} holds a finished run without its checkpoints, so there is no "
+                "learner to be had of it; its records can be read (`preqn_jax.records`), or give "
+                "another `logdir` to make it anew"
+            )
         return None
     members = sum(len(folder.members) for folder in folders)
 

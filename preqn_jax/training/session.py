@@ -179,12 +179,6 @@ class Session:
             self.counters, self.pending = moment.counters, moment.pending
             self.learner = folder.dressed(moment.learner, agent)
             self._collector.load(moment.collector)
-        elif any(one.finished for one in self._folders):
-            raise UserError(
-                f"{str(self.where)!r} holds a finished run without its checkpoints, so there is no "
-                "learner to be had of it; its records can be read (`preqn_jax.records`), or give "
-                "another `logdir` to make it anew"
-            )
         for one, said in zip(self._folders, noted, strict=True):
             keep = partial(self._stays, said.eval_every or self.plan.run.eval_every)
             one.begin_records(self.start, keep, said.records, self.plan.run.track)
