@@ -215,7 +215,7 @@ def test_what_the_page_on_rivals_says_is_what_its_reports_give():
     report = json.loads((RESULTS / "rivals/rivals/report.json").read_text())
     for row in rows("../rivals.md", "environment", "preqn", "preqn_twin", "td3"):
         env, *at = row.pop("environment").split(", at ")
-        row.pop("published TD3, SAC")
+        row.pop("published TD3, SAC, CrossQ")
         for name, told in row.items():
             if told == "not run":
                 continue
@@ -225,6 +225,11 @@ def test_what_the_page_on_rivals_says_is_what_its_reports_give():
     estimate = lambda row: scores.Estimate(row["mean"], tuple(row["interval"]))
     for row in (*report["better"], *report["together"]):
         assert f"{estimate(row):.2f}" in text
+    related = {(row["measured"], row["share"]): row for row in report["relations"]}
+    for row in rows("../rivals.md", "measured", "at 25 %", "at 100 %"):
+        for share, column in ((0.25, "at 25 %"), (0.5, "at 50 %"), (1.0, "at 100 %")):
+            found = related[row["measured"].strip("`"), share]
+            assert found["runs"] == 36 and f"{found['rank_correlation']:+.2f}" == row[column]
     timed = json.loads((RESULTS / "cost/rivals-zen4.json").read_text())["rows"]
     cost = {row["name"]: row["ms"] for row in timed}
     (listed,) = re.findall(r"\*\*What an update costs\*\*(.*?), and CrossQ with", text)
