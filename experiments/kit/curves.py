@@ -118,7 +118,7 @@ def wanted_end(line: record.Line) -> bool:
     """Whether a run was to end with this divergence (--stop_on_divergence), all its seeds with it.
     Where a seed is frozen its line has the null that froze it.
     """
-    return line.get("run/diverged") is not None and None not in line.values()
+    return line.get("run/diverged") is not None and not record.frozen([line])
 
 
 def differing(

@@ -120,7 +120,7 @@ def _check(home: Path, old: list[int], new: list[int], steps: int) -> list[int]:
     """
     words, where = named(new), repr(str(home))
     path = home / record.NAME
-    if set(old) <= set(record.diverged(record.read(path) if path.is_file() else [])):
+    if set(old) <= set(record.frozen(record.read(path) if path.is_file() else [])):
         raise UserError(
             f"logdir {where} holds a run whose every seed diverged, which {words} cannot join; "
             "give another `logdir`"

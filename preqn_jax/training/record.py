@@ -166,7 +166,7 @@ def read(path: str | Path) -> list[Line]:
     return [line for _, line in found.lines]
 
 
-def diverged(lines: Iterable[Line]) -> dict[int, int]:
+def frozen(lines: Iterable[Line]) -> dict[int, int]:
     """seed -> step, of those that were frozen as they met a NaN or an infinity, of which their line
     has the null. A run that was to end at a finding (`stop_on_divergence`) has a line without.
     """

@@ -326,7 +326,7 @@ def _is_whole(folder: Path, num_steps: int) -> bool:
 
 def _diverged(folder: Path) -> bool:
     path = folder / record.NAME
-    return path.is_file() and bool(record.diverged(record.read(path)))
+    return path.is_file() and bool(record.frozen(record.read(path)))
 
 
 def _plan(sweep: Sweep, program: Program, members: Sequence[Member]) -> Plan:

@@ -51,7 +51,6 @@ class Trained(NamedTuple):
           >>> policy = run.policy(seed=0)
           >>> policy(np.zeros(run.spec.obs_size)).shape == (run.spec.action_size,)
           True
-          >>> import numpy as np
           >>> policy(np.zeros((5, run.spec.obs_size))).shape == (5, run.spec.action_size)
           True
         """

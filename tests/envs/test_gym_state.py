@@ -70,7 +70,7 @@ STILL = np.zeros((1, 2), np.float32)
 
 
 class Parts(gymnasium.Env):
-    """What moves and what is seen are one memory, and so are its log and its first entry."""
+    """What moves and what is seen are one memory."""
 
     observation_space = action_space = gymnasium.spaces.Box(-99, 99, (2,), np.float32)
 
