@@ -129,7 +129,7 @@ def report(
     looks = style.looks([name for name in VARIANTS if name in {run.variant for run in runs}])
     title = "PreQN, its variants and its rivals: " + style.SPREAD
     benchmark.draw(runs, envs, out / "rivals.png", title, looks)
-    draw_relations(measured, curves.seeds_of(runs), looks, out / "measurements.png")
+    draw_relations(measured, looks, out / "measurements.png")
     print(f"{out / 'rivals.png'}\n{out / 'measurements.png'}")
 
 
@@ -251,13 +251,11 @@ def _correlation(row: dict[str, Any]) -> str:
     return f"{'-' if value is None else f'{value:+.2f}'} ({row['runs']})"
 
 
-def draw_relations(
-    measured: Sequence[dict[str, Any]], seeds: str, looks: style.Looks, path: Path
-) -> None:
-    """Measurements at the end against scores at the end, a dot for each seed, in ranks within the
-    environment. Raises UserError where it cannot be written.
+def draw_relations(measured: Sequence[dict[str, Any]], looks: style.Looks, path: Path) -> None:
+    """Measurements at the end against scores at the end, a dot for each seed that has them, in
+    ranks within the environment. Raises UserError where it cannot be written.
     """
-    rows = [row for row in measured if row["share"] == 1]
+    rows = [row for row in measured if row["share"] == 1 and not row.keys().isdisjoint(MEASURED)]
     figure, axes = plt.subplots(
         1, len(MEASURED), figsize=(13, 3.6), sharey=True, squeeze=False, layout="constrained"
     )
@@ -272,7 +270,8 @@ def draw_relations(
         ax.set(xlabel=f"rank of {name}", xlim=(0, 1), ylim=(0, 1))
         style.tidy(ax)
     axes[0, 0].set_ylabel("rank of the score")
-    title = f"What diagnose measured at the end, and the score: ranks within environments ({seeds})"
+    title = "What diagnose measured at the end, and the score: ranks within environments"
+    title += f" ({curves.plural(len(rows), 'seed')})"
     style.finish(figure, axes, title)
     output.save_figure(figure, path)
 
