@@ -292,8 +292,10 @@ def _picture(env: gymnasium.Env, path: Path) -> np.ndarray:
 
 def _choose_gl() -> bool:
     """Sets MUJOCO_GL, which MuJoCo reads as it is imported, to what draws without a screen on this
-    machine. Returns whether there is such. Raises UserError where it is set to what does not.
+    machine, and has pygame look for none. Returns whether there is such for MuJoCo. Raises
+    UserError where it is set to what does not.
     """
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # others complain of XDG_RUNTIME_DIR
     given = os.environ.get("MUJOCO_GL")
     for name in [given] if given else ["egl", "osmesa"]:
         env = {**os.environ, "MUJOCO_GL": name}

@@ -101,14 +101,16 @@ def test_a_video_shows_the_first_episode(reacher, ending):
 
 
 @pytest.mark.slow
-def test_what_pygame_draws_is_filmed_too(monkeypatch):
+def test_what_pygame_draws_is_filmed_too(monkeypatch, capfd):
     pytest.importorskip("pygame", reason="the extra `video` is not installed")
-    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    for name in ("SDL_VIDEODRIVER", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
     small = {"hidden_sizes": (8, 8), "start_steps": 50, "update_after": 50, "batch_size": 8}
     list(preqn_jax.train("ddpg", "Pendulum-v1", num_steps=100, logdir="x", **small))
     play.play(Path("x"), options("--episodes=1", "--video=x.gif", "--video_steps=9"))
     frames = imageio.imread("x.gif", index=None)
     assert len(frames) > 3 and np.abs(np.diff(frames.astype(int), axis=0)).max() > 30
+    assert "XDG_RUNTIME_DIR" not in capfd.readouterr().err
 
 
 def test_the_camera_goes_along_with_what_runs():
