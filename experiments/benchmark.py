@@ -165,7 +165,7 @@ def draw(
     envs: Iterable[str],
     path: Path,
     title: str = "As Figure 2 of the paper: " + style.SPREAD,
-    looks: style.Looks | None = None,
+    looks: style.Looks = style.PAPER,
 ) -> None:
     """Figure 2: learning curves, a panel for each environment. Raises UserError where it cannot be
     written.

@@ -28,7 +28,7 @@ from experiments.kit.running import devices
 from preqn_jax import agents
 from preqn_jax.options import UserError, check, option
 from preqn_jax.training import loop
-from preqn_jax.types import Spec, Transition
+from preqn_jax.types import Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ def run(config: CostConfig) -> int:
     for seeds, name in itertools.product(config.many, SEVERAL):
         whole[several(name, seeds)] = _agent_scan(config, ROWS[name], seeds)
     whole |= {peers.label(name): _peer_scan(config, name) for name in names}
-    sizes = config.hidden_sizes, _spec(config), _transitions(config, config.batch_size)
+    sizes = config.hidden_sizes, config.spec, timing.transitions(config, config.batch_size)
     pieces = {**parts.scans(*sizes, config.updates), **parts.calls(*sizes, config.updates)}
     times = timing.in_turn({**whole, **pieces}, config.repeats)
     references = [REFERENCE, *({peers.REFERENCE} & set(whole))]
@@ -121,7 +121,7 @@ def several(name: str, seeds: int) -> str:
 
 def _agent_scan(config: CostConfig, fields: dict[str, Any], seeds: int = 1) -> Callable[[], Any]:
     """A function that takes `updates` gradient steps of each seed, as training does."""
-    spec = _spec(config)
+    spec = config.spec
     agent = agents.make(agents.AgentConfig(**{"hidden_sizes": config.hidden_sizes, **fields}), spec)
     loop_config = loop.LoopConfig(
         tuple(range(seeds)), num_steps=STORED, batch_size=config.batch_size
@@ -129,7 +129,7 @@ def _agent_scan(config: CostConfig, fields: dict[str, Any], seeds: int = 1) -> C
     learn, done = loop.make_learn(agent, loop_config), [0]
 
     def new(n: int) -> Transition:
-        return jax.tree.map(lambda leaf: np.stack([leaf] * seeds), _transitions(config, n))
+        return jax.tree.map(lambda leaf: np.stack([leaf] * seeds), timing.transitions(config, n))
 
     none = np.zeros(seeds, bool)  # is frozen
     empty, _ = loop.init(agent, spec, loop_config)
@@ -147,31 +147,16 @@ def _agent_scan(config: CostConfig, fields: dict[str, Any], seeds: int = 1) -> C
 
 
 def _peer_scan(config: CostConfig, name: str) -> Callable[[], Any]:
-    stored = _transitions(config, STORED)
-    spec, sizes = _spec(config), config.hidden_sizes
     return peers.apart(
         config.peers_settings,
         peers.updates,
         name,
-        spec,
-        stored,
+        config.spec,
+        timing.transitions(config, STORED),
         config.batch_size,
-        sizes,
+        config.hidden_sizes,
         config.updates,
     )
-
-
-def _spec(config: CostConfig) -> Spec:
-    return Spec(
-        config.obs_size,
-        config.action_size,
-        -np.ones(config.action_size),
-        np.ones(config.action_size),
-    )
-
-
-def _transitions(config: CostConfig, n: int) -> Transition:
-    return timing.transitions(config.obs_size, config.action_size, n)
 
 
 def _row(

@@ -148,7 +148,6 @@ def report(seed: int, looks: Sequence[dict[str, Any]], lines: curves.Lines) -> d
         for name in RETURNS
         if line.get(name) is not None
     ]
-    diverged = next((line["step"] for line in lines if line.get("run/diverged") is not None), None)
     modes = [one.mode for _, one in found if one]
     return {
         "seed": seed,
@@ -158,7 +157,7 @@ def report(seed: int, looks: Sequence[dict[str, Any]], lines: curves.Lines) -> d
         "remedy": flags.in_flags(finding.remedy) if finding else None,
         "diagnoses": len(looks),
         "failing": {mode: modes.count(mode) for mode in diagnostics.FAILURES if mode in modes},
-        "diverged": diverged,
+        "diverged": curves.diverged(lines).get(seed),
         "best_return": max(returns, default=None),  # seen by then
         "looks": list(looks),
         "at": {"first": looks[0]["step"], "then": look["step"], "last": looks[-1]["step"]},
@@ -218,14 +217,14 @@ def attribution(run: Path, config: dict[str, Any], trust: bool) -> list[dict[str
     without a checkpoint, and of an agent of somebody's own parts, which are not known here. Raises
     UserError as `directory.source`.
     """
-    if not (run / "checkpoints").is_dir() or directory.own_parts(config):
+    if not (run / directory.CHECKPOINTS).is_dir() or directory.own_parts(config):
         return []
     agent_config, loop_config = (
         directory.of(kind, config) for kind in (agents.AgentConfig, loop.LoopConfig)
     )
     spec = envs.spec(directory.source(config, f"the run {str(run)!r}", trust))
     agent = agents.make(agent_config, spec)
-    checkpoints = Checkpointer(run / "checkpoints", read_only=True)
+    checkpoints = Checkpointer(run / directory.CHECKPOINTS, read_only=True)
     like = loop.members(loop.init(agent, spec, loop_config)[0], loop_config)
     restored = checkpoints.restore(like)
     if restored is None:

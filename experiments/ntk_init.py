@@ -29,7 +29,7 @@ from experiments.judge.section_5_1 import DEPTH, WIDTH
 from experiments.kit import flags, output, provenance
 from preqn_jax import diagnostics, envs, networks, ntk
 from preqn_jax.options import UserError, check, check_same, choose, option
-from preqn_jax.training import directory, files
+from preqn_jax.training import directory, files, loop
 from preqn_jax.types import Array, Key, Params, QFunction
 
 _BLOCK = 500  # pairs whose gradients are held at a time
@@ -174,8 +174,7 @@ def _keys(seeds: Sequence[int], cell: str) -> Key:
     """`[S]`, of this cell alone: critics of one shape must not share their draws where environments
     count as evidence.
     """
-    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, zlib.crc32(cell.encode()))
+    return jax.vmap(jax.random.fold_in, (0, None))(loop.keys(seeds), zlib.crc32(cell.encode()))
 
 
 @functools.lru_cache

@@ -30,6 +30,7 @@ from PIL import Image
 
 import preqn_jax
 from experiments.kit import flags, output
+from experiments.kit.curves import plural
 from preqn_jax import envs
 from preqn_jax.envs import gym
 from preqn_jax.options import UserError, check, option
@@ -103,7 +104,7 @@ def play(run: Path, given: PlayConfig) -> tuple[np.ndarray, np.ndarray]:
     seed = trained.seeds[0] if given.seed is None else given.seed
     print(
         f"{env_id}, step {trained.step}, seed {seed}: return {_spread(returns)}, length "
-        f"{_spread(lengths)}, over {given.episodes} episode{'s' * (given.episodes > 1)}"
+        f"{_spread(lengths)}, over {plural(given.episodes, 'episode')}"
     )
     if given.video:
         print(given.video)

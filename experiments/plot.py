@@ -20,7 +20,7 @@ import numpy as np
 from experiments.kit import curves, flags, output, style
 from preqn_jax.options import UserError, check, option
 from preqn_jax.training import directory
-from preqn_jax.training.config import RunConfig
+from preqn_jax.training.config import RunConfig, named
 
 PANELS = (  # name, words, and a short one for the table
     ("eval/return_mean", "noiseless return", "return"),
@@ -156,9 +156,8 @@ def _joined(alike: Sequence[Group]) -> list[Group]:
     folders = [folder for group in alike for folder in group.folders]
     if shared := sorted(seed for seed, count in held.items() if count > 1):
         print(
-            f"{', '.join(map(repr, folders))} have the same settings, and "
-            f"{'seed' if len(shared) == 1 else 'seeds'} {', '.join(map(str, shared))} more than "
-            f"once: each is drawn apart",
+            f"{', '.join(map(repr, folders))} have the same settings, and {named(shared)} more "
+            "than once: each is drawn apart",
             file=sys.stderr,
         )
         return [group._replace(alone=True) for group in alike]

@@ -58,7 +58,7 @@ def run(config: PrecisionConfig) -> int:
 def measure(config: PrecisionConfig) -> list[dict[str, Any]]:
     """A row for each of `PRECISIONS`."""
     critic = networks.Critic(hidden_sizes=config.hidden_sizes, activation=config.activation)
-    data = timing.transitions(config.obs_size, config.action_size, config.batch_size)
+    data = timing.transitions(config, config.batch_size)
     inputs, targets = (data.obs, data.action), data.reward
     params = critic.init(jax.random.key(0), data.obs[0], data.action[0])
     step = steps.preconditioned(critic.apply)

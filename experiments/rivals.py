@@ -27,6 +27,7 @@ from experiments import benchmark
 from experiments.judge import scores
 from experiments.kit import curves, flags, output, plan, style
 from experiments.kit.curves import Curves
+from preqn_jax.agents.config import ALGORITHMS, DISCRETE
 from preqn_jax.options import UserError, option
 
 
@@ -38,10 +39,10 @@ class RivalsConfig:
 
 
 _BARE = ("--notarget_networks",)
-_PRESETS = ("twin", "measured", "averaged", "delayed", "momentum", "adaptive", "relative", "soft")
+_PRESETS = [name for name in ALGORITHMS if name.startswith("preqn_") and name not in DISCRETE]
 VARIANTS = {
     "preqn": ("--algorithm=preqn",),
-    **{f"preqn-{name}": (f"--algorithm=preqn_{name}",) for name in _PRESETS},
+    **{name.replace("_", "-"): (f"--algorithm={name}",) for name in _PRESETS},
     **{name: (f"--algorithm={name}",) for name in ("td3", "sac")},
     "td3-layernorm": ("--algorithm=td3", "--critic_norm=layer", *_BARE),
     "td3-fourier": ("--algorithm=td3", "--critic_features=fourier", *_BARE),

@@ -78,10 +78,7 @@ def _row(run: Path, config: dict[str, Any], lines: curves.Lines, settings: str) 
     lost = curves.diverged(lines)
     going = [end for seed, end in ends.items() if seed not in lost]
     first = config.get("update_after", 0)
-    means = {
-        column: _mean([line.get(name) for line in lines if line["step"] > first])
-        for column, name in MEANS.items()
-    }
+    means = {column: curves.mean(lines, name, first) for column, name in MEANS.items()}
     return {
         "run": str(run),
         "environment": config["env"],
@@ -95,11 +92,6 @@ def _row(run: Path, config: dict[str, Any], lines: curves.Lines, settings: str) 
         "last three": _over_seeds([three for _, three, _ in going]),
         **means,
     }
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return float(np.mean(there)) if there else None
 
 
 def _over_seeds(values: Sequence[float]) -> tuple[float, float | None] | None:

@@ -22,7 +22,8 @@ from experiments.kit.running import Running, WatchConfig, devices
 from preqn_jax.options import UserError
 from preqn_jax.training import added, directory
 from preqn_jax.training import run as training
-from preqn_jax.training.record import read
+from preqn_jax.training.config import named
+from preqn_jax.training.record import NAME, read
 
 if __name__ == "__mp_main__":  # a worker
     streams.forgive()
@@ -78,7 +79,7 @@ def _addition(session: training.Session) -> str:
     there = directory.read_config(session.where.parent / directory.CONFIG)["seeds"]
     new = sorted(set(session.config.seeds))
     return (
-        f"adding seed{'s' * (len(new) > 1)} {', '.join(map(str, new))} to the finished run of "
+        f"adding {named(new)} to the finished run of "
         f"{curves.count_seeds(len(there))}, by way of {session.where}"
     )
 
@@ -86,7 +87,7 @@ def _addition(session: training.Session) -> str:
 def _summarize(logdir: Path, plan: training.Plan) -> list[int]:
     """The result of a run, in a few lines. Returns the seeds that diverged."""
     run, config = plan.run, plan.loop
-    lines = read(logdir / "metrics.jsonl")
+    lines = read(logdir / NAME)
     episodes = f"noiseless returns over {run.eval_episodes} episodes"
     print(f"{run.env}, {config.num_steps} steps, {episodes}")
     print(f"{'seed':>6} {'last':>10} {'last three':>11} {'best':>10}")
@@ -116,13 +117,8 @@ def _summarize(logdir: Path, plan: training.Plan) -> list[int]:
         ("solve/finite", "share of solves that ended finite"),
         ("time/steps_per_s", "environment steps a second, of each seed"),
     ):
-        values = [
-            line[name]
-            for line in lines
-            if line.get(name) is not None and line["step"] > config.update_after
-        ]
-        if values:
-            print(f"{words}: {np.mean(values):.4g}")
+        if (value := curves.mean(lines, name, config.update_after)) is not None:
+            print(f"{words}: {value:.4g}")
     return diverged
 
 

@@ -1,4 +1,4 @@
-"""Actor and critic networks, written for one example; the only room that knows Flax.
+"""Actor and critic networks, written for one example.
 
 A network is a Flax module; what agents and steps take is its `apply`, the pure function `(params,
 *inputs) -> output`.

@@ -74,6 +74,13 @@ def fits(value: Any, hint: Any) -> bool:
     return kind is not tuple or all(fits(entry, typing.get_args(hint)[0]) for entry in value)
 
 
+def inner(hint: Any) -> Any:
+    """`X` of the type `X | None`."""
+    if not isinstance(hint, types.UnionType):
+        return hint
+    return next(one for one in typing.get_args(hint) if one is not type(None))
+
+
 def _check_range(name: str, value: Any, metadata: Any) -> None:
     above, at_least, below = metadata["above"], metadata["at_least"], metadata["below"]
     if below is None and isinstance(value, numbers.Integral):

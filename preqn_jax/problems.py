@@ -22,7 +22,7 @@ import numpy as np
 
 from preqn_jax import tabular
 from preqn_jax.tabular import MDP
-from preqn_jax.types import Array
+from preqn_jax.types import Array, dot
 
 
 class Problem(NamedTuple):
@@ -42,12 +42,12 @@ class Problem(NamedTuple):
         3).
         """
         phi = self.features.reshape(-1, self.features.shape[-1])
-        return jnp.dot(phi, phi.T, precision="highest")
+        return dot(phi, phi.T)
 
     @property
     def start(self) -> Array:
         """Q at `theta`, `[S, A]`."""
-        return jnp.dot(self.features, self.theta, precision="highest")
+        return dot(self.features, self.theta)
 
 
 def baird(gamma: float = 0.99) -> Problem:

@@ -20,7 +20,6 @@ from experiments.bench import growth, parts, peers, timing
 from experiments.kit import flags
 from preqn_jax import agents, envs
 from preqn_jax.options import UserError
-from preqn_jax.types import Spec
 
 ROOT = Path(__file__).parent.parent
 SEVERAL = ("PreQN sin, 4 seeds", "TD3 relu, 4 seeds")
@@ -336,7 +335,8 @@ def test_the_command_itself_fails_without_a_traceback(module):
 @pytest.mark.parametrize("name", peers.AGENTS)
 def test_every_peer_learns_from_what_is_stored_and_from_an_environment(name):
     pytest.importorskip("sbx", reason="the extra `peers` is not installed")
-    spec, stored = Spec(3, 1, -np.ones(1), np.ones(1)), timing.transitions(3, 1, 64)
+    sizes = timing.SizesConfig(obs_size=3, action_size=1)
+    spec, stored = sizes.spec, timing.transitions(sizes, 64)
     settings = {"batch_size": 8, "hidden_sizes": (8, 8)}
     with jax.numpy_rank_promotion("raise"):
         update = peers.updates(name, spec, stored, count=4, **settings)

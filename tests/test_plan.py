@@ -272,9 +272,7 @@ def test_only_names_runs_by_patterns():
     [(2, 1, 2), (2, 2, 0), (8, 1, 3), (8, 2, 3), (8, 4, 2), (1, 1, 0)],
 )
 def test_workers_share_the_cores(monkeypatch, cores, processes, workers):
-    monkeypatch.setattr(
-        collect, "default_workers", lambda seeds: min(cores, seeds) if min(cores, seeds) > 1 else 0
-    )
+    monkeypatch.setattr(collect, "cores", lambda: cores)
     run = kit.Run("e/v", Path("r/e/v"), ("--env=e",), (0, 1, 2), 400)
     assert kit.job(run, processes).command[-4:] == [
         "--env=e",
@@ -285,7 +283,7 @@ def test_workers_share_the_cores(monkeypatch, cores, processes, workers):
 
 
 def test_devices_share_the_cores_unless_the_environment_says_so(monkeypatch):
-    monkeypatch.setattr(collect, "default_workers", lambda seeds: 8)
+    monkeypatch.setattr(collect, "cores", lambda: 8)
     monkeypatch.setattr(experiments, "XLA_FLAGS_GIVEN", "--xla_x=1")
     monkeypatch.setattr(experiments, "NPROC_GIVEN", "")
     assert kit.environment(1) == dict(os.environ)

@@ -223,7 +223,7 @@ def _compile(
     """`body(transitions, carry)` as a loop over two batches of `sizes` in turn: with one, XLA would
     compute X X^T only once.
     """
-    flat = timing.transitions(config.obs_size, config.action_size, 2 * math.prod(sizes))
+    flat = timing.transitions(config, 2 * math.prod(sizes))
     data = jax.tree.map(lambda leaf: jnp.reshape(leaf, (2, *sizes, *leaf.shape[1:])), flat)
 
     def loop(n: Array, carry: Any, data: Transition) -> Any:

@@ -102,7 +102,7 @@ def _search(update: _Update) -> Parts:
     theta, move = update.theta, update.move
 
     def values(p: Any) -> Array:
-        return jax.vmap(update.q, in_axes=(None, 0, 0))(p, *update.inputs)
+        return batched(update.q)(p, update.inputs)
 
     def accept(p: Any, scale: Array) -> tuple[Array, Array]:
         before = values(theta)  # hoisted: the step has it from the linearization
@@ -129,9 +129,7 @@ def _search(update: _Update) -> Parts:
 def _actor(update: _Update) -> Parts:
     def loss(p: Any) -> Array:
         action = jax.vmap(update.policy, in_axes=(None, 0))(p, update.batch.obs)
-        return -jnp.mean(
-            jax.vmap(update.q, in_axes=(None, 0, 0))(update.theta, update.batch.obs, action)
-        )
+        return -jnp.mean(batched(update.q)(update.theta, (update.batch.obs, action)))
 
     def improving(p: Any) -> Any:
         return jax.tree.map(lambda a, g: a - 1e-6 * g, p, jax.grad(loss)(p))

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from experiments.kit import output, provenance
 from preqn_jax.options import option
-from preqn_jax.types import Transition
+from preqn_jax.types import Spec, Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,12 @@ class SizesConfig:
     hidden_sizes: tuple[int, ...] = option((256, 256), "widths of the hidden layers", at_least=1)
     obs_size: int = option(17, "numbers in an observation (HalfCheetah: 17)", at_least=1)
     action_size: int = option(6, "numbers in an action (HalfCheetah: 6)", at_least=1)
+
+    @property
+    def spec(self) -> Spec:
+        """Of an environment of these sizes, whose actions are in [-1, 1]."""
+        high = np.ones(self.action_size)
+        return Spec(self.obs_size, self.action_size, -high, high)
 
 
 def in_turn(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
@@ -57,15 +63,15 @@ def spread(values: Sequence[float], name: str) -> dict[str, float]:
     }
 
 
-def transitions(obs_size: int, action_size: int, n: int) -> Transition:
+def transitions(sizes: SizesConfig, n: int) -> Transition:
     """`n` random transitions, the same ones at every call."""
     rng = np.random.default_rng(0)
 
     def normal(*shape: int) -> np.ndarray:
         return rng.normal(size=(n, *shape)).astype(np.float32)
 
-    action = np.clip(normal(action_size), -1, 1)
-    return Transition(normal(obs_size), action, normal(), np.ones(n, np.float32), normal(obs_size))
+    action, obs = np.clip(normal(sizes.action_size), -1, 1), normal(sizes.obs_size)
+    return Transition(obs, action, normal(), np.ones(n, np.float32), normal(sizes.obs_size))
 
 
 def head(what: str, median: str, references: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from scipy import stats
 
 from experiments.judge import verdict
 from experiments.judge.verdict import Half, Verdict
@@ -24,7 +25,7 @@ WIDTH = 64  # hidden units of the networks of `depths`
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The numbers of a data.json that `run` wrote. Raises UserError if it is none."""
+    """The data.json that experiments.ntk_init wrote. Raises UserError if it is none."""
     with output.expecting(
         f"{str(path)!r} does not hold numbers of experiments.ntk_init; give another --out"
     ):
@@ -175,11 +176,8 @@ def _slope(x: np.ndarray, values: np.ndarray) -> tuple[float, float]:
     """The least-squares slope of `values [sizes, S]` against `x [sizes]`, and its standard
     error.
     """
-    x, y = np.repeat(x, values.shape[1]), values.ravel()
-    x, y = x - x.mean(), y - y.mean()
-    slope = x @ y / (x @ x)
-    residual = y - slope * x
-    return float(slope), math.sqrt(residual @ residual / (x.size - 2) / (x @ x))
+    line: Any = stats.linregress(np.repeat(x, values.shape[1]), values.ravel())
+    return line.slope, line.stderr
 
 
 def _sizes(data: dict[str, Any], sweep: str) -> dict[int, list[int]]:

@@ -109,6 +109,12 @@ def ends(returns: np.ndarray) -> tuple[float, float, float]:
     return float(returns[-1]), float(returns[-3:].mean()), float(best)
 
 
+def mean(lines: Iterable[record.Line], name: str, after: int) -> float | None:
+    """Of a metric, past step `after`; None where it was not recorded there."""
+    values = [line[name] for line in lines if line["step"] > after and line.get(name) is not None]
+    return float(np.mean(values)) if values else None
+
+
 def diverged(lines: Iterable[record.Line]) -> dict[int, int]:
     """seed -> step, of those that did."""
     return {line["seed"]: line["step"] for line in lines if line.get("run/diverged") is not None}
@@ -213,7 +219,7 @@ def plural(count: int, thing: str) -> str:
 def count_seeds(*counts: int) -> str:
     """ "3 seeds", or "2 to 3 seeds"."""
     least, most = min(counts), max(counts)
-    return f"{'' if least == most else f'{least} to '}{most} seed{'s' * (most != 1)}"
+    return ("" if least == most else f"{least} to ") + plural(most, "seed")
 
 
 def seeds_of(runs: Iterable[Curves]) -> str:

@@ -11,7 +11,6 @@ import signal
 import sys
 import textwrap
 import traceback
-import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -22,7 +21,7 @@ from absl import logging as absl_logging
 
 import preqn_jax
 from experiments.kit import streams
-from preqn_jax.options import UserError
+from preqn_jax.options import UserError, inner
 from preqn_jax.training.config import RunConfig
 from preqn_jax.training.directory import CONFIGS
 
@@ -68,7 +67,7 @@ def define(*configs: type, values: flags.FlagValues = flags.FLAGS) -> None:
             _groups[title] = [field.name for field in dataclasses.fields(config)]
         hints = typing.get_type_hints(config)
         for field in dataclasses.fields(config):
-            _define_one(field, _inner_type(hints[field.name]), config.__name__, values)
+            _define_one(field, inner(hints[field.name]), config.__name__, values)
 
 
 def home(run: RunConfig, name: str) -> RunConfig:
@@ -82,13 +81,6 @@ def home(run: RunConfig, name: str) -> RunConfig:
 def group(title: str, names: list[str]) -> None:
     """Flags that a binary defined by itself, for `--helpfull`."""
     _groups[title] = names
-
-
-def _inner_type(hint: Any) -> Any:
-    """The type of a flag's value: `X` of `X | None`."""
-    if isinstance(hint, types.UnionType):
-        return next(t for t in typing.get_args(hint) if t is not type(None))
-    return hint
 
 
 def _define_one(field: dataclasses.Field, kind: Any, group: str, values: flags.FlagValues) -> None:
@@ -131,7 +123,7 @@ def parse(config: type[Config], values: flags.FlagValues = flags.FLAGS) -> Confi
     hints = typing.get_type_hints(config)
     fields = {}
     for field in dataclasses.fields(config):  # pyright: ignore[reportArgumentType]
-        value, kind = getattr(values, field.name), _inner_type(hints[field.name])
+        value, kind = getattr(values, field.name), inner(hints[field.name])
         if value is not None and kind == tuple[int, ...]:
             value = _integers(field.name, value)
         elif value is not None and kind == tuple[str, ...]:

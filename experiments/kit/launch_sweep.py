@@ -10,6 +10,7 @@ from experiments.kit import launch, launchers, runs
 from experiments.kit.curves import plural
 from experiments.kit.processes import ProcessesConfig
 from preqn_jax.options import UserError
+from preqn_jax.training import collect
 from preqn_jax.training import sweep as sweeps
 from preqn_jax.training.sweep import Sweep
 
@@ -77,5 +78,5 @@ def _job(sweep: Sweep, index: int, config: launch.LaunchConfig) -> launch.Job:
     if sweep.run.workers is None:
         cores = config.cpus or runs.cores(config.processes)
         members = len(sweep.programs[index].members)
-        command.append(f"--workers={runs.workers(cores, members)}")
+        command.append(f"--workers={collect.default_workers(members, cores)}")
     return job._replace(command=command, wanted=functools.partial(_left, sweep, index))

@@ -206,11 +206,11 @@ def _run(
             f"{' '.join(extra)!r} after -- sets {names}, which the plan sets for each run; leave "
             f"it out"
         )
-    if (folder / "config.json").exists():
+    if (folder / directory.CONFIG).exists():
         made = last(planned).get("step", 0) >= num_steps
         past = max(num_steps, begun(planned).get("num_steps", 0)) if made else num_steps
         wanted = {**described, "num_steps": past}
-        directory.compare(folder / "config.json", wanted, flag="root")
+        directory.compare(folder / directory.CONFIG, wanted, flag="root")
     else:
         agents.check_kind(described["algorithm"], envs.spec(env))
     return planned

@@ -41,7 +41,7 @@ def state(run: Run) -> str:
     """done, diverged, begun, new, or copied: records without the checkpoints that would let the run
     go on.
     """
-    line, copied = last(run), not (run.folder / "checkpoints").exists()
+    line, copied = last(run), not (run.folder / directory.CHECKPOINTS).exists()
     if line.get("run/diverged") is not None and (curves.wanted_end(line) or _none_left(run)):
         return "diverged"
     reached = line.get("step", 0) >= run.num_steps
@@ -116,14 +116,9 @@ def command(run: Run, cores: int) -> list[str]:
     here = (
         f"--num_steps={run.num_steps}",
         f"--logdir={run.folder}",
-        f"--workers={workers(cores, len(run.seeds))}",
+        f"--workers={collect.default_workers(len(run.seeds), cores)}",
     )
     return [sys.executable, "-m", "experiments.train", *run.flags, *here]
-
-
-def workers(cores: int, seeds: int) -> int:
-    """Processes that step environments, for a run with so many cores."""
-    return min(cores, seeds) if min(cores, seeds) > 1 else 0
 
 
 def environment(processes: int) -> dict[str, str]:
@@ -153,7 +148,7 @@ def _shared(passed: Mapping[str, str], cores: int) -> dict[str, str]:
 
 def cores(processes: int) -> int:
     """The share of each of so many processes."""
-    return max(1, collect.default_workers(sys.maxsize) // processes)
+    return max(1, collect.cores() // processes)
 
 
 # --- watching several -----------------------------------------------------------------------------

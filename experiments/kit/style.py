@@ -24,13 +24,13 @@ LETTER = 0.075  # inches that a letter of 9 points takes, at most
 Looks = dict[str, dict[str, Any]]
 """The arguments of a line, by its label."""
 
-_VARIANTS = {  # told apart by dashes as well as by colour
-    "preqn-sin": (COLOURS[0], "-"),
-    "td3-relu": (COLOURS[1], "--"),
-    "sac-relu": (COLOURS[2], "-."),
-    "ddpg-relu": (COLOURS[3], ":"),
-    "preqn-relu": (COLOURS[5], (0, (6, 1, 1, 1, 1, 1))),
-    "td3-sin": (COLOURS[4], (0, (2, 1))),
+PAPER: Looks = {  # of its variants in every figure, told apart by dashes as well as by colour
+    "preqn-sin": {"color": COLOURS[0], "ls": "-"},
+    "td3-relu": {"color": COLOURS[1], "ls": "--"},
+    "sac-relu": {"color": COLOURS[2], "ls": "-."},
+    "ddpg-relu": {"color": COLOURS[3], "ls": ":"},
+    "preqn-relu": {"color": COLOURS[5], "ls": (0, (6, 1, 1, 1, 1, 1))},
+    "td3-sin": {"color": COLOURS[4], "ls": (0, (2, 1))},
 }
 
 
@@ -39,12 +39,6 @@ def tidy(ax: Any) -> None:
     ax.grid(alpha=0.3)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
-
-
-def of_variant(variant: str) -> dict[str, Any]:
-    """The look of a variant's line, the same in every figure."""
-    colour, dashes = _VARIANTS[variant]
-    return {"color": colour, "ls": dashes, "label": variant}
 
 
 def looks(labels: Sequence[str]) -> Looks:
@@ -68,15 +62,12 @@ def spread(ax: Any, steps: np.ndarray, values: np.ndarray, **look: Any) -> None:
     ax.fill_between(steps, mean - deviation, mean + deviation, color=look["color"], alpha=0.2, lw=0)
 
 
-def panel(ax: Any, runs: Iterable[Curves], name: str, looks: Looks | None = None) -> None:
-    """One metric of several variants against environment steps; a cross where a seed diverged.
-    Lines look as `looks` says, or as those of the paper's variants always do.
-    """
+def panel(ax: Any, runs: Iterable[Curves], name: str, looks: Looks = PAPER) -> None:
+    """One metric of several variants against environment steps; a cross where a seed diverged."""
     for run in runs:
-        variant = run.variant
-        look = {**looks[variant], "label": variant} if looks else of_variant(variant)
+        look = looks[run.variant]
         steps, values = run.metric(name)
-        spread(ax, steps, values, **look)
+        spread(ax, steps, values, label=run.variant, **look)
         lost = [seed in run.diverged for seed in run.seeds]
         crosses(ax, steps, values[lost], look["color"])
     thousands(ax)
@@ -96,7 +87,7 @@ def by_environment(
     name: str,
     words: str,
     title: str,
-    looks: Looks | None = None,
+    looks: Looks = PAPER,
     **options: Any,
 ) -> Any:
     """A figure of one metric, called `words`: a panel for each of the environments that have runs,

@@ -10,6 +10,8 @@ from preqn_jax import solve
 from preqn_jax.options import option
 
 _PREQN = {"activation": "sin", "critic_step": "preconditioned"}
+_GRADIENT = {"activation": "relu", "critic_step": "gradient"}
+_DDPG = {**_GRADIENT, "target_networks": True}
 _TWIN = {**_PREQN, "num_critics": 2, "target_noise": 0.2}
 _EPSILON = {"epsilon_start": 1.0, "epsilon_end": 0.05, "epsilon_decay": 10_000}
 CHOICE = {**_EPSILON, "double_q": False}  # of finitely many actions, and of no others
@@ -26,26 +28,12 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "preqn_relative": {**_PREQN, "relative_eta": True},
     "preqn_soft": {**_PREQN, "temperature": 0.1},
     "ngql": {"activation": "sin", "critic_step": "natural_gradient"},
-    "ddpg": {"activation": "relu", "critic_step": "gradient", "target_networks": True},
-    "td3": {
-        "activation": "relu",
-        "critic_step": "gradient",
-        "target_networks": True,
-        "num_critics": 2,
-        "target_noise": 0.2,
-        "policy_delay": 2,
-    },
-    "sac": {
-        "activation": "relu",
-        "critic_step": "gradient",
-        "target_networks": True,
-        "num_critics": 2,
-        "temperature": 0.1,
-    },
+    "ddpg": _DDPG,
+    "td3": {**_DDPG, "num_critics": 2, "target_noise": 0.2, "policy_delay": 2},
+    "sac": {**_DDPG, "num_critics": 2, "temperature": 0.1},
     # Bhatt et al. 2024, by the numbers of the authors' code.
     "crossq": {
-        "activation": "relu",
-        "critic_step": "gradient",
+        **_GRADIENT,
         "critic_hidden_sizes": (2048, 2048),
         "critic_norm": "batch",
         "num_critics": 2,
@@ -54,14 +42,8 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "temperature": 1.0,
         "automatic_temperature": True,
     },
-    "preqn_discrete": {"activation": "sin", "critic_step": "preconditioned", **CHOICE},
-    "dqn": {
-        "activation": "relu",
-        "critic_step": "gradient",
-        "target_networks": True,
-        "huber": 1.0,
-        **CHOICE,
-    },
+    "preqn_discrete": {**_PREQN, **CHOICE},
+    "dqn": {**_DDPG, "huber": 1.0, **CHOICE},
 }
 DISCRETE = tuple(name for name, row in ALGORITHMS.items() if "epsilon_end" in row)
 PLAIN = {
@@ -97,9 +79,9 @@ def _word(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _listed(names: list[str]) -> str:
+def _listed(names: list[str], link: str = "and") -> str:
     *most, last = names
-    return f"{', '.join(most)} and {last}" if most else last
+    return f"{', '.join(most)} {link} {last}" if most else last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +93,8 @@ class AgentConfig:
 
     algorithm: str = option(
         "preqn",
-        "the algorithm: preqn, one of its variants (preqn_twin, preqn_measured, preqn_averaged, "
-        "preqn_delayed, preqn_momentum, preqn_adaptive, preqn_relative, preqn_soft), ngql, ddpg, "
-        "td3, sac or crossq; of finitely many actions preqn_discrete or dqn",
+        f"the algorithm: {_listed([name for name in ALGORITHMS if name not in DISCRETE], 'or')}; "
+        f"of finitely many actions {_listed(list(DISCRETE), 'or')}",
     )
     activation: str | None = option(
         None,

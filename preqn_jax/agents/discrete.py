@@ -17,6 +17,7 @@ import optax
 from preqn_jax import actions
 from preqn_jax.agents.base import Agent, Inspection
 from preqn_jax.agents.critic import Critic, Upcoming, Update, Values
+from preqn_jax.options import require
 from preqn_jax.types import Array, Key, Metrics, Params, QFunction, Spec, Transition
 
 
@@ -88,7 +89,7 @@ def discrete(
       delay: updates for one update of the slow copy. With `critic(target=0.0)` each is a whole
         copy, as Mnih et al. have it.
 
-    Raises ValueError: spec has no finite number of actions.
+    Raises ValueError: spec has no finite number of actions, or delay is below 1.
 
     Example:
       >>> import numpy as np
@@ -104,6 +105,7 @@ def discrete(
             "spec has no num_actions, expected how many there are: an agent for boxes is "
             "agents.actor_critic"
         )
+    require(delay, lambda x: x >= 1, "delay must be at least 1")
     choices = _numbers(spec.num_actions)
     slow = critic.values if critic.slow is None else critic.slow
     act, explore = _acts(critic.q, choices)
@@ -123,8 +125,7 @@ def discrete(
         chex.assert_shape([batch.obs, batch.next_obs], (size, spec.obs_size))
         chex.assert_shape(batch.action, (size, spec.action_size))
         chex.assert_shape([batch.reward, batch.discount], (size,))
-        chooser = critic.values if double else slow
-        best = _best(chooser(state.critic), choices, batch.next_obs)
+        best = _best((critic.values if double else slow)(state.critic), choices, batch.next_obs)
         return critic.update(state.critic, batch, Upcoming(best, None, {}), discount)
 
     def update(

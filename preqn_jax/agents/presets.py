@@ -1,7 +1,7 @@
 """The algorithms by name: resolved config -> parts.
 
-With `config` the only room that knows strings. An agent of your own parts needs none of it: see
-`actor_critic`.
+With `config` and `resolved` the only rooms that know strings. An agent of your own parts needs none
+of it: see `actor_critic`.
 """
 
 import dataclasses

@@ -30,18 +30,22 @@ from preqn_jax.training.rollout import Evaluation
 from preqn_jax.training.workers import Remote, Workers
 from preqn_jax.types import Params, Transition
 
-__all__ = ["Collector", "Recipe", "default_workers"]
+__all__ = ["Collector", "Recipe", "cores", "default_workers"]
 
 _log = logging.getLogger(__name__)
 
 
-def default_workers(seeds: int) -> int:
-    """Worker processes that suit this machine: none for one seed, which has nothing to run beside
+def cores() -> int:
+    """Of this machine, those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def default_workers(seeds: int, cores: int) -> int:
+    """Worker processes that suit so many cores: none for one seed, which has nothing to run beside
     it; else one a core.
     """
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
     return min(cores, seeds) if min(cores, seeds) > 1 else 0
 
 

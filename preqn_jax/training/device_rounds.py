@@ -142,7 +142,7 @@ def _each(config: LoopConfig, function: Callable, count: int) -> Callable:
             alone = jax.tree.map(lambda x: x[None], member)
             return jax.tree.map(lambda x: x[0], function(*alone, *others))
 
-        return loop.over_members(one, config)(members)
+        return loop.over_members(one, turns=True)(members)
 
     return run
 
@@ -216,21 +216,22 @@ def _make_learn(agent: Agent, config: LoopConfig) -> Callable:
     """
     updates = config.update_every
     first = config.update_after // updates - 1  # the round that first updates
+    turns = loop.take_turns(config)
 
     def learn(
         learner: Learner, transitions: Transition, frozen: Array, streams: Streams, round_: Array
     ):
         keys = jax.vmap(jax.random.key)(streams.seeds)
         replay = jax.vmap(replays.add)(learner.replay, transitions, frozen)
-        seen = loop.observe(agent, learner.agent, transitions, frozen, config)
+        seen = loop.observe(agent, learner.agent, transitions, frozen, turns)
         batches = loop.draw(config, updates, replay, keys, round_)
         done = jnp.maximum(round_ - first, 0) * updates
 
         def update(states: Any) -> tuple[Any, Metrics]:
             def one(member: tuple[Any, Transition, Array, Key]) -> tuple[Any, Metrics]:
-                return loop.learn_one(agent, updates, *member, done, loop.take_turns(config))
+                return loop.learn_one(agent, updates, *member, done, turns)
 
-            return loop.over_members(one, config)((states, batches, frozen, keys))
+            return loop.over_members(one, turns)((states, batches, frozen, keys))
 
         def skip(states: Any) -> tuple[Any, Metrics]:
             shapes = jax.eval_shape(update, states)[1]
@@ -238,8 +239,9 @@ def _make_learn(agent: Agent, config: LoopConfig) -> Callable:
 
         begun = round_ >= first
         states, metrics = jax.lax.cond(begun, update, skip, seen)
-        for name in set(VITAL) & set(metrics):
-            frozen = frozen | (begun & ~jnp.isfinite(metrics[name]))
+        for name in VITAL:  # in this order: another is another program, which no cache holds
+            if name in metrics:
+                frozen = frozen | (begun & ~jnp.isfinite(metrics[name]))
         return Learner(states, replay), metrics, frozen
 
     return learn

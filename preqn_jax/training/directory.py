@@ -2,8 +2,9 @@
 
 It holds config.json, metrics.jsonl, tensorboard/, checkpoints/, environment.log where one raised,
 DONE once `num_steps` is reached, lock while a process has it in hand, and added/ while seeds are
-trained that are to join it (`added`). None of these may be a link: a run writes to its directory
-alone.
+trained that are to join it (`added`); beside them curve.png, what trackers were told and said, and
+records that could not be read (`_FILES`). None of these may be a link: a run writes to its
+directory alone.
 """
 
 import contextlib

@@ -135,24 +135,22 @@ def rounds(
 Learn = Callable[[Learner, Transition, Any, Array, Array, int], tuple[Learner, Metrics]]
 
 
-def make_learn(agent: Agent, config: LoopConfig, side_by_side: bool | None = None) -> Learn:
+def make_learn(agent: Agent, config: LoopConfig, turns: bool | None = None) -> Learn:
     """`(learner, transitions [M, n], frozen [M], round, updates done, updates to do) -> (learner,
     metrics [P])`: one compiled call.
 
     The learner is donated. Every device has its share of the members and waits for no other. The
-    members of a share learn side by side (`vmap`), or one after the other, which is the default on
-    CPUs: one member's arrays fit a core's cache, several members' do not. In turn, a member's
-    numbers are the same, bit for bit, whatever its company.
+    members of a share learn side by side (`vmap`), or take `turns`, which is the default on CPUs:
+    one member's arrays fit a core's cache, several members' do not. In turn, a member's numbers are
+    the same, bit for bit, whatever its company.
     """
-    return _learn(agent, config, side_by_side, members_sharding(config))
+    turns = take_turns(config) if turns is None else turns
+    return _learn(agent, config, turns, members_sharding(config))
 
 
 @lru_cache(maxsize=16)  # the same run again, or gone on with, compiles nothing
 def _learn(
-    agent: Agent,
-    config: LoopConfig,
-    side_by_side: bool | None,
-    sharding: jax.sharding.NamedSharding,
+    agent: Agent, config: LoopConfig, turns: bool, sharding: jax.sharding.NamedSharding
 ) -> Learn:
     rows = _rows(config)
     split, same = sharding.spec, jax.sharding.PartitionSpec()
@@ -170,7 +168,7 @@ def _learn(
         def share(members: tuple[Learner, Transition, Array, Key], round_: Array, done: Array):
             learner, transitions, frozen, key = members
             buffer = jax.vmap(replays.add)(learner.replay, transitions, frozen)
-            states = observe(agent, learner.agent, transitions, frozen, config, side_by_side)
+            states = observe(agent, learner.agent, transitions, frozen, turns)
             if not updates:
                 return Learner(states, buffer), {}
             batches = draw(config, updates, buffer, key, round_)
@@ -178,9 +176,7 @@ def _learn(
             def one(member: tuple[Any, Transition, Array, Key]) -> tuple[Any, Metrics]:
                 return learn_one(agent, updates, *member, done, turns)
 
-            turns = take_turns(config, side_by_side)
-            run = over_members(one, config, side_by_side)
-            states, metrics = run((states, batches, frozen, key))
+            states, metrics = over_members(one, turns)((states, batches, frozen, key))
             return Learner(states, buffer), metrics
 
         def fill(leaf: Array, value: Any) -> Array:
@@ -247,30 +243,17 @@ def _in_turn(one: Callable[[Any], Any], members: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[:size], jax.lax.fori_loop(0, turns, turn, blank))
 
 
-def over_members(
-    one: Callable[[Any], Any], config: LoopConfig, side_by_side: bool | None = None
-) -> Callable[[Any], Any]:
-    """`one` of every member of a device's share: side by side, or one after the other, which is the
-    default on CPUs.
-    """
-    return partial(_in_turn, one) if take_turns(config, side_by_side) else jax.vmap(one)
+def over_members(one: Callable[[Any], Any], turns: bool) -> Callable[[Any], Any]:
+    """`one` of every member of a device's share, which take turns or go side by side."""
+    return partial(_in_turn, one) if turns else jax.vmap(one)
 
 
-def take_turns(config: LoopConfig, side_by_side: bool | None = None) -> bool:
-    """Whether members learn one after the other: on CPUs, where it is not said."""
-    if side_by_side is not None:
-        return not side_by_side
+def take_turns(config: LoopConfig) -> bool:
+    """Whether members do on these devices: on CPUs."""
     return devices_for(len(config.seeds))[0].platform == "cpu"
 
 
-def observe(
-    agent: Agent,
-    states: Any,
-    transitions: Transition,
-    frozen: Array,
-    config: LoopConfig,
-    side_by_side: bool | None = None,
-) -> Any:
+def observe(agent: Agent, states: Any, transitions: Transition, frozen: Array, turns: bool) -> Any:
     """The states `[P]` of agents that have seen what was collected in a round `[P, n]`, but for the
     frozen.
     """
@@ -282,7 +265,7 @@ def observe(
         state, obs, stays = member
         return jax.lax.cond(stays, lambda state, _: state, look, state, obs)
 
-    return over_members(one, config, side_by_side)((states, transitions.obs, frozen))
+    return over_members(one, turns)((states, transitions.obs, frozen))
 
 
 def draw(

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import typing
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 
 from preqn_jax import agents, envs
 from preqn_jax.agents import Agent
-from preqn_jax.options import UserError, choose
+from preqn_jax.options import UserError, choose, inner
 from preqn_jax.training import added, directory
 from preqn_jax.training.config import LoopConfig, RunConfig, validate_run
 from preqn_jax.training.directory import CONFIGS, HINTS
@@ -122,9 +121,8 @@ def _configs(
                 "docs/extend.md shows, or, for one of several numbers each, a sweep"
             )
     for name, value in given.items():
-        whole = int in (HINTS[name], *typing.get_args(HINTS[name]))
-        if whole and isinstance(value, float) and value.is_integer():  # num_steps=1e6
-            given[name] = int(value)
+        if inner(HINTS[name]) is int and isinstance(value, float) and value.is_integer():
+            given[name] = int(value)  # num_steps=1e6
     given["env_kwargs"] = given.get("env_kwargs") or None
     parts = [
         config(**{k: v for k, v in given.items() if k in fields[config]}) for config in CONFIGS

@@ -146,7 +146,8 @@ class Session:
         """Environments and a learner, or all of it from the newest checkpoint."""
         plan, config = self.plan, self.config
         workers = plan.run.workers
-        workers = collect.default_workers(len(config.seeds)) if workers is None else workers
+        if workers is None:
+            workers = collect.default_workers(len(config.seeds), collect.cores())
         limits = plan.run.eval_episodes, plan.run.eval_max_steps, plan.run.env_timeout
         recipe = collect.Recipe(plan.make_agent, plan.env, config, *limits)
         log = self.where and self.where / directory.ENVIRONMENT_LOG

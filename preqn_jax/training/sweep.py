@@ -7,7 +7,6 @@ shapes a program (sizes, activations, algorithms, environments) makes one progra
 import dataclasses
 import itertools
 import json
-import types
 import typing
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache, partial
@@ -18,7 +17,7 @@ import numpy as np
 
 from preqn_jax import agents, envs
 from preqn_jax.agents import Agent, AgentConfig
-from preqn_jax.options import UserError, check_same, choose
+from preqn_jax.options import UserError, check_same, choose, inner
 from preqn_jax.training import directory, files, record
 from preqn_jax.training.config import LoopConfig, RunConfig, validate_run
 from preqn_jax.training.folder import Place
@@ -149,9 +148,7 @@ def axes(words: Sequence[str]) -> Axes:
 
 
 def _value(name: str, text: str) -> Any:
-    hint = directory.HINTS[name]
-    if isinstance(hint, types.UnionType):
-        hint = next(one for one in typing.get_args(hint) if one is not type(None))
+    hint = inner(directory.HINTS[name])
     try:
         if hint is bool:
             return {"true": True, "false": False}[text.lower()]
@@ -231,7 +228,7 @@ def check_begun(sweep: Sweep) -> None:
     free = dict.fromkeys((*sweep.axes, *begun["axes"], "seeds", *directory.MAY_CHANGE))
     made = {**_unsaid(), **begun["config"], **free}  # options that came later
     check_same(words, made, {**content["config"], **free}, "logdir")
-    for name in {*begun["axes"], *content["axes"]}:
+    for name in dict.fromkeys((*begun["axes"], *content["axes"])):
         _check_kept(name, begun["axes"].get(name, []), content["axes"].get(name, []))
     _check_kept("seeds", begun["seeds"], content["seeds"])
 

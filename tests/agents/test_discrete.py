@@ -225,11 +225,13 @@ def test_an_algorithm_for_other_actions_is_refused(algorithm, spec, words):
         agents.make(agents.AgentConfig(algorithm), spec)
 
 
-def test_parts_for_a_box_are_refused():
+def test_parts_that_make_no_agent_are_refused():
     net = Linear()
     critic = agents.critic(net, steps.gradient(net.apply, optax.sgd(0.1)))
     with pytest.raises(ValueError, match="spec has no num_actions, expected how many there are"):
         agents.discrete(SPEC._replace(num_actions=None), critic)
+    with pytest.raises(ValueError, match="delay must be at least 1, got 0"):
+        agents.discrete(SPEC, critic, delay=0)
 
 
 # --- the counterexamples --------------------------------------------------------------------------

@@ -136,7 +136,7 @@ def test_imports_start_no_backend():
 )
 def test_workers_by_default(monkeypatch, cores, seeds, workers):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
-    assert collect.default_workers(seeds) == workers
+    assert collect.default_workers(seeds, collect.cores()) == workers
 
 
 def test_fewer_than_no_workers_is_an_error():

@@ -49,7 +49,7 @@ def side_by_side():
 
 def test_side_by_side_a_delayed_step_is_skipped_and_not_thrown_away():
     agent, config, learner, args = side_by_side()
-    learn = loop.make_learn(agent, config, side_by_side=True)
+    learn = loop.make_learn(agent, config, turns=False)
     assert " cond[" in str(jax.make_jaxpr(learn, static_argnums=5)(learner, *args))
 
 
@@ -57,8 +57,8 @@ def test_side_by_side_a_delayed_step_is_skipped_and_not_thrown_away():
 def test_seeds_side_by_side_learn_what_they_learn_in_turn():
     agent, config, learner, args = side_by_side()
     states = [
-        loop.make_learn(agent, config, way)(jax.tree.map(jnp.copy, learner), *args)[0].agent
-        for way in (True, None)
+        loop.make_learn(agent, config, turns)(jax.tree.map(jnp.copy, learner), *args)[0].agent
+        for turns in (False, True)
     ]
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), *states)
 

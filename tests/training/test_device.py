@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import records
+from commands import finished, records, start
 
 import preqn_jax
 from preqn_jax import agents, envs
@@ -319,6 +319,23 @@ def test_a_run_that_is_stopped_and_goes_on_is_one_that_never_stopped(tmp_path):
     assert sum("eval/return_mean" in line for line in whole) == 6
     assert sum("train/return" in line for line in whole) == 2  # episodes of 200 steps, at 1000
     assert (tmp_path / "whole" / "DONE").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env", ["native/pendulum", "Pendulum-v1"])
+def test_every_process_compiles_the_same_program(env, tmp_path, monkeypatch):
+    """So that the second of them finds it in the cache, whatever order sets have in it."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    sizes = ("--hidden_sizes=8", "--start_steps=50", "--update_after=50", "--batch_size=8")
+    found = []
+    for seed in ("0", "1", "2"):
+        monkeypatch.setenv("PYTHONHASHSEED", seed)
+        logdir = f"--logdir={tmp_path / seed}"
+        finished(start("--algorithm=td3", f"--env={env}", "--num_steps=100", logdir, *sizes))
+        found.append({path.name for path in cache.glob("*-cache")})
+    assert found[0] == found[1] == found[2] and len(found[0]) > 5
 
 
 @pytest.mark.parametrize(

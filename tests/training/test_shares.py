@@ -95,14 +95,11 @@ def test_the_rows_that_make_shares_equal_are_no_members():
     assert loop.members(tree, config)["a"].tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("side_by_side", [False, True])
-def test_who_is_frozen_observes_nothing(side_by_side):
+@pytest.mark.parametrize("turns", [False, True])
+def test_who_is_frozen_observes_nothing(turns):
     agent = types.SimpleNamespace(observe=lambda state, obs: state + obs.sum())
     collected = types.SimpleNamespace(obs=jnp.asarray([[[jnp.nan], [1.0]], [[2.0], [3.0]]]))
-    config = loop.LoopConfig(seeds=(0, 1))
-    states = loop.observe(
-        agent, jnp.ones(2), collected, jnp.asarray([True, False]), config, side_by_side
-    )
+    states = loop.observe(agent, jnp.ones(2), collected, jnp.asarray([True, False]), turns)
     np.testing.assert_array_equal(states, [1, 6])
 
 
