@@ -58,17 +58,18 @@ def spec(obs_size: int, count: int, first: int = 0) -> Spec:
 
 
 def _first(spec: Spec) -> int:
-    return int(spec.action_low[0])
+    return int(spec.bounds[0][0])
 
 
 @lru_cache(maxsize=64)
 def _bounds(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
     """The least and the largest float32 `[act]` within the bounds of actions."""
-    low, high = (bound.astype(np.float32) for bound in (spec.action_low, spec.action_high))
-    low = np.where(low < spec.action_low, np.nextafter(low, np.float32(np.inf)), low)
-    return low, np.where(high > spec.action_high, np.nextafter(high, np.float32(-np.inf)), high)
+    low, high = (bound.astype(np.float32) for bound in spec.bounds)
+    low = np.where(low < spec.bounds[0], np.nextafter(low, np.float32(np.inf)), low)
+    return low, np.where(high > spec.bounds[1], np.nextafter(high, np.float32(-np.inf)), high)
 
 
 def _middle(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
     """Centre and half the width `[act]` of the actions."""
-    return (spec.action_high + spec.action_low) / 2, (spec.action_high - spec.action_low) / 2
+    low, high = spec.bounds
+    return (high + low) / 2, (high - low) / 2

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from preqn_jax.options import require
@@ -56,7 +57,7 @@ def backtrack(accept: Accept, *, decay: Number = 0.5, max_steps: int = 12) -> Se
 
     def trial(scale: Array, count: Array) -> tuple[Array, Array, Array, Any]:
         accepted, aux = accept(scale)
-        return scale, accepted, count, aux
+        return scale, jnp.asarray(accepted), count, aux
 
     def searching(state: tuple[Array, Array, Array, Any]) -> Array:
         _, accepted, count, _ = state
@@ -68,8 +69,13 @@ def backtrack(accept: Accept, *, decay: Number = 0.5, max_steps: int = 12) -> Se
 
     # The first candidate nearly always passes: outside of the loop, so that XLA can fuse it with
     # what comes before.
-    first = trial(jnp.float32(1), jnp.int32(1))
-    scale, accepted, count, aux = jax.lax.while_loop(searching, shorten, first)
+    state = trial(jnp.float32(1), jnp.int32(1))
+    if isinstance(state[1], jax.core.Tracer):
+        state = jax.lax.while_loop(searching, shorten, state)
+    else:  # outside of `jit`, where that would compile, and keep, a program at every call
+        while searching(state):
+            state = shorten(state)
+    scale, accepted, count, aux = state
     return Search(jnp.where(accepted, scale, 0), accepted, count - accepted.astype(jnp.int32), aux)
 
 

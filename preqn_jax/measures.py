@@ -4,6 +4,7 @@ moved Q at a place of interest. All of them in float32 at least.
 """
 
 import jax.numpy as jnp
+import numpy as np
 
 from preqn_jax import ntk
 from preqn_jax.batching import batch_size
@@ -41,9 +42,9 @@ def alignment(change: Array, delta: Array) -> Array:
 
 def _of_a_batch(change: Array, delta: Array) -> tuple[Array, Array]:
     """Both, in one type. Raises ValueError where they are no two vectors of one size."""
-    if jnp.ndim(change) != 1 or jnp.shape(change) != jnp.shape(delta):
+    if np.ndim(change) != 1 or np.shape(change) != np.shape(delta):
         raise ValueError(
-            f"got numbers of the shapes {jnp.shape(change)} and {jnp.shape(delta)}, expected [B] "
+            f"got numbers of the shapes {np.shape(change)} and {np.shape(delta)}, expected [B] "
             "for both"
         )
     return wide(change), wide(delta)
@@ -70,7 +71,7 @@ def interference(gram: Array, delta: Array) -> Array:
     over pairs, as a share of its mean over examples with themselves. At 1 every example pulls the
     parameters the same way. 0 where there is one example, or no TD error.
     """
-    gram, delta = wide(gram), wide(delta)
+    gram, delta = _square(gram), wide(delta)
     _of_a_batch(jnp.diagonal(gram), delta)
     scale = jnp.max(jnp.abs(delta))
     unit = delta / jnp.where(scale > 0, scale, 1)
@@ -101,10 +102,9 @@ def attribution(
       ValueError: z does not fit inputs.
     """
     size = batch_size(inputs)
-    if jnp.shape(z) != (size,):
+    if np.shape(z) != (size,):
         raise ValueError(
-            f"z has the shape {jnp.shape(z)}, expected {(size,)}: a weight for each member of "
-            f"inputs"
+            f"z has the shape {np.shape(z)}, expected {(size,)}: a weight for each member of inputs"
         )
     return alpha * ntk.kernel(q, params, at, inputs) * wide(z)[None, :]
 
@@ -151,9 +151,22 @@ def contraction_bound(
     )
 
 
+def _square(gram: Array) -> Array:
+    """K, in float32 at least. Raises ValueError where it is not `[N, N]`."""
+    gram = wide(gram)
+    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
+        raise ValueError(f"got K of the shape {gram.shape}, expected [N, N], of N with themselves")
+    return gram
+
+
 def _weighted(gram: Array, rho: Array | float) -> tuple[Array, Array]:
     """K_ii rho_i `[N]` and sum_{j != i} |K_ij| rho_j `[N]`."""
-    gram = wide(gram)
+    gram = _square(gram)
+    if np.shape(rho) not in ((), gram.shape[:1]):
+        raise ValueError(
+            f"got rho of the shape {np.shape(rho)} beside K {gram.shape}, expected [] or [N]; of "
+            "rho [S, A] give rho.ravel()"
+        )
     weighted = gram * jnp.broadcast_to(jnp.asarray(rho, gram.dtype), gram.shape[:1])[None, :]
     diagonal = jnp.diagonal(weighted)
     # Summed without the diagonal rather than with it and less it: the two differ by rounding where

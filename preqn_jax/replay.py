@@ -1,10 +1,12 @@
 """Replay: a ring of transitions on the device, sampled uniformly with replacement."""
 
+import numbers
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from preqn_jax.types import Array, Key, Spec, Transition
 
@@ -24,7 +26,12 @@ class Replay:
 
 
 def init(spec: Spec, capacity: int) -> Replay:
-    """An empty buffer; memory is `capacity * (2 obs + act + 2)` float32."""
+    """An empty buffer; memory is `capacity * (2 obs + act + 2)` float32.
+
+    Raises ValueError: capacity is no whole number.
+    """
+    if not isinstance(capacity, numbers.Integral):
+        raise ValueError(f"capacity is {capacity!r}, expected a whole number of transitions")
 
     def zeros(*shape: int) -> Array:
         return jnp.zeros((capacity, *shape), jnp.float32)
@@ -41,16 +48,21 @@ def add(replay: Replay, transitions: Transition, skip: bool | Array = False) -> 
 
     Raises ValueError: too many, or arrays of other shapes than there is room for.
     """
-    capacity, n = replay.data.reward.shape[0], transitions.reward.shape[0]
+    if np.ndim(transitions.reward) != 1:
+        raise ValueError(
+            f"transitions have rewards of the shape {np.shape(transitions.reward)}, expected [n]; "
+            "to add a single one put an axis before each of its arrays, as in obs[None]"
+        )
+    capacity, n = replay.data.reward.shape[0], len(transitions.reward)
     if n > capacity:
         raise ValueError(f"{n} transitions do not fit into a replay of capacity {capacity}")
     rows = (replay.added + jnp.arange(n)) % capacity
     rows = jnp.where(skip, capacity + jnp.arange(n), rows)  # where there is nothing to write to
 
     def put(ring: Array, new: Any) -> Array:
-        if jnp.shape(new) != (n, *ring.shape[1:]):
+        if np.shape(new) != (n, *ring.shape[1:]):
             raise ValueError(
-                f"transitions have an array of the shape {jnp.shape(new)}, expected "
+                f"transitions have an array of the shape {np.shape(new)}, expected "
                 f"{(n, *ring.shape[1:])}: as many as rewards, each as the replay holds it"
             )
         return ring.at[rows].set(jnp.asarray(new, ring.dtype), unique_indices=True, mode="drop")

@@ -73,8 +73,8 @@ class Spec(NamedTuple):
 
     obs_size: int
     action_size: int
-    action_low: np.ndarray  # `[act]`, finite
-    action_high: np.ndarray  # `[act]`, finite
+    action_low: Any  # `[act]`, finite; see `bounds`
+    action_high: Any  # `[act]`, finite
     # A where there are so many actions, the integers from `action_low` to `action_high`; then
     # `action_size` is 1 (`preqn_jax.actions`). None where they are a box.
     num_actions: int | None = None
@@ -86,8 +86,12 @@ class Spec(NamedTuple):
         return isinstance(other, Spec) and self._key() == other._key()
 
     def _key(self) -> tuple[Any, ...]:
-        bounds = self.action_low, self.action_high
-        return (*self[:2], self.num_actions, *(tuple(map(float, bound)) for bound in bounds))
+        return (*self[:2], self.num_actions, *(tuple(bound.tolist()) for bound in self.bounds))
+
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of actions, NumPy's `[act]` each, also where they were given as lists or JAX's arrays."""
+        return np.asarray(self.action_low), np.asarray(self.action_high)
 
 
 Settings = dict[str, Any]

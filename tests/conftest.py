@@ -35,6 +35,20 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 
 
 @pytest.fixture
+def compiled():
+    """The names of what JAX compiled while it is looked at, or took from its cache on disk."""
+    found = []
+
+    def listen(event: str, seconds: float, **of):
+        if event.endswith("backend_compile_duration"):
+            found.append(of.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture
 def x64():
     """Float64 for one test."""
     with jax.enable_x64(True):

@@ -184,6 +184,7 @@ def test_a_functional_one_is_checked_likewise(part, function, words):
     ("changed", "words"),
     [
         ({"spec": SPEC._replace(obs_size=0)}, "observations of size 0"),
+        ({"spec": SPEC._replace(obs_size=(2,))}, "observations of size (2,), expected how many"),
         ({"spec": SPEC._replace(action_low=np.full(2, -1.0))}, "of the shapes (2,) and (1,)"),
         ({"spec": SPEC._replace(action_high=np.full(1, np.inf))}, "unbounded actions"),
         ({"time_limit": -1}, "time_limit=-1, but it must be at least 0"),

@@ -143,3 +143,11 @@ def test_cosine_with_a_nan_or_an_infinity_is_nan(bad, other):
     for cos in (linesearch.cosine(a, b), linesearch.cosine(b, a), linesearch.cosine(a, a)):
         assert jnp.isnan(cos)
         assert not cos >= -0.999
+
+
+@pytest.mark.parametrize("threshold", [1.0, 0.3, 0.0])
+def test_outside_of_jit_a_search_compiles_once(threshold, compiled):
+    linesearch.backtrack(below(threshold), max_steps=4)
+    compiled.clear()
+    linesearch.backtrack(below(threshold), max_steps=4)
+    assert not compiled

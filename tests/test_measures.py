@@ -300,3 +300,21 @@ def test_measures_of_a_batch_take_vectors_of_one_size(shapes):
             measure(change, delta)
     with pytest.raises(ValueError, match=r"expected \[B\] for both"):
         measures.interference(jnp.ones((4, 4)), delta)
+
+
+def test_a_kernel_is_square_and_rho_is_a_vector_or_a_number():
+    grid, rho = jnp.eye(6), jnp.full((3, 2), 1 / 6)
+    for call in (
+        lambda: measures.overshoot_slack(grid, rho, 0.1),
+        lambda: measures.generalization_slack(grid, rho, 0.9),
+        lambda: measures.contraction_bound(grid, rho, 0.1, 0.9),
+    ):
+        with pytest.raises(ValueError, match=r"rho of the shape \(3, 2\).* give rho.ravel\(\)"):
+            call()
+    assert measures.overshoot_slack(grid, rho.ravel(), 0.1).shape == (6,)
+    for call in (
+        lambda: measures.row_ratio(grid[:4]),
+        lambda: measures.interference(grid[:4], jnp.ones(4)),
+    ):
+        with pytest.raises(ValueError, match=r"K of the shape \(4, 6\), expected \[N, N\]"):
+            call()

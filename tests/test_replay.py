@@ -97,3 +97,17 @@ def test_transitions_of_another_shape_are_refused(field):
     wide = rows._replace(obs=jnp.asarray(rows.obs)[:, :1])
     with pytest.raises(ValueError, match=r"of the shape \(2, 1\), expected \(2, "):
         replay.add(empty(5), wide)
+
+
+@pytest.mark.parametrize("reward", [1.0, np.float32(1), [[1.0]]])
+def test_one_transition_wants_an_axis_before_it(reward):
+    one = Transition(np.zeros(3), np.zeros(2), reward, 1.0, np.zeros(3))
+    with pytest.raises(ValueError, match=r"rewards of the shape .*, expected \[n\]; .*obs\[N"):
+        replay.add(empty(10), one)
+    several = Transition([[1.0] * 3], [[1.0] * 2], [1.0], [1.0], [[1.0] * 3])
+    assert int(replay.add(empty(10), several).data.reward[0]) == 1
+
+
+def test_a_capacity_is_a_whole_number():
+    with pytest.raises(ValueError, match="capacity is 1000000.0, expected a whole number"):
+        replay.init(SPEC, 1e6)

@@ -8,6 +8,7 @@
 X = (s, a), and one at what it bootstraps from, X* = (s', a').
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -78,7 +79,7 @@ def diagnose(q: QFunction, case: Case) -> dict[str, float]:
       ValueError: shapes that disagree, gamma outside of [0, 1), an alpha or reward_bound that is
         not positive, a NaN or an infinity in the case.
     """
-    batch = Transition(*(jnp.asarray(leaf) for leaf in case.batch))
+    batch = Transition(*(_arrays(part) for part in case.batch))
     case = case._replace(
         params=parameters(case.params),
         batch=batch,
@@ -117,6 +118,11 @@ def bias(q: QFunction, params: Params, inputs: Inputs, returns: Any) -> dict[str
         )
     off = jnp.mean(_values(q, params, inputs) - returns)
     return {"bias": float(off), "bias_relative": float(_ratio(off, jnp.mean(jnp.abs(returns))))}
+
+
+def _arrays(part: Any) -> Any:
+    """One array, or, of observations of several parts by name, those."""
+    return jax.tree.map(jnp.asarray, part) if isinstance(part, Mapping) else jnp.asarray(part)
 
 
 def _alike(next_action: Any, action: Array) -> Array:
@@ -284,7 +290,7 @@ def _condition(gram: Array) -> Array:
 
 
 def _check(case: Case) -> None:
-    batch, size = case.batch, jnp.shape(case.batch.reward)
+    batch, size = case.batch, np.shape(case.batch.reward)
     if np.ndim(case.gamma) != 0 or not 0 <= case.gamma < 1:
         raise ValueError(f"gamma is {case.gamma}, expected a number in [0, 1)")
     for name, value in (("alpha", case.alpha), ("reward_bound", case.reward_bound)):
@@ -294,8 +300,8 @@ def _check(case: Case) -> None:
         raise ValueError(f"batch.reward has the shape {size}, expected [B] with B of at least 2")
     expected = {
         "batch.discount": (batch.discount, size),
-        "batch.next_obs": (batch.next_obs, jnp.shape(batch.obs)),
-        "next_action": (case.next_action, jnp.shape(batch.action)),
+        "batch.next_obs": (batch.next_obs, _shapes(batch.obs)),
+        "next_action": (case.next_action, np.shape(batch.action)),
         **{
             name: (value, size)
             for name, value in (("targets", case.targets), ("bonus", case.bonus))
@@ -303,15 +309,14 @@ def _check(case: Case) -> None:
         },
     }
     for name, (value, shape) in expected.items():
-        if jnp.shape(value) != shape:
+        if _shapes(value) != shape:
             raise ValueError(
-                f"{name} has the shape {jnp.shape(value)}, expected {shape}, to fit the rest of "
-                f"batch"
+                f"{name} has the shape {_shapes(value)}, expected {shape}, to fit the rest of batch"
             )
     for name, value in (("batch.obs", batch.obs), ("batch.action", batch.action)):
-        if jnp.shape(value)[:1] != size:
+        if any(np.shape(leaf)[:1] != size for leaf in jax.tree.leaves(value)):
             raise ValueError(
-                f"{name} has the shape {jnp.shape(value)}, expected {size[0]} rows, as many as "
+                f"{name} has the shape {_shapes(value)}, expected {size[0]} rows, as many as "
                 f"batch.reward"
             )
     if case.moved is not None and _form(case.moved) != _form(case.params):
@@ -320,5 +325,10 @@ def _check(case: Case) -> None:
         )
 
 
+def _shapes(part: Any) -> Any:
+    """The shape of an array, or by name those of several."""
+    return jax.tree.map(jnp.shape, part) if isinstance(part, Mapping) else np.shape(part)
+
+
 def _form(params: Params) -> Any:
-    return jax.tree.structure(params), [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
+    return jax.tree.structure(params), [np.shape(leaf) for leaf in jax.tree.leaves(params)]

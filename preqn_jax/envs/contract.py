@@ -3,6 +3,7 @@
 A check that passes costs a microsecond or less: environments are stepped millions of times.
 """
 
+import numbers
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,11 @@ def check_spec(name: str, spec: Spec, how: str = "") -> None:
     to; `how` are words on how to give others.
     """
     for what, size in (("observations", spec.obs_size), ("actions", spec.action_size)):
+        if not isinstance(size, numbers.Integral):
+            raise UserError(
+                f"environment {name!r} has {what} of size {size!r}, expected how many numbers "
+                "there are in one, as observation_space.shape[0]"
+            )
         if size < 1:
             raise UserError(
                 f"environment {name!r} has {what} of size {size}, but these algorithms need at "
@@ -68,7 +74,7 @@ def check_spec(name: str, spec: Spec, how: str = "") -> None:
             f"{words} num_actions={spec.num_actions} and action_size={spec.action_size}, but of "
             "finitely many actions there is one at least, and one is chosen at a time"
         )
-    low, high = np.asarray(spec.action_low), np.asarray(spec.action_high)
+    low, high = spec.bounds
     if low.shape != (spec.action_size,) or high.shape != low.shape:
         raise UserError(
             f"{words} action bounds of the shapes {low.shape} and {high.shape}, expected "

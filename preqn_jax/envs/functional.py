@@ -190,7 +190,7 @@ def many(env: FunctionalEnv, name: str, axes: int = 1) -> Many:
     return Many(start, advance, lambda state: each(env.observe)(state[0]))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)  # as long as in use, of environments made anew and anew
 def _compiled(env: FunctionalEnv, name: str) -> tuple[Callable, Callable, Callable]:
     """Start, advance and observe a vector of an environment; its other vectors share them."""
     made = many(env, name)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,10 +76,11 @@ def linearize(
     Raises:
       ValueError: unknown `method`, `q` does not return a real scalar for one example, or is one in
         training mode, whose batch normalization makes it depend on the others, a leaf of
-        `params` is no real floating-point array, or `inputs` is no tuple of arrays with one batch
-        axis.
+        `params` is no real floating-point array, `inputs` is no tuple of arrays with one batch
+        axis, or either varies over a mesh in a `jax.shard_map` without check_vma=False.
     """
     params, inputs = parameters(params), arrays(inputs)
+    _check_whole(params, inputs)
     program = usage.read(q, params, inputs, apart=choose("method", method, METHODS) == "structured")
     here = factored.gradients(program, params, inputs)
 
@@ -127,7 +128,8 @@ def kernel(
       ys: columns, arrays leading with `[M]`, shapes and types of an example as in `xs`; the rows
         again if None.
       method: "structured" or "jacobian".
-      block: examples held at a time: peak memory is O(block) gradients and O(N*M) entries.
+      block: examples held at a time: peak memory is O(block) gradients and O(N*M) entries. Where
+        there are several blocks call it within `jax.jit`, or it is compiled at every call.
 
     Returns:
       `[N, M]`, entries k(x_i, y_j) of Eq. 9, in float32, or in float64 where a parameter is.
@@ -139,20 +141,39 @@ def kernel(
         raise ValueError(f"block must be at least 1, got {block}")
     params, xs = parameters(params), arrays(xs)
     ys = xs if ys is None else _like(arrays(ys), one_example(xs))
+    _check_whole(params, xs, ys)
     program = usage.read(q, params, xs, apart=choose("method", method, METHODS) == "structured")
     rows, columns = _blocks(xs, block), _blocks(ys, block)
 
     def row(x: Inputs) -> Array:
         left = factored.gradients(program, params, x)
-        strips = jax.lax.map(
+        strips = _each(
             lambda y: factored.gram(left, factored.gradients(program, params, y)), columns
         )  # `[m, block, block]`
         columns_, rows_, width = strips.shape
         return jnp.moveaxis(strips, 0, 1).reshape(rows_, columns_ * width)
 
-    full = jax.lax.map(row, rows)  # `[n, block, m * block]`
+    full = _each(row, rows)  # `[n, block, m * block]`
     full = full.reshape(full.shape[0] * full.shape[1], full.shape[2])
     return full[: batch_size(xs), : batch_size(ys)]
+
+
+def _each(function: Callable[[Inputs], Array], blocks: Inputs) -> Array:
+    """`jax.lax.map`, which outside of `jit` is compiled, and kept, at every call: not for one."""
+    if batch_size(blocks) == 1:
+        return function(jax.tree.map(lambda leaf: leaf[0], blocks))[None]
+    return jax.lax.map(function, blocks)
+
+
+def _check_whole(*trees: Any) -> None:
+    """Raises ValueError where K would come out wrong, in a `shard_map` that keeps book of what
+    varies over its mesh: it sums slopes of what does not, as the zeros here, over the devices.
+    """
+    if axes := usage.varying(trees):
+        raise ValueError(
+            f"params or inputs vary over {', '.join(sorted(axes))} of the mesh, in a shard_map "
+            "that keeps book of this; give it check_vma=False"
+        )
 
 
 def _like(ys: Inputs, expected: Inputs) -> Inputs:

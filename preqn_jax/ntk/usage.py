@@ -104,6 +104,12 @@ class Program(NamedTuple):
     direct: list[int]  # every other leaf that q reads: it goes through per-example Jacobians
 
 
+def varying(tree: Any) -> set[str]:
+    """The axes of a mesh over which leaves vary, where a `shard_map` keeps book of that."""
+    kinds = (getattr(jax.typeof(leaf), "mat", None) for leaf in jax.tree.leaves(tree))
+    return set().union(*(kind.varying for kind in kinds if kind is not None))
+
+
 def read(q: QFunction, params: Params, inputs: Inputs, *, apart: bool) -> Program:
     """`q` as a program, of `parameters` and `arrays`. Without `apart` all leaves are left whole.
 

@@ -186,9 +186,9 @@ class Checkpointer:
         learner = Learner(agent, Replay(data, added))
         return learner, counters, content["collector"], content["extra"]
 
-    def restore_agent(self, like: Any) -> tuple[int, Any] | None:
+    def restore_agent(self, like: Any, cure: str | None = None) -> tuple[int, Any] | None:
         """(step, the agent's state) of the newest whole checkpoint, without its replay; else as
-        `restore`.
+        `restore`. `cure` are words on what to do if there is none.
         """
 
         def read(step: int) -> Any:
@@ -196,7 +196,7 @@ class Checkpointer:
             self._verify("agent", like, content)
             return self._load("agent", like, content)
 
-        found = newest(self.steps(), {self._folder: read})
+        found = newest(self.steps(), {self._folder: read}, cure)
         return None if found is None else (found[0], found[1][0])
 
     def _verify(self, part: str, like: Any, content: Note) -> None:
@@ -218,7 +218,7 @@ class Checkpointer:
 
 
 def newest(
-    steps: list[int], readers: Mapping[Path, Callable[[int], Any]]
+    steps: list[int], readers: Mapping[Path, Callable[[int], Any]], cure: str | None = None
 ) -> tuple[int, list[Any]] | None:
     """The last of the steps that can be read in every folder, and what the folders' readers return
     of it; None if there is none.
@@ -242,11 +242,11 @@ def newest(
         return None
     bad = list(dict.fromkeys(damaged))
     where = " and ".join(map(str, bad))
-    if any(set(directory.steps(one)) - set(steps) for one in bad):  # which others do not have
+    if cure is None and any(set(directory.steps(one)) - set(steps) for one in bad):
+        # which others do not have
         cure = f"move the folders of {'these steps' if steps[1:] else 'this step'} out of there, "
         cure += "and the same command goes on from what else there is"
-    else:
-        cure = "move the run directory away, or give another `logdir`, to start anew"
+    cure = cure or "move the run directory away, or give another `logdir`, to start anew"
     raise UserError(
         f"none of the checkpoints in {where} can be read (steps {steps}; {reason}); {cure}"
     )

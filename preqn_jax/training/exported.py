@@ -117,8 +117,8 @@ def arrays(
         "step": trained.step,
         "layers": len(weights) // 2,
         "obs_size": trained.spec.obs_size,
-        "action_low": trained.spec.action_low.tolist(),
-        "action_high": trained.spec.action_high.tolist(),
+        "action_low": trained.spec.bounds[0].tolist(),
+        "action_high": trained.spec.bounds[1].tolist(),
         "num_actions": trained.spec.num_actions,
     }
     if units is not None:

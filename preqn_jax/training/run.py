@@ -19,7 +19,7 @@ from preqn_jax.training import added, directory
 from preqn_jax.training.config import LoopConfig, RunConfig, validate_run
 from preqn_jax.training.directory import CONFIGS, HINTS
 from preqn_jax.training.session import Plan, Progress, Session
-from preqn_jax.training.trained import Trained
+from preqn_jax.training.trained import Trained, check_function
 from preqn_jax.types import Spec
 
 __all__ = ["CONFIGS", "Plan", "Progress", "Session", "plan", "train"]
@@ -71,6 +71,8 @@ def train(
       >>> progress.step, sorted(progress.metrics)[:2]
       (200, ['actor/norm', 'critic/alignment'])
     """
+    if not isinstance(agent, str):
+        check_function(agent)
     run, agent_config, loop_config = _configs(agent, env, str(logdir), options)
     env = envs.described(env, run.env_kwargs, run.wrappers)
     if callable(agent):

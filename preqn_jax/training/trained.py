@@ -19,6 +19,28 @@ from preqn_jax.training import directory, record
 from preqn_jax.types import Array, Spec
 
 
+def check_function(agent: Any) -> None:
+    """Raises UserError for what is given in the place of a function that makes an agent."""
+    if not callable(agent):
+        words = repr(agent) if isinstance(agent, str) else f"of the type {type(agent).__name__}"
+        raise UserError(
+            f"agent is {words}, expected a function that makes an agent of a spec, as "
+            "`lambda spec: agents.td3(spec)`"
+        )
+
+
+def made(agent: Callable[[Spec], Agent], spec: Spec) -> Agent:
+    """What such a function makes. Raises UserError where it makes no Agent, or is no function."""
+    check_function(agent)
+    found = agent(spec)
+    if not isinstance(found, Agent):
+        raise UserError(
+            f"the function {getattr(agent, '__qualname__', agent)!r} returned "
+            f"{type(found).__name__}, expected an Agent, as agents.td3(spec) is"
+        )
+    return found
+
+
 class Trained(NamedTuple):
     """An agent and its state, of all seeds."""
 
@@ -30,12 +52,19 @@ class Trained(NamedTuple):
     config: Mapping[str, Any] = MappingProxyType({})  # what config.json says of the run
 
     def state(self, seed: int | None = None) -> Any:
-        """One seed's state; the first's if None. Raises UserError for a seed that is not there."""
+        """One seed's state; the first's if None. Raises UserError for a seed that is not there, and
+        where training went on since.
+        """
         if seed is None:
             seed = self.seeds[0]
         if seed not in self.seeds:
             known = ", ".join(map(str, self.seeds))
             raise UserError(f"there is no seed {seed}; this run has {known}")
+        if any(getattr(leaf, "is_deleted", bool)() for leaf in jax.tree.leaves(self.states)):
+            raise UserError(
+                f"these states, of step {self.step}, are gone: the next round made its own of "
+                "them; take `policy()`, `q()` or `state()` of a round before going on to the next"
+            )
         return jax.tree.map(lambda leaf: leaf[self.seeds.index(seed)], self.states)
 
     def policy(self, seed: int | None = None) -> Callable[[Any], Array]:
@@ -118,8 +147,8 @@ def load(
         it; nothing else in one is run.
 
     Raises:
-      UserError: it is no run directory, has no whole checkpoint, its environment cannot be made, or
-        names a module and `trust` is off.
+      UserError: it is no run directory, has no whole checkpoint or none of such an agent, its
+        environment cannot be made, or names a module and `trust` is off.
 
     Example:
       >>> import preqn_jax
@@ -138,9 +167,11 @@ def load(
             f"no file holds: in Python say preqn_jax.load({str(logdir)!r}, agent=...) with it"
         )
     spec, seeds = envs.spec(env), tuple(config["seeds"])
-    made = (agent or partial(agents.make, directory.of(agents.AgentConfig, config)))(spec)
-    step, states = _restore(logdir, made, len(seeds))
-    return Trained(made, states, spec, seeds, step, config)
+    named = partial(agents.make, directory.of(agents.AgentConfig, config))
+    whole = made(named if agent is None else agent, spec)
+    cure = None if agent is None else "give the `agent` that `train` was given"
+    step, states = _restore(logdir, whole, len(seeds), cure)
+    return Trained(whole, states, spec, seeds, step, config)
 
 
 def records(logdir: str | Path) -> Any:
@@ -189,7 +220,7 @@ def _config(logdir: Path) -> dict[str, Any]:
         raise UserError(f"{str(logdir)!r} is not a run directory: it has no config.json") from error
 
 
-def _restore(logdir: Path, agent: Agent, seeds: int) -> tuple[int, Any]:
+def _restore(logdir: Path, agent: Agent, seeds: int, cure: str | None) -> tuple[int, Any]:
     from preqn_jax.training.checkpoint import Checkpointer  # orbax takes a second to import
 
     folder = logdir / directory.CHECKPOINTS
@@ -197,7 +228,7 @@ def _restore(logdir: Path, agent: Agent, seeds: int) -> tuple[int, Any]:
         raise UserError(f"the run {str(logdir)!r} has no checkpoints")
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), seeds))
     like = jax.eval_shape(jax.vmap(agent.init), keys)
-    found = Checkpointer(folder, read_only=True).restore_agent(like)
+    found = Checkpointer(folder, read_only=True).restore_agent(like, cure)
     if found is None:
         raise UserError(f"the run {str(logdir)!r} has no checkpoint yet")
     return found

@@ -1,5 +1,6 @@
 """What a person may get wrong about a diagnosis."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -119,3 +120,25 @@ def test_returns_that_are_no_numbers_are_named(which):
     (obs if which == "obs" else returns)[1] = np.nan
     with pytest.raises(ValueError, match="^returns"):
         look(case.replace(returns=((obs, action), returns)))
+
+
+def test_observations_may_be_of_several_parts_by_name():
+    """As any input of q; the numbers are those of one array with both."""
+    case = draw_case(MAKES["relu"], 0)
+    params, batch = case.make.params(case.theta, "float32"), case.batch
+
+    def parts(obs):
+        return {"position": obs[:, :1], "velocity": obs[:, 1:]}
+
+    def q(params, obs, action):
+        obs = jnp.concatenate([obs["position"], obs["velocity"]])
+        return case.make.q(params, obs, action)
+
+    named = batch._replace(obs=parts(batch.obs), next_obs=parts(batch.next_obs))
+    found = diagnose(q, diagnostics.Case(params, named, case.next_action))
+    plain = diagnose(case.make.q, diagnostics.Case(params, batch, case.next_action))
+    assert found["alignment"] == pytest.approx(plain["alignment"], rel=1e-4)
+    assert found["td_error"] == pytest.approx(plain["td_error"], rel=1e-4)
+    for wrong in (batch.next_obs, {**named.next_obs, "velocity": batch.next_obs[:-1, 1:]}):
+        with pytest.raises(ValueError, match="^batch.next_obs has the shape .*expected {'posit"):
+            diagnose(q, diagnostics.Case(params, named._replace(next_obs=wrong), case.next_action))

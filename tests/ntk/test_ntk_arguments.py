@@ -263,3 +263,40 @@ def test_a_network_in_training_mode_has_no_kernel():
 def test_other_names_that_are_missing_are_said_as_they_are():
     with pytest.raises(NameError, match="no_such_name"):
         ntk.linearize(lambda p, x: p * x * no_such_name, jnp.float32(1), (jnp.ones(3),))  # noqa: F821  # pyright: ignore
+
+
+# --- how it is called -----------------------------------------------------------------------------
+
+
+def test_a_kernel_outside_of_jit_is_compiled_once(compiled):
+    q, params, inputs = ZOO["mlp_1_sin_bias"]("float32")
+    calls = lambda: (ntk.kernel(q, params, inputs), ntk.linearize(q, params, inputs))
+    calls()
+    compiled.clear()
+    (kernel, lin), _ = calls(), calls()
+    assert not compiled
+    np.testing.assert_allclose(kernel, lin.gram, rtol=1e-5)
+
+
+@pytest.mark.parametrize("varies", ["params", "inputs"])
+def test_a_shard_map_that_keeps_book_is_refused(varies):
+    """It would sum over devices what is of each: K was wrong there without a word."""
+    q, params, inputs = ZOO["mlp_1_sin_bias"]("float32")
+    axis = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((1,), ("device",), axis, devices=jax.devices()[:1])
+    split, same = jax.sharding.PartitionSpec("device"), jax.sharding.PartitionSpec()
+    ways = (split, same) if varies == "params" else (same, split)
+
+    def rows(params, inputs):
+        params = jax.tree.map(lambda leaf: leaf[0], params)
+        return ntk.linearize(q, params, inputs).gram, ntk.kernel(q, params, inputs)
+
+    def call(**options):
+        there = jax.tree.map(lambda leaf: leaf[None], params), inputs
+        shares = jax.shard_map(rows, mesh=mesh, in_specs=ways, out_specs=split, **options)
+        return jax.jit(shares)(*there)
+
+    with pytest.raises(ValueError, match="vary over device of the mesh.* give it check_vma=False"):
+        call()
+    for found in call(check_vma=False):
+        np.testing.assert_allclose(found, ntk.linearize(q, params, inputs).gram, rtol=1e-5)

@@ -156,3 +156,51 @@ def test_records_that_are_not_there_are_said_in_a_sentence(monkeypatch):
     Path("x/config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="'x' has no records yet"):
         preqn_jax.records("x")
+
+
+# --- agents of your own parts ---------------------------------------------------------------------
+
+
+def own(spec):
+    return agents.td3(spec, hidden_sizes=(8,))
+
+
+SMALL = {"num_steps": 150, "start_steps": 50, "update_after": 50, "batch_size": 8}
+
+
+def test_an_agent_is_a_function_that_makes_one():
+    for wrong, words in (
+        (own(SPEC), "agent is of the type Agent, expected a function"),
+        (3, "agent is of the type int, expected a function"),
+        (lambda spec: None, "returned NoneType, expected an Agent"),
+    ):
+        with pytest.raises(UserError, match=words):
+            next(preqn_jax.train(wrong, "probe/delay", **SMALL))
+
+
+def test_what_is_gone_with_the_next_round_says_so(tmp_path):
+    kept = [
+        (done.trained, done.trained.policy())
+        for done in preqn_jax.train(own, "probe/delay", logdir=tmp_path / "run", **SMALL)
+    ]
+    obs = np.zeros(kept[0][0].spec.obs_size)
+    with pytest.raises(UserError, match="these states, of step 50, are gone: the next round"):
+        kept[0][0].policy()
+    last = preqn_jax.load(tmp_path / "run", agent=own)
+    for policy in (kept[-1][1], kept[-1][0].policy()):
+        np.testing.assert_array_equal(policy(obs), last.policy()(obs))
+    assert kept[0][1](obs).shape == (1,)  # taken in its round, it stays
+    with pytest.raises(UserError, match="agent is 'td3', expected a function"):
+        preqn_jax.load(tmp_path / "run", agent="td3")
+    with pytest.raises(UserError, match=r"of another kind\); give the `agent` that `train` was"):
+        preqn_jax.load(tmp_path / "run", agent=lambda spec: agents.td3(spec, hidden_sizes=(16,)))
+
+
+@pytest.mark.parametrize("kind", [list, jax.numpy.asarray])
+def test_bounds_of_actions_may_be_lists_or_jaxs(kind):
+    spec = SPEC._replace(action_low=kind([0.0, -3.0]), action_high=kind([4.0, -1.0]))
+    action = np.asarray([0.5, -1.0], np.float32)
+    assert hash(spec) == hash(SPEC) and spec == SPEC
+    there = jax.jit(lambda action: actions.own(spec, action))(action)
+    np.testing.assert_array_equal(there, actions.own(SPEC, action))
+    np.testing.assert_allclose(actions.inside(spec, there), action)
