@@ -17,7 +17,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.judge import scores, section_5_2
+from experiments.judge import published, scores, section_5_2
 from experiments.kit import curves, flags, output, plan, style
 from experiments.kit.curves import Curves
 
@@ -97,7 +97,7 @@ def draw(runs: Sequence[Curves], envs: Iterable[str], out: Path) -> list[Path]:
     names = [env for env in envs if any(run.env == env for run in runs)]
     paths = [_figure_3(runs, names, out / "figure_3.png")]
     for env in names:
-        number = PAPER.get(env.split("-")[0])
+        number = PAPER.get(published.the_only(env, names) or "")
         stem = f"figure_{number}" if number else f"alignment_{env}".replace("/", "_")
         paths.append(
             _figure(env, [run for run in runs if run.env == env], number, out / f"{stem}.png")

@@ -151,7 +151,7 @@ def show_together(pooled: Sequence[dict[str, Any]], step: int) -> None:
 
 
 def _why(run: Curves) -> str:
-    if not run.diverged:
+    if not run.ended:
         return f"at {run.reached:,}"
     return f"diverged at {', '.join(f'{step:,}' for step in run.diverged.values())}"
 

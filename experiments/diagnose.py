@@ -64,6 +64,11 @@ def main(argv: list[str]) -> int:
     )
     for one in reports:
         show(one)
+    early = curves.diverged(line for mine in seeds for line in mine)
+    for one in reports:
+        early.pop(one["seed"], None)
+    for seed, step in early.items():
+        print(f"\nseed {seed}: diverged at step {step:,}, before its first diagnosis")
     try:
         moved = attribution(run, config, given.trust)
     except UserError as error:  # its environment cannot be made here: all else is known without
@@ -72,7 +77,12 @@ def main(argv: list[str]) -> int:
     show_attribution(moved)
     output.write_json(
         out / "diagnosis.json",
-        {"run": str(run), "seeds": [_short(one) for one in reports], "attribution": moved},
+        {
+            "run": str(run),
+            "seeds": [_short(one) for one in reports],
+            "diverged_before": {str(seed): step for seed, step in early.items()},
+            "attribution": moved,
+        },
         "out",
     )
     draw(config, reports, seeds, out / "diagnosis.png")

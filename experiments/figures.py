@@ -1,5 +1,5 @@
-"""Every figure of the paper, and of docs/, from the data that is kept in experiments/results;
-nothing is trained or timed.
+"""Figures of the paper, and of docs/, from the data that is kept in experiments/results; nothing is
+trained or timed. Those of a report (rivals, the device, acceptance) have its command beside them.
 
     python -m experiments.figures --out=figures
 
@@ -67,9 +67,11 @@ def _kernels(data: Path, out: Path) -> list[Path]:
 
 
 def _benchmark(data: Path, out: Path) -> list[Path]:
+    """That of `paper` has the paper's name, another that of its folder as well."""
     runs, envs = _gather(benchmark.KIND, data)
-    benchmark.draw(runs, envs, out / "figure_2.png")
-    return [out / "figure_2.png"]
+    path = out / ("figure_2.png" if data.name == "paper" else f"figure_2_{data.name}.png")
+    benchmark.draw(runs, envs, path)
+    return [path]
 
 
 def _alignment(data: Path, out: Path) -> list[Path]:
@@ -116,6 +118,15 @@ MAKERS = (
         "paper",
         f"python -m experiments.benchmark --root=runs/paper, {KEEP}",
         _benchmark,
+    ),
+    *(
+        Maker(
+            f"Figure 2 on {words}",
+            name,
+            f"the commands of docs/results/benchmark.md, {KEEP.replace('/paper/', f'/{name}/')}",
+            _benchmark,
+        )
+        for name, words in (("scale", "five environments"), ("scale_300k", "some, to 300,000"))
     ),
     Maker(
         "Figures 3 and 10 to 14",

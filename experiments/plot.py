@@ -89,7 +89,7 @@ def draw(runs: Sequence[Path], out: Path, size: tuple[float, float] = (0, 0)) ->
     looks = style.looks(sorted(set(labels)))
     for group, label in zip(groups, labels, strict=True):
         for ax, (name, _, _) in zip(axes[group.config["env"]], PANELS, strict=True):
-            steps, values = _matrix(group, name)
+            steps, values = curves.level([*group.seeds.values()], name)
             if len(steps):
                 style.spread(ax, steps, values, label=label, **looks[label])
                 lost = [bool(curves.diverged(mine)) for mine in group.seeds.values()]
@@ -169,7 +169,7 @@ def _labels(groups: Sequence[Group]) -> list[str]:
     """ "preqn-sin", and what else tells the groups of one environment apart: settings that change
     the numbers, or the folder where these are the same.
     """
-    labels = []
+    labels, folders = [], _told_apart([group.folders[0] for group in groups])
     for group in groups:
         config, base = group.config, curves.variant(group.config)
         twins = [
@@ -179,38 +179,41 @@ def _labels(groups: Sequence[Group]) -> list[str]:
         ]
         differ = curves.differing(config, twins, _LOOKING)
         words = [base, *(f"{name}={curves.short(config.get(name))}" for name in differ)]
-        folder = "/".join(Path(group.folders[0]).absolute().parts[-2:])
-        labels.append(", ".join(words) + f" ({folder})" * group.alone)
+        labels.append(", ".join(words) + f" ({folders[group.folders[0]]})" * group.alone)
     return labels
 
 
-def _matrix(group: Group, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """As `curves.matrix`, at the steps for which every seed that got there has a line: seeds that
-    were looked at less often than others leave no teeth.
-    """
-    lines = [[line for line in mine if name in line] for mine in group.seeds.values()]
-    steps, values = curves.matrix(lines, name)
-    at = [{line["step"] for line in mine} for mine in lines]
-    whole = [all(not mine or step > max(mine) or step in mine for mine in at) for step in steps]
-    return steps[whole], values[:, whole]
+def _told_apart(folders: Sequence[str]) -> dict[str, str]:
+    """Of each the last parts, two or as many as make them differ."""
+    parts = [Path(folder).absolute().parts for folder in folders]
+    count = 2
+    while len({one[-count:] for one in parts}) < len(parts):
+        count += 1
+    return {folder: "/".join(one[-count:]) for folder, one in zip(folders, parts, strict=True)}
 
 
 def _table(groups: Sequence[Group], labels: Sequence[str]) -> str:
-    """Each group's numbers at the last step that all its seeds have, in text."""
-    rows = [["environment", "runs", "seeds", "step", *(short for _, _, short in PANELS)]]
+    """Each group's numbers at the last step that all its seeds have but for those that diverged, in
+    text; the step is that of the first number.
+    """
+    head = ("environment", "runs", "seeds", "diverged", "step")
+    rows = [[*head, *(short for _, _, short in PANELS)]]
     for group, label in zip(groups, labels, strict=True):
-        cells, last = [], 0
+        going = [mine for mine in group.seeds.values() if not curves.diverged(mine)]
+        cells, at = [], []
         for name, _, _ in PANELS:
-            steps, values = _matrix(group, name)
+            steps, values = curves.level(going, name) if going else ([], np.empty((0, 0)))
             whole = np.flatnonzero(np.isfinite(values).all(axis=0)) if len(steps) else []
             if not len(whole):
                 cells.append("")
                 continue
-            column, last = values[:, whole[-1]], max(last, int(steps[whole[-1]]))
+            column = values[:, whole[-1]]
+            at.append(int(steps[whole[-1]]))
             spread = f" +- {column.std():.4g}" if len(column) > 1 else ""
             cells.append(f"{column.mean():.4g}{spread}")
-        seeds = str(len(group.seeds))
-        rows.append([group.config["env"], label, seeds, f"{last:,}", *cells])
+        counts = len(group.seeds), len(group.seeds) - len(going)
+        step = f"{at[0]:,}" if at else ""
+        rows.append([group.config["env"], label, *map(str, counts), step, *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
     return "".join(line.rstrip() + "\n" for line in lines)

@@ -140,6 +140,20 @@ def test_the_pages_lines_of_numpy_are_the_policy(algorithm, normalize):
     np.testing.assert_allclose(x[:, 0], run.q(5)(obs, action), atol=1e-4)
 
 
+def test_a_feature_that_hardly_changes_costs_the_arrays_no_digits():
+    """Its spread is 1e-4, so that (s - mean) / std in the first layer is a difference of 1e7s."""
+    config = agents.AgentConfig("td3", "relu", (16, 8), normalize_observations=True)
+    agent = agents.make(config, SPEC)
+    seen = RNG.normal([5, -3, 1000], [2, 0.5, 0], size=(50, 3)).astype(np.float32)
+    state = jax.jit(agent.observe)(jax.jit(agent.init)(jax.random.key(0)), seen)
+    described = {"activation": "relu", "algorithm": "td3", "env": "E-v1"}
+    run = Trained(agent, jax.tree.map(lambda leaf: leaf[None], state), SPEC, (3,), 70, described)
+    np.savez("policy.npz", **exported.arrays(run, "policy"))
+    names = {}
+    exec(documented(-1), names)
+    np.testing.assert_allclose(names["policy"](seen), run.policy()(seen), atol=1e-5)
+
+
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.slow
 def test_of_finitely_many_actions_integers_are_exported(normalize):

@@ -403,6 +403,35 @@ def test_an_environment_counts_once(flag):
 
 
 @pytest.mark.parametrize(
+    "given",
+    ["--until=50000", "--num_steps=50000", "--only=*/td3-*", "--processes=2", "--eta=.9"],
+)
+def test_a_report_makes_no_run_and_says_so(given):
+    args, extra = ([], [given]) if "eta" in given else ([given], [])
+    read = flags.read(["--report", *args], plan.PlanConfig, launch.LaunchConfig)
+    name = given if extra else given.split("=")[0]
+    with pytest.raises(UserError, match=f"--report makes no run, .*; leave out {name}$"):
+        plan.main(KIND, (read[0], read[1]), extra, lambda *_: None)
+
+
+def test_a_plan_asks_for_the_environment_with_its_wrappers(monkeypatch):
+    """Which may be what makes it one that there is a plan for."""
+    monkeypatch.setattr(sys, "path", [*sys.path, "."])
+    Path("named_parts.py").write_text(
+        "import gymnasium\nfrom gymnasium import spaces\n\n\n"
+        "class Env(gymnasium.Env):\n"
+        "    observation_space = spaces.Dict({'x': spaces.Box(-1, 1, (2,))})\n"
+        "    action_space = spaces.Box(-1, 1, (1,))\n\n\n"
+        "gymnasium.register('NamedParts-v0', Env)\n"
+    )
+    given = ("--root=new", "--envs=named_parts:NamedParts-v0")
+    with pytest.raises(UserError, match="wrappers=.*FlattenObservation"):
+        settle(*given)
+    settle(*given, extra=["--wrappers=gymnasium.wrappers:FlattenObservation"])
+    assert Path("new").exists()
+
+
+@pytest.mark.parametrize(
     ("args", "words"), [(["--only=foo"], "only"), (["--envs="], "envs is empty")]
 )
 def test_what_is_refused_writes_no_plan(args, words):

@@ -9,12 +9,12 @@ import pytest
 from commands import finished, start
 
 from experiments import plot
-from experiments.kit import style
+from experiments.kit import curves, style
 from preqn_jax.options import UserError
 
 
 def fake_run(folder, algorithm, env="E-v1", seeds=(0, 1), **fields):
-    folder.mkdir()
+    folder.mkdir(parents=True)
     config = {
         "algorithm": algorithm,
         "activation": "sin",
@@ -55,7 +55,7 @@ def test_plot_joins_seeds_of_one_configuration_and_tells_configurations_apart(tm
     )
     assert [len(group.seeds) for group in groups] == [2, 2]
     assert plot._labels(groups) == ["preqn-sin, eta=0.9", "preqn-sin, eta=0.5"]
-    steps, values = plot._matrix(groups[0], "eval/return_mean")
+    steps, values = curves.level([*groups[0].seeds.values()], "eval/return_mean")
     np.testing.assert_array_equal(steps, [10, 20])
     np.testing.assert_array_equal(values, [[10, 20], [20, 40]])
 
@@ -93,6 +93,10 @@ def test_no_seed_counts_twice(tmp_path, capsys):
     assert [sorted(group.seeds) for group in groups] == [[0, 1], [1]]
     root = tmp_path.name
     assert plot._labels(groups) == [f"preqn-sin ({root}/a)", f"preqn-sin ({root}/b)"]
+    twins = [fake_run(tmp_path / root / "E-v1" / "preqn-sin", "preqn") for root in ("r1", "r2")]
+    assert plot._labels(plot._group(twins)) == [
+        f"preqn-sin ({root}/E-v1/preqn-sin)" for root in ("r1", "r2")
+    ]
 
 
 def test_seeds_that_were_looked_at_at_other_steps_leave_no_teeth(tmp_path):
@@ -102,7 +106,7 @@ def test_seeds_that_were_looked_at_at_other_steps_leave_no_teeth(tmp_path):
     sparse = [{"step": s, "seed": 1, "critic/q_mean": 3.0} for s in (10, 20, 30)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in dense + sparse))
     (group,) = plot._group([run])
-    steps, values = plot._matrix(group, "critic/q_mean")
+    steps, values = curves.level([*group.seeds.values()], "critic/q_mean")
     np.testing.assert_array_equal(steps, [10, 20, 30])  # at 30 the first has ended
     np.testing.assert_array_equal(values, [[1, 1, np.nan], [3, 3, 3]])
 
@@ -110,8 +114,33 @@ def test_seeds_that_were_looked_at_at_other_steps_leave_no_teeth(tmp_path):
 def test_the_table_has_the_numbers_at_the_end(tmp_path):
     text = plot.draw([fake_run(tmp_path / "a", "preqn")], tmp_path / "x.svg", (4, 3))
     head, row = text.splitlines()
-    assert head.split()[:5] == ["environment", "runs", "seeds", "step", "return"]
-    assert row == "E-v1         preqn-sin  2      20    30 +- 10  1 +- 0"  # of 20 and 40
+    names = ["environment", "runs", "seeds", "diverged", "step", "return"]
+    assert head.split()[:6] == names
+    assert row.split() == [
+        "E-v1",
+        "preqn-sin",
+        "2",
+        "0",
+        "20",
+        "30",
+        "+-",
+        "10",
+        "1",
+        "+-",
+        "0",
+    ]  # of 20 and 40
+
+
+def test_the_table_is_of_the_seeds_that_go_on(tmp_path):
+    """At the step of their last evaluation, also where other numbers come later."""
+    run = fake_run(tmp_path / "a", "preqn")
+    lines = [{"step": s, "seed": 0, "eval/return_mean": float(s)} for s in (10, 20, 30)]
+    lines += [{"step": s, "seed": 0, "critic/q_mean": 1.0} for s in (10, 20, 30, 40)]
+    lines += [{"step": 10, "seed": 1, "eval/return_mean": 500.0}]
+    lines += [{"step": 15, "seed": 1, "critic/q_mean": None, "run/diverged": 1.0}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    row = plot.draw([run], tmp_path / "x.svg", (4, 3)).splitlines()[1]
+    assert row.split() == ["E-v1", "preqn-sin", "2", "1", "30", "30", "1"]
 
 
 def test_any_number_of_lines_look_different():

@@ -147,6 +147,20 @@ def test_the_report_on_alignment_is_printed_written_and_drawn(capsys):
     ]
 
 
+def test_the_papers_number_is_that_of_the_only_version():
+    for env in ("HalfCheetah-v4", "HalfCheetah-v5", "Hopper-v4", "Hopper-long-v5"):
+        write(env, "preqn-sin")
+    envs = ["HalfCheetah-v4", "HalfCheetah-v5", "Hopper-v4", "Hopper-long-v5"]
+    runs, _ = curves.gather(Path("r"), envs, SIX)
+    assert [path.stem for path in alignment.draw(runs, envs, Path("out"))] == [
+        "figure_3",
+        "alignment_HalfCheetah-v4",
+        "alignment_HalfCheetah-v5",
+        "figure_11",
+        "alignment_Hopper-long-v5",
+    ]
+
+
 def test_a_run_without_updates_yet_has_no_alignment(capsys):
     write("a", "td3-sin", align=None)
     alignment.report(Path("r"), ["a"], None, Path("out"))
@@ -165,6 +179,15 @@ def test_nothing_to_report_is_a_sentence_that_names_the_command(binary):
     assert not Path("out").exists()
 
 
+def _with_a_frozen_seed():
+    """Its last means are of a step that no other seed has."""
+    end = {**frozen(22_350, 1), "critic/alignment": 0.1}
+    write("b", "td3-relu", extra=[end])
+    (run,), _ = curves.gather(Path("r"), ["b"], ["td3-relu"])
+    lines = [x for x in run.lines[1] if x["step"] <= 22_350]
+    return run._replace(lines=[run.lines[0], lines, run.lines[2]])
+
+
 def test_a_figure_draws_means_bands_and_where_a_run_diverged():
     import matplotlib.pyplot as plt
 
@@ -177,6 +200,8 @@ def test_a_figure_draws_means_bands_and_where_a_run_diverged():
     np.testing.assert_allclose(np.array(means.get_ydata()), [1000 * t / 20 + 10 for t in (1, 2, 3)])
     assert cross.get_marker() == "x" and np.ravel(cross.get_xydata()).tolist() == [15_000, 160]
     assert other.get_label() == "td3-relu" and len(other.get_xydata()) == 20
+    style.panel(ax, [_with_a_frozen_seed()], "critic/alignment")
+    assert ax.lines[3].get_ydata() == pytest.approx([0.99] * 20)  # no tooth of 0.1 at 22,350
     top = np.array(ax.collections[0].get_paths()[0].vertices)[:, 1].max()
     assert top == pytest.approx(160 + np.std([0, 10, 20]))
     plt.close(figure)
@@ -199,7 +224,7 @@ def test_figures_are_drawn_from_what_is_there_and_the_rest_is_named(capsys):
     )
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert (
-        len(lines) == 6
+        len(lines) == 8
         and all("; made by: " in line for line in lines)
         and "python -m experiments.ntk_init" in lines[0]
     )

@@ -212,6 +212,18 @@ def test_a_run_that_diverged_holds_back_no_other_and_stands_as_it_ended():
     assert find("is stable", ["HalfCheetah-v5"]).halves[0].borne_out is False
 
 
+def test_seeds_that_all_diverged_before_an_evaluation_are_not_stable():
+    write("HalfCheetah-v5", "preqn-sin", end=0, extra=[frozen(2_351, seed) for seed in range(3)])
+    for variant in SIX[1:3]:
+        write("HalfCheetah-v5", variant)
+    runs, notes = curves.gather(Path("r"), ["HalfCheetah-v5"], SIX[:3])
+    assert [run.reached for run in runs] == [0, 100_000, 100_000] and len(notes) == 3
+    assert curves.common_step(runs) == 100_000
+    stable = find("is stable", ["HalfCheetah-v5"]).halves[0]
+    assert stable.borne_out is False and "0 of 3 seeds" in stable.evidence
+    assert find("comparing favorably", ["HalfCheetah-v5"]).halves[0].borne_out is False
+
+
 def test_a_statement_cannot_be_judged_while_a_run_is_missing():
     for env, variant in ((ENVS[0], "td3-sin"), (ENVS[0], "td3-relu"), (ENVS[1], "td3-relu")):
         write(env, variant)

@@ -138,10 +138,11 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(tmp_path, flags, sente
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize("axes", [(), ("eta=0.5,0.9",)])
-def test_a_report_is_of_the_members_that_have_records(axes, tmp_path, capsys):
-    """One has begun, and written nothing yet; another has not begun. The line of the first updates,
-    at step 100, is no part of the mean alignment.
+def test_a_report_is_of_the_members_that_were_evaluated(axes, early, tmp_path, capsys):
+    """One has begun, and written nothing yet, or was not evaluated yet; another has not begun. The
+    line of the first updates, at step 100, is no part of the mean alignment.
     """
     given = ("--env=probe/delay", "--seeds=0,1,2", "--update_after=100", "--start_steps=50")
     run, agent, loop = flags.read(given, *training.CONFIGS)
@@ -154,7 +155,8 @@ def test_a_report_is_of_the_members_that_have_records(axes, tmp_path, capsys):
         (tmp_path / member.name / "config.json").write_text(json.dumps({"config": config}))
         step = lambda at, x, seed=member.seed: {"step": at, "seed": seed, "critic/alignment": x}
         lines = [step(100, 0.0), {**step(200, 0.5), "eval/return_mean": 1.0, "eval/return_std": 0}]
-        text = "".join(json.dumps(line) + "\n" for line in lines if member != empty)
+        there = lines if member != empty else lines[:1] * early
+        text = "".join(json.dumps(line) + "\n" for line in there)
         (tmp_path / member.name / "metrics.jsonl").write_text(text)
     sweep_report.report(swept)
     err = capsys.readouterr().err

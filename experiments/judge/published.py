@@ -6,6 +6,8 @@ Walker2d, Hopper and Ant of v5 pay differently. Two runs of one algorithm's ten 
 to 17 to 19 % (Ant, Walker2d).
 """
 
+import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -113,7 +115,18 @@ RETURNS = (
 
 def of(env: str, step: int) -> list[Return]:
     """What was published for an environment (with its version or without) at a step."""
-    return [row for row in RETURNS if row.env == env.split("-")[0] and row.step == step]
+    return [row for row in RETURNS if row.env == task(env) and row.step == step]
+
+
+def task(env: str) -> str:
+    """ "Hopper" of "Hopper-v5": the paper's tasks, in any version."""
+    return re.sub(r"-v\d+$", "", env)
+
+
+def the_only(env: str, envs: Iterable[str]) -> str | None:
+    """The task of an environment, if it is the only version of it among these."""
+    versions = {other for other in envs if task(other) == task(env)}
+    return task(env) if versions == {env} else None
 
 
 SCALE_RULE = """\

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
 
-from experiments.judge import verdict
+from experiments.judge import published, verdict
 from experiments.judge.verdict import Half, Verdict
 from experiments.kit import output, style
 from preqn_jax.options import UserError
@@ -239,7 +239,7 @@ def draw(data: dict[str, Any], out_dir: Path) -> list[Path]:
     """
     config, paths = data["config"], []
     for env in config["envs"]:
-        name = env.split("-")[0]
+        name = published.the_only(env, config["envs"]) or ""
         if name == "Walker2d" and config["widths"]:
             paths.append(_figure(data, env, "width", ("row_ratio",), 1, out_dir / "figure_1.png"))
         for sweep in ("width", "depth"):

@@ -257,7 +257,7 @@ def _somewhere(runs: Runs, envs: Sequence[str], name: str, direction: str) -> Ha
     """An environment that the paper names: clearly better or worse than both baselines."""
     said = f"preqn-sin is clearly {direction} than {' and '.join(BASELINES)} on {name}"
     refuted_by = f"the interval of its difference to either holds zero, or it is not {direction}"
-    versions = [env for env in envs if env.split("-")[0] == name]
+    versions = [env for env in envs if published.task(env) == name]
     lacking = (
         _lacking(runs, versions, ["preqn-sin", *BASELINES]) if versions else f"needs runs on {name}"
     )

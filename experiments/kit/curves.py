@@ -162,11 +162,22 @@ def matrix(curves: Sequence[Lines], name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(steps), np.array([[row.get(step, np.nan) for step in steps] for row in rows])
 
 
+def level(curves: Sequence[Lines], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """As `matrix`, at the steps for which every seed that got there has a line: one that was looked
+    at less often than others, or ended between two looks, leaves no tooth in their mean.
+    """
+    lines = [[line for line in mine if name in line] for mine in curves]
+    steps, values = matrix(lines, name)
+    at = [{line["step"] for line in mine} for mine in lines]
+    whole = [all(not mine or step > max(mine) or step in mine for mine in at) for step in steps]
+    return steps[whole], values[:, whole]
+
+
 def gather(
     root: Path, envs: Iterable[str], variants: Iterable[str], seeds: Sequence[int] | None = None
 ) -> tuple[list[Curves], list[str]]:
-    """The runs `<root>/<env>/<variant>` that have been evaluated at all, and a sentence on each
-    that is not there, or not whole.
+    """The runs `<root>/<env>/<variant>` that have been evaluated at all, or diverged before, and a
+    sentence on each that is not there, or not whole.
 
     `seeds` picks some of a run's seeds; None takes them all. Raises UserError for a folder that is
     damaged.
@@ -182,7 +193,7 @@ def gather(
             for seed, step in run.diverged.items():
                 last = ", which ended all its seeds" if run.ended else "; its others went on"
                 notes.append(f"{run.name} diverged at step {step:,}, seed {seed}{last}")
-            if not run.seeds or not run.reached:
+            if not run.seeds or not (run.reached or run.ended):
                 notes.append(f"{run.name} has no evaluation of these seeds yet")
                 continue
             found.append(run)

@@ -212,7 +212,8 @@ def _run(
         wanted = {**described, "num_steps": past}
         directory.compare(folder / directory.CONFIG, wanted, flag="root")
     else:
-        agents.check_kind(described["algorithm"], envs.spec(env))
+        made = envs.described(run.env, run.env_kwargs, run.wrappers)
+        agents.check_kind(described["algorithm"], envs.spec(made))
     return planned
 
 
@@ -326,7 +327,9 @@ def main(
         if (config.envs or ()).count(env) > 1:
             raise UserError(f"envs names {env} more than once; name each environment once")
     status = 0
-    if not config.report:
+    if config.report:
+        _check_report(config, launching, extra)
+    else:
         jax.config.update(
             "jax_platforms", "cpu"
         )  # of this process: accelerators belong to the runs
@@ -349,6 +352,19 @@ def main(
     out = Path(config.out or Path(config.root) / kind.name)
     report(Path(config.root), config.envs or known_envs, config.seeds or known_seeds, out)
     return status
+
+
+def _check_report(config: PlanConfig, launching: launch.LaunchConfig, extra: Sequence[str]) -> None:
+    """Raises UserError for what says how runs are made, where none is."""
+    given = [f"--{name}" for name in ("num_steps", "until", "only") if getattr(config, name)]
+    for field in dataclasses.fields(launching):
+        if getattr(launching, field.name) != field.default:
+            given.append(f"--{field.name}")
+    if given := [*given, *extra]:
+        raise UserError(
+            f"--report makes no run, and judges those that are there at the last step that all "
+            f"have reached; leave out {' '.join(given)}"
+        )
 
 
 def gather(

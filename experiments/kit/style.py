@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.kit.curves import Curves, seeds_of
+from experiments.kit.curves import Curves, level, seeds_of
 
 COLOURS = (
     "#0072B2",
@@ -66,7 +66,7 @@ def panel(ax: Any, runs: Iterable[Curves], name: str, looks: Looks = PAPER) -> N
     """One metric of several variants against environment steps; a cross where a seed diverged."""
     for run in runs:
         look = looks[run.variant]
-        steps, values = run.metric(name)
+        steps, values = level(run.lines, name)
         spread(ax, steps, values, label=run.variant, **look)
         lost = [seed in run.diverged for seed in run.seeds]
         crosses(ax, steps, values[lost], look["color"])

@@ -66,7 +66,7 @@ def report(sweep: Sweep) -> dict[str, int]:
     print(f"noiseless returns at step {step:,}\n{table}", end="")
     there = {member.name for member in _recorded(sweep).values()}
     if missing := [member.name for member in sweep.members if member.name not in there]:
-        print(f"without records yet, and left out: {'; '.join(missing)}", file=sys.stderr)
+        print(f"not evaluated yet, and left out: {'; '.join(missing)}", file=sys.stderr)
     content = {
         "step": step,
         "axes": {name: list(values) for name, values in sweep.axes.items()},
@@ -91,17 +91,25 @@ def gather(sweep: Sweep) -> tuple[list[Row], int]:
         runs = found.setdefault(repr(member.setting), (member.setting, []))[1]
         runs.append(curves.load(folder))
     pooled = [(setting, _pool(runs)) for setting, runs in found.values()]
-    if not any(run.reached for _, run in pooled):
+    if not pooled:
         raise UserError(f"no member of the sweep in {str(sweep.logdir)!r} was evaluated yet")
-    step = curves.common_step(run for _, run in pooled if run.reached)
+    step = curves.common_step(run for _, run in pooled)
     cut = [(setting, run.cut(step)) for setting, run in pooled]
     return [Row(setting, run, scores.performances(run)) for setting, run in cut], step
 
 
 def _recorded(sweep: Sweep) -> dict[Path, Member]:
-    """The members that have records, by their folders."""
+    """The members that have been evaluated, or diverged before, by their folders."""
     folders = {sweep.logdir / member.name: member for member in sweep.members}
-    return {folder: member for folder, member in folders.items() if curves.recorded(folder)}
+    return {
+        folder: member
+        for folder, member in folders.items()
+        if curves.recorded(folder) and _told(curves.load(folder)[1])
+    }
+
+
+def _told(lines: curves.Lines) -> bool:
+    return any("eval/return_mean" in line for line in lines) or bool(curves.diverged(lines))
 
 
 def _pool(runs: Sequence[tuple[dict[str, Any], curves.Lines]]) -> curves.Curves:

@@ -113,6 +113,7 @@ def arrays(
     about = {
         "what": what,
         **{name: trained.config[name] for name in ("algorithm", "env", "activation")},
+        "network_dtype": trained.config.get("network_dtype", "float32"),
         "seed": trained.seeds[0] if seed is None else seed,
         "step": trained.step,
         "layers": len(weights) // 2,
@@ -145,14 +146,15 @@ def _see(weights: dict[str, np.ndarray], units: agents.Seen) -> None:
     """Into the first layer: (s - mean) / std, of what is an action as it is."""
     size = len(weights["Dense_0.kernel"])
     scale, shift = np.ones(size), np.zeros(size)
-    scale[: len(units.std)] = 1 / np.asarray(units.std, np.float64)
-    shift[: len(units.std)] = -np.asarray(units.mean, np.float64) / units.std
+    mean, std = (np.asarray(x, np.float64) for x in (units.mean, units.std))
+    scale[: len(std)], shift[: len(std)] = 1 / std, -mean / std
     _fold(weights, 0, scale, shift)
 
 
 def _fold(weights: dict[str, np.ndarray], i: int, scale: np.ndarray, shift: np.ndarray) -> None:
-    """Into the i-th layer: of what enters it, scale x + shift."""
+    """Into the i-th layer: of what enters it, scale x + shift. It stays in float64: of a feature
+    that hardly changes the two are large, and all but cancel.
+    """
     names = [f"Dense_{i}.{name}" for name in ("kernel", "bias")]
     kernel, bias = (weights[name].astype(np.float64) for name in names)
-    for name, x in zip(names, (scale[:, None] * kernel, bias + shift @ kernel), strict=True):
-        weights[name] = x.astype(np.float32)
+    weights |= dict(zip(names, (scale[:, None] * kernel, bias + shift @ kernel), strict=True))

@@ -22,10 +22,14 @@ EVERY = 1.0  # seconds between looks at the file
 PROJECT = "preqn_jax"  # of wandb, and experiment of mlflow, where their own variables name none
 
 
-def _title(folder: Path) -> str:
-    """A run's name; seeds on their way into one (`added`) have that of the run."""
+def _title(folder: Path, config: dict[str, Any]) -> str:
+    """A run's name, with the environment's where it is in a folder of that, as a plan's are; seeds
+    on their way into one (`added`) have that of the run.
+    """
     apart = folder.name == "added" and (folder.parent / "config.json").exists()
-    return folder.parent.name if apart else folder.name
+    run = folder.parent if apart else folder
+    of_env = run.parent.name == str(config["env"]).split("/")[-1]
+    return f"{run.parent.name}/{run.name}" if of_env else run.name
 
 
 class Wandb:
@@ -39,8 +43,8 @@ class Wandb:
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             dir=os.environ.get("WANDB_DIR", str(folder)),
             id=self.id,
-            name=f"{_title(folder)}/seed_{seed}",
-            group=_title(folder),
+            name=f"{_title(folder, config)}/seed_{seed}",
+            group=_title(folder, config),
             config={**config, "seed": seed},
             resume="allow",
             reinit="create_new",
@@ -65,7 +69,7 @@ class Mlflow:
             self.id = id_
             self._client.update_run(self.id, status="RUNNING")
             return
-        name = f"{_title(folder)}/seed_{seed}"
+        name = f"{_title(folder, config)}/seed_{seed}"
         self.id = self._client.create_run(self._experiment(), run_name=name).info.run_id
         told = {**config, "seed": seed}.items()
         params = [entities.Param(key, str(value)) for key, value in told]

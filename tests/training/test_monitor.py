@@ -371,22 +371,26 @@ def test_a_healthy_run_is_called_so_and_needs_no_checkpoint(healthy, capsys):
     assert "error: cannot write '/dev/null/x/diagnosis.json'" in capsys.readouterr().err
 
 
-def test_an_agent_of_own_parts_is_diagnosed_without_an_attribution():
+def test_an_agent_of_own_parts_is_diagnosed_without_an_attribution(capsys):
+    """And of a seed that was never diagnosed is told why: it is the one that was asked about."""
     Path("x/checkpoints").mkdir(parents=True)
     config = {
         "algorithm": "mine",
         "discount": 0.9,
         "env": "probe/delay",
-        "seeds": [0],
+        "seeds": [0, 1],
         "num_steps": 200,
     }
     Path("x/config.json").write_text(json.dumps({"config": config}))
     names = ("q_mean", "q_largest", "soft_divergence", "td_error")
     look = {f"diagnose/{name}": 0.5 for name in names}
     lines = [{"step": step, "seed": 0, **look} for step in (100, 200)]
+    lines.append({"step": 51, "seed": 1, "critic/q_mean": None, "run/diverged": 1.0})
     Path("x/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert report("x") == 0
-    assert json.loads(Path("x/diagnosis.json").read_text())["attribution"] == []
+    assert "seed 1: diverged at step 51, before its first diagnosis" in capsys.readouterr().out
+    written = json.loads(Path("x/diagnosis.json").read_text())
+    assert written["attribution"] == [] and written["diverged_before"] == {"1": 51}
     assert Path("x/diagnosis.png").exists()
 
 
