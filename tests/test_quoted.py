@@ -239,13 +239,19 @@ def test_what_the_page_on_rivals_says_is_what_its_reports_give():
         assert f"{cost[name.replace('_', '-')] / cost['preqn']:.2f}" == ratio
 
 
-def test_the_five_environments_together_are_those_of_the_report():
-    report = json.loads((RESULTS / "scale/benchmark/report.json").read_text())
+@pytest.mark.parametrize(
+    ("root", "count", "plain"),
+    [
+        ("scale", 5, "interquartile means are {:.2f}, {:.2f} and {:.2f} (1: TD3"),
+        ("scale_300k", 3, "of these three at 300,000 {:.2f}, {:.2f} and {:.2f}."),
+    ],
+)
+def test_environments_together_are_those_of_the_report(root, count, plain):
+    report = json.loads((RESULTS / root / "benchmark/report.json").read_text())
     found = [scores.Estimate(row["mean"], tuple(row["interval"])) for row in report["together"]]
     text = " ".join((DOCS / "benchmark.md").read_text().split())
-    assert len(report["together"][0]["envs"]) == 5
+    assert len(report["together"][0]["envs"]) == count
     assert "{:.2f} of PreQN, {:.2f} of TD3 and {:.2f} of SAC".format(*found) in text
-    plain = "interquartile means are {:.2f}, {:.2f} and {:.2f} (1: TD3"
     readme = " ".join((DOCS.parent.parent / "README.md").read_text().split())
     assert plain.format(*(one.value for one in found)) in readme
 
