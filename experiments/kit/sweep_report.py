@@ -64,9 +64,10 @@ def report(sweep: Sweep) -> dict[str, int]:
     rows, step = gather(sweep)
     table, path = _table(rows), sweep.logdir
     print(f"noiseless returns at step {step:,}\n{table}", end="")
-    there = {member.name for member in _recorded(sweep).values()}
-    if missing := [member.name for member in sweep.members if member.name not in there]:
-        print(f"not evaluated yet, and left out: {'; '.join(missing)}", file=sys.stderr)
+    there = {(repr(row.setting), seed) for row in rows for seed in row.run.seeds}
+    left = [one.name for one in sweep.members if (repr(one.setting), one.seed) not in there]
+    if left:
+        print(f"not evaluated yet, and left out: {'; '.join(left)}", file=sys.stderr)
     content = {
         "step": step,
         "axes": {name: list(values) for name, values in sweep.axes.items()},
@@ -87,9 +88,9 @@ def gather(sweep: Sweep) -> tuple[list[Row], int]:
     reached but for those that diverged.
     """
     found: dict[str, tuple[dict[str, Any], list[tuple[dict[str, Any], curves.Lines]]]] = {}
-    for folder, member in _recorded(sweep).items():
+    for member, run in _recorded(sweep).values():
         runs = found.setdefault(repr(member.setting), (member.setting, []))[1]
-        runs.append(curves.load(folder))
+        runs.append(run)
     pooled = [(setting, _pool(runs)) for setting, runs in found.values()]
     if not pooled:
         raise UserError(f"no member of the sweep in {str(sweep.logdir)!r} was evaluated yet")
@@ -98,14 +99,15 @@ def gather(sweep: Sweep) -> tuple[list[Row], int]:
     return [Row(setting, run, scores.performances(run)) for setting, run in cut], step
 
 
-def _recorded(sweep: Sweep) -> dict[Path, Member]:
-    """The members that have been evaluated, or diverged before, by their folders."""
+def _recorded(sweep: Sweep) -> dict[Path, tuple[Member, tuple[dict[str, Any], curves.Lines]]]:
+    """The members that have been evaluated, or diverged before, and their records, by folder."""
     folders = {sweep.logdir / member.name: member for member in sweep.members}
-    return {
-        folder: member
+    loaded = {
+        folder: (member, curves.load(folder))
         for folder, member in folders.items()
-        if curves.recorded(folder) and _told(curves.load(folder)[1])
+        if curves.recorded(folder)
     }
+    return {folder: found for folder, found in loaded.items() if _told(found[1][1])}
 
 
 def _told(lines: curves.Lines) -> bool:

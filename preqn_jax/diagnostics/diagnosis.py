@@ -327,7 +327,7 @@ def _check(case: Case) -> None:
 
 def _shapes(part: Any) -> Any:
     """The shape of an array, or by name those of several."""
-    return jax.tree.map(jnp.shape, part) if isinstance(part, Mapping) else np.shape(part)
+    return jax.tree.map(np.shape, part) if isinstance(part, Mapping) else np.shape(part)
 
 
 def _form(params: Params) -> Any:
