@@ -72,12 +72,11 @@ def of_command(name):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
     ]
     calls = {ast.unparse(call.func): call for call in calls}
-    if "plan.define" in calls:
-        return (plan.PlanConfig, launch.LaunchConfig), True
-    if "flags.define" not in calls:
-        return (), False
-    configs = eval(f"({', '.join(map(ast.unparse, calls['flags.define'].args))},)", vars(module))
-    return configs, bool(calls["flags.run"].keywords)
+    configs = (plan.PlanConfig, launch.LaunchConfig) if "plan.define" in calls else ()
+    if "flags.define" in calls:
+        own = ", ".join(map(ast.unparse, calls["flags.define"].args))
+        configs += eval(f"({own},)", vars(module))
+    return configs, bool(configs) and bool(calls["flags.run"].keywords)
 
 
 @pytest.mark.parametrize(("page", "module", "words"), COMMANDS)
@@ -157,20 +156,27 @@ def test_the_critic_of_the_guide_overshoots_when_the_page_says(capsys):
 
 @pytest.mark.slow
 def test_an_algorithm_of_ones_own_trains(capsys):
-    lines = example("extend", 0, capsys, count=5)
+    lines = example("extend", 0, capsys, count=6)
     assert [line.split()[0] for line in lines] == ["50", "100", "150"]
     assert all(-1 <= float(line.split()[1]) <= 1 for line in lines)
 
 
 @pytest.mark.slow
+def test_a_network_of_ones_own_trains(capsys):
+    lines = example("extend", 1, capsys, count=6)
+    assert [line.split()[0] for line in lines] == ["50", "100", "150"]
+    assert all(float(line.split()[1]) >= 0.97 for line in lines)
+
+
+@pytest.mark.slow
 def test_a_solver_of_ones_own_is_refused_where_it_cuts_too_much(capsys):
-    few, _, all_ = example("extend", 1, capsys, count=5)
+    few, _, all_ = example("extend", 2, capsys, count=6)
     assert few.endswith("accepted False") and all_.endswith("residual 0.00, accepted True")
 
 
 @pytest.mark.slow
 def test_an_environment_of_ones_own_trains(capsys):
-    lines = example("extend", 2, capsys, count=5)
+    lines = example("extend", 3, capsys, count=6)
     assert [line.split()[0] for line in lines] == ["100", "200", "300"]
 
 
