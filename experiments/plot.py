@@ -209,7 +209,7 @@ def _table(groups: Sequence[Group], labels: Sequence[str]) -> str:
                 continue
             column = values[:, whole[-1]]
             at.append(int(steps[whole[-1]]))
-            spread = f" +- {column.std():.4g}" if len(column) > 1 else ""
+            spread = f" +- {style.deviation(column):.4g}" if len(column) > 1 else ""
             cells.append(f"{column.mean():.4g}{spread}")
         counts = len(group.seeds), len(group.seeds) - len(going)
         step = f"{at[0]:,}" if at else ""

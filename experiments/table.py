@@ -95,10 +95,10 @@ def _row(run: Path, config: dict[str, Any], lines: curves.Lines, settings: str) 
 
 
 def _over_seeds(values: Sequence[float]) -> tuple[float, float | None] | None:
-    """Mean and standard deviation, which one seed has none of."""
+    """Mean and the sample's standard deviation, which one seed has none of."""
     if not values:
         return None
-    return float(np.mean(values)), float(np.std(values)) if len(values) > 1 else None
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def _settings(configs: Sequence[dict[str, Any]]) -> list[str]:

@@ -199,8 +199,10 @@ def test_sizes_that_are_none_are_refused(sizes):
 def test_another_type_of_networks_is_refused():
     with pytest.raises(UserError, match="unknown network_dtype 'float16'"):
         agents.resolve(agents.AgentConfig(network_dtype="float16"))
-    made = agents.resolve(agents.AgentConfig(network_dtype="bfloat16"))
+    made = agents.resolve(agents.AgentConfig("td3", network_dtype="bfloat16"))
     assert made.network["dtype"] == "bfloat16"
+    with pytest.raises(UserError, match="bfloat16, but a preconditioned step is judged by diff"):
+        agents.resolve(agents.AgentConfig("preqn", network_dtype="bfloat16"))
 
 
 # --- layers that normalize, and features ----------------------------------------------------------

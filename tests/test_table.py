@@ -52,9 +52,12 @@ def test_a_row_says_what_the_records_say():
         "seeds": 2,
         "diverged": 0,
         "steps": 400,
-        "last return": (3000.0, 500.0),
-        "best return": (3500.0, 500.0),
-        "last three": (pytest.approx((2500 + 8500 / 3) / 2), pytest.approx((8500 / 3 - 2500) / 2)),
+        "last return": (3000.0, pytest.approx(500 * 2**0.5)),
+        "best return": (3500.0, pytest.approx(500 * 2**0.5)),
+        "last three": (
+            pytest.approx((2500 + 8500 / 3) / 2),
+            pytest.approx((8500 / 3 - 2500) / 2**0.5),
+        ),
         "alignment": 0.75,
         "accepted": 0.375,
     }
@@ -108,10 +111,10 @@ def test_markdown_and_tex_hold_every_cell():
     runs = table.rows([write_run("a_b|c", {0: [-1500.0], 1: [-500.0]}), write_run("d%")])
     head, rule, first, second = table.as_md(runs).splitlines()
     assert len({len(head), len(rule), len(first), len(second)}) == 1  # aligned
-    assert r"| a_b\|c | E-v1" in first and "| -1,000 ± 500 " in first and "| 3,000 ± 500 " in second
+    assert r"| a_b\|c | E-v1" in first and "| -1,000 ± 707 " in first and "| 3,000 ± 707 " in second
     lines = table.as_tex(runs).splitlines()
     assert lines[0] == r"\begin{tabular}{llllrrrrrrrr}" and lines[-1] == r"\end{tabular}"
-    assert lines[4].startswith(r"a\_b|c & E-v1 & preqn-sin &  & 2 & 0 & 300 & $-1,000 \pm 500$ &")
+    assert lines[4].startswith(r"a\_b|c & E-v1 & preqn-sin &  & 2 & 0 & 300 & $-1,000 \pm 707$ &")
     assert lines[5].startswith(r"d\% & ") and all(line.count("&") == 11 for line in lines[2:6:2])
 
 

@@ -53,13 +53,21 @@ def looks(labels: Sequence[str]) -> Looks:
     }
 
 
+def deviation(values: np.ndarray) -> np.ndarray:
+    """The sample's standard deviation over seeds, of `values [S, ...]` -> `[...]`; NaN is left out,
+    and of a single seed it is 0.
+    """
+    count = np.isfinite(values).sum(axis=0)
+    return np.nanstd(values, axis=0) * np.sqrt(count / np.maximum(count - 1, 1))
+
+
 def spread(ax: Any, steps: np.ndarray, values: np.ndarray, **look: Any) -> None:
     """The mean of `values [S, T]` over seeds against `steps [T]`, in a band of one standard
     deviation; NaN is left out.
     """
-    mean, deviation = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
+    mean, off = np.nanmean(values, axis=0), deviation(values)
     ax.plot(steps, mean, lw=1.5, marker="o" if len(steps) == 1 else "", **look)
-    ax.fill_between(steps, mean - deviation, mean + deviation, color=look["color"], alpha=0.2, lw=0)
+    ax.fill_between(steps, mean - off, mean + off, color=look["color"], alpha=0.2, lw=0)
 
 
 def panel(ax: Any, runs: Iterable[Curves], name: str, looks: Looks = PAPER) -> None:

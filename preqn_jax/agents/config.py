@@ -127,8 +127,8 @@ class AgentConfig:
     )
     network_dtype: str = option(
         "float32",
-        "what hidden layers compute in: float32, or bfloat16 (parameters, K and its solve stay in "
-        "float32)",
+        "what hidden layers compute in: float32, or, but for a preconditioned step, bfloat16 "
+        "(parameters, K and its solve stay in float32)",
     )
     normalize_observations: bool = option(
         False, "subtract the running mean of all observations collected, and divide by their spread"

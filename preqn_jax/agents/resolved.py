@@ -130,6 +130,11 @@ def _check_choices(config: AgentConfig) -> None:
 
 def _check_variants(config: AgentConfig, step: str) -> None:
     """Raises UserError where what PreQN's variants add has nothing to work on."""
+    if step == "preconditioned" and config.network_dtype == "bfloat16":
+        raise UserError(
+            "network_dtype is bfloat16, but a preconditioned step is judged by differences of Q, "
+            "of which its 8 bits leave nothing where Q is large: leave it out"
+        )
     if step != "preconditioned":
         why = f"it is for preconditioned steps, and critic_step is {step}: leave it out, or use "
         why += "`critic_step=preconditioned`"

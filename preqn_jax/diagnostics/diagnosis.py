@@ -183,6 +183,7 @@ def _measure(q: QFunction, case: Case) -> tuple[dict[str, Array], Array, dict[st
     change = batched(q)(moved, inputs) - lin.values
     bound = jnp.max(jnp.abs(reward)) if case.reward_bound is None else case.reward_bound
     diagonal = jnp.mean(jnp.diagonal(lin.gram))
+    goes, spread = wide(batch.discount), jnp.std(lin.values)
     measured = {
         "q_mean": jnp.mean(lin.values),
         "q_largest": jnp.max(jnp.abs(lin.values)),
@@ -197,11 +198,11 @@ def _measure(q: QFunction, case: Case) -> tuple[dict[str, Array], Array, dict[st
         ),
         "soft_divergence": _soft_divergence(lin.values, bound, ahead * bonus, gamma),
         "interference": measures.interference(lin.gram, delta),
-        "extrapolation": _ratio(jnp.mean(there.values) - jnp.mean(lin.values), jnp.std(lin.values)),
+        "extrapolation": _ratio(_mean(there.values - jnp.mean(lin.values), goes), spread),
         "saturation": jnp.mean(jnp.abs(case.next_action) > _BOUND),
         "scale": jnp.where(diagonal > 0, diagonal, 1),
         **_of_kernel(lin.gram, alpha, gamma),
-        **_of_hidden_layers(lin.layers[1:], there.layers[1:]),
+        **_of_hidden_layers(lin.layers[1:], there.layers[1:], goes),
     }
     parts = {name: jax.tree.leaves(getattr(case, name)) for name in _PARTS}
     finite = {
@@ -239,8 +240,8 @@ def _of_kernel(gram: Array, alpha: Array | float, gamma: Array | float) -> dict[
     }
 
 
-def _of_hidden_layers(hidden: list[Array], ahead: list[Array]) -> dict[str, Array]:
-    """Of the hidden layers at X and at X*, `[B, width]` each."""
+def _of_hidden_layers(hidden: list[Array], ahead: list[Array], goes: Array) -> dict[str, Array]:
+    """Of the hidden layers at X and at X*, `[B, width]` each; `goes` `[B]` is 0 at terminals."""
     if not hidden:
         return {}
     last, after = hidden[-1], ahead[-1]
@@ -253,7 +254,7 @@ def _of_hidden_layers(hidden: list[Array], ahead: list[Array]) -> dict[str, Arra
     return {
         "feature_rank": jnp.where(total > 0, rank, 0),
         "dormant_share": jnp.mean(dormant),
-        "coadaptation": jnp.mean(jax.vmap(measures.alignment)(last, after)),
+        "coadaptation": _mean(jax.vmap(measures.alignment)(last, after), goes),
     }
 
 
@@ -266,6 +267,11 @@ def _soft_divergence(
     signs = jnp.asarray([1, -1], values.dtype)
     most = bound + jnp.maximum(jnp.max(jnp.outer(signs, bonus), axis=1), 0)
     return jnp.max(_ratio(jnp.max(jnp.outer(signs, values), axis=1) * (1 - gamma), most))
+
+
+def _mean(values: Array, weights: Array) -> Array:
+    """The weighted mean; 0 where nothing has any weight."""
+    return _ratio(jnp.sum(jnp.where(weights > 0, weights * values, 0)), jnp.sum(weights))
 
 
 def _ratio(a: Array, b: Array | float) -> Array:

@@ -21,6 +21,7 @@ def exact(
     *,
     alpha: float,
     damping: float | None = None,
+    rcond: float | None = None,
     gamma: float | None = None,
     rho: Array | np.ndarray | None = None,
 ) -> dict[str, float]:
@@ -35,6 +36,8 @@ def exact(
       damping: None for the plain step, U of Eq. 11. Else for PreQN's (Eqs. 21-23) on a minibatch
         that holds every pair with rho > 0 once, as `solve.cholesky(damping)` takes it; at 0 K is
         inverted as far as its rank goes.
+      rcond: with a damping, the share of K's largest eigenvalue at or below which others count as
+        zero, as `solve.eigh(rcond)` takes it; 1e-6 if None.
       gamma: the discount of the targets; the problem's own if None.
       rho: `[S, A]`, the distribution of the data; the problem's own if None.
 
@@ -46,7 +49,7 @@ def exact(
 
     Raises:
       ValueError: a rho that is no distribution on the pairs, a gamma outside of [0, 1), a negative
-        damping.
+        damping, an rcond outside of [0, 1).
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -60,6 +63,7 @@ def exact(
     tabular.check_update(problem.mdp, 1.0, rho)
     require(gamma, lambda x: 0 <= x < 1, "gamma must lie in [0, 1)")
     require(damping, lambda x: x >= 0, "damping must not be negative")
+    require(rcond, lambda x: 0 <= x < 1, "rcond is a share of the largest, in [0, 1)")
     goes_on = np.asarray(~problem.terminal)
     mdp = problem.mdp if gamma is None else problem.mdp._replace(gamma=gamma)
     reward = tabular.expected_reward(mdp)[goes_on]
@@ -73,7 +77,7 @@ def exact(
     kernel = np.asarray(ntk.kernel(q, params, inputs), np.float64)
     step = alpha * kernel * data.ravel()
     if damping is not None:
-        step = alpha * _preconditioned(kernel, data.ravel() > 0, damping)
+        step = alpha * _preconditioned(kernel, data.ravel() > 0, damping, rcond)
     ahead = np.asarray(mdp.transition, np.float64).reshape(len(state), -1)
     policy = np.asarray(tabular.greedy(table), np.float64)
     follows = (ahead[:, :, None] * policy).reshape(len(state), -1)  # P_pi
@@ -102,10 +106,13 @@ def _optimal(mdp: tabular.MDP) -> np.ndarray:
         policy = np.where(better, q.argmax(axis=1), policy)
 
 
-def _preconditioned(kernel: np.ndarray, met: np.ndarray, damping: float) -> np.ndarray:
+def _preconditioned(
+    kernel: np.ndarray, met: np.ndarray, damping: float, rcond: float | None
+) -> np.ndarray:
     """K (K + c I)^-1 `[N, N]` on the pairs that are met, c `damping` of the mean diagonal there."""
     inner = kernel[np.ix_(met, met)]
     inner = inner + damping * np.mean(np.diagonal(inner)) * np.eye(len(inner))
     result = np.zeros_like(kernel)
-    result[:, met] = kernel[:, met] @ np.linalg.pinv(inner, rcond=_RCOND, hermitian=True)
+    cut = _RCOND if rcond is None else rcond
+    result[:, met] = kernel[:, met] @ np.linalg.pinv(inner, rcond=cut, hermitian=True)
     return result

@@ -120,7 +120,7 @@ GLOSSARY: dict[str, Entry] = {
         _PRECONDITION,
     ),
     "extrapolation": Entry(
-        "(mean Q(X*) - mean Q(X)) / std Q(X)",
+        "(mean Q(X*) - mean Q(X)) / std Q(X), the former without terminals",
         "section 3.2, failure mode 4; Fujimoto et al. 2018",
         "above 1 what targets bootstrap from, (s', a'), is valued beyond the data's pairs",
         _DATA,
@@ -146,7 +146,7 @@ GLOSSARY: dict[str, Entry] = {
         _PLASTIC,
     ),
     "coadaptation": Entry(
-        "mean cos(h(s, a), h(s', a')) of the last hidden layer",
+        "mean cos(h(s, a), h(s', a')) of the last hidden layer, without terminals",
         "Kumar et al. 2022, whose inner product is divided by the lengths here",
         "near 1 Q cannot tell a pair from the one it bootstraps from",
         _PRECONDITION,
@@ -154,7 +154,8 @@ GLOSSARY: dict[str, Entry] = {
     "bias": Entry(
         "mean (Q(s, a) - G), G the discounted Monte-Carlo return from (s, a)",
         "Fujimoto et al. 2018",
-        "Q overestimates",
+        "Q overestimates; with an entropy bonus Q holds up to gamma mean bonus / (1 - gamma) that "
+        "G does not",
         _SLOW,
     ),
     "bias_relative": Entry(

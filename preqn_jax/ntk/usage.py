@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
-from preqn_jax.batching import check_scalar, one_example
+from preqn_jax.batching import check_scalar, full_precision, one_example
 from preqn_jax.types import Array, Inputs, Params, QFunction
 
 _CALLS = ("jit", "pjit", "closed_call", "remat", "remat2", "checkpoint")
@@ -117,7 +117,8 @@ def read(q: QFunction, params: Params, inputs: Inputs, *, apart: bool) -> Progra
     needs a named axis, as for a mean over the batch.
     """
     try:
-        jaxpr: Any = jax.make_jaxpr(q)(params, *one_example(inputs))
+        with full_precision():
+            jaxpr: Any = jax.make_jaxpr(q)(params, *one_example(inputs))
     except NameError as error:
         if "axis name" not in str(error):
             raise

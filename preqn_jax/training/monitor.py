@@ -127,18 +127,20 @@ def make_exact(
 
     def look(learner: Learner, i: int, alpha: float, adapted: float | None) -> dict[str, float]:
         state, replay = jax.tree.map(lambda leaf: leaf[i], (learner.agent, learner.replay))
-        damping = None
+        damping = rcond = None
         if described.get("critic_step") in ("preconditioned", "natural_gradient"):
             inverts = described["critic_step"] == "preconditioned" and described["solver"]
             damping = float(of(i, "damping")) if adapted is None else adapted
             damping = 0.0 if inverts in ("eigh", "lstsq") else damping
             alpha = float(of(i, "critic_learning_rate"))
+            rcond = described.get("rcond")
         found = diagnostics.exact(
             agent.q,
             agent.critic(state),
             problem,
             alpha=alpha,
             damping=damping,
+            rcond=rcond,
             gamma=float(discounts[i]),
             rho=met(replay),
         )
@@ -196,7 +198,8 @@ def _too_far(means: dict[str, float], eta: float) -> str:
         return f"{words}: use `relative_eta`, or lower `damping` or `eta`"
     return (
         f"the solve is aligned to {reached:.3g}, but Q bends before a step is short enough: lower "
-        f"`critic_learning_rate`, or raise `linesearch_max_steps`"
+        f"`critic_learning_rate`, raise `linesearch_max_steps`, or, where layers of Q compute in "
+        f"less than float32, have them do so in it"
     )
 
 

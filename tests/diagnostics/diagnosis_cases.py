@@ -217,7 +217,7 @@ def formulas(case, alpha=None):
             for value in values
         ),
         "interference": pairs / np.mean(delta**2 * np.diag(k)),
-        "extrapolation": (ahead_values.mean() - values.mean()) / values.std(),
+        "extrapolation": (weighted(ahead_values, batch.discount) - values.mean()) / values.std(),
         "saturation": np.mean(np.abs(case.next_action) > 0.95),
     }
     if hidden:
@@ -229,12 +229,17 @@ def formulas(case, alpha=None):
         idle = [unit <= 0.025 * layer.mean() for layer in activity for unit in layer]
         numbers["dormant_share"] = sum(idle) / len(idle)
         pairs = zip(hidden[-1], ahead_hidden[-1], strict=True)
-        numbers["coadaptation"] = np.mean([oracles.cosine(h, ahead) for h, ahead in pairs])
+        similar = np.array([oracles.cosine(h, ahead) for h, ahead in pairs])
+        numbers["coadaptation"] = weighted(similar, batch.discount)
     if "returns" in options:
         (obs, action), returns = options["returns"]
         numbers["bias"] = np.mean(case.make(case.theta, np.hstack([obs, action]))[0] - returns)
         numbers["bias_relative"] = numbers["bias"] / np.mean(np.abs(returns))
     return numbers
+
+
+def weighted(values, discount):
+    return sum(d * v for d, v in zip(discount, values, strict=True)) / sum(discount)
 
 
 def attainable(sign, batch, bonus, gamma, options):

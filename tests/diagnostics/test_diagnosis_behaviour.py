@@ -200,6 +200,19 @@ def test_a_critic_with_nothing_to_learn_has_no_number_that_is_none():
     assert found["diagonal_mean"] > 0 and found["effective_rank"] > 1
 
 
+def test_what_is_beyond_a_terminal_counts_for_nothing():
+    """No target bootstraps from there."""
+    case = CASES["own step"]()
+    names, discount = ("extrapolation", "coadaptation", "self_excitation"), case.batch.discount
+    assert 0 < discount.sum() < len(discount)
+    far = np.where(discount[:, None] == 0, 20.0, 1.0) * case.batch.next_obs
+    near, wild = look(case), look(case.replace(next_obs=far))
+    for name in names:
+        np.testing.assert_allclose(wild[name], near[name], rtol=1e-9, err_msg=name)
+    alone = look(case.replace(discount=np.zeros_like(discount), next_obs=far))
+    assert alone["extrapolation"] == alone["coadaptation"] == 0
+
+
 def test_two_looks_are_one_trace():
     """Other numbers in every argument, of the same shapes."""
     calls = []
@@ -266,7 +279,7 @@ def test_the_rank_of_features_is_exact_in_float32(seed):
 
 @jax.jit
 def hidden_numbers(layer):
-    return diagnosis._of_hidden_layers([layer], [layer])
+    return diagnosis._of_hidden_layers([layer], [layer], jnp.ones(len(layer)))
 
 
 def test_a_critic_that_does_not_depend_on_its_parameters_has_the_worst_condition():

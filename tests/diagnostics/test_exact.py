@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 
 import preqn_jax
-from preqn_jax import actions, diagnostics, problems, tabular
+from preqn_jax import actions, agents, diagnostics, envs, problems, tabular
+from preqn_jax.replay import Replay
+from preqn_jax.training import monitor
+from preqn_jax.training.loop import Learner
+from preqn_jax.types import Transition
 
 STATES, ACTIONS = 4, 2
 GARNET = problems.garnet(STATES, ACTIONS, features=6, gamma=0.9, seed=3)
@@ -94,6 +98,7 @@ def test_the_numbers_are_those_of_every_policy(damping, gamma, lacking):
         ({"rho": np.ones(STATES)}, "rho has the shape"),
         ({"gamma": 1.0}, r"gamma must lie in \[0, 1\), got 1.0"),
         ({"damping": -1.0}, "damping must not be negative"),
+        ({"rcond": 1.0}, r"rcond is a share of the largest, in \[0, 1\)"),
     ],
 )
 def test_arguments_that_mean_nothing_are_refused(wrong, words):
@@ -107,6 +112,30 @@ def test_preqns_modulus_is_lemma_1s_where_k_has_full_rank():
     np.testing.assert_allclose(found["modulus"], 1 - 0.5 * (1 - 0.99), rtol=1e-3)
     plain = diagnostics.exact(linear(star), star.theta, star, alpha=0.5)
     assert plain["radius"] > 1 and plain["modulus"] > 1  # it diverges
+
+
+@pytest.mark.parametrize("rcond", [None, 0.1])
+def test_the_operator_cuts_off_what_the_solver_of_a_run_does(rcond):
+    """It expands where that is too much of K."""
+    chain, (states, count) = problems.chain(), (8, 2)
+    agent = agents.make(
+        agents.AgentConfig("preqn_discrete", None, (16,), (16,)), envs.spec("tabular/chain")
+    )
+    state, (s, a) = agent.init(jax.random.key(0)), np.indices((states, count)).reshape(2, -1)
+    none = jnp.zeros((1, len(s)))
+    pairs = jnp.eye(states)[s][None], jnp.asarray(actions.number(a, count))[None, :, None]
+    data = Transition(*pairs, none, none, pairs[0])  # every pair once
+    learner = Learner(
+        jax.tree.map(lambda leaf: leaf[None], state), Replay(data, jnp.asarray([len(s)]))
+    )
+    described = {"critic_step": "preconditioned", "critic_learning_rate": 0.1, "damping": 1e-3}
+    described |= {"solver": "eigh", "rcond": rcond}
+    look = monitor.make_exact(agent, chain, [chain.mdp.gamma], described, {})
+    found = look(learner, 0, 0.1, None)["exact/modulus"]
+    expected = diagnostics.exact(
+        agent.q, agent.critic(state), chain, alpha=0.1, damping=0.0, rcond=rcond
+    )["modulus"]
+    assert found == pytest.approx(expected, rel=1e-5) and (found > 1.1) == (rcond is not None)
 
 
 def test_a_terminal_state_has_the_value_0_and_is_left_out():

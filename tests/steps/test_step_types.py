@@ -10,6 +10,7 @@ import pytest
 
 import oracles
 from preqn_jax import solve, steps
+from preqn_jax.batching import batched
 from step_cases import PREQN, SOLVERS, STEPS, flat, take
 
 SLOW = pytest.mark.slow  # of a kind with others
@@ -160,3 +161,28 @@ def test_a_bound_of_more_digits_than_q(x64):
     steps_ = [steps.gradient(pixels, optax.sgd(0.1), huber=bound) for bound in bounds]
     moved = [flat(take(step, params, (x,), targets)[0]) for step in steps_]
     np.testing.assert_array_equal(*moved)
+
+
+@pytest.mark.parametrize(("bits", "size", "accepted"), [(23, 300, 1), (10, 300, 0), (10, 10, 1)])
+def test_what_tf32_rounds_away_of_a_large_q_hides_the_step(bits, size, accepted):
+    """Why products of Q are pinned, and layers in bfloat16 refused: 10 bits of a Q of 300 are as
+    much as TD errors of 1 ask to move.
+    """
+
+    def q(params, x):
+        narrow = lambda y: jax.lax.reduce_precision(y, 8, bits)
+        for w in params[:-1]:
+            x = jnp.sin(narrow(x) @ narrow(w))
+        return narrow(x) @ narrow(params[-1])
+
+    rng = np.random.default_rng(0)
+    sizes = zip((12, 128, 128), (128, 128), strict=False)
+    params = [rng.normal(size=(m, n)).astype(np.float32) / m**0.5 for m, n in sizes]
+    x = rng.normal(size=(64, 12)).astype(np.float32)
+    hidden = np.sin(np.sin(x @ params[0]) @ params[1])
+    last = np.linalg.lstsq(hidden, size * (1 + 0.3 * np.tanh(x[:, 0])), rcond=None)[0]
+    params = [*map(jnp.asarray, params), jnp.asarray(last, jnp.float32)]
+    targets = batched(q)(params, (x,)) + rng.normal(size=64).astype(np.float32)
+    step = steps.preconditioned(q, 0.1, method="jacobian")
+    metrics = jax.jit(step.update)(params, (), (x,), targets)[2].metrics
+    assert metrics["linesearch/accepted"] == accepted and metrics["solve/alignment"] > 0.97

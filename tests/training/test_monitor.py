@@ -284,7 +284,11 @@ def test_what_holds_q_in_its_place_is_named(means, words):
         (0.6, 0.9, None),
         (0.0, 0.9, None),  # said by `stuck`
         (0.49, 0.95, "aligned to 0.95 on average, below eta = 0.97: use `relative_eta`, or lower"),
-        (0.3, 0.999, "lower `critic_learning_rate`, or raise `linesearch_max_steps`"),
+        (
+            0.3,
+            0.999,
+            "lower `critic_learning_rate`, raise `linesearch_max_steps`, or, where layers",
+        ),
     ],
 )
 def test_what_rejects_most_updates_is_named_with_the_argument_that_helps(accepted, reached, words):
