@@ -86,11 +86,13 @@ def main(argv: list[str]) -> int:
             return signals.STOPPED
         status = int(ended == "failed")
     elif not given.report:
-        processes.meet(together)
-        sweeps.open_(sweep, write=processes.first())
+        processes.meet(together, lambda: sweeps.open_(sweep))
+        if not processes.first():
+            sweeps.open_(sweep, write=False)
         if not _train(sweep, sweep.programs):
             return signals.STOPPED
-        processes.wait(together)
+        if processes.first() and not processes.wait(together, sweep.logdir, lambda: _left(sweep)):
+            status = 1
     diverged = processes.first() and sweep_report.report(sweep)
     return int(bool(status or diverged))
 
@@ -111,6 +113,10 @@ def _train_one(sweep: sweeps.Sweep, index: int) -> int:
         return 0 if _train(sweep, [sweep.programs[index]]) else signals.STOPPED
     finally:
         lock.release()
+
+
+def _left(sweep: sweeps.Sweep) -> bool:
+    return any(sweeps.sessions(sweep, program) for program in sweep.programs)
 
 
 def _train(sweep: sweeps.Sweep, programs: Sequence[sweeps.Program]) -> bool:

@@ -16,7 +16,7 @@ import pytest
 from fabricated import one
 
 from experiments.judge import scores
-from experiments.kit import flags, processes, sweep_report
+from experiments.kit import flags, processes, signals, sweep_report
 from preqn_jax.options import UserError
 from preqn_jax.training import record
 from preqn_jax.training import run as training
@@ -101,23 +101,59 @@ def test_a_sweep_killed_again_and_again_ends_bit_for_bit(whole, tmp_path):
     assert records(tmp_path / "s") == records(whole[0])
 
 
-@pytest.mark.slow
-def test_two_processes_train_what_one_does_and_one_goes_on_with_what_two_left(whole, tmp_path):
+def two(*flags):
+    """The same command in two processes that meet."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     where = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--timeout=200"]
-    flags = [*SMALL, f"--logdir={tmp_path}/s"]
-    short = [*flags, "--num_steps=200"]
-    both = [start(*short, *where, f"--process_id={i}") for i in range(2)]
-    ends = [commands.finished(one, 500) for one in both]
+    return [start(*SMALL, *flags, *where, f"--process_id={i}") for i in range(2)]
+
+
+def said(err):
+    return [line for line in err.splitlines() if not line.startswith("[Gloo]")]  # jaxlib's own
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does_and_one_goes_on_with_what_two_left(whole, tmp_path):
+    flags = [f"--logdir={tmp_path}/s"]
+    ends = [commands.finished(one, 500) for one in two(*flags, "--num_steps=200")]
     (status, out, _), (other, nothing, err) = ends
-    said = [line for line in nothing.splitlines() if not line.startswith("[Gloo]")]  # jaxlib's own
-    assert (status, other) == (0, 0) and "return" in out and not said, ends
+    assert (status, other) == (0, 0) and "return" in out and not said(nothing), ends
     assert "process 2 of 2" in err
-    status, _, err = sweep(*flags)
+    status, _, err = sweep(*SMALL, *flags)
     assert status == 0 and "resuming" in err
     assert records(tmp_path / "s") == records(whole[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_that_ends_takes_no_other_with_it(sent, tmp_path):
+    """The first, which the others met at. One that is asked to end has a checkpoint; the other goes
+    on, as from a checkpoint of its own, where only the first is.
+    """
+    both = two(f"--logdir={tmp_path}/s", "--num_steps=20000", "--eval_every=10000")
+    while all(one.poll() is None for one in both) and len(records(tmp_path / "s")) < 4:
+        time.sleep(0.1)
+    both[0].send_signal(sent)
+    status, _, err = commands.finished(both[0], 100)
+    assert status == (signals.STOPPED if sent == signal.SIGTERM else -signal.SIGKILL), err
+    before = both[1].poll()
+    time.sleep(2)
+    both[1].send_signal(signal.SIGTERM)
+    other, _, err = commands.finished(both[1], 100)
+    assert before is None and other == signals.STOPPED and "stopped at step" in err, err
+
+
+@pytest.mark.slow
+def test_where_the_first_process_cannot_begin_each_says_so_in_one_sentence(tmp_path):
+    (tmp_path / "mine").write_text("")
+    ends = [commands.finished(one, 200) for one in two(f"--logdir={tmp_path}")]
+    sentences = ("holds other files", "has no sweep.json, which the first process writes")
+    for (status, _, err), words in zip(ends, sentences, strict=True):
+        (line,) = said(err)
+        assert status == 1 and line.startswith("error: ") and words in line, err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 @pytest.mark.slow
@@ -223,7 +259,7 @@ def test_a_report_on_no_sweep_is_one_sentence():
 )
 def test_processes_that_cannot_meet_are_one_sentence(given, sentence):
     with pytest.raises(UserError, match=sentence):
-        processes.meet(processes.ProcessesConfig(**given))
+        processes.meet(processes.ProcessesConfig(**given), lambda: None)
 
 
 def row(setting, run):

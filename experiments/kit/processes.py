@@ -1,7 +1,8 @@
 """One command on several machines: which process this is, and waiting for the others.
 
-`jax.distributed` makes them known to one another. They share nothing but a folder: each has members
-of its own, and none waits for another until the end.
+`jax.distributed` makes them known to one another, and is left again before the work begins: as long
+as it runs, whoever holds it ends all others by ending. After that they share nothing but a folder:
+each has members of its own, and none waits for another until the end.
 """
 
 import contextlib
@@ -9,11 +10,15 @@ import dataclasses
 import os
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
 
 from preqn_jax.options import UserError, check, option
+
+_LOOK = 2.0  # seconds between looks at what others have done
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,15 +33,19 @@ class ProcessesConfig:
     num_processes: int | None = option(None, "how many processes there are", at_least=1)
     process_id: int | None = option(None, "which of them this is, from 0", at_least=0)
     timeout: float = option(
-        300.0, "seconds in which all processes must have started, and at the end be done", above=0
+        300.0,
+        "seconds in which all processes must have started, and for which the first waits at the "
+        "end while none of the others records anything",
+        above=0,
     )
 
 
-def meet(config: ProcessesConfig) -> None:
-    """Makes this process one of several, where the flags say so.
+def meet(config: ProcessesConfig, begin: Callable[[], object]) -> None:
+    """Makes this process one of several, where the flags say so, and calls `begin` in the first
+    before any other goes on.
 
-    Raises UserError for flags that do not fit one another. One that waits longer than `timeout`
-    for the others ends the process, with one sentence.
+    Raises UserError for flags that do not fit one another, and in the first what `begin` does. One
+    that waits longer than `timeout` for the others ends the process, with one sentence.
     """
     check(config)
     given = (config.num_processes, config.process_id)
@@ -46,6 +55,7 @@ def meet(config: ProcessesConfig) -> None:
                 "num_processes or process_id is given, but no coordinator: add where process 0 "
                 "listens, as in `coordinator=10.0.0.1:1234`"
             )
+        begin()
         return
     auto = config.coordinator == "auto"
     if not auto:
@@ -55,8 +65,6 @@ def meet(config: ProcessesConfig) -> None:
                 f"num_processes is {config.num_processes} and process_id {config.process_id}, but "
                 "with a coordinator each process says how many there are, and which it is, from 0"
             )
-    # A process that is lost takes no other with it: what it had trained goes on from its folders.
-    jax.config.update("jax_enable_recoverability", True)
     where = "where SLURM or the TPU pod says" if auto else f"at {config.coordinator}"
     words = f"no meeting of all processes {where} in {config.timeout:g} s"
     mend = "start all of them, or give a longer --timeout, or another --coordinator"
@@ -66,10 +74,18 @@ def meet(config: ProcessesConfig) -> None:
                 None if auto else config.coordinator,
                 *given,
                 initialization_timeout=int(config.timeout) + 60,  # it would abort, with a stack
+                shutdown_timeout_seconds=int(config.timeout) + 60,
             )
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0][:200]
             raise UserError(f"the processes cannot meet {where}: {reason}; {mend}") from error
+        jax.devices()  # of which each keeps how many processes there are, and which it is
+    try:
+        if first():
+            begin()
+    finally:
+        with _ends_after(config.timeout, f"error: the first process did not begin in time; {mend}"):
+            jax.distributed.shutdown()  # waits for all
 
 
 def _check_address(address: str) -> None:
@@ -110,15 +126,22 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
-def wait(config: ProcessesConfig) -> None:
-    """Until all processes are here, or it is told that some are not in time."""
+def wait(config: ProcessesConfig, logdir: Path, left: Callable[[], bool]) -> bool:
+    """In the first process, until nothing is `left` to do in `logdir`, whose records grow
+    meanwhile. Returns False where they have not for `timeout` seconds, and it is told.
+    """
     if jax.process_count() == 1:
-        return
-    from orbax.checkpoint import multihost  # the coordination service's barrier, by a public name
-
-    try:
-        everyone = set(range(jax.process_count()))
-        multihost.sync_global_processes("the end", timeout=int(config.timeout), processes=everyone)
-    except Exception:  # whatever the service raises where one is late, or lost
-        words = "not all processes were done in time: the report is of what is there"
-        print(words, file=sys.stderr)
+        return True
+    seen, since = None, time.monotonic()
+    while left():
+        now = {path: path.stat().st_size for path in logdir.glob("*/metrics.jsonl")}
+        if now != seen:
+            seen, since = now, time.monotonic()
+        elif time.monotonic() - since > config.timeout:
+            print(
+                f"others recorded nothing in {config.timeout:g} s: the report is of what is there",
+                file=sys.stderr,
+            )
+            return False
+        time.sleep(_LOOK)
+    return True

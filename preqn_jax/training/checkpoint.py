@@ -25,7 +25,6 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from orbax.checkpoint._src.multihost import multihost
 
 from preqn_jax.options import UserError
 from preqn_jax.replay import Replay
@@ -354,12 +353,10 @@ def _orbax() -> Iterator[ocp.Checkpointer]:
         held.callback(setattr, logger, "disabled", logger.disabled)
         logger.disabled = True
         asyncio.set_event_loop_policy(_Loops())
-        # Of several processes each saves what is its own, and waits for no other. Orbax writes
-        # NumPy's arrays in the first process alone: to it, each is that.
-        alone = ocp.options.MultiprocessingOptions(0, {0}, f"process{jax.process_index()}")
-        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
-        first = mock.patch.object(multihost, "process_index", return_value=0)
-        with first, ocp.Checkpointer(handler, multiprocessing_options=alone) as orbax:
+        # Of several processes each saves what is its own, and waits for no other: to Orbax, each is
+        # the only one there is.
+        alone = mock.patch.multiple(jax, process_count=lambda: 1, process_index=lambda: 0)
+        with alone, ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax:
             yield orbax
 
 

@@ -182,7 +182,7 @@ def plan(
 
 def open_(sweep: Sweep, write: bool = True) -> None:
     """The folder of the sweep, where it may begin, go on, or go on with more members; of several
-    processes one alone should `write` to it.
+    processes one alone should `write` to it, before the others open it.
 
     Raises UserError: an algorithm does not fit its environment's actions; the folder holds another
     sweep, or what no sweep leaves; it cannot be written to.
@@ -193,10 +193,16 @@ def open_(sweep: Sweep, write: bool = True) -> None:
         agents.check_kind(program.agent.algorithm, spec)
     path, content = sweep.logdir / NAME, _content(sweep)
     try:
-        sweep.logdir.mkdir(parents=True, exist_ok=True)
+        if write:
+            sweep.logdir.mkdir(parents=True, exist_ok=True)
         if path.exists():
             check_begun(sweep)
-        elif write and {one.name for one in sweep.logdir.iterdir()} - _FIRST:
+        elif not write:
+            raise UserError(
+                f"logdir {str(sweep.logdir)!r} has no {NAME}, which the first process writes: see "
+                "what that one said"
+            )
+        elif {one.name for one in sweep.logdir.iterdir()} - _FIRST:
             raise UserError(
                 f"logdir {str(sweep.logdir)!r} holds other files and no {NAME}; give an empty or a "
                 "new directory"
