@@ -131,6 +131,27 @@ def ends(fake, *names, processes=2, look=lambda running: None):
     return found
 
 
+@pytest.mark.parametrize("running", [True, False])
+def test_what_a_queue_refuses_for_now_waits_and_stops_nobody(running, monkeypatch, capsys):
+    """Also where nothing runs any more, for a while; where nothing was taken at all it is said."""
+    monkeypatch.setattr(launch, "PAUSE", 0.0)
+    fake, refusals = Fake(a=[*[None] * 30, "ended"] if running else ["ended"], b=["ended"]), [5]
+    start = fake.start
+
+    def refusing(job):
+        if job.name == "b" and refusals[0]:
+            refusals[0] -= 1
+            raise launch.Refused("SLURM does not take the job: too many")
+        return start(job)
+
+    fake.start = refusing
+    assert ends(fake, "a", "b") == {"a": "ended", "b": "ended"} and fake.stopped == []
+    assert refusals == [0] and capsys.readouterr().err.count("SLURM does not take") == 1
+    refusals[0] = 10**6
+    with pytest.raises(UserError, match="does not take the job"):
+        ends(fake, "b")
+
+
 def test_a_job_that_is_lost_is_started_again_and_each_end_is_told_once():
     fake = Fake(a=[None, "stopped", None, "ended"], b=["failed"], c=[None] * 5 + ["elsewhere"])
     assert ends(fake, "a", "b", "c") == {"a": "ended", "b": "failed", "c": "elsewhere"}

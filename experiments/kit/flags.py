@@ -128,6 +128,8 @@ def parse(config: type[Config], values: flags.FlagValues = flags.FLAGS) -> Confi
             value = _integers(field.name, value)
         elif value is not None and kind == tuple[str, ...]:
             value = _texts(value)
+        elif isinstance(value, str) and value.startswith("~/"):  # as a shell leaves --logdir=~/x
+            value = os.path.expanduser(value)
         elif value is not None and typing.get_origin(kind) is Mapping:
             value = _arguments(field.name, value)
         fields[field.name] = value
@@ -298,11 +300,25 @@ def guard(main: Callable[[list[str]], int], argv: list[str]) -> int:
     except UserError as error:
         return _refused(error, in_flags(str(error)))
     except (RuntimeError, AssertionError) as error:
+        if words := out_of_memory(error):
+            return _refused(error, words)
         if _has_devices():
             raise
         named = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
         words = "JAX finds no device to compute on"
         return _refused(error, f"{words}; unset {named}, or name what is there: JAX_PLATFORMS=cpu")
+
+
+def out_of_memory(error: Exception) -> str | None:
+    """What to say of an error of JAX's, if it is that; None of any other."""
+    first = (str(error).splitlines() or [""])[0]
+    if not first.startswith("RESOURCE_EXHAUSTED"):
+        return None
+    what = first.partition(": ")[2].rstrip(".") or "out of memory"
+    return (
+        f"the device has no room: {what}; lower `batch_size`, `replay_capacity` or how many seeds "
+        "and settings are trained at once, or see who else computes there"
+    )
 
 
 def _has_devices() -> bool:

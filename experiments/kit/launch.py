@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from experiments.kit import signals
-from preqn_jax.options import option
+from preqn_jax.options import UserError, option
 from preqn_jax.training.lock import INHERITED, Busy, Lock
 
+PAUSE = 30.0  # seconds before what was refused is tried again
 LOOK = 2.0  # seconds between looks at how far commands are, and between requests to end
 TRIES = 10  # starts again of a job that was lost, as on a node that went down
 
@@ -76,13 +77,17 @@ End = Literal["ended", "failed", "stopped", "elsewhere", "unwanted"]
 Look = Callable[[Sequence[str], Sequence[tuple[str, End]]], Any]
 
 
+class Refused(UserError):
+    """A launcher does not take a job: for ever, or for now, as a queue that is full."""
+
+
 class Launcher(Protocol):
     """What starts jobs."""
 
     every: float  # seconds between questions whether jobs have ended
 
     def start(self, job: Job) -> Any:
-        """A handle, which is no string, or at once its end. Raises OSError, UserError."""
+        """A handle, which is no string, or at once its end. Raises OSError, UserError, Refused."""
         ...
 
     def end(self, job: Job, handle: Any) -> End | None:
@@ -99,7 +104,8 @@ def run(launcher: Launcher, jobs: Sequence[Job], processes: int, look: Look) -> 
     and nothing is started after them; so it is where something is raised here.
 
     `look(running, ended)` is called with names now and then, and with each end once. Raises OSError
-    where a lock or a log cannot be written, and what the launcher raises.
+    where a lock or a log cannot be written, and what the launcher raises; but once it has taken a
+    job, one that it refuses waits, and is asked for again as long as others run.
     """
     pool = _Pool(launcher, jobs, processes, look)
     with signals.handled(pool.ask):
@@ -120,6 +126,7 @@ class _Pool:
         self._waiting = collections.deque(jobs)
         self._running: dict[str, tuple[Job, Any]] = {}
         self._lost = collections.Counter[str]()
+        self._refused, self._refusals, self._taken = -math.inf, 0, False  # the last; in a row
         self._asked = False
         self._looked = -math.inf
 
@@ -136,10 +143,12 @@ class _Pool:
             if end is not None:
                 del self._running[name]
                 ended.extend(self._again(job) if end == "stopped" else [(name, end)])
-        while self._waiting and not self._asked and len(self._running) < self._processes:
+        while self._may_start():
             job = self._waiting.popleft()
-            handle = self._launcher.start(job)
-            if isinstance(handle, str):
+            handle = self._start(job)
+            if handle is None:
+                self._waiting.appendleft(job)
+            elif isinstance(handle, str):
                 ended.append((job.name, handle))  # pyright: ignore[reportArgumentType]
             else:
                 self._running[job.name] = job, handle
@@ -153,6 +162,25 @@ class _Pool:
                     self._launcher.stop(handle)
             self._look(list(self._running), ended)
         return bool(self._waiting or self._running)
+
+    def _may_start(self) -> bool:
+        free = self._waiting and not self._asked and len(self._running) < self._processes
+        return bool(free) and time.monotonic() - self._refused >= PAUSE
+
+    def _start(self, job: Job) -> Any:
+        """What the launcher's `start` returns; None where it takes no job for now."""
+        try:
+            handle = self._launcher.start(job)
+        except Refused as error:
+            self._refusals += 1
+            if not self._taken or (not self._running and self._refusals > TRIES):
+                raise
+            if self._refusals == 1:
+                print(f"{error}; it is asked again as long as others run", file=sys.stderr)
+            self._refused = time.monotonic()
+            return None
+        self._refusals, self._taken = 0, True
+        return handle
 
     def _again(self, job: Job) -> list[tuple[str, End]]:
         """What was stopped, and not by us, as on a node that is taken away, goes on elsewhere."""
@@ -247,5 +275,6 @@ def attend(job: Job, folder: str, here: Local | None = None) -> End:
 def note(job: Job, error: BaseException | str) -> None:
     """Adds to a job's log, in its last line, why it could not be attended to."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    with contextlib.suppress(OSError), job.log.open("a") as log:
-        log.write(f"error: {lines[-1] if lines else type(error).__name__}\n")
+    line = f"error: {lines[-1] if lines else type(error).__name__}\n"
+    with contextlib.suppress(OSError), job.log.open("ab") as log:
+        log.write(line.encode(errors="backslashreplace"))

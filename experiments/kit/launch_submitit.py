@@ -17,7 +17,7 @@ from submitit.core.utils import (  # pyright: ignore[reportMissingImports]
 )
 
 from experiments.kit import signals
-from experiments.kit.launch import End, Job, LaunchConfig, Local, attend, note
+from experiments.kit.launch import End, Job, LaunchConfig, Local, Refused, attend, note
 from preqn_jax.options import UserError, choose
 
 _FOR_EVER = 1_000_000  # ends of a time limit after which a run is queued again
@@ -72,7 +72,7 @@ class Submitit:
                 return self._executor.submit(Task(job, os.getcwd()))
         except FailedJobError as error:  # of sbatch
             reason = [*filter(None, str(error).splitlines()), "no reason given"]
-            raise UserError(
+            raise Refused(
                 f"SLURM does not take the job: {reason[0]}; see slurm_partition, slurm_minutes and "
                 "slurm_options"
             ) from error

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.kit import flags, signals, streams
+from experiments.kit import flags, output, signals, streams
 from experiments.kit.curves import plural
 from preqn_jax.envs import EnvError
 from preqn_jax.options import UserError, option
@@ -44,6 +45,8 @@ class Running:
 
     def __init__(self, watch: WatchConfig | None = None):
         self._watch = watch or WatchConfig()
+        if self._watch.profile:
+            output.check("profile", os.path.join(self._watch.profile, "trace"))
 
     def stop(self) -> None:
         """A first signal: end after the round at hand, with a checkpoint."""
@@ -88,6 +91,10 @@ class Running:
             return True
         except (Stopped, EnvError) as error:
             raise UserError(f"{error}; {self.kept()}") from error.__cause__
+        except jax.errors.JaxRuntimeError as error:
+            if (why := flags.out_of_memory(error)) is None:
+                raise
+            raise UserError(f"{why}; {self.kept()}") from error
 
 
 def _follow(
@@ -166,9 +173,12 @@ class Trace:
             tqdm.write(f"{words}were {self._rounds}", file=sys.stderr)
 
     def _stop(self) -> None:
-        jax.profiler.stop_trace()
         self._open, rounds = False, plural(self._rounds - self.FIRST, "round")
         words = f"trace of {rounds}: {self._folder} (tensorboard or ui.perfetto.dev)"
+        try:
+            jax.profiler.stop_trace()
+        except (RuntimeError, OSError) as error:  # as of a full disk: it is not what a run is for
+            words = f"no trace: {str(error).splitlines()[0]}"
         tqdm.write(words, file=sys.stderr)
 
 

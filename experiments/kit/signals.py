@@ -1,4 +1,6 @@
-"""SIGTERM, Ctrl-C and a closed terminal: the first asks a command to stop, the next ends it."""
+"""SIGTERM, Ctrl-C, a closed terminal, and what batch systems send before a time limit (SIGUSR1,
+SIGUSR2): the first asks a command to stop, the next ends it.
+"""
 
 import contextlib
 import multiprocessing
@@ -9,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 STOPPED = os.EX_TEMPFAIL  # the exit status, 75, of a command that stopped with work left to do
 _ECHO = 1.0  # seconds in which a second one is the same: terminals and batch systems send two
 

@@ -146,6 +146,7 @@ def _begin(logdir: Path, config: dict[str, Any]) -> None:
     path, begun = logdir / CONFIG, None
     if path.exists():
         begun = compare(path, config)
+        _check_ways(path)
         if (logdir / DONE).exists() and begun["num_steps"] < config["num_steps"]:
             _check_extension(logdir, begun)
         elif (logdir / DONE).exists():
@@ -355,6 +356,23 @@ def commit() -> str | None:
     return None
 
 
+def ways() -> dict[str, Any]:
+    """Of JAX, on which a run's numbers depend: those of another are other ones."""
+    names = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable")
+    return {name: getattr(jax.config, name) for name in names}
+
+
+def _check_ways(path: Path) -> None:
+    """Raises UserError where the run that config.json tells of was begun with others."""
+    begun = json.loads(path.read_text()).get("jax", {})
+    for name, now in ways().items():
+        if begun.get(name, now) != now:
+            raise UserError(
+                f"{path} says {name}={begun[name]}, but here it is {now}, so that the run would go "
+                f"on with other numbers: set {name.upper()}={begun[name]}, or give another `logdir`"
+            )
+
+
 def provenance() -> dict[str, Any]:
     """Command, versions, device and precision of this process."""
     device = jax.local_devices()[0]
@@ -367,8 +385,9 @@ def provenance() -> dict[str, Any]:
             "kind": device.device_kind,
             "count": jax.local_device_count(),
         },
+        "jax": ways(),
         "precision": {
-            "type": "float32",
+            "type": "float64" if jax.config.jax_enable_x64 else "float32",  # pyright: ignore
             "networks": getattr(jax.config, "jax_default_matmul_precision", None) or "default",
             "kernel": "highest",
         },

@@ -1,7 +1,10 @@
-"""Whether a run fits into memory, before any of it is allocated."""
+"""Whether a run fits into this machine, before any of it is allocated."""
 
+import contextlib
 import os
+import resource
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +17,7 @@ from preqn_jax.types import Spec
 # Of the replay, at the peak: 1.2 in training, and up to 1.5 at a checkpoint or on going on from one
 # (tests/peak.py).
 COPIES = 1.5
+_FILES, _OTHERS = 4, 128  # open: of each member (lock, records, board), and of the process
 _KERNEL = 4 * 4  # bytes of each of B x B numbers: a solve holds four of them at once
 
 
@@ -39,9 +43,10 @@ def needs(spec: Spec, config: LoopConfig, kernel: bool = True) -> dict[str, int]
 
 
 def check(spec: Spec, config: LoopConfig, described: dict[str, Any]) -> None:
-    """Raises UserError where replay, minibatches or kernel cannot fit this machine. `described` is
-    what `directory.describe` says of the run.
+    """Raises UserError where replay, minibatches or kernel cannot fit this machine, or its members'
+    files cannot be open at once. `described` is what `directory.describe` says of the run.
     """
+    _make_room_for_files(_FILES * len(config.seeds) + _OTHERS)
     kernel = described.get("critic_step") in ("preconditioned", "natural_gradient")
     there, where = _least(), "memory of its devices each"
     if there is None:
@@ -59,11 +64,38 @@ def check(spec: Spec, config: LoopConfig, described: dict[str, Any]) -> None:
         )
 
 
+def _make_room_for_files(needed: int) -> None:
+    """Lets this process open so many files, as far as the system does: a shell's limit is low.
+    Raises UserError where that is not enough.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise UserError(
+            f"this run would need some {needed} open files, but the system allows {hard} a process "
+            "(`ulimit -Hn`); train fewer `seeds` or settings at once"
+        )
+    with contextlib.suppress(OSError, ValueError):  # whoever has none to spare says so later
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
 def _least() -> int | None:
     """Bytes of the least device; None where devices do not say, and have those of the machine."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     return min((found["bytes_limit"] for found in stats if "bytes_limit" in found), default=None)
 
 
-def _machine() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _machine(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Of this machine, or what a batch system or a container leaves this process of it: the limits
+    of its control group and those around it (Linux, version 2).
+    """
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError, ValueError):
+        group = proc.read_text().partition("0::/")[2].splitlines()[:1]
+        path = root.joinpath(*group)
+        for folder in (path, *path.parents):
+            said = folder / "memory.max"
+            if said.is_file() and (limit := said.read_text().strip()) != "max":
+                limits.append(int(limit))
+    return min(limits)

@@ -129,8 +129,11 @@ class Session:
 
     @property
     def kept(self) -> list[int]:
-        """Steps of the checkpoints on disk."""
-        kept = [set(one.steps()) for one in self._folders]
+        """Steps of the checkpoints on disk; none where it cannot be read."""
+        try:
+            kept = [set(one.steps()) for one in self._folders]
+        except OSError:
+            return []
         return sorted(set.intersection(*kept)) if kept else []
 
     def __enter__(self) -> "Session":

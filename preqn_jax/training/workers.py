@@ -27,20 +27,15 @@ import numpy as np
 from preqn_jax import envs
 from preqn_jax.envs import EnvError
 from preqn_jax.options import UserError
-from preqn_jax.training import watch
+from preqn_jax.training import directory, watch
 from preqn_jax.training.config import named
 from preqn_jax.training.errors import Stopped
 from preqn_jax.training.local import Local, Recipe
 
-# Of JAX, on which numbers depend: a worker's are those of the process that started it.
-_WAYS = (
-    "jax_enable_x64",
-    "jax_default_prng_impl",
-    "jax_threefry_partitionable",
-    "jax_default_matmul_precision",
-)
 _PATIENCE = 60  # seconds for a worker that is idle to end by itself
-_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+_PRECISION = "jax_default_matmul_precision"
+# SIGUSR1 asks a worker where it stands.
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2}
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
@@ -70,7 +65,8 @@ class Workers:
         """Raises UserError for a recipe that does not pickle. What a worker's environments raise as
         they are made, the first call raises.
         """
-        ways = {name: getattr(jax.config, name) for name in _WAYS}
+        # A worker's are those of the process that started it.
+        ways = directory.ways() | {_PRECISION: getattr(jax.config, _PRECISION)}
         with _pickling():
             packed = pickle.dumps((ways, recipe))
         context = multiprocessing.get_context("spawn")  # a fork of JAX's threads would hang
@@ -219,8 +215,8 @@ def _pickling() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """Processes started in here never see Ctrl-C, or a SIGTERM or SIGHUP to the group: the last
-    checkpoint still needs their states.
+    """Processes started in here never see Ctrl-C, or a SIGTERM, SIGHUP or SIGUSR2 to the group: the
+    last checkpoint still needs their states.
     """
     resource_tracker.ensure_running()  # starting it lets the signals through again
     old = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)

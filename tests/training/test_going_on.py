@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from commands import CHEAP, SMALL, call, finished, records, start
@@ -366,3 +367,20 @@ def test_numbers_of_numpy_are_numbers():
     assert [progress.step for progress in run][-1] == 100
     config = directory.read_config(Path("x/config.json"))
     assert config["seeds"] == [0, 1] and config["critic_learning_rate"] == 0.25
+
+
+@pytest.mark.parametrize("name", ["jax_enable_x64", "jax_threefry_partitionable"])
+def test_a_run_that_jax_would_go_on_with_by_other_numbers_is_refused(name, capsys):
+    assert call("--env=probe/delay", *CHEAP, "--logdir=x", "--num_steps=400") == 0
+    kept, begun = Path("x/config.json").read_bytes(), getattr(jax.config, name)
+    capsys.readouterr()
+    jax.config.update(name, not begun)
+    try:
+        assert call("--env=probe/delay", *CHEAP, "--logdir=x") == 1
+    finally:
+        jax.config.update(name, begun)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"says {name}={begun}, but here it is {not begun}" in line
+    assert f"set {name.upper()}={begun}, or" in line and Path("x/DONE").exists()
+    assert Path("x/config.json").read_bytes() == kept
+    assert call("--env=probe/delay", *CHEAP, "--logdir=x") == 0

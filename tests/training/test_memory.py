@@ -62,3 +62,32 @@ def test_a_device_needs_room_for_its_share_of_the_members(seeds, devices, share,
     limit = needs - 1
     with pytest.raises(UserError, match="of memory of its devices each at its peak"):
         memory.check(SPEC, config, {"critic_step": "preconditioned"})
+
+
+def test_the_memory_of_a_batch_job_or_a_container_is_that_of_its_groups(tmp_path):
+    proc, root = tmp_path / "cgroup", tmp_path / "fs"
+    (root / "slurm" / "job_1" / "step").mkdir(parents=True)
+    proc.write_text("1:net:/x\n0::/slurm/job_1/step\n")
+    whole = memory._machine(proc, root)
+    assert whole == memory._machine(tmp_path / "none", root) > 2**28
+    (root / "slurm" / "job_1" / "step" / "memory.max").write_text("max\n")
+    (root / "slurm" / "job_1" / "memory.max").write_text("12345678\n")
+    assert memory._machine(proc, root) == 12345678
+    (root / "slurm" / "memory.max").write_text("what\n")
+    assert memory._machine(proc, root) == 12345678
+
+
+def test_members_may_have_more_files_open_than_a_shell_allows_at_first(monkeypatch):
+    limits: list[tuple[int, int]] = []
+    now: list[tuple[int, int]] = [(256, 4096)]
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda _: now[0])
+    monkeypatch.setattr(memory.resource, "setrlimit", lambda _, pair: limits.append(pair))
+    config = LoopConfig(seeds=tuple(range(300)), num_steps=500, **STARTS)
+    memory.check(SPEC, config, {})
+    assert limits == [(4 * 300 + 128, 4096)]
+    now[0] = (256, 1024)
+    with pytest.raises(UserError, match="1328 open files, but the system allows 1024 a process"):
+        memory.check(SPEC, config, {})
+    now[0] = memory.resource.RLIM_INFINITY, memory.resource.RLIM_INFINITY
+    memory.check(SPEC, config, {})
+    assert len(limits) == 1

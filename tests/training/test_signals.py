@@ -50,7 +50,7 @@ def ended(monkeypatch):
     return statuses, done
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", signals._SIGNALS)
 def test_the_first_signal_asks_and_the_next_ends(number, ended, monkeypatch):
     monkeypatch.setattr(signals, "_ECHO", 0.0)
     before, (statuses, done) = (lambda *_: None), ended
@@ -222,11 +222,15 @@ def test_a_signal_as_a_run_starts_leaves_nothing_behind(tmp_path, number, delay)
 
 
 @pytest.mark.slow
-def test_sighup_writes_a_checkpoint_and_the_run_goes_on_bit_for_bit(tmp_path):
-    args = ["--env=Hopper-v5", "--algorithm=td3", *SMALL, "--num_steps=4000"]
+@proc
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2])
+def test_other_signals_write_a_checkpoint_and_the_run_goes_on_bit_for_bit(number, tmp_path):
+    """Batch systems send theirs to every process."""
+    args = ["--env=Hopper-v5", "--algorithm=td3", *SMALL, "--num_steps=4000", "--workers=1"]
     process = start(f"--logdir={tmp_path / 'x'}", *args)
     wait_for((tmp_path / "x" / "checkpoints" / "200").exists, process)
-    process.send_signal(signal.SIGHUP)
+    for pid in (process.pid, *children(process.pid)):
+        os.kill(pid, number)
     code, _, err = finished(process)
     assert code == 75 and "stopped at step" in err
     for name in ("x", "y"):

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 from commands import CHEAP, ROOT, SMALL, call, finished, records, start
 
-from experiments.kit import running
+from experiments.kit import flags, running
+from preqn_jax.options import UserError
+from preqn_jax.training import directory
+from preqn_jax.training import run as training
 from preqn_jax.training.record import read
 
 RUN = ["--env=Pendulum-v1", "--seeds=0,3", *SMALL]
@@ -254,3 +257,57 @@ def test_a_trace_ends_with_its_run_and_says_what_it_holds(
     assert made == asked and words in capsys.readouterr().err
     running.Trace("").close()
     assert capsys.readouterr().err == ""
+
+
+def test_a_trace_that_cannot_be_written_ends_no_run(monkeypatch, capsys):
+    def full():
+        raise RuntimeError("NOT_FOUND: there; No such file or directory\n")
+
+    monkeypatch.setattr(running.jax.profiler, "start_trace", lambda folder: None)
+    monkeypatch.setattr(running.jax.profiler, "stop_trace", full)
+    trace = running.Trace("there")
+    for _ in range(9):
+        trace.round(True)
+    trace.close()
+    assert capsys.readouterr().err.splitlines() == [
+        "no trace: NOT_FOUND: there; No such file or directory"
+    ]
+    Path("file").write_text("")
+    with pytest.raises(UserError, match="cannot write 'file/trace': 'file' is no folder|/file' is"):
+        running.Running(running.WatchConfig(profile="file"))
+
+
+def test_a_device_without_room_is_a_sentence_with_the_checkpoint(monkeypatch, capsys):
+    def follow(*_):
+        raise running.jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8589934592 bytes.\nmore"
+        )
+
+    monkeypatch.setattr(running, "_follow", follow)
+    assert call("--env=probe/delay", *CHEAP, "--logdir=x") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no room: Out of memory while trying to allocate 8589934592 bytes; lower --batch" in line
+    assert line.endswith("there was no checkpoint yet")
+    monkeypatch.undo()
+    assert flags.guard(follow, []) == 1 and "error: the device has no" in capsys.readouterr().err
+
+
+def test_a_home_folder_is_meant_where_a_shell_leaves_its_sign(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    run, *_ = flags.read(["--logdir=~/x"], *training.CONFIGS)
+    assert run.logdir == "/home/me/x"
+
+
+def test_steps_of_checkpoints_that_cannot_be_read_are_none(monkeypatch):
+    assert call("--env=probe/delay", *CHEAP, "--logdir=x") == 0
+    plan = training.plan(
+        *flags.read(["--env=probe/delay", *CHEAP, "--logdir=x"], *training.CONFIGS)
+    )
+    with training.Session(plan) as session:
+        assert session.kept
+        monkeypatch.setattr(directory, "steps", lambda _: _no_more_files())
+        assert session.kept == []
+
+
+def _no_more_files():
+    raise OSError(24, "Too many open files")
