@@ -242,8 +242,8 @@ def test_what_the_page_on_rivals_says_is_what_its_reports_give():
 @pytest.mark.parametrize(
     ("root", "count", "plain"),
     [
-        ("scale", 5, "interquartile means are {:.2f}, {:.2f} and {:.2f} (1: TD3"),
-        ("scale_300k", 3, "of these three at 300,000 {:.2f}, {:.2f} and {:.2f}."),
+        ("scale", 5, "all five at 115,000 {:.2f}, {:.2f} and {:.2f}."),
+        ("scale_300k", 3, "over these three are {:.2f}, {:.2f} and {:.2f} (1: TD3"),
     ],
 )
 def test_environments_together_are_those_of_the_report(root, count, plain):
