@@ -3,11 +3,11 @@
     python -m experiments.precision --json=precision.json
 
 A GPU of the last years multiplies float32 matrices in TF32 unless it is told otherwise, a TPU in
-bfloat16, each by `jax_default_matmul_precision`. The products that K is made of are never left to
-that (`preqn_jax.ntk`), but what goes into them is: the layers' inputs and the gradients at their
-outputs. A row for each precision has the largest error of Q and of K, relative to the largest
-entry, against float64 on the CPU, and the alignment of the update: as the step reports it, and as
-float64 finds it from the parameters before and after.
+bfloat16, each by `jax_default_matmul_precision`. A critic's products are never left to that, but
+those of a policy's network are. A row for each precision has the largest error of a network whose
+products are left to it, and of Q and K, relative to the largest entry, against float64 on the CPU;
+and the alignment of the update: as the step reports it, and as float64 finds it from the parameters
+before and after. Rows may differ in the first error alone.
 """
 
 import dataclasses
@@ -45,9 +45,9 @@ def run(config: PrecisionConfig) -> int:
     output.check("json", config.json)
     rows = measure(config)
     print(f"B={config.batch_size}, {config.activation}; {provenance.machine()}")
-    print("precision       error of Q  error of K  alignment  in float64")
+    print("precision      left to it  error of Q  error of K  alignment  in float64")
     for row in rows:
-        errors = f"{row['q_error']:11.2g} {row['k_error']:11.2g}"
+        errors = " ".join(f"{row[name]:11.2g}" for name in ("left_error", "q_error", "k_error"))
         print(
             f"{row['precision']:14} {errors} {row['alignment']:10.5f} {row['alignment_64']:11.5f}"
         )
@@ -66,6 +66,7 @@ def measure(config: PrecisionConfig) -> list[dict[str, Any]]:
     rows = []
     for precision in PRECISIONS:
         with jax.default_matmul_precision(precision):
+            left = jax.jit(jax.vmap(critic.apply, in_axes=(None, 0, 0)))(params, *inputs)
             lin = jax.jit(lambda p: linearize(critic.apply, p, inputs)[:2])(params)
             update = jax.jit(step.update)
             moved, _, info = update(params, step.init(params), inputs, jnp.asarray(targets))
@@ -73,6 +74,7 @@ def measure(config: PrecisionConfig) -> list[dict[str, Any]]:
         rows.append(
             {
                 "precision": precision,
+                "left_error": _error(left, values),
                 "q_error": _error(lin[0], values),
                 "k_error": _error(lin[1], gram),
                 "alignment": float(info.metrics["critic/alignment"]),

@@ -89,10 +89,14 @@ def main(argv: list[str]) -> int:
         processes.meet(together, lambda: sweeps.open_(sweep))
         if not processes.first():
             sweeps.open_(sweep, write=False)
-        if not _train(sweep, sweep.programs):
+        running = Running(flags.parse(WatchConfig))
+        with signals.heard(running.stop, running.cut_off):
+            whole = _train(sweep, sweep.programs, running)
+            if whole and processes.first():
+                left, asked = (lambda: _left(sweep)), (lambda: running.stopping)
+                status = int(not processes.wait(together, sweep.logdir, left, asked))
+        if not whole or running.stopping:
             return signals.STOPPED
-        if processes.first() and not processes.wait(together, sweep.logdir, lambda: _left(sweep)):
-            status = 1
     diverged = processes.first() and sweep_report.report(sweep)
     return int(bool(status or diverged))
 
@@ -110,7 +114,10 @@ def _train_one(sweep: sweeps.Sweep, index: int) -> int:
     sweeps.open_(sweep, write=False)
     lock = Lock(launch_sweep.runs_of(sweep)[index].folder).sign()
     try:
-        return 0 if _train(sweep, [sweep.programs[index]]) else signals.STOPPED
+        running = Running(flags.parse(WatchConfig))
+        with signals.heard(running.stop, running.cut_off):
+            whole = _train(sweep, [sweep.programs[index]], running)
+        return 0 if whole else signals.STOPPED
     finally:
         lock.release()
 
@@ -119,7 +126,7 @@ def _left(sweep: sweeps.Sweep) -> bool:
     return any(sweeps.sessions(sweep, program) for program in sweep.programs)
 
 
-def _train(sweep: sweeps.Sweep, programs: Sequence[sweeps.Program]) -> bool:
+def _train(sweep: sweeps.Sweep, programs: Sequence[sweeps.Program], running: Running) -> bool:
     """Whatever is left to do. Returns False where it was stopped."""
     seeds, counts = len(sweep.loop.seeds), [len(program.members) for program in programs]
     members = sum(counts)
@@ -132,17 +139,15 @@ def _train(sweep: sweeps.Sweep, programs: Sequence[sweeps.Program]) -> bool:
     if jax.process_count() > 1:
         words.append(f"of process {jax.process_index() + 1} of {jax.process_count()}")
     print(f"{' '.join(words)}: {sweep.logdir}", file=sys.stderr)
-    running = Running(flags.parse(WatchConfig))
-    with signals.heard(running.stop, running.cut_off):
-        for program in programs:
-            title = ", ".join(filter(None, (program.run.env, program.name)))
-            mine = processes.share(len(program.members))
-            for plan in sweeps.sessions(sweep, program, mine):
-                if running.stopping:
+    for program in programs:
+        title = ", ".join(filter(None, (program.run.env, program.name)))
+        mine = processes.share(len(program.members))
+        for plan in sweeps.sessions(sweep, program, mine):
+            if running.stopping:
+                return False
+            with training.Session(plan, running.hung) as session:
+                if not running.follow(session, title):
                     return False
-                with training.Session(plan, running.hung) as session:
-                    if not running.follow(session, title):
-                        return False
     return True
 
 

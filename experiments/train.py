@@ -8,8 +8,9 @@ there, and ends as if it had never been stopped. With a larger --num_steps it go
 finished or not, and ends as if it had been given that number at the start. With more --seeds on a
 finished run, those that are new are trained in its folder added/, and join it.
 
-SIGTERM, SIGHUP and Ctrl-C end the run after the round at hand, with a checkpoint and exit status
-75; a second one, a second or more later, ends it at once, and leaves the checkpoint before.
+SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and Ctrl-C end the run after the round at hand, with a checkpoint
+and exit status 75; a second one, a second or more later, ends it at once, and leaves the checkpoint
+before.
 """
 
 from pathlib import Path

@@ -1,11 +1,12 @@
 """What every test shares."""
 
+import atexit
 import gc
 import importlib.metadata
 import os
+import shutil
 import signal
 import tempfile
-from pathlib import Path
 
 # Most of what a test costs is compiling: leave LLVM's optimiser out, and share what was compiled
 # among tests and processes. Before JAX starts, and for the commands that tests start.
@@ -14,11 +15,10 @@ _quick += " --xla_cpu_parallel_codegen_split_count=1"  # both cores have tests o
 if importlib.metadata.version("jaxlib") < "0.11":  # a third less; XLA stops at a flag it has not
     _quick += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", _quick)
-_cache = (
-    Path(tempfile.gettempdir())
-    / f"preqn_jax-tests-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
-)
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest-xdist's processes have it from the first
+    _cache = tempfile.mkdtemp(prefix="preqn_jax-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # Tracing and lowering are the other half: no stack of Python's frames in every operation's
 # location, and no search for garbage among millions of living objects at every 700 new ones.

@@ -25,6 +25,13 @@ from preqn_jax.types import Spec
 
 reacher = after_cases.reacher
 RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _draws_that_no_other_test_moves(monkeypatch):
+    monkeypatch.setitem(globals(), "RNG", np.random.default_rng(0))
+
+
 SPEC = Spec(3, 2, np.array([0.0, -3.0]), np.array([4.0, -1.0]))
 
 

@@ -131,25 +131,54 @@ def ends(fake, *names, processes=2, look=lambda running: None):
     return found
 
 
-@pytest.mark.parametrize("running", [True, False])
-def test_what_a_queue_refuses_for_now_waits_and_stops_nobody(running, monkeypatch, capsys):
-    """Also where nothing runs any more, for a while; where nothing was taken at all it is said."""
-    monkeypatch.setattr(launch, "PAUSE", 0.0)
-    fake, refusals = Fake(a=[*[None] * 30, "ended"] if running else ["ended"], b=["ended"]), [5]
-    start = fake.start
+class Full(Fake):
+    """Refuses a job so many times."""
 
-    def refusing(job):
-        if job.name == "b" and refusals[0]:
-            refusals[0] -= 1
+    def __init__(self, refusals, **ends):
+        super().__init__(**ends)
+        self.refusals = refusals
+
+    def start(self, job):
+        if job.name == "b" and self.refusals:
+            self.refusals -= 1
             raise launch.Refused("SLURM does not take the job: too many")
-        return start(job)
+        return super().start(job)
 
-    fake.start = refusing
-    assert ends(fake, "a", "b") == {"a": "ended", "b": "ended"} and fake.stopped == []
-    assert refusals == [0] and capsys.readouterr().err.count("SLURM does not take") == 1
-    refusals[0] = 10**6
+
+@pytest.mark.parametrize(
+    ("running", "refusals", "taken"), [(200, 50, True), (0, 10, True), (0, 11, False)]
+)
+def test_what_a_queue_refuses_for_now_waits_and_stops_nobody(
+    running, refusals, taken, monkeypatch, capsys
+):
+    """As long as another runs, and some times after that."""
+    monkeypatch.setattr(launch, "PAUSE", 0.0)
+    fake = Full(refusals, a=[*[None] * running, "ended"], b=["ended"])
+    if taken:
+        assert ends(fake, "a", "b") == {"a": "ended", "b": "ended"}
+    else:
+        with pytest.raises(UserError, match="does not take the job"):
+            ends(fake, "a", "b", processes=1)
+    assert fake.refusals == 0 and fake.stopped == []
+    assert capsys.readouterr().err.count("SLURM does not take") == 1
+
+
+def test_a_queue_that_takes_nothing_is_said_at_once():
     with pytest.raises(UserError, match="does not take the job"):
-        ends(fake, "b")
+        ends(Full(1, b=["ended"]), "b")
+
+
+def test_whoever_attends_to_a_job_leaves_signals_to_those_that_mean_something_by_them(monkeypatch):
+    """As submitit, which puts a job back into the queue at SIGUSR2."""
+    heard, (job,) = [], jobs("a")
+    job.folder.mkdir()
+    before = signal.signal(signal.SIGUSR2, lambda *_: heard.append(1))
+    script = "import os, signal; os.kill(os.getppid(), signal.SIGUSR2)"
+    try:
+        job = job._replace(command=[sys.executable, "-c", script])
+        assert launch.attend(job, os.getcwd(), launch.Local()) == "ended" and heard == [1]
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 def test_a_job_that_is_lost_is_started_again_and_each_end_is_told_once():
@@ -213,8 +242,8 @@ launch.attend(job, ".")
     (pid,) = children(attendant)
     assert not free(Path("a"))
     attendant.kill(), attendant.wait()
-    until(lambda: free(Path("a")), 10)
-    until(lambda: not Path(f"/proc/{pid}").exists(), 10)
+    until(lambda: free(Path("a")))
+    until(lambda: not Path(f"/proc/{pid}").exists())
 
 
 # --- with experiments.train itself ----------------------------------------------------------------

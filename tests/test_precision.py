@@ -21,7 +21,8 @@ def test_errors_are_those_of_float32_where_products_have_no_less(capsys):
     rows = json.loads(Path("p.json").read_text())["rows"]
     assert [row["precision"] for row in rows] == list(precision.PRECISIONS)
     for row in rows:  # a CPU has one precision
-        assert 0 < row["q_error"] < 1e-5 and 0 < row["k_error"] < 1e-5
+        assert 0 < row["left_error"] < 1e-5 and 0 < row["q_error"] < 1e-5
+        assert 0 < row["k_error"] < 1e-5
         assert row["alignment"] == pytest.approx(row["alignment_64"], abs=1e-5)
     assert len(capsys.readouterr().out.splitlines()) == 2 + len(rows)
 

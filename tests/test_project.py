@@ -61,6 +61,7 @@ ROOMS = {
         "actions",
         "replay",
         "problems",
+        "batching",
         "envs",
         "networks",
         "agents",
@@ -75,6 +76,7 @@ def imported(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path} has a relative import"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
@@ -168,6 +170,30 @@ def test_products_of_a_step_are_pinned_to_full_precision(make, precision):
         text = jax.jit(step.update).lower(params, memory, (shape(3), shape(2)), shape()).as_text()
     products = [line for line in text.splitlines() if "dot_general" in line]
     assert len(products) >= 6 and all("HIGHEST" in line for line in products)
+
+
+CHOICES = Spec(3, 1, np.zeros(1), np.full(1, 3.0), num_actions=4)
+
+
+@pytest.mark.parametrize("name", ["crossq", "dqn", "preqn_discrete"])
+def test_products_of_other_critics_are_too(name):
+    """Whose passes are their own: CrossQ's over both batches at once, and the choice of an action.
+    A policy's products, which are left to the device, lead to a mean and its spread.
+    """
+    spec = Spec(3, 2, -np.ones(2), np.ones(2)) if name == "crossq" else CHOICES
+    config = agents.AgentConfig(name, None, (8, 8), (12, 12))
+    agent = agents.make(config, spec)
+    shape = lambda *s: jax.ShapeDtypeStruct((16, *s), jnp.float32)
+    batch = Transition(shape(3), shape(spec.action_size), shape(), shape(), shape(3))
+    key, count = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
+    state = jax.eval_shape(agent.init, key)
+    texts = [jax.jit(agent.update).lower(state, batch, key, count).as_text()]
+    if name != "crossq":
+        acting = jax.eval_shape(agent.policy, state)
+        texts.append(jax.jit(agent.act).lower(acting, jax.ShapeDtypeStruct((3,), "f4")).as_text())
+    lines = [line for text in texts for line in text.splitlines() if "dot_general" in line]
+    critics = [line for line in lines if "x12xf32>" in line] if name == "crossq" else lines
+    assert len(critics) >= 6 and all("HIGHEST" in line for line in critics)
 
 
 NOTEBOOKS = sorted((ROOT / "experiments" / "notebooks").glob("*.ipynb"))

@@ -8,6 +8,7 @@ import socket
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import commands
 import matplotlib.pyplot as plt
@@ -86,11 +87,12 @@ def test_a_sweep_killed_again_and_again_ends_bit_for_bit(whole, tmp_path):
     """By SIGKILL, at five moments."""
     kills = 0
     while kills < 5:
+        before = {*tmp_path.glob("s/*/checkpoints/[0-9]*")}
         made = start(*SMALL, f"--logdir={tmp_path}/s")
-        there = set()
+        there: set[Path] = set()
         while made.poll() is None and len(there) < 3:  # a checkpoint further in some folders
             time.sleep(0.05)
-            there |= {*tmp_path.glob("s/*/checkpoints/[0-9]*")} - there
+            there |= {*tmp_path.glob("s/*/checkpoints/[0-9]*")} - before
         if made.poll() is not None:
             break
         made.send_signal(signal.SIGKILL)
@@ -260,6 +262,32 @@ def test_a_report_on_no_sweep_is_one_sentence():
 def test_processes_that_cannot_meet_are_one_sentence(given, sentence):
     with pytest.raises(UserError, match=sentence):
         processes.meet(processes.ProcessesConfig(**given), lambda: None)
+
+
+def test_the_first_waits_as_long_as_others_record_and_no_longer(monkeypatch, capsys):
+    """Nine looks at which something was recorded, and then none."""
+    now, looks, folder = [0.0], [], Path("s/seed=0")
+    folder.mkdir(parents=True)
+    wind = lambda seconds: now.__setitem__(0, now[0] + seconds)
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=wind)
+    monkeypatch.setattr(processes, "time", clock)
+    config = processes.ProcessesConfig(patience=5.0)
+
+    def left():
+        looks.append(now[0])
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write("x" * (len(looks) < 10))
+        if len(looks) == 3:
+            raise OSError(116, "Stale file handle")
+        return True
+
+    wait = lambda left, asked: processes.wait(config, Path("s"), left, asked)
+    assert wait(left, lambda: False) and not looks  # it is alone
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
+    assert not wait(left, lambda: False) and 10 < len(looks) < 15
+    assert "others recorded nothing in 5 s" in capsys.readouterr().err
+    assert wait(lambda: False, lambda: False) and wait(left, lambda: True)
+    assert capsys.readouterr().err == ""
 
 
 def row(setting, run):

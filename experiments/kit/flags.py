@@ -301,7 +301,7 @@ def guard(main: Callable[[list[str]], int], argv: list[str]) -> int:
         return _refused(error, in_flags(str(error)))
     except (RuntimeError, AssertionError) as error:
         if words := out_of_memory(error):
-            return _refused(error, words)
+            return _refused(error, in_flags(words))
         if _has_devices():
             raise
         named = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"

@@ -100,12 +100,12 @@ class Launcher(Protocol):
 
 
 def run(launcher: Launcher, jobs: Sequence[Job], processes: int, look: Look) -> None:
-    """Runs all `jobs`, `processes` at a time, and waits. Ctrl-C, SIGTERM and SIGHUP are passed on,
-    and nothing is started after them; so it is where something is raised here.
+    """Runs all `jobs`, `processes` at a time, and waits. Signals that ask to end are passed on, and
+    nothing is started after them; so it is where something is raised here.
 
     `look(running, ended)` is called with names now and then, and with each end once. Raises OSError
     where a lock or a log cannot be written, and what the launcher raises; but once it has taken a
-    job, one that it refuses waits, and is asked for again as long as others run.
+    job, one that it refuses waits, and is asked for again as long as others run, and `TRIES` times.
     """
     pool = _Pool(launcher, jobs, processes, look)
     with signals.handled(pool.ask):
@@ -126,7 +126,8 @@ class _Pool:
         self._waiting = collections.deque(jobs)
         self._running: dict[str, tuple[Job, Any]] = {}
         self._lost = collections.Counter[str]()
-        self._refused, self._refusals, self._taken = -math.inf, 0, False  # the last; in a row
+        self._refused, self._taken = -math.inf, False  # when one was last; whether any was not
+        self._refusals = 0  # in a row, while nothing runs
         self._asked = False
         self._looked = -math.inf
 
@@ -148,7 +149,8 @@ class _Pool:
             handle = self._start(job)
             if handle is None:
                 self._waiting.appendleft(job)
-            elif isinstance(handle, str):
+                break
+            if isinstance(handle, str):
                 ended.append((job.name, handle))  # pyright: ignore[reportArgumentType]
             else:
                 self._running[job.name] = job, handle
@@ -172,11 +174,12 @@ class _Pool:
         try:
             handle = self._launcher.start(job)
         except Refused as error:
-            self._refusals += 1
-            if not self._taken or (not self._running and self._refusals > TRIES):
+            self._refusals = 0 if self._running else self._refusals + 1
+            if not self._taken or self._refusals > TRIES:
                 raise
-            if self._refusals == 1:
-                print(f"{error}; it is asked again as long as others run", file=sys.stderr)
+            if self._refused == -math.inf:
+                words = f"as long as others run, and {TRIES} times after that"
+                print(f"{error}; it is asked again {words}", file=sys.stderr)
             self._refused = time.monotonic()
             return None
         self._refusals, self._taken = 0, True

@@ -32,10 +32,10 @@ class ProcessesConfig:
     )
     num_processes: int | None = option(None, "how many processes there are", at_least=1)
     process_id: int | None = option(None, "which of them this is, from 0", at_least=0)
-    timeout: float = option(
-        300.0,
-        "seconds in which all processes must have started, and for which the first waits at the "
-        "end while none of the others records anything",
+    timeout: float = option(300.0, "seconds in which all processes must have started", above=0)
+    patience: float = option(
+        3600.0,
+        "seconds for which the first process waits at the end while no other records anything",
         above=0,
     )
 
@@ -80,11 +80,15 @@ def meet(config: ProcessesConfig, begin: Callable[[], object]) -> None:
             reason = str(error).splitlines()[0][:200]
             raise UserError(f"the processes cannot meet {where}: {reason}; {mend}") from error
         jax.devices()  # of which each keeps how many processes there are, and which it is
+    words = f"{'another' if first() else 'the first'} process did not begin in time; {mend}"
     try:
         if first():
             begin()
+    except UserError as error:
+        words = str(error)
+        raise
     finally:
-        with _ends_after(config.timeout, f"error: the first process did not begin in time; {mend}"):
+        with _ends_after(config.timeout, f"error: {words}"):
             jax.distributed.shutdown()  # waits for all
 
 
@@ -126,22 +130,25 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
-def wait(config: ProcessesConfig, logdir: Path, left: Callable[[], bool]) -> bool:
-    """In the first process, until nothing is `left` to do in `logdir`, whose records grow
-    meanwhile. Returns False where they have not for `timeout` seconds, and it is told.
+def wait(
+    config: ProcessesConfig, logdir: Path, left: Callable[[], bool], asked: Callable[[], bool]
+) -> bool:
+    """In the first process, until nothing is `left` to do in `logdir`, or it is `asked` to end.
+    Returns False where the others' records have not grown for `patience` seconds, and says so.
     """
     if jax.process_count() == 1:
         return True
     seen, since = None, time.monotonic()
-    while left():
-        now = {path: path.stat().st_size for path in logdir.glob("*/metrics.jsonl")}
-        if now != seen:
-            seen, since = now, time.monotonic()
-        elif time.monotonic() - since > config.timeout:
-            print(
-                f"others recorded nothing in {config.timeout:g} s: the report is of what is there",
-                file=sys.stderr,
-            )
+    while not asked():
+        with contextlib.suppress(OSError):  # a file that another replaces, over a network
+            if not left():
+                break
+            now = {path: path.stat().st_size for path in logdir.glob("*/metrics.jsonl")}
+            if now != seen:
+                seen, since = now, time.monotonic()
+        if time.monotonic() - since > config.patience:
+            words = f"others recorded nothing in {config.patience:g} s"
+            print(f"{words}: the report is of what is there", file=sys.stderr)
             return False
         time.sleep(_LOOK)
     return True

@@ -60,7 +60,10 @@ class Running:
 
     def kept(self) -> str:
         """Which checkpoint there is, in words."""
-        steps = self.session.kept if self.session is not None else []
+        try:
+            steps = self.session.kept if self.session is not None else []
+        except OSError as error:
+            return f"which checkpoints there are cannot be read ({error.strerror})"
         if self.session is None or not steps:
             return "there was no checkpoint yet"
         return f"the checkpoint of step {steps[-1]} is kept in {self.session.where}"

@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_OF_USERS = (signal.SIGUSR1, signal.SIGUSR2)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *_OF_USERS)
 STOPPED = os.EX_TEMPFAIL  # the exit status, 75, of a command that stopped with work left to do
 _ECHO = 1.0  # seconds in which a second one is the same: terminals and batch systems send two
 
@@ -19,10 +20,14 @@ _ECHO = 1.0  # seconds in which a second one is the same: terminals and batch sy
 @contextlib.contextmanager
 def handled(handler: Any, *numbers: int) -> Iterator[None]:
     """Inside, signals (those that ask to end, unless told) have this handler; but one that is
-    ignored, as by nohup, stays so.
+    ignored, as by nohup, stays so, and SIGUSR1 and 2 where they mean something to somebody, as to
+    submitit, which puts its job back into the queue.
     """
     old = {s: signal.getsignal(s) for s in numbers or _SIGNALS}
     old = {s: former for s, former in old.items() if former is not signal.SIG_IGN}
+    if not numbers:
+        taken = {s for s in _OF_USERS if s in old and old[s] is not signal.SIG_DFL}
+        old = {s: former for s, former in old.items() if s not in taken}
     for s in old:
         signal.signal(s, handler)
     try:

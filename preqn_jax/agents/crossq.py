@@ -11,6 +11,7 @@ import optax
 
 from preqn_jax import measures, networks, steps
 from preqn_jax.agents.critic import Critic, CriticState, Upcoming, Update, critic
+from preqn_jax.batching import full_precision
 from preqn_jax.types import Array, Params, Transition, wide
 
 Aux = tuple[Array, Array, Params]
@@ -49,8 +50,12 @@ def crossq(
     """
     if getattr(network, "norm", "batch") != "batch":
         raise ValueError(f"network has the norm {network.norm!r}, expected 'batch'")  # pyright: ignore
-    together = jax.vmap(networks.training(network), in_axes=(0, None, None))
+    every = jax.vmap(networks.training(network), in_axes=(0, None, None))
     descend = jax.vmap(optimizer.update)
+
+    def together(params: Params, obs: Array, action: Array) -> Any:
+        with full_precision():
+            return every(params, obs, action)
 
     def update(
         state: CriticState, batch: Transition, upcoming: Upcoming, discount: Any

@@ -17,6 +17,7 @@ import optax
 from preqn_jax import actions
 from preqn_jax.agents.base import Agent, Inspection
 from preqn_jax.agents.critic import Critic, Upcoming, Update, Values
+from preqn_jax.batching import full_precision
 from preqn_jax.options import require
 from preqn_jax.types import Array, Key, Metrics, Params, QFunction, Spec, Transition
 
@@ -164,7 +165,8 @@ def _acts(q: QFunction, choices: Any) -> tuple[Callable[..., Array], Callable[..
     """`Agent.act` and `Agent.explore`, among numbers `[A]`."""
 
     def act(params: Greedy, obs: Array) -> Array:
-        value = jax.vmap(lambda choice: q(params.params, obs, choice[None]))(choices)
+        with full_precision():
+            value = jax.vmap(lambda choice: q(params.params, obs, choice[None]))(choices)
         return jnp.asarray(choices)[jnp.argmax(value)][None]
 
     def explore(params: Greedy, obs: Array, key: Key) -> Array:

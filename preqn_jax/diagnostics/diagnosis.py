@@ -198,7 +198,7 @@ def _measure(q: QFunction, case: Case) -> tuple[dict[str, Array], Array, dict[st
         ),
         "soft_divergence": _soft_divergence(lin.values, bound, ahead * bonus, gamma),
         "interference": measures.interference(lin.gram, delta),
-        "extrapolation": _ratio(_mean(there.values - jnp.mean(lin.values), goes), spread),
+        "extrapolation": _ratio(_mean(there.values - lin.values, goes), spread),
         "saturation": jnp.mean(jnp.abs(case.next_action) > _BOUND),
         "scale": jnp.where(diagonal > 0, diagonal, 1),
         **_of_kernel(lin.gram, alpha, gamma),

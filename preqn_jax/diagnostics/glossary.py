@@ -120,7 +120,7 @@ GLOSSARY: dict[str, Entry] = {
         _PRECONDITION,
     ),
     "extrapolation": Entry(
-        "(mean Q(X*) - mean Q(X)) / std Q(X), the former without terminals",
+        "mean (Q(X*) - Q(X)) / std Q(X), the mean without terminals",
         "section 3.2, failure mode 4; Fujimoto et al. 2018",
         "above 1 what targets bootstrap from, (s', a'), is valued beyond the data's pairs",
         _DATA,

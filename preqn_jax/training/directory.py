@@ -146,7 +146,8 @@ def _begin(logdir: Path, config: dict[str, Any]) -> None:
     path, begun = logdir / CONFIG, None
     if path.exists():
         begun = compare(path, config)
-        _check_ways(path)
+        if begun["num_steps"] < config["num_steps"] or not (logdir / DONE).exists():
+            _check_ways(path)
         if (logdir / DONE).exists() and begun["num_steps"] < config["num_steps"]:
             _check_extension(logdir, begun)
         elif (logdir / DONE).exists():
@@ -388,7 +389,7 @@ def provenance() -> dict[str, Any]:
         "jax": ways(),
         "precision": {
             "type": "float64" if jax.config.jax_enable_x64 else "float32",  # pyright: ignore
-            "networks": getattr(jax.config, "jax_default_matmul_precision", None) or "default",
-            "kernel": "highest",
+            "policy": getattr(jax.config, "jax_default_matmul_precision", None) or "default",
+            "critic": "highest",
         },
     }

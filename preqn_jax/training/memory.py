@@ -17,7 +17,7 @@ from preqn_jax.types import Spec
 # Of the replay, at the peak: 1.2 in training, and up to 1.5 at a checkpoint or on going on from one
 # (tests/peak.py).
 COPIES = 1.5
-_FILES, _OTHERS = 4, 128  # open: of each member (lock, records, board), and of the process
+_FILES, _OTHERS = 4, 128  # open: of each run directory (lock, records, board), and others
 _KERNEL = 4 * 4  # bytes of each of B x B numbers: a solve holds four of them at once
 
 
@@ -43,10 +43,9 @@ def needs(spec: Spec, config: LoopConfig, kernel: bool = True) -> dict[str, int]
 
 
 def check(spec: Spec, config: LoopConfig, described: dict[str, Any]) -> None:
-    """Raises UserError where replay, minibatches or kernel cannot fit this machine, or its members'
-    files cannot be open at once. `described` is what `directory.describe` says of the run.
+    """Raises UserError where replay, minibatches or kernel cannot fit this machine. `described` is
+    what `directory.describe` says of the run.
     """
-    _make_room_for_files(_FILES * len(config.seeds) + _OTHERS)
     kernel = described.get("critic_step") in ("preconditioned", "natural_gradient")
     there, where = _least(), "memory of its devices each"
     if there is None:
@@ -64,10 +63,11 @@ def check(spec: Spec, config: LoopConfig, described: dict[str, Any]) -> None:
         )
 
 
-def _make_room_for_files(needed: int) -> None:
-    """Lets this process open so many files, as far as the system does: a shell's limit is low.
-    Raises UserError where that is not enough.
+def make_room_for_files(folders: int) -> None:
+    """Lets this process hold so many run directories, as far as the system does: how many files a
+    shell lets it open is low. Raises UserError where that is not enough.
     """
+    needed = _FILES * folders + _OTHERS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return

@@ -22,6 +22,7 @@ from preqn_jax.training.loop import Learner, keys, members
 from preqn_jax.training.rollout import Evaluation
 from preqn_jax.types import Array, Key, Params, Transition
 
+_EPS = float(np.finfo(np.float32).eps)  # of a minibatch of B, eps * B is the solvers' cut
 _BIAS_PAIRS = 256  # of an evaluation
 _HUGE = 1e9  # TD errors whose squares, and sums of them, lose the networks' own numbers
 _TAIL = 0.05  # the largest share of a return that may lie beyond the time limit
@@ -131,9 +132,10 @@ def make_exact(
         if described.get("critic_step") in ("preconditioned", "natural_gradient"):
             inverts = described["critic_step"] == "preconditioned" and described["solver"]
             damping = float(of(i, "damping")) if adapted is None else adapted
-            damping = 0.0 if inverts in ("eigh", "lstsq") else damping
+            if inverts in ("eigh", "lstsq"):
+                damping, rcond = 0.0, of(i, "rcond")
+                rcond = _EPS * described["batch_size"] if rcond is None else float(rcond)
             alpha = float(of(i, "critic_learning_rate"))
-            rcond = described.get("rcond")
         found = diagnostics.exact(
             agent.q,
             agent.critic(state),

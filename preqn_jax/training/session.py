@@ -105,7 +105,8 @@ class Session:
         self._folders: list[Folder] = []
         self._home: dict[int, Folder] = {}  # of every member, if any is kept
         with contextlib.ExitStack() as held:
-            for place in plan.homes():
+            memory.make_room_for_files(len(homes := plan.homes()))
+            for place in homes:
                 self._folders.append(Folder(place, plan.loop))
                 held.callback(self._folders[-1].close)
                 self._home.update(dict.fromkeys(place.members, self._folders[-1]))
@@ -129,20 +130,18 @@ class Session:
 
     @property
     def kept(self) -> list[int]:
-        """Steps of the checkpoints on disk; none where it cannot be read."""
-        try:
-            kept = [set(one.steps()) for one in self._folders]
-        except OSError:
-            return []
+        """Steps of the checkpoints on disk. Raises OSError."""
+        kept = [set(one.steps()) for one in self._folders]
         return sorted(set.intersection(*kept)) if kept else []
 
     def __enter__(self) -> "Session":
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, UserError) and self.kept:
-            # Below the traceback of a notebook; the binary says so itself.
-            error.add_note(f"the checkpoint of step {self.kept[-1]} is kept in {self.where}")
+        with contextlib.suppress(OSError):
+            if isinstance(error, UserError) and self.kept:
+                # Below the traceback of a notebook; the binary says so itself.
+                error.add_note(f"the checkpoint of step {self.kept[-1]} is kept in {self.where}")
         self._held.close()
 
     def begin(self) -> None:

@@ -34,8 +34,7 @@ from preqn_jax.training.local import Local, Recipe
 
 _PATIENCE = 60  # seconds for a worker that is idle to end by itself
 _PRECISION = "jax_default_matmul_precision"
-# SIGUSR1 asks a worker where it stands.
-_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2}
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
@@ -215,8 +214,8 @@ def _pickling() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """Processes started in here never see Ctrl-C, or a SIGTERM, SIGHUP or SIGUSR2 to the group: the
-    last checkpoint still needs their states.
+    """Processes started in here never see Ctrl-C, or what else asks a group to end: the last
+    checkpoint still needs their states.
     """
     resource_tracker.ensure_running()  # starting it lets the signals through again
     old = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -241,6 +240,7 @@ def _serve(
     _end_with_parent(bound)
     # Even of one that hangs in compiled code.
     faulthandler.register(signal.SIGUSR1, file=stack.fileno(), all_threads=False)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
     jax.config.update("jax_platforms", "cpu")  # accelerators belong to the learner
     jax.config.update(
         "jax_cpu_enable_async_dispatch", False

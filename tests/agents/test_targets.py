@@ -87,6 +87,17 @@ def test_smoothed_actions_stay_in_the_box():
 
 
 @pytest.mark.parametrize("noise", [0.1, 0.3])
+def test_target_noise_is_gaussian_of_its_size(noise):
+    smoothing = agents.Smoothing(noise, clip=10.0)
+    policy = agents.deterministic(HandActor(0.0), optax.sgd(0.0), smoothing=smoothing)
+    state = policy.init(jax.random.key(0), jnp.ones(3))
+    upcoming = policy.upcoming(state, jnp.ones((20_000, 3)), jax.random.key(3))
+    drawn = np.asarray(upcoming.action)[:, 0] / noise
+    np.testing.assert_allclose([drawn.mean(), drawn.std()], [0, 1], atol=0.03)
+    np.testing.assert_allclose(np.mean(np.abs(drawn) > 2), 0.0455, atol=0.006)
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.3])
 def test_exploration_noise_is_gaussian_of_its_size(noise):
     agent = agents.actor_critic(
         SPEC,

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from agent_cases import SPEC, compiled, make, recording, transitions
+from agent_cases import CHOICES, SPEC, compiled, make, recording, transitions
 from preqn_jax import agents, networks, ntk, solve, steps
 from preqn_jax.agents import presets
 from preqn_jax.options import UserError
@@ -209,3 +209,11 @@ def test_the_measured_pessimism_is_recorded():
     state = agent.init(jax.random.key(0))
     _, metrics = agent.update(state, transitions(), jax.random.key(1), jnp.int32(0))
     assert 0 <= metrics["critic/pessimism"] <= 1
+
+
+@pytest.mark.parametrize(
+    "name", ["preqn", "ngql", "ddpg", "td3", "sac", "crossq", *agents.DISCRETE]
+)
+def test_a_preset_is_the_algorithm_of_its_name(name):
+    spec = CHOICES if name in agents.DISCRETE else SPEC
+    assert getattr(agents, name)(spec) is agents.make(agents.AgentConfig(name), spec)

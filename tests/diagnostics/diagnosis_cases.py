@@ -217,7 +217,7 @@ def formulas(case, alpha=None):
             for value in values
         ),
         "interference": pairs / np.mean(delta**2 * np.diag(k)),
-        "extrapolation": (weighted(ahead_values, batch.discount) - values.mean()) / values.std(),
+        "extrapolation": weighted(ahead_values - values, batch.discount) / values.std(),
         "saturation": np.mean(np.abs(case.next_action) > 0.95),
     }
     if hidden:

@@ -129,8 +129,10 @@ def test_the_operator_cuts_off_what_the_solver_of_a_run_does(rcond):
         jax.tree.map(lambda leaf: leaf[None], state), Replay(data, jnp.asarray([len(s)]))
     )
     described = {"critic_step": "preconditioned", "critic_learning_rate": 0.1, "damping": 1e-3}
-    described |= {"solver": "eigh", "rcond": rcond}
-    look = monitor.make_exact(agent, chain, [chain.mdp.gamma], described, {})
+    described |= {"solver": "eigh", "rcond": None}
+    swept = {} if rcond is None else {"rcond": np.array([rcond])}  # a member's own
+    described["batch_size"] = 8
+    look = monitor.make_exact(agent, chain, [chain.mdp.gamma], described, swept)
     found = look(learner, 0, 0.1, None)["exact/modulus"]
     expected = diagnostics.exact(
         agent.q, agent.critic(state), chain, alpha=0.1, damping=0.0, rcond=rcond

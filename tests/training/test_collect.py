@@ -222,7 +222,6 @@ FAULTS = ["Broken", *(pytest.param(f, marks=pytest.mark.slow) for f in ("Ended",
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.slow
 def test_a_worker_says_of_an_environment_what_this_process_would(fault, tmp_path):
     """An OSError too, which is no end of its pipe."""
     built = recipe(f"tests.faulty:{fault}-v0", seeds=(7,))
@@ -296,6 +295,7 @@ def test_a_nan_from_a_reset_is_one():
 def test_an_environment_that_hangs_is_named(tmp_path):
     built = recipe("tests.faulty:Wait-v0", seeds=(7,))._replace(env_timeout=1.0)
     told = []
+    faulty.RELEASED.clear()
 
     def hung(error):
         told.append(str(error))
@@ -307,12 +307,12 @@ def test_an_environment_that_hangs_is_named(tmp_path):
     for i in range(6):
         collector.collect(actor, i)
     collector.close()
-    assert told[-1] == (
+    assert told and told[-1] == (
         "environment 'tests.faulty:Wait-v0' has not come back from step for 1 seconds (step 260, "
         "seed 7); give more if it needs them, as in `env_timeout=2`; its traceback is in "
         f"{tmp_path / 'log'}"
     )
-    assert "RELEASED.wait()" in (tmp_path / "log").read_text()
+    assert "RELEASED.wait(120)" in (tmp_path / "log").read_text()
 
 
 class Broadcasts(gymnasium.Env):

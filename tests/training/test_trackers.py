@@ -134,10 +134,10 @@ def test_a_tracker_that_hangs_holds_nothing_up(fake, caplog, monkeypatch):
     deadline = time.monotonic() + 60
     while not any(one[1] == "log" for one in said()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process, began = recorder._tracker._process, time.monotonic()
+    process = recorder._tracker._process
     write(recorder, range(200, 5000, 10))
     recorder.close()
-    assert time.monotonic() - began < 30 and process.poll() is not None
+    assert process.poll() is not None and not any(one[1] == "finish" for one in said())
     assert len(read("x/metrics.jsonl")) == 2 + 2 * 480
     assert caplog.text.count("no more records for wandb: it was not done 0 s after the run") == 1
 

@@ -298,15 +298,21 @@ def test_a_home_folder_is_meant_where_a_shell_leaves_its_sign(monkeypatch):
     assert run.logdir == "/home/me/x"
 
 
-def test_steps_of_checkpoints_that_cannot_be_read_are_none(monkeypatch):
+def test_checkpoints_that_cannot_be_read_hide_no_sentence(monkeypatch):
     assert call("--env=probe/delay", *CHEAP, "--logdir=x") == 0
-    plan = training.plan(
-        *flags.read(["--env=probe/delay", *CHEAP, "--logdir=x"], *training.CONFIGS)
-    )
-    with training.Session(plan) as session:
-        assert session.kept
+    args = ["--env=probe/delay", *CHEAP, "--logdir=x"]
+    following = running.Running()
+    with (
+        pytest.raises(UserError, match="^mine$"),
+        training.Session(training.plan(*flags.read(args, *training.CONFIGS))) as session,
+    ):
+        following.take(session)
+        assert following.kept() == "the checkpoint of step 600 is kept in x"
         monkeypatch.setattr(directory, "steps", lambda _: _no_more_files())
-        assert session.kept == []
+        assert (
+            following.kept() == "which checkpoints there are cannot be read (Too many open files)"
+        )
+        raise UserError("mine")
 
 
 def _no_more_files():
