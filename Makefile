@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-cheetah test check fast-test slow-test test-versions test-lowest test-newest \
+.PHONY: demo demo-cheetah test check fast-test slow-test extras-test test-versions test-lowest test-newest \
   dist docs docs-serve accelerator-check solver-study overshoot-study clean
 
 # A first result that is a good one: PreQN swings up a pendulum, in a minute or two.
@@ -30,6 +30,14 @@ check: .venv/installed-dev
 slow-test: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow
 
+# Those that need more than the extra `dev`, in an environment of their own; here none is skipped.
+EXTRAS ?= brax,playground,wandb,mlflow,ray,submitit,peers,docs
+OF_EXTRAS := tests/agents/test_crossq.py tests/training/test_trackers.py tests/envs/test_libraries.py \
+  tests/test_own_environments.py tests/test_launch_elsewhere.py tests/test_cost.py \
+  tests/test_docs_site.py
+extras-test: build/extras/installed
+	NO_SKIPS=1 build/extras/bin/python -m pytest -n 2 -m "slow or not slow" $(OF_EXTRAS)
+
 # The fast tests with the lowest of all that pyproject.toml allows, on the oldest Python, and with
 # the newest, on the newest Python there is. Each in an environment of its own under build/.
 OLDEST ?= python3.11
@@ -43,10 +51,14 @@ build/lowest/installed: FROM = $(OLDEST)
 build/lowest/installed: RESOLUTION = lowest-direct
 build/newest/installed: FROM = $(NEWEST)
 build/newest/installed: RESOLUTION = highest
+build/extras/installed: FROM = $(PYTHON)
+build/extras/installed: RESOLUTION = highest
+build/extras/installed: WITH = dev,$(EXTRAS)
+build/%/installed: WITH = dev
 build/%/installed: pyproject.toml
 	$(FROM) -m venv --clear build/$*
 	build/$*/bin/python -m pip install --quiet --disable-pip-version-check uv
-	build/$*/bin/uv pip install --quiet --python build/$*/bin/python --resolution $(RESOLUTION) -e '.[dev]'
+	build/$*/bin/uv pip install --quiet --python build/$*/bin/python --resolution $(RESOLUTION) -e '.[$(WITH)]'
 	touch $@
 
 # What is released: source and wheel, in dist/. The version is pyproject.toml's.
