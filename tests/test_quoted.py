@@ -157,7 +157,7 @@ def test_the_readmes_returns_are_those_of_the_kept_records():
             expected = [preqn.value, *preqn.interval, td3.value, *td3.interval, sac.value]
         if root == "scale":
             expected = [means[0].value, end, means[1].value, means[2].value]
-        assert numbers(sentence) == [round(x) for x in expected], env
+        assert numbers(sentence.replace("TD3", "")) == [round(x) for x in expected], env
 
 
 def test_the_table_of_the_second_runs_is_of_the_kept_records():
