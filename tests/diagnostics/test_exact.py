@@ -114,7 +114,7 @@ def test_preqns_modulus_is_lemma_1s_where_k_has_full_rank():
     assert plain["radius"] > 1 and plain["modulus"] > 1  # it diverges
 
 
-@pytest.mark.parametrize("rcond", [None, 0.1])
+@pytest.mark.parametrize("rcond", [pytest.param(None, marks=pytest.mark.slow), 0.1])
 def test_the_operator_cuts_off_what_the_solver_of_a_run_does(rcond):
     """It expands where that is too much of K."""
     chain, (states, count) = problems.chain(), (8, 2)

@@ -218,10 +218,8 @@ def test_a_log_that_is_a_link_or_cannot_be_written_costs_no_more_than_the_trace(
     assert (tmp_path / "other").read_text() == "years of work"
 
 
-FAULTS = ["Broken", *(pytest.param(f, marks=pytest.mark.slow) for f in ("Ended", "Construct"))]
-
-
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", ["Broken", "Ended", "Construct"])
+@pytest.mark.slow
 def test_a_worker_says_of_an_environment_what_this_process_would(fault, tmp_path):
     """An OSError too, which is no end of its pipe."""
     built = recipe(f"tests.faulty:{fault}-v0", seeds=(7,))

@@ -203,8 +203,9 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
 
 @pytest.mark.parametrize(
     "how",
-    ["truncated", *(pytest.param(how, marks=pytest.mark.slow) for how in ("corrupted", "emptied"))],
+    ["truncated", "corrupted", "emptied"],
 )
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before_and_says_so(tmp_path, caplog, how):
     like, _ = checkpointed(tmp_path)
     folder = tmp_path / "c" / "150"

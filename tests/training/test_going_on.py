@@ -369,7 +369,10 @@ def test_numbers_of_numpy_are_numbers():
     assert config["seeds"] == [0, 1] and config["critic_learning_rate"] == 0.25
 
 
-@pytest.mark.parametrize("name", ["jax_enable_x64", "jax_threefry_partitionable"])
+@pytest.mark.parametrize(
+    "name",
+    ["jax_enable_x64", pytest.param("jax_threefry_partitionable", marks=pytest.mark.slow)],
+)
 def test_a_run_that_jax_would_go_on_with_by_other_numbers_is_refused(name, capsys):
     assert call("--env=probe/delay", *CHEAP, "--logdir=x", "--num_steps=400") == 0
     kept, begun = Path("x/config.json").read_bytes(), getattr(jax.config, name)
