@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-cheetah test check fast-test slow-test extras-test test-versions test-lowest test-newest \
-  dist docs docs-serve accelerator-check solver-study overshoot-study clean
+.PHONY: demo demo-cheetah test check fast-test slow-test extras-test test-versions test-lowest \
+  test-newest dist docs docs-serve accelerator-check solver-study overshoot-study clean
 
 # A first result that is a good one: PreQN swings up a pendulum, in a minute or two.
 demo: .venv/installed

@@ -365,7 +365,8 @@ def ways() -> dict[str, Any]:
 
 def _check_ways(path: Path) -> None:
     """Raises UserError where the run that config.json tells of was begun with others."""
-    begun = json.loads(path.read_text()).get("jax", {})
+    begun = json.loads(path.read_text()).get("jax")
+    begun = begun if isinstance(begun, dict) else {}  # of a version that did not say
     for name, now in ways().items():
         if begun.get(name, now) != now:
             raise UserError(
