@@ -23,11 +23,11 @@ import numpy as np
 
 from experiments import rivals
 from experiments.bench import growth, parts, peers, timing
-from experiments.kit import flags, output, provenance
+from experiments.kit import flags, output
 from experiments.kit.running import devices
 from preqn_jax import agents
 from preqn_jax.options import UserError, check, option
-from preqn_jax.training import loop
+from preqn_jax.training import loop, provenance
 from preqn_jax.types import Transition
 
 

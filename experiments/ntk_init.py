@@ -26,10 +26,10 @@ from tqdm import tqdm
 
 from experiments.judge import section_5_1
 from experiments.judge.section_5_1 import DEPTH, WIDTH
-from experiments.kit import flags, output, provenance
+from experiments.kit import flags, output
 from preqn_jax import diagnostics, envs, networks, ntk
 from preqn_jax.options import UserError, check, check_same, choose, option
-from preqn_jax.training import directory, files, loop
+from preqn_jax.training import files, loop, provenance
 from preqn_jax.types import Array, Key, Params, QFunction
 
 _BLOCK = 500  # pairs whose gradients are held at a time
@@ -260,7 +260,7 @@ def _open(path: Path, config: NtkInitConfig) -> dict[str, Any]:
             f"folder"
         )
     packages = ("jax", "jaxlib", "flax", "gymnasium", "mujoco", "numpy")
-    made_on = {"versions": directory.versions(*packages), "device": provenance.device()}
+    made_on = {"versions": provenance.versions(*packages), "device": provenance.device()}
     return {"config": wanted, **made_on, "data": {}, "cells": []}
 
 

@@ -34,7 +34,7 @@ from experiments.kit.curves import plural
 from preqn_jax import envs
 from preqn_jax.envs import gym
 from preqn_jax.options import UserError, check, option
-from preqn_jax.training import directory
+from preqn_jax.training import directory, files
 from preqn_jax.training.trained import Trained
 from preqn_jax.types import Spec
 
@@ -251,16 +251,13 @@ def _film(given: PlayConfig, made: list[gymnasium.Env]) -> Iterator[Show]:
                 warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
                 writer.append_data(_picture(env, path))
 
-    try:
+    with files.writing(repr(given.video), "; give another --video", UserError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             written = Path(folder) / path.name.lower()  # its ending tells what to write
             with _writer(written, fps / every) as writer:
                 yield show
             os.replace(written, path)
-    except OSError as error:
-        why = error.strerror or error
-        raise UserError(f"cannot write {given.video!r}: {why}; give another --video") from error
 
 
 @contextlib.contextmanager

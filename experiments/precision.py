@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench import timing
-from experiments.kit import flags, output, provenance
+from experiments.kit import flags, output
 from preqn_jax import linearize, linesearch, networks, steps
 from preqn_jax.options import check, option
+from preqn_jax.training import provenance
 from preqn_jax.training.local import cpu
 from preqn_jax.types import Array
 

@@ -21,10 +21,10 @@ from functools import partial
 from typing import Any
 
 from experiments.bench import peers, timing
-from experiments.kit import flags, output, provenance
+from experiments.kit import flags, output
 from preqn_jax import agents, envs
 from preqn_jax.options import UserError, check, option
-from preqn_jax.training import collect, device, loop
+from preqn_jax.training import collect, device, loop, provenance
 from preqn_jax.training.config import RunConfig, check_multiple
 
 

@@ -57,7 +57,7 @@ def test_a_seed_that_is_frozen_ends_no_other_and_counts_where_it_is_asked_for():
 def test_a_run_with_a_damaged_config_is_a_sentence():
     write("a", "preqn-sin")
     Path("r/a/preqn-sin/config.json").write_text('{"config"')
-    with pytest.raises(UserError, match="'r/a/preqn-sin' is not a run directory"):
+    with pytest.raises(UserError, match="r/a/preqn-sin/config.json is not a run's config.json"):
         curves.gather(Path("r"), ["a"], ["preqn-sin"])
 
 

@@ -131,7 +131,7 @@ def test_the_command_prints_or_writes():
     ("args", "words"),
     [
         ([], "no run given; name run directories, as in"),
-        (["nowhere"], "'nowhere' is not a run directory: it needs a config.json and a metrics"),
+        (["nowhere"], "'nowhere' is not a run directory: it has no config.json"),
         (["a", "--format=html"], "unknown format 'html'; choose one of csv, md, tex"),
         (["a", "--out=a"], "cannot write 'a': it is a folder; give another --out"),
         (["a", "--out=/dev/null/x"], "'/dev/null' is no folder to write to; give another --out"),

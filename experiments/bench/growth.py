@@ -24,9 +24,10 @@ import matplotlib.pyplot as plt
 import optax
 
 from experiments.bench import timing
-from experiments.kit import output, provenance, style
+from experiments.kit import output, style
 from preqn_jax import networks, ntk, steps
 from preqn_jax.options import UserError, option
+from preqn_jax.training import provenance
 from preqn_jax.types import Array, Params, QFunction, Transition
 
 MIB, GIB = 2**20, 2**30

@@ -26,7 +26,7 @@ import numpy as np
 
 import experiments
 from preqn_jax.options import UserError, choose
-from preqn_jax.training import directory
+from preqn_jax.training import provenance
 from preqn_jax.types import Spec, Transition
 
 AGENTS = {"td3": "TD3", "sac": "SAC", "ddpg": "DDPG", "crossq": "CrossQ"}
@@ -68,7 +68,7 @@ def label(name: str) -> str:
 
 def versions() -> str:
     """SBX and what it stands on."""
-    found = directory.versions("sbx-rl", "stable-baselines3", "torch")
+    found = provenance.versions("sbx-rl", "stable-baselines3", "torch")
     return ", ".join(f"{package} {version}" for package, version in found.items())
 
 

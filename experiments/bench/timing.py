@@ -10,8 +10,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.kit import output, provenance
+from experiments.kit import output
 from preqn_jax.options import option
+from preqn_jax.training import provenance
 from preqn_jax.types import Spec, Transition
 
 

@@ -67,17 +67,11 @@ def load(folder: Path) -> tuple[dict[str, Any], Lines]:
     """The configuration and the records of a run directory. Raises UserError if it is none, or has
     no records yet.
     """
-    with output.expecting(
-        f"{str(folder)!r} is not a run directory: it needs a config.json and a metrics.jsonl"
-    ):
-        try:
-            config = directory.read_config(folder / directory.CONFIG, "run")
-        except UserError as error:
-            raise UserError(f"{str(folder)!r} is not a run directory: {error}") from None
-        lines = record.read(folder / record.NAME)
-    if not lines:
-        raise UserError(f"the run {str(folder)!r} has no metrics yet")
-    return config, lines
+    with output.expecting(f"the run {str(folder)!r} cannot be read"):
+        config = directory.config_of(folder, "run")
+        if lines := record.of(folder):
+            return config, lines
+    raise UserError(f"the run {str(folder)!r} has no records yet")
 
 
 def recorded(folder: Path) -> bool:

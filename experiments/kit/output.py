@@ -67,13 +67,9 @@ def _finite(content: Any) -> Any:
 
 def write(path: Path, content: bytes, flag: str = "out") -> None:
     """`path` and its folder; `flag` is the one to mend where that fails, in a UserError."""
-    try:
+    with files.writing(repr(str(path)), f"; give another --{flag}", UserError):
         path.parent.mkdir(parents=True, exist_ok=True)
         files.replace(path, content)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {str(path)!r}: {error.strerror}; give another --{flag}"
-        ) from error
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ def state(run: Run) -> str:
         return "diverged"
     reached = line.get("step", 0) >= run.num_steps
     longer = begun(run).get("num_steps", 0) > run.num_steps
-    if reached and (copied or longer or (run.folder / directory.DONE).exists()):
+    if reached and (copied or longer or directory.finished(run.folder)):
         return "done"
     return "new" if not line else "copied" if copied else "begun"
 

@@ -119,13 +119,12 @@ def _check(home: Path, old: list[int], new: list[int], steps: int) -> list[int]:
     to join.
     """
     words, where = named(new), repr(str(home))
-    path = home / record.NAME
-    if set(old) <= set(record.frozen(record.read(path) if path.is_file() else [])):
+    if set(old) <= set(record.frozen(record.of(home))):
         raise UserError(
             f"logdir {where} holds a run whose every seed diverged, which {words} cannot join; "
             "give another `logdir`"
         )
-    if not (home / directory.DONE).exists():
+    if not directory.finished(home):
         raise UserError(
             f"logdir {where} holds an unfinished run, and seeds can join a finished one alone; "
             f"finish it first, with `seeds={tuple(old)}`, and then add {words} by this command"
@@ -148,7 +147,7 @@ def _check(home: Path, old: list[int], new: list[int], steps: int) -> list[int]:
 
 def _finished(where: Path, steps: int) -> bool:
     """Whether a run is whole, and was not made longer meanwhile."""
-    if not (where / directory.DONE).exists() or steps not in _checkpoints(where):
+    if not directory.finished(where) or steps not in _checkpoints(where):
         return False
     return directory.read_config(where / directory.CONFIG)["num_steps"] == steps
 

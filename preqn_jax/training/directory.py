@@ -1,4 +1,4 @@
-"""The run directory: what is in it, whether a command may go on with it, and what made it.
+"""The run directory: what is in it, and whether a command may go on with it.
 
 It holds config.json, metrics.jsonl, tensorboard/, checkpoints/, environment.log where one raised,
 DONE once `num_steps` is reached, lock while a process has it in hand, and added/ while seeds are
@@ -9,22 +9,17 @@ directory alone.
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import os
 import stat
-import subprocess
-import sys
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from preqn_jax import agents, envs
 from preqn_jax.options import UserError, check_same, fits
-from preqn_jax.training import files, lock, record, trackers
+from preqn_jax.training import files, lock, provenance, record, trackers
 from preqn_jax.training.config import LoopConfig, RunConfig
 
 CONFIGS: tuple[Any, ...] = (RunConfig, agents.AgentConfig, LoopConfig)
@@ -52,20 +47,6 @@ _FIRST = {lock.NAME, "config.json.tmp", "config.tmp"}
 _NOT_OF_THE_RUN = ("logdir", "workers", "env_timeout", "stop_on_divergence", "track")
 # Nothing that is learned depends on how often a run is looked at.
 MAY_CHANGE = ("num_steps", "checkpoint_every", "log_every", "eval_every", "diagnose_every")
-_PACKAGES = (
-    "preqn_jax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "gymnasium",
-    "mujoco",
-    "numpy",
-    "orbax-checkpoint",
-    "brax",
-    "mujoco-mjx",
-    "playground",
-)
 
 
 def describe(*configs: Any) -> dict[str, Any]:
@@ -91,23 +72,27 @@ def open_(logdir: str | Path, config: dict[str, Any]) -> tuple[Path, lock.Lock]:
         cannot be written to.
       lock.Busy: another process has it in hand.
     """
-    logdir, held = Path(logdir), None
-    try:
+    logdir = Path(logdir)
+    with writing_to(logdir), contextlib.ExitStack() as held:
         logdir.mkdir(parents=True, exist_ok=True)
         _look(logdir)
-        held = lock.Lock(logdir)
+        mine = lock.Lock(logdir)
+        held.callback(mine.release)
         _look(logdir)  # what there is now stays
         _begin(logdir, config)
-        return logdir, held.sign()
-    except BaseException as error:
-        if held is not None:
-            held.release()
-        if not isinstance(error, OSError):
-            raise
-        why = error.strerror or error
-        raise UserError(
-            f"cannot write to logdir {str(logdir)!r}: {why}; give another `logdir`"
-        ) from error
+        mine.sign()
+        held.pop_all()
+    return logdir, mine
+
+
+def finished(logdir: Path) -> bool:
+    """Whether a run directory holds its run, whole."""
+    return (logdir / DONE).exists()
+
+
+def writing_to(logdir: Path) -> contextlib.AbstractContextManager[None]:
+    """An OSError inside is a UserError."""
+    return files.writing(f"to logdir {str(logdir)!r}", "; give another `logdir`", UserError)
 
 
 def _look(logdir: Path) -> None:
@@ -143,20 +128,20 @@ def _begin(logdir: Path, config: dict[str, Any]) -> None:
     """Writes config.json, where the run that it tells of may go on as `config` says. Raises
     UserError, OSError.
     """
-    path, begun = logdir / CONFIG, None
-    if path.exists():
-        begun = compare(path, config)
-        if begun["num_steps"] < config["num_steps"] or not (logdir / DONE).exists():
-            _check_ways(path)
-        if (logdir / DONE).exists() and begun["num_steps"] < config["num_steps"]:
-            _check_extension(logdir, begun)
-        elif (logdir / DONE).exists():
-            _check_records(logdir, config)
-        else:
-            _check_checkpoints(logdir, max(begun["checkpoint_every"], config["checkpoint_every"]))
+    path, done = logdir / CONFIG, finished(logdir)
+    begun = compare(path, config) if path.exists() else None
     longer = begun is None or begun["num_steps"] < config["num_steps"]
-    if begun != config and (longer or not (logdir / DONE).exists()):
-        content = json.dumps({"config": config, **provenance()}, indent=2) + "\n"
+    if begun is not None:
+        if longer or not done:
+            _check_ways(path)
+        if not done:
+            _check_checkpoints(logdir, max(begun["checkpoint_every"], config["checkpoint_every"]))
+        elif longer:
+            _check_extension(logdir, begun)
+        else:
+            _check_records(logdir, config)
+    if begun != config and (longer or not done):
+        content = json.dumps({"config": config, **provenance.of_process()}, indent=2) + "\n"
         with files.anew(path) as written:
             written.write_bytes(content.encode())
             # Once there is room for it, and before it is in place, or the longer run would count as
@@ -168,11 +153,10 @@ def _begin(logdir: Path, config: dict[str, Any]) -> None:
 
 def _check_records(logdir: Path, config: dict[str, Any]) -> None:
     """Raises UserError where they do not tell how each seed of a finished run ended."""
-    path, end = logdir / record.NAME, config["num_steps"]
-    lines = record.read(path) if path.exists() else []
+    end = config["num_steps"]
     told = {
         line["seed"]
-        for line in lines
+        for line in record.of(logdir)
         if "run/diverged" in line or ("eval/return_mean" in line and line["step"] == end)
     }
     if not told >= set(config["seeds"]):
@@ -186,10 +170,9 @@ def _check_checkpoints(logdir: Path, every: int) -> None:
     """Raises UserError where records tell of checkpoints that are gone: to begin anew would drop
     them.
     """
-    path = logdir / record.NAME
-    if any((logdir / CHECKPOINTS).glob("*")) or not path.exists():
+    if any((logdir / CHECKPOINTS).glob("*")):
         return
-    reached = max((line["step"] for line in record.read(path)), default=0)
+    reached = max((line["step"] for line in record.of(logdir)), default=0)
     if reached > every:
         raise UserError(
             f"logdir {str(logdir)!r} holds records to step {reached} without their checkpoints, so "
@@ -231,6 +214,14 @@ def read_config(path: Path, flag: str = "logdir") -> dict[str, Any]:
     raise UserError(f"{path} is not a run's config.json{named}; give another `{flag}`")
 
 
+def config_of(logdir: Path, flag: str = "logdir") -> dict[str, Any]:
+    """As `read_config`, of a run directory. Raises UserError also where there is none."""
+    try:
+        return read_config(logdir / CONFIG, flag)
+    except FileNotFoundError as error:
+        raise UserError(f"{str(logdir)!r} is not a run directory: it has no config.json") from error
+
+
 def tupled(value: Any) -> Any:
     """A list of JSON's as the tuple that a field has."""
     return tuple(value) if isinstance(value, list) else value
@@ -249,11 +240,15 @@ def trusted(env: str, where: str, trust: bool) -> str:
     Raises UserError for these, unless `trust`; `where` says who names it.
     """
     if ":" in env and not trust:
-        raise UserError(
-            f"{where} names the environment {env!r}, whose module would be imported and run; if "
-            "you trust it, say `trust=True`"
-        )
+        raise _untrusted(f"{where} names the environment {env!r}", _RUNS)
     return env
+
+
+_RUNS = "whose module would be imported and run"
+
+
+def _untrusted(what: str, why: str) -> UserError:
+    return UserError(f"{what}, {why}; if you trust it, say `trust=True`")
 
 
 def source(config: Mapping[str, Any], where: str, trust: bool) -> envs.Source:
@@ -266,16 +261,11 @@ def source(config: Mapping[str, Any], where: str, trust: bool) -> envs.Source:
     kwargs, wrappers = config.get("env_kwargs"), config.get("wrappers", ())
     for text in () if trust else wrappers:
         if not envs.Wrapper.parse(text).harmless:
-            raise UserError(
-                f"{where} names the wrapper {text!r}, whose module would be imported and run; if "
-                "you trust it, say `trust=True`"
-            )
+            raise _untrusted(f"{where} names the wrapper {text!r}", _RUNS)
     for name, value in {} if trust or not kwargs else kwargs.items():
         if _has_text(value):
-            raise UserError(
-                f"{where} gives its environment {name}={value!r:.60}, a text, which may name a "
-                "file or a module; if you trust it, say `trust=True`"
-            )
+            given = f"{where} gives its environment {name}={value!r:.60}"
+            raise _untrusted(given, "a text, which may name a file or a module")
     return envs.described(env, kwargs, wrappers)
 
 
@@ -333,64 +323,13 @@ def compare(path: Path, config: dict[str, Any], flag: str = "logdir") -> dict[st
     return old
 
 
-def versions(*packages: str) -> dict[str, str]:
-    """Of those that are installed."""
-    found = {}
-    for name in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
-def commit() -> str | None:
-    """Of the checkout that this package lies in, with "-dirty" where files differ from it; None of
-    one that was installed.
-    """
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    words = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        asked = ["git", "-C", str(root), *words]
-        said = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10)
-        return said.stdout.strip()
-    return None
-
-
-def ways() -> dict[str, Any]:
-    """Of JAX, on which a run's numbers depend: those of another are other ones."""
-    names = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable")
-    return {name: getattr(jax.config, name) for name in names}
-
-
 def _check_ways(path: Path) -> None:
     """Raises UserError where the run that config.json tells of was begun with others."""
     begun = json.loads(path.read_text()).get("jax")
     begun = begun if isinstance(begun, dict) else {}  # of a version that did not say
-    for name, now in ways().items():
+    for name, now in provenance.ways().items():
         if begun.get(name, now) != now:
             raise UserError(
                 f"{path} says {name}={begun[name]}, but here it is {now}, so that the run would go "
                 f"on with other numbers: set {name.upper()}={begun[name]}, or give another `logdir`"
             )
-
-
-def provenance() -> dict[str, Any]:
-    """Command, versions, device and precision of this process."""
-    device = jax.local_devices()[0]
-    return {
-        "command": [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]],  # whoever's environment
-        "commit": commit(),
-        "versions": {"python": sys.version.split()[0], **versions(*_PACKAGES)},
-        "device": {
-            "platform": device.platform,
-            "kind": device.device_kind,
-            "count": jax.local_device_count(),
-        },
-        "jax": ways(),
-        "precision": {
-            "type": "float64" if jax.config.jax_enable_x64 else "float32",  # pyright: ignore
-            "policy": getattr(jax.config, "jax_default_matmul_precision", None) or "default",
-            "critic": "highest",
-        },
-    }

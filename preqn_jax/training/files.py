@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from preqn_jax.options import UserError
 from preqn_jax.training.errors import Stopped
 
 
@@ -83,12 +84,14 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def writing(what: str) -> Iterator[None]:
-    """An OSError inside is Stopped: what could not be written, and why."""
+def writing(what: str, cure: str = "", kind: type[UserError] = Stopped) -> Iterator[None]:
+    """An OSError inside is Stopped, or another `kind`: what could not be written, why, and the
+    `cure`, if there is one.
+    """
     try:
         yield
     except OSError as error:
-        raise Stopped(f"cannot write {what}: {error.strerror or error}") from error
+        raise kind(f"cannot write {what}: {error.strerror or error}{cure}") from error
 
 
 def size(count: float) -> str:

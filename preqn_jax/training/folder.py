@@ -66,7 +66,7 @@ class Folder:
     @property
     def finished(self) -> bool:
         """Whether it holds its run, whole."""
-        return (self.logdir / directory.DONE).exists()
+        return directory.finished(self.logdir)
 
     def finish(self) -> None:
         """Marks it as whole. Raises Stopped."""

@@ -166,6 +166,11 @@ def read(path: str | Path) -> list[Line]:
     return [line for _, line in found.lines]
 
 
+def of(logdir: Path) -> list[Line]:
+    """As `read`, of a run directory; none before it has any."""
+    return read(logdir / NAME) if (logdir / NAME).is_file() else []
+
+
 def frozen(lines: Iterable[Line]) -> dict[int, int]:
     """seed -> step, of those that were frozen as they met a NaN or an infinity, of which their line
     has the null. A run that was to end at a finding (`stop_on_divergence`) has a line without.

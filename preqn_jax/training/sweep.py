@@ -192,7 +192,7 @@ def open_(sweep: Sweep, write: bool = True) -> None:
         spec = envs.spec(envs.described(run.env, run.env_kwargs, run.wrappers))
         agents.check_kind(program.agent.algorithm, spec)
     path, content = sweep.logdir / NAME, _content(sweep)
-    try:
+    with directory.writing_to(sweep.logdir):
         if write:
             sweep.logdir.mkdir(parents=True, exist_ok=True)
         if path.exists():
@@ -209,11 +209,6 @@ def open_(sweep: Sweep, write: bool = True) -> None:
             )
         if write:
             files.replace(path, (json.dumps(content, indent=1) + "\n").encode())
-    except OSError as error:
-        why = error.strerror or error
-        raise UserError(
-            f"cannot write to logdir {str(sweep.logdir)!r}: {why}; give another `logdir`"
-        ) from error
 
 
 def _content(sweep: Sweep) -> dict[str, Any]:
@@ -316,20 +311,19 @@ def _first(folder: Path) -> int:
     never begins anew.
     """
     path = folder / directory.CONFIG
-    if (folder / directory.DONE).exists() or not path.exists():
+    if directory.finished(folder) or not path.exists():
         return 0
     return directory.read_config(path)["checkpoint_every"]
 
 
 def _is_whole(folder: Path, num_steps: int) -> bool:
-    if not (folder / directory.DONE).exists():
+    if not directory.finished(folder):
         return False
     return directory.read_config(folder / directory.CONFIG)["num_steps"] >= num_steps
 
 
 def _diverged(folder: Path) -> bool:
-    path = folder / record.NAME
-    return path.is_file() and bool(record.frozen(record.read(path)))
+    return bool(record.frozen(record.of(folder)))
 
 
 def _plan(sweep: Sweep, program: Program, members: Sequence[Member]) -> Plan:

@@ -163,7 +163,7 @@ def load(
       ('preqn', (0, 1), 100)
     """
     logdir = Path(logdir)
-    config = _config(logdir)
+    config = directory.config_of(logdir)
     if env is None:
         env = directory.source(config, f"the run {str(logdir)!r}", trust)
     if agent is None and directory.own_parts(config):
@@ -203,10 +203,8 @@ def records(logdir: str | Path) -> Any:
             "pip install 'preqn_jax[analysis]'"
         ) from error
     logdir = Path(logdir)
-    _config(logdir)
-    path = logdir / record.NAME
-    lines = record.read(path) if path.is_file() else []
-    if not lines:
+    directory.config_of(logdir)
+    if not (lines := record.of(logdir)):
         raise UserError(f"the run {str(logdir)!r} has no records yet")
     rows: dict[tuple[int, int], record.Line] = {}
     for line in lines:
@@ -216,14 +214,6 @@ def records(logdir: str | Path) -> Any:
         [rows[key] for key in sorted(rows)], columns=list({"seed": 0, "step": 0} | columns)
     )
     return frame.astype({name: float for name in frame.columns if name not in ("seed", "step")})
-
-
-def _config(logdir: Path) -> dict[str, Any]:
-    """What config.json says. Raises UserError where there is none."""
-    try:
-        return directory.read_config(logdir / directory.CONFIG)
-    except FileNotFoundError as error:
-        raise UserError(f"{str(logdir)!r} is not a run directory: it has no config.json") from error
 
 
 def _restore(logdir: Path, agent: Agent, seeds: int, cure: str | None) -> tuple[int, Any]:

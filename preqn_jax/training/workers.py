@@ -27,7 +27,7 @@ import numpy as np
 from preqn_jax import envs
 from preqn_jax.envs import EnvError
 from preqn_jax.options import UserError
-from preqn_jax.training import directory, watch
+from preqn_jax.training import provenance, watch
 from preqn_jax.training.config import named
 from preqn_jax.training.errors import Stopped
 from preqn_jax.training.local import Local, Recipe
@@ -65,7 +65,7 @@ class Workers:
         they are made, the first call raises.
         """
         # A worker's are those of the process that started it.
-        ways = directory.ways() | {_PRECISION: getattr(jax.config, _PRECISION)}
+        ways = provenance.ways() | {_PRECISION: getattr(jax.config, _PRECISION)}
         with _pickling():
             packed = pickle.dumps((ways, recipe))
         context = multiprocessing.get_context("spawn")  # a fork of JAX's threads would hang

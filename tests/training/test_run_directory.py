@@ -17,7 +17,7 @@ from commands import ROOT, SMALL, call
 import preqn_jax
 from experiments.kit import curves, streams
 from preqn_jax.options import UserError
-from preqn_jax.training import directory, files, lock, record
+from preqn_jax.training import directory, files, lock, provenance, record
 from preqn_jax.training import run as training
 from preqn_jax.training.config import LoopConfig, RunConfig
 from preqn_jax.training.errors import Stopped
@@ -403,21 +403,21 @@ def test_a_run_says_which_command_and_commit_made_it(monkeypatch, tmp_path):
     made = json.loads(Path("x/config.json").read_text())
     program, *words = sys.orig_argv
     assert made["command"] == [Path(program).name, *words]
-    assert made["commit"] == directory.commit()
+    assert made["commit"] == provenance.commit()
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
-    package = tmp_path / "preqn_jax" / "training" / "directory.py"
+    package = tmp_path / "preqn_jax" / "training" / "provenance.py"
     package.parent.mkdir(parents=True)
     package.touch()
-    monkeypatch.setattr(directory, "__file__", str(package))
-    assert directory.commit() is None  # installed
+    monkeypatch.setattr(provenance, "__file__", str(package))
+    assert provenance.commit() is None  # installed
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *words], check=True)
-    clean = directory.commit()
+    clean = provenance.commit()
     assert clean and len(clean) == 40
     package.write_text("changed")
-    assert directory.commit() == f"{clean}-dirty"
+    assert provenance.commit() == f"{clean}-dirty"
     monkeypatch.setenv("PATH", "")
-    assert directory.commit() is None  # no git
+    assert provenance.commit() is None  # no git
 
 
 # --- runs of before -------------------------------------------------------------------------------

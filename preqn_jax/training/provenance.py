@@ -1,0 +1,89 @@
+"""What made a run, or a measurement: the command, the code, the device, and JAX's own options."""
+
+import contextlib
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+_PACKAGES = (
+    "preqn_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "gymnasium",
+    "mujoco",
+    "numpy",
+    "orbax-checkpoint",
+    "brax",
+    "mujoco-mjx",
+    "playground",
+)
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def commit() -> str | None:
+    """Of the checkout that this package lies in, with "-dirty" where files differ from it; None of
+    one that was installed.
+    """
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    words = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        asked = ["git", "-C", str(root), *words]
+        said = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10)
+        return said.stdout.strip()
+    return None
+
+
+def ways() -> dict[str, Any]:
+    """Of JAX, on which a run's numbers depend: those of another are other ones."""
+    names = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable")
+    return {name: getattr(jax.config, name) for name in names}
+
+
+def of_process() -> dict[str, Any]:
+    """Command, versions, device and precision of this process."""
+    device = jax.local_devices()[0]
+    return {
+        "command": [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]],  # whoever's environment
+        "commit": commit(),
+        "versions": {"python": sys.version.split()[0], **versions(*_PACKAGES)},
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.local_device_count(),
+        },
+        "jax": ways(),
+        "precision": {
+            "type": "float64" if jax.config.jax_enable_x64 else "float32",  # pyright: ignore
+            "policy": getattr(jax.config, "jax_default_matmul_precision", None) or "default",
+            "critic": "highest",
+        },
+    }
+
+
+def device() -> str:
+    """The first device, in words."""
+    first = jax.devices()[0]
+    return f"{first.platform} ({first.device_kind})"
+
+
+def machine() -> str:
+    """All that a speed depends on, in words."""
+    xla_flags = os.environ.get("XLA_FLAGS", "")
+    return f"{device()}, {os.cpu_count()} cores, jax {jax.__version__}, XLA_FLAGS={xla_flags!r}"
