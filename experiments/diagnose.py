@@ -103,7 +103,7 @@ def load(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[curves.L
     seed. Raises UserError.
     """
     config, lines = curves.load(run)
-    seeds = list(curves.of_seeds(config, lines).values())
+    seeds = list(curves.of_seeds(config["seeds"], lines).values())
     looks = [[_look(line) for line in mine if "diagnose/q_mean" in line] for mine in seeds]
     if not any(looks):
         every, why = config.get("diagnose_every"), "was not diagnosed"

@@ -145,7 +145,7 @@ def _group(folders: Sequence[Path]) -> list[Group]:
         made, lines = curves.load(folder)
         config = directory.whole(made)
         key = json.dumps({k: v for k, v in config.items() if k not in _LOOKING}, sort_keys=True)
-        one = Group(config, [str(folder)], curves.of_seeds(config, lines))
+        one = Group(config, [str(folder)], curves.of_seeds(config["seeds"], lines))
         alike.setdefault(key, []).append(one)
     return [group for several in alike.values() for group in _joined(several)]
 

@@ -72,7 +72,7 @@ def rows(runs: Sequence[Path]) -> list[Row]:
 def _row(run: Path, config: dict[str, Any], lines: curves.Lines, settings: str) -> Row:
     ends = {
         seed: curves.ends(curves.evaluations(mine))
-        for seed, mine in curves.of_seeds(config, lines).items()
+        for seed, mine in curves.of_seeds(config["seeds"], lines).items()
         if any("eval/return_mean" in line for line in mine)
     }
     lost = curves.diverged(lines)

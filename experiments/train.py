@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
         plan = added.ordered(plan)
         with training.Session(plan, running.hung) as run:
             running.take(run)
-            logdir = run.logdir
+            logdir = run.where
             if logdir is None:
                 raise UserError("logdir is empty; name a run directory, as in --logdir=runs/x")
             trained = not run.finished
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
 
 def _intention(session: training.Session) -> str:
     """What a run will do, and how to watch it."""
-    made, config, where = session.plan.described, session.config, session.logdir
+    made, config, where = session.plan.described, session.config, session.where
     sizes = "x".join(map(str, made.get("hidden_sizes", ())))
     return (
         f"{curves.variant(made)}{f', networks of {sizes}' * bool(sizes)}, on {made['env']}: "
@@ -93,8 +93,7 @@ def _summarize(logdir: Path, plan: training.Plan) -> list[int]:
     print(f"{run.env}, {config.num_steps} steps, {episodes}")
     print(f"{'seed':>6} {'last':>10} {'last three':>11} {'best':>10}")
     notes, diverged = [], []
-    for seed in config.seeds:
-        mine = [line for line in lines if line["seed"] == seed]
+    for seed, mine in curves.of_seeds(config.seeds, lines).items():
         evals = curves.evaluations(mine)
         last, three, best = curves.ends(evals)
         print(f"{seed:>6} {last:>10.1f} {three:>11.1f} {best:>10.1f}")

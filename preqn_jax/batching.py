@@ -42,6 +42,16 @@ def full_precision() -> Any:
     return jax.default_matmul_precision("highest")
 
 
+def precise(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` within `full_precision`, whoever calls it."""
+
+    def call(*given: Any) -> Any:
+        with full_precision():
+            return function(*given)
+
+    return call
+
+
 def check_scalar(shapes: list[tuple[int, ...]]) -> None:
     """Raises ValueError where what q returns for one example, of these shapes, is no scalar."""
     if shapes != [()]:

@@ -10,7 +10,7 @@ import jax.core
 import jax.numpy as jnp
 
 from preqn_jax.options import require
-from preqn_jax.types import Array, Number, dot
+from preqn_jax.types import Array, Number, dot, scaled
 
 Accept = Callable[[Array], tuple[Array, Any]]
 """`scale [] -> (accepted [] bool, aux)`: judge the candidate `theta + scale * step`; `aux` is
@@ -82,14 +82,8 @@ def backtrack(accept: Accept, *, decay: Number = 0.5, max_steps: int = 12) -> Se
 def cosine(a: Array, b: Array) -> Array:
     """cos(a, b) of two `[B]` vectors, the alignment of Eq. 24; 0 where either is zero, NaN where
     either holds one.
-
-    Both are scaled by their largest entry first: squares of float32 overflow at 2e19, which a
-    diverging Q passes.
     """
-    a, b = (
-        v / jnp.where(largest > 0, largest, 1)
-        for v, largest in ((a, jnp.max(jnp.abs(a))), (b, jnp.max(jnp.abs(b))))
-    )
+    (a, _), (b, _) = scaled(a), scaled(b)
     norms = jnp.linalg.norm(a) * jnp.linalg.norm(b)
     inner = dot(a, b)
     return jnp.where(norms == 0, 0, inner / jnp.where(norms == 0, 1, norms))

@@ -9,7 +9,7 @@ import numpy as np
 from preqn_jax import ntk
 from preqn_jax.batching import batch_size
 from preqn_jax.linesearch import cosine
-from preqn_jax.types import Array, Inputs, Params, QFunction, dot, wide
+from preqn_jax.types import Array, Inputs, Params, QFunction, dot, scaled, wide
 
 
 def row_ratio(gram: Array) -> Array:
@@ -58,8 +58,7 @@ def gain(change: Array, delta: Array) -> Array:
     somewhere.
     """
     change, delta = _of_a_batch(change, delta)
-    scale = jnp.max(jnp.abs(delta))
-    unit = delta / jnp.where(scale > 0, scale, 1)
+    unit, scale = scaled(delta)
     return dot(change, unit) / jnp.where(scale > 0, scale * dot(unit, unit), 1)
 
 
@@ -73,8 +72,7 @@ def interference(gram: Array, delta: Array) -> Array:
     """
     gram, delta = _square(gram), wide(delta)
     _of_a_batch(jnp.diagonal(gram), delta)
-    scale = jnp.max(jnp.abs(delta))
-    unit = delta / jnp.where(scale > 0, scale, 1)
+    unit, _ = scaled(delta)
     weighted = gram * unit[:, None] * unit[None, :]
     own = jnp.trace(weighted)
     others = max(gram.shape[0] - 1, 1)

@@ -109,6 +109,14 @@ def power_of_two(x: Array) -> Array:
     return jnp.ldexp(jnp.ones((), x.dtype), exponent - 1)
 
 
+def scaled(x: Array) -> tuple[Array, Array]:
+    """x by its largest |x|, and that: squares of float32 overflow at 2e19, which a diverging Q
+    passes. x itself where it is 0, or holds a NaN.
+    """
+    largest = jnp.max(jnp.abs(x))
+    return x / jnp.where(largest > 0, largest, 1), largest
+
+
 def wide(x: Any) -> Array:
     """`x` in float32, or as it is where it is float64: in a narrower type, or as integers, sums of
     products lose their digits or wrap around.

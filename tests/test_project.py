@@ -61,7 +61,6 @@ ROOMS = {
         "actions",
         "replay",
         "problems",
-        "batching",
         "envs",
         "networks",
         "agents",

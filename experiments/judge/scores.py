@@ -48,7 +48,7 @@ def performances(run: Curves) -> np.ndarray:
 
 def mean(scores: np.ndarray) -> Estimate:
     """Of `scores [S]`."""
-    return _estimate((scores,), lambda x, axis=-1: np.mean(x, axis=axis))
+    return _estimate((scores,), np.mean)
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> Estimate:

@@ -83,9 +83,9 @@ def recorded(folder: Path) -> bool:
         return any(record.parse(line) is not None for line in file)
 
 
-def of_seeds(config: dict[str, Any], lines: Lines) -> dict[int, Lines]:
+def of_seeds(seeds: Iterable[int], lines: Lines) -> dict[int, Lines]:
     """The records of each seed."""
-    return {seed: [line for line in lines if line["seed"] == seed] for seed in config["seeds"]}
+    return {seed: [line for line in lines if line["seed"] == seed] for seed in seeds}
 
 
 def evaluations(lines: Lines) -> np.ndarray:
@@ -202,7 +202,7 @@ def _select(
     env: str, variant: str, config: dict[str, Any], lines: Lines, seeds: Sequence[int] | None
 ) -> Curves:
     chosen = tuple(seed for seed in config["seeds"] if seeds is None or seed in seeds)
-    by_seed = of_seeds({"seeds": chosen}, lines)
+    by_seed = of_seeds(chosen, lines)
     lost = {seed: step for seed, step in diverged(lines).items() if seed in chosen}
     return Curves(env, variant, config, chosen, list(by_seed.values()), lost)
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from preqn_jax import networks
-from preqn_jax.agents.base import Agent, Inspection
+from preqn_jax.agents.base import Agent, Inspection, check_batch, every
 from preqn_jax.agents.critic import Critic, Upcoming, Update
 from preqn_jax.agents.policies import Policy
 from preqn_jax.options import require
@@ -60,14 +60,11 @@ def actor_critic(
 
     def learn(state: ActorCriticState, batch: Transition, key: Key) -> tuple[Any, Update, Upcoming]:
         """The critic's share of an update."""
-        size = batch.reward.shape[0]
-        chex.assert_shape([batch.obs, batch.next_obs], (size, spec.obs_size))
-        chex.assert_shape(batch.action, (size, spec.action_size))
-        chex.assert_shape([batch.reward, batch.discount], (size,))
+        check_batch(batch, spec)
         upcoming = policy.upcoming(state.policy, batch.next_obs, key)
         chex.assert_equal_shape([upcoming.action, batch.action])
         moved, did = critic.update(state.critic, batch, upcoming, discount)
-        chex.assert_shape(did.targets, (size,))
+        chex.assert_equal_shape([did.targets, batch.reward])
         return moved, did, upcoming
 
     def turn(state: ActorCriticState, batch: Transition, key: Key) -> ActorCriticState:
@@ -80,11 +77,7 @@ def actor_critic(
         target_key, policy_key = jax.random.split(key)
         moved, did, upcoming = learn(state, batch, target_key)
         state = ActorCriticState(state.policy, moved)
-        if delay == 1:
-            state = turn(state, batch, policy_key)
-        else:
-            mine = (count + 1) % delay == 0
-            state = jax.lax.cond(mine, turn, lambda state, *_: state, state, batch, policy_key)
+        state = every(delay, count, turn, state, batch, policy_key)
         return state, {**did.metrics, **upcoming.metrics}
 
     def summary(state: ActorCriticState) -> Metrics:

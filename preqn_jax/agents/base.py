@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from preqn_jax.types import Array, Key, Metrics, Params, QFunction, Transition
+import chex
+import jax
+
+from preqn_jax.types import Array, Key, Metrics, Params, QFunction, Spec, Transition
 
 AgentState = Any
 
@@ -47,3 +50,19 @@ class Agent(NamedTuple):
     critic: Callable[[AgentState], Params]
     inspect: Callable[[AgentState, Transition, Key], Inspection]
     observe: Callable[[AgentState, Array], AgentState] | None = None
+
+
+def check_batch(batch: Transition, spec: Spec) -> None:
+    """Raises AssertionError, as it is traced, where a batch `[B]` is of other sizes."""
+    size = batch.reward.shape[0]
+    chex.assert_shape([batch.obs, batch.next_obs], (size, spec.obs_size))
+    chex.assert_shape(batch.action, (size, spec.action_size))
+    chex.assert_shape([batch.reward, batch.discount], (size,))
+
+
+def every(delay: int, count: Array, turn: Callable[..., Any], state: Any, *given: Any) -> Any:
+    """`turn(state, *given)` at every `delay`-th update, at the others `state`."""
+    if delay == 1:
+        return turn(state, *given)
+    mine = (count + 1) % delay == 0
+    return jax.lax.cond(mine, turn, lambda state, *_: state, state, *given)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from preqn_jax import steps
 from preqn_jax.agents import target as targets
-from preqn_jax.batching import batched
+from preqn_jax.batching import batched, precise
 from preqn_jax.options import require
 from preqn_jax.types import Array, Key, Metrics, Network, Number, Params, QFunction, Transition
 
@@ -49,7 +49,8 @@ class Update(NamedTuple):
 class Critic(NamedTuple):
     """A value function that learns, as pure functions.
 
-    q: `(params, obs [obs], action [act]) -> []`, one member.
+    q: `(params, obs [obs], action [act]) -> []`, one member; its products are `precise`, of
+      float32 on every device.
     init: `(key, obs [obs], action [act]) -> state`, from examples.
     first: `state -> params of q`, the first member's.
     values: `state -> Values`, of the online members.
@@ -105,7 +106,7 @@ def critic(
     require(members, lambda m: m >= 1, "members must be at least 1")
     if pessimism is None and members < 2:
         raise ValueError("pessimism is measured between critics, expected members of at least 2")
-    q: QFunction = network.apply
+    q: QFunction = precise(network.apply)
     together = steps.ensemble(step)
     each = jax.vmap(batched(q), in_axes=(0, None))  # `[M, B]`
 
@@ -131,18 +132,9 @@ def critic(
         if beta is None:
             beta = exploitation(ahead, each(slow, inputs))
             extra = {"critic/pessimism": beta}
-        value = _between(ahead, beta)
-        if upcoming.bonus is not None:
-            value = value + upcoming.bonus
-        y = batch.reward + discount * batch.discount * value
+        y = bootstrapped(batch, upcoming, _between(ahead, beta), discount)
         params, memory, info = together.update(state.params, state.step, inputs, y)
-        metrics = {
-            "critic/q_mean": jnp.mean(info.values),
-            "critic/td_abs": jnp.mean(jnp.abs(info.delta)),
-            "critic/target_mean": jnp.mean(y),
-            **info.metrics,
-            **extra,
-        }
+        metrics = {**means(info.values, info.delta, y), **info.metrics, **extra}
         return replace(state, params=params, step=memory), Update(y, metrics)
 
     def follow(state: CriticState) -> CriticState:
@@ -152,6 +144,22 @@ def critic(
         return values(replace(state, params=targets.bootstrap(state.target, state.params)))
 
     return Critic(q, init, _first, values, update, follow, lambda state: state.params, slow)
+
+
+def bootstrapped(batch: Transition, upcoming: Upcoming, value: Array, discount: Any) -> Array:
+    """y `[B]`, line 10 of Algorithm 1, of the `value` `[B]` that (s', a') has without a bonus."""
+    if upcoming.bonus is not None:
+        value = value + upcoming.bonus
+    return batch.reward + discount * batch.discount * value
+
+
+def means(values: Array, delta: Array, y: Array) -> Metrics:
+    """Of Q and TD errors `[M, B]` before a step, and its targets `[B]`."""
+    return {
+        "critic/q_mean": jnp.mean(values),
+        "critic/td_abs": jnp.mean(jnp.abs(delta)),
+        "critic/target_mean": jnp.mean(y),
+    }
 
 
 def exploitation(ahead: Array, here: Array) -> Array:

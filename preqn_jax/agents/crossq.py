@@ -10,8 +10,16 @@ import jax.numpy as jnp
 import optax
 
 from preqn_jax import measures, networks, steps
-from preqn_jax.agents.critic import Critic, CriticState, Upcoming, Update, critic
-from preqn_jax.batching import full_precision
+from preqn_jax.agents.critic import (
+    Critic,
+    CriticState,
+    Upcoming,
+    Update,
+    bootstrapped,
+    critic,
+    means,
+)
+from preqn_jax.batching import precise
 from preqn_jax.types import Array, Params, Transition, wide
 
 Aux = tuple[Array, Array, Params]
@@ -50,12 +58,8 @@ def crossq(
     """
     if getattr(network, "norm", "batch") != "batch":
         raise ValueError(f"network has the norm {network.norm!r}, expected 'batch'")  # pyright: ignore
-    every = jax.vmap(networks.training(network), in_axes=(0, None, None))
+    together = jax.vmap(precise(networks.training(network)), in_axes=(0, None, None))
     descend = jax.vmap(optimizer.update)
-
-    def together(params: Params, obs: Array, action: Array) -> Any:
-        with full_precision():
-            return every(params, obs, action)
 
     def update(
         state: CriticState, batch: Transition, upcoming: Upcoming, discount: Any
@@ -66,9 +70,8 @@ def crossq(
         def loss(params: Params) -> tuple[Array, Aux]:
             both, statistics = together(params, obs, action)
             values, ahead = jnp.split(wide(both), 2, axis=1)  # `[M, B]` each
-            value = jnp.min(ahead, axis=0)
-            value = value if upcoming.bonus is None else value + upcoming.bonus
-            y = jax.lax.stop_gradient(batch.reward + discount * batch.discount * value)
+            y = bootstrapped(batch, upcoming, jnp.min(ahead, axis=0), discount)
+            y = jax.lax.stop_gradient(y)
             half = 0.5 * jnp.sum(jnp.mean(jnp.square(y[None] - values), axis=1))
             return half, (values, y, statistics)
 
@@ -77,12 +80,8 @@ def crossq(
         params: Any = optax.apply_updates(state.params, updates)
         change = together(params, obs, action)[0][:, : len(y)] - values
         delta = y[None] - values
-        metrics = {
-            "critic/q_mean": jnp.mean(values),
-            "critic/td_abs": jnp.mean(jnp.abs(delta)),
-            "critic/target_mean": jnp.mean(y),
-            "critic/alignment": jnp.mean(jax.vmap(measures.alignment)(change, delta)),
-        }
+        alignment = jnp.mean(jax.vmap(measures.alignment)(change, delta))
+        metrics = {**means(values, delta, y), "critic/alignment": alignment}
         return replace(state, params=params | statistics, step=memory), Update(y, metrics)
 
     apply: Callable[..., Any] = network.apply

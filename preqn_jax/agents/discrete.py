@@ -7,7 +7,6 @@ the action of a policy that climbs Q.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -15,9 +14,8 @@ import numpy as np
 import optax
 
 from preqn_jax import actions
-from preqn_jax.agents.base import Agent, Inspection
+from preqn_jax.agents.base import Agent, Inspection, check_batch, every
 from preqn_jax.agents.critic import Critic, Upcoming, Update, Values
-from preqn_jax.batching import full_precision
 from preqn_jax.options import require
 from preqn_jax.types import Array, Key, Metrics, Params, QFunction, Spec, Transition
 
@@ -122,10 +120,7 @@ def discrete(
         return Greedy(first(state), epsilon.after(state.updates))
 
     def learn(state: DiscreteState, batch: Transition) -> tuple[Any, Update]:
-        size = batch.reward.shape[0]
-        chex.assert_shape([batch.obs, batch.next_obs], (size, spec.obs_size))
-        chex.assert_shape(batch.action, (size, spec.action_size))
-        chex.assert_shape([batch.reward, batch.discount], (size,))
+        check_batch(batch, spec)
         best = _best((critic.values if double else slow)(state.critic), choices, batch.next_obs)
         return critic.update(state.critic, batch, Upcoming(best, None, {}), discount)
 
@@ -133,11 +128,7 @@ def discrete(
         state: DiscreteState, batch: Transition, key: Key, count: Array
     ) -> tuple[DiscreteState, Metrics]:
         moved, did = learn(state, batch)
-        if delay == 1:
-            moved = critic.follow(moved)
-        else:
-            mine = (count + 1) % delay == 0
-            moved = jax.lax.cond(mine, critic.follow, lambda state: state, moved)
+        moved = every(delay, count, critic.follow, moved)
         return DiscreteState(moved, state.updates + 1), did.metrics
 
     def summary(state: DiscreteState) -> Metrics:
@@ -165,8 +156,7 @@ def _acts(q: QFunction, choices: Any) -> tuple[Callable[..., Array], Callable[..
     """`Agent.act` and `Agent.explore`, among numbers `[A]`."""
 
     def act(params: Greedy, obs: Array) -> Array:
-        with full_precision():
-            value = jax.vmap(lambda choice: q(params.params, obs, choice[None]))(choices)
+        value = jax.vmap(lambda choice: q(params.params, obs, choice[None]))(choices)
         return jnp.asarray(choices)[jnp.argmax(value)][None]
 
     def explore(params: Greedy, obs: Array, key: Key) -> Array:

@@ -4,6 +4,7 @@ A check that passes costs a microsecond or less: environments are stepped millio
 """
 
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,16 @@ _STEPS = "(observation, reward, terminated, truncated, info)"
 def raised(name: str, call: str, error: BaseException) -> EnvError:
     """The sentence on an environment that raised `error` in `call`; raise it from that."""
     return EnvError(f"environment {name!r}, in {call}, raised {said(error)}")
+
+
+def ask(name: str, call: str, function: Callable[..., Any], *given: Any, **named: Any) -> Any:
+    """What a call of an environment returns; what it raises comes as EnvError."""
+    try:
+        return function(*given, **named)
+    except EnvError:
+        raise
+    except RAISED as error:
+        raise raised(name, call, error) from error
 
 
 def said(error: BaseException) -> str:

@@ -94,18 +94,18 @@ def checked(env: FunctionalEnv, name: str) -> FunctionalEnv:
         return jax.tree.map(partial(_as, name), after, state), Outcome(reward, terminated)
 
     def step(state: EnvState, action: Array, key: Key) -> tuple[EnvState, Outcome]:
-        after, out = _ask(name, "step", whole, state, action, key)
+        after, out = contract.ask(name, "step", whole, state, action, key)
         shapes = {"the reward": (out.reward, ()), "terminated": (out.terminated, ())}
         contract.check_shapes(name, "step", **shapes)
         return after, Outcome(jnp.asarray(out.reward, jnp.float32), jnp.asarray(out[1], bool))
 
     def observe(state: EnvState) -> Array:
-        obs = _ask(name, "observe", env.observe, state)
+        obs = contract.ask(name, "observe", env.observe, state)
         contract.check_shapes(name, "observe", **{"the observation": (obs, (env.spec.obs_size,))})
         return jnp.asarray(obs, jnp.float32)
 
     def reset(key: Key) -> EnvState:
-        state = _ask(name, "reset", env.reset, key)
+        state = contract.ask(name, "reset", env.reset, key)
         kinds = map(jnp.result_type, jax.tree.leaves(state))
         if any(jnp.issubdtype(kind, jax.dtypes.prng_key) for kind in kinds):
             raise EnvError(
@@ -129,16 +129,6 @@ def _as(name: str, new: Any, old: Array) -> Array:
             "as from its reset: begin with numbers that may have fractions, as 0.0 and not 0"
         )
     return new.astype(old.dtype)
-
-
-def _ask(name: str, call: str, function: Callable, *given: Any) -> Any:
-    """What an environment raises comes as EnvError, most of it when it is traced."""
-    try:
-        return function(*given)
-    except EnvError:
-        raise
-    except contract.RAISED as error:
-        raise contract.raised(name, call, error) from error
 
 
 class Many(NamedTuple):
@@ -212,15 +202,17 @@ class FunctionalVector:
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
         self._seeds = [int(seed) for seed in seeds]
         self._keys = jax.vmap(jax.random.key)(jnp.asarray(self._seeds, jnp.uint32))
-        self._state = _ask(self._name, "reset", self._start, self._keys)
+        self._state = contract.ask(self._name, "reset", self._start, self._keys)
         return self._look()
 
     def _look(self) -> np.ndarray:
-        return np.asarray(_ask(self._name, "observe", self._observe, self._state))
+        return np.asarray(contract.ask(self._name, "observe", self._observe, self._state))
 
     def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> Step:
         actions = own(self.spec, actions)
-        state, outcome = _ask(self._name, "step", self._advance, self._state, actions, self._keys)
+        state, outcome = contract.ask(
+            self._name, "step", self._advance, self._state, actions, self._keys
+        )
         reward, terminated, truncated, next_obs, obs = (np.array(x) for x in outcome)
         if active is not None:
             keep = jnp.asarray(active)

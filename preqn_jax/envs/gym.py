@@ -9,6 +9,7 @@ An environment whose state cannot be saved says so, and starts a new episode on 
 import logging
 import re
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import gymnasium
@@ -71,10 +72,7 @@ class GymVector:
 
     def _first(self, env: gymnasium.Env, seed: int | None = None) -> np.ndarray:
         """The first observation `[obs]` of a new episode."""
-        try:
-            out = env.reset(seed=seed)
-        except contract.RAISED as error:
-            raise contract.raised(self._name, "reset", error) from error
+        out = contract.ask(self._name, "reset", env.reset, seed=seed)
         return contract.first_obs(self._name, out, self._obs_shape).reshape(-1)
 
     def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> Step:
@@ -88,11 +86,9 @@ class GymVector:
         for i, env in enumerate(self._envs):
             if active is not None and not active[i]:
                 continue
-            try:
-                action = actions[i].reshape(self._action_shape)
-                out = env.step(action if self._action_shape else action.item())
-            except contract.RAISED as error:
-                raise contract.raised(self._name, "step", error) from error
+            action = actions[i].reshape(self._action_shape)
+            action = action if self._action_shape else action.item()
+            out = contract.ask(self._name, "step", env.step, action)
             obs, reward[i], ended[0, i], ended[1, i] = contract.outcome(
                 self._name, out, self._obs_shape
             )
@@ -218,10 +214,8 @@ def _check_layers(name: str, env: gymnasium.Env) -> None:
 
 
 def _spec(name: str, env: gymnasium.Env) -> Spec:
-    try:
-        obs, action = env.observation_space, env.action_space
-    except contract.RAISED as error:  # also where it has none
-        raise contract.raised(name, "its spaces", error) from error
+    both = attrgetter("observation_space", "action_space")  # of which it may have none
+    obs, action = contract.ask(name, "its spaces", both, env)
     for what, space, advice in (
         ("action", action, _advice_on_actions(action)),
         ("observation", obs, _advice_on_observations(obs)),

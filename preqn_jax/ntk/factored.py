@@ -91,8 +91,8 @@ def gram(left: Gradients, right: Gradients) -> Array:
 
 def _dense_gram(x: Array, d: Array, y: Array, e: Array) -> Array:
     """The share of one weight: sum over members and pairs of uses of (x.y)(d.e)."""
-    _, groups, uses, width = x.shape
-    if groups == uses == 1:  # a plain dense layer: (X X^T) * (D D^T)
+    _, _, uses, width = x.shape
+    if _plain(x):  # a dense layer: (X X^T) * (D D^T)
         return _dot("ic,jc->ij", x[:, 0, 0], y[:, 0, 0]) * _dot("if,jf->ij", d[:, 0, 0], e[:, 0, 0])
     # Of many uses, their sum is the smaller thing to hold.
     if uses * uses * (width + d.shape[-1]) > width * d.shape[-1]:

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from preqn_jax import measures, ntk
 from preqn_jax import solve as solvers
 from preqn_jax.batching import batched
-from preqn_jax.options import require
 from preqn_jax.steps.base import (
     LearningRate,
     Memory,
@@ -42,7 +41,6 @@ def natural_gradient(
     Raises:
       ValueError: an argument out of range.
     """
-    require(damping, lambda x: x >= 0, "damping must not be negative")
     init, rate = schedule(learning_rate)
     solve, batch = solvers.cholesky(damping), batched(q)
 

@@ -249,11 +249,7 @@ def _move(home: Path) -> None:
                 os.replace(path, home / name / path.name)
     for name in (directory.ENVIRONMENT_LOG, record.DAMAGED, trackers.LOG):
         if (apart / name).exists():
-            fd = files.append(home / name)
-            try:
-                files.write_all(fd, (apart / name).read_bytes())
-            finally:
-                os.close(fd)
+            files.add(home / name, (apart / name).read_bytes())
             (apart / name).unlink()
     if (apart / trackers.KEPT).exists():
         kept, more = (_json(one / trackers.KEPT) for one in (home, apart))

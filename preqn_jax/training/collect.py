@@ -208,10 +208,9 @@ def _kept(error: EnvError, log: Path | None) -> EnvError:
     if log is None or error.__cause__ is None:
         return error
     trace = "".join(traceback.format_exception(error.__cause__))
+    text = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {error}\n{trace}\n"
     try:
-        with open(files.append(log), "ab") as file:
-            text = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {error}\n{trace}\n"
-            file.write(text.encode(errors="backslashreplace"))
+        files.add(log, text.encode(errors="backslashreplace"))
     except OSError:
         return error  # as of a full disk: the sentence is what matters
     kept = EnvError(f"{error}; its traceback is in {log}")

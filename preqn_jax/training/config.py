@@ -4,12 +4,20 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
 from preqn_jax.envs import source
 from preqn_jax.options import UserError, check, option
 from preqn_jax.training import trackers
+from preqn_jax.types import Key
 
 ACT, SAMPLE, UPDATE, LOOK = range(4)  # purposes of keys
 TRAIN_ENV, EVAL_ENV = range(2)  # purposes of environment seeds
+
+
+def stream(key: Key, purpose: int, count: Any) -> Key:
+    """That of one purpose, of a seed's own `key`, in one round (to UPDATE, in one update)."""
+    return jax.random.fold_in(jax.random.fold_in(key, purpose), count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +38,11 @@ class LoopConfig:
     )
     batch_size: int = option(256, "B, transitions in a minibatch", at_least=1)
     replay_capacity: int = option(1_000_000, "transitions the replay buffer D holds", at_least=1)
+
+    @property
+    def first_round(self) -> int:
+        """The first round with updates, from 0."""
+        return self.update_after // self.update_every - 1
 
 
 def named(seeds: Sequence[int]) -> str:

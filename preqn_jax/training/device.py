@@ -234,10 +234,8 @@ def _evaluation(
     """Of one member, from what is there of all."""
     lengths = now.lengths[i]
     rows = slice(0, lengths.max())
-    rewards, obs, action = np.array(rewards[i, rows]), obs[i, rows], action[i, rows]
-    lost = ~np.isfinite(rewards) | ~np.isfinite(obs).all(axis=2)
-    rewards[lost & (np.arange(len(rewards))[:, None] < lengths)] = np.nan
-    return Evaluation(rewards, obs, action, lengths, now.terminated[i], now.running[i])
+    seen = rewards[i, rows], obs[i, rows], action[i, rows]
+    return Evaluation(*seen, lengths, now.terminated[i], now.running[i]).marked()
 
 
 class _Pace:
@@ -245,16 +243,16 @@ class _Pace:
 
     def __init__(self, config: LoopConfig, stops: Sequence[int], most: int):
         self._config, self._stops, self._most = config, stops, most
-        self._first = config.update_after // config.update_every - 1  # the round that first updates
         self._allowed, self._calls = 1, 0  # how long a round takes is not known yet
 
     def count(self, round_: int) -> int:
         """Rounds to do from this one on."""
         n = self._config.update_every
         due = [every // n - round_ % (every // n) for every in self._stops]
-        if round_ < self._first:
-            due.append(self._first - round_)
-        elif round_ == self._first:  # a round becomes something else
+        first = self._config.first_round
+        if round_ < first:
+            due.append(first - round_)
+        elif round_ == first:  # a round becomes something else
             self._allowed, self._calls = 1, 0
         return min(self._allowed, self._most, *due)
 

@@ -214,9 +214,7 @@ def _make_learn(agent: Agent, config: LoopConfig) -> Callable:
     """`(learner, transitions [P, n], frozen [P], streams, round) -> (learner, metrics [P],
     frozen [P])`.
     """
-    updates = config.update_every
-    first = config.update_after // updates - 1  # the round that first updates
-    turns = loop.take_turns(config)
+    updates, first, turns = config.update_every, config.first_round, loop.take_turns(config)
 
     def learn(
         learner: Learner, transitions: Transition, frozen: Array, streams: Streams, round_: Array

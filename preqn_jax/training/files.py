@@ -60,6 +60,15 @@ def write_all(fd: int, content: bytes) -> None:
         raise
 
 
+def add(path: Path, content: bytes) -> None:
+    """`append` and `write_all`."""
+    fd = append(path)
+    try:
+        write_all(fd, content)
+    finally:
+        os.close(fd)
+
+
 def remove(path: Path) -> None:
     """A file, a folder with all in it, or a link, and not what it points to. Raises OSError."""
     if path.is_dir() and not path.is_symlink():

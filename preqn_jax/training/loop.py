@@ -19,7 +19,7 @@ import numpy as np
 from preqn_jax import replay as replays
 from preqn_jax.agents import Agent
 from preqn_jax.training.collect import Collector
-from preqn_jax.training.config import SAMPLE, UPDATE, LoopConfig, validate
+from preqn_jax.training.config import SAMPLE, UPDATE, LoopConfig, stream, validate
 from preqn_jax.training.errors import Diverged
 from preqn_jax.types import Array, Key, Metrics, Settings, Spec, Transition
 
@@ -274,7 +274,7 @@ def draw(
     """The minibatches of a round of members `[P]` with these `keys`, `[P, updates, B, ...]`."""
 
     def one(replay: replays.Replay, key: Key) -> Transition:
-        sample_key = jax.random.fold_in(jax.random.fold_in(key, SAMPLE), round_)
+        sample_key = stream(key, SAMPLE, round_)
         return replays.sample(replay, sample_key, (updates, config.batch_size))
 
     return jax.vmap(one)(replay, keys)
@@ -300,8 +300,7 @@ def learn_one(
     def learn(old: Any) -> tuple[Any, Metrics]:
         def update(state: Any, x: tuple[Transition, Array]):
             batch, i = x
-            update_key = jax.random.fold_in(jax.random.fold_in(key, UPDATE), done + i)
-            return agent.update(state, batch, update_key, done + i)
+            return agent.update(state, batch, stream(key, UPDATE, done + i), done + i)
 
         state, metrics = jax.lax.scan(update, old, (batches, jnp.arange(updates)))
         # A failed solve has no residual: its metrics are means over the others, its failure is in

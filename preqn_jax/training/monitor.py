@@ -17,7 +17,7 @@ from preqn_jax import actions, diagnostics
 from preqn_jax import replay as replays
 from preqn_jax.agents import Agent, Inspection
 from preqn_jax.problems import Problem
-from preqn_jax.training.config import LOOK, LoopConfig
+from preqn_jax.training.config import LOOK, LoopConfig, stream
 from preqn_jax.training.loop import Learner, keys, members
 from preqn_jax.training.rollout import Evaluation
 from preqn_jax.types import Array, Key, Params, Transition
@@ -43,9 +43,7 @@ def make_looks(agent: Agent, config: LoopConfig) -> Callable[[Learner, int], lis
     @jax.jit
     def draw(replay: replays.Replay, round_: Array) -> tuple[Transition, Array, Array]:
         def one(replay: replays.Replay, key: Key) -> tuple[Transition, Array, Array]:
-            sample_key, step_key = jax.random.split(
-                jax.random.fold_in(jax.random.fold_in(key, LOOK), round_)
-            )
+            sample_key, step_key = jax.random.split(stream(key, LOOK, round_))
             bound = jnp.max(jnp.abs(jnp.asarray(replay.data.reward)))  # rows not filled yet are 0
             return (
                 replays.sample(replay, sample_key, (config.batch_size,)),
@@ -239,15 +237,9 @@ def returns_to_go(
     Of an episode that ended in a terminal those are all; of one cut off by a time limit those long
     enough before it.
     """
-    length = evaluation.rewards.shape[0]
-    to_go, returns = np.zeros(evaluation.rewards.shape[1]), np.zeros_like(evaluation.rewards)
-    for t in reversed(range(length)):
-        to_go = evaluation.rewards[t] + discount * to_go
-        returns[t] = to_go
-    left = (
-        evaluation.lengths[None, :] - np.arange(length)[:, None]
-    )  # steps from here to the end, `[T, n]`
+    returns = evaluation.to_go(discount).astype(evaluation.rewards.dtype)
+    left = evaluation.lengths - np.arange(len(returns))[:, None]  # steps to the end, `[T, n]`
     decay = float(discount) ** np.maximum(left, 0)
-    known = (left > 0) & (evaluation.terminated[None, :] | (decay <= _TAIL))
+    known = evaluation.going & (evaluation.terminated | (decay <= _TAIL))
     known &= np.isfinite(returns)
     return evaluation.obs[known], evaluation.action[known], returns[known].astype(np.float32)

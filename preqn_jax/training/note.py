@@ -63,7 +63,7 @@ def check(note: dict[str, Any], config: LoopConfig, fresh: list[Any]) -> None:
     """
     step, seeds = note["step"], list(config.seeds)
     rounds, left = divmod(step, config.update_every)
-    first = config.update_after - config.update_every  # steps before the round that first updates
+    first = config.first_round * config.update_every  # steps before it
     frozen = note["counters"]["frozen"]
     some = sorted(set(frozen) & set(range(len(seeds))))
     counters = {"round": rounds, "updates": max(0, step - first), "frozen": some}

@@ -60,11 +60,7 @@ class Recorder:
         found = scan(self._path)
         if found.damaged:
             aside = self._path.with_name(DAMAGED)
-            fd = files.append(aside)
-            try:
-                files.write_all(fd, b"".join(raw + b"\n" for _, raw in found.damaged))
-            finally:
-                os.close(fd)
+            files.add(aside, b"".join(raw + b"\n" for _, raw in found.damaged))
             _log.warning("%s, and put aside in %s", _damage(self._path, found), aside)
         before = [(raw, line) for raw, line in found.lines if line["step"] <= resume_at]
         kept = [raw + b"\n" for raw, line in before if keep(line)]

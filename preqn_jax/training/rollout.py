@@ -16,7 +16,7 @@ import numpy as np
 from preqn_jax.agents import Agent
 from preqn_jax.envs import EnvError, VectorEnv, codec, derive_seed
 from preqn_jax.training import watch
-from preqn_jax.training.config import ACT, EVAL_ENV, TRAIN_ENV, LoopConfig
+from preqn_jax.training.config import ACT, EVAL_ENV, TRAIN_ENV, LoopConfig, stream
 from preqn_jax.training.errors import Diverged
 from preqn_jax.types import Array, Params, Spec, Transition
 
@@ -47,6 +47,23 @@ class Evaluation(NamedTuple):
     # `[n]`, whether it had not ended after `eval_max_steps`
     cut: np.ndarray = np.zeros(0, bool)
 
+    @property
+    def going(self) -> np.ndarray:
+        """`[T, n]`, the steps before an episode's end."""
+        return np.arange(len(self.rewards))[:, None] < self.lengths
+
+    def marked(self) -> "Evaluation":
+        """With NaN for rewards where they, or what was seen, are not finite."""
+        lost = ~np.isfinite(self.rewards) | ~np.isfinite(self.obs).all(axis=2)
+        return self._replace(rewards=np.where(lost & self.going, np.nan, self.rewards))
+
+    def to_go(self, discount: float) -> np.ndarray:
+        """Discounted returns `[T, n]` from each step on, in float64; NaN where a reward is."""
+        found, after = np.zeros(self.rewards.shape), np.zeros(self.rewards.shape[1])
+        for t in reversed(range(len(found))):
+            found[t] = after = self.rewards[t] + discount * after
+        return found
+
 
 @functools.lru_cache(maxsize=16)
 def make_acting(agent: Agent, spec: Spec, config: LoopConfig) -> Acting:
@@ -55,7 +72,7 @@ def make_acting(agent: Agent, spec: Spec, config: LoopConfig) -> Acting:
 
     @jax.jit
     def draw(seed: Array, round_: Array) -> tuple[Array, Array]:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), ACT), round_)
+        key = stream(jax.random.key(seed), ACT, round_)
 
         def one_step(t: Array) -> tuple[Array, Array]:
             explore_key, uniform_key = jax.random.split(jax.random.fold_in(key, t))
@@ -184,9 +201,7 @@ class Rollout:
             running &= ~(out.terminated | out.truncated)
             obs = out.obs
         rewards, seen, actions = (np.stack(leaves) for leaves in zip(*steps, strict=True))
-        lost = ~np.isfinite(rewards) | ~np.isfinite(seen).all(axis=2)
-        rewards[lost & (np.arange(len(steps))[:, None] < lengths)] = np.nan
-        return Evaluation(rewards, seen, actions, lengths, terminated, running)
+        return Evaluation(rewards, seen, actions, lengths, terminated, running).marked()
 
     def save(self) -> Any:
         """All that the next rounds depend on beside the policy, as plain JSON."""
@@ -206,9 +221,4 @@ def attained(evaluation: Evaluation, discount: float) -> float:
     """The largest discounted return from any state that its episodes went through; NaN where a
     reward is.
     """
-    rewards, lengths = evaluation.rewards, evaluation.lengths
-    best, to_go = -np.inf, np.zeros(rewards.shape[1])
-    for t in reversed(range(len(rewards))):
-        to_go = rewards[t] + discount * to_go
-        best = np.maximum(best, to_go[t < lengths].max())  # unlike `max`, it hands a NaN on
-    return float(best)
+    return float(evaluation.to_go(discount)[evaluation.going].max())  # which hands a NaN on

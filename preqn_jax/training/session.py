@@ -118,11 +118,6 @@ class Session:
         return bool(self._folders) and all(one.finished for one in self._folders)
 
     @property
-    def logdir(self) -> Path | None:
-        """The run directory, where there is one for all members."""
-        return self._folders[0].logdir if len(self._folders) == 1 else None
-
-    @property
     def where(self) -> Path | None:
         """The run directory, or the folder that holds them all; None where nothing is kept."""
         kept = [one.logdir for one in self._folders]

@@ -14,7 +14,6 @@ import numpy as np
 
 from preqn_jax import actions, agents, envs
 from preqn_jax.agents import Agent
-from preqn_jax.batching import full_precision
 from preqn_jax.options import UserError
 from preqn_jax.training import directory, record
 from preqn_jax.types import Array, Spec
@@ -103,12 +102,7 @@ class Trained(NamedTuple):
         """
         params, q, spec = self.agent.critic(self.state(seed)), self.agent.q, self.spec
         sizes = {"obs": spec.obs_size, "action": spec.action_size}
-
-        def value(obs: Array, own: Array) -> Array:
-            with full_precision():
-                return q(params, obs, actions.inside(spec, own))
-
-        ask = _compiled(value, **sizes)
+        ask = _compiled(lambda obs, own: q(params, obs, actions.inside(spec, own)), **sizes)
         if spec.num_actions is None:
             return ask
         return lambda obs, action: ask(obs, jnp.asarray(action)[..., None])
