@@ -13,7 +13,7 @@ import numpy as np
 
 _ARRAY, _TUPLE, _FLOAT, _DEQUE = "__array__", "__tuple__", "__float__", "__deque__"
 _GENERATOR, _VIEW, _FIRST, _AGAIN = "__generator__", "__view__", "__first__", "__again__"
-_MUTABLE = (np.ndarray, np.random.Generator, dict, list, deque)
+MUTABLE = (np.ndarray, np.random.Generator, dict, list, deque)
 
 
 def encode(tree: Any) -> Any:
@@ -30,7 +30,7 @@ def _objects(tree: Any, within: tuple[int, ...]) -> Iterable[int]:
     arrays that look into another's memory, that one's.
     """
     kind = type(tree)
-    if kind not in _MUTABLE and kind is not tuple:
+    if kind not in MUTABLE and kind is not tuple:
         return
     if id(tree) in within:
         raise TypeError(f"a {kind.__name__} that holds itself has no exact JSON form")
@@ -56,7 +56,7 @@ def _encode(tree: Any, shared: dict[int, int | None]) -> Any:
         place = tree.__array_interface__["data"][0] - root.__array_interface__["data"][0]
         look = {"shape": list(tree.shape), "strides": list(tree.strides), "place": place}
         return {_VIEW: _dtype(tree), **look, "of": _encode(root, shared)}
-    if kind in _MUTABLE and id(tree) in shared:
+    if kind in MUTABLE and id(tree) in shared:
         number = shared[id(tree)]
         if number is not None:
             return {_AGAIN: number}

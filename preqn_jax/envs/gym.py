@@ -44,10 +44,7 @@ class GymVector:
         self._name = name = called(source)
         self._envs = [made(source) for _ in range(num_envs)]
         _check_layers(name, self._envs[0])
-        self._new: list[Any] = []  # of each, as it was made
-        for env in self._envs:  # one object, as they mostly are the same
-            new = gym_state.attributes(env)
-            self._new.append(self._new[0] if self._new and new == self._new[0] else new)
+        self._new = gym_state.beginnings(self._envs)
         self.num_envs = num_envs
         self.spec = _spec(name, self._envs[0])
         bounding = "`wrappers=['preqn_jax.envs.gym:BoundAction(low=-1,high=1)']`"
@@ -66,7 +63,7 @@ class GymVector:
         self._seeds, self._steps = list(seeds), 0
         for i, (env, seed, new) in enumerate(zip(self._envs, seeds, self._new, strict=True)):
             if new is not None:
-                gym_state.restore(env, codec.decode(new), alone=True)
+                new.restore(env)
             self._obs[i] = self._first(env, int(seed))
         return self._obs.copy()
 

@@ -2,9 +2,10 @@
 
 Exact resume needs the whole of it. For MuJoCo that is the integration state, and every array of
 `MjData` besides: Ant's reward reads a body position derived in the last sub-step, which the
-integration state does not determine. Whatever else wrappers and environments hold in plain
-attributes is saved too, but for functions, and the generators that its spaces sample by; an
-environment with state in other objects, callable ones among them, cannot be saved.
+integration state does not determine; and the numbers of its model, which some tasks draw anew for
+each episode. Whatever else wrappers and environments hold in plain attributes is saved too, but for
+functions, and the generators that its spaces sample by; an environment with state in other objects,
+callable ones among them, cannot be saved.
 """
 
 # MuJoCo's bindings are compiled and carry no types that a checker could read.
@@ -13,7 +14,7 @@ environment with state in other objects, callable ones among them, cannot be sav
 import copy
 import functools
 import types
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import gymnasium
@@ -29,6 +30,8 @@ _PICTURE = {"viewer", "screen", "clock", "surf", "renderer", "mujoco_renderer"}
 _SPACES = {"_action_space", "_observation_space"}  # a wrapper's own, or None
 _NEVER = {"env", "render_mode", "_cached_spec"}
 _INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION
+_SIMULATION = (mujoco.MjModel, mujoco.MjData)
+_OPTIONS = "opt."  # before the names of a model's options
 
 
 def layers(env: gymnasium.Env) -> list[gymnasium.Env]:
@@ -39,21 +42,26 @@ def layers(env: gymnasium.Env) -> list[gymnasium.Env]:
     return found
 
 
-def _plain(layer: gymnasium.Env, strict: bool = True) -> dict[str, Any]:
-    """The attributes of one layer that make up its state, but for what `save` takes besides.
-    Raises TypeError for one that cannot be saved; if not `strict`, leaves it out.
+def _plain(
+    layer: gymnasium.Env, strict: bool = True, among: Collection[str] | None = None
+) -> dict[str, Any]:
+    """The attributes of one layer that make up its state, but for what `save` takes besides, or
+    those `among` them. Raises TypeError for one that cannot be saved; if not `strict`, leaves it
+    out.
     """
     state, base, besides = {}, layer.unwrapped, _CONSTANT_NAMES
     besides = besides | {"env" if isinstance(layer, gymnasium.Wrapper) else "_np_random"}
-    data = getattr(base, "data", None)
+    simulation = getattr(base, "model", None), getattr(base, "data", None)
     for name, value in vars(layer).items():
+        if among is not None and name not in among:
+            continue
         if name in besides or isinstance(value, _CONSTANT) or _function(value):
             continue
-        if isinstance(value, mujoco.MjData | mujoco.MjModel) and (
-            value is data or value is getattr(base, "model", None)
-        ):
-            continue
-        if isinstance(value, np.ndarray) and not value.flags.owndata and _within(value, data):
+        if any(value is one for one in simulation if isinstance(one, _SIMULATION)):
+            if layer is not base or isinstance(value, mujoco.MjData):
+                continue
+            value = _settings(value)
+        elif isinstance(value, np.ndarray) and not value.flags.owndata and _within(value, base):
             continue
         if isinstance(value, gymnasium.Space):
             value = [vars(one).get("_np_random") for one in _spaces(value)]
@@ -79,6 +87,21 @@ def _function(value: Any) -> bool:
     return callable(value) and plain
 
 
+def _check_functions(env: gymnasium.Env) -> None:
+    """Raises TypeError for a function that holds an attribute too: of what is saved nothing would
+    tell it which object that is now.
+    """
+    for layer in layers(env):
+        own = {id(one): name for name, one in vars(layer).items() if type(one) in codec.MUTABLE}
+        for name, value in vars(layer).items():
+            parts = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+            if isinstance(value, functools.partial):
+                parts += [*value.args, *value.keywords.values()]
+            for part in parts:
+                if id(part) in own:
+                    raise TypeError(f"its attribute {name} holds its attribute {own[id(part)]} too")
+
+
 def _spaces(space: gymnasium.Space) -> list[gymnasium.Space]:
     """It, and those that it is made of; each samples by a generator of its own, None before it was
     first asked or seeded.
@@ -97,22 +120,128 @@ def _reseed(space: gymnasium.Space, generators: Any) -> None:
     if isinstance(generators, list) and len(generators) == len(spaces):
         for one, generator in zip(spaces, generators, strict=True):
             if isinstance(generator, kinds):
-                one._np_random = copy.deepcopy(generator)
+                one._np_random = generator
 
 
-def _within(array: np.ndarray, data: Any) -> bool:
+def _within(array: np.ndarray, base: gymnasium.Env) -> bool:
     """Whether an array is a view of MuJoCo's, and so moves with it."""
-    return isinstance(data, mujoco.MjData) and any(
-        np.may_share_memory(array, getattr(data, name)) for name in _derived(data)
-    )
+    data = getattr(base, "data", None)
+    if not isinstance(data, mujoco.MjData):
+        return False
+    theirs = [getattr(data, name) for name in _derived(data)]
+    theirs += [one for one in _settings(data.model).values() if isinstance(one, np.ndarray)]
+    return any(np.may_share_memory(array, one) for one in theirs)
 
 
-def attributes(env: gymnasium.Env) -> Any:
-    """What is plain of all layers, encoded; None where one holds what cannot be saved."""
-    try:
-        return codec.encode([_plain(layer) for layer in layers(env)])
-    except TypeError:
-        return None
+def _settings(model: mujoco.MjModel) -> dict[str, Any]:
+    """The numbers of a model, its options' among them, but for pictures: arrays are its own."""
+    found = {}
+    for prefix, holder in (("", model), (_OPTIONS, model.opt)):
+        for name in dir(type(holder)):
+            value = None if name.startswith("_") else getattr(holder, name, None)
+            if isinstance(value, np.ndarray):
+                if value.dtype.kind in "fib" and value.size and value.flags.writeable:
+                    found[prefix + name] = value
+            elif prefix and isinstance(value, int | float):
+                found[prefix + name] = value
+    return found
+
+
+def _set(model: mujoco.MjModel, saved: Any) -> None:
+    """With what `_settings` found, where it is of the same form."""
+    for name, value in saved.items() if isinstance(saved, dict) else ():
+        holder = model.opt if name.startswith(_OPTIONS) else model
+        name = name.removeprefix(_OPTIONS)
+        there = getattr(holder, name, None)
+        if isinstance(there, np.ndarray):
+            if np.shape(value) == there.shape and not np.array_equal(there, value):
+                there[...] = value
+        elif isinstance(there, int | float) and isinstance(value, int | float) and there != value:
+            setattr(holder, name, value)
+
+
+def beginnings(envs: Sequence[gymnasium.Env]) -> list["Beginning | None"]:
+    """Of each copy of an environment; None where one holds what cannot be saved."""
+    found: list[Beginning | None] = []
+    held: dict[int, Any] = {}
+    for env in envs:
+        try:
+            found.append(Beginning(env, held))
+        except TypeError:
+            found.append(None)
+    return found
+
+
+class Beginning:
+    """What an environment was made with: the objects in its plain attributes, and what they held.
+    To go back to it puts that into these same objects, whoever else holds them.
+    """
+
+    def __init__(self, env: gymnasium.Env, held: dict[int, tuple[Any, Any]]):
+        """`held` is shared by copies of one environment, all of which may hold one table. Raises
+        TypeError where it holds what cannot be saved.
+        """
+        self._plain = [_plain(layer) for layer in layers(env)]
+        self._objects = [dict(vars(layer)) for layer in layers(env)]
+        self._settings = [copy.deepcopy(plain.get("model")) for plain in self._plain]
+        self._held = {}
+        for plain, objects in zip(self._plain, self._objects, strict=True):
+            for name, value in plain.items():
+                if not isinstance(objects[name], mujoco.MjModel):
+                    _hold(value, self._held, held)
+
+    def restore(self, env: gymnasium.Env) -> None:
+        """Its plain attributes as they were, and no others."""
+        for one, content in self._held.values():
+            _put_back(one, content)
+        each = zip(layers(env), self._plain, self._objects, self._settings, strict=True)
+        for layer, plain, objects, settings in each:
+            now = vars(layer)
+            other = {name for name in now if now[name] is not objects.get(name, now)}
+            moved = _plain(layer, strict=False, among=other).keys() | (plain.keys() - now.keys())
+            for name in moved - _NEVER - _CONSTANT_NAMES:
+                if name in plain:
+                    setattr(layer, name, objects[name])
+                elif name not in _PICTURE:
+                    delattr(layer, name)
+            for name, value in plain.items():
+                if isinstance(objects[name], gymnasium.Space):
+                    _reseed(objects[name], value)
+                elif isinstance(objects[name], mujoco.MjModel):
+                    _set(objects[name], settings)
+
+
+def _hold(value: Any, mine: dict[int, Any], held: dict[int, Any]) -> None:
+    """Notes what everything in `value` that can change in its place holds now."""
+    kind = type(value)
+    if kind is tuple:
+        parts: Any = value
+    elif kind not in codec.MUTABLE or id(value) in mine:
+        return
+    else:
+        parts = () if kind in (np.ndarray, np.random.Generator) else value
+        if id(value) not in held:
+            held[id(value)] = value, _content(value)
+        mine[id(value)] = held[id(value)]
+    for part in parts.values() if kind is dict else parts:
+        _hold(part, mine, held)
+
+
+def _content(value: Any) -> Any:
+    if type(value) is np.random.Generator:
+        return copy.deepcopy(value.bit_generator.state)
+    return copy.copy(value)
+
+
+def _put_back(value: Any, content: Any) -> None:
+    if type(value) is np.random.Generator:
+        value.bit_generator.state = content
+    elif type(value) is np.ndarray:
+        if value.flags.writeable:
+            value[...] = content
+    else:
+        value.clear()
+        value.update(content) if type(value) is dict else value.extend(content)
 
 
 def save(env: gymnasium.Env) -> dict[str, Any]:
@@ -120,6 +249,7 @@ def save(env: gymnasium.Env) -> dict[str, Any]:
     base = env.unwrapped
     if not isinstance(base.np_random, np.random.Generator):
         raise TypeError("its np_random is no numpy.random.Generator")
+    _check_functions(env)
     state = {
         "layers": [_plain(layer) for layer in layers(env)],
         "rng": base.np_random.bit_generator.state,
@@ -132,20 +262,17 @@ def save(env: gymnasium.Env) -> dict[str, Any]:
     return state
 
 
-def restore(
-    env: gymnasium.Env, attributes: Sequence[dict[str, Any]], *, alone: bool = False
-) -> None:
-    """The plain attributes of all layers, as they were; `alone`, and no others."""
-    never = _NEVER | _CONSTANT_NAMES
+def _restore(env: gymnasium.Env, attributes: Sequence[dict[str, Any]]) -> None:
+    """The plain attributes of all layers, as they were."""
     for layer, saved in zip(layers(env), attributes, strict=True):
         plain = _plain(layer, strict=False)
-        for name in plain.keys() - saved.keys() - never - _PICTURE if alone else ():
-            delattr(layer, name)
-        no_more = never | (_PICTURE - plain.keys())
-        for name, value in codec.restorable(layer, plain, saved, no_more).items():
+        never = _NEVER | _CONSTANT_NAMES | (_PICTURE - plain.keys())
+        for name, value in codec.restorable(layer, plain, saved, never).items():
             there = vars(layer).get(name)
             if isinstance(there, gymnasium.Space):
-                _reseed(there, value)
+                _reseed(there, copy.deepcopy(value))
+            elif isinstance(there, mujoco.MjModel):
+                _set(there, value)
             elif isinstance(value, np.random.Generator) and isinstance(there, np.random.Generator):
                 # In its place: others may hold the same one.
                 there.bit_generator.state = value.bit_generator.state
@@ -155,7 +282,7 @@ def restore(
 
 def load(env: gymnasium.Env, state: dict[str, Any]) -> None:
     """What `save` returned, into an environment of the same kind that was reset."""
-    restore(env, state["layers"])
+    _restore(env, state["layers"])
     base: Any = env.unwrapped
     base.np_random.bit_generator.state = state["rng"]
     if "integration" in state:
