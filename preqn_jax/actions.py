@@ -13,11 +13,13 @@ them.
 [0, 1, 2, 3]
 """
 
+import numbers
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from preqn_jax.options import UserError
 from preqn_jax.types import Spec
 
 
@@ -30,7 +32,7 @@ def index(number: Any, count: int) -> Any:
 
 def number(index: Any, count: int) -> Any:
     """The number in the middle of those that stand for action `index`: `index` undoes it."""
-    return (2 * index + 1) / count - 1
+    return (2 * _int32(index) + 1) / count - 1
 
 
 def own(spec: Spec, number: Any) -> Any:
@@ -46,7 +48,7 @@ def own(spec: Spec, number: Any) -> Any:
 def inside(spec: Spec, own: Any) -> Any:
     """What `own` came from; of finitely many, up to its part."""
     if spec.num_actions is not None:
-        return number(own - _first(spec), spec.num_actions)
+        return number(_int32(own) - _first(spec), spec.num_actions)
     centre, half = _middle(spec)
     return (own - centre) / half
 
@@ -55,6 +57,60 @@ def spec(obs_size: int, count: int, first: int = 0) -> Spec:
     """Of an environment with `count` actions, the integers from `first` on."""
     low = np.array([float(first)])
     return Spec(obs_size, 1, low, low + count - 1, num_actions=count)
+
+
+def check(spec: Spec, whose: str, how: str = "") -> None:
+    """Raises UserError for sizes of zero, and for bounds of actions that [-1, 1] cannot be scaled
+    to; `whose` they are, and `how` to give others, in words.
+    """
+    for what, size in (("observations", spec.obs_size), ("actions", spec.action_size)):
+        if not isinstance(size, numbers.Integral):
+            raise UserError(
+                f"{whose} has {what} of size {size!r}, expected how many numbers "
+                "there are in one, as observation_space.shape[0]"
+            )
+        if size < 1:
+            raise UserError(
+                f"{whose} has {what} of size {size}, but these algorithms need at "
+                "least one number in each"
+            )
+    words = f"{whose} has"
+    if spec.num_actions is not None and (spec.num_actions < 1 or spec.action_size != 1):
+        raise UserError(
+            f"{words} num_actions={spec.num_actions} and action_size={spec.action_size}, but of "
+            "finitely many actions there is one at least, and one is chosen at a time"
+        )
+    low, high = spec.bounds
+    if low.shape != (spec.action_size,) or high.shape != low.shape:
+        raise UserError(
+            f"{words} action bounds of the shapes {low.shape} and {high.shape}, expected "
+            f"({spec.action_size},)"
+        )
+    with np.errstate(invalid="ignore"):
+        ranges = high.astype(np.float64) - low
+    if not (ranges <= np.finfo(np.float32).max).all():  # what stands for no bound goes beyond
+        raise UserError(
+            f"{words} unbounded actions, from {low.min():g} to {high.max():g}, but actions are "
+            f"scaled from [-1, 1] to their bounds: give finite ones{how}"
+        )
+    if spec.num_actions is not None:
+        if high[0] - low[0] != spec.num_actions - 1 or low[0] != int(low[0]):
+            raise UserError(
+                f"{words} {spec.num_actions} actions, from {low[0]:g} to {high[0]:g}, but they are "
+                "successive integers"
+            )
+        return
+    if not (low < high).all():
+        i = int(np.argmin(low < high))
+        raise UserError(
+            f"{words} an action whose number {i} goes from {low[i]:g} to {high[i]:g}, but the "
+            "first must be below the second"
+        )
+
+
+def _int32(index: Any) -> Any:
+    """Narrower ones would wrap around."""
+    return index.astype(np.int32) if hasattr(index, "astype") else index
 
 
 def _first(spec: Spec) -> int:

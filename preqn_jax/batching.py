@@ -45,9 +45,9 @@ def full_precision() -> Any:
 def precise(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` within `full_precision`, whoever calls it."""
 
-    def call(*given: Any) -> Any:
+    def call(*given: Any, **named: Any) -> Any:
         with full_precision():
-            return function(*given)
+            return function(*given, **named)
 
     return call
 

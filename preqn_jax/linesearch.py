@@ -70,7 +70,7 @@ def backtrack(accept: Accept, *, decay: Number = 0.5, max_steps: int = 12) -> Se
     # The first candidate nearly always passes: outside of the loop, so that XLA can fuse it with
     # what comes before.
     state = trial(jnp.float32(1), jnp.int32(1))
-    if isinstance(state[1], jax.core.Tracer):
+    if any(isinstance(one, jax.core.Tracer) for one in (state[1], decay)):
         state = jax.lax.while_loop(searching, shorten, state)
     else:  # outside of `jit`, where that would compile, and keep, a program at every call
         while searching(state):

@@ -203,14 +203,24 @@ def _mlp(network: Any, output_size: int) -> MLP:
     return MLP(output_size=output_size, name="mlp", **shared)
 
 
+def _check_one(network: nn.Module, **given: Array) -> None:
+    """Raises ValueError for a batch: its rows would be taken for an example's numbers."""
+    for name, value in given.items():
+        if jnp.ndim(value) != 1:
+            raise ValueError(
+                f"{type(network).__name__} got {name} of the shape {jnp.shape(value)}, expected "
+                f"one example's [{name}]; of a batch call it in jax.vmap"
+            )
+
+
 class Critic(nn.Module):
     """Q(s, a), an MLP on the two joined, with its fields.
 
     `activation` is one of `ACTIVATIONS` ("sin", "relu", "tanh"), `initializer` of `INITIALIZERS`
     ("glorot", "lecun", "pytorch", "siren").
 
-    Raises, as `init` or `apply` is called: ValueError for sizes that are none, UserError for other
-    names. So do all networks here.
+    Raises, as `init` or `apply` is called: ValueError for sizes that are none, or for a batch in
+    place of one example, UserError for other names. So do all networks here.
 
     >>> import jax, jax.numpy as jnp
     >>> from preqn_jax import networks
@@ -231,6 +241,7 @@ class Critic(nn.Module):
     @nn.compact
     def __call__(self, obs: Array, action: Array) -> Array:
         """`[obs], [act] -> []`."""
+        _check_one(self, obs=obs, action=action)
         joined = jnp.concatenate([obs, action])
         return _mlp(self, 1)(joined)[0]
 
@@ -249,6 +260,7 @@ class ActionValues(nn.Module):
     @nn.compact
     def __call__(self, obs: Array, action: Array) -> Array:
         """`[obs], [1] -> []`, the action as the number that stands for it (`preqn_jax.actions`)."""
+        _check_one(self, obs=obs, action=action)
         values = _mlp(self, self.num_actions)(obs)
         return values[actions.index(action[0], self.num_actions)]
 
@@ -265,6 +277,7 @@ class Actor(nn.Module):
     @nn.compact
     def __call__(self, obs: Array) -> Array:
         """`[obs] -> [act]`."""
+        _check_one(self, obs=obs)
         return jnp.tanh(_mlp(self, self.action_size)(obs))
 
 
@@ -287,6 +300,7 @@ class GaussianActor(nn.Module):
     @nn.compact
     def __call__(self, obs: Array) -> tuple[Array, Array]:
         """`[obs] -> ([act], [act])`, the second within `LOG_STD_BOUNDS`."""
+        _check_one(self, obs=obs)
         both = _mlp(self, 2 * self.action_size)(obs)
         mean, log_std = jnp.split(both, 2)
         return mean, jnp.clip(log_std, *LOG_STD_BOUNDS)

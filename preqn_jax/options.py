@@ -25,11 +25,13 @@ def option(
     above: float | None = None,
     at_least: float | None = None,
     below: float | None = None,
+    schedule: bool = False,
 ):
     """A dataclass field with its help text and its range; ranges hold for each entry of a tuple,
-    and None passes.
+    and None passes. `schedule`: it may be a function of the count of updates.
     """
     metadata = {"help": help, "above": above, "at_least": at_least, "below": below}
+    metadata["schedule"] = schedule
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -42,7 +44,8 @@ def check(config: Any) -> None:
         value, hint = getattr(config, field.name), hints[field.name]
         kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         known = isinstance(value, numbers.Number | str | list | tuple | None)
-        known = known or not (hasattr(value, "shape") or (callable(value) and float in kinds))
+        scheduled = callable(value) and field.metadata.get("schedule", False)
+        known = known or not (hasattr(value, "shape") or scheduled)
         words = " or ".join(_WORDS[kind] for kind in kinds if kind in _WORDS)
         if known and words and not fits(value, hint):
             several = field.default and isinstance(field.default, tuple)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from preqn_jax import tabular
+from preqn_jax.options import require
 from preqn_jax.tabular import MDP
 from preqn_jax.types import Array, dot
 
@@ -139,6 +140,7 @@ def chain(states: int = 8, width: float = 1.0, gamma: float = 0.9, slip: float =
     s, the same for all actions but in its own weights, and of unit length: K_ij falls with the
     distance, and the wider the bell the more so Eq. 17 fails.
     """
+    require(width, lambda x: x > 0, "width must be positive")
     transition, reward = np.zeros((states, 2, states)), np.zeros((states, 2, states))
     reward[:, :, -1] = 1
     for s in range(states):

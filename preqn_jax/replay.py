@@ -28,9 +28,9 @@ class Replay:
 def init(spec: Spec, capacity: int) -> Replay:
     """An empty buffer; memory is `capacity * (2 obs + act + 2)` float32.
 
-    Raises ValueError: capacity is no whole number.
+    Raises ValueError: capacity is no whole number, or below 1.
     """
-    if not isinstance(capacity, numbers.Integral):
+    if not isinstance(capacity, numbers.Integral) or capacity < 1:
         raise ValueError(f"capacity is {capacity!r}, expected a whole number of transitions")
 
     def zeros(*shape: int) -> Array:

@@ -46,7 +46,8 @@ def eigh(rcond: Number | None = None) -> Solve:
         K's type.
 
     A cut that drops directions which hold much of Delta costs alignment that no shorter step can
-    bring back: at 1e-3 the linesearch mostly cannot pass.
+    bring back: at 1e-3 the linesearch mostly cannot pass. Derivatives with respect to K go forward
+    alone (`jax.jvp`).
 
     Raises ValueError: an rcond that is no share below 1.
     """
@@ -103,6 +104,8 @@ def lstsq(rcond: Number | None = None) -> Solve:
     Args:
       rcond: singular values below ``rcond`` times the largest count as zero; None is eps * B
         of K's type.
+
+    Derivatives with respect to K go forward alone (`jax.jvp`).
 
     Raises ValueError: an rcond that is no share below 1.
     """
@@ -234,8 +237,15 @@ def _check_share(rcond: Number | None) -> None:
 
 
 def _in_one_type(gram: Array, delta: Array) -> tuple[Array, Array]:
-    """K in float32 at least, and delta as K is: more digits in delta would tell nothing of K's."""
+    """K in float32 at least, and delta as K is: more digits in delta would tell nothing of K's.
+    Raises ValueError where they are no `[B, B]` and `[B]`, B at least 1.
+    """
     gram = wide(gram)
+    seen, size = jnp.shape(delta), gram.shape[0] if gram.ndim else 0
+    if gram.shape != (size, size) or seen != (size,) or not size:
+        raise ValueError(
+            f"K has the shape {gram.shape} and delta {seen}, expected [B, B] and [B], B at least 1"
+        )
     return gram, jnp.asarray(delta, gram.dtype)
 
 

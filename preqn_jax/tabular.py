@@ -334,7 +334,9 @@ def preconditioned(mdp: MDP, q: Array, alpha: Number, rho: Array, kernel: Array)
 @partial(jax.jit, static_argnums=(0, 2))
 def iterate(operator: Operator, q: Array, steps: int) -> Array:
     """Q_0 = q, Q_1 = U Q_0, ...: `[steps + 1, S, A]`. Compiled anew for every `operator` object."""
-    _, path = jax.lax.scan(lambda q, _: (operator(q), q), inexact(q), length=steps + 1)
+    q = inexact(q)
+    q = q.astype(jax.eval_shape(operator, q).dtype)  # which may be of a wider type
+    _, path = jax.lax.scan(lambda q, _: (operator(q), q), q, length=steps + 1)
     return path
 
 

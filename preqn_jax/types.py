@@ -85,6 +85,9 @@ class Spec(NamedTuple):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Spec) and self._key() == other._key()
 
+    def __ne__(self, other: object) -> bool:  # a tuple has one of its own
+        return not self == other
+
     def _key(self) -> tuple[Any, ...]:
         return (*self[:2], self.num_actions, *(tuple(bound.tolist()) for bound in self.bounds))
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = {
     "types": set(),
     "options": set(),
-    "actions": {"types"},
+    "actions": {"types", "options"},
     "batching": {"types"},
     "sine": {"types"},
     "ntk": {"types", "options", "batching"},
@@ -31,7 +31,7 @@ ROOMS = {
     "replay": {"types"},
     "networks": {"types", "options", "actions", "sine"},
     "tabular": {"types", "solve"},
-    "problems": {"types", "tabular"},
+    "problems": {"types", "options", "tabular"},
     "diagnostics": {
         "types",
         "options",

@@ -49,6 +49,7 @@ def actor_critic(
       delay: critic updates for one update of the policy and of the slow copies, at least 1.
     """
     require(delay, lambda x: x >= 1, "delay must be at least 1")
+    require(discount, lambda x: 0 <= x < 1, "discount must lie in [0, 1)")
 
     def init(key: Key) -> ActorCriticState:
         policy_key, critic_key = jax.random.split(key)

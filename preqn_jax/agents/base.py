@@ -1,5 +1,6 @@
 """What an agent is: the only names by which loop, monitor and checkpoints know one."""
 
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -60,9 +61,9 @@ def check_batch(batch: Transition, spec: Spec) -> None:
     chex.assert_shape([batch.reward, batch.discount], (size,))
 
 
-def every(delay: int, count: Array, turn: Callable[..., Any], state: Any, *given: Any) -> Any:
+def every(delay: Any, count: Array, turn: Callable[..., Any], state: Any, *given: Any) -> Any:
     """`turn(state, *given)` at every `delay`-th update, at the others `state`."""
-    if delay == 1:
+    if isinstance(delay, numbers.Integral) and delay == 1:  # it may be traced
         return turn(state, *given)
     mine = (count + 1) % delay == 0
     return jax.lax.cond(mine, turn, lambda state, *_: state, state, *given)

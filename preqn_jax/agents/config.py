@@ -134,7 +134,9 @@ class AgentConfig:
         False, "subtract the running mean of all observations collected, and divide by their spread"
     )
     discount: float = option(0.99, "gamma, the discount factor", at_least=0, below=1)
-    actor_learning_rate: float = option(1e-3, "alpha_mu, Adam's step size for the policy", above=0)
+    actor_learning_rate: float = option(
+        1e-3, "alpha_mu, Adam's step size for the policy", above=0, schedule=True
+    )
     adam_b1: float | None = option(
         None,
         f"decay of Adam's mean of gradients, of policy and critic ({_own('adam_b1')})",
@@ -146,6 +148,7 @@ class AgentConfig:
         "alpha_q: of Eq. 23 for preconditioned and natural steps (0.1), Adam's for gradient steps "
         "(0.001)",
         above=0,
+        schedule=True,
     )
     critic_step: str | None = option(
         None,
@@ -270,6 +273,7 @@ class AgentConfig:
         None,
         "Adam's step size for log alpha, where it is tuned (0.001 for crossq, else 0.0003)",
         above=0,
+        schedule=True,
     )
 
 

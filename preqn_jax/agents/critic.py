@@ -96,7 +96,7 @@ def critic(
         reports; that is for policies that climb the first critic, and for two members or more.
 
     Raises:
-      ValueError: no member, or a measured pessimism with one.
+      ValueError: no member, a measured pessimism with one, or a target out of range.
 
     Example:
       >>> from preqn_jax import agents, networks, steps
@@ -106,6 +106,7 @@ def critic(
     require(members, lambda m: m >= 1, "members must be at least 1")
     if pessimism is None and members < 2:
         raise ValueError("pessimism is measured between critics, expected members of at least 2")
+    targets.check(target)
     q: QFunction = precise(network.apply)
     together = steps.ensemble(step)
     each = jax.vmap(batched(q), in_axes=(0, None))  # `[M, B]`

@@ -39,7 +39,7 @@ class Epsilon(NamedTuple):
         >>> float(Epsilon(1.0, 0.5, 0).after(jnp.int32(0)))
         0.5
         """
-        share = jnp.where(updates < self.decay, updates / self.decay, 1.0)  # of none, 1
+        share = jnp.where(updates < self.decay, updates / jnp.maximum(self.decay, 1), 1.0)
         return jnp.asarray(self.start + (self.end - self.start) * share, jnp.float32)
 
 
@@ -105,6 +105,7 @@ def discrete(
             "agents.actor_critic"
         )
     require(delay, lambda x: x >= 1, "delay must be at least 1")
+    require(discount, lambda x: 0 <= x < 1, "discount must lie in [0, 1)")
     choices = _numbers(spec.num_actions)
     slow = critic.values if critic.slow is None else critic.slow
     act, explore = _acts(critic.q, choices)

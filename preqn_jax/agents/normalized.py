@@ -132,6 +132,13 @@ def normalized(agent: Agent, spec: Spec) -> Agent:
         return found._replace(params=params, moved=moved)
 
     def observe(state: NormalizedState, obs: Array) -> NormalizedState:
+        if jnp.ndim(obs) != 2 or jnp.shape(obs)[1] != spec.obs_size:
+            raise ValueError(
+                f"obs has the shape {jnp.shape(obs)}, expected [n, {spec.obs_size}]: "
+                "observations, one in each row"
+            )
+        if not len(obs):
+            return state
         inner = state.inner if agent.observe is None else agent.observe(state.inner, obs)
         return NormalizedState(seen(state.moments, obs), inner)
 

@@ -15,6 +15,7 @@ import optax
 
 from preqn_jax.agents import target as targets
 from preqn_jax.agents.critic import Upcoming, Values
+from preqn_jax.options import require
 from preqn_jax.types import Array, Key, Network, Params, Transition
 
 
@@ -72,7 +73,11 @@ def deterministic(
       noise: standard deviation of the action noise in data collection.
       smoothing: of the action in the targets; None for none.
       target: the share that the slow copy keeps in one step (`polyak`), None for no copy.
+
+    Raises ValueError: noise or target out of range.
     """
+    require(noise, lambda x: x >= 0, "noise must not be negative")
+    targets.check(target)
     mu = network.apply
     batched = jax.vmap(mu, in_axes=(None, 0))
 
@@ -163,7 +168,13 @@ def gaussian(
       tuning: None for a fixed temperature.
       training: `networks.training(network)` of one with batch normalization, whose own step is then
         in training mode (Bhatt et al. 2024); None of any other.
+
+    Raises ValueError: a negative temperature, or one of 0 that is to be tuned.
     """
+    if tuning is None:
+        require(temperature, lambda x: x >= 0, "temperature must not be negative")
+    else:
+        require(temperature, lambda x: x > 0, "temperature must be positive to be tuned")
 
     def plain(params: Params, obs: Array) -> tuple[Any, Params]:
         return jax.vmap(network.apply, in_axes=(None, 0))(params, obs), {}

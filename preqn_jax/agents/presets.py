@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import optax
 
-from preqn_jax import networks, ntk, steps
+from preqn_jax import actions, networks, ntk, steps
 from preqn_jax.agents.actor_critic import actor_critic
 from preqn_jax.agents.base import Agent
 from preqn_jax.agents.config import DISCRETE, SOLVERS, AgentConfig
@@ -26,8 +26,10 @@ from preqn_jax.types import QFunction, Spec
 
 def make(config: AgentConfig | Resolved, spec: Spec) -> Agent:
     """The agent that a config describes: of equal ones the same, so that what was compiled for it
-    serves again. Raises UserError if it makes no sense, or is for actions of another kind.
+    serves again. Raises UserError if it makes no sense, or is for actions of another kind, and for
+    a spec of no sizes or bounds.
     """
+    actions.check(spec, "spec")
     made = resolve(config) if isinstance(config, AgentConfig) else config
     check_kind(made.config.algorithm, spec)
     try:

@@ -8,9 +8,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from preqn_jax.options import require
 from preqn_jax.types import Params
 
 Polyak = float | jax.Array | None
+
+
+def check(polyak: Polyak) -> None:
+    """Raises ValueError for a share that no copy can keep: with 1 it would never move."""
+    words = "target is the share that the slow copy keeps, in [0, 1), or None for no copy"
+    require(polyak, lambda x: x is not True and 0 <= x < 1, words)
 
 
 def start(params: Params, polyak: Polyak) -> Params:

@@ -77,6 +77,8 @@ def failure(measured: Mapping[str, float]) -> Finding | None:
     nothing to hold Q against, and so no verdict: give the case a `reward_bound`.
     """
     excess = measured["soft_divergence"]
+    if measured["q_largest"] == math.inf:
+        return Finding(FAILURES[4], "Q is no longer finite", GLOSSARY["soft_divergence"].remedy)
     if not MARGIN < excess < math.inf:
         return None
     share = measured["td_error"] * excess / measured["q_largest"]

@@ -3,15 +3,12 @@
 A check that passes costs a microsecond or less: environments are stepped millions of times.
 """
 
-import numbers
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from preqn_jax.envs.base import EnvError
-from preqn_jax.options import UserError
-from preqn_jax.types import Spec
 
 RAISED = (Exception, SystemExit)  # one that calls sys.exit() must not end a run as if it were whole
 _NUMBERS, _FLAGS = "fiu", "biu"  # kinds of dtypes
@@ -62,55 +59,6 @@ def outcome(name: str, out: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, An
     if type(truncated) not in _USUAL_FLAGS and not _scalar(truncated, _FLAGS):
         raise _returned(name, "step", "truncated as ", truncated, "True or False")
     return _observation(name, "step", obs, shape), reward, terminated, truncated
-
-
-def check_spec(name: str, spec: Spec, how: str = "") -> None:
-    """Raises UserError for sizes of zero, and for bounds of actions that [-1, 1] cannot be scaled
-    to; `how` are words on how to give others.
-    """
-    for what, size in (("observations", spec.obs_size), ("actions", spec.action_size)):
-        if not isinstance(size, numbers.Integral):
-            raise UserError(
-                f"environment {name!r} has {what} of size {size!r}, expected how many numbers "
-                "there are in one, as observation_space.shape[0]"
-            )
-        if size < 1:
-            raise UserError(
-                f"environment {name!r} has {what} of size {size}, but these algorithms need at "
-                "least one number in each"
-            )
-    words = f"environment {name!r} has"
-    if spec.num_actions is not None and (spec.num_actions < 1 or spec.action_size != 1):
-        raise UserError(
-            f"{words} num_actions={spec.num_actions} and action_size={spec.action_size}, but of "
-            "finitely many actions there is one at least, and one is chosen at a time"
-        )
-    low, high = spec.bounds
-    if low.shape != (spec.action_size,) or high.shape != low.shape:
-        raise UserError(
-            f"{words} action bounds of the shapes {low.shape} and {high.shape}, expected "
-            f"({spec.action_size},)"
-        )
-    with np.errstate(invalid="ignore"):
-        ranges = high.astype(np.float64) - low
-    if not (ranges <= np.finfo(np.float32).max).all():  # what stands for no bound goes beyond
-        raise UserError(
-            f"{words} unbounded actions, from {low.min():g} to {high.max():g}, but actions are "
-            f"scaled from [-1, 1] to their bounds: give finite ones{how}"
-        )
-    if spec.num_actions is not None:
-        if high[0] - low[0] != spec.num_actions - 1 or low[0] != int(low[0]):
-            raise UserError(
-                f"{words} {spec.num_actions} actions, from {low[0]:g} to {high[0]:g}, but they are "
-                "successive integers"
-            )
-        return
-    if not (low < high).all():
-        i = int(np.argmin(low < high))
-        raise UserError(
-            f"{words} an action whose number {i} goes from {low[i]:g} to {high[i]:g}, but the "
-            "first must be below the second"
-        )
 
 
 def check_shapes(name: str, call: str, **arrays: tuple[Any, tuple[int, ...]]) -> None:

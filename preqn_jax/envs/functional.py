@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from preqn_jax import actions
 from preqn_jax.actions import own
 from preqn_jax.envs import codec, contract
 from preqn_jax.envs.base import EnvError, Step
@@ -82,7 +83,7 @@ def checked(env: FunctionalEnv, name: str) -> FunctionalEnv:
 
     Raises UserError for sizes and bounds that make no sense, or a time limit below 0.
     """
-    contract.check_spec(name, env.spec)
+    actions.check(env.spec, f"environment {name!r}")
     if env.time_limit < 0:
         raise UserError(
             f"environment {name!r} has time_limit={env.time_limit}, but it must be at least 0, "

@@ -48,7 +48,7 @@ class GymVector:
         self.num_envs = num_envs
         self.spec = _spec(name, self._envs[0])
         bounding = "`wrappers=['preqn_jax.envs.gym:BoundAction(low=-1,high=1)']`"
-        contract.check_spec(name, self.spec, f", as with {bounding}")
+        actions.check(self.spec, f"environment {name!r}", f", as with {bounding}")
         self._obs_shape = tuple(self._envs[0].observation_space.shape or ())
         self._action_shape = self._envs[0].action_space.shape
         self._obs = np.zeros((num_envs, self.spec.obs_size), np.float32)

@@ -101,7 +101,9 @@ def _dense_gram(x: Array, d: Array, y: Array, e: Array) -> Array:
 
 
 def pullback(program: usage.Program, grads: Gradients, z: Array) -> Params:
-    """sum_i z_i grad Q(x_i), one product a layer."""
+    """sum_i z_i grad Q(x_i), one product a layer. Raises ValueError where z is no `[B]`."""
+    if jnp.shape(z) != grads.values.shape:
+        raise ValueError(f"z has the shape {jnp.shape(z)}, expected {grads.values.shape}")
     leaves: dict[int, Array] = {}
     for leaf, (x, d) in zip(program.dense, grads.dense, strict=True):
         total, use = _dense_pullback(x, d, z), _first_use(program, leaf)
@@ -123,7 +125,14 @@ def _dense_pullback(x: Array, d: Array, z: Array) -> Array:
 
 
 def pushforward(program: usage.Program, grads: Gradients, change: Params) -> Array:
-    """grad Q(x_i) . change, one product a layer."""
+    """grad Q(x_i) . change, one product a layer. Raises ValueError where it is not as params."""
+    if jax.tree.structure(change) != program.treedef:
+        raise ValueError(
+            f"change is {jax.tree.structure(change)}, expected what params are: {program.treedef}"
+        )
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(change)]
+    if shapes != [tuple(shape) for shape in program.shapes]:
+        raise ValueError(f"change has the shapes {shapes}, expected {list(program.shapes)}")
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(change)]
     shares = [
         _dot("id,d->i", jacobian, leaves[leaf].ravel())

@@ -59,6 +59,8 @@ def gradient(
     ([1.0, -2.0], [4.0, -8.0])
     """
     require(huber, lambda x: x > 0, "huber must be positive, or None for no bound")
+    if isinstance(optimizer, type) or not hasattr(optimizer, "init"):
+        raise ValueError(f"optimizer is {optimizer!r}, expected one of optax, as optax.adam(1e-3)")
     batch = batched(q)
 
     def update(
