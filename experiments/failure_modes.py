@@ -25,7 +25,7 @@ from tqdm import tqdm
 from experiments.judge import section_3_2
 from experiments.judge.section_3_2 import Mode, Trajectory
 from experiments.kit import flags, output, style
-from preqn_jax.options import check, option
+from preqn_jax.options import UserError, check, option
 
 EVERY = 5  # updates between the errors that --json keeps
 
@@ -43,6 +43,8 @@ class FailureModesConfig:
 def main(argv: list[str]) -> int:
     config = flags.parse(FailureModesConfig)
     check(config)
+    if not config.out:
+        raise UserError("out is empty; name a picture, as in --out=failure_modes.png")
     output.check("out", config.out, picture=True)
     output.check("json", config.json)
     makers = (

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from experiments import alignment, benchmark, diagnose, failure_modes, plot
 from experiments.bench import growth
 from experiments.judge import section_5_1
-from experiments.kit import curves, flags, plan
+from experiments.kit import curves, flags, output, plan
 from preqn_jax.options import UserError, option
 
 
@@ -42,6 +42,7 @@ class Maker(NamedTuple):
 
 def main(argv: list[str]) -> int:
     config = flags.parse(FiguresConfig)
+    output.check("out", str(Path(config.out) / "figure_2.png"))
     return draw(Path(config.results), Path(config.out))
 
 

@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments.kit import curves, flags, output, style
-from preqn_jax.options import UserError, check, option
+from preqn_jax.options import UserError, check, choose, option
 from preqn_jax.training import directory
 from preqn_jax.training.config import RunConfig, named
 
@@ -45,8 +45,10 @@ class PlotConfig:
 
     out: str = option("curve.png", "the picture to write: .png, .pdf or .svg")
     format: str = option("", "png, pdf or svg, in place of the ending of --out")
-    width: float = option(0.0, "of the picture, in inches; 0 for what its panels need", at_least=0)
-    height: float = option(0.0, "likewise", at_least=0)
+    width: float = option(
+        0.0, "of the picture, in inches; 0 for what its panels need", at_least=0, below=200
+    )
+    height: float = option(0.0, "likewise", at_least=0, below=200)
 
 
 class Group(NamedTuple):
@@ -69,7 +71,10 @@ def main(argv: list[str]) -> int:
     if not config.out:
         raise UserError("out is empty; name a picture, as in --out=curve.png")
     out = Path(config.out)
+    if not out.name:
+        raise UserError(f"out is {config.out!r}, a folder; name a picture, as in --out=curve.png")
     if config.format:
+        choose("format", config.format, output.PICTURES)
         out = out.with_suffix(f".{config.format}")
     output.check("format" if config.format else "out", str(out), picture=True)
     text = draw([Path(run) for run in argv[1:]], out, (config.width, config.height))
@@ -202,13 +207,16 @@ def _table(groups: Sequence[Group], labels: Sequence[str]) -> str:
         going = [mine for mine in group.seeds.values() if not curves.diverged(mine)]
         cells, at = [], []
         for name, _, _ in PANELS:
-            steps, values = curves.level(going, name) if going else ([], np.empty((0, 0)))
-            whole = np.flatnonzero(np.isfinite(values).all(axis=0)) if len(steps) else []
-            if not len(whole):
+            told = [{line["step"]: line[name] for line in mine if name in line} for mine in going]
+            steps = set.intersection(*map(set, told)) if told else set()
+            if not steps:
                 cells.append("")
                 continue
-            column = values[:, whole[-1]]
-            at.append(int(steps[whole[-1]]))
+            at.append(max(steps))
+            column = np.array([mine[at[-1]] for mine in told], float)
+            if not np.isfinite(column).all():
+                cells.append("not finite")
+                continue
             spread = f" +- {style.deviation(column):.4g}" if len(column) > 1 else ""
             cells.append(f"{column.mean():.4g}{spread}")
         counts = len(group.seeds), len(group.seeds) - len(going)

@@ -26,7 +26,7 @@ from scipy import stats
 from experiments import benchmark
 from experiments.judge import scores
 from experiments.kit import curves, flags, output, plan, style
-from experiments.kit.curves import Curves
+from experiments.kit.curves import Curves, evaluations
 from preqn_jax.agents.config import ALGORITHMS, DISCRETE
 from preqn_jax.options import UserError, option
 
@@ -144,7 +144,8 @@ def on_the_way(runs: Iterable[Curves], at: Sequence[int]) -> list[dict[str, Any]
     rows = []
     for run in runs:
         for step in (step for step in at if step <= run.reached):
-            values = np.nanmean(run.cut(step).metric("eval/return_mean")[1], axis=1)
+            each = map(evaluations, run.cut(step).lines)
+            values = np.array([mine.mean() if len(mine) else np.nan for mine in each])
             row = {"env": run.env, "variant": run.variant, "step": step}
             rows.append({**row, "estimate": scores.mean(values)})
     return rows

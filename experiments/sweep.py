@@ -75,6 +75,8 @@ def main(argv: list[str]) -> int:
             Path(run.logdir or ""), (run, agent, loop), axes, said
         )
     sweep = sweeps.plan(run.logdir, run, agent, loop, axes)
+    if given.report and given.only_program is not None:
+        raise UserError("--report trains nothing: leave out --only_program")
     if given.report:
         sweeps.check_begun(sweep)
     launching, status = flags.parse(launch.LaunchConfig), 0
@@ -112,7 +114,10 @@ def _train_one(sweep: sweeps.Sweep, index: int) -> int:
             "count from 0"
         )
     sweeps.open_(sweep, write=False)
-    lock = Lock(launch_sweep.runs_of(sweep)[index].folder).sign()
+    folder = launch_sweep.runs_of(sweep)[index].folder
+    with directory.writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = Lock(folder).sign()
     try:
         running = Running(flags.parse(WatchConfig))
         with signals.heard(running.stop, running.cut_off):

@@ -50,7 +50,13 @@ def main(argv: list[str]) -> int:
                 raise UserError("logdir is empty; name a run directory, as in --logdir=runs/x")
             trained = not run.finished
             if not trained and not joined:
-                print(f"{logdir} holds a finished run of this command; nothing to do")
+                begun = directory.config_of(logdir)
+                other = [
+                    name for name in directory.MAY_CHANGE if begun[name] != plan.described[name]
+                ]
+                words = ", ".join(f"{name}={begun[name]}" for name in other)
+                as_it_was = f", as it was made, with {words}" * bool(other)
+                print(f"{logdir} holds a finished run of this command{as_it_was}; nothing to do")
             elif trained and not running.follow(run, plan.run.env, _intention):
                 return signals.STOPPED
     diverged, picture = _summarize(logdir, plan), logdir / directory.PICTURE
@@ -64,11 +70,13 @@ def _intention(session: training.Session) -> str:
     """What a run will do, and how to watch it."""
     made, config, where = session.plan.described, session.config, session.where
     sizes = "x".join(map(str, made.get("hidden_sizes", ())))
+    waits = max(0, config.update_after - session.start)
     return (
         f"{curves.variant(made)}{f', networks of {sizes}' * bool(sizes)}, on {made['env']}: "
         f"{config.num_steps - session.start:,} steps for each of "
-        f"{curves.count_seeds(len(config.seeds))}, the first {config.update_after:,} without "
-        f"updates, on {devices(len(config.seeds))}\n"
+        f"{curves.count_seeds(len(config.seeds))}"
+        f"{f', the first {waits:,} without updates' * bool(waits)}, "
+        f"on {devices(len(config.seeds))}\n"
         f"into {where}; to watch: python -m experiments.plot {where}, or, where it is installed, "
         f"tensorboard --logdir={where}"
     )

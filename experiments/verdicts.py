@@ -26,7 +26,7 @@ from tqdm import tqdm
 from experiments.kit import flags, output
 from preqn_jax import diagnostics
 from preqn_jax.diagnostics import verdict
-from preqn_jax.options import choose, option
+from preqn_jax.options import UserError, choose, option
 from preqn_jax.training import monitor
 from preqn_jax.training import run as training
 from preqn_jax.training.errors import Diverged
@@ -324,10 +324,12 @@ def crossings(runs: Sequence[Trial], held_out: bool) -> dict[str, dict[str, str]
 def main(argv: list[str]) -> int:
     config = flags.parse(VerdictsConfig)
     output.check("json", config.json)
-    data = Path(config.data)
+    data, only = Path(config.data), [choose("setting", name, SETTINGS) for name in config.only]
+    if not config.make and config.only != VerdictsConfig.only:
+        raise UserError("--only names settings to make: add --make, or leave it out")
     if config.make:
         output.check("data", config.data)
-        _make_missing(data, [choose("setting", name, SETTINGS) for name in config.only])
+        _make_missing(data, only)
     runs = load(data)
     rows, numbers = score(runs), _separations(runs)
     crossed = {half: crossings(runs, out) for half, out in HALVES.items()}

@@ -334,10 +334,8 @@ def preconditioned(mdp: MDP, q: Array, alpha: Number, rho: Array, kernel: Array)
 @partial(jax.jit, static_argnums=(0, 2))
 def iterate(operator: Operator, q: Array, steps: int) -> Array:
     """Q_0 = q, Q_1 = U Q_0, ...: `[steps + 1, S, A]`. Compiled anew for every `operator` object."""
-    q = inexact(q)
-    q = q.astype(jax.eval_shape(operator, q).dtype)  # which may be of a wider type
-    _, path = jax.lax.scan(lambda q, _: (operator(q), q), q, length=steps + 1)
-    return path
+    q = inexact(q).astype(jax.eval_shape(operator, inexact(q)).dtype)  # which may be wider
+    return jax.lax.scan(lambda q, _: (operator(q), q), q, length=steps + 1)[1]
 
 
 # Moduli in the sup norm. `measures` has the paper's bound and slacks, which need K, rho, alpha

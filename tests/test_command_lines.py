@@ -164,3 +164,41 @@ def test_only_a_cache_of_ours_has_a_bound(tmp_path, own):
     bound, folder = out.split(maxsplit=1)
     assert int(bound) == (-1 if own else 2**31)
     assert Path(folder.strip()).is_relative_to(tmp_path / ("mine" if own else "preqn_jax"))
+
+
+@pytest.mark.parametrize("seeds", [(0,), (3,), (0, 1)])
+def test_seeds_that_a_sentence_names_are_taken_by_the_flag(seeds):
+    said = flags.in_flags(f"finish it first, with `seeds={seeds}`, and then")
+    word = said.split()[4].rstrip(",")
+    assert word == f"--seeds={','.join(map(str, seeds))}"
+    (config,) = flags.read([word], LoopConfig)
+    assert config.seeds == seeds
+
+
+def test_a_range_beyond_all_bounds_is_refused_before_it_is_made():
+    with pytest.raises(UserError, match="0:1e12 is 1,000,000,000,000 numbers, more than 100,000"):
+        flags.read(["--seeds=0:1e12"], LoopConfig)
+
+
+@pytest.mark.parametrize("module", ["rivals", "benchmark", "plot"])
+def test_help_names_the_flags_that_its_text_uses(module, capsys, monkeypatch):
+    out = subprocess.run(
+        [sys.executable, "-m", f"experiments.{module}", "--help"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    ).stdout
+    used = {"rivals": ("root", "envs", "report", "cost"), "benchmark": ("root", "until", "report")}
+    for name in used.get(module, ("out", "format")):
+        assert f"  --{name}" in out or f"  --[no]{name}" in out
+
+
+def test_a_run_that_goes_on_past_its_random_steps_is_not_said_to_wait(tmp_path, capsys):
+    where = f"--logdir={tmp_path / 'x'}"
+    assert call("--env=probe/delay", *CHEAP, "--num_steps=300", "--eval_every=300", where) == 0
+    assert "the first 200 without updates" in capsys.readouterr().err
+    assert call("--env=probe/delay", *CHEAP, where) == 0
+    assert "without updates" not in capsys.readouterr().err
+    assert call("--env=probe/delay", *CHEAP, "--log_every=200", where) == 0
+    assert "as it was made, with log_every=100; nothing to do" in capsys.readouterr().out

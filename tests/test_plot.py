@@ -107,7 +107,13 @@ def test_seeds_that_were_looked_at_at_other_steps_leave_no_teeth(tmp_path):
     (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in dense + sparse))
     (group,) = plot._group([run])
     steps, values = curves.level([*group.seeds.values()], "critic/q_mean")
-    np.testing.assert_array_equal(steps, [10, 20, 30])  # at 30 the first has ended
+    np.testing.assert_array_equal(steps, [10, 20])  # at 30 the first has ended: no mean of one
+    np.testing.assert_array_equal(values, [[1, 1], [3, 3]])
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 22, "seed": 0, "run/diverged": 1.0}) + "\n")
+    (group,) = plot._group([run])
+    steps, values = curves.level([*group.seeds.values()], "critic/q_mean")
+    np.testing.assert_array_equal(steps, [10, 20, 30])  # one that diverged holds none back
     np.testing.assert_array_equal(values, [[1, 1, np.nan], [3, 3, 3]])
 
 
@@ -217,3 +223,46 @@ def test_a_field_that_an_earlier_version_had_not_tells_no_runs_apart(tmp_path):
     (now / "config.json").write_text(json.dumps(config))
     (joined,) = plot._group([now, before])
     assert len(joined.seeds) == 2
+
+
+def test_a_line_ends_where_the_first_seed_does(tmp_path):
+    """What is left of five seeds after four have ended would look like a collapse."""
+    short = fake_run(tmp_path / "a", "preqn", seeds=(0, 1, 2, 3))
+    long = fake_run(tmp_path / "b", "preqn", seeds=(4,), num_steps=40)
+    more = [{"step": s, "seed": 4, "eval/return_mean": 0.0} for s in (30, 40)]
+    (long / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in more))
+    with (long / "metrics.jsonl").open("a") as file:
+        for s in (10, 20):
+            file.write(json.dumps({"step": s, "seed": 4, "eval/return_mean": 5.0}) + "\n")
+    (group,) = plot._group([short, long])
+    steps, values = curves.level([*group.seeds.values()], "eval/return_mean")
+    assert steps.tolist() == [10, 20] and np.isfinite(values).all()
+
+
+def test_the_table_says_where_the_last_numbers_are_not_finite(tmp_path):
+    run = fake_run(tmp_path / "a", "preqn")
+    lost = [{"step": 30, "seed": s, "eval/return_mean": None, "critic/q_mean": 5.0} for s in (0, 1)]
+    text = (run / "metrics.jsonl").read_text().rpartition("\n")[0] + "\n"
+    (run / "metrics.jsonl").write_text(text + "".join(json.dumps(line) + "\n" for line in lost))
+    head, row = plot.draw([run], tmp_path / "x.svg").splitlines()
+    assert row.split()[4] == "30" and row[head.index("return") :].startswith("not finite")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"format": "a/b"}, "unknown format 'a/b'"),
+        ({"format": ".png"}, "unknown format '.png'"),
+        ({"out": ".", "format": "png"}, "out is '.', a folder; name a picture"),
+        ({"out": "x.pgf"}, "cannot write 'x.pgf': pictures end in"),
+        ({"width": 1e9}, "width is 1000000000.0, but it must be at least 0 and below 200"),
+        ({"width": 0.01}, "do not fit into a picture of 0.01 x"),
+    ],
+)
+def test_a_picture_of_no_kind_or_size_is_one_sentence(tmp_path, monkeypatch, given, words):
+    monkeypatch.chdir(tmp_path)
+    fake_run(tmp_path / "a", "preqn")
+    monkeypatch.setattr(plot.flags, "parse", lambda _: plot.PlotConfig(**given))
+    with pytest.raises(UserError, match=words):
+        plot.main(["plot", "a"])
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -106,6 +106,14 @@ def test_the_mean_on_the_way_is_that_of_all_evaluations():
     assert row["estimate"].value == pytest.approx(1000 * np.mean(np.arange(1, 11)) / 20 + 10)
 
 
+def test_returns_that_were_not_finite_leave_no_mean_on_the_way():
+    lost = [{"step": 50_000, "seed": 1, "eval/return_mean": None, "eval/return_std": 0.0}]
+    write("HalfCheetah-v5", "preqn-sin", extra=lost)
+    (run,), _ = curves.gather(Path("r"), ["HalfCheetah-v5"], ["preqn-sin"])
+    before, after = rivals.on_the_way([run], [25_000, 75_000])
+    assert np.isfinite(before["estimate"].value) and np.isnan(after["estimate"].value)
+
+
 def test_improvements_are_over_the_tasks_in_common():
     write("HalfCheetah-v5", "preqn")
     write("HalfCheetah-v5", "sac", better(1000))

@@ -237,7 +237,7 @@ def test_what_is_read_of_a_sweep_names_the_folders_that_it_has():
     """A float of a million is 1e+06 in a folder's name, and no integer."""
     configs = flags.read(SWEPT, *training.CONFIGS)
     begun = sweeps.plan(
-        "s", configs[0], configs[1], configs[2], sweeps.axes(["target_noise_clip=1,1000000"])
+        "s", configs[0], configs[1], configs[2], sweeps.axes(["exploration_noise=1,1000000"])
     )
     sweeps.open_(begun)
     again, axes = sweeps.as_begun(Path("s"), configs, {}, ())
@@ -311,3 +311,20 @@ def test_a_map_has_every_setting_in_its_place():
     sweep_report._map(figure, ax, rows, ["a", "b"])
     np.testing.assert_allclose(np.asarray(ax.images[0].get_array()), [[13, 23], [14, 24], [15, 25]])
     plt.close(figure)
+
+
+@pytest.mark.slow
+def test_one_program_of_a_sweep_may_be_trained_by_hand_and_not_by_a_report(tmp_path):
+    words = [*commands.CHEAP, "--env=probe/delay", "--sweep=discount=0.5,0.9"]
+    words.append(f"--logdir={tmp_path / 's'}")
+
+    def sweep(*more):
+        return commands.finished(commands.start(*words, *more, module="experiments.sweep"))
+
+    assert sweep()[0] == 0
+    code, _, err = sweep("--num_steps=900", "--only_program=0", "--report")
+    assert code == 1 and err.endswith("--report trains nothing: leave out --only_program\n")
+    code, _, err = sweep("--num_steps=900", "--only_program=0")
+    assert code == 0 and "Traceback" not in err
+    records = commands.records(tmp_path / "s" / "discount=0.5,seed=0")
+    assert records[-1]["step"] == 900

@@ -146,12 +146,12 @@ def _stable(runs: Runs, envs: Sequence[str], variant: str) -> list[Half]:
             "one seed has such a mean Q on one line of its records",
         ),
     }
-    lacking = _lacking(runs, envs, [variant])
-    halves = []
+    lacking, halves = _lacking(runs, envs, [variant]), []
+    there = [env for env in envs if (env, variant) in runs]
     for rule, (said, refuted_by) in rules.items():
         said = f"{variant}: {said}"
-        broken = {} if lacking else {e: getattr(faults(runs[e, variant]), rule) for e in envs}
-        if lacking or None in broken.values():
+        broken = {env: getattr(faults(runs[env, variant]), rule) for env in there}
+        if not any(broken.values()) and (lacking or None in broken.values()):
             few = f"a seed has {FEW} evaluations or fewer"
             untold = few if rule == "b" else "the records have no eval/discounted_max"
             evidence = lacking or untold
@@ -160,9 +160,10 @@ def _stable(runs: Runs, envs: Sequence[str], variant: str) -> list[Half]:
         bad = "; ".join(
             f"{env} seed {', '.join(map(str, seeds))}" for env, seeds in broken.items() if seeds
         )
-        count = sum(map(len, broken.values()))
-        total = sum(len(runs[env, variant].seeds) for env in envs)
+        count = sum(len(seeds or ()) for seeds in broken.values())
+        total = sum(len(runs[env, variant].seeds) for env in there)
         evidence = f"{total - count} of {total} seeds{', not ' + bad if bad else ''}"
+        evidence += f"; {lacking}" * bool(lacking)
         halves.append(Half(said, evidence, not count, refuted_by))
     return halves
 

@@ -9,6 +9,7 @@ import numpy as np
 from experiments.kit import output
 from preqn_jax.options import UserError
 from preqn_jax.training import directory, record
+from preqn_jax.training.config import named
 
 Lines = list[record.Line]  # of one seed
 
@@ -157,13 +158,21 @@ def matrix(curves: Sequence[Lines], name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def level(curves: Sequence[Lines], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """As `matrix`, at the steps for which every seed that got there has a line: one that was looked
-    at less often than others, or ended between two looks, leaves no tooth in their mean.
+    """As `matrix`, at the steps for which every seed has a line, but for those that diverged
+    before: one that was looked at less often than others, or ended between two looks, leaves no
+    tooth in their mean, and one that was made shorter ends it.
     """
     lines = [[line for line in mine if name in line] for mine in curves]
     steps, values = matrix(lines, name)
     at = [{line["step"] for line in mine} for mine in lines]
-    whole = [all(not mine or step > max(mine) or step in mine for mine in at) for step in steps]
+    lasting = [
+        max(mine) for mine, all_ in zip(at, curves, strict=True) if mine and not diverged(all_)
+    ]
+    end = min(lasting, default=np.inf)
+    whole = [
+        step <= end and all(not mine or step > max(mine) or step in mine for mine in at)
+        for step in steps
+    ]
     return steps[whole], values[:, whole]
 
 
@@ -173,8 +182,8 @@ def gather(
     """The runs `<root>/<env>/<variant>` that have been evaluated at all, or diverged before, and a
     sentence on each that is not there, or not whole.
 
-    `seeds` picks some of a run's seeds; None takes them all. Raises UserError for a folder that is
-    damaged.
+    `seeds` picks some of a run's seeds; None takes them all, and it is told which are not there.
+    Raises UserError for a folder that is damaged.
     """
     found, notes = [], []
     for env in envs:
@@ -184,6 +193,8 @@ def gather(
                 notes.append(f"{env}/{variant} is missing")
                 continue
             run = _select(env, variant, *load(folder), seeds)
+            if lacking := [seed for seed in seeds or () if seed not in run.config["seeds"]]:
+                notes.append(f"{run.name} lacks {named(lacking)}")
             for seed, step in run.diverged.items():
                 last = ", which ended all its seeds" if run.ended else "; its others went on"
                 notes.append(f"{run.name} diverged at step {step:,}, seed {seed}{last}")
@@ -234,4 +245,6 @@ def seeds_of(runs: Iterable[Curves]) -> str:
 
 def judged_on(runs: Sequence[Curves], envs: Iterable[str]) -> str:
     """Where runs are compared, in words."""
-    return f"{', '.join(envs)} with {seeds_of(runs)}, all at step {common_step(runs):,}"
+    there = {run.env for run in runs}
+    named = ", ".join(env for env in envs if env in there)
+    return f"{named} with {seeds_of(runs)}, all at step {common_step(runs):,}"

@@ -174,6 +174,8 @@ def refuse(words: Sequence[str]) -> None:
 def _integers(name: str, entries: Sequence[str]) -> tuple[int, ...]:
     try:
         return tuple(number for entry in entries for number in _range(entry))
+    except UserError:
+        raise
     except ValueError:
         raise UserError(
             f"{name} is {','.join(entries)!r}, but it must be whole numbers with commas between, "
@@ -205,9 +207,16 @@ def _arguments(name: str, text: str) -> dict[str, Any] | None:
     raise UserError(f"{name} must be arguments by their names, as in {example}, but {why}")
 
 
+_LONGEST = 100_000  # range
+
+
 def _range(entry: str) -> Sequence[int]:
     """ "0:3" is 0, 1, 2, as in a slice."""
     first, colon, end = entry.partition(":")
+    if colon and _whole(end) - _whole(first) > _LONGEST:
+        raise UserError(
+            f"{entry} is {_whole(end) - _whole(first):,} numbers, more than {_LONGEST:,}"
+        )
     return range(_whole(first), _whole(end)) if colon else (_whole(entry),)
 
 
@@ -231,7 +240,7 @@ def in_flags(text: str) -> str:
             return f"--{name}={shlex.quote(re.sub(_LIST, '', value[1:]))}"
         if name == "env_kwargs" and value:
             return f"--{name}={shlex.quote(value[1:])}"
-        return f"--{name}" + re.sub(r"[() '\"]", "", value or "")
+        return f"--{name}" + re.sub(r"[() '\"]", "", value or "").rstrip(",")
 
     return re.sub(r"`(\w+)(=[^`]*)?`", flag, text)  # the library quotes its arguments
 
@@ -270,7 +279,7 @@ def _help(full: bool) -> str:
     """Of all flags by group, or of the `FIRST` where there are more than twenty."""
     names = [name for group in _groups.values() for name in group]
     first = [name for name in FIRST if name in names]
-    if full or len(names) <= 20 or not first:
+    if full or len(names) <= 20 or len(first) < len(FIRST) // 2:
         groups, more = {**_groups, "Of every command": ["debug"]}, ""
     else:
         more = f"\n--helpfull has all {len(names) + 1} flags."

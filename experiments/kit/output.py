@@ -20,6 +20,8 @@ from preqn_jax.options import UserError
 from preqn_jax.training import files
 
 matplotlib.use("Agg")  # a terminal is all that a binary needs
+# But for what needs TeX, and what nothing shows.
+PICTURES = sorted({*FigureCanvasAgg.get_supported_filetypes()} - {"pgf", "raw", "rgba"})
 
 
 def check(flag: str, path: str, *, picture: bool = False) -> None:
@@ -31,13 +33,13 @@ def check(flag: str, path: str, *, picture: bool = False) -> None:
         return
     file = Path(path)
     folder = next(parent for parent in (file.absolute().parents) if parent.exists())
-    kinds = FigureCanvasAgg.get_supported_filetypes() if picture else {}
+    kinds = PICTURES if picture else ()
     if file.is_dir():
         why = "it is a folder"
     elif not folder.is_dir() or not os.access(folder, os.W_OK):
         why = f"{str(folder)!r} is no folder to write to"
     elif picture and file.suffix[1:].lower() not in kinds:
-        why = f"pictures end in {', '.join(f'.{kind}' for kind in sorted(kinds))}"
+        why = f"pictures end in {', '.join(f'.{kind}' for kind in kinds)}"
     else:
         return
     raise UserError(f"cannot write {path!r}: {why}; give another --{flag}")

@@ -110,10 +110,7 @@ def settle(kind: Kind, config: PlanConfig, extra: Sequence[str]) -> list[Run]:
         value = wanted[name] if wanted[name] is not None else old.get(name, default)
         settings[name] = list(value) if isinstance(value, tuple) else value
     for name in ("envs", "seeds"):
-        if not settings[name]:
-            raise UserError(
-                f"{name} is empty, but a plan needs some; leave --{name} out for its own"
-            )
+        _check_some(name, settings[name])
     left = [env for env in old.get("envs", ()) if env not in settings["envs"]]
     if left:
         raise UserError(
@@ -327,6 +324,10 @@ def main(
         if (config.envs or ()).count(env) > 1:
             raise UserError(f"envs names {env} more than once; name each environment once")
     status = 0
+    out = Path(config.out or Path(config.root) / kind.name)
+    output.check("out", str(out / "report.json"))
+    for name in ("envs", "seeds"):
+        _check_some(name, getattr(config, name))
     if config.report:
         _check_report(config, launching, extra)
     else:
@@ -349,14 +350,20 @@ def main(
             return signals.STOPPED
         status = int("failed" in states)
     known_envs, known_seeds = remembered(kind, Path(config.root))
-    out = Path(config.out or Path(config.root) / kind.name)
     report(Path(config.root), config.envs or known_envs, config.seeds or known_seeds, out)
     return status
 
 
+def _check_some(name: str, values: Sequence[Any] | None) -> None:
+    """Raises UserError where none is left."""
+    if values is not None and not values:
+        raise UserError(f"{name} is empty, but a plan needs some; leave --{name} out for its own")
+
+
 def _check_report(config: PlanConfig, launching: launch.LaunchConfig, extra: Sequence[str]) -> None:
     """Raises UserError for what says how runs are made, where none is."""
-    given = [f"--{name}" for name in ("num_steps", "until", "only") if getattr(config, name)]
+    given = [f"--{name}" for name in ("num_steps", "until") if getattr(config, name) is not None]
+    given += ["--only"] * bool(config.only)
     for field in dataclasses.fields(launching):
         if getattr(launching, field.name) != field.default:
             given.append(f"--{field.name}")

@@ -144,7 +144,9 @@ def finish(figure: Any, axes: Any, title: str) -> None:
         loc="outside lower center",
     )
     lost = any(line.get_marker() == "x" for ax in axes.flat for line in ax.lines)
-    words = textwrap.wrap(title + "; x: diverged" * lost, int(figure.get_figwidth() / LETTER))
+    words = textwrap.wrap(
+        title + "; x: diverged" * lost, max(1, int(figure.get_figwidth() / LETTER))
+    )
     figure.suptitle("\n".join(words), fontsize=9)
 
 

@@ -108,6 +108,26 @@ def resolve(config: AgentConfig) -> Resolved:
     )
 
 
+def unread(made: Resolved) -> set[str]:
+    """The settings that nothing of such an agent reads, whatever they are."""
+    config, names = made.config, set()
+    if made.critic_step != "preconditioned":
+        names |= {"eta", "linesearch_decay", "linesearch_max_steps", "kernel", "solver"}
+    if made.critic_step == "gradient" or (
+        made.critic_step == "preconditioned" and config.solver not in ("cholesky", "cg")
+    ):
+        names.add("damping")
+    if made.target is None:
+        names.add("polyak")
+    if not isinstance(made.policy, Deterministic):
+        names |= {"exploration_noise", "target_noise_clip"}
+    elif made.policy.smoothing is None:
+        names.add("target_noise_clip")
+    if config.critic_features != "fourier":
+        names |= {"fourier_bandwidth", "fourier_ratio"}
+    return names
+
+
 def _fill(config: AgentConfig, values: dict[str, Any]) -> AgentConfig:
     missing = {name: value for name, value in values.items() if getattr(config, name) is None}
     return dataclasses.replace(config, **missing)

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 from preqn_jax import agents, envs
 from preqn_jax.agents import Agent
+from preqn_jax.agents.resolved import unread
 from preqn_jax.options import UserError, choose, inner
 from preqn_jax.training import added, directory
 from preqn_jax.training.config import LoopConfig, RunConfig, validate_run
@@ -21,6 +23,8 @@ from preqn_jax.training.directory import CONFIGS, HINTS
 from preqn_jax.training.session import Plan, Progress, Session
 from preqn_jax.training.trained import Trained, check_function
 from preqn_jax.types import Spec
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["CONFIGS", "Plan", "Progress", "Session", "plan", "train"]
 
@@ -31,6 +35,11 @@ def plan(
     """The plan that three configs make. Raises UserError if they make no sense."""
     made = agents.resolve(config) if isinstance(config, agents.AgentConfig) else config
     validate_run(run, loop_config)
+    usual = agents.AgentConfig()
+    for name in sorted(unread(made)):
+        if (value := getattr(made.config, name)) != getattr(usual, name):
+            words = "%s is %s, but nothing of %s, as set here, reads it"
+            _log.warning(words, name, value, made.config.algorithm)
     described = directory.describe(run, made.config, loop_config)
     make = partial(agents.make, made)
     env = envs.described(run.env, run.env_kwargs, run.wrappers)

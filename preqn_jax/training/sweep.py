@@ -17,6 +17,7 @@ import numpy as np
 
 from preqn_jax import agents, envs
 from preqn_jax.agents import Agent, AgentConfig
+from preqn_jax.agents.resolved import unread
 from preqn_jax.options import UserError, check_same, choose, inner
 from preqn_jax.training import directory, files, record
 from preqn_jax.training.config import LoopConfig, RunConfig, validate_run
@@ -180,18 +181,37 @@ def plan(
     return sweep
 
 
+def _check_axes(sweep: Sweep) -> None:
+    """Raises UserError for an axis that no member reads: each would be trained as often as it has
+    values, with the same numbers.
+    """
+    idle = set(sweep.axes)
+    algorithms = dict.fromkeys(program.agent.algorithm for program in sweep.programs)
+    for program in sweep.programs:
+        for member in program.members:
+            idle &= unread(agents.resolve(_replace(program.agent, member.setting)))
+    for name in sweep.axes:
+        if name in idle:
+            raise UserError(
+                f"sweep varies {name}, which changes nothing of {', '.join(algorithms)} as set "
+                "here: leave it out"
+            )
+
+
 def open_(sweep: Sweep, write: bool = True) -> None:
     """The folder of the sweep, where it may begin, go on, or go on with more members; of several
     processes one alone should `write` to it, before the others open it.
 
-    Raises UserError: an algorithm does not fit its environment's actions; the folder holds another
-    sweep, or what no sweep leaves; it cannot be written to.
+    Raises UserError: an algorithm does not fit its environment's actions, or nothing reads an axis;
+    the folder holds another sweep, or what no sweep leaves; it cannot be written to.
     """
     for program in sweep.programs:
         run = program.run
         spec = envs.spec(envs.described(run.env, run.env_kwargs, run.wrappers))
         agents.check_kind(program.agent.algorithm, spec)
     path, content = sweep.logdir / NAME, _content(sweep)
+    if not path.exists():  # one that was begun may go on as it is
+        _check_axes(sweep)
     with directory.writing_to(sweep.logdir):
         if write:
             sweep.logdir.mkdir(parents=True, exist_ok=True)

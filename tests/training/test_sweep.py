@@ -294,8 +294,10 @@ def test_more_values_seeds_and_steps_train_what_is_missing(tmp_path):
 
 def test_a_sweep_keeps_the_axes_that_it_has(tmp_path):
     logdir = tmp_path / "s"
-    sweep.open_(planned(logdir, ["eta=0.9,0.97"]))
-    with pytest.raises(UserError, match=r"has eta=0.9,0.97, but this command says one value; a"):
+    sweep.open_(planned(logdir, ["discount=0.9,0.97"]))
+    with pytest.raises(
+        UserError, match=r"has discount=0.9,0.97, but this command says one value; a"
+    ):
         sweep.open_(planned(logdir, []))
 
 
@@ -304,6 +306,33 @@ def test_values_that_differ_in_the_last_digit_have_folders_of_their_own():
     names = {member.name for program in swept.programs for member in program.members}
     given = ("0.1234567", "0.1234568", "0.1", "1e-05")
     assert names == {f"critic_learning_rate={x},seed={seed}" for x in given for seed in (3, 5)}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "word"),
+    [
+        ("ddpg", "eta=0.5,0.9"),
+        ("td3", "solver=eigh,cholesky"),
+        ("ngql", "linesearch_decay=.5,.6"),
+        ("preqn", "polyak=.9,.99"),
+        ("sac", "exploration_noise=.1,.2"),
+        ("preqn", "target_noise_clip=.1,.2"),
+        ("td3", "fourier_ratio=2,4"),
+        ("td3", "damping=.1,.2"),
+    ],
+)
+def test_an_axis_that_no_member_reads_is_refused(tmp_path, algorithm, word):
+    name = word.partition("=")[0]
+    with pytest.raises(
+        UserError, match=f"sweep varies {name}, which changes nothing of {algorithm}"
+    ):
+        sweep.open_(planned(tmp_path / "s", [word], agent={"algorithm": algorithm}))
+    assert not (tmp_path / "s").exists()
+    other = {"eta": "preqn", "solver": "preqn", "linesearch_decay": "preqn", "damping": "ngql"}
+    reader = {"algorithm": other.get(name, "td3")}
+    if name == "fourier_ratio":
+        reader["critic_features"] = "fourier"
+    sweep.open_(planned(tmp_path / "s", [word], agent=reader))
 
 
 def test_a_sweep_of_before_an_option_goes_on(tmp_path):
@@ -319,7 +348,7 @@ def test_a_sweep_of_before_an_option_goes_on(tmp_path):
 def test_a_folder_of_other_things_is_left_as_it_is(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match=r"holds other files and no sweep.json"):
-        sweep.open_(planned(tmp_path, ["eta=.9"]))
+        sweep.open_(planned(tmp_path, ["discount=.9"]))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     (tmp_path / "file").rename(tmp_path / "sweep.json.tmp")  # of a kill before there was more
     sweep.open_(planned(tmp_path, ["eta=.9"], agent={"algorithm": "preqn"}))
