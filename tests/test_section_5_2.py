@@ -285,7 +285,7 @@ def test_where_all_ended_by_divergence_the_step_is_the_last_that_one_reached():
 def test_a_seed_that_breaks_the_rule_refutes_it_whatever_is_missing():
     write("HalfCheetah-v5", "preqn-sin", q=200.0)  # above all it attained; Swimmer is not there
     halves = find("is stable").halves
-    told = {half.said.partition(": ")[2]: half for half in halves}
+    told = {half.words.partition(": ")[2]: half for half in halves}
     overvalued = told["no seed's mean Q is above what its evaluations attained"]
     assert overvalued.borne_out is False and "needs Swimmer-v5/preqn-sin" in overvalued.evidence
     assert told["finite in every seed"].borne_out is None

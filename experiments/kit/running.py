@@ -126,7 +126,7 @@ def _follow(
                     file=sys.stderr,
                 )
             for i, evaluation in enumerate(progress.evaluations):
-                latest[i] = np.nan if evaluation is None else evaluation.rewards.sum(axis=0).mean()
+                latest[i] = np.nan if evaluation is None else evaluation.returns.mean()
             bar.update(step - bar.n)
             bar.set_postfix_str(_state(session, latest), refresh=False)
     if session.stopping and step < session.config.num_steps:

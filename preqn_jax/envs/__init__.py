@@ -131,9 +131,18 @@ def problem(source: Source) -> Problem | None:
     return PROBLEMS[source.removeprefix(PREFIX)]()
 
 
-def spec(source: Source) -> Spec:
-    """Sizes and bounds of an environment. Raises UserError as `make` does."""
+def spec(source: Source, ask: bool = False) -> Spec:
+    """Sizes and bounds of an environment; `ask` it also whether it follows its seed, and warn where
+    it does not. Raises UserError as `make` does.
+    """
     env = make(source, 1)
+    follows = getattr(env, "follows_its_seed", lambda: True)  # a Gymnasium environment may not
+    if ask and not follows():
+        _log.warning(
+            "environment %r does not follow its seed, as by super().reset(seed=seed) and "
+            "self.np_random: its runs cannot be repeated, nor resumed exactly",
+            name(source),
+        )
     try:
         env.close()
     except EnvError as error:

@@ -13,6 +13,7 @@ import numpy as np
 
 _ARRAY, _TUPLE, _FLOAT, _DEQUE = "__array__", "__tuple__", "__float__", "__deque__"
 _GENERATOR, _VIEW, _FIRST, _AGAIN = "__generator__", "__view__", "__first__", "__again__"
+_LATER = {"seen"}  # entries that states of before lack
 MUTABLE = (np.ndarray, np.random.Generator, dict, list, deque)
 
 
@@ -169,7 +170,7 @@ def check_form(like: Any, tree: Any, where: str = "it") -> None:
     elif type(tree) is not type(like):
         raise ValueError(f"{where} is of the type {type(tree).__name__}")
     elif isinstance(like, dict):
-        if set(tree) != set(like):
+        if not set(like) - _LATER <= set(tree) <= set(like):
             raise ValueError(f"{where} has not the entries {', '.join(sorted(like))}")
         for name, value in like.items():
             _check_entry(name, value, tree[name], f"{where}/{name}")

@@ -197,6 +197,7 @@ class FunctionalVector:
         checked(env, name)
         self._start, self._advance, self._observe = _compiled(env, name)
         self._state: Any = None
+        self._obs = np.zeros((num_envs, env.spec.obs_size), np.float32)
         self._keys: Any = None
         self._seeds: list[int] = []
 
@@ -207,7 +208,8 @@ class FunctionalVector:
         return self._look()
 
     def _look(self) -> np.ndarray:
-        return np.asarray(contract.ask(self._name, "observe", self._observe, self._state))
+        self._obs = np.asarray(contract.ask(self._name, "observe", self._observe, self._state))
+        return self._obs
 
     def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> Step:
         actions = own(self.spec, actions)
@@ -222,17 +224,21 @@ class FunctionalVector:
             )
             reward, terminated, truncated = reward * active, terminated & active, truncated & active
             next_obs = next_obs * active[:, None]
-        self._state = state
+        self._state, self._obs = state, obs
         return Step(reward, terminated, truncated, next_obs, obs)
 
     def save(self) -> Any:
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(self._state)]
-        return {"leaves": codec.encode(leaves), "seeds": self._seeds}
+        seen = codec.encode(self._obs)
+        return {"leaves": codec.encode(leaves), "seeds": self._seeds, "seen": seen}
 
     def load(self, state: Any) -> np.ndarray:
         self.reset(state["seeds"])
         leaves = [jnp.asarray(leaf) for leaf in codec.decode(state["leaves"])]
         self._state = jax.tree.unflatten(jax.tree.structure(self._state), leaves)
+        if "seen" in state:  # to look again, by another program, may round otherwise
+            self._obs = codec.decode(state["seen"])
+            return self._obs
         return self._look()
 
     def close(self) -> None:

@@ -67,6 +67,23 @@ class GymVector:
             self._obs[i] = self._first(env, int(seed))
         return self._obs.copy()
 
+    def follows_its_seed(self) -> bool:
+        """Whether the same seed begins the same episode, and NumPy's global generator stands still
+        meanwhile; True where it cannot be told, as where a reset raises.
+        """
+        env, new = self._envs[0], self._new[0]
+        if new is None:
+            return True
+        found, before = [], _global_generator()
+        for _ in range(2):
+            try:
+                new.restore(env)
+                found.append(self._first(env, 0))
+            except EnvError:
+                return True  # a run meets it too
+        still = before == _global_generator()
+        return still and bool(np.array_equal(*found, equal_nan=True))
+
     def _first(self, env: gymnasium.Env, seed: int | None = None) -> np.ndarray:
         """The first observation `[obs]` of a new episode."""
         out = contract.ask(self._name, "reset", env.reset, seed=seed)
@@ -90,7 +107,9 @@ class GymVector:
                 self._name, out, self._obs_shape
             )
             next_obs[i] = obs.reshape(-1)
-            self._obs[i] = self._first(env) if ended[:, i].any() else next_obs[i]
+            # Those that alone are `active` in the end, in an evaluation, need no other episode.
+            anew = active is None and ended[:, i].any()
+            self._obs[i] = self._first(env) if anew else next_obs[i]
         self._steps += 1
         return Step(reward, ended[0], ended[1], next_obs, self._obs.copy())
 
@@ -136,6 +155,12 @@ class GymVector:
                 failed = error
         if failed is not None:
             raise contract.raised(self._name, "close", failed) from failed
+
+
+def _global_generator() -> tuple[int, bytes]:
+    """Where NumPy's stands."""
+    state: Any = np.random.get_state(legacy=False)  # noqa: NPY002
+    return state["state"]["pos"], state["state"]["key"].tobytes()
 
 
 def made(source: str | Callable[[], Any] | GymSource) -> gymnasium.Env:

@@ -169,7 +169,7 @@ def warn(found: Sequence[Evaluation | None], step: int, limit: int, said: set[An
         words += "were cut off: they count as truncated (eval_max_steps)"
         _log.warning(words, cut, limit, step)
         said.add("cut")
-    lost = sum(int((~np.isfinite(one.rewards.sum(axis=0))).sum()) for one in made)
+    lost = sum(int((~np.isfinite(one.returns)).sum()) for one in made)
     if lost and "lost" not in said:
         words = "%d of the evaluation's episodes met a NaN or an infinity from the environment,"
         words += " at step %d: their seeds' returns are recorded as null"

@@ -204,7 +204,11 @@ class Resident:
         leaves = jax.tree.leaves(world.env)
         return [
             {
-                "env": {"leaves": codec.encode([leaf[i] for leaf in leaves]), "seeds": seeds},
+                "env": {
+                    "leaves": codec.encode([leaf[i] for leaf in leaves]),
+                    "seeds": seeds,
+                    "seen": codec.encode(world.obs[i]),
+                },
                 "returns": codec.encode(world.returns[i]),
             }
             for i, seeds in enumerate(self._env_seeds[: len(self.config.seeds)].tolist())
@@ -218,7 +222,12 @@ class Resident:
         stacked = [loop.padded(self.config, np.stack(leaves)) for leaves in zip(*each, strict=True)]
         env = jax.tree.unflatten(jax.tree.structure(self._world.env), stacked[:-1])
         env, returns = self._put((env, stacked[-1]))
-        self._world = World(env, self._run.look(env), returns, self._world.frozen)
+        seen = [one["env"].get("seen") for one in state]
+        if None in seen:  # of before
+            obs = self._run.look(env)
+        else:  # to look again, by another program, may round otherwise
+            obs = self._put(loop.padded(self.config, np.stack([*map(codec.decode, seen)])))
+        self._world = World(env, obs, returns, self._world.frozen)
 
     def close(self) -> None:
         pass

@@ -52,6 +52,11 @@ class Evaluation(NamedTuple):
         """`[T, n]`, the steps before an episode's end."""
         return np.arange(len(self.rewards))[:, None] < self.lengths
 
+    @property
+    def returns(self) -> np.ndarray:
+        """`[n]`, undiscounted, in float64; NaN where a reward is."""
+        return self.rewards.sum(axis=0, dtype=np.float64)
+
     def marked(self) -> "Evaluation":
         """With NaN for rewards where they, or what was seen, are not finite."""
         lost = ~np.isfinite(self.rewards) | ~np.isfinite(self.obs).all(axis=2)

@@ -3,8 +3,11 @@
 `experiments.train` holds the strings itself, of a `Session`.
 """
 
+import atexit
+import contextlib
 import dataclasses
 import logging
+import weakref
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from pathlib import Path
@@ -46,6 +49,17 @@ def plan(
     return Plan(make, env, run, loop_config, made.config.discount, described)
 
 
+_open: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+@atexit.register
+def _close() -> None:
+    """Runs that a script leaves open save what they have while there is still all that takes."""
+    for run in list(_open):
+        with contextlib.suppress(Exception):
+            run.close()
+
+
 def train(
     agent: str | Callable[[Spec], Agent] = "preqn",
     env: envs.Source = "HalfCheetah-v5",
@@ -80,6 +94,17 @@ def train(
       >>> progress.step, sorted(progress.metrics)[:2]
       (200, ['actor/norm', 'critic/alignment'])
     """
+    run = _train(agent, env, logdir, options)
+    _open.add(run)
+    return run
+
+
+def _train(
+    agent: str | Callable[[Spec], Agent],
+    env: envs.Source,
+    logdir: str | Path,
+    options: dict[str, Any],
+) -> Generator[Progress, None, Trained]:
     if not isinstance(agent, str):
         check_function(agent)
     run, agent_config, loop_config = _configs(agent, env, str(logdir), options)

@@ -94,7 +94,7 @@ class Session:
         self._hung = hung
         with collect.watched(plan.env, plan.run.env_timeout, hung):
             self._on_device = device.wanted(plan.run, plan.env)
-            self.spec = envs.spec(plan.env)
+            self.spec = envs.spec(plan.env, ask=True)
         memory.check(self.spec, plan.loop, plan.described)
         self.agent = made(plan.make_agent, self.spec)
         etas = plan.settings.get("eta", plan.described.get("eta", 1.0))
@@ -322,10 +322,10 @@ class Session:
         for i in self._going():
             evaluation, discount = evaluations[i], float(self._discounts[i])
             assert evaluation is not None
-            returns = evaluation.rewards.sum(axis=0)
+            returns = evaluation.returns
             line = {
                 "eval/return_mean": returns.mean(),
-                "eval/return_std": returns.std(dtype=np.float64),  # of 1e30 it overflows in float32
+                "eval/return_std": returns.std(),
                 "eval/episodes": len(returns),
                 "eval/discounted_max": attained(evaluation, discount),
             }

@@ -246,3 +246,112 @@ def test_statistics_that_every_copy_gathers_for_itself_are_refused(wrapper, inst
     with pytest.raises(UserError, match=f"has the wrapper {wrapper}, whose statistics") as caught:
         envs.make(source, 1)
     assert str(caught.value).endswith(f"other units: leave it out{instead}")
+
+
+class Masses(HopperEnv):
+    """Draws masses and friction for each episode, the first by a view that it took once."""
+
+    def __init__(self, drift: bool = False):
+        super().__init__()
+        self.mass, self.drift = self.model.body_mass, drift
+
+    def reset_model(self):
+        change = self.np_random.uniform(0.5, 2.0)
+        self.mass[1:] = self.mass[1:] * change if self.drift else change
+        self.model.geom_friction[:, 0] = change
+        self.model.opt.gravity[2] = -9.81 * change
+        return super().reset_model()
+
+
+PUSH = np.full((1, 3), 0.3, np.float32)
+
+
+def test_what_an_episode_draws_for_its_model_is_kept_and_what_it_shares_is_shared():
+    bare, env, other = Masses(), envs.make(Masses, 1), envs.make(Masses, 1)
+    bare.reset(seed=3), env.reset([3]), other.reset([4])
+    inner = inside(env)
+    assert np.shares_memory(inner.mass, inner.model.body_mass)
+    np.testing.assert_array_equal(inner.model.body_mass, bare.model.body_mass)
+    for _ in range(5):
+        env.step(PUSH)
+    other.load(through_json(env))
+    np.testing.assert_array_equal(inside(other).model.opt.gravity, inner.model.opt.gravity)
+    for _ in range(5):
+        np.testing.assert_array_equal(env.step(PUSH).obs, other.step(PUSH).obs)
+
+
+def test_an_episode_begins_with_the_model_as_it_was_made():
+    """Where each draws from what the last one left, too."""
+    env = envs.make(lambda: Masses(drift=True), 1)
+    seen = []
+    for _ in range(3):
+        env.reset([7])
+        seen.append([env.step(PUSH).obs.tolist() for _ in range(5)])
+    assert seen[0] == seen[1] == seen[2]
+
+
+TABLE = np.arange(6.0).reshape(3, 2)
+
+
+class Shared(gymnasium.Env):
+    """Looks into a table that all copies share, and counts in a buffer that a function holds."""
+
+    observation_space = action_space = gymnasium.spaces.Box(-99, 99, (2,), np.float32)
+
+    def __init__(self):
+        self.table, self.x = TABLE, np.zeros(2)
+        self.count = functools.partial(np.add, self.x, out=self.x)
+        self.seen = {"last": [self.x]}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.float32(self.x), {}
+
+    def step(self, action):
+        self.count(1.0)
+        assert self.seen["last"][0] is self.x
+        self.seen["more"] = [1]
+        return np.float32(self.x), float(self.table.sum()), False, False, {}
+
+
+def test_a_new_beginning_is_in_place_and_copies_no_table(caplog):
+    env: Any = envs.make(Shared, 3)
+    for _ in range(2):
+        assert env.reset([0, 1, 2]).tolist() == [[0, 0]] * 3
+        assert env.step(np.zeros((3, 2), np.float32)).obs.tolist() == [[1, 1]] * 3
+        assert all(one.unwrapped.table is TABLE for one in env._envs)
+        assert all("more" in one.unwrapped.seen for one in env._envs)
+    env.reset([0, 1, 2])
+    assert not any("more" in one.unwrapped.seen for one in env._envs)
+    assert env.save()["envs"] == [None] * 3  # which object the function is to hold is not known
+    assert "cannot be saved (its attribute count holds its attribute x too)" in caplog.text
+
+
+class Seeded(Counter):
+    """Follows its seed, or forgets to, or draws from what all share."""
+
+    def __init__(self, how: str):
+        super().__init__()
+        self.how = how
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed if self.how == "follows" else None)
+        own = self.how != "global"
+        noise = self.np_random.normal() if own else np.random.normal()  # noqa: NPY002
+        return np.float32([noise, 0]), {}
+
+
+@pytest.mark.parametrize("how", ["follows", "deaf", "global"])
+def test_an_environment_that_does_not_follow_its_seed_is_told_of(how, caplog):
+    envs.spec(lambda: Seeded(how), ask=True)
+    assert ("does not follow its seed" in caplog.text) is (how != "follows")
+
+
+def test_no_episode_begins_that_an_evaluation_does_not_need():
+    env: Any = envs.make(Counter, 2)
+    env.reset([0, 1])
+    running = np.ones(2, bool)
+    while running.any():
+        out = env.step(np.zeros((2, 2), np.float32), running)
+        running &= ~out.terminated
+    assert [one.unwrapped.episodes for one in env._envs] == [1, 1]

@@ -386,3 +386,45 @@ def test_a_member_learns_the_same_in_any_company(monkeypatch):
     five, two = learned((1, 2, 3, 5, 8)), learned((3, 5))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[2:4], b), five[:2], two[:2])
     jax.tree.map(np.testing.assert_array_equal, five[2][2:4], two[2])
+
+
+def odd():
+    """What it shows rounds otherwise in one program than in another."""
+
+    def reset(key):
+        return jax.random.normal(key, (5,))
+
+    def step(s, a, key):
+        s = s * 0.9 + 0.1 * jnp.sin(s @ jnp.arange(25.0).reshape(5, 5) / 7) + 0.05 * a[0]
+        return s, Outcome(-(s**2).sum(), jnp.bool_(False))
+
+    def observe(s):
+        shown = jnp.cos(s) * s + 0.3 * s**3, jnp.tanh(s @ jnp.ones((5, 5)) / 3)
+        return jnp.concatenate([*shown, s / jnp.linalg.norm(s), jax.nn.softmax(s)])
+
+    return FunctionalEnv(Spec(20, 1, -np.ones(1), np.ones(1)), reset, step, observe, 60)
+
+
+def test_what_was_seen_is_what_a_resumed_run_acts_from():
+    _, saver, rounds = setup(odd())
+    run(rounds)
+    _, loader, _ = setup(odd())
+    seen = saver._world.obs + 1e-6  # as another program might have rounded it
+    saver._world = dataclasses.replace(saver._world, obs=seen)
+    state = json.loads(json.dumps(saver.save()))
+    loader.load(state)
+    np.testing.assert_array_equal(loader._world.obs, seen)
+    for one in state:
+        del one["env"]["seen"]  # of a version before
+    loader.load(state)
+    np.testing.assert_allclose(loader._world.obs, seen, atol=1e-5)
+
+
+def test_what_was_seen_on_the_host_is_what_a_resumed_run_acts_from():
+    saver, loader = (envs.make(odd(), 2) for _ in range(2))
+    saver.reset([3, 4])
+    seen = saver._obs = saver.step(np.ones((2, 1), np.float32)).obs + 1e-6
+    state = json.loads(json.dumps(saver.save()))
+    np.testing.assert_array_equal(loader.load(state), seen)
+    del state["seen"]
+    np.testing.assert_allclose(loader.load(state), seen, atol=1e-5)

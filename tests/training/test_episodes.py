@@ -15,6 +15,7 @@ from preqn_jax import agents
 from preqn_jax.envs import derive_seed
 from preqn_jax.training import loop, session
 from preqn_jax.training.config import TRAIN_ENV
+from preqn_jax.training.rollout import Evaluation
 from preqn_jax.types import Spec
 
 SMALL = {"hidden_sizes": (8, 8), "start_steps": 50, "update_after": 50, "batch_size": 8}
@@ -100,3 +101,10 @@ def test_of_failed_solves_the_numbers_are_left_out_of_a_rounds_means():
     np.testing.assert_allclose(means["solve/residual"], np.mean(range(1, 50, 2)))
     np.testing.assert_allclose(means["critic/td_abs"], np.mean(range(50)))
     assert np.isnan(means["linesearch/scale"]).all()
+
+
+def test_returns_are_summed_in_float64():
+    rewards = np.full((10_000, 1), 0.1, np.float32)
+    seen = np.zeros((10_000, 1, 1), np.float32)
+    one = Evaluation(rewards, seen, seen, np.array([10_000]), np.array([True]))
+    assert abs(one.returns[0] - 1000) < 1e-4

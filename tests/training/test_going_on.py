@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from commands import CHEAP, SMALL, call, finished, records, start
+from commands import CHEAP, ROOT, SMALL, call, finished, records, start
 
 import preqn_jax
 from experiments.kit.signals import STOPPED
@@ -387,3 +389,19 @@ def test_a_run_that_jax_would_go_on_with_by_other_numbers_is_refused(name, capsy
     assert f"set {name.upper()}={begun}, or" in line and Path("x/DONE").exists()
     assert Path("x/config.json").read_bytes() == kept
     assert call("--env=probe/delay", *CHEAP, "--logdir=x") == 0
+
+
+@pytest.mark.slow
+def test_a_run_that_a_script_leaves_open_is_saved_as_it_ends(tmp_path):
+    small = {"hidden_sizes": (8,), "start_steps": 20, "update_after": 20, "update_every": 20}
+    small |= {"batch_size": 8, "eval_every": 1000, "log_every": 20, "num_steps": 1000}
+    small |= {"checkpoint_every": 500, "logdir": str(tmp_path / "x")}
+    script = (
+        "import preqn_jax\n"
+        f"run = preqn_jax.train('ddpg', 'probe/delay', **{small!r})\n"
+        "for progress in run:\n    if progress.step == 100: break\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "ignored" not in done.stderr
+    assert [path.name for path in (tmp_path / "x" / "checkpoints").iterdir()] == ["100"]
