@@ -4,9 +4,11 @@
 """
 
 import atexit
+import concurrent.futures.thread  # noqa: F401, whose own end comes after what is registered later
 import contextlib
 import dataclasses
 import logging
+import threading
 import weakref
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
@@ -52,12 +54,15 @@ def plan(
 _open: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-@atexit.register
 def _close() -> None:
     """Runs that a script leaves open save what they have while there is still all that takes."""
     for run in list(_open):
         with contextlib.suppress(Exception):
             run.close()
+
+
+# Before the threads of concurrent.futures are no more, which orbax writes by.
+getattr(threading, "_register_atexit", atexit.register)(_close)
 
 
 def train(
