@@ -129,7 +129,8 @@ def _follow(
                 latest[i] = np.nan if evaluation is None else evaluation.returns.mean()
             bar.update(step - bar.n)
             bar.set_postfix_str(_state(session, latest), refresh=False)
-    if session.stopping and step < session.config.num_steps:
+    if session.stopping and not session.finished:
+        step = session.counters.round * session.config.update_every
         print(f"stopped at step {step}; the same command goes on from there", file=sys.stderr)
         return False
     print(f"seconds spent compiling, once a process: {sum(compiled):.0f}", file=sys.stderr)

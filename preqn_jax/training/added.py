@@ -32,7 +32,8 @@ from preqn_jax.training import (
 )
 from preqn_jax.training.config import named
 from preqn_jax.training.folder import Folder, Place
-from preqn_jax.training.session import Plan, Session
+from preqn_jax.training.plan import Plan
+from preqn_jax.training.session import Session
 
 NAME = "added"
 _WHOLE = "whole"  # in it: the run directory of all seeds, in the making

@@ -122,14 +122,19 @@ class Collector:
         return [None if i in frozen else (one, when) for i, one in enumerate(each)]
 
     def evaluate(
-        self, params: Params, step: int, frozen: Sequence[int] = ()
+        self,
+        params: Params,
+        step: int,
+        frozen: Sequence[int] = (),
+        asked: Callable[[], bool] = lambda: False,
     ) -> list[Evaluation | None]:
         """Noiseless episodes of each of the actors `[P]`; None for those that are frozen.
 
         They depend on nothing else but the step. One that is cut off, or whose return is not
-        finite, is warned of, once.
+        finite, is warned of, once. Raises Interrupted where it is `asked` to stop, after which
+        workers can only be closed.
         """
-        found = self._call("evaluate", self._arguments(params, step, frozen))
+        found = self._call("evaluate", self._arguments(params, step, frozen), asked)
         warn(found, step, self._limit, self._said)
         return found
 
@@ -141,9 +146,14 @@ class Collector:
         """Go on from what `save` returned, whether it was saved with as many workers or not."""
         self._call("load", [(one,) for one in state])
 
-    def _call(self, method: str, arguments: Sequence[tuple | None] | None = None) -> list[Any]:
+    def _call(
+        self,
+        method: str,
+        arguments: Sequence[tuple | None] | None = None,
+        asked: Callable[[], bool] = lambda: False,
+    ) -> list[Any]:
         try:
-            return self._pool.call(method, arguments)
+            return self._pool.call(method, arguments, asked)
         except EnvError as error:
             raise _kept(error, self._log) from error.__cause__
 

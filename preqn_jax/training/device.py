@@ -30,7 +30,7 @@ from preqn_jax.training.device_rounds import (
     World,
     make_rounds,
 )
-from preqn_jax.training.errors import Diverged
+from preqn_jax.training.errors import Diverged, Interrupted
 from preqn_jax.training.local import Recipe
 from preqn_jax.training.loop import Counters, Learner, Round
 from preqn_jax.training.rollout import Evaluation
@@ -179,7 +179,11 @@ class Resident:
         return Round(start + n, learner, now, measured, episodes, diverged)
 
     def evaluate(
-        self, params: Params, step: int, frozen: Sequence[int] = ()
+        self,
+        params: Params,
+        step: int,
+        frozen: Sequence[int] = (),
+        asked: Callable[[], bool] = lambda: False,
     ) -> list[Evaluation | None]:
         """As `Collector.evaluate`, all members at once; `params [P]`."""
         keys = self._put(_keys(self._derived(self._recipe.eval_episodes, EVAL_ENV, step)))
@@ -187,6 +191,8 @@ class Resident:
         stays = self._frozen(frozen).frozen
         episodes = replace(episodes, running=episodes.running & ~stays[:, None])
         while left > 0 and bool(jnp.any(episodes.running)):
+            if asked():
+                raise Interrupted
             count = jnp.int32(min(left, self._chunk))
             episodes, *rows = self._run.act(params, episodes, keys, count)
             chunks.append(jax.device_get(rows))

@@ -28,3 +28,7 @@ class Diverging(Stopped):
             f"{finding.remedy}"
         )
         self.finding, self.seed, self.step = finding, seed, step
+
+
+class Interrupted(Exception):
+    """An evaluation was given up, as its run is to stop."""

@@ -14,7 +14,7 @@ import numpy as np
 from preqn_jax.agents.swept import SweptState
 from preqn_jax.envs import codec
 from preqn_jax.options import UserError
-from preqn_jax.training import directory, files, note
+from preqn_jax.training import directory, files, note, record
 from preqn_jax.training.config import LoopConfig
 from preqn_jax.training.loop import Counters, Learner
 from preqn_jax.training.record import Line, Recorder
@@ -109,6 +109,11 @@ class Folder:
         """Records from `start` on; see `Recorder`. Raises Stopped."""
         self._recorder = Recorder(self.logdir, self.seeds, start, keep, expected, track)
         self._held.callback(self._recorder.close)
+
+    def evaluated(self, step: int) -> set[int]:
+        """The seeds whose evaluation at a step is recorded."""
+        lines = (line for line in record.of(self.logdir) if line["step"] == step)
+        return {line["seed"] for line in lines if "eval/return_mean" in line}
 
     def end_records(self) -> None:
         """No more come; `close` waits for who takes them."""

@@ -49,10 +49,18 @@ class Local:
             ]
         self._envs = [*train_envs, eval_env]
 
-    def call(self, method: str, arguments: Sequence[tuple | None] | None = None) -> list[Any]:
+    def call(
+        self,
+        method: str,
+        arguments: Sequence[tuple | None] | None = None,
+        asked: Callable[[], bool] = lambda: False,
+    ) -> list[Any]:
         """A method of every seed's Rollout with that seed's arguments: the results, in the order of
         seeds. None of one whose arguments are None; that a seed diverged is a result as well.
+        Raises Interrupted for an evaluation, once it is `asked` to stop.
         """
+        for rollout in self._rollouts:
+            rollout.asked = asked
         arguments = [()] * len(self._rollouts) if arguments is None else arguments
         with self._here():
             return [

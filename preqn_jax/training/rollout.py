@@ -17,7 +17,7 @@ from preqn_jax.agents import Agent
 from preqn_jax.envs import EnvError, VectorEnv, codec, derive_seed
 from preqn_jax.training import watch
 from preqn_jax.training.config import ACT, EVAL_ENV, TRAIN_ENV, LoopConfig, stream
-from preqn_jax.training.errors import Diverged
+from preqn_jax.training.errors import Diverged, Interrupted
 from preqn_jax.types import Array, Params, Spec, Transition
 
 
@@ -124,6 +124,7 @@ class Rollout:
         seeds = [derive_seed(seed, TRAIN_ENV, e) for e in range(config.num_envs)]
         self._obs = self._ask(watch.RESET, 0, 0, env.reset, seeds)  # `[E, obs]`
         self._returns = np.zeros(config.num_envs)  # rewards of the unfinished episodes so far
+        self.asked: Callable[[], bool] = lambda: False  # whether the run is to stop
 
     def _ask(self, call: int, step: int, t: int, ask: Callable[..., Any], *given: Any) -> Any:
         """What a call of an environment returns, at `step` of the run; `t` counts calls there."""
@@ -191,6 +192,7 @@ class Rollout:
 
         The episodes begin from seeds derived of (seed, step, episode), in environments that hold
         no more of former ones than a new one, so that an evaluation depends on nothing before it.
+        Raises Interrupted where it is `asked` to stop.
         """
         env, params = self._eval_env, jax.device_put(params)
         seeds = [derive_seed(self._seed, EVAL_ENV, step, e) for e in range(env.num_envs)]
@@ -198,6 +200,8 @@ class Rollout:
         steps, running, terminated = [], np.ones(env.num_envs, bool), np.zeros(env.num_envs, bool)
         lengths = np.zeros(env.num_envs, int)
         while running.any() and len(steps) < self._eval_max_steps:
+            if self.asked():
+                raise Interrupted
             action = np.asarray(self._acting.act(params, obs))
             out = self._ask(watch.EVAL_STEP, step, len(steps), env.step, action, running)
             steps.append((np.where(running, out.reward, 0), obs, action))

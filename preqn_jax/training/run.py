@@ -25,7 +25,8 @@ from preqn_jax.options import UserError, choose, inner
 from preqn_jax.training import added, directory
 from preqn_jax.training.config import LoopConfig, RunConfig, validate_run
 from preqn_jax.training.directory import CONFIGS, HINTS
-from preqn_jax.training.session import Plan, Progress, Session
+from preqn_jax.training.plan import Plan, Progress
+from preqn_jax.training.session import Session
 from preqn_jax.training.trained import Trained, check_function
 from preqn_jax.types import Spec
 

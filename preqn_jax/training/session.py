@@ -6,78 +6,34 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from preqn_jax import diagnostics, envs
-from preqn_jax.agents import Agent
 from preqn_jax.diagnostics import Finding
 from preqn_jax.options import UserError
 from preqn_jax.training import collect, device, directory, folder, loop, memory
-from preqn_jax.training.config import LoopConfig, RunConfig
-from preqn_jax.training.errors import Diverged, Diverging
-from preqn_jax.training.folder import Folder, Place
+from preqn_jax.training.errors import Diverged, Diverging, Interrupted
+from preqn_jax.training.folder import Folder
 from preqn_jax.training.monitor import advice, bias, make_exact, make_looks, measure
+from preqn_jax.training.plan import Plan, Progress
 from preqn_jax.training.rollout import Evaluation, attained
 from preqn_jax.training.trained import Trained, made
-from preqn_jax.types import Settings, Spec
 
 _log = logging.getLogger(__name__)
-
-
-class Progress(NamedTuple):
-    """What a round leaves behind, or on the device a call of several; `trained` is gone with the
-    next one: use it before going on.
-    """
-
-    step: int  # environment steps of each member so far
-    # `[M]` each, means over the updates of the last round; {} before any
-    metrics: dict[str, np.ndarray]
-    episodes: list[tuple[int, float]]  # (index of the member, return) of every episode that ended
-    # One a member, where this round ended with one; None of a member that diverged.
-    evaluations: list[Evaluation | None]
-    # (index of the member, failure that is building up), where it is news
-    findings: list[tuple[int, Finding]]
-    trained: Trained
-
-
-class Plan(NamedTuple):
-    """What a run is to be: its members are the seeds, or of a sweep (seed, settings)."""
-
-    make_agent: Callable[[Spec], Agent]
-    env: envs.Source
-    run: RunConfig
-    loop: LoopConfig  # with the seed of every member
-    discount: float | np.ndarray  # gamma, or `[M]`
-    described: dict[str, Any]  # for config.json
-    settings: Settings = {}  # noqa: RUF012 (`[M]` each, what an agent of `agents.swept` takes)
-    places: tuple[Place, ...] | None = None  # where members are kept; in `run.logdir` if None
-    resting: tuple[int, ...] = ()  # members that take no part, by index
-    ended: Callable[["Session"], None] = lambda session: None  # called where it reached its end
-
-    def homes(self) -> tuple[Place, ...]:
-        """Where members are kept."""
-        if self.places is not None:
-            return self.places
-        members = range(len(self.loop.seeds))
-        return (Place(self.run.logdir, self.described, members),) if self.run.logdir else ()
-
-    def name(self, member: int) -> str:
-        """What to call a member, by index."""
-        named = [f"{name}={values[member]:g}" for name, values in self.settings.items()]
-        return ", ".join([*named, f"seed {self.loop.seeds[member]}"])
 
 
 class Session:
     """One process's share of a run: folds records, evaluations and checkpoints over the rounds.
 
     A context, which closes what it holds. `stopping` may be set at any time, also by a signal's
-    handler: the run ends after the round at hand, with a checkpoint.
+    handler: the run ends after the round at hand, with a checkpoint; an evaluation is given up, and
+    comes first when the run goes on.
     """
 
     def __init__(self, plan: Plan, hung: Callable[[envs.EnvError], None] = collect.say):
@@ -88,6 +44,7 @@ class Session:
         self.plan, self.config = plan, plan.loop
         self.stopping = False
         self.start = 0
+        self._due: list[int] = []  # members whose evaluation at the start was given up
         self.pending: list[dict[str, Any]] = []  # measured since the last line of metrics.jsonl
         self._found: dict[int, str] = {}  # member -> the failure it was last warned of
         self._told: set[tuple[int, str]] = set()  # members, and what was warned of
@@ -180,6 +137,10 @@ class Session:
         for one, said in zip(self._folders, noted, strict=True):
             keep = partial(self._stays, said.eval_every or self.plan.run.eval_every)
             one.begin_records(self.start, keep, said.records, self.plan.run.track)
+            at_end = self.start == self.config.num_steps
+            if said.eval_every and (self.start % said.eval_every == 0 or at_end):
+                told = one.evaluated(self.start)
+                self._due += [i for i in one.members if self.config.seeds[i] not in told]
             # Called before any folder is closed: all trackers have the same time to end.
             self._held.callback(one.end_records)
 
@@ -212,6 +173,10 @@ class Session:
         assert collector is not None
         if len(self.counters.frozen) == size:  # where a sweep is resumed in other company
             return self._finish()
+        evaluations: list[Evaluation | None] | None = []
+        due = [i for i in self._going() if i in self._due]
+        if due and (evaluations := self._evaluate(self.start, due)) is None:
+            return
         at = self.learner, self.counters
         rounds = (
             collector.rounds(*at)
@@ -239,14 +204,15 @@ class Session:
             findings = []
             if every.diagnose_every and step % every.diagnose_every == 0 and self.counters.updates:
                 findings = self._off_the_clock(self._diagnose, step)
-            evaluations = []
             if step % every.eval_every == 0 or last:
+                before = self.moment() if self._folders else None
                 evaluations = self._off_the_clock(self._evaluate, step)
-            saved = step % every.checkpoint_every == 0 or last or self.stopping
-            if saved:
+                if evaluations is None:
+                    return self._save(step, before)
+            if saved := step % every.checkpoint_every == 0 or last or self.stopping:
                 self._save(step)
             here = (done.metrics, episodes, evaluations, findings, self.trained())
-            episodes = []
+            episodes, evaluations = [], []
             try:
                 yield Progress(step, *here)
             except GeneratorExit:  # a notebook's break
@@ -274,7 +240,7 @@ class Session:
         if self._folders:
             self._home[member].write(step, member, line)
 
-    def _off_the_clock(self, act: Callable[[int], list[Any]], step: int) -> list[Any]:
+    def _off_the_clock(self, act: Callable[[int], Any], step: int) -> Any:
         """What is no training takes none of its time."""
         began = time.monotonic()
         result = act(step)
@@ -315,11 +281,17 @@ class Session:
             if v
         }
 
-    def _evaluate(self, step: int) -> list[Evaluation | None]:
+    def _evaluate(
+        self, step: int, members: Sequence[int] | None = None
+    ) -> list[Evaluation | None] | None:
+        """Records an evaluation, of these members or of all; None where it was given up."""
         assert self._collector is not None
         acting, frozen = self._acting(self.learner.agent), self.counters.frozen
-        evaluations = self._collector.evaluate(acting, step, frozen)
-        for i in self._going():
+        try:
+            evaluations = self._collector.evaluate(acting, step, frozen, lambda: self.stopping)
+        except Interrupted:
+            return None
+        for i in self._going() if members is None else members:
             evaluation, discount = evaluations[i], float(self._discounts[i])
             assert evaluation is not None
             returns = evaluation.returns
@@ -380,10 +352,10 @@ class Session:
             named = f"{self.plan.name(member)}: " if self.plan.settings else ""
             _log.warning("%s%s%s, and the others go on", named, error, words)
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, moment: folder.Moment | None = None) -> None:
         if self._collector is None or not self._folders:
             return
-        moment = self.moment()
+        moment = moment or self.moment()
         for one in self._folders:
             one.save(step, folder.part(moment, one.members))
 

@@ -22,7 +22,7 @@ from preqn_jax.options import UserError, check_same, choose, inner
 from preqn_jax.training import directory, files, record
 from preqn_jax.training.config import LoopConfig, RunConfig, validate_run
 from preqn_jax.training.folder import Place
-from preqn_jax.training.session import Plan
+from preqn_jax.training.plan import Plan
 from preqn_jax.types import Settings, Spec
 
 NAME = "sweep.json"

@@ -14,7 +14,7 @@ import sys
 import threading
 import traceback
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
@@ -29,10 +29,11 @@ from preqn_jax.envs import EnvError
 from preqn_jax.options import UserError
 from preqn_jax.training import provenance, watch
 from preqn_jax.training.config import named
-from preqn_jax.training.errors import Stopped
+from preqn_jax.training.errors import Interrupted, Stopped
 from preqn_jax.training.local import Local, Recipe
 
 _PATIENCE = 60  # seconds for a worker that is idle to end by itself
+_LOOK = 0.2  # seconds between looks at whether a run is to stop
 _PRECISION = "jax_default_matmul_precision"
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -94,7 +95,13 @@ class Workers:
         tell = partial(_end_hung, self._workers, self._hung, name, seconds)
         self._watch = watch.Watch([worker.place for worker in self._workers], seconds, tell)
 
-    def call(self, method: str, arguments: Sequence[tuple | None] | None = None) -> list[Any]:
+    def call(
+        self,
+        method: str,
+        arguments: Sequence[tuple | None] | None = None,
+        asked: Callable[[], bool] = lambda: False,
+    ) -> list[Any]:
+        """As `Local.call`; after Interrupted only `close` is of use."""
         first = 0
         for i, worker in enumerate(self._workers):
             last = first + len(worker.seeds)
@@ -105,6 +112,9 @@ class Workers:
         results, failed = [], []
         for i, worker in enumerate(self._workers):
             with self._deaths(i):
+                while not worker.pipe.poll(_LOOK):
+                    if method == "evaluate" and asked():
+                        raise Interrupted
                 reply = worker.pipe.recv()
             self._busy.discard(i)
             if isinstance(reply, _Failure):

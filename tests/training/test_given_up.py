@@ -1,0 +1,65 @@
+"""An evaluation that is given up, as a run is to stop, comes first when the run goes on."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from commands import records
+
+from preqn_jax import agents
+from preqn_jax.training import run as training
+from preqn_jax.training import workers
+from preqn_jax.training.config import LoopConfig, RunConfig
+from preqn_jax.training.session import Session
+
+LOOP = {"start_steps": 20, "update_after": 20, "update_every": 20, "batch_size": 8}
+LOOP |= {"seeds": (0, 1), "num_steps": 120, "replay_capacity": 200}
+EVERY = {"eval_every": 40, "log_every": 20, "checkpoint_every": 1000, "eval_episodes": 1}
+
+
+def trained(logdir, env, give_up: tuple[int, ...] = (), **fields) -> Any:
+    """The states at the end; the run is stopped in the evaluations at these steps."""
+    run = RunConfig(env=env, logdir=str(logdir), **EVERY, **fields)
+    plan = training.plan(run, agents.AgentConfig("ddpg", hidden_sizes=(8,)), LoopConfig(**LOOP))
+    for step in (*give_up, None):
+        with Session(plan) as session:
+            real = session._evaluate
+
+            def evaluate(at, members=None, step=step, session=session, real=real):
+                session.stopping = at == step
+                return real(at, members)
+
+            session._evaluate = evaluate
+            seen = [progress.step for progress in session.rounds()]
+            assert session.finished == (step is None)
+            if step is not None:
+                assert session.kept[-1] == step and step not in seen
+            states = jax.device_get(session.trained().states)
+    return states
+
+
+@pytest.mark.parametrize(
+    ("env", "fields"),
+    [
+        ("Pendulum-v1", {"workers": 0}),
+        ("native/pendulum", {"on_device": True}),
+        pytest.param("Pendulum-v1", {"workers": 2}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_was_stopped_in_an_evaluation_is_one_that_never_was(
+    tmp_path, monkeypatch, env, fields
+):
+    monkeypatch.setattr(workers, "_LOOK", 0)
+    whole = trained(tmp_path / "whole", env, **fields)
+    parts = trained(tmp_path / "parts", env, (40, 80, 120), **fields)
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    told = records(tmp_path / "whole")
+    assert told == records(tmp_path / "parts")
+    assert sum("eval/return_mean" in line for line in told) == 6
+
+
+def test_an_evaluation_that_is_not_recorded_comes_once(tmp_path):
+    trained(tmp_path / "x", "probe/delay", (80,), workers=0)
+    steps = [line["step"] for line in records(tmp_path / "x") if "eval/return_mean" in line]
+    assert steps == [40, 40, 80, 80, 120, 120]
