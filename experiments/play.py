@@ -188,7 +188,7 @@ def _source(source: envs.Source, mode: str | None) -> tuple[envs.Source, list[gy
 
     def make() -> gymnasium.Env:
         with warnings.catch_warnings(action="ignore"):  # of a mode that is not there: we say it
-            made.append(gym.made(whole))
+            made.append(gym.single(whole))
         return made[-1]
 
     make.__qualname__ = envs.name(source)  # what messages call it

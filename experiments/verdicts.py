@@ -147,7 +147,7 @@ def _train(
     options = {**_ALL, **setting.options, **smaller, "seeds": tuple(seeds)}
     every = options["num_steps"]
     options |= {"eval_every": every, "log_every": every, "checkpoint_every": every}
-    run, agent, loop = training._configs(setting.algorithm, setting.env, "", options)
+    run, agent, loop = training.configs(setting.algorithm, setting.env, "", options)
     found: dict[int, list[dict[str, float]]] = {seed: [] for seed in seeds}
     ended: dict[int, int] = {}
     with training.Session(training.plan(run, agent, loop)) as session:

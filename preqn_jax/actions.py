@@ -42,7 +42,7 @@ def own(spec: Spec, number: Any) -> Any:
     if spec.num_actions is not None:
         return index(number, spec.num_actions) + _first(spec)
     centre, half = _middle(spec)
-    return (centre + half * number.clip(-1, 1)).astype(np.float32).clip(*_bounds(spec))
+    return (centre + half * number.clip(-1, 1)).astype(np.float32).clip(*_float32_bounds(spec))
 
 
 def inside(spec: Spec, own: Any) -> Any:
@@ -118,8 +118,8 @@ def _first(spec: Spec) -> int:
 
 
 @lru_cache(maxsize=64)
-def _bounds(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the largest float32 `[act]` within the bounds of actions."""
+def _float32_bounds(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
+    """Those of `Spec.bounds` `[act]`, rounded inwards."""
     low, high = (bound.astype(np.float32) for bound in spec.bounds)
     low = np.where(low < spec.bounds[0], np.nextafter(low, np.float32(np.inf)), low)
     return low, np.where(high > spec.bounds[1], np.nextafter(high, np.float32(-np.inf)), high)

@@ -89,6 +89,7 @@ def test_numbers_of_parts_are_within_their_ranges():
 
 def test_units_of_observations_take_rows_alone_and_none_changes_nothing():
     agent = agents.normalized(made("preqn"), SPEC)
+    assert agent.observe is not None
     state = agent.observe(agent.init(jax.random.key(0)), jnp.eye(3) + 1)
     same = agent.observe(state, jnp.ones((0, 3)))
     assert all(map(np.array_equal, jax.tree.leaves(same), jax.tree.leaves(state)))

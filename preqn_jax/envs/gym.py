@@ -42,7 +42,7 @@ class GymVector:
         """
         route_mujoco_warnings()
         self._name = name = called(source)
-        self._envs = [made(source) for _ in range(num_envs)]
+        self._envs = [single(source) for _ in range(num_envs)]
         _check_layers(name, self._envs[0])
         self._new = gym_state.beginnings(self._envs)
         self.num_envs = num_envs
@@ -163,7 +163,7 @@ def _global_generator() -> tuple[int, bytes]:
     return state["state"]["pos"], state["state"]["key"].tobytes()
 
 
-def made(source: str | Callable[[], Any] | GymSource) -> gymnasium.Env:
+def single(source: str | Callable[[], Any] | GymSource) -> gymnasium.Env:
     """One environment. Raises as `GymVector` does, but for spaces."""
     source = source if isinstance(source, GymSource) else GymSource(source, {})
     name, kwargs = called(source), dict(source.kwargs)

@@ -113,7 +113,7 @@ def _train(
 ) -> Generator[Progress, None, Trained]:
     if not isinstance(agent, str):
         check_function(agent)
-    run, agent_config, loop_config = _configs(agent, env, str(logdir), options)
+    run, agent_config, loop_config = configs(agent, env, str(logdir), options)
     env = envs.described(env, run.env_kwargs, run.wrappers)
     if callable(agent):
         validate_run(run, loop_config)
@@ -139,9 +139,10 @@ def _plain(value: Any) -> Any:
     return value.item() if one else value
 
 
-def _configs(
+def configs(
     agent: Any, env: envs.Source, logdir: str, options: dict[str, Any]
 ) -> tuple[RunConfig, agents.AgentConfig, LoopConfig]:
+    """What the arguments of `train` say. Raises UserError where it is none of their options."""
     named = {} if callable(agent) else {"algorithm": agent}
     given = {"workers": 0, **options, **named, "env": envs.name(env), "logdir": logdir}
     fields = {config: {f.name for f in dataclasses.fields(config)} for config in CONFIGS}

@@ -23,7 +23,7 @@ from preqn_jax.training.folder import Folder
 from preqn_jax.training.monitor import advice, bias, make_exact, make_looks, measure
 from preqn_jax.training.plan import Plan, Progress
 from preqn_jax.training.rollout import Evaluation, attained
-from preqn_jax.training.trained import Trained, made
+from preqn_jax.training.trained import Trained, agent_of
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Session:
             self._on_device = device.wanted(plan.run, plan.env)
             self.spec = envs.spec(plan.env, ask=True)
         memory.check(self.spec, plan.loop, plan.described)
-        self.agent = made(plan.make_agent, self.spec)
+        self.agent = agent_of(plan.make_agent, self.spec)
         etas = plan.settings.get("eta", plan.described.get("eta", 1.0))
         etas = -1.0 if plan.described.get("relative_eta") else etas  # which every solve reaches
         self._etas = np.broadcast_to(etas, len(plan.loop.seeds))

@@ -29,7 +29,7 @@ def check_function(agent: Any) -> None:
         )
 
 
-def made(agent: Callable[[Spec], Agent], spec: Spec) -> Agent:
+def agent_of(agent: Callable[[Spec], Agent], spec: Spec) -> Agent:
     """What such a function makes. Raises UserError where it makes no Agent, or is no function."""
     check_function(agent)
     found = agent(spec)
@@ -168,7 +168,7 @@ def load(
         )
     spec, seeds = envs.spec(env), tuple(config["seeds"])
     named = partial(agents.make, directory.of(agents.AgentConfig, config))
-    whole = made(named if agent is None else agent, spec)
+    whole = agent_of(named if agent is None else agent, spec)
     cure = None if agent is None else "give the `agent` that `train` was given"
     step, states = _restore(logdir, whole, len(seeds), cure)
     return Trained(whole, states, spec, seeds, step, config)

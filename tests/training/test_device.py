@@ -421,6 +421,7 @@ def test_what_was_seen_is_what_a_resumed_run_acts_from():
 
 
 def test_what_was_seen_on_the_host_is_what_a_resumed_run_acts_from():
+    saver: Any
     saver, loader = (envs.make(odd(), 2) for _ in range(2))
     saver.reset([3, 4])
     seen = saver._obs = saver.step(np.ones((2, 1), np.float32)).obs + 1e-6

@@ -23,6 +23,7 @@ def trained(logdir, env, give_up: tuple[int, ...] = (), **fields) -> Any:
     run = RunConfig(env=env, logdir=str(logdir), **EVERY, **fields)
     plan = training.plan(run, agents.AgentConfig("ddpg", hidden_sizes=(8,)), LoopConfig(**LOOP))
     for step in (*give_up, None):
+        session: Any
         with Session(plan) as session:
             real = session._evaluate
 

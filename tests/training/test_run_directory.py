@@ -331,7 +331,7 @@ def test_temporary_files_are_made_anew_and_a_link_that_lies_there_is_not_followe
 
 
 def test_one_number_is_taken_where_there_may_be_several():
-    run, agent, loop = training._configs(
+    run, agent, loop = training.configs(
         "ddpg", "E-v1", "", {"seeds": 3, "hidden_sizes": 64, "num_steps": 1e6}
     )
     assert (loop.seeds, agent.hidden_sizes, run.wrappers) == ((3,), (64,), ())
