@@ -74,8 +74,8 @@ def main(argv: list[str]) -> int:
     if not out.name:
         raise UserError(f"out is {config.out!r}, a folder; name a picture, as in --out=curve.png")
     if config.format:
-        choose("format", config.format, output.PICTURES)
-        out = out.with_suffix(f".{config.format}")
+        kind = choose("format", config.format.lower(), output.PICTURES)
+        out = out.with_suffix(f".{kind}")
     output.check("format" if config.format else "out", str(out), picture=True)
     text = draw([Path(run) for run in argv[1:]], out, (config.width, config.height))
     print(text, end="")

@@ -61,6 +61,7 @@ ROOMS = {
         "actions",
         "replay",
         "problems",
+        "batching",
         "envs",
         "networks",
         "agents",

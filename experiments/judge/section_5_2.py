@@ -146,24 +146,27 @@ def _stable(runs: Runs, envs: Sequence[str], variant: str) -> list[Half]:
             "one seed has such a mean Q on one line of its records",
         ),
     }
+    few, worth = f"a seed has {FEW} evaluations or fewer", "the records have no eval/discounted_max"
+    untold = {"a": "", "b": few, "c": worth}
     lacking, halves = _lacking(runs, envs, [variant]), []
     there = [env for env in envs if (env, variant) in runs]
     for rule, (said, refuted_by) in rules.items():
         said = f"{variant}: {said}"
         broken = {env: getattr(faults(runs[env, variant]), rule) for env in there}
         if not any(broken.values()) and (lacking or None in broken.values()):
-            few = f"a seed has {FEW} evaluations or fewer"
-            untold = few if rule == "b" else "the records have no eval/discounted_max"
-            evidence = lacking or untold
+            evidence = lacking or untold[rule]
             halves.append(Half(said, evidence, None, refuted_by))
             continue
         bad = "; ".join(
             f"{env} seed {', '.join(map(str, seeds))}" for env, seeds in broken.items() if seeds
         )
         count = sum(len(seeds or ()) for seeds in broken.values())
-        total = sum(len(runs[env, variant].seeds) for env in there)
+        total = sum(len(runs[e, variant].seeds) for e in there if broken[e] is not None)
         evidence = f"{total - count} of {total} seeds{', not ' + bad if bad else ''}"
         evidence += f"; {lacking}" * bool(lacking)
+        evidence += f"; on {', '.join(e for e in there if broken[e] is None)} {untold[rule]}" * (
+            None in broken.values()
+        )
         halves.append(Half(said, evidence, not count, refuted_by))
     return halves
 

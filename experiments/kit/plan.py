@@ -325,7 +325,7 @@ def main(
             raise UserError(f"envs names {env} more than once; name each environment once")
     status = 0
     out = Path(config.out or Path(config.root) / kind.name)
-    output.check("out", str(out / "report.json"))
+    output.check("out" if config.out else "root", str(out / "report.json"))
     for name in ("envs", "seeds"):
         _check_some(name, getattr(config, name))
     if config.report:

@@ -16,6 +16,7 @@ import optax
 from preqn_jax import actions
 from preqn_jax.agents.base import Agent, Inspection, check_batch, every
 from preqn_jax.agents.critic import Critic, Upcoming, Update, Values
+from preqn_jax.batching import precise
 from preqn_jax.options import require
 from preqn_jax.types import Array, Key, Metrics, Params, QFunction, Spec, Transition
 
@@ -155,6 +156,7 @@ def _numbers(count: int) -> np.ndarray:
 
 def _acts(q: QFunction, choices: Any) -> tuple[Callable[..., Array], Callable[..., Array]]:
     """`Agent.act` and `Agent.explore`, among numbers `[A]`."""
+    q = precise(q)  # also one of somebody's own
 
     def act(params: Greedy, obs: Array) -> Array:
         value = jax.vmap(lambda choice: q(params.params, obs, choice[None]))(choices)

@@ -131,13 +131,14 @@ def problem(source: Source) -> Problem | None:
     return PROBLEMS[source.removeprefix(PREFIX)]()
 
 
-def spec(source: Source, ask: bool = False) -> Spec:
-    """Sizes and bounds of an environment; `ask` it also whether it follows its seed, and warn where
-    it does not. Raises UserError as `make` does.
+def spec(source: Source, ask: Callable[[], None] | None = None) -> Spec:
+    """Sizes and bounds of an environment. Where `ask` is given, it is also asked whether it follows
+    its seed, and warned of where it does not; `ask` is called before each call of it, so that one
+    who waits knows that it came back. Raises UserError as `make` does.
     """
     env = make(source, 1)
-    follows = getattr(env, "follows_its_seed", lambda: True)  # a Gymnasium environment may not
-    if ask and not follows():
+    follows = getattr(env, "follows_its_seed", lambda _: True)  # a Gymnasium environment may not
+    if ask is not None and not follows(ask):
         _log.warning(
             "environment %r does not follow its seed, as by super().reset(seed=seed) and "
             "self.np_random: its runs cannot be repeated, nor resumed exactly",

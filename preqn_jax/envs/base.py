@@ -18,8 +18,8 @@ class EnvError(UserError):
 
 
 class Step(NamedTuple):
-    """One step of every environment; finished ones have already been reset in `obs`. Arrays are
-    NumPy's, or on the device JAX's.
+    """One step of every environment; finished ones have already been reset in `obs`, but for those
+    of an evaluation. Arrays are NumPy's, or on the device JAX's.
     """
 
     reward: Any  # `[n]` float32
@@ -44,7 +44,8 @@ class VectorEnv(Protocol):
 
     def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> Step:
         """Advance all, or those where `active [n]` is true; the others stand still: their rows are
-        zero, and of `obs` without meaning.
+        zero, and of `obs` without meaning. With `active`, as in an evaluation, one that ends need
+        not begin anew: it has no next step before a reset.
         """
         ...
 

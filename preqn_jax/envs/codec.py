@@ -172,8 +172,8 @@ def check_form(like: Any, tree: Any, where: str = "it") -> None:
     elif isinstance(like, dict):
         if not set(like) - _LATER <= set(tree) <= set(like):
             raise ValueError(f"{where} has not the entries {', '.join(sorted(like))}")
-        for name, value in like.items():
-            _check_entry(name, value, tree[name], f"{where}/{name}")
+        for name in tree:
+            _check_entry(name, like[name], tree[name], f"{where}/{name}")
     elif isinstance(like, list):
         if len(tree) != len(like):
             raise ValueError(f"{where} has {len(tree)} entries instead of {len(like)}")

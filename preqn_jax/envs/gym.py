@@ -7,6 +7,7 @@ An environment whose state cannot be saved says so, and starts a new episode on 
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 
 import logging
+import pickle
 import re
 from collections.abc import Callable, Sequence
 from operator import attrgetter
@@ -67,15 +68,17 @@ class GymVector:
             self._obs[i] = self._first(env, int(seed))
         return self._obs.copy()
 
-    def follows_its_seed(self) -> bool:
+    def follows_its_seed(self, ask: Callable[[], None]) -> bool:
         """Whether the same seed begins the same episode, and NumPy's global generator stands still
-        meanwhile; True where it cannot be told, as where a reset raises.
+        meanwhile; True where it cannot be told, as where a reset raises. `ask` is called before
+        each.
         """
         env, new = self._envs[0], self._new[0]
         if new is None:
             return True
         found, before = [], _global_generator()
         for _ in range(2):
+            ask()
             try:
                 new.restore(env)
                 found.append(self._first(env, 0))
@@ -157,10 +160,9 @@ class GymVector:
             raise contract.raised(self._name, "close", failed) from failed
 
 
-def _global_generator() -> tuple[int, bytes]:
+def _global_generator() -> bytes:
     """Where NumPy's stands."""
-    state: Any = np.random.get_state(legacy=False)  # noqa: NPY002
-    return state["state"]["pos"], state["state"]["key"].tobytes()
+    return pickle.dumps(np.random.get_state(legacy=False))  # noqa: NPY002
 
 
 def single(source: str | Callable[[], Any] | GymSource) -> gymnasium.Env:

@@ -11,9 +11,13 @@ callable ones among them, cannot be saved.
 # MuJoCo's bindings are compiled and carry no types that a checker could read.
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 
+import collections
+import contextlib
 import copy
 import functools
+import operator
 import types
+import weakref
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -60,8 +64,9 @@ def _plain(
         if any(value is one for one in simulation if isinstance(one, _SIMULATION)):
             if layer is not base or isinstance(value, mujoco.MjData):
                 continue
-            value = _settings(value)
-        elif isinstance(value, np.ndarray) and not value.flags.owndata and _within(value, base):
+            state[name] = _settings(value)
+            continue
+        if isinstance(value, np.ndarray) and not value.flags.owndata and _within(value, base):
             continue
         if isinstance(value, gymnasium.Space):
             value = [vars(one).get("_np_random") for one in _spaces(value)]
@@ -87,19 +92,16 @@ def _function(value: Any) -> bool:
     return callable(value) and plain
 
 
-def _check_functions(env: gymnasium.Env) -> None:
-    """Raises TypeError for a function that holds an attribute too: of what is saved nothing would
-    tell it which object that is now.
-    """
-    for layer in layers(env):
-        own = {id(one): name for name, one in vars(layer).items() if type(one) in codec.MUTABLE}
-        for name, value in vars(layer).items():
-            parts = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
-            if isinstance(value, functools.partial):
-                parts += [*value.args, *value.keywords.values()]
-            for part in parts:
-                if id(part) in own:
-                    raise TypeError(f"its attribute {name} holds its attribute {own[id(part)]} too")
+def _held_by_functions(layer: gymnasium.Env) -> set[int]:
+    """The identities of what functions among the attributes of a layer hold besides."""
+    found = set()
+    for value in vars(layer).values():
+        for cell in getattr(value, "__closure__", None) or ():
+            with contextlib.suppress(ValueError):  # it is empty
+                found.add(id(cell.cell_contents))
+        if isinstance(value, functools.partial):
+            found |= {id(part) for part in (*value.args, *value.keywords.values())}
+    return found
 
 
 def _spaces(space: gymnasium.Space) -> list[gymnasium.Space]:
@@ -172,9 +174,15 @@ def beginnings(envs: Sequence[gymnasium.Env]) -> list["Beginning | None"]:
     return found
 
 
+_copies: collections.Counter[int] = collections.Counter()  # by identity, who holds an object
+
+
 class Beginning:
     """What an environment was made with: the objects in its plain attributes, and what they held.
-    To go back to it puts that into these same objects, whoever else holds them.
+
+    To go back to it puts that into these same objects, whoever else in the environment holds them.
+    Where an object that other copies hold too has changed, it gets copies of its own instead: what
+    one does is no other's business.
     """
 
     def __init__(self, env: gymnasium.Env, held: dict[int, tuple[Any, Any]]):
@@ -183,32 +191,54 @@ class Beginning:
         """
         self._plain = [_plain(layer) for layer in layers(env)]
         self._objects = [dict(vars(layer)) for layer in layers(env)]
-        self._settings = [copy.deepcopy(plain.get("model")) for plain in self._plain]
-        self._held = {}
-        for plain, objects in zip(self._plain, self._objects, strict=True):
-            for name, value in plain.items():
-                if not isinstance(objects[name], mujoco.MjModel):
-                    _hold(value, self._held, held)
+        self._settings = [
+            copy.deepcopy(plain.pop(name))
+            for plain, objects in zip(self._plain, self._objects, strict=True)
+            for name in list(plain)
+            if isinstance(objects[name], mujoco.MjModel)
+        ]
+        self._held: dict[int, tuple[Any, Any]] = {}
+        for plain in self._plain:
+            _hold(list(plain.values()), self._held, held)
+        _copies.update(self._held.keys())
+        weakref.finalize(self, _copies.subtract, list(self._held))
 
     def restore(self, env: gymnasium.Env) -> None:
         """Its plain attributes as they were, and no others."""
-        for one, content in self._held.values():
-            _put_back(one, content)
-        each = zip(layers(env), self._plain, self._objects, self._settings, strict=True)
-        for layer, plain, objects, settings in each:
-            now = vars(layer)
-            other = {name for name in now if now[name] is not objects.get(name, now)}
-            moved = _plain(layer, strict=False, among=other).keys() | (plain.keys() - now.keys())
-            for name in moved - _NEVER - _CONSTANT_NAMES:
-                if name in plain:
-                    setattr(layer, name, objects[name])
-                elif name not in _PICTURE:
-                    delattr(layer, name)
-            for name, value in plain.items():
-                if isinstance(objects[name], gymnasium.Space):
-                    _reseed(objects[name], value)
-                elif isinstance(objects[name], mujoco.MjModel):
-                    _set(objects[name], settings)
+        changed = [(one, _content(one)) for one, old in self._held.values() if not _same(one, old)]
+        for one, _ in changed:
+            _put_back(one, self._held[id(one)][1])
+        apart = None
+        if any(_copies[id(one)] > 1 for one, _ in changed):
+            apart = codec.decode(codec.encode(self._plain))
+            for one, content in changed:
+                _put_back(one, content)
+        for i, layer in enumerate(layers(env)):
+            self._restore(layer, self._plain[i], self._objects[i], apart and apart[i])
+        model: Any = getattr(env.unwrapped, "model", None)
+        if self._settings and any(model is one for one in self._objects[-1].values()):
+            _set(model, self._settings[0])  # and not one that was made since, beside its data
+
+    def _restore(
+        self, layer: gymnasium.Env, plain: dict[str, Any], objects: dict[str, Any], apart: Any
+    ) -> None:
+        """One layer, with its objects, or with those that are `apart`."""
+        now, new = vars(layer), objects if apart is None else apart
+        same = () if apart is not None else {n for n in now if now[n] is objects.get(n, now)}
+        other = now.keys() - same
+        moved = _plain(layer, strict=False, among=other).keys() | (plain.keys() - now.keys())
+        for name in moved - _NEVER - _CONSTANT_NAMES:
+            if isinstance(now.get(name), _SIMULATION) or isinstance(
+                objects.get(name), (*_SIMULATION, gymnasium.Space)
+            ):
+                continue
+            if name in plain:
+                setattr(layer, name, new[name])
+            elif name not in _PICTURE:
+                delattr(layer, name)
+        for name, value in plain.items():
+            if isinstance(objects[name], gymnasium.Space):
+                _reseed(objects[name], value if apart is None else apart[name])
 
 
 def _hold(value: Any, mine: dict[int, Any], held: dict[int, Any]) -> None:
@@ -233,9 +263,30 @@ def _content(value: Any) -> Any:
     return copy.copy(value)
 
 
+def _same(value: Any, content: Any) -> bool:
+    """Whether something still holds what it held."""
+    kind = type(value)
+    if kind is np.random.Generator:
+        return codec.encode(value.bit_generator.state) == codec.encode(content)
+    if kind is np.ndarray:
+        return np.array_equal(value, content) or value.tobytes() == content.tobytes()  # NaN
+    if kind is dict and list(value) != list(content):
+        return False
+    parts = (value.values(), content.values()) if kind is dict else (value, content)
+    return len(value) == len(content) and all(map(operator.is_, *parts))
+
+
+def _fits(value: Any, content: Any) -> bool:
+    """Whether it can hold that."""
+    if type(value) is not np.ndarray:
+        return True
+    return (value.shape, value.dtype) == (content.shape, content.dtype) and value.flags.writeable
+
+
 def _put_back(value: Any, content: Any) -> None:
     if type(value) is np.random.Generator:
-        value.bit_generator.state = content
+        state = content.bit_generator.state if isinstance(content, type(value)) else content
+        value.bit_generator.state = state
     elif type(value) is np.ndarray:
         if value.flags.writeable:
             value[...] = content
@@ -249,7 +300,6 @@ def save(env: gymnasium.Env) -> dict[str, Any]:
     base = env.unwrapped
     if not isinstance(base.np_random, np.random.Generator):
         raise TypeError("its np_random is no numpy.random.Generator")
-    _check_functions(env)
     state = {
         "layers": [_plain(layer) for layer in layers(env)],
         "rng": base.np_random.bit_generator.state,
@@ -264,10 +314,20 @@ def save(env: gymnasium.Env) -> dict[str, Any]:
 
 def _restore(env: gymnasium.Env, attributes: Sequence[dict[str, Any]]) -> None:
     """The plain attributes of all layers, as they were."""
+    good, in_place = [], {}
     for layer, saved in zip(layers(env), attributes, strict=True):
         plain = _plain(layer, strict=False)
         never = _NEVER | _CONSTANT_NAMES | (_PICTURE - plain.keys())
-        for name, value in codec.restorable(layer, plain, saved, never).items():
+        good.append(codec.restorable(layer, plain, saved, never))
+        held = _held_by_functions(layer)
+        for name, value in good[-1].items():
+            there = vars(layer).get(name)
+            known = id(there) in held and type(there) in codec.MUTABLE
+            if known and type(there) is type(value) and _fits(there, value):
+                _put_back(there, value)
+                in_place[id(value)] = there
+    for layer, saved in zip(layers(env), _exchanged(good, in_place), strict=True):
+        for name, value in saved.items():
             there = vars(layer).get(name)
             if isinstance(there, gymnasium.Space):
                 _reseed(there, copy.deepcopy(value))
@@ -278,6 +338,21 @@ def _restore(env: gymnasium.Env, attributes: Sequence[dict[str, Any]]) -> None:
                 there.bit_generator.state = value.bit_generator.state
             else:
                 setattr(layer, name, value)
+
+
+def _exchanged(tree: Any, others: dict[int, Any]) -> Any:
+    """A tree with others in the place of some of its objects, by their identity."""
+    if id(tree) in others:
+        return others[id(tree)]
+    kind = type(tree)
+    if kind is dict:
+        tree.update({name: _exchanged(value, others) for name, value in tree.items()})
+    elif kind in (list, collections.deque):
+        for i, value in enumerate(tree):
+            tree[i] = _exchanged(value, others)
+    elif kind is tuple:
+        return tuple(_exchanged(value, others) for value in tree)
+    return tree
 
 
 def load(env: gymnasium.Env, state: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -187,14 +187,22 @@ def warn(found: Sequence[Evaluation | None], step: int, limit: int, said: set[An
         said.add("lost")
 
 
+@contextlib.contextmanager
 def watched(
     env: envs.Source, seconds: float, hung: Callable[[EnvError], None]
-) -> contextlib.AbstractContextManager[Any]:
-    """Inside, an environment is made, which may hang."""
+) -> Iterator[Callable[[], None]]:
+    """Inside, an environment is made, which may hang; what this yields is called before each of its
+    resets, which may, too.
+    """
     place = watch.nowhere()
     place[0] = watch.CONSTRUCTION
     tell = partial(_tell, envs.name(env), seconds, None, hung, threading.get_ident())
-    return contextlib.closing(watch.Watch([place], seconds, tell))
+
+    def reset() -> None:
+        place[:] = watch.RESET, 0, 0, place[3] + 1
+
+    with contextlib.closing(watch.Watch([place], seconds, tell)):
+        yield reset
 
 
 def _tell(

@@ -5,9 +5,9 @@
 
 import atexit
 import concurrent.futures.thread  # noqa: F401, whose own end comes after what is registered later
-import contextlib
 import dataclasses
 import logging
+import os
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterable
@@ -58,10 +58,13 @@ _open: weakref.WeakSet[Any] = weakref.WeakSet()
 def _close() -> None:
     """Runs that a script leaves open save what they have while there is still all that takes."""
     for run in list(_open):
-        with contextlib.suppress(Exception):
+        try:
             run.close()
+        except Exception as error:
+            _log.error("a run that was left open could not be saved: %s", error)
 
 
+os.register_at_fork(after_in_child=_open.clear)  # they are the parent's
 # Before the threads of concurrent.futures are no more, which orbax writes by.
 getattr(threading, "_register_atexit", atexit.register)(_close)
 

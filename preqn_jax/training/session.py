@@ -49,9 +49,9 @@ class Session:
         self._found: dict[int, str] = {}  # member -> the failure it was last warned of
         self._told: set[tuple[int, str]] = set()  # members, and what was warned of
         self._hung = hung
-        with collect.watched(plan.env, plan.run.env_timeout, hung):
+        with collect.watched(plan.env, plan.run.env_timeout, hung) as reset:
             self._on_device = device.wanted(plan.run, plan.env)
-            self.spec = envs.spec(plan.env, ask=True)
+            self.spec = envs.spec(plan.env, ask=reset)
         memory.check(self.spec, plan.loop, plan.described)
         self.agent = agent_of(plan.make_agent, self.spec)
         etas = plan.settings.get("eta", plan.described.get("eta", 1.0))
@@ -175,7 +175,7 @@ class Session:
             return self._finish()
         evaluations: list[Evaluation | None] | None = []
         due = [i for i in self._going() if i in self._due]
-        if due and (evaluations := self._evaluate(self.start, due)) is None:
+        if due and (evaluations := self._off_the_clock(self._evaluate, self.start, due)) is None:
             return
         at = self.learner, self.counters
         rounds = (
@@ -240,10 +240,10 @@ class Session:
         if self._folders:
             self._home[member].write(step, member, line)
 
-    def _off_the_clock(self, act: Callable[[int], Any], step: int) -> Any:
+    def _off_the_clock(self, act: Callable[..., Any], *given: Any) -> Any:
         """What is no training takes none of its time."""
         began = time.monotonic()
-        result = act(step)
+        result = act(*given)
         self._mark = (self._mark[0] + time.monotonic() - began, *self._mark[1:])
         return result
 

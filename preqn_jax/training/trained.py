@@ -14,6 +14,7 @@ import numpy as np
 
 from preqn_jax import actions, agents, envs
 from preqn_jax.agents import Agent
+from preqn_jax.batching import precise
 from preqn_jax.options import UserError
 from preqn_jax.training import directory, record
 from preqn_jax.types import Array, Spec
@@ -100,7 +101,7 @@ class Trained(NamedTuple):
           >>> run.q(seed=0)(obs, run.policy(seed=0)(obs)).shape
           (5,)
         """
-        params, q, spec = self.agent.critic(self.state(seed)), self.agent.q, self.spec
+        params, q, spec = self.agent.critic(self.state(seed)), precise(self.agent.q), self.spec
         sizes = {"obs": spec.obs_size, "action": spec.action_size}
         ask = _compiled(lambda obs, own: q(params, obs, actions.inside(spec, own)), **sizes)
         if spec.num_actions is None:

@@ -175,6 +175,7 @@ def test_a_callable_with_state_cannot_be_saved_and_functions_need_not_be(caplog)
         env = envs.make(functools.partial(Noisy, noise), 1)
         env.reset([0])
         assert env.save()["envs"] != [None] and not caplog.text
+        env.load(through_json(env))
     env = envs.make(lambda: Noisy(Drift()), 1)
     inside(env).noise(0.1)
     env.reset([0])
@@ -314,17 +315,85 @@ class Shared(gymnasium.Env):
         return np.float32(self.x), float(self.table.sum()), False, False, {}
 
 
-def test_a_new_beginning_is_in_place_and_copies_no_table(caplog):
+def test_a_new_beginning_is_in_place_and_copies_no_table():
     env: Any = envs.make(Shared, 3)
     for _ in range(2):
         assert env.reset([0, 1, 2]).tolist() == [[0, 0]] * 3
         assert env.step(np.zeros((3, 2), np.float32)).obs.tolist() == [[1, 1]] * 3
         assert all(one.unwrapped.table is TABLE for one in env._envs)
         assert all("more" in one.unwrapped.seen for one in env._envs)
+    other: Any = envs.make(Shared, 3)
+    other.reset([3, 4, 5])
+    other.load(through_json(env))  # where the function holds what is loaded
+    for one in (env, other):
+        assert one.step(np.zeros((3, 2), np.float32)).obs.tolist() == [[2, 2]] * 3
     env.reset([0, 1, 2])
     assert not any("more" in one.unwrapped.seen for one in env._envs)
-    assert env.save()["envs"] == [None] * 3  # which object the function is to hold is not known
-    assert "cannot be saved (its attribute count holds its attribute x too)" in caplog.text
+
+
+LEVEL, NOISE = [0], np.random.default_rng(0)
+
+
+class Curriculum(gymnasium.Env):
+    """Copies share a level that rises, and a generator."""
+
+    observation_space = action_space = gymnasium.spaces.Box(-99, 99, (2,), np.float32)
+
+    def __init__(self):
+        self.level, self.noise = LEVEL, NOISE
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.float32([self.level[0], 0]), {}
+
+    def step(self, action):
+        self.level[0] += 1
+        return np.float32([self.level[0], self.noise.normal()]), 1.0, False, False, {}
+
+
+def test_what_copies_share_and_change_is_no_business_of_an_evaluation():
+    train, evaluation = envs.make(Curriculum, 1), envs.make(Curriculum, 2)
+    train.reset([0])
+    seen = [train.step(STILL).obs[0].tolist() for _ in range(3)]
+    for _ in range(2):
+        assert evaluation.reset([5, 6]).tolist() == [[0, 0]] * 2
+        two = evaluation.step(np.zeros((2, 2), np.float32)).obs
+        assert two[:, 0].tolist() == [1, 1] and two[0, 1] == two[1, 1] == np.float32(seen[0][1])
+    seen.append(train.step(STILL).obs[0].tolist())
+    assert [level for level, _ in seen] == [1, 2, 3, 4]
+    assert len({noise for _, noise in seen}) == 4
+
+
+class Rebuilt(HopperEnv):
+    """Makes its simulation anew as it begins an episode."""
+
+    def reset(self, **kwargs):
+        self.model, self.data = self._initialize_simulation()
+        return super().reset(**kwargs)
+
+
+def test_a_simulation_that_was_made_anew_stays_whole():
+    env = envs.make(Rebuilt, 1)
+    for _ in range(3):
+        env.reset([3])
+        assert inside(env).data.model.nq == inside(env).model.nq
+        before = inside(env).model
+        inside(env).model.body_mass[1] = 9.0
+        env._new[0].restore(env._envs[0])  # pyright: ignore
+        assert inside(env).model is before and before.body_mass[1] == 9.0
+
+
+def test_a_function_with_an_empty_cell_does_no_harm():
+    class Late(Counter):
+        def __init__(self):
+            super().__init__()
+            self.count = lambda: later
+            if self.clock:
+                later = 1
+
+    env = envs.make(Late, 1)
+    env.reset([0])
+    assert env.save()["envs"] != [None]
 
 
 class Seeded(Counter):
@@ -343,7 +412,9 @@ class Seeded(Counter):
 
 @pytest.mark.parametrize("how", ["follows", "deaf", "global"])
 def test_an_environment_that_does_not_follow_its_seed_is_told_of(how, caplog):
-    envs.spec(lambda: Seeded(how), ask=True)
+    asked = []
+    envs.spec(lambda: Seeded(how), ask=lambda: asked.append(how))
+    assert asked == [how, how]
     assert ("does not follow its seed" in caplog.text) is (how != "follows")
 
 

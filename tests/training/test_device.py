@@ -16,6 +16,7 @@ from commands import finished, records, start
 
 import preqn_jax
 from preqn_jax import agents, envs
+from preqn_jax.envs import codec
 from preqn_jax.envs.functional import FunctionalEnv, Outcome, many
 from preqn_jax.options import UserError
 from preqn_jax.training import collect, device, loop
@@ -414,8 +415,10 @@ def test_what_was_seen_is_what_a_resumed_run_acts_from():
     state = json.loads(json.dumps(saver.save()))
     loader.load(state)
     np.testing.assert_array_equal(loader._world.obs, seen)
+    fresh = json.loads(json.dumps(loader.save()))
     for one in state:
         del one["env"]["seen"]  # of a version before
+    codec.check_form(fresh, state)
     loader.load(state)
     np.testing.assert_allclose(loader._world.obs, seen, atol=1e-5)
 

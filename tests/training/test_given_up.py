@@ -1,11 +1,12 @@
 """An evaluation that is given up, as a run is to stop, comes first when the run goes on."""
 
+import json
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from commands import records
+from commands import CHEAP, call, records
 
 from preqn_jax import agents
 from preqn_jax.training import run as training
@@ -64,3 +65,14 @@ def test_an_evaluation_that_is_not_recorded_comes_once(tmp_path):
     trained(tmp_path / "x", "probe/delay", (80,), workers=0)
     steps = [line["step"] for line in records(tmp_path / "x") if "eval/return_mean" in line]
     assert steps == [40, 40, 80, 80, 120, 120]
+
+
+def test_a_finished_run_of_before_an_option_has_nothing_to_do(tmp_path, capsys):
+    where = f"--logdir={tmp_path / 'x'}"
+    assert call("--env=probe/delay", *CHEAP, where) == 0
+    path = tmp_path / "x" / "config.json"
+    content = json.loads(path.read_text())
+    del content["config"]["diagnose_every"]
+    path.write_text(json.dumps(content))
+    assert call("--env=probe/delay", *CHEAP, where) == 0
+    assert "holds a finished run of this command; nothing to do" in capsys.readouterr().out

@@ -400,6 +400,10 @@ def test_a_run_that_a_script_leaves_open_is_saved_as_it_ends(tmp_path):
         "import preqn_jax\n"
         f"run = preqn_jax.train('ddpg', 'probe/delay', **{small!r})\n"
         "for progress in run:\n    if progress.step == 100: break\n"
+        "import multiprocessing\n"
+        "child = multiprocessing.get_context('fork').Process(target=print)\n"
+        "child.start(), child.join(60)\n"
+        "assert child.exitcode == 0\n"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
