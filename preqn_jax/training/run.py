@@ -44,7 +44,7 @@ def plan(
     usual = agents.AgentConfig()
     for name in sorted(unread(made)):
         if (value := getattr(made.config, name)) != getattr(usual, name):
-            words = "%s is %s, but nothing of %s, as set here, reads it"
+            words = "`%s=%s` changes nothing: %s, as set here, does not read it"
             _log.warning(words, name, value, made.config.algorithm)
     described = directory.describe(run, made.config, loop_config)
     make = partial(agents.make, made)

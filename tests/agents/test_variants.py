@@ -1,5 +1,6 @@
 """PreQN's variants: what bootstraps between several critics, and the settings that choose it."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ from agent_cases import CHOICES, SPEC, compiled, make, recording, transitions
 from preqn_jax import agents, networks, ntk, solve, steps
 from preqn_jax.agents import presets
 from preqn_jax.options import UserError
+from preqn_jax.training import run as training
+from preqn_jax.training.config import LoopConfig, RunConfig
 
 
 def in_numpy(ahead, here):
@@ -217,3 +220,12 @@ def test_the_measured_pessimism_is_recorded():
 def test_a_preset_is_the_algorithm_of_its_name(name):
     spec = CHOICES if name in agents.DISCRETE else SPEC
     assert getattr(agents, name)(spec) is agents.make(agents.AgentConfig(name), spec)
+
+
+@pytest.mark.parametrize("algorithm", sorted(agents.ALGORITHMS))
+def test_a_setting_that_nothing_reads_is_warned_of_and_no_default_is(algorithm, caplog):
+    config = agents.AgentConfig(algorithm)
+    training.plan(RunConfig(), config, LoopConfig())
+    assert not caplog.text
+    training.plan(RunConfig(), dataclasses.replace(config, fourier_ratio=7), LoopConfig())
+    assert "`fourier_ratio=7` changes nothing" in caplog.text and algorithm in caplog.text
