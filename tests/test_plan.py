@@ -414,21 +414,6 @@ def test_a_report_makes_no_run_and_says_so(given):
         plan.main(KIND, (read[0], read[1]), extra, lambda *_: None)
 
 
-@pytest.mark.parametrize("word", ["--seeds=3:0", "--envs="])
-def test_a_report_on_none_is_a_sentence(word):
-    read = flags.read(["--report", word], plan.PlanConfig, launch.LaunchConfig)
-    with pytest.raises(UserError, match=f"{word[2:].split('=')[0]} is empty, but a plan needs"):
-        plan.main(KIND, (read[0], read[1]), [], lambda *_: None)
-
-
-def test_a_place_for_reports_that_is_none_is_refused_before_any_run():
-    Path("file").touch()
-    read = flags.read(["--root=new", "--out=file"], plan.PlanConfig, launch.LaunchConfig)
-    with pytest.raises(UserError, match="cannot write 'file/report.json'"):
-        plan.main(KIND, (read[0], read[1]), [], lambda *_: None)
-    assert not Path("new").exists()
-
-
 def test_a_plan_asks_for_the_environment_with_its_wrappers(monkeypatch):
     """Which may be what makes it one that there is a plan for."""
     monkeypatch.setattr(sys, "path", [*sys.path, "."])

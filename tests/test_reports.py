@@ -12,7 +12,7 @@ from fabricated import SIX, frozen, write
 from experiments import alignment, benchmark, figures
 from experiments.bench import growth
 from experiments.judge import section_5_2
-from experiments.kit import curves, style
+from experiments.kit import curves, flags, launch, plan, style
 from preqn_jax.options import UserError
 
 ENVS = ("HalfCheetah-v5", "Swimmer-v5")
@@ -265,3 +265,18 @@ def test_figures_of_the_failure_modes_and_of_growth_come_from_their_files(monkey
         "holds no rows of experiments.cost --grid" in err
         and "holds no curves of experiments.failure_modes" in err
     )
+
+
+@pytest.mark.parametrize("word", ["--seeds=3:0", "--envs="])
+def test_a_report_on_none_is_a_sentence(word):
+    read = flags.read(["--report", word], plan.PlanConfig, launch.LaunchConfig)
+    with pytest.raises(UserError, match=f"{word[2:].split('=')[0]} is empty, but a plan needs"):
+        plan.main(benchmark.KIND, (read[0], read[1]), [], lambda *_: None)
+
+
+def test_a_place_for_reports_that_is_none_is_refused_before_any_run():
+    Path("file").touch()
+    read = flags.read(["--root=new", "--out=file"], plan.PlanConfig, launch.LaunchConfig)
+    with pytest.raises(UserError, match="cannot write 'file/report.json'"):
+        plan.main(benchmark.KIND, (read[0], read[1]), [], lambda *_: None)
+    assert not Path("new").exists()

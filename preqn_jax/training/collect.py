@@ -24,7 +24,7 @@ import numpy as np
 from preqn_jax import envs
 from preqn_jax.envs import EnvError
 from preqn_jax.training import files, watch
-from preqn_jax.training.errors import Diverged
+from preqn_jax.training.errors import Asked, Diverged, never
 from preqn_jax.training.local import Local, Recipe
 from preqn_jax.training.rollout import Evaluation
 from preqn_jax.training.workers import Remote, Workers
@@ -126,7 +126,7 @@ class Collector:
         params: Params,
         step: int,
         frozen: Sequence[int] = (),
-        asked: Callable[[], bool] = lambda: False,
+        asked: Asked = never,
     ) -> list[Evaluation | None]:
         """Noiseless episodes of each of the actors `[P]`; None for those that are frozen.
 
@@ -150,7 +150,7 @@ class Collector:
         self,
         method: str,
         arguments: Sequence[tuple | None] | None = None,
-        asked: Callable[[], bool] = lambda: False,
+        asked: Asked = never,
     ) -> list[Any]:
         try:
             return self._pool.call(method, arguments, asked)

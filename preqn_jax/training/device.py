@@ -30,7 +30,7 @@ from preqn_jax.training.device_rounds import (
     World,
     make_rounds,
 )
-from preqn_jax.training.errors import Diverged, Interrupted
+from preqn_jax.training.errors import Asked, Diverged, Interrupted, never
 from preqn_jax.training.local import Recipe
 from preqn_jax.training.loop import Counters, Learner, Round
 from preqn_jax.training.rollout import Evaluation
@@ -183,7 +183,7 @@ class Resident:
         params: Params,
         step: int,
         frozen: Sequence[int] = (),
-        asked: Callable[[], bool] = lambda: False,
+        asked: Asked = never,
     ) -> list[Evaluation | None]:
         """As `Collector.evaluate`, all members at once; `params [P]`."""
         keys = self._put(_keys(self._derived(self._recipe.eval_episodes, EVAL_ENV, step)))

@@ -1,5 +1,7 @@
 """What ends a run before its time."""
 
+from collections.abc import Callable
+
 from preqn_jax.diagnostics import Finding
 from preqn_jax.options import UserError
 
@@ -32,3 +34,12 @@ class Diverging(Stopped):
 
 class Interrupted(Exception):
     """An evaluation was given up, as its run is to stop."""
+
+
+Asked = Callable[[], bool]
+"""Whether a run is to stop, as those look who wait for an evaluation."""
+
+
+def never() -> bool:
+    """Of a run that nobody asks."""
+    return False

@@ -11,7 +11,7 @@ from preqn_jax.agents import Agent
 from preqn_jax.envs import EnvError
 from preqn_jax.training import watch
 from preqn_jax.training.config import LoopConfig, RunConfig
-from preqn_jax.training.errors import Diverged
+from preqn_jax.training.errors import Asked, Diverged, never
 from preqn_jax.training.rollout import Rollout, make_acting
 from preqn_jax.types import Spec
 
@@ -53,7 +53,7 @@ class Local:
         self,
         method: str,
         arguments: Sequence[tuple | None] | None = None,
-        asked: Callable[[], bool] = lambda: False,
+        asked: Asked = never,
     ) -> list[Any]:
         """A method of every seed's Rollout with that seed's arguments: the results, in the order of
         seeds. None of one whose arguments are None; that a seed diverged is a result as well.

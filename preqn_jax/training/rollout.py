@@ -17,7 +17,7 @@ from preqn_jax.agents import Agent
 from preqn_jax.envs import EnvError, VectorEnv, codec, derive_seed
 from preqn_jax.training import watch
 from preqn_jax.training.config import ACT, EVAL_ENV, TRAIN_ENV, LoopConfig, stream
-from preqn_jax.training.errors import Diverged, Interrupted
+from preqn_jax.training.errors import Asked, Diverged, Interrupted, never
 from preqn_jax.types import Array, Params, Spec, Transition
 
 
@@ -124,7 +124,7 @@ class Rollout:
         seeds = [derive_seed(seed, TRAIN_ENV, e) for e in range(config.num_envs)]
         self._obs = self._ask(watch.RESET, 0, 0, env.reset, seeds)  # `[E, obs]`
         self._returns = np.zeros(config.num_envs)  # rewards of the unfinished episodes so far
-        self.asked: Callable[[], bool] = lambda: False  # whether the run is to stop
+        self.asked: Asked = never  # whether the run is to stop
 
     def _ask(self, call: int, step: int, t: int, ask: Callable[..., Any], *given: Any) -> Any:
         """What a call of an environment returns, at `step` of the run; `t` counts calls there."""

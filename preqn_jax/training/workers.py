@@ -14,7 +14,7 @@ import sys
 import threading
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
@@ -29,7 +29,7 @@ from preqn_jax.envs import EnvError
 from preqn_jax.options import UserError
 from preqn_jax.training import provenance, watch
 from preqn_jax.training.config import named
-from preqn_jax.training.errors import Interrupted, Stopped
+from preqn_jax.training.errors import Asked, Interrupted, Stopped, never
 from preqn_jax.training.local import Local, Recipe
 
 _PATIENCE = 60  # seconds for a worker that is idle to end by itself
@@ -99,7 +99,7 @@ class Workers:
         self,
         method: str,
         arguments: Sequence[tuple | None] | None = None,
-        asked: Callable[[], bool] = lambda: False,
+        asked: Asked = never,
     ) -> list[Any]:
         """As `Local.call`; after Interrupted only `close` is of use."""
         first = 0
