@@ -62,6 +62,11 @@ def test_a_run_that_was_stopped_in_an_evaluation_is_one_that_never_was(
 
 
 def test_an_evaluation_that_is_not_recorded_comes_once(tmp_path):
+    run = RunConfig(env="probe/delay", logdir=str(tmp_path / "x"), workers=0, **EVERY)
+    plan = training.plan(run, agents.AgentConfig("ddpg", hidden_sizes=(8,)), LoopConfig(**LOOP))
+    with Session(plan) as session:
+        for progress in session.rounds():
+            session.stopping = progress.step == 40  # once it is recorded
     trained(tmp_path / "x", "probe/delay", (80,), workers=0)
     steps = [line["step"] for line in records(tmp_path / "x") if "eval/return_mean" in line]
     assert steps == [40, 40, 80, 80, 120, 120]
