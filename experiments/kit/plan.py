@@ -209,8 +209,7 @@ def _run(
         wanted = {**described, "num_steps": past}
         directory.compare(folder / directory.CONFIG, wanted, flag="root")
     else:
-        made = envs.described(run.env, run.env_kwargs, run.wrappers)
-        agents.check_kind(described["algorithm"], envs.spec(made))
+        agents.check_kind(described["algorithm"], envs.spec(run.source))
     return planned
 
 

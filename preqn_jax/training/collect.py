@@ -63,12 +63,13 @@ class Collector:
         workers: int = 0,
         log: Path | None = None,
         hung: Callable[[EnvError], None] = say,
+        asked: Asked = never,
     ):
         """`workers` processes at most, as no seed is divided; 0 for this one alone.
 
         What an environment itself raised is added to the file `log`. `hung` is called, in a thread
         of its own, once an environment of this process hangs; a worker whose environment does is
-        ended.
+        ended. An evaluation is given up once the run is `asked` to stop.
 
         Raises:
           UserError: an environment cannot be made, or what makes it not be sent to workers.
@@ -83,7 +84,9 @@ class Collector:
         tell = partial(_tell, name, seconds, log, hung, threading.get_ident())
         self._watch = watch.Watch([] if workers else [place], seconds, tell)
         try:
-            self._pool = Workers(recipe, workers) if workers else Local(recipe, seeds, place)
+            self._pool = (
+                Workers(recipe, workers, asked) if workers else Local(recipe, seeds, place, asked)
+            )
         except BaseException as error:
             self._watch.close()
             if isinstance(error, EnvError):
@@ -122,19 +125,15 @@ class Collector:
         return [None if i in frozen else (one, when) for i, one in enumerate(each)]
 
     def evaluate(
-        self,
-        params: Params,
-        step: int,
-        frozen: Sequence[int] = (),
-        asked: Asked = never,
+        self, params: Params, step: int, frozen: Sequence[int] = ()
     ) -> list[Evaluation | None]:
         """Noiseless episodes of each of the actors `[P]`; None for those that are frozen.
 
         They depend on nothing else but the step. One that is cut off, or whose return is not
-        finite, is warned of, once. Raises Interrupted where it is `asked` to stop, after which
+        finite, is warned of, once. Raises Interrupted where the run is asked to stop, after which
         workers can only be closed.
         """
-        found = self._call("evaluate", self._arguments(params, step, frozen), asked)
+        found = self._call("evaluate", self._arguments(params, step, frozen))
         warn(found, step, self._limit, self._said)
         return found
 
@@ -146,14 +145,9 @@ class Collector:
         """Go on from what `save` returned, whether it was saved with as many workers or not."""
         self._call("load", [(one,) for one in state])
 
-    def _call(
-        self,
-        method: str,
-        arguments: Sequence[tuple | None] | None = None,
-        asked: Asked = never,
-    ) -> list[Any]:
+    def _call(self, method: str, arguments: Sequence[tuple | None] | None = None) -> list[Any]:
         try:
-            return self._pool.call(method, arguments, asked)
+            return self._pool.call(method, arguments)
         except EnvError as error:
             raise _kept(error, self._log) from error.__cause__
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from preqn_jax.envs import source
+from preqn_jax import envs
 from preqn_jax.options import UserError, check, option
 from preqn_jax.training import trackers
 from preqn_jax.types import Key
@@ -143,11 +143,16 @@ class RunConfig:
     )
     track: str = option("", "a tracker that gets the records as well: wandb or mlflow (none)")
 
+    @property
+    def source(self) -> envs.Source:
+        """What environments are made from."""
+        return envs.described(self.env, self.env_kwargs, self.wrappers)
+
 
 def validate_run(run: RunConfig, config: LoopConfig) -> None:
     """Raises UserError where numbers are out of range or do not fit one another."""
     check(run)
-    source.check(run.env_kwargs, run.wrappers)
+    envs.check(run.env_kwargs, run.wrappers)
     if len(set(config.seeds)) < len(config.seeds):
         raise UserError(
             f"seeds are {list(config.seeds)}, but each seed trains once: give different numbers, "

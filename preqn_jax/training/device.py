@@ -97,8 +97,9 @@ class Resident:
     `collect.Collector`.
     """
 
-    def __init__(self, recipe: Recipe, stops: Sequence[int] = ()):
+    def __init__(self, recipe: Recipe, stops: Sequence[int] = (), asked: Asked = never):
         """`stops`: numbers of steps, at whose multiples there is something to do between two calls.
+        An evaluation is given up once the run is `asked` to stop.
 
         Raises EnvError for what the environment, a functional one, raises or returns amiss as it
         is reset; the first `rounds` for its steps.
@@ -107,6 +108,7 @@ class Resident:
         assert env is not None
         self.config, self._recipe, self._stops = config, recipe, (*stops, config.num_steps)
         self._said: set[str] = set()
+        self._asked = asked
         self._sharding = loop.members_sharding(config)
         self._seeds = loop.padded(config, np.array(config.seeds, np.uint32))
         most = (
@@ -179,11 +181,7 @@ class Resident:
         return Round(start + n, learner, now, measured, episodes, diverged)
 
     def evaluate(
-        self,
-        params: Params,
-        step: int,
-        frozen: Sequence[int] = (),
-        asked: Asked = never,
+        self, params: Params, step: int, frozen: Sequence[int] = ()
     ) -> list[Evaluation | None]:
         """As `Collector.evaluate`, all members at once; `params [P]`."""
         keys = self._put(_keys(self._derived(self._recipe.eval_episodes, EVAL_ENV, step)))
@@ -191,7 +189,7 @@ class Resident:
         stays = self._frozen(frozen).frozen
         episodes = replace(episodes, running=episodes.running & ~stays[:, None])
         while left > 0 and bool(jnp.any(episodes.running)):
-            if asked():
+            if self._asked():
                 raise Interrupted
             count = jnp.int32(min(left, self._chunk))
             episodes, *rows = self._run.act(params, episodes, keys, count)

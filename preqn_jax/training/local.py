@@ -32,9 +32,12 @@ class Recipe(NamedTuple):
 class Local:
     """Seeds of this process, one after the other, on its CPU."""
 
-    def __init__(self, recipe: Recipe, seeds: Sequence[int], place: watch.Place):
+    def __init__(
+        self, recipe: Recipe, seeds: Sequence[int], place: watch.Place, asked: Asked = never
+    ):
         """Raises UserError and EnvError as `envs.make` does, and for what a first `reset` does.
-        Into `place` goes which call of an environment this is in.
+        Into `place` goes which call of an environment this is in; `asked` tells whether the run is
+        to stop.
         """
         config = recipe.config
         self._device, self._place, self._seed = cpu(), place, seeds[0]
@@ -44,23 +47,16 @@ class Local:
                 train_envs = [envs.make(recipe.env, config.num_envs) for _ in seeds]
             acting = make_acting(recipe.make_agent(eval_env.spec), eval_env.spec, config)
             self._rollouts = [
-                Rollout(acting, env, eval_env, config, seed, recipe.eval_max_steps, place)
+                Rollout(acting, env, eval_env, config, seed, recipe.eval_max_steps, place, asked)
                 for env, seed in zip(train_envs, seeds, strict=True)
             ]
         self._envs = [*train_envs, eval_env]
 
-    def call(
-        self,
-        method: str,
-        arguments: Sequence[tuple | None] | None = None,
-        asked: Asked = never,
-    ) -> list[Any]:
+    def call(self, method: str, arguments: Sequence[tuple | None] | None = None) -> list[Any]:
         """A method of every seed's Rollout with that seed's arguments: the results, in the order of
         seeds. None of one whose arguments are None; that a seed diverged is a result as well.
-        Raises Interrupted for an evaluation, once it is `asked` to stop.
+        Raises Interrupted for an evaluation, once the run is asked to stop.
         """
-        for rollout in self._rollouts:
-            rollout.asked = asked
         arguments = [()] * len(self._rollouts) if arguments is None else arguments
         with self._here():
             return [

@@ -107,9 +107,11 @@ class Rollout:
         seed: int,
         eval_max_steps: int,
         place: watch.Place,
+        asked: Asked = never,
     ):
         """`env` holds E environments, which are reset; `eval_env` may be lent to several seeds in
-        turn. Into `place` goes which call of an environment this is in.
+        turn. Into `place` goes which call of an environment this is in. An evaluation is given up
+        once the run is `asked` to stop.
 
         This and all methods raise EnvError for what an environment raises or returns amiss.
         """
@@ -120,11 +122,10 @@ class Rollout:
             config,
             seed,
         )
-        self._eval_max_steps, self._place = eval_max_steps, place
+        self._eval_max_steps, self._place, self._asked = eval_max_steps, place, asked
         seeds = [derive_seed(seed, TRAIN_ENV, e) for e in range(config.num_envs)]
         self._obs = self._ask(watch.RESET, 0, 0, env.reset, seeds)  # `[E, obs]`
         self._returns = np.zeros(config.num_envs)  # rewards of the unfinished episodes so far
-        self.asked: Asked = never  # whether the run is to stop
 
     def _ask(self, call: int, step: int, t: int, ask: Callable[..., Any], *given: Any) -> Any:
         """What a call of an environment returns, at `step` of the run; `t` counts calls there."""
@@ -192,7 +193,7 @@ class Rollout:
 
         The episodes begin from seeds derived of (seed, step, episode), in environments that hold
         no more of former ones than a new one, so that an evaluation depends on nothing before it.
-        Raises Interrupted where it is `asked` to stop.
+        Raises Interrupted where the run is asked to stop.
         """
         env, params = self._eval_env, jax.device_put(params)
         seeds = [derive_seed(self._seed, EVAL_ENV, step, e) for e in range(env.num_envs)]
@@ -200,7 +201,7 @@ class Rollout:
         steps, running, terminated = [], np.ones(env.num_envs, bool), np.zeros(env.num_envs, bool)
         lengths = np.zeros(env.num_envs, int)
         while running.any() and len(steps) < self._eval_max_steps:
-            if self.asked():
+            if self._asked():
                 raise Interrupted
             action = np.asarray(self._acting.act(params, obs))
             out = self._ask(watch.EVAL_STEP, step, len(steps), env.step, action, running)

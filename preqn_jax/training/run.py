@@ -36,9 +36,14 @@ __all__ = ["CONFIGS", "Plan", "Progress", "Session", "plan", "train"]
 
 
 def plan(
-    run: RunConfig, config: agents.AgentConfig | agents.Resolved, loop_config: LoopConfig
+    run: RunConfig,
+    config: agents.AgentConfig | agents.Resolved,
+    loop_config: LoopConfig,
+    env: envs.Source | None = None,
 ) -> Plan:
-    """The plan that three configs make. Raises UserError if they make no sense."""
+    """The plan that three configs make, of environments made from `env` where it is given. Raises
+    UserError if they make no sense.
+    """
     made = agents.resolve(config) if isinstance(config, agents.AgentConfig) else config
     validate_run(run, loop_config)
     usual = agents.AgentConfig()
@@ -48,8 +53,9 @@ def plan(
             _log.warning(words, name, value, made.config.algorithm)
     described = directory.describe(run, made.config, loop_config)
     make = partial(agents.make, made)
-    env = envs.described(run.env, run.env_kwargs, run.wrappers)
-    return Plan(make, env, run, loop_config, made.config.discount, described)
+    return Plan(
+        make, run.source if env is None else env, run, loop_config, made.config.discount, described
+    )
 
 
 _open: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -127,7 +133,7 @@ def _train(
         described = directory.describe(run, own, loop_config)
         planned = Plan(agent, env, run, loop_config, agent_config.discount, described)
     else:
-        planned = plan(run, agent_config, loop_config)._replace(env=env)
+        planned = plan(run, agent_config, loop_config, env)
     for stage in added.stages(planned):
         with Session(stage) as session:
             yield from session.rounds()

@@ -58,7 +58,8 @@ class Session:
         etas = -1.0 if plan.described.get("relative_eta") else etas  # which every solve reaches
         self._etas = np.broadcast_to(etas, len(plan.loop.seeds))
         self._discounts = np.broadcast_to(plan.discount, len(plan.loop.seeds))
-        self._collector: collect.Collector | device.Resident | None = None
+        self._begun = False
+        self._collector: collect.Collector | device.Resident
         self._folders: list[Folder] = []
         self._home: dict[int, Folder] = {}  # of every member, if any is kept
         with contextlib.ExitStack() as held:
@@ -86,6 +87,9 @@ class Session:
         kept = [set(one.steps()) for one in self._folders]
         return sorted(set.intersection(*kept)) if kept else []
 
+    def _asked(self) -> bool:
+        return self.stopping
+
     def __enter__(self) -> "Session":
         return self
 
@@ -108,9 +112,13 @@ class Session:
         if self._on_device:
             each = plan.run.log_every, plan.run.eval_every, plan.run.checkpoint_every
             stops = (*each, plan.run.diagnose_every) if plan.run.diagnose_every else each
-            self._collector = device.Resident(recipe, stops)
+            self._collector = resident = device.Resident(recipe, stops, self._asked)
+            self._rounds = resident.rounds
         else:
-            self._collector = collect.Collector(recipe, workers, log, self._hung)
+            self._collector = host = collect.Collector(
+                recipe, workers, log, self._hung, self._asked
+            )
+            self._rounds = partial(loop.rounds, self.agent, host, config)
         self._held.callback(self._collector.close)
         self.learner, counters = loop.init(self.agent, self.spec, config, plan.settings)
         self.counters = counters._replace(frozen=plan.resting)
@@ -120,10 +128,10 @@ class Session:
         told = self._discounts, plan.described, plan.settings
         self._exact = make_exact(self.agent, envs.problem(plan.env), *told)
         self._acting = loop.each(self.agent.policy)
+        self._begun = True
 
     def _go_on(self) -> None:
         """From the newest checkpoint of all folders, if there is one."""
-        assert self._collector is not None
         for one in self._folders:
             one.open_checkpoints()
         agent, bare = self.learner.agent, folder.bare(self.learner)
@@ -165,26 +173,20 @@ class Session:
           Diverged, Diverging: no member is left, or the run should end; recorded, then raised.
           Stopped: what else the run cannot go on from.
         """
-        if self._collector is None:
+        if not self._begun:
             self.begin()
         every, num_steps, size = self.plan.run, self.config.num_steps, len(self.config.seeds)
         self._mark = (time.monotonic(), self.start, self.counters.updates)
-        collector = self._collector
-        assert collector is not None
         if len(self.counters.frozen) == size:  # where a sweep is resumed in other company
             return self._finish()
         evaluations: list[Evaluation | None] | None = []
-        due = [i for i in self._going() if i in self._due]
-        if due and (evaluations := self._off_the_clock(self._evaluate, self.start, due)) is None:
-            return
-        at = self.learner, self.counters
-        rounds = (
-            collector.rounds(*at)
-            if isinstance(collector, device.Resident)
-            else loop.rounds(self.agent, collector, self.config, *at)
-        )
+        if due := [i for i in self._going() if i in self._due]:
+            evaluations = self._off_the_clock(self._evaluate, self.start, due)
+            if evaluations is None:
+                return
+            self._due = []
         episodes: list[tuple[int, float]] = []  # that ended since what was yielded last
-        for done in rounds:
+        for done in self._rounds(self.learner, self.counters):
             self.learner, self.counters, step = done.learner, done.counters, done.step
             self._metrics = done.metrics
             for member, error in done.diverged:
@@ -285,10 +287,9 @@ class Session:
         self, step: int, members: Sequence[int] | None = None
     ) -> list[Evaluation | None] | None:
         """Records an evaluation, of these members or of all; None where it was given up."""
-        assert self._collector is not None
         acting, frozen = self._acting(self.learner.agent), self.counters.frozen
         try:
-            evaluations = self._collector.evaluate(acting, step, frozen, lambda: self.stopping)
+            evaluations = self._collector.evaluate(acting, step, frozen)
         except Interrupted:
             return None
         for i in self._going() if members is None else members:
@@ -353,7 +354,7 @@ class Session:
             _log.warning("%s%s%s, and the others go on", named, error, words)
 
     def _save(self, step: int, moment: folder.Moment | None = None) -> None:
-        if self._collector is None or not self._folders:
+        if not self._folders:
             return
         moment = moment or self.moment()
         for one in self._folders:
@@ -361,6 +362,5 @@ class Session:
 
     def moment(self) -> folder.Moment:
         """All that the run goes on from; a learner's leaves may have more rows than members."""
-        assert self._collector is not None
         learner, state = folder.bare(self.learner), self._collector.save()
         return folder.Moment(learner, self.counters, state, self.pending)

@@ -206,9 +206,7 @@ def open_(sweep: Sweep, write: bool = True) -> None:
     the folder holds another sweep, or what no sweep leaves; it cannot be written to.
     """
     for program in sweep.programs:
-        run = program.run
-        spec = envs.spec(envs.described(run.env, run.env_kwargs, run.wrappers))
-        agents.check_kind(program.agent.algorithm, spec)
+        agents.check_kind(program.agent.algorithm, envs.spec(program.run.source))
     path, content = sweep.logdir / NAME, _content(sweep)
     if not path.exists():  # one that was begun may go on as it is
         _check_axes(sweep)
@@ -361,8 +359,9 @@ def _plan(sweep: Sweep, program: Program, members: Sequence[Member]) -> Plan:
     )
     make: Callable[[Spec], Agent] = partial(make_swept, program.agent, tuple(example.items()))
     described = places[0].described
-    env = envs.described(program.run.env, program.run.env_kwargs, program.run.wrappers)
-    return Plan(make, env, program.run, config, discounts, described, settings, places)
+    return Plan(
+        make, program.run.source, program.run, config, discounts, described, settings, places
+    )
 
 
 def _described(program: Program, agent: AgentConfig, member: Member) -> dict[str, Any]:

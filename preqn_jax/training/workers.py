@@ -61,7 +61,7 @@ class Remote(Exception):
 class Workers:
     """Seeds divided among processes; the same calls as `Local`, one exchange each."""
 
-    def __init__(self, recipe: Recipe, count: int):
+    def __init__(self, recipe: Recipe, count: int, asked: Asked = never):
         """Raises UserError for a recipe that does not pickle. What a worker's environments raise as
         they are made, the first call raises.
         """
@@ -70,7 +70,7 @@ class Workers:
         with _pickling():
             packed = pickle.dumps((ways, recipe))
         context = multiprocessing.get_context("spawn")  # a fork of JAX's threads would hang
-        seeds = recipe.config.seeds
+        seeds, self._asked = recipe.config.seeds, asked
         self._workers: list[_Worker] = []
         # Who has nothing to lose: at first all.
         self._busy = set(range(min(count, len(seeds))))
@@ -95,12 +95,7 @@ class Workers:
         tell = partial(_end_hung, self._workers, self._hung, name, seconds)
         self._watch = watch.Watch([worker.place for worker in self._workers], seconds, tell)
 
-    def call(
-        self,
-        method: str,
-        arguments: Sequence[tuple | None] | None = None,
-        asked: Asked = never,
-    ) -> list[Any]:
+    def call(self, method: str, arguments: Sequence[tuple | None] | None = None) -> list[Any]:
         """As `Local.call`; after Interrupted only `close` is of use."""
         first = 0
         for i, worker in enumerate(self._workers):
@@ -113,7 +108,7 @@ class Workers:
         for i, worker in enumerate(self._workers):
             with self._deaths(i):
                 while not worker.pipe.poll(_LOOK):
-                    if method == "evaluate" and asked():
+                    if method == "evaluate" and self._asked():
                         raise Interrupted
                 reply = worker.pipe.recv()
             self._busy.discard(i)
