@@ -136,9 +136,12 @@ def contraction_bound(
     modulus in Theorem 2's proof.
 
     An upper bound of the sup-norm modulus of Eq. 11: below 1 the update is a contraction, above it
-    may still be one. With K = I it is Lemma 2's modulus, 1 - (1 - gamma) alpha min rho for alpha
-    max rho < 1, and with rho = 1 too it is Lemma 1's, 1 - (1 - gamma) alpha. Arguments as for
-    `overshoot_slack`.
+    may still be one. That holds for all pairs there are: one that lies outside of `gram`, as most
+    that a minibatch bootstraps from do, has a row of at least 1, so that a bound below 1 of a
+    minibatch alone promises nothing.
+
+    With K = I it is Lemma 2's modulus, 1 - (1 - gamma) alpha min rho for alpha max rho < 1, and
+    with rho = 1 too it is Lemma 1's, 1 - (1 - gamma) alpha. Arguments as for `overshoot_slack`.
     """
     diagonal, off_diagonal = _weighted(gram, rho)
     step = jnp.abs(alpha)  # a fitted one may be negative

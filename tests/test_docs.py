@@ -155,6 +155,31 @@ def test_the_critic_of_the_guide_overshoots_when_the_page_says(capsys):
 
 
 @pytest.mark.slow
+def test_what_mends_the_critic_of_the_guide_does_and_what_does_not_does_not():
+    block = re.findall(r"```python\n(.*?)```", TEXTS["docs/why-did-my-q-explode.md"], re.S)[0]
+    code = block[: block.index("for count in")]
+
+    def beyond(bound, updates, *changes):
+        """The update by which |Q| is beyond it, None if it stays within."""
+        changed = code
+        for old, new in changes:
+            assert old in changed
+            changed = changed.replace(old, new)
+        exec(changed, names := {})
+        params = names["params"]
+        for count in range(updates):
+            values = names["critic"].apply(params, names["obs"], names["action"])
+            if not abs(values).max() <= bound:
+                return count
+            params, _ = names["update"](params)
+        return None
+
+    shorter, sine = ("0.003", "0.0003"), ("nn.relu", "jnp.sin")
+    assert beyond(1000, 100) < 100 and 500 < beyond(1000, 1000, shorter) < 800
+    assert beyond(100, 3000, sine) is None
+
+
+@pytest.mark.slow
 def test_an_algorithm_of_ones_own_trains(capsys):
     lines = example("extend", 0, capsys, count=6)
     assert [line.split()[0] for line in lines] == ["50", "100", "150"]

@@ -51,8 +51,8 @@ GLOSSARY: dict[str, Entry] = {
     "contraction_bound": Entry(
         "beta(K) = max_i sum_j (|1_ij - alpha K_ij / B| + |alpha| gamma |K_ij| / B)",
         "proof of Theorem 2",
-        "below 1 the update is a contraction; above, Theorem 2 is silent, as for nearly all "
-        "networks",
+        "above 1 Theorem 2 is silent, as for nearly all networks; below it the update contracts, "
+        "if these pairs bootstrap from one another alone, which a minibatch's do not",
         _PRECONDITION,
     ),
     "overshoot_slack": Entry(

@@ -52,6 +52,11 @@ SIGNS = (
     ),
 )
 
+_NOT_THE_STEP_ALONE = (
+    "; if that only puts it off, as it may where self-excitation is above 0: "
+    f"{GLOSSARY['self_excitation'].remedy}, or sin instead of relu"
+)
+
 
 def failure(measured: Mapping[str, float]) -> Finding | None:
     """The failure that is building up, of what `diagnose` measured; None while there is none to
@@ -72,7 +77,9 @@ def failure(measured: Mapping[str, float]) -> Finding | None:
     From there on the first of these that crosses its line names the failure: linearization error
     above 1, gain above 1, extrapolation above 2, row ratio above 1 (over-generalization). Sound
     critics cross none of them, but most that diverge do not either, and the cause is unnamed.
-    Alignment and self-excitation are no signs: with Adam they are as bad where all goes well. A Q
+    Alignment and self-excitation are no signs: with Adam they are as bad where all goes well. But
+    where the latter is positive Q may grow at any step size, and the remedies for a step that is
+    too long go on to those for a Q that feeds on itself. A Q
     that this calls diverging may yet fall back. Where no reward but 0 was ever seen there is
     nothing to hold Q against, and so no verdict: give the case a `reward_bound`.
     """
@@ -90,5 +97,8 @@ def failure(measured: Mapping[str, float]) -> Finding | None:
     )
     for name, line, mode, words in SIGNS:
         if line < measured[name] < math.inf:  # an infinity is an overflow
-            return Finding(mode, f"{beyond}; {words.format(measured[name])}", GLOSSARY[name].remedy)
+            remedy = GLOSSARY[name].remedy
+            if mode in FAILURES[:2] and measured.get("self_excitation", 0) > 0:
+                remedy += _NOT_THE_STEP_ALONE
+            return Finding(mode, f"{beyond}; {words.format(measured[name])}", remedy)
     return Finding(FAILURES[4], beyond, GLOSSARY["soft_divergence"].remedy)

@@ -25,7 +25,6 @@ from preqn_jax.types import Array, Key, Params, Transition
 _EPS = float(np.finfo(np.float32).eps)  # of a minibatch of B, eps * B is the solvers' cut
 _BIAS_PAIRS = 256  # of an evaluation
 _HUGE = 1e9  # TD errors whose squares, and sums of them, lose the networks' own numbers
-_TAIL = 0.05  # the largest share of a return that may lie beyond the time limit
 
 
 class Look(NamedTuple):
@@ -232,14 +231,8 @@ def returns_to_go(
     evaluation: Evaluation, discount: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(obs `[N, obs]`, action `[N, act]`, discounted return from there `[N]`) of all steps whose
-    return is known to 5 %.
-
-    Of an episode that ended in a terminal those are all; of one cut off by a time limit those long
-    enough before it.
+    return is known (`Evaluation.known`).
     """
     returns = evaluation.to_go(discount).astype(evaluation.rewards.dtype)
-    left = evaluation.lengths - np.arange(len(returns))[:, None]  # steps to the end, `[T, n]`
-    decay = float(discount) ** np.maximum(left, 0)
-    known = evaluation.going & (evaluation.terminated | (decay <= _TAIL))
-    known &= np.isfinite(returns)
+    known = evaluation.known(discount) & np.isfinite(returns)
     return evaluation.obs[known], evaluation.action[known], returns[known].astype(np.float32)

@@ -20,6 +20,8 @@ from preqn_jax.training.config import ACT, EVAL_ENV, TRAIN_ENV, LoopConfig, stre
 from preqn_jax.training.errors import Asked, Diverged, Interrupted, never
 from preqn_jax.types import Array, Params, Spec, Transition
 
+_TAIL = 0.05  # the largest share of a return that may lie beyond a limit
+
 
 class Acting(NamedTuple):
     """What acting needs, compiled; T is the number of vector steps in a round.
@@ -61,6 +63,13 @@ class Evaluation(NamedTuple):
         """With NaN for rewards where they, or what was seen, are not finite."""
         lost = ~np.isfinite(self.rewards) | ~np.isfinite(self.obs).all(axis=2)
         return self._replace(rewards=np.where(lost & self.going, np.nan, self.rewards))
+
+    def known(self, discount: float) -> np.ndarray:
+        """`[T, n]`, the steps from which on the discounted return is known to 5 %: of an episode
+        that ended in a terminal all, of one cut off by a limit those long enough before it.
+        """
+        left = self.lengths - np.arange(len(self.rewards))[:, None]
+        return self.going & (self.terminated | (float(discount) ** np.maximum(left, 0) <= _TAIL))
 
     def to_go(self, discount: float) -> np.ndarray:
         """Discounted returns `[T, n]` from each step on, in float64; NaN where a reward is."""
@@ -230,5 +239,13 @@ class Rollout:
 def attained(evaluation: Evaluation, discount: float) -> float:
     """The largest discounted return from any state that its episodes went through; NaN where a
     reward is.
+
+    Shortly before a limit nobody knows what would have followed. There a sum of rewards counts
+    only where it is not negative: a task that pays nothing but costs would attain next to 0 at its
+    last step.
     """
-    return float(evaluation.to_go(discount)[evaluation.going].max())  # which hands a NaN on
+    found, going = evaluation.to_go(discount), evaluation.going
+    counts = going & (evaluation.known(discount) | ~(found < 0))  # with a NaN, which is handed on
+    if not counts.any():  # episodes that are short beside the discount's horizon: as wholes
+        counts[0] = going[0]
+    return float(found[counts].max())

@@ -212,6 +212,17 @@ def test_the_largest_discounted_return_is_that_of_the_best_state_on_the_way():
     np.testing.assert_allclose(attained(found, 0.9), max(to_go), rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("length", "ended", "first"), [(1000, False, 299), (200, False, 200), (200, True, 1)]
+)
+def test_a_task_that_costs_alone_attains_no_0_at_its_time_limit(length, ended, first):
+    """Where 0.99^left is above 5 % nobody knows the rest, but of an episode that has ended."""
+    costs = -np.ones((length, 1))
+    found = Evaluation(costs, costs, costs, np.array([length]), np.array([ended]))
+    worth = -(1 - 0.99**first) / (1 - 0.99)
+    np.testing.assert_allclose(attained(found, 0.99), worth, rtol=1e-12)
+
+
 def test_after_its_end_an_episode_went_through_no_state():
     rewards, lengths = np.array([[-1.0, -2.0], [-1.0, 0.0]]), np.array([2, 1])
     found = Evaluation(rewards, rewards, rewards, lengths, np.ones(2, bool))
