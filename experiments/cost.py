@@ -131,14 +131,15 @@ def _agent_scan(config: CostConfig, fields: dict[str, Any], seeds: int = 1) -> C
     def new(n: int) -> Transition:
         return jax.tree.map(lambda leaf: np.stack([leaf] * seeds), timing.transitions(config, n))
 
-    none = np.zeros(seeds, bool)  # is frozen
+    each, none = np.arange(seeds), np.zeros(seeds, bool)  # seeds, and who is frozen
     empty, _ = loop.init(agent, spec, loop_config)
-    learner = [learn(empty, new(STORED), none, jnp.uint32(0), jnp.int32(0), 0)[0]]
+    learner = [learn(empty, each, new(STORED), none, jnp.uint32(0), jnp.int32(0), 0)[0]]
     fresh = new(config.updates)
 
     def run() -> Any:
         learner[0], metrics = learn(
-            learner[0], fresh, none, jnp.uint32(done[0]), jnp.int32(done[0]), config.updates
+            *(learner[0], each, fresh, none),
+            *(jnp.uint32(done[0]), jnp.int32(done[0]), config.updates),
         )
         done[0] += config.updates
         return learner[0].agent, metrics

@@ -235,8 +235,8 @@ def attribution(run: Path, config: dict[str, Any], trust: bool) -> list[dict[str
     spec = envs.spec(directory.source(config, f"the run {str(run)!r}", trust))
     agent = agents.make(agent_config, spec)
     checkpoints = Checkpointer(run / directory.CHECKPOINTS, read_only=True)
-    like = loop.members(loop.init(agent, spec, loop_config)[0], loop_config)
-    restored = checkpoints.restore(like)
+    like, members = loop.init(agent, spec, loop_config)[0], range(len(config["seeds"]))
+    restored = checkpoints.restore(like, members=members)
     if restored is None:
         return []
     step, learner, counters, *_ = restored

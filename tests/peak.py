@@ -104,7 +104,7 @@ def training(folder: str, seeds: int, rows: int) -> float:
     learn, size, frozen = loop.make_learn(agent, config), nbytes(there), np.zeros(seeds, bool)
     new = jax.tree.map(lambda ring: np.ones((seeds, 50, *ring.shape[2:])), there.replay.data)
     for i in range(3):
-        there, _ = learn(there, new, frozen, jnp.uint32(i), jnp.int32(50 * i), 50)
+        there, _ = learn(there, np.arange(seeds), new, frozen, jnp.uint32(i), jnp.int32(50 * i), 50)
     jax.block_until_ready(there)
     return (memory("VmHWM") - before) / size
 

@@ -15,20 +15,20 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from preqn_jax.options import UserError
 from preqn_jax.replay import Replay
-from preqn_jax.training import directory, files, note
+from preqn_jax.training import directory, files, note, rows
 from preqn_jax.training.errors import Stopped
 from preqn_jax.training.loop import Counters, Learner
 from preqn_jax.types import Array, Transition
@@ -38,6 +38,7 @@ KEEP = 2  # the newest, and the one before it should the newest be damaged
 _FILES = 32  # at most, of a part of a checkpoint: the agent, or a piece of the replay
 _SLACK = 50_000  # bytes that these take beside their contents
 _PIECE = 16_000_000  # bytes of a piece, at most, where a row has no more
+_NOWHERE: Any = ()  # for rings that are elsewhere
 
 Note = dict[str, Any]
 
@@ -63,33 +64,45 @@ class Checkpointer:
         return directory.steps(self._folder)
 
     def save(
-        self, step: int, learner: Learner, counters: Counters, collector: Any, extra: Any
+        self,
+        step: int,
+        learner: Learner,
+        counters: Counters,
+        collector: Any,
+        extra: Any,
+        members: range | None = None,
     ) -> None:
         """Write one. `collector` is what `Collector.save` returned; `extra` is JSON of the caller's
-        own.
+        own; `members` are those whose rows of the learner are written, all if None.
 
         Raises Stopped where it cannot be written; those before are as they were.
         """
-        replay = learner.replay
+        members = _all(learner) if members is None else members
+        data = learner.replay.data
+        added: Any = rows.cut(learner.replay.added, members)
+        agent = jax.tree.map(lambda leaf: rows.cut(leaf, members), learner.agent)
+        row = _bytes(data) * len(members) // data.reward.size  # of a transition of each
         content = {
             "step": step,
             "counters": counters._asdict(),
             "collector": collector,
             "extra": extra,
-            "filled": int(jnp.max(replay.size)),
+            "filled": min(int(added.max()), data.reward.shape[1]),
             "arrays": {},
         }
-        starts = range(0, content["filled"], _rows(replay))
-        size = len(json.dumps(content)) + _bytes(learner.agent) + content["filled"] * _row(replay)
+        starts = range(0, content["filled"], max(1, _PIECE // row))
+        size = len(json.dumps(content)) + _bytes(agent) + content["filled"] * row
         written = self._folder / f"{step}.tmp"
         with self._complaints(step, size, 1 + len(starts)):
             files.remove(written)
             written.mkdir()
-            content["arrays"]["agent"] = _write(written / "agent", learner.agent)
+            content["arrays"]["agent"] = _write(written / "agent", agent)
             for i, start in enumerate(starts):
-                rows = min(starts.step, content["filled"] - start)
-                piece = replace(replay, data=_cut(replay.data, start, rows))
-                content["arrays"][_part(i)] = _write(written / _part(i), piece)
+                count = min(starts.step, content["filled"] - start)
+                piece = [rows.cut(ring, members, start, count) for ring in data]
+                content["arrays"][_part(i)] = _write(
+                    written / _part(i), Replay(Transition(*piece), added)
+                )
             note.write(written, content)
             self._settle(written, step)
             # Later ones are damaged, or we were there.
@@ -140,49 +153,63 @@ class Checkpointer:
         self._ratio = min(1.0, 1.2 * used / size)
 
     def restore(
-        self, like: Learner, check: Callable[[Note], None] = lambda note: None
+        self,
+        like: Learner,
+        check: Callable[[Note], None] = lambda note: None,
+        members: range | None = None,
     ) -> tuple[int, Learner, Counters, Any, Any] | None:
         """The newest checkpoint that is whole: (step, learner, counters, collector, extra), or None
         if there is none.
 
         A damaged one is passed over with a warning, as is one whose note makes `check` raise.
-        `like` gives shapes, types and devices, as `loop.init` returns; where there is a checkpoint,
-        the arrays of its replay are deleted to make room for those that are read.
+        `like` gives shapes, types and devices, as `loop.init` returns, and its rows of `members`,
+        the first ones, are those that are read, all if None; where there is a checkpoint, the
+        arrays of its replay are deleted to make room.
 
         Raises:
           UserError: there are checkpoints, and none is whole.
         """
 
-        found = newest(self.steps(), {self._folder: lambda step: self.read(step, like, check)})
-        return None if found is None else (found[0], *found[1][0])
+        rings = rows.Rings(like.replay.data)
+
+        def read(step: int) -> tuple[Learner, Counters, Any, Any]:
+            rings.clear()
+            return self.read(step, like, rings, check, members)
+
+        found = newest(self.steps(), {self._folder: read})
+        if found is None:
+            return None
+        step, ((learner, *rest),) = found
+        return step, whole(like, [learner], rings), *rest
 
     def read(
-        self, step: int, like: Learner, check: Callable[[Note], None] = lambda note: None
+        self,
+        step: int,
+        like: Learner,
+        rings: rows.Rings,
+        check: Callable[[Note], None] = lambda note: None,
+        members: range | None = None,
     ) -> tuple[Learner, Counters, Any, Any]:
-        """That of one step, as `restore`; raises whatever a damaged file makes the reader raise."""
+        """That of one step, of these `members` of `like`, all if None: as `restore`, but for the
+        learner, whose leaves are `[len(members), ...]` on the host, and whose replay goes into
+        `rings`. Raises whatever a damaged file makes the reader raise.
+        """
+        members = _all(like) if members is None else members
+        form = jax.eval_shape(partial(jax.tree.map, lambda leaf: leaf[: len(members)]), like)
         content = note.read(self._folder / str(step), step)
         check(content)
-        pieces = _pieces(content, like.replay)
-        for part, form in {"agent": like.agent, **pieces}.items():
-            self._verify(part, form, content)
-        agent = jax.device_put(
-            self._load("agent", like.agent, content),
-            jax.tree.map(lambda leaf: leaf.sharding, like.agent),
-        )
-        for ring in jax.tree.leaves(like.replay.data):
-            ring.delete()
-        data = jax.tree.map(
-            lambda ring: jnp.zeros(ring.shape, ring.dtype, device=ring.sharding), like.replay.data
-        )
-        start, added = 0, like.replay.added
-        for part, form in pieces.items():
-            piece = self._load(part, form, content)
-            there = jax.device_put(piece.data, jax.tree.map(lambda ring: ring.sharding, data))
-            data, start = _put(data, there, start), start + piece.data.reward.shape[1]
-            added = jax.device_put(piece.added, like.replay.added.sharding)
+        pieces = _pieces(content, form.replay)
+        for part, one in {"agent": form.agent, **pieces}.items():
+            self._verify(part, one, content)
+        agent = jax.device_get(self._load("agent", form.agent, content))
+        start, added = 0, cast(Any, np.zeros(len(members), form.replay.added.dtype))
+        for part, one in pieces.items():
+            piece = self._load(part, one, content)
+            rings.put(members, start, piece.data)
+            start, added = start + piece.data.reward.shape[1], jax.device_get(piece.added)
         done = content["counters"]
         counters = Counters(**{**done, "frozen": tuple(done["frozen"])})
-        learner = Learner(agent, Replay(data, added))
+        learner = Learner(agent, Replay(_NOWHERE, added))
         return learner, counters, content["collector"], content["extra"]
 
     def restore_agent(self, like: Any, cure: str | None = None) -> tuple[int, Any] | None:
@@ -214,6 +241,24 @@ class Checkpointer:
         if _forms(arrays) != forms:  # given others, orbax would cut or fill up what is there
             raise ValueError(f"its {part} is not as its note says")
         return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in forms])
+
+
+def whole(like: Learner, parts: Sequence[Learner], rings: rows.Rings) -> Learner:
+    """The learner of all members, in the form of `like`, whose first rows are those of these parts,
+    as `read` returns them, in order; the others stay those of `like`.
+    """
+
+    def join(form: Array, *each: np.ndarray) -> Array:
+        there = sum(map(len, each))
+        return jax.device_put(np.concatenate([*each, np.asarray(form)[there:]]), form.sharding)
+
+    bare = replace(like, replay=replace(like.replay, data=_NOWHERE))
+    joined = jax.tree.map(join, bare, *parts)
+    return replace(joined, replay=replace(joined.replay, data=rings.taken()))
+
+
+def _all(learner: Learner) -> range:
+    return range(len(learner.replay.added))
 
 
 def newest(
@@ -273,47 +318,21 @@ def _bytes(tree: Any) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
-def _row(replay: Replay) -> int:
-    """Bytes of a transition of every seed."""
-    return _bytes(replay.data) // replay.data.reward.shape[1]
-
-
-def _rows(replay: Replay) -> int:
-    """Rows of a piece, but for the last."""
-    return max(1, _PIECE // _row(replay))
-
-
-@partial(jax.jit, static_argnums=2)
-def _cut(data: Transition, start: Any, rows: int) -> Transition:
-    """Rows of rings `[S, capacity, ...]`; no host holds a view of these, so they can be donated."""
-    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, rows, axis=1), data)
-
-
-@partial(jax.jit, donate_argnums=0)
-def _put(data: Transition, piece: Transition, start: Any) -> Transition:
-    """The rings with rows from `start` on replaced, in their own memory."""
-
-    def put(ring: Array, part: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(ring, part, start, axis=1)
-
-    return jax.tree.map(put, data, piece)
-
-
 def _pieces(content: Note, replay: Replay) -> dict[str, Replay]:
     """Names of the pieces that a note tells of, and the form of each, where they are those of this
     replay. Raises ValueError, or what a note of an unexpected form leads to.
     """
     pieces, filled = {}, 0
     while (part := _part(len(pieces))) in content["arrays"]:
-        rows = content["arrays"][part]["data.reward"][0][1]
-        if type(rows) is not int or rows < 1:
-            raise ValueError(f"its {part} has {rows!r} rows")
+        count = content["arrays"][part]["data.reward"][0][1]
+        if type(count) is not int or count < 1:
+            raise ValueError(f"its {part} has {count!r} rows")
 
-        def short(ring: Array, rows: int = rows) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((ring.shape[0], rows, *ring.shape[2:]), ring.dtype)
+        def short(ring: Array, count: int = count) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((ring.shape[0], count, *ring.shape[2:]), ring.dtype)
 
         pieces[part] = replace(replay, data=jax.tree.map(short, replay.data))
-        filled += rows
+        filled += count
     if filled != content["filled"]:
         raise ValueError(f"its replay of {filled} rows is not that of {content['filled']}")
     return pieces

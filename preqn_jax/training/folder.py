@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from preqn_jax.agents.swept import SweptState
@@ -18,6 +16,7 @@ from preqn_jax.training import directory, files, note, record
 from preqn_jax.training.config import LoopConfig
 from preqn_jax.training.loop import Counters, Learner
 from preqn_jax.training.record import Line, Recorder
+from preqn_jax.training.rows import Rings
 
 
 class Place(NamedTuple):
@@ -31,7 +30,7 @@ class Place(NamedTuple):
 class Moment(NamedTuple):
     """All that a session goes on from, of M members."""
 
-    learner: Learner  # leaves `[M, ...]`
+    learner: Learner  # leaves `[P, ...]`, the M members first
     counters: Counters
     collector: list[Any]  # what `Collector.save` returned
     pending: list[dict[str, Any]]  # metrics and episodes since the last line of records
@@ -89,16 +88,20 @@ class Folder:
         with files.writing(str(self.logdir)):
             self._checkpoints = Checkpointer(self.checkpoints)
 
-    def read(self, step: int, like: Learner, fresh: list[Any]) -> tuple[Moment, Noted]:
-        """The checkpoint of a step, with what it says of the records; `like` is a learner of these
-        members, `fresh` what `Collector.save` returns of their environments, however far they are.
-        Raises whatever a damaged file makes the reader raise.
+    def read(
+        self, step: int, like: Learner, rings: Rings, fresh: list[Any]
+    ) -> tuple[Moment, Noted]:
+        """The checkpoint of a step, with what it says of the records. `like` is a learner of all
+        members, `fresh` what `Collector.save` returns of these members' environments, however far
+        they are; the learner is as `Checkpointer.read` returns it. Raises whatever a damaged file
+        makes the reader raise.
         """
 
         def check(noted: dict[str, Any]) -> None:
             note.check(noted, self._config, fresh)
 
-        learner, counters, collector, extra = self._checkpoints.read(step, like, check)
+        read = self._checkpoints.read(step, like, rings, check, self.members)
+        learner, counters, collector, extra = read
         pending = codec.decode(extra["pending"])
         noted = Noted(extra["records"], extra.get("eval_every"))
         return Moment(learner, counters, collector, pending), noted
@@ -136,7 +139,7 @@ class Folder:
             "eval_every": self._eval_every,
         }
         state = moment.learner, moment.counters, moment.collector
-        self._checkpoints.save(step, *state, extra)
+        self._checkpoints.save(step, *state, extra, self.members)
 
 
 # --- moments of some members, and of all ----------------------------------------------------------
@@ -155,20 +158,13 @@ def dressed(learner: Learner, agent: Any) -> Learner:
     return dataclasses.replace(learner, agent=whole)
 
 
-@partial(jax.jit, static_argnums=2)
-def _rows(tree: Any, first: Any, count: int) -> Any:
-    """So many rows of every leaf, from the first on."""
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, count), tree)
-
-
 def part(moment: Moment, members: range) -> Moment:
-    """What some members have of a moment; P rows may be more than there are members."""
-    learner, rows = moment.learner, len(moment.learner.replay.added)
-    if len(members) < rows:
-        learner = _rows(learner, members.start, len(members))
+    """What some members have of a moment, but for the learner, whose rows are cut as they are
+    written.
+    """
     frozen = tuple(members.index(i) for i in moment.counters.frozen if i in members)
     return Moment(
-        learner,
+        moment.learner,
         moment.counters._replace(frozen=frozen),
         [moment.collector[i] for i in members],
         [
@@ -181,22 +177,12 @@ def part(moment: Moment, members: range) -> Moment:
     )
 
 
-def whole(form: Learner, spare: Learner, parts: Sequence[tuple[range, Moment]]) -> Moment:
-    """The moment of all members, of which these are the parts, in order, as leaves of this form;
-    what is `spare` are the rows beyond the members. The memory of several parts is given up. Rounds
-    that are pending in some parts only, as where these were recorded at other steps, are left out.
+def _joined(parts: Sequence[tuple[range, Moment]], learner: Learner) -> Moment:
+    """The moment of all members, of which these are the parts, in order, with the learner of all.
+    Rounds that are pending in some parts only, as where these were recorded at other steps, are
+    left out.
     """
     moments = [moment for _, moment in parts]
-
-    def join(form: Any, spare: np.ndarray, *leaves: jax.Array) -> jax.Array:
-        if len(leaves) == 1 and not len(spare):
-            return jax.device_put(leaves[0], form.sharding)
-        rows = np.concatenate([*map(np.asarray, leaves), spare])
-        for leaf in leaves:  # or there would be two replays, and a copy of one
-            leaf.delete()
-        return jax.device_put(rows, form.sharding)
-
-    learner = jax.tree.map(join, form, spare, *(moment.learner for moment in moments))
     frozen = tuple(members[i] for members, moment in parts for i in moment.counters.frozen)
     pending, last = [], min(len(moment.pending) for moment in moments)
     for together in zip(*(m.pending[len(m.pending) - last :] for m in moments), strict=True):
@@ -222,7 +208,7 @@ def restore(
     given up. Raises UserError: there are such steps, and none is whole; or there are none, of a run
     that is finished.
     """
-    from preqn_jax.training.checkpoint import newest
+    from preqn_jax.training.checkpoint import newest, whole
 
     steps = sorted(set.intersection(*(set(folder.steps()) for folder in folders)))
     if not steps:
@@ -233,37 +219,17 @@ def restore(
                 "another `logdir` to make it anew"
             )
         return None
-    members = sum(len(folder.members) for folder in folders)
-
-    def beyond(leaf: jax.Array) -> np.ndarray:
-        left = len(leaf) - members
-        return np.array(leaf[members:]) if left else np.zeros((0, *leaf.shape[1:]), leaf.dtype)
-
-    form = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like
-    )
-    spare = jax.tree.map(beyond, like)
-    for ring in jax.tree.leaves(like.replay.data):
-        ring.delete()
+    rings = Rings(like.replay.data)
 
     def read(folder: Folder, step: int) -> tuple[Moment, Noted]:
-        mine = [fresh[i] for i in folder.members]
-        return folder.read(step, _blank(form, len(mine)), mine)
+        if folder is folders[0]:  # another step, where those of one before are damaged
+            rings.clear()
+        return folder.read(step, like, rings, [fresh[i] for i in folder.members])
 
     found = newest(steps, {folder.checkpoints: partial(read, folder) for folder in folders})
     if found is None:
         return None
     step, parts = found
+    learner = whole(like, [moment.learner for moment, _ in parts], rings)
     moments = [(f.members, m) for f, (m, _) in zip(folders, parts, strict=True)]
-    moment = whole(form, spare, moments)
-    return step, moment, [noted for _, noted in parts]
-
-
-def _blank(form: Learner, members: int) -> Learner:
-    """One of as many members."""
-
-    def blank(leaf: Any) -> jax.Array:
-        shape = (members, *leaf.shape[1:])
-        return jnp.zeros(shape, leaf.dtype, device=leaf.sharding if shape == leaf.shape else None)
-
-    return jax.tree.map(blank, form)
+    return step, _joined(moments, learner), [noted for _, noted in parts]

@@ -8,6 +8,7 @@ settings of its own where that is swept: they learn in one program.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -57,7 +58,7 @@ class Round(NamedTuple):
     settled: bool = True
 
 
-def keys(seeds: Sequence[int] | np.ndarray) -> Key:
+def keys(seeds: Sequence[int] | np.ndarray | Array) -> Key:
     """`[M]` keys."""
     return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
 
@@ -93,13 +94,6 @@ def padded(config: LoopConfig, leaf: np.ndarray) -> np.ndarray:
     return np.pad(leaf, [(0, _rows(config) - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)], mode="edge")
 
 
-def members(tree: Any, config: LoopConfig) -> Any:
-    """The first M rows of leaves `[P, ...]`."""
-    size = len(config.seeds)
-    rows = len(jax.tree.leaves(tree)[0])
-    return tree if rows == size else jax.tree.map(lambda leaf: leaf[:size], tree)
-
-
 def rounds(
     agent: Agent, collector: Collector, config: LoopConfig, learner: Learner, counters: Counters
 ) -> Iterator[Round]:
@@ -113,7 +107,7 @@ def rounds(
       Stopped: what else `collector` cannot go on from.
     """
     learn, acting = make_learn(agent, config), each(agent.policy)
-    size = len(config.seeds)
+    size, seeds = len(config.seeds), np.array(config.seeds, np.uint32)
     while counters.round * config.update_every < config.num_steps:
         collected = collector.collect(acting(learner.agent), counters.round, counters.frozen)
         transitions, episodes, diverged = collected
@@ -123,7 +117,7 @@ def rounds(
         stays = np.isin(np.arange(size), [*counters.frozen, *(i for i, _ in diverged)])
         at = (jnp.uint32(counters.round), jnp.int32(counters.updates))
         if transitions is not None:
-            learner, metrics = learn(learner, transitions, stays, *at, updates)
+            learner, metrics = learn(learner, seeds, transitions, stays, *at, updates)
             measured = {name: np.asarray(value)[:size] for name, value in metrics.items()}
         diverged, frozen = froze(diverged, counters.frozen, measured, config, step)
         counters = Counters(counters.round + 1, counters.updates + updates, frozen)
@@ -132,12 +126,12 @@ def rounds(
             raise diverged[-1][1]
 
 
-Learn = Callable[[Learner, Transition, Any, Array, Array, int], tuple[Learner, Metrics]]
+Learn = Callable[[Learner, Any, Transition, Any, Array, Array, int], tuple[Learner, Metrics]]
 
 
 def make_learn(agent: Agent, config: LoopConfig, turns: bool | None = None) -> Learn:
-    """`(learner, transitions [M, n], frozen [M], round, updates done, updates to do) -> (learner,
-    metrics [P])`: one compiled call.
+    """`(learner, seeds [M], transitions [M, n], frozen [M], round, updates done, updates to do) ->
+    (learner, metrics [P])`: one compiled call, the same for any seeds of this number.
 
     The learner is donated. Every device has its share of the members and waits for no other. The
     members of a share learn side by side (`vmap`), or take `turns`, which is the default on CPUs:
@@ -145,7 +139,8 @@ def make_learn(agent: Agent, config: LoopConfig, turns: bool | None = None) -> L
     the same, bit for bit, whatever its company.
     """
     turns = take_turns(config) if turns is None else turns
-    return _learn(agent, config, turns, members_sharding(config))
+    any_ = replace(config, seeds=(0,) * len(config.seeds))
+    return _learn(agent, any_, turns, members_sharding(config))
 
 
 @lru_cache(maxsize=16)  # the same run again, or gone on with, compiles nothing
@@ -154,11 +149,11 @@ def _learn(
 ) -> Learn:
     rows = _rows(config)
     split, same = sharding.spec, jax.sharding.PartitionSpec()
-    seeds = padded(config, np.array(config.seeds))
 
-    @partial(jax.jit, donate_argnums=0, static_argnums=5, out_shardings=sharding)
+    @partial(jax.jit, donate_argnums=0, static_argnums=6, out_shardings=sharding)
     def learn(
         learner: Learner,
+        seeds: Array,
         transitions: Transition,
         frozen: Array,
         round_: Array,
@@ -184,7 +179,8 @@ def _learn(
             return jnp.concatenate([leaf, missing])
 
         transitions = jax.tree.map(lambda leaf: fill(jnp.asarray(leaf), 0), transitions)
-        members = learner, transitions, fill(jnp.asarray(frozen), True), keys(seeds)
+        each = keys(fill(jnp.asarray(seeds), 0))
+        members = learner, transitions, fill(jnp.asarray(frozen), True), each
         shares = jax.shard_map(
             share,
             mesh=sharding.mesh,

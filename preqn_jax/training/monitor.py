@@ -17,8 +17,9 @@ from preqn_jax import actions, diagnostics
 from preqn_jax import replay as replays
 from preqn_jax.agents import Agent, Inspection
 from preqn_jax.problems import Problem
+from preqn_jax.training import rows
 from preqn_jax.training.config import LOOK, LoopConfig, stream
-from preqn_jax.training.loop import Learner, keys, members
+from preqn_jax.training.loop import Learner, keys, padded
 from preqn_jax.training.rollout import Evaluation
 from preqn_jax.types import Array, Key, Params, Transition
 
@@ -39,8 +40,12 @@ class Look(NamedTuple):
 def make_looks(agent: Agent, config: LoopConfig) -> Callable[[Learner, int], list[Look]]:
     """`(learner [P], round) -> a look at each member`."""
 
+    seeds = padded(config, np.array(config.seeds, np.uint32))
+
     @jax.jit
-    def draw(replay: replays.Replay, round_: Array) -> tuple[Transition, Array, Array]:
+    def draw(
+        replay: replays.Replay, seeds: Array, round_: Array
+    ) -> tuple[Transition, Array, Array]:
         def one(replay: replays.Replay, key: Key) -> tuple[Transition, Array, Array]:
             sample_key, step_key = jax.random.split(stream(key, LOOK, round_))
             bound = jnp.max(jnp.abs(jnp.asarray(replay.data.reward)))  # rows not filled yet are 0
@@ -50,14 +55,15 @@ def make_looks(agent: Agent, config: LoopConfig) -> Callable[[Learner, int], lis
                 bound,
             )
 
-        return jax.vmap(one)(members(replay, config), keys(config.seeds))
+        return jax.vmap(one)(replay, keys(seeds))
 
     @jax.jit
     def inspect(state: Any, batch: Transition, key_data: Array) -> Inspection:
         return agent.inspect(state, batch, jax.random.wrap_key_data(key_data))
 
     def looks(learner: Learner, round_: int) -> list[Look]:
-        drawn, states = jax.device_get((draw(learner.replay, jnp.uint32(round_)), learner.agent))
+        drawn = draw(learner.replay, seeds, jnp.uint32(round_))
+        drawn, states = jax.device_get((drawn, learner.agent))
         found = []
         for i in range(len(config.seeds)):
             state, (batch, key_data, bound) = jax.tree.map(
@@ -124,7 +130,7 @@ def make_exact(
         return settings[name][i] if name in settings else described.get(name)
 
     def look(learner: Learner, i: int, alpha: float, adapted: float | None) -> dict[str, float]:
-        state, replay = jax.tree.map(lambda leaf: leaf[i], (learner.agent, learner.replay))
+        state, replay = rows.of_member(i, (learner.agent, learner.replay))
         damping = rcond = None
         if described.get("critic_step") in ("preconditioned", "natural_gradient"):
             inverts = described["critic_step"] == "preconditioned" and described["solver"]

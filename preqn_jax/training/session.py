@@ -11,13 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from preqn_jax import diagnostics, envs
 from preqn_jax.diagnostics import Finding
 from preqn_jax.options import UserError
-from preqn_jax.training import collect, device, directory, folder, loop, memory
+from preqn_jax.training import collect, device, directory, folder, loop, memory, rows
 from preqn_jax.training.errors import Diverged, Diverging, Interrupted
 from preqn_jax.training.folder import Folder
 from preqn_jax.training.monitor import advice, bias, make_exact, make_looks, measure
@@ -235,7 +234,7 @@ class Session:
     def trained(self) -> Trained:
         """What training has come to."""
         step = self.counters.round * self.config.update_every
-        states, described = loop.members(self.learner.agent, self.config), self.plan.described
+        states, described = self.learner.agent, self.plan.described
         return Trained(self.agent, states, self.spec, self.config.seeds, step, described)
 
     def _write(self, step: int, member: int, line: dict[str, Any]) -> None:
@@ -305,7 +304,7 @@ class Session:
             if np.any(evaluation.cut):
                 line["eval/cut"] = np.sum(evaluation.cut)
             if self.plan.run.diagnose_every:
-                state = jax.tree.map(lambda leaf, i=i: leaf[i], self.learner.agent)
+                state = rows.of_member(i, self.learner.agent)
                 off = bias(self.agent, self.agent.critic(state), evaluation, discount)
                 line |= {f"diagnose/{name}": value for name, value in off.items()}
             self._write(step, i, line)

@@ -46,7 +46,7 @@ class Trained(NamedTuple):
     """An agent and its state, of all seeds."""
 
     agent: Agent
-    states: Any  # leaves `[S, ...]`
+    states: Any  # leaves `[P, ...]`, those of the S seeds first
     spec: Spec
     seeds: tuple[int, ...]
     step: int  # environment steps of each seed

@@ -43,14 +43,14 @@ def side_by_side():
     """TD3 of two seeds, and what a round's updates take."""
     agent, collector, config, learner, _ = setup(agent_fields=ALGORITHMS["td3"], seeds=(3, 5))
     transitions, *_ = collector.collect(agent.policy(learner.agent), 0)
-    args = transitions, np.zeros(2, bool), jnp.uint32(0), jnp.int32(0), 5
+    args = config.seeds, transitions, np.zeros(2, bool), jnp.uint32(0), jnp.int32(0), 5
     return agent, config, learner, args
 
 
 def test_side_by_side_a_delayed_step_is_skipped_and_not_thrown_away():
     agent, config, learner, args = side_by_side()
     learn = loop.make_learn(agent, config, turns=False)
-    assert " cond[" in str(jax.make_jaxpr(learn, static_argnums=5)(learner, *args))
+    assert " cond[" in str(jax.make_jaxpr(learn, static_argnums=6)(learner, *args))
 
 
 @pytest.mark.slow

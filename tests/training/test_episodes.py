@@ -97,7 +97,7 @@ def test_of_failed_solves_the_numbers_are_left_out_of_a_rounds_means():
     new = jax.tree.map(lambda ring: np.ones((1, 50, *ring.shape[2:])), learner.replay.data)
     learn = loop.make_learn(made._replace(update=update), config)
     at = (np.zeros(1, bool), jnp.uint32(0), jnp.int32(0))
-    means = learn(learner, new, *at, 50)[1]
+    means = learn(learner, config.seeds, new, *at, 50)[1]
     np.testing.assert_allclose(means["solve/residual"], np.mean(range(1, 50, 2)))
     np.testing.assert_allclose(means["critic/td_abs"], np.mean(range(50)))
     assert np.isnan(means["linesearch/scale"]).all()

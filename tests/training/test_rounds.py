@@ -161,7 +161,7 @@ def test_every_round_and_update_draws_anew():
     for round_ in range(3):
         transitions = Transition(blank, blank, row, np.ones((2, 4)), blank)
         at = jnp.uint32(round_), jnp.int32(4 * round_)
-        learner, _ = learn(learner, transitions, np.zeros(2, bool), *at, 4)
+        learner, _ = learn(learner, config.seeds, transitions, np.zeros(2, bool), *at, 4)
     log = np.asarray(learner.agent)
     assert (log[..., -1] == np.arange(12)).all()
     assert len(np.unique(log[..., -2])) == 24  # of two seeds
@@ -174,7 +174,7 @@ def test_the_update_compiles_once():
     for i in range(5):
         transitions, *_ = collector.collect(agent.policy(learner.agent), i)
         at = np.zeros(1, bool), jnp.uint32(i), jnp.int32(50 * i)
-        learner, _ = learn(learner, transitions, *at, 50)
+        learner, _ = learn(learner, config.seeds, transitions, *at, 50)
     policy = collector._pool._rollouts[0]._acting  # pyright: ignore
     assert [made._cache_size() for made in (learn, policy.draw, policy.explore)] == [1, 1, 1]  # pyright: ignore
 

@@ -34,7 +34,7 @@ one, alone = learned(7, 1)
 def text(*setting):
     agent, _, config, learner, _ = setting
     rows = jax.tree.map(lambda leaf: leaf[:7, :50], learner.replay.data)
-    given = learner, rows, np.zeros(7, bool), np.uint32(1), np.int32(0), 50
+    given = learner, np.arange(7), rows, np.zeros(7, bool), np.uint32(1), np.int32(0), 50
     return loop.make_learn(agent, config).lower(*given).compile().as_text()
 jax.local_devices = lambda *_, **__: devices[:4]
 preqn = {**agent, "algorithm": "preqn"}
@@ -87,12 +87,6 @@ def test_uneven_shares_of_eight_devices_learn_what_one_device_does():
     )
     assert made.returncode == 0, made.stderr
     assert made.stdout.split("\n") == ["7 4 4", "5 8 5", "3 2 2", ""]
-
-
-def test_the_rows_that_make_shares_equal_are_no_members():
-    config = dataclasses.replace(loop.LoopConfig(), seeds=(4, 5, 6))
-    tree = {"a": np.arange(loop._rows(config))}  # pyright: ignore
-    assert loop.members(tree, config)["a"].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("turns", [False, True])

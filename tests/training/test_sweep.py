@@ -142,7 +142,7 @@ def test_where_nothing_means_another_update_each_value_has_its_own_program(axis,
 def test_what_an_environment_raises_is_kept_beside_the_runs_of_a_sweep(tmp_path, monkeypatch):
     given = []
 
-    def collector(recipe, workers, log, hung):
+    def collector(recipe, workers, log, *_):
         given.append(log)
         raise UserError("that is enough")
 

@@ -1,0 +1,107 @@
+"""Rows of members, in arrays whose rows are divided among devices.
+
+Each device cuts from its own share, and is given what belongs there: cut from the array as a whole,
+XLA would first hand all rows of all members to every device.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from preqn_jax.types import Array, Transition
+
+
+@partial(jax.jit, static_argnums=2)
+def _slice(share: Array, starts: tuple[Any, ...], sizes: tuple[int, ...]) -> Array:
+    rest = share.shape[len(sizes) :]
+    return jax.lax.dynamic_slice(share, (*starts, *[0] * len(rest)), (*sizes, *rest))
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put(share: Array, rows: Array, starts: tuple[Any, ...]) -> Array:
+    rest = [0] * (share.ndim - len(starts))
+    return jax.lax.dynamic_update_slice(share, rows, (*starts, *rest))
+
+
+def _common(first: int, count: int, members: range) -> range:
+    """Those of the members whose rows are among so many from the first on."""
+    return range(max(first, members.start), min(first + count, members.stop))
+
+
+def cut(leaf: Any, members: range, start: int = 0, count: int | None = None) -> np.ndarray:
+    """Some members' rows of a leaf `[P, ...]`; of a ring `[P, capacity, ...]` so many transitions
+    of theirs, from `start` on. It is no view: the leaf can still be donated.
+
+    >>> import jax.numpy as jnp
+    >>> from preqn_jax.training import rows
+    >>> rows.cut(jnp.arange(12).reshape(3, 4), range(1, 3), start=1, count=2).tolist()
+    [[5, 6], [9, 10]]
+    """
+    shards = jnp.asarray(leaf).addressable_shards
+    shares = {shard.index[0].start or 0: shard.data for shard in shards}  # copies count once
+    size, found = () if count is None else (count,), []
+    for first, share in sorted(shares.items()):
+        if here := _common(first, len(share), members):
+            starts = (here.start - first, start)[: 1 + len(size)]
+            found.append(_slice(share, starts, (len(here), *size)))
+    host = jax.device_get(found)
+    return host[0] if len(host) == 1 else np.concatenate(host)
+
+
+def of_member(i: int, tree: Any) -> Any:
+    """One member's, of leaves `[P, ...]`."""
+    return jax.tree.map(lambda leaf: cut(leaf, range(i, i + 1))[0], tree)
+
+
+class Rings:
+    """The rings of a replay, `[P, capacity, ...]`, that are filled member by member where they are
+    to stay. They take the place of others, which are deleted as the first row comes.
+    """
+
+    def __init__(self, like: Transition):
+        self._like = like
+        self._shares: list[list[tuple[int, Array]]] = []  # of each ring: first row, rows
+
+    def clear(self) -> None:
+        """Forget what was put."""
+        self._shares = []
+
+    def _begun(self) -> list[list[tuple[int, Array]]]:
+        if not self._shares:
+            rings = jax.tree.leaves(self._like)
+            for ring in rings:
+                if not ring.is_deleted():
+                    ring.delete()
+            self._shares = [list(_empty(ring)) for ring in rings]
+        return self._shares
+
+    def put(self, members: range, start: int, piece: Transition) -> None:
+        """Transitions `[len(members), n]` of these members, to stand from `start` on."""
+        for shares, new in zip(self._begun(), jax.tree.leaves(piece), strict=True):
+            for i, (first, share) in enumerate(shares):
+                if here := _common(first, len(share), members):
+                    mine = new[here.start - members.start : here.stop - members.start]
+                    mine = jax.device_put(mine, share.sharding)
+                    shares[i] = first, _put(share, mine, (here.start - first, start))
+
+    def taken(self) -> Transition:
+        """The rings, in the form of those whose place they take; what was not put is 0."""
+        whole = [
+            jax.make_array_from_single_device_arrays(
+                ring.shape, ring.sharding, [share for _, share in shares]
+            )
+            for ring, shares in zip(jax.tree.leaves(self._like), self._begun(), strict=True)
+        ]
+        self.clear()
+        return jax.tree.unflatten(jax.tree.structure(self._like), whole)
+
+
+def _empty(ring: Array) -> Iterator[tuple[int, Array]]:
+    places = ring.sharding.addressable_devices_indices_map(ring.shape)
+    for device, at in places.items():
+        first, last, _ = at[0].indices(ring.shape[0]) if at else (0, ring.shape[0], 1)
+        yield first, jnp.zeros((last - first, *ring.shape[1:]), ring.dtype, device=device)
