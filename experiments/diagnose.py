@@ -18,7 +18,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.kit import curves, flags, output, style
+from experiments.kit import curves, flags, given_runs, output, style
 from preqn_jax import agents, diagnostics, envs
 from preqn_jax.batching import batched
 from preqn_jax.diagnostics.verdict import SIGNS
@@ -47,16 +47,13 @@ class DiagnoseConfig:
     """Where the report goes."""
 
     out: str = option("", "folder for diagnosis.png and diagnosis.json (the run directory)")
-    trust: bool = option(
-        False, 'import, and so run, modules that the run names, as in --env="module:Env-v0"'
-    )
+    trust: bool = given_runs.trust()
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) != 2:
-        raise UserError("give one run directory, as in: python -m experiments.diagnose runs/x")
+    run = given_runs.one(argv, "diagnose")
     given = flags.parse(DiagnoseConfig)
-    run, out = Path(argv[1]), Path(given.out or argv[1])
+    out = Path(given.out or run)
     config, reports, seeds = load(run)
     print(
         f"{curves.variant(config)} on {config['env']}, {curves.count_seeds(len(reports))}, "

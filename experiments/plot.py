@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.kit import curves, flags, output, style
+from experiments.kit import curves, flags, given_runs, output, style
 from preqn_jax.options import UserError, check, choose, option
 from preqn_jax.training import directory
 from preqn_jax.training.config import RunConfig, named
@@ -61,11 +61,7 @@ class Group(NamedTuple):
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) < 2:
-        raise UserError(
-            "no run given; name run directories, as in: python -m experiments.plot runs/x "
-            "--out=curve.png"
-        )
+    runs = given_runs.some(argv, "plot runs/x --out=curve.png")
     config = flags.parse(PlotConfig)
     check(config)
     if not config.out:
@@ -77,7 +73,7 @@ def main(argv: list[str]) -> int:
         kind = choose("format", config.format.lower(), output.PICTURES)
         out = out.with_suffix(f".{kind}")
     output.check("format" if config.format else "out", str(out), picture=True)
-    text = draw([Path(run) for run in argv[1:]], out, (config.width, config.height))
+    text = draw(runs, out, (config.width, config.height))
     print(text, end="")
     output.write(out.with_suffix(".txt"), text.encode(), "out")
     print(out)
