@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import alignment, benchmark, diagnose, failure_modes, plot
+from experiments import alignment, benchmark, diagnose, failure_modes
 from experiments.bench import growth
 from experiments.judge import section_5_1
-from experiments.kit import curves, flags, output, plan
+from experiments.kit import curves, flags, learning_curves, output, plan
 from preqn_jax.options import UserError, option
 
 
@@ -99,7 +99,7 @@ def _one(draw: Callable[[Path, Path], Any], name: str) -> Draw:
 
 
 def _runs(*names: str) -> Callable[[Path, Path], Any]:
-    return lambda data, out: plot.draw([data / name for name in names], out)
+    return lambda data, out: learning_curves.draw([data / name for name in names], out)
 
 
 _POLES = ("cartpole-preqn", "cartpole-preqn-two", "cartpole-dqn")
