@@ -21,11 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import rivals
 from experiments.bench import growth, parts, peers, timing
 from experiments.bench.timing import REFERENCE, ROWS, several
 from experiments.kit import flags, output
 from experiments.kit.running import devices
+from experiments.kit.variants import VARIANTS
 from preqn_jax import agents
 from preqn_jax.options import UserError, check, option
 from preqn_jax.training import loop, provenance
@@ -98,7 +98,7 @@ def _refuse_ignored(config: CostConfig) -> None:
 def _rivals() -> dict[str, dict[str, Any]]:
     """What each variant of `experiments.rivals` sets of its algorithm."""
     rows = {}
-    for name, words in rivals.VARIANTS.items():
+    for name, words in VARIANTS.items():
         (made,) = flags.read(words, agents.AgentConfig)
         rows[name] = {key: getattr(made, key) for key in flags.given(words, agents.AgentConfig)}
     return rows
