@@ -11,6 +11,7 @@ says which members of a minibatch move Q where it is largest.
 """
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -201,16 +202,13 @@ def show(one: dict[str, Any]) -> None:
         print(f"  it diverged at step {one['diverged']:,}, and took no further part")
     by_step = {look["step"]: look for look in one["looks"]}
     steps = list(dict.fromkeys(one["at"].values()))
-    print(
-        f"  {'':<22}"
-        + "".join(f"{f'step {step:,}':>14}" for step in steps)
-        + "  what it means if it is high"
-    )
+    lines = [["", *(f"step {step:,}" for step in steps), "what it means if it is high"]]
     for name, entry in diagnostics.GLOSSARY.items():
         values = [by_step[step].get(name) for step in steps]
         if any(value is not None for value in values):
-            cells = "".join(f"{'' if value is None else f'{value:.4g}':>14}" for value in values)
-            print(f"  {name:<22}{cells}  {entry.high}")
+            cells = ("" if value is None else f"{value:.4g}" for value in values)
+            lines.append([name, *cells, entry.high])
+    print(textwrap.indent(output.aligned(lines, f"l{'r' * len(steps)}l"), "  "), end="")
 
 
 # --- who moved Q ----------------------------------------------------------------------------------

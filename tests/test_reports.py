@@ -12,7 +12,7 @@ from fabricated import SIX, frozen, write
 from experiments import alignment, benchmark, figures
 from experiments.bench import growth
 from experiments.judge import section_5_2, standing
-from experiments.kit import curves, flags, launch, plan, style
+from experiments.kit import curves, flags, launch, output, plan, style
 from preqn_jax.options import UserError
 
 ENVS = ("HalfCheetah-v5", "Swimmer-v5")
@@ -54,6 +54,16 @@ def test_a_seed_that_is_frozen_ends_no_other_and_counts_where_it_is_asked_for():
     assert not run.diverged and len(notes) == 1
     (run,), notes = curves.gather(Path("r"), "a", ["preqn-sin"], seeds=[1])
     assert run.ended and "which ended all its seeds" in notes[0]
+
+
+def test_a_table_in_text_is_as_wide_as_what_is_in_it():
+    lines = [["", "runs", "mean", "least"], ["an environment", "a", "12.5", ""]]
+    assert output.aligned(lines, "lr").splitlines() == [
+        "                runs  mean  least",
+        "an environment     a  12.5",
+    ]
+    assert output.aligned(lines, "rlr").splitlines()[1] == "an environment  a     12.5"
+    assert output.aligned([], "l") == ""
 
 
 def test_a_run_with_a_damaged_config_is_a_sentence():

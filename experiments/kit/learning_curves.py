@@ -181,6 +181,4 @@ def _table(groups: Sequence[Group], labels: Sequence[str]) -> str:
         counts = len(group.seeds), len(group.seeds) - len(going)
         step = f"{at[0]:,}" if at else ""
         rows.append([group.config["env"], label, *map(str, counts), step, *cells])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
-    return "".join(line.rstrip() + "\n" for line in lines)
+    return output.aligned(rows, "l")
