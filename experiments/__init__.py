@@ -1,6 +1,6 @@
 """Command-line experiments; the only room that knows flags, progress bars and pictures. Binaries
-are its modules; what they share lies in kit (flags, files, figures, plans), judge (what the paper
-says, held against numbers) and bench (timing).
+are its modules; what they share lies in kit (flags, files, figures, plans), judge (what numbers of
+runs say) and bench (timing).
 
 Importing it chooses how the CPU runs the networks of this field, before JAX starts: products of
 256 x 256 are too small to share between threads, the LAPACK threads of the K-solve wake up slower

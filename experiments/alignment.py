@@ -49,15 +49,11 @@ def report(root: Path, envs: Sequence[str], seeds: Sequence[int] | None, out: Pa
     runs, notes = plan.gather(KIND, root, envs, seeds)
     standing = [run.cut(curves.common_step(runs)) for run in runs]
     rows, judged = table(standing), section_5_2.on_alignment(standing, envs)
-    print(
-        f"{'mean alignment':<28}{'variant':<14}{'mean over seeds':>26}"
-        f"{'least line':>14}{'steps':>12}"
-    )
+    lines = [["mean alignment", "variant", "mean over seeds", "least line", "steps"]]
     for row in rows:
-        words = format(scores.Estimate(row["mean"], row["interval"]), ".4f")
-        print(
-            f"{row['env']:<28}{row['variant']:<14}{words:>26}{row['least']:>14.4f}{row['step']:>12,}"
-        )
+        mean = format(scores.Estimate(row["mean"], row["interval"]), ".4f")
+        lines.append([row["env"], row["variant"], mean, f"{row['least']:.4f}", f"{row['step']:,}"])
+    print(output.aligned(lines, "llr"), end="")
     section_5_2.show(judged, curves.judged_on(runs, envs), notes)
     content = {
         "rules": [scores.RULES, section_5_2.RULES],

@@ -21,10 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import rivals
 from experiments.bench import growth, parts, peers, timing
+from experiments.bench.timing import REFERENCE, ROWS, several
 from experiments.kit import flags, output
 from experiments.kit.running import devices
+from experiments.kit.variants import VARIANTS
 from preqn_jax import agents
 from preqn_jax.options import UserError, check, option
 from preqn_jax.training import loop, provenance
@@ -48,17 +49,6 @@ class CostConfig(growth.GrowthConfig):
     )
 
 
-ROWS: dict[str, dict[str, Any]] = {
-    "PreQN sin, Jacobian kernel": {"algorithm": "preqn", "kernel": "jacobian"},
-    "PreQN sin": {"algorithm": "preqn"},
-    "PreQN relu": {"algorithm": "preqn", "activation": "relu"},
-    "PreQN sin, eigh": {"algorithm": "preqn", "solver": "eigh"},
-    "NGQL sin": {"algorithm": "ngql"},
-    "DDPG relu": {"algorithm": "ddpg"},
-    "TD3 relu": {"algorithm": "td3"},
-    "SAC relu": {"algorithm": "sac"},
-}
-REFERENCE = "TD3 relu"
 WITH_GRID = ("members", "jacobian_gib", "figure")  # what counts with --grid alone
 WITHOUT_GRID = ("updates", "many", "peers_settings", "peers", "rivals")  # and what never does
 SEVERAL = ("PreQN sin", "TD3 relu")  # rows that `--many` times with several seeds
@@ -85,7 +75,7 @@ def run(config: CostConfig) -> int:
     sizes = config.hidden_sizes, config.spec, timing.transitions(config, config.batch_size)
     pieces = {**parts.scans(*sizes, config.updates), **parts.calls(*sizes, config.updates)}
     times = timing.in_turn({**whole, **pieces}, config.repeats)
-    references = [REFERENCE, *({peers.REFERENCE} & set(whole))]
+    references = peers.references(REFERENCE, whole)
     rows = [_row(name, times, references, config.updates) for name in times]
     _print(config, rows[: len(whole)], rows[len(whole) :], references)
     timing.write(config, rows=rows, peers=peers.versions() if names else None)
@@ -108,15 +98,10 @@ def _refuse_ignored(config: CostConfig) -> None:
 def _rivals() -> dict[str, dict[str, Any]]:
     """What each variant of `experiments.rivals` sets of its algorithm."""
     rows = {}
-    for name, words in rivals.VARIANTS.items():
+    for name, words in VARIANTS.items():
         (made,) = flags.read(words, agents.AgentConfig)
         rows[name] = {key: getattr(made, key) for key in flags.given(words, agents.AgentConfig)}
     return rows
-
-
-def several(name: str, seeds: int) -> str:
-    """What the row of an algorithm with several seeds is called."""
-    return f"{name}, {seeds} seeds"
 
 
 def _agent_scan(config: CostConfig, fields: dict[str, Any], seeds: int = 1) -> Callable[[], Any]:
@@ -193,8 +178,7 @@ def _print(
         f"B={config.batch_size}, hidden sizes {widths}, median of {config.repeats} scans of "
         f"{config.updates}; {provenance.machine()}"
     )
-    if config.peers:
-        print(f"SBX: {peers.versions()}; settings: {config.peers_settings}")
+    peers.show(config.peers, config.peers_settings)
     print(timing.head("an update of", "ms", references))
     for row in whole:
         print(_line(row, ""))

@@ -11,6 +11,7 @@ says which members of a minibatch move Q where it is largest.
 """
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.kit import curves, flags, output, style
+from experiments.kit import curves, flags, given_runs, output, style
 from preqn_jax import agents, diagnostics, envs
 from preqn_jax.batching import batched
 from preqn_jax.diagnostics.verdict import SIGNS
@@ -47,16 +48,13 @@ class DiagnoseConfig:
     """Where the report goes."""
 
     out: str = option("", "folder for diagnosis.png and diagnosis.json (the run directory)")
-    trust: bool = option(
-        False, 'import, and so run, modules that the run names, as in --env="module:Env-v0"'
-    )
+    trust: bool = given_runs.trust()
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) != 2:
-        raise UserError("give one run directory, as in: python -m experiments.diagnose runs/x")
+    run = given_runs.one(argv, "diagnose")
     given = flags.parse(DiagnoseConfig)
-    run, out = Path(argv[1]), Path(given.out or argv[1])
+    out = Path(given.out or run)
     config, reports, seeds = load(run)
     print(
         f"{curves.variant(config)} on {config['env']}, {curves.count_seeds(len(reports))}, "
@@ -204,16 +202,13 @@ def show(one: dict[str, Any]) -> None:
         print(f"  it diverged at step {one['diverged']:,}, and took no further part")
     by_step = {look["step"]: look for look in one["looks"]}
     steps = list(dict.fromkeys(one["at"].values()))
-    print(
-        f"  {'':<22}"
-        + "".join(f"{f'step {step:,}':>14}" for step in steps)
-        + "  what it means if it is high"
-    )
+    lines = [["", *(f"step {step:,}" for step in steps), "what it means if it is high"]]
     for name, entry in diagnostics.GLOSSARY.items():
         values = [by_step[step].get(name) for step in steps]
         if any(value is not None for value in values):
-            cells = "".join(f"{'' if value is None else f'{value:.4g}':>14}" for value in values)
-            print(f"  {name:<22}{cells}  {entry.high}")
+            cells = ("" if value is None else f"{value:.4g}" for value in values)
+            lines.append([name, *cells, entry.high])
+    print(textwrap.indent(output.aligned(lines, f"l{'r' * len(steps)}l"), "  "), end="")
 
 
 # --- who moved Q ----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import preqn_jax
-from experiments.kit import flags, output
+from experiments.kit import flags, given_runs, output
 from preqn_jax.options import UserError, check, choose, option
 from preqn_jax.training import exported
 from preqn_jax.training.trained import Trained
@@ -35,18 +35,13 @@ class ExportConfig:
     platforms: tuple[str, ...] = option(
         ("cpu", "cuda", "tpu"), "where the program should run: cpu, cuda, rocm, tpu"
     )
-    seed: int | None = option(
-        None, "which of the run's policies, by its seed (the first)", at_least=0, below=2**32
-    )
-    trust: bool = option(
-        False, 'import, and so run, modules that the run names, as in --env="module:Env-v0"'
-    )
+    seed: int | None = given_runs.seed()
+    trust: bool = given_runs.trust()
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) != 2:
-        raise UserError("give one run directory, as in: python -m experiments.export runs/x")
-    print(export(Path(argv[1]), flags.parse(ExportConfig)))
+    run = given_runs.one(argv, "export")
+    print(export(run, flags.parse(ExportConfig)))
     return 0
 
 

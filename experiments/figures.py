@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import alignment, benchmark, diagnose, failure_modes, plot
+from experiments import alignment, benchmark, diagnose, failure_modes
 from experiments.bench import growth
-from experiments.judge import section_5_1
-from experiments.kit import curves, flags, output, plan
+from experiments.judge import section_5_1, standing
+from experiments.kit import curves, flags, learning_curves, output, plan
 from preqn_jax.options import UserError, option
 
 
@@ -71,7 +71,7 @@ def _benchmark(data: Path, out: Path) -> list[Path]:
     """That of `paper` has the paper's name, another that of its folder as well."""
     runs, envs = _gather(benchmark.KIND, data)
     path = out / ("figure_2.png" if data.name == "paper" else f"figure_2_{data.name}.png")
-    benchmark.draw(runs, envs, path)
+    standing.draw(runs, envs, path)
     return [path]
 
 
@@ -99,7 +99,7 @@ def _one(draw: Callable[[Path, Path], Any], name: str) -> Draw:
 
 
 def _runs(*names: str) -> Callable[[Path, Path], Any]:
-    return lambda data, out: plot.draw([data / name for name in names], out)
+    return lambda data, out: learning_curves.draw([data / name for name in names], out)
 
 
 _POLES = ("cartpole-preqn", "cartpole-preqn-two", "cartpole-dqn")

@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 
 import preqn_jax
-from experiments.kit import flags, output
+from experiments.kit import flags, given_runs, output
 from experiments.kit.curves import plural
 from preqn_jax import envs
 from preqn_jax.envs import gym
@@ -54,9 +54,7 @@ class PlayConfig:
     """What to play, and how to show it."""
 
     episodes: int = option(10, "episodes to play", at_least=1)
-    seed: int | None = option(
-        None, "which of the run's policies, by its seed (the first)", at_least=0, below=2**32
-    )
+    seed: int | None = given_runs.seed()
     episode_seed: int = option(
         0, "seed of the first episode; each further one has the next", at_least=0
     )
@@ -64,18 +62,15 @@ class PlayConfig:
     video: str = option("", "the video of the first episode to write: .mp4 or .gif")
     video_steps: int = option(1000, "steps of it to show", at_least=1)
     human: bool = option(False, "show the episodes in a window")
-    trust: bool = option(
-        False, 'import, and so run, modules that the run names, as in --env="module:Env-v0"'
-    )
+    trust: bool = given_runs.trust()
     env_kwargs: Mapping[str, Any] | None = option(
         None, "arguments for the environment, as JSON, beside or in place of the run's (none)"
     )
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) != 2:
-        raise UserError("give one run directory, as in: python -m experiments.play runs/x")
-    play(Path(argv[1]), flags.parse(PlayConfig))
+    run = given_runs.one(argv, "play")
+    play(run, flags.parse(PlayConfig))
     return 0
 
 

@@ -23,11 +23,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
 
-from experiments import benchmark
-from experiments.judge import scores
+from experiments.judge import scores, standing
 from experiments.kit import curves, flags, output, plan, style
 from experiments.kit.curves import Curves, evaluations
-from preqn_jax.agents.config import ALGORITHMS, DISCRETE
+from experiments.kit.variants import VARIANTS
 from preqn_jax.options import UserError, option
 
 
@@ -38,18 +37,6 @@ class RivalsConfig:
     cost: str = option("", "a file of `experiments.cost --rivals --json=FILE`, for the report")
 
 
-_BARE = ("--notarget_networks",)
-_PRESETS = [name for name in ALGORITHMS if name.startswith("preqn_") and name not in DISCRETE]
-VARIANTS = {
-    "preqn": ("--algorithm=preqn",),
-    **{name.replace("_", "-"): (f"--algorithm={name}",) for name in _PRESETS},
-    **{name: (f"--algorithm={name}",) for name in ("td3", "sac")},
-    "td3-layernorm": ("--algorithm=td3", "--critic_norm=layer", *_BARE),
-    "td3-fourier": ("--algorithm=td3", "--critic_features=fourier", *_BARE),
-    "crossq": ("--algorithm=crossq",),
-    "crossq-256": ("--algorithm=crossq", "--critic_hidden_sizes=256,256"),
-    "ddpg-bare": ("--algorithm=ddpg", *_BARE),
-}
 BASE = "preqn"  # what the others are held against
 EVERY = f"--diagnose_every={plan.EVERY}"
 KIND = plan.Kind(
@@ -102,14 +89,14 @@ def report(
     UserError if there is nothing yet.
     """
     runs, notes = plan.gather(KIND, root, envs, seeds)
-    at = benchmark.checkpoints(runs)
+    at = standing.checkpoints(runs)
     step = curves.common_step(runs)
-    standing = [run.cut(step) for run in runs]
-    cells, pooled = benchmark.table(runs, at), benchmark.together(standing)
-    way, better, measured = on_the_way(runs, at), improvements(standing), measurements(standing)
+    cut = [run.cut(step) for run in runs]
+    cells, pooled = standing.table(runs, at), standing.together(cut)
+    way, better, measured = on_the_way(runs, at), improvements(cut), measurements(cut)
     related = relations(measured)
-    benchmark.show(runs, cells)
-    benchmark.show_together(pooled, step)
+    standing.show(runs, cells)
+    standing.show_together(pooled, step)
     _show(way, better, related, cost or {}, step)
     for note in notes:
         if not note.endswith("is missing"):
@@ -118,10 +105,10 @@ def report(
         "rules": [scores.RULES, RULES],
         "notes": notes,
         "step": step,
-        "scores": [benchmark.plain(row) for row in cells],
-        "together": [benchmark.plain(row) for row in pooled],
-        "on_the_way": [benchmark.plain(row) for row in way],
-        "better": [benchmark.plain(row) for row in better],
+        "scores": [standing.plain(row) for row in cells],
+        "together": [standing.plain(row) for row in pooled],
+        "on_the_way": [standing.plain(row) for row in way],
+        "better": [standing.plain(row) for row in better],
         "measurements": measured,
         "relations": related,
         "cost": cost or {},
@@ -129,7 +116,7 @@ def report(
     output.write_json(out / "report.json", content, "out")
     looks = style.looks([name for name in VARIANTS if name in {run.variant for run in runs}])
     title = "PreQN, its variants and its rivals: " + style.SPREAD
-    benchmark.draw(runs, envs, out / "rivals.png", title, looks)
+    standing.draw(runs, envs, out / "rivals.png", title, looks)
     draw_relations(measured, looks, out / "measurements.png")
     print(f"{out / 'rivals.png'}\n{out / 'measurements.png'}")
 

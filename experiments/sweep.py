@@ -28,7 +28,8 @@ from pathlib import Path
 import jax
 from absl import flags as absl_flags
 
-from experiments.kit import flags, launch, launch_sweep, processes, signals, streams, sweep_report
+from experiments.judge import sweep_report
+from experiments.kit import flags, launch, launch_sweep, processes, signals, streams
 from experiments.kit.curves import plural
 from experiments.kit.running import Running, WatchConfig, devices
 from preqn_jax.options import UserError

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.kit import curves, flags, output
-from preqn_jax.options import UserError, choose, option
+from experiments.kit import curves, flags, given_runs, output
+from preqn_jax.options import choose, option
 from preqn_jax.training import directory
 
 RETURNS = ("last return", "best return", "last three")
@@ -39,14 +39,11 @@ class TableConfig:
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) < 2:
-        raise UserError(
-            "no run given; name run directories, as in: python -m experiments.table runs/x runs/y"
-        )
+    runs = given_runs.some(argv, "table runs/x runs/y")
     given = flags.parse(TableConfig)
     write = WRITERS[choose("format", given.format, WRITERS)]
     output.check("out", given.out)
-    text = write(rows([Path(run) for run in argv[1:]]))
+    text = write(rows(runs))
     if given.out:
         output.write(Path(given.out), text.encode())
         print(given.out)

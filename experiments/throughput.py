@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any
 
 from experiments.bench import peers, timing
+from experiments.bench.timing import REFERENCE, several
 from experiments.kit import flags, output
 from preqn_jax import agents, envs
 from preqn_jax.options import UserError, check, option
@@ -53,13 +54,7 @@ class ThroughputConfig:
     json: str = option("", "also write the table to this file")
 
 
-ROWS: dict[str, dict[str, Any]] = {
-    "PreQN sin": {"algorithm": "preqn"},
-    "PreQN relu": {"algorithm": "preqn", "activation": "relu"},
-    "DDPG relu": {"algorithm": "ddpg"},
-    "TD3 relu": {"algorithm": "td3"},
-}
-REFERENCE = "TD3 relu"
+ROWS = {name: timing.ROWS[name] for name in ("PreQN sin", "PreQN relu", "DDPG relu", REFERENCE)}
 
 
 def main(argv: list[str]) -> int:
@@ -71,16 +66,16 @@ def run(config: ThroughputConfig) -> int:
     _validate(config)
     names = peers.parse(config.peers, config.peers_settings)
     steps = {
-        _named(name, members): members * config.segment
+        several(name, members): members * config.segment
         for name, members in itertools.product(ROWS, config.members)
     }
     runs = {
-        _named(name, members): _run(config, fields, members)
+        several(name, members): _run(config, fields, members)
         for (name, fields), members in itertools.product(ROWS.items(), config.members)
     }
     runs |= {peers.label(name): _peer_run(config, name) for name in names}
     times = timing.in_turn(runs, config.repeats)
-    references = [_named(REFERENCE, config.members[0]), *({peers.REFERENCE} & set(runs))]
+    references = peers.references(several(REFERENCE, config.members[0]), runs)
     rows = []
     for name in runs:
         each = [steps.get(name, config.segment) / t for t in times[name]]
@@ -105,10 +100,6 @@ def _validate(config: ThroughputConfig) -> None:
             f"SBX does not know the environment {config.env!r}; give a Gymnasium environment, or "
             f"leave out --peers"
         )
-
-
-def _named(name: str, members: int) -> str:
-    return name if members == 1 else f"{name}, {members} seeds"
 
 
 def _loop_config(config: ThroughputConfig, members: int) -> loop.LoopConfig:
@@ -181,8 +172,7 @@ def _print(config: ThroughputConfig, rows: list[dict[str, Any]], references: lis
         f"{config.update_every} updates every {config.update_every} steps, "
         f"median of {config.repeats} segments of {config.segment} steps; {provenance.machine()}"
     )
-    if config.peers:
-        print(f"SBX: {peers.versions()}; settings: {config.peers_settings}")
+    peers.show(config.peers, config.peers_settings)
     print(timing.head("steps a second", "median", references))
     for row in rows:
         cells = [f"{row[name]:.1f}" for name in ("steps_per_s", "min", "max")]

@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import plot
-from experiments.kit import curves, flags, signals, streams
+from experiments.kit import curves, flags, learning_curves, signals, streams
 from experiments.kit.running import Running, WatchConfig, devices
 from preqn_jax.options import UserError
 from preqn_jax.training import added, directory
@@ -61,7 +60,7 @@ def main(argv: list[str]) -> int:
                 return signals.STOPPED
     diverged, picture = _summarize(logdir, plan), logdir / directory.PICTURE
     if trained or not picture.exists():
-        plot.draw([logdir], picture)
+        learning_curves.draw([logdir], picture)
     print(f"curves: {picture}")
     return int(bool(diverged))
 

@@ -338,8 +338,8 @@ def main(argv: list[str]) -> int:
         print(
             f"\n{half}: looks beyond a sign's line: at sound runs, at diverged ones with a finding"
         )
-        for name, ends in crossed[half].items():
-            print(f"{name:<22}" + "".join(f"{count:>16}" for count in ends.values()))
+        lines = [[name, *ends.values()] for name, ends in crossed[half].items()]
+        print(output.aligned(lines, "lr"), end="")
     show_separations(numbers)
     if config.json:
         content = {"scores": rows, "crossings": crossed, "separation": numbers}
@@ -371,12 +371,12 @@ def _separations(runs: Sequence[Trial]) -> dict[str, dict[str, float | None]]:
 
 def show(rows: Sequence[dict[str, Any]], half: str) -> None:
     print(f"\n{half}: runs with a finding, of all of that end (looks)")
-    print(f"{'':<10}" + "".join(f"{end:>24}" for end in ENDS) + "  modes where it diverged")
+    lines = [["", *ENDS, "modes where it diverged"]]
     for algorithm in ALGORITHMS:
         mine = {row["end"]: row for row in rows if row["algorithm"] == algorithm}
-        cells = [cell(row) for row in mine.values()]
         modes = ", ".join(f"{mode} {count}" for mode, count in mine[DIVERGED]["modes"].items())
-        print(f"{algorithm:<10}" + "".join(f"{cell:>24}" for cell in cells) + f"  {modes}")
+        lines.append([algorithm, *map(cell, mine.values()), modes])
+    print(output.aligned(lines, f"l{'r' * len(ENDS)}l"), end="")
 
 
 def cell(row: dict[str, Any]) -> str:
@@ -386,12 +386,10 @@ def cell(row: dict[str, Any]) -> str:
 
 def show_separations(numbers: dict[str, dict[str, float | None]]) -> None:
     print("\nchance that a number is higher where Q diverges than where it is sound")
-    columns = next(iter(numbers.values()))
-    print(f"{'':<22}" + "".join(f"{column.split(', ')[1]:>7}" for column in columns))
+    lines = [["", *(column.split(", ")[1] for column in next(iter(numbers.values())))]]
     for name, row in numbers.items():
-        print(
-            f"{name:<22}" + "".join(f"{math.nan if v is None else v:>7.2f}" for v in row.values())
-        )
+        lines.append([name, *(f"{math.nan if v is None else v:.2f}" for v in row.values())])
+    print(output.aligned(lines, "lr"), end="")
 
 
 if __name__ == "__main__":

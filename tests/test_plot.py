@@ -9,7 +9,7 @@ import pytest
 from commands import finished, start
 
 from experiments import plot
-from experiments.kit import curves, style
+from experiments.kit import curves, learning_curves, style
 from preqn_jax.options import UserError
 
 
@@ -41,12 +41,12 @@ def test_plot_draws_any_runs(tmp_path):
         fake_run(tmp_path / "b", "td3"),
         fake_run(tmp_path / "c", "td3", env="F-v1"),
     ]
-    plot.draw(runs, tmp_path / "deep" / "curve.png")
+    learning_curves.draw(runs, tmp_path / "deep" / "curve.png")
     assert (tmp_path / "deep" / "curve.png").stat().st_size > 10_000
 
 
 def test_plot_joins_seeds_of_one_configuration_and_tells_configurations_apart(tmp_path):
-    groups = plot._group(
+    groups = learning_curves._group(
         [
             fake_run(tmp_path / "a", "preqn", seeds=(0,), eta=0.9),
             fake_run(tmp_path / "b", "preqn", seeds=(1,), eta=0.9),
@@ -54,7 +54,7 @@ def test_plot_joins_seeds_of_one_configuration_and_tells_configurations_apart(tm
         ]
     )
     assert [len(group.seeds) for group in groups] == [2, 2]
-    assert plot._labels(groups) == ["preqn-sin, eta=0.9", "preqn-sin, eta=0.5"]
+    assert learning_curves._labels(groups) == ["preqn-sin, eta=0.9", "preqn-sin, eta=0.5"]
     steps, values = curves.level([*groups[0].seeds.values()], "eval/return_mean")
     np.testing.assert_array_equal(steps, [10, 20])
     np.testing.assert_array_equal(values, [[10, 20], [20, 40]])
@@ -62,7 +62,7 @@ def test_plot_joins_seeds_of_one_configuration_and_tells_configurations_apart(tm
 
 def test_labels_name_what_differs_within_an_environment_and_changes_the_numbers(tmp_path):
     """Settings of a run's length and of looking at it do neither."""
-    groups = plot._group(
+    groups = learning_curves._group(
         [
             fake_run(tmp_path / "a", "preqn", eta=0.9, log_every=10, num_steps=20),
             fake_run(tmp_path / "b", "preqn", eta=0.9, log_every=5, num_steps=40, seeds=(2,)),
@@ -71,7 +71,7 @@ def test_labels_name_what_differs_within_an_environment_and_changes_the_numbers(
         ]
     )
     assert [sorted(group.seeds) for group in groups] == [[0, 1, 2], [0, 1], [0, 1]]
-    assert plot._labels(groups) == [
+    assert learning_curves._labels(groups) == [
         "preqn-sin",
         "preqn-sin, hidden_sizes=8x8",
         "preqn-sin, hidden_sizes=4x4",
@@ -84,17 +84,19 @@ def test_no_seed_counts_twice(tmp_path, capsys):
     """
     first, second = fake_run(tmp_path / "a", "preqn"), fake_run(tmp_path / "b", "preqn", seeds=(1,))
     third = fake_run(tmp_path / "c", "preqn", seeds=(2,))
-    assert plot._given_once([first, tmp_path / "." / "a", second]) == [first, second]
+    assert learning_curves._given_once([first, tmp_path / "." / "a", second]) == [first, second]
     assert "is given twice, and counts once" in capsys.readouterr().err
     for runs in itertools.permutations([first, second, third]):
-        assert all(group.alone and len(group.folders) == 1 for group in plot._group(runs))
+        assert all(
+            group.alone and len(group.folders) == 1 for group in learning_curves._group(runs)
+        )
     assert "the same settings, and seed 1 more than once: each" in capsys.readouterr().err
-    groups = plot._group([first, second])
+    groups = learning_curves._group([first, second])
     assert [sorted(group.seeds) for group in groups] == [[0, 1], [1]]
     root = tmp_path.name
-    assert plot._labels(groups) == [f"preqn-sin ({root}/a)", f"preqn-sin ({root}/b)"]
+    assert learning_curves._labels(groups) == [f"preqn-sin ({root}/a)", f"preqn-sin ({root}/b)"]
     twins = [fake_run(tmp_path / root / "E-v1" / "preqn-sin", "preqn") for root in ("r1", "r2")]
-    assert plot._labels(plot._group(twins)) == [
+    assert learning_curves._labels(learning_curves._group(twins)) == [
         f"preqn-sin ({root}/E-v1/preqn-sin)" for root in ("r1", "r2")
     ]
 
@@ -105,20 +107,20 @@ def test_seeds_that_were_looked_at_at_other_steps_leave_no_teeth(tmp_path):
     dense = [{"step": s, "seed": 0, "critic/q_mean": 1.0} for s in (5, 10, 15, 20)]
     sparse = [{"step": s, "seed": 1, "critic/q_mean": 3.0} for s in (10, 20, 30)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in dense + sparse))
-    (group,) = plot._group([run])
+    (group,) = learning_curves._group([run])
     steps, values = curves.level([*group.seeds.values()], "critic/q_mean")
     np.testing.assert_array_equal(steps, [10, 20])  # at 30 the first has ended: no mean of one
     np.testing.assert_array_equal(values, [[1, 1], [3, 3]])
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 22, "seed": 0, "run/diverged": 1.0}) + "\n")
-    (group,) = plot._group([run])
+    (group,) = learning_curves._group([run])
     steps, values = curves.level([*group.seeds.values()], "critic/q_mean")
     np.testing.assert_array_equal(steps, [10, 20, 30])  # one that diverged holds none back
     np.testing.assert_array_equal(values, [[1, 1, np.nan], [3, 3, 3]])
 
 
 def test_the_table_has_the_numbers_at_the_end(tmp_path):
-    text = plot.draw([fake_run(tmp_path / "a", "preqn")], tmp_path / "x.svg", (4, 3))
+    text = learning_curves.draw([fake_run(tmp_path / "a", "preqn")], tmp_path / "x.svg", (4, 3))
     head, row = text.splitlines()
     names = ["environment", "runs", "seeds", "diverged", "step", "return"]
     assert head.split()[:6] == names
@@ -152,7 +154,7 @@ def test_the_table_is_of_the_seeds_that_go_on(tmp_path):
     lines += [{"step": 10, "seed": 1, "eval/return_mean": 500.0}]
     lines += [{"step": 15, "seed": 1, "critic/q_mean": None, "run/diverged": 1.0}]
     (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    row = plot.draw([run], tmp_path / "x.svg", (4, 3)).splitlines()[1]
+    row = learning_curves.draw([run], tmp_path / "x.svg", (4, 3)).splitlines()[1]
     assert row.split() == ["E-v1", "preqn-sin", "2", "1", "30", "30", "1"]
 
 
@@ -165,7 +167,7 @@ def test_any_number_of_lines_look_different():
 def test_plot_says_what_is_no_run(name, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=name):
-        plot.draw([tmp_path / name], tmp_path / "x.png")
+        learning_curves.draw([tmp_path / name], tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()
 
 
@@ -177,7 +179,7 @@ def test_plot_without_a_run_names_an_example():
 def test_a_picture_too_small_for_its_panels_is_one_sentence(tmp_path):
     run, out = fake_run(tmp_path / "a", "preqn"), tmp_path / "x.png"
     with pytest.raises(UserError, match=r"do not fit into a picture of 1 x [\d.]+ inches"):
-        plot.draw([run], out, (1, 0))
+        learning_curves.draw([run], out, (1, 0))
     assert not list(tmp_path.glob("x*"))
 
 
@@ -213,7 +215,7 @@ def test_an_agent_of_own_parts_goes_by_its_name(tmp_path):
     config = json.loads((run / "config.json").read_text())
     del config["config"]["activation"]
     (run / "config.json").write_text(json.dumps(config))
-    assert plot._labels(plot._group([run])) == ["own_agent"]
+    assert learning_curves._labels(learning_curves._group([run])) == ["own_agent"]
 
 
 def test_a_field_that_an_earlier_version_had_not_tells_no_runs_apart(tmp_path):
@@ -221,7 +223,7 @@ def test_a_field_that_an_earlier_version_had_not_tells_no_runs_apart(tmp_path):
     config = json.loads((now / "config.json").read_text())
     config["config"]["eval_max_steps"] = 10_000
     (now / "config.json").write_text(json.dumps(config))
-    (joined,) = plot._group([now, before])
+    (joined,) = learning_curves._group([now, before])
     assert len(joined.seeds) == 2
 
 
@@ -234,7 +236,7 @@ def test_a_line_ends_where_the_first_seed_does(tmp_path):
     with (long / "metrics.jsonl").open("a") as file:
         for s in (10, 20):
             file.write(json.dumps({"step": s, "seed": 4, "eval/return_mean": 5.0}) + "\n")
-    (group,) = plot._group([short, long])
+    (group,) = learning_curves._group([short, long])
     steps, values = curves.level([*group.seeds.values()], "eval/return_mean")
     assert steps.tolist() == [10, 20] and np.isfinite(values).all()
 
@@ -244,7 +246,7 @@ def test_the_table_says_where_the_last_numbers_are_not_finite(tmp_path):
     lost = [{"step": 30, "seed": s, "eval/return_mean": None, "critic/q_mean": 5.0} for s in (0, 1)]
     text = (run / "metrics.jsonl").read_text().rpartition("\n")[0] + "\n"
     (run / "metrics.jsonl").write_text(text + "".join(json.dumps(line) + "\n" for line in lost))
-    head, row = plot.draw([run], tmp_path / "x.svg").splitlines()
+    head, row = learning_curves.draw([run], tmp_path / "x.svg").splitlines()
     assert row.split()[4] == "30" and row[head.index("return") :].startswith("not finite")
 
 

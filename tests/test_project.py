@@ -18,7 +18,7 @@ from preqn_jax.types import Spec, Transition
 
 ROOT = Path(__file__).parent.parent
 # Each room, and the rooms it imports: no other, and none of these in vain.
-ROOMS = {
+LIBRARY = {
     "types": set(),
     "options": set(),
     "actions": {"types", "options"},
@@ -68,6 +68,31 @@ ROOMS = {
         "diagnostics",
     },
 }
+COMMANDS = {
+    "kit": set(),
+    "judge": {"kit"},
+    "bench": {"kit"},
+    "train": {"kit"},
+    "sweep": {"kit", "judge"},
+    "plot": {"kit"},
+    "table": {"kit"},
+    "play": {"kit"},
+    "export": {"kit"},
+    "diagnose": {"kit"},
+    "benchmark": {"kit", "judge"},
+    "alignment": {"kit", "judge"},
+    "rivals": {"kit", "judge"},
+    "ntk_init": {"kit", "judge"},
+    "failure_modes": {"kit", "judge"},
+    "verdicts": {"kit"},
+    "cost": {"kit", "bench"},
+    "throughput": {"kit", "bench"},
+    "precision": {"kit", "bench"},
+    # It draws their figures again.
+    "figures": {"kit", "judge", "bench", "benchmark", "alignment", "diagnose", "failure_modes"},
+}
+ROOMS = {"preqn_jax": LIBRARY, "experiments": COMMANDS}
+EACH = [(package, name) for package, rooms in ROOMS.items() for name in rooms]
 
 
 def imported(path):
@@ -80,29 +105,38 @@ def imported(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def files():
+def files(*packages):
+    """Without the `__init__.py` of a package, which is in no room."""
     return [
-        p
-        for p in (ROOT / "preqn_jax").rglob("*.py")
-        if p.parent != ROOT / "preqn_jax" or p.name != "__init__.py"
+        path
+        for package in packages
+        for path in (ROOT / package).rglob("*.py")
+        if path != ROOT / package / "__init__.py"
     ]
 
 
 def room(path):
-    first = path.relative_to(ROOT / "preqn_jax").parts[0]
-    return first.removesuffix(".py")
+    """Its package and its name."""
+    package, first, *_ = path.relative_to(ROOT).parts
+    return package, first.removesuffix(".py")
 
 
 def rooms_imported(path):
-    """The rooms that a file imports, without its own."""
-    names = [name.split(".") for name in imported(path) if name.startswith("preqn_jax.")]
-    return {name[1] for name in names} - {room(path)}
+    """The rooms of its package that a file imports, without its own."""
+    package, own = room(path)
+    names = [name.split(".") for name in imported(path) if name.startswith(f"{package}.")]
+    return {name[1] for name in names} - {own}
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", files(*ROOMS), ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_down(path):
-    upwards = rooms_imported(path) - ROOMS[room(path)]
-    assert not upwards, f"{room(path)} must not import {', '.join(upwards)}"
+    package, name = room(path)
+    upwards = rooms_imported(path) - ROOMS[package][name]
+    assert not upwards, f"{name} must not import {', '.join(upwards)}"
+
+
+@pytest.mark.parametrize("path", files("preqn_jax"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_library_imports_no_command_and_each_simulator_in_its_file(path):
     for name in imported(path):
         assert name.split(".")[0] not in ("absl", "matplotlib", "tqdm", "experiments")
         if name.split(".")[0] in ("gymnasium", "mujoco"):
@@ -112,21 +146,23 @@ def test_imports_point_down(path):
             assert path.relative_to(ROOT / "preqn_jax").as_posix() == "ntk/usage.py"
 
 
-@pytest.mark.parametrize("name", ROOMS)
-def test_every_arrow_of_the_table_is_used(name):
-    used = set().union(*(rooms_imported(path) for path in files() if room(path) == name))
-    assert used == ROOMS[name], f"no file of {name} imports {', '.join(ROOMS[name] - used)}"
+@pytest.mark.parametrize(("package", "name"), EACH)
+def test_every_arrow_of_the_table_is_used(package, name):
+    paths = [path for path in files(package) if room(path) == (package, name)]
+    vain = ROOMS[package][name] - set().union(*map(rooms_imported, paths))
+    assert not vain, f"no file of {name} imports {', '.join(vain)}"
 
 
-def test_the_table_goes_from_the_bottom_up():
+@pytest.mark.parametrize("package", ROOMS)
+def test_the_table_goes_from_the_bottom_up(package):
     seen = set()
-    for name, below in ROOMS.items():
+    for name, below in ROOMS[package].items():
         assert below <= seen, f"{name} imports a room that comes later"
         seen.add(name)
 
 
 def test_every_room_is_in_the_table():
-    assert {room(path) for path in files()} == set(ROOMS)
+    assert {room(path) for path in files(*ROOMS)} == set(EACH)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from fabricated import SIX, frozen, write
 
 from experiments import alignment, benchmark, figures
 from experiments.bench import growth
-from experiments.judge import section_5_2
-from experiments.kit import curves, flags, launch, plan, style
+from experiments.judge import section_5_2, standing
+from experiments.kit import curves, flags, launch, output, plan, style
 from preqn_jax.options import UserError
 
 ENVS = ("HalfCheetah-v5", "Swimmer-v5")
@@ -56,6 +56,16 @@ def test_a_seed_that_is_frozen_ends_no_other_and_counts_where_it_is_asked_for():
     assert run.ended and "which ended all its seeds" in notes[0]
 
 
+def test_a_table_in_text_is_as_wide_as_what_is_in_it():
+    lines = [["", "runs", "mean", "least"], ["an environment", "a", "12.5", ""]]
+    assert output.aligned(lines, "lr").splitlines() == [
+        "                runs  mean  least",
+        "an environment     a  12.5",
+    ]
+    assert output.aligned(lines, "rlr").splitlines()[1] == "an environment  a     12.5"
+    assert output.aligned([], "l") == ""
+
+
 def test_a_run_with_a_damaged_config_is_a_sentence():
     write("a", "preqn-sin")
     Path("r/a/preqn-sin/config.json").write_text('{"config"')
@@ -74,9 +84,9 @@ def test_a_table_has_the_customary_steps_that_were_reached():
         extra=[{"step": 17_000, "seed": 1, "run/diverged": 1.0}],
     )
     runs, _ = curves.gather(Path("r"), ["HalfCheetah-v5"], benchmark.KIND.variants)
-    at = benchmark.checkpoints(runs)
+    at = standing.checkpoints(runs)
     assert at == [100_000, 125_000, 300_000, 400_000]
-    rows = benchmark.table(runs, at)
+    rows = standing.table(runs, at)
     assert [(row["variant"], row["step"]) for row in rows] == [
         ("preqn-sin", step) for step in at
     ] + [
@@ -87,7 +97,7 @@ def test_a_table_has_the_customary_steps_that_were_reached():
     np.testing.assert_allclose(rows[0]["scores"], expected)
     assert rows[0]["estimate"].value == pytest.approx(np.mean(expected))
     assert curves.common_step(runs) == 125_000  # sac-relu ended before, and stands as it ended
-    pooled = benchmark.together([run.cut(100_000) for run in runs])
+    pooled = standing.together([run.cut(100_000) for run in runs])
     assert [row["variant"] for row in pooled] == ["preqn-sin", "td3-relu", "sac-relu"]
     # Of three values a quarter is none: the mean.
     assert pooled[0]["estimate"].value == pytest.approx(expected[1] / 9755)
@@ -100,8 +110,8 @@ def test_tasks_that_not_all_have_runs_on_are_not_put_together():
         write("probe/delay", variant)  # without a scale
     write("Swimmer-v5", "preqn-sin")
     runs, _ = curves.gather(Path("r"), [*ENVS, "probe/delay"], benchmark.KIND.variants)
-    assert {tuple(row["envs"]) for row in benchmark.together(runs)} == {("HalfCheetah-v5",)}
-    assert benchmark.together([run for run in runs if run.env == "probe/delay"]) == []
+    assert {tuple(row["envs"]) for row in standing.together(runs)} == {("HalfCheetah-v5",)}
+    assert standing.together([run for run in runs if run.env == "probe/delay"]) == []
 
 
 def test_the_benchmarks_report_is_printed_written_and_drawn(capsys):

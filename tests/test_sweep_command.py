@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from fabricated import one
 
-from experiments.judge import scores
-from experiments.kit import flags, processes, signals, sweep_report
+from experiments.judge import scores, sweep_report
+from experiments.kit import flags, processes, signals
 from preqn_jax.options import UserError
 from preqn_jax.training import record
 from preqn_jax.training import run as training

@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -70,6 +70,17 @@ def versions() -> str:
     """SBX and what it stands on."""
     found = provenance.versions("sbx-rl", "stable-baselines3", "torch")
     return ", ".join(f"{package} {version}" for package, version in found.items())
+
+
+def show(flag: str, settings: str) -> None:
+    """Prints which SBX is timed, if a `--peers` flag names agents of it."""
+    if flag:
+        print(f"SBX: {versions()}; settings: {settings}")
+
+
+def references(first: str, rows: Collection[str]) -> list[str]:
+    """What all rows are divided by: the `first` of ours, and that of SBX if it is among them."""
+    return [first, *({REFERENCE} & set(rows))]
 
 
 def apart(

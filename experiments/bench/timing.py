@@ -1,4 +1,4 @@
-"""What the benchmarks share: rows timed in turn, random data, results as JSON."""
+"""What the benchmarks share: agents, rows timed in turn, random data, results as JSON."""
 
 import dataclasses
 import time
@@ -14,6 +14,18 @@ from experiments.kit import output
 from preqn_jax.options import option
 from preqn_jax.training import provenance
 from preqn_jax.types import Spec, Transition
+
+ROWS: dict[str, dict[str, Any]] = {
+    "PreQN sin, Jacobian kernel": {"algorithm": "preqn", "kernel": "jacobian"},
+    "PreQN sin": {"algorithm": "preqn"},
+    "PreQN relu": {"algorithm": "preqn", "activation": "relu"},
+    "PreQN sin, eigh": {"algorithm": "preqn", "solver": "eigh"},
+    "NGQL sin": {"algorithm": "ngql"},
+    "DDPG relu": {"algorithm": "ddpg"},
+    "TD3 relu": {"algorithm": "td3"},
+    "SAC relu": {"algorithm": "sac"},
+}
+REFERENCE = "TD3 relu"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +58,11 @@ def in_turn(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[
         for name, run in runs.items():
             times[name].append(seconds(run))
     return times
+
+
+def several(name: str, seeds: int) -> str:
+    """What the row of an algorithm with so many seeds is called."""
+    return name if seeds == 1 else f"{name}, {seeds} seeds"
 
 
 def seconds(run: Callable[[], Any]) -> float:

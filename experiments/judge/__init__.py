@@ -1,1 +1,3 @@
-"""What the paper says, held against numbers: rules, verdicts, and what would have made them no."""
+"""Numbers of runs and what they say: returns with intervals, and the paper's statements, each with
+what would have made it no.
+"""

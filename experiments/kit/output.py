@@ -54,6 +54,20 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], rule, *lines[1:], ""])
 
 
+def aligned(lines: Sequence[Sequence[str]], columns: str) -> str:
+    """A table in text, each column as wide as it needs: to the left, "l", or to the right, "r"; the
+    last one named goes for all that follow. Ends with a new line.
+    """
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    columns = columns.ljust(len(widths), columns[-1])
+    put = {"l": str.ljust, "r": str.rjust}
+    texts = (
+        "  ".join(put[c](text, w) for c, text, w in zip(columns, line, widths, strict=True))
+        for line in lines
+    )
+    return "".join(text.rstrip() + "\n" for text in texts)
+
+
 def write_json(path: Path, content: Any, flag: str = "json") -> None:
     """As `write`; what is not a finite number is null."""
     write(path, (json.dumps(_finite(content), indent=1) + "\n").encode(), flag)

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import plot
 from experiments.judge import scores, section_5_2, stability
-from experiments.kit import curves, output, style
+from experiments.kit import curves, learning_curves, output, style
 from preqn_jax.options import UserError
 from preqn_jax.training.sweep import Member, Sweep
 
@@ -165,7 +164,7 @@ def draw(sweep: Sweep, rows: Sequence[Row], step: int) -> None:
     out = sweep.logdir / "sweep.png"
     names = [name for name in sweep.axes if name != "env"]
     if not names:
-        plot.draw(list(_recorded(sweep)), out)
+        learning_curves.draw(list(_recorded(sweep)), out)
         return
     envs = list(dict.fromkeys(row.run.env for row in rows))
     columns = len(names) + (len(names) == 2)
