@@ -40,13 +40,12 @@ def call(*args):
         return flags.guard(train.main, ["train"])
 
 
-def start(*args, module="experiments.train"):
-    """The command itself."""
+def start(*args, module="experiments.train", cwd=ROOT, **options):
+    """The command itself, as a process with these `options` of Popen."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", module, *args]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=cwd, env=env, **pipes, **options)
 
 
 def finished(process, timeout=300):

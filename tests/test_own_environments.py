@@ -1,15 +1,12 @@
 """An environment and a wrapper of one's own, in the current folder, through the commands."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import mujoco
 import numpy as np
 import pytest
-from commands import ROOT, SMALL
+from commands import ROOT, SMALL, finished, start
 
 from experiments.kit import flags
 from preqn_jax import envs
@@ -25,11 +22,7 @@ def block(number):
 
 def command(module, *args):
     """A command as from a folder of somebody's own: code, and what it said."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-m", module, *args], env=env, capture_output=True, text=True
-    )
-    return done.returncode, done.stdout, done.stderr
+    return finished(start(*args, module=module, cwd=None))
 
 
 @pytest.mark.slow
