@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from commands import finished, start
+from fabricated import put, text
 
 from experiments import plot
 from experiments.kit import curves, style
@@ -14,7 +15,6 @@ from preqn_jax.options import UserError
 
 
 def fake_run(folder, algorithm, env="E-v1", seeds=(0, 1), **fields):
-    folder.mkdir(parents=True)
     config = {
         "algorithm": algorithm,
         "activation": "sin",
@@ -23,15 +23,13 @@ def fake_run(folder, algorithm, env="E-v1", seeds=(0, 1), **fields):
         "num_steps": 20,
         **fields,
     }
-    (folder / "config.json").write_text(json.dumps({"config": config}))
     lines = [
         {"step": s, "seed": k, "eval/return_mean": s * (k + 1.0), "critic/q_mean": 1.0}
         for s in (10, 20)
         for k in seeds
     ]
-    (folder / "metrics.jsonl").write_text(
-        "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 30, "se'
-    )
+    with (put(folder, config, lines) / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 30, "se')
     return folder
 
 
@@ -104,7 +102,7 @@ def test_seeds_that_were_looked_at_at_other_steps_leave_no_teeth(tmp_path):
     run = fake_run(tmp_path / "a", "preqn")
     dense = [{"step": s, "seed": 0, "critic/q_mean": 1.0} for s in (5, 10, 15, 20)]
     sparse = [{"step": s, "seed": 1, "critic/q_mean": 3.0} for s in (10, 20, 30)]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in dense + sparse))
+    (run / "metrics.jsonl").write_bytes(text(dense + sparse))
     (group,) = plot._group([run])
     steps, values = curves.level([*group.seeds.values()], "critic/q_mean")
     np.testing.assert_array_equal(steps, [10, 20])  # at 30 the first has ended: no mean of one
@@ -118,8 +116,8 @@ def test_seeds_that_were_looked_at_at_other_steps_leave_no_teeth(tmp_path):
 
 
 def test_the_table_has_the_numbers_at_the_end(tmp_path):
-    text = plot.draw([fake_run(tmp_path / "a", "preqn")], tmp_path / "x.svg", (4, 3))
-    head, row = text.splitlines()
+    table = plot.draw([fake_run(tmp_path / "a", "preqn")], tmp_path / "x.svg", (4, 3))
+    head, row = table.splitlines()
     names = ["environment", "runs", "seeds", "diverged", "step", "return"]
     assert head.split()[:6] == names
     assert row.split() == [
@@ -151,7 +149,7 @@ def test_the_table_is_of_the_seeds_that_go_on(tmp_path):
     lines += [{"step": s, "seed": 0, "critic/q_mean": 1.0} for s in (10, 20, 30, 40)]
     lines += [{"step": 10, "seed": 1, "eval/return_mean": 500.0}]
     lines += [{"step": 15, "seed": 1, "critic/q_mean": None, "run/diverged": 1.0}]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    (run / "metrics.jsonl").write_bytes(text(lines))
     row = plot.draw([run], tmp_path / "x.svg", (4, 3)).splitlines()[1]
     assert row.split() == ["E-v1", "preqn-sin", "2", "1", "30", "30", "1"]
 
@@ -229,11 +227,9 @@ def test_a_line_ends_where_the_first_seed_does(tmp_path):
     """What is left of five seeds after four have ended would look like a collapse."""
     short = fake_run(tmp_path / "a", "preqn", seeds=(0, 1, 2, 3))
     long = fake_run(tmp_path / "b", "preqn", seeds=(4,), num_steps=40)
-    more = [{"step": s, "seed": 4, "eval/return_mean": 0.0} for s in (30, 40)]
-    (long / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in more))
-    with (long / "metrics.jsonl").open("a") as file:
-        for s in (10, 20):
-            file.write(json.dumps({"step": s, "seed": 4, "eval/return_mean": 5.0}) + "\n")
+    more = [(30, 0.0), (40, 0.0), (10, 5.0), (20, 5.0)]
+    lines = [{"step": s, "seed": 4, "eval/return_mean": value} for s, value in more]
+    (long / "metrics.jsonl").write_bytes(text(lines))
     (group,) = plot._group([short, long])
     steps, values = curves.level([*group.seeds.values()], "eval/return_mean")
     assert steps.tolist() == [10, 20] and np.isfinite(values).all()
@@ -242,8 +238,8 @@ def test_a_line_ends_where_the_first_seed_does(tmp_path):
 def test_the_table_says_where_the_last_numbers_are_not_finite(tmp_path):
     run = fake_run(tmp_path / "a", "preqn")
     lost = [{"step": 30, "seed": s, "eval/return_mean": None, "critic/q_mean": 5.0} for s in (0, 1)]
-    text = (run / "metrics.jsonl").read_text().rpartition("\n")[0] + "\n"
-    (run / "metrics.jsonl").write_text(text + "".join(json.dumps(line) + "\n" for line in lost))
+    whole = (run / "metrics.jsonl").read_bytes().rpartition(b"\n")[0] + b"\n"
+    (run / "metrics.jsonl").write_bytes(whole + text(lost))
     head, row = plot.draw([run], tmp_path / "x.svg").splitlines()
     assert row.split()[4] == "30" and row[head.index("return") :].startswith("not finite")
 

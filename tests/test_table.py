@@ -2,9 +2,9 @@
 
 import csv
 import io
-import json
 from pathlib import Path
 
+import fabricated
 import numpy as np
 import pytest
 from commands import finished, start
@@ -17,8 +17,6 @@ RETURNS = {0: [1000.0, 3000.0, 2000.0, 2500.0], 1: [2000.0, 1000.0, 4000.0, 3500
 
 
 def write_run(name, returns=RETURNS, **fields):
-    folder = Path(name)
-    folder.mkdir()
     config = {
         "algorithm": "preqn",
         "activation": "sin",
@@ -28,7 +26,6 @@ def write_run(name, returns=RETURNS, **fields):
         "num_steps": 500,
         **fields,
     }
-    (folder / "config.json").write_text(json.dumps({"config": config}))
     lines = [
         {"step": 100 * (i + 1), "seed": seed, "eval/return_mean": value}
         for seed, values in returns.items()
@@ -38,8 +35,7 @@ def write_run(name, returns=RETURNS, **fields):
     for step, alignment in ((100, -1.0), (200, 0.5), (300, 1.0)):
         noted = {"critic/alignment": alignment, "linesearch/accepted": alignment / 2}
         lines.append({"step": step, "seed": next(iter(returns)), **noted})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
+    return fabricated.put(Path(name), config, lines)
 
 
 def test_a_row_says_what_the_records_say():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT, SMALL, call
+from fabricated import text
 
 import preqn_jax
 from experiments.kit import curves, streams
@@ -41,10 +42,6 @@ def begun(folder="x", lines=LINES, **changes):
     open_(folder, **changes)
     (Path(folder) / "metrics.jsonl").write_bytes(text(lines))
     return Path(folder)
-
-
-def text(lines):
-    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
 
 def contents(folder):
