@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import re
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -43,58 +45,67 @@ def test_plot_draws_any_runs(tmp_path):
     assert (tmp_path / "deep" / "curve.png").stat().st_size > 10_000
 
 
-def test_plot_joins_seeds_of_one_configuration_and_tells_configurations_apart(tmp_path):
-    groups = plot._group(
-        [
-            fake_run(tmp_path / "a", "preqn", seeds=(0,), eta=0.9),
-            fake_run(tmp_path / "b", "preqn", seeds=(1,), eta=0.9),
-            fake_run(tmp_path / "c", "preqn", eta=0.5),
-        ]
-    )
-    assert [len(group.seeds) for group in groups] == [2, 2]
-    assert plot._labels(groups) == ["preqn-sin, eta=0.9", "preqn-sin, eta=0.5"]
-    steps, values = curves.level([*groups[0].seeds.values()], "eval/return_mean")
-    np.testing.assert_array_equal(steps, [10, 20])
-    np.testing.assert_array_equal(values, [[10, 20], [20, 40]])
+@pytest.fixture
+def rows(monkeypatch):
+    """`(*runs) -> [(name, seeds, return)]`: a figure's lines, by its table. Writing the picture
+    itself would take most of the time.
+    """
+    monkeypatch.setattr(plot.output, "save_figure", lambda figure, out: plt.close(figure))
+
+    def read(*runs):
+        cells = [re.split("  +", line) for line in plot.draw(runs, Path("x.svg")).splitlines()]
+        return [(name, int(seeds), value) for _, name, seeds, _, _, value, *_ in cells[1:]]
+
+    return read
 
 
-def test_labels_name_what_differs_within_an_environment_and_changes_the_numbers(tmp_path):
+def test_plot_joins_seeds_of_one_configuration_and_tells_configurations_apart(tmp_path, rows):
+    assert rows(
+        fake_run(tmp_path / "a", "preqn", seeds=(0,), eta=0.9),
+        fake_run(tmp_path / "b", "preqn", seeds=(1,), eta=0.9),
+        fake_run(tmp_path / "c", "preqn", eta=0.5),
+    ) == [("preqn-sin, eta=0.9", 2, "30 +- 14.14"), ("preqn-sin, eta=0.5", 2, "30 +- 14.14")]
+
+
+def test_labels_name_what_differs_within_an_environment_and_changes_the_numbers(tmp_path, rows):
     """Settings of a run's length and of looking at it do neither."""
-    groups = plot._group(
-        [
-            fake_run(tmp_path / "a", "preqn", eta=0.9, log_every=10, num_steps=20),
-            fake_run(tmp_path / "b", "preqn", eta=0.9, log_every=5, num_steps=40, seeds=(2,)),
-            fake_run(tmp_path / "c", "preqn", env="F-v1", eta=0.5, hidden_sizes=[8, 8]),
-            fake_run(tmp_path / "d", "preqn", env="F-v1", eta=0.5, hidden_sizes=[4, 4]),
-        ]
+    found = rows(
+        fake_run(tmp_path / "a", "preqn", eta=0.9, log_every=10, num_steps=20),
+        fake_run(tmp_path / "b", "preqn", eta=0.9, log_every=5, num_steps=40, seeds=(2,)),
+        fake_run(tmp_path / "c", "preqn", env="F-v1", eta=0.5, hidden_sizes=[8, 8]),
+        fake_run(tmp_path / "d", "preqn", env="F-v1", eta=0.5, hidden_sizes=[4, 4]),
     )
-    assert [sorted(group.seeds) for group in groups] == [[0, 1, 2], [0, 1], [0, 1]]
-    assert plot._labels(groups) == [
-        "preqn-sin",
-        "preqn-sin, hidden_sizes=8x8",
-        "preqn-sin, hidden_sizes=4x4",
+    assert [(name, seeds) for name, seeds, _ in found] == [
+        ("preqn-sin", 3),
+        ("preqn-sin, hidden_sizes=8x8", 2),
+        ("preqn-sin, hidden_sizes=4x4", 2),
     ]
 
 
-def test_no_seed_counts_twice(tmp_path, capsys):
+def test_no_seed_counts_twice(tmp_path, capsys, rows):
     """The same folder counts once; where others hold the same seeds each is drawn apart, under its
     name, in whatever order they come.
     """
     first, second = fake_run(tmp_path / "a", "preqn"), fake_run(tmp_path / "b", "preqn", seeds=(1,))
     third = fake_run(tmp_path / "c", "preqn", seeds=(2,))
-    assert plot._given_once([first, tmp_path / "." / "a", second]) == [first, second]
+    assert rows(third, tmp_path / ".." / tmp_path.name / "c") == [("preqn-sin", 1, "60")]
     assert "is given twice, and counts once" in capsys.readouterr().err
+    name = f"preqn-sin ({tmp_path.name}/{{}})".format
+    told = [(name("a"), 2, "30 +- 14.14"), (name("b"), 1, "40"), (name("c"), 1, "60")]
     for runs in itertools.permutations([first, second, third]):
-        assert all(group.alone and len(group.folders) == 1 for group in plot._group(runs))
+        assert sorted(rows(*runs)) == told
     assert "the same settings, and seed 1 more than once: each" in capsys.readouterr().err
-    groups = plot._group([first, second])
-    assert [sorted(group.seeds) for group in groups] == [[0, 1], [1]]
-    root = tmp_path.name
-    assert plot._labels(groups) == [f"preqn-sin ({root}/a)", f"preqn-sin ({root}/b)"]
     twins = [fake_run(tmp_path / root / "E-v1" / "preqn-sin", "preqn") for root in ("r1", "r2")]
-    assert plot._labels(plot._group(twins)) == [
+    assert [name for name, *_ in rows(*twins)] == [
         f"preqn-sin ({root}/E-v1/preqn-sin)" for root in ("r1", "r2")
     ]
+
+
+def of_seeds(*runs):
+    """The records of each of their seeds."""
+    loaded = [curves.load(run) for run in runs]
+    found = [curves.of_seeds(config["seeds"], lines).values() for config, lines in loaded]
+    return [*itertools.chain(*found)]
 
 
 def test_seeds_that_were_looked_at_at_other_steps_leave_no_teeth(tmp_path):
@@ -103,14 +114,12 @@ def test_seeds_that_were_looked_at_at_other_steps_leave_no_teeth(tmp_path):
     dense = [{"step": s, "seed": 0, "critic/q_mean": 1.0} for s in (5, 10, 15, 20)]
     sparse = [{"step": s, "seed": 1, "critic/q_mean": 3.0} for s in (10, 20, 30)]
     (run / "metrics.jsonl").write_bytes(text(dense + sparse))
-    (group,) = plot._group([run])
-    steps, values = curves.level([*group.seeds.values()], "critic/q_mean")
+    steps, values = curves.level(of_seeds(run), "critic/q_mean")
     np.testing.assert_array_equal(steps, [10, 20])  # at 30 the first has ended: no mean of one
     np.testing.assert_array_equal(values, [[1, 1], [3, 3]])
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 22, "seed": 0, "run/diverged": 1.0}) + "\n")
-    (group,) = plot._group([run])
-    steps, values = curves.level([*group.seeds.values()], "critic/q_mean")
+    steps, values = curves.level(of_seeds(run), "critic/q_mean")
     np.testing.assert_array_equal(steps, [10, 20, 30])  # one that diverged holds none back
     np.testing.assert_array_equal(values, [[1, 1, np.nan], [3, 3, 3]])
 
@@ -205,22 +214,21 @@ def test_plot_writes_a_picture_of_the_kind_asked_for_and_a_table(tmp_path):
     assert said == (tmp_path / "x.txt").read_text() + f"{tmp_path}/x.svg\n"
 
 
-def test_an_agent_of_own_parts_goes_by_its_name(tmp_path):
+def test_an_agent_of_own_parts_goes_by_its_name(tmp_path, rows):
     """Its configuration has no activation."""
     run = fake_run(tmp_path / "a", "own_agent")
     config = json.loads((run / "config.json").read_text())
     del config["config"]["activation"]
     (run / "config.json").write_text(json.dumps(config))
-    assert plot._labels(plot._group([run])) == ["own_agent"]
+    assert rows(run) == [("own_agent", 2, "30 +- 14.14")]
 
 
-def test_a_field_that_an_earlier_version_had_not_tells_no_runs_apart(tmp_path):
+def test_a_field_that_an_earlier_version_had_not_tells_no_runs_apart(tmp_path, rows):
     now, before = (fake_run(tmp_path / n, "preqn", seeds=(i,)) for i, n in enumerate("ab"))
     config = json.loads((now / "config.json").read_text())
     config["config"]["eval_max_steps"] = 10_000
     (now / "config.json").write_text(json.dumps(config))
-    (joined,) = plot._group([now, before])
-    assert len(joined.seeds) == 2
+    assert rows(now, before) == [("preqn-sin", 2, "30 +- 14.14")]
 
 
 def test_a_line_ends_where_the_first_seed_does(tmp_path):
@@ -230,8 +238,7 @@ def test_a_line_ends_where_the_first_seed_does(tmp_path):
     more = [(30, 0.0), (40, 0.0), (10, 5.0), (20, 5.0)]
     lines = [{"step": s, "seed": 4, "eval/return_mean": value} for s, value in more]
     (long / "metrics.jsonl").write_bytes(text(lines))
-    (group,) = plot._group([short, long])
-    steps, values = curves.level([*group.seeds.values()], "eval/return_mean")
+    steps, values = curves.level(of_seeds(short, long), "eval/return_mean")
     assert steps.tolist() == [10, 20] and np.isfinite(values).all()
 
 

@@ -18,6 +18,7 @@ from commands import call, records
 import preqn_jax
 from experiments import diagnose as binary
 from experiments.kit import flags
+from preqn_jax.options import UserError
 from preqn_jax import agents, diagnostics, networks, solve, steps
 from preqn_jax.training import directory, monitor
 from preqn_jax.training import run as training
@@ -154,7 +155,10 @@ def test_a_run_of_a_version_without_a_monitor_goes_on():
     path = Path("config.json")
     path.write_text(json.dumps({"config": old}))
     for every in (0, 100):
-        directory.compare(path, {**config, "diagnose_every": every})
+        said = directory.compare(path, {**config, "diagnose_every": every})
+        assert said == {**config, "diagnose_every": 0}
+        with pytest.raises(UserError, match=r"holds a run with eta=0\.97, but .* says 0\.5"):
+            directory.compare(path, {**config, "diagnose_every": every, "eta": 0.5})
 
 
 @pytest.fixture(scope="module")

@@ -223,7 +223,9 @@ def test_a_finished_run_with_its_records_is_accepted():
     (folder / "DONE").touch()
     open_()
 
+    before = contents(folder)
 
+    assert contents(folder) == before
 def test_a_finished_run_needs_the_records_of_all_its_seeds(monkeypatch):
     monkeypatch.setitem(RUN, "seeds", [0, 1])
     folder = begun(lines=[*LINES, EVALUATED])
@@ -250,11 +252,17 @@ def test_a_finished_run_without_its_checkpoints_keeps_its_records():
 
 def test_a_finished_seed_that_diverged_needs_no_last_evaluation(monkeypatch):
     monkeypatch.setitem(RUN, "seeds", [0, 1])
-    folder = begun(lines=[EVALUATED, {"step": 300, "seed": 1, "run/diverged": 1.0}])
+    last = {"step": 300, "seed": 1}
+    folder = begun(lines=[EVALUATED, {**last, "run/diverged": 1.0}])
     (folder / "DONE").touch()
     open_()
 
+    before = contents(folder)
 
+    assert contents(folder) == before
+    (folder / "metrics.jsonl").write_bytes(text([EVALUATED, {**last, "critic/q_mean": 1.0}]))
+    with pytest.raises(UserError, match="a finished run without its records"):
+        open_()
 def test_a_run_that_cannot_be_made_longer_stays_finished(monkeypatch):
     """Where there is no room for its config.json."""
     folder = begun(lines=[*LINES, EVALUATED])
