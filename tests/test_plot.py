@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from commands import finished, start
+from commands import call_other
 from fabricated import put, text
 
 from experiments import plot
@@ -205,11 +205,11 @@ def test_plot_needs_a_name_for_its_picture(monkeypatch):
         plot.main(["plot", "a"])
 
 
-def test_plot_writes_a_picture_of_the_kind_asked_for_and_a_table(tmp_path):
+def test_plot_writes_a_picture_of_the_kind_asked_for_and_a_table(tmp_path, capsys):
     run, out = fake_run(tmp_path / "a", "preqn"), tmp_path / "x.png"
     args = [str(run), f"--out={out}", "--format=svg", "--width=4", "--height=3"]
-    code, said, err = finished(start(*args, module="experiments.plot"))
-    assert code == 0, err
+    assert call_other(plot, plot.PlotConfig, *args) == 0
+    said = capsys.readouterr().out
     assert (tmp_path / "x.svg").read_text().startswith("<?xml") and not out.exists()
     assert said == (tmp_path / "x.txt").read_text() + f"{tmp_path}/x.svg\n"
 
