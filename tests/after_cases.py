@@ -1,9 +1,9 @@
 """One small run directory, for the tests of what people do with one."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
+import fabricated
 import pytest
 
 from preqn_jax import agents, envs
@@ -27,8 +27,6 @@ def write_run(path, env, seeds=(0, 1)):
     spec = envs.spec(env)
     agent = plan.make_agent(spec)
     learner, counters = loop.init(agent, spec, config)
-    path.mkdir(parents=True)
-    (path / "config.json").write_text(json.dumps({"config": plan.described}))
     lines = [
         {
             "step": step,
@@ -39,7 +37,7 @@ def write_run(path, env, seeds=(0, 1)):
         for step in (50, STEP)
         for seed in seeds
     ]
-    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    fabricated.put(path, plan.described, lines)
     learner = replace(learner, replay=replace(learner.replay, added=learner.replay.added + 1))
     Checkpointer(path / "checkpoints").save(STEP, learner, counters, [], {})
     return Trained(agent, learner.agent, spec, seeds, STEP, plan.described)

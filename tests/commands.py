@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 from absl import flags as absl_flags
 from absl.testing import flagsaver
@@ -31,22 +33,37 @@ SMALL = [
 CHEAP = ["--algorithm=ddpg", *SMALL]
 
 
-def call(*args):
-    """`main` of experiments.train in this process, with the manners of the command line."""
+def defined():
+    """Has the flags of experiments.train, as it defines them where it is the command."""
     if "algorithm" not in absl_flags.FLAGS:
         flags.define(*training.CONFIGS, WatchConfig)
+
+
+def call(*args):
+    """`main` of experiments.train in this process, with the manners of the command line."""
+    defined()
     with flagsaver.flagsaver():
         absl_flags.FLAGS(["train", *args])
         return flags.guard(train.main, ["train"])
 
 
-def start(*args, module="experiments.train"):
-    """The command itself."""
+def call_other(module, config, *args):
+    """Likewise that of another command, with flags of its own: others have an --out too, and one
+    process has one set of flags.
+    """
+    values = absl_flags.FlagValues()
+    flags.define(config, values=values)
+    rest = values([module.__name__, *args])
+    with mock.patch.object(flags, "parse", partial(flags.parse, values=values)):
+        return flags.guard(module.main, rest)
+
+
+def start(*args, module="experiments.train", cwd=ROOT, **options):
+    """The command itself, as a process with these `options` of Popen."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", module, *args]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=cwd, env=env, **pipes, **options)
 
 
 def finished(process, timeout=300):

@@ -8,6 +8,19 @@ from experiments.kit import curves
 SIX = ("preqn-sin", "td3-relu", "sac-relu", "ddpg-relu", "preqn-relu", "td3-sin")
 
 
+def text(lines):
+    """What metrics.jsonl says of these records."""
+    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+
+def put(folder, config, lines):
+    """A run directory of these settings and records. Returns it."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"config": config}))
+    (folder / "metrics.jsonl").write_bytes(text(lines))
+    return folder
+
+
 def write(
     env,
     variant,
@@ -24,11 +37,8 @@ def write(
     """A run under `r`: evaluations at 5,000 to `end` times that, whose returns are `returns(seed,
     share of the run)`.
     """
-    folder = Path("r") / env / variant
-    folder.mkdir(parents=True)
     config = {"env": env, "algorithm": variant, "seeds": list(seeds), "num_steps": num_steps}
     config["update_after"] = update_after
-    (folder / "config.json").write_text(json.dumps({"config": config}))
     lines = []
     for i in range(1, end + 1):
         for seed in seeds:
@@ -40,9 +50,7 @@ def write(
             lines.append(
                 {**step, **evaluation, **({} if worth is None else {"eval/discounted_max": worth})}
             )
-    (folder / "metrics.jsonl").write_text(
-        "".join(json.dumps(line) + "\n" for line in [*lines, *extra])
-    )
+    put(Path("r") / env / variant, config, [*lines, *extra])
 
 
 def frozen(step, seed):

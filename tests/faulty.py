@@ -144,6 +144,12 @@ class Unlucky(Faulty):
         return super().reset(seed=seed)
 
 
+def sentence(caught):
+    """What the error said, which takes one line."""
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
 def spaces(**changed):
     def make():
         env = Faulty()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from absl import flags as absl_flags
-from commands import CHEAP, ROOT, SMALL, call
+from commands import CHEAP, ROOT, SMALL, call, finished, start
 
 from experiments import play
 from experiments.kit import flags, output
@@ -180,17 +180,22 @@ def test_a_range_beyond_all_bounds_is_refused_before_it_is_made():
         flags.read(["--seeds=0:1e12"], LoopConfig)
 
 
-@pytest.mark.parametrize("module", ["rivals", "benchmark", "plot"])
-def test_help_names_the_flags_that_its_text_uses(module, capsys, monkeypatch):
-    out = subprocess.run(
-        [sys.executable, "-m", f"experiments.{module}", "--help"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=True,
-    ).stdout
-    used = {"rivals": ("root", "envs", "report", "cost"), "benchmark": ("root", "until", "report")}
-    for name in used.get(module, ("out", "format")):
+MODULES = sorted(p for p in ROOT.glob("experiments/*.py") if "flags.run(" in p.read_text())
+USED = {
+    "rivals": ("root", "envs", "report", "cost"),
+    "benchmark": ("root", "until", "report"),
+    "plot": ("out", "format"),
+}
+
+
+@pytest.mark.parametrize(
+    "module",
+    [pytest.param(p.stem, marks=[pytest.mark.slow] * (p.stem != "plot")) for p in MODULES],
+)
+def test_every_command_starts_and_its_help_names_the_flags_that_its_text_uses(module):
+    code, out, err = finished(start("--help", module=f"experiments.{module}"))
+    assert code == 0 and not err and f"python -m experiments.{module}" in out, err
+    for name in USED.get(module, ()):
         assert f"  --{name}" in out or f"  --[no]{name}" in out
 
 

@@ -12,6 +12,7 @@ from preqn_jax.envs import EnvError, FunctionalEnv, Outcome
 from preqn_jax.options import UserError
 from preqn_jax.types import Spec
 from tests import faulty
+from tests.faulty import sentence
 
 STEP = "(observation, reward, terminated, truncated, info)"
 OBS = "numbers of the shape (3,), as its observation space says"
@@ -42,11 +43,6 @@ RESETS = {
     "ResetShape": "returned the observation an array of float64 and the shape (1, 3), expected "
     f"{OBS}",
 }
-
-
-def sentence(caught):
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("fault", STEPS)

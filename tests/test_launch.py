@@ -7,10 +7,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
+from waiting import children, free, until
 
 import experiments
 from experiments.kit import plan
@@ -144,27 +144,6 @@ launch.run(launch.Local(), [job], 1, print)
     until(lambda: free(run.folder))
 
 
-def children(process):
-    """Process ids, whichever thread started them."""
-    tasks = Path(f"/proc/{process.pid}/task").iterdir()
-    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
-
-
-def until(happened, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def free(folder):
-    try:
-        lock.Lock(folder).release()
-    except lock.Busy:
-        return False
-    return True
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_passed_on_and_the_same_call_goes_on(child, number):
     runs = fake_runs("wait1", "wait2", "c")
@@ -172,10 +151,8 @@ def test_a_signal_is_passed_on_and_the_same_call_goes_on(child, number):
 
     def strike():
         files = [run.folder / "metrics.jsonl" for run in runs[:2]]
-        while not all(
-            file.exists() and file.stat().st_size for file in files
-        ):  # before its first line a run has nothing to keep
-            time.sleep(0.005)
+        # Before its first line a run has nothing to keep.
+        until(lambda: all(file.exists() and file.stat().st_size for file in files))
         os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=strike, daemon=True)

@@ -4,12 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from commands import ROOT, records
-from test_launch import children, free, until
+from commands import ROOT, finished, records, start
+from waiting import children, free, gone, until
 
 from experiments.kit import launch, launchers
 from experiments.kit import runs as kit
@@ -243,7 +242,7 @@ launch.attend(job, ".")
     assert not free(Path("a"))
     attendant.kill(), attendant.wait()
     until(lambda: free(Path("a")))
-    until(lambda: not Path(f"/proc/{pid}").exists())
+    until(lambda: gone([pid]))
 
 
 # --- with experiments.train itself ----------------------------------------------------------------
@@ -256,12 +255,9 @@ RUNS = [
 ]
 
 
-def command(*args, module="experiments.benchmark"):
+def command(*args):
     """In a session of its own, as that of a terminal."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    line = [sys.executable, "-m", module, *args]
-    return subprocess.Popen(line, env=env, start_new_session=True, **pipes)
+    return start(*args, module="experiments.benchmark", cwd=None, start_new_session=True)
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +265,7 @@ def straight(tmp_path_factory):
     """The same runs by processes of this machine."""
     root = tmp_path_factory.mktemp("straight")
     process = command(f"--root={root}", *RUNS)
-    out, err = process.communicate(timeout=900)
+    _, out, err = finished(process, 900)
     assert "4 runs: 4 done" in out, err
     return root
 
@@ -299,15 +295,17 @@ def attendant(folder):
 
 def strike(process, root, number, spared=()):
     """Sends a signal to whoever attends to one of the runs. Returns the folder of this."""
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and process.poll() is None:
+
+    def attended():
         for folder in folders(root):
             pid = None if folder in spared or (folder / "DONE").exists() else attendant(folder)
             if pid is not None:
-                os.kill(pid, number)
-                return folder
-        time.sleep(0.01)
-    raise AssertionError(process.communicate())
+                return folder, pid
+        return None
+
+    folder, pid = until(attended, process=process)
+    os.kill(pid, number)
+    return folder
 
 
 @pytest.mark.slow
@@ -324,20 +322,17 @@ def test_runs_elsewhere_end_as_those_here_whatever_becomes_of_workers(
     pytest.importorskip(name)
     args = [f"--root={tmp_path}/r", f"--launcher={name}", *RUNS]
     process = command(*args)
-    deadline = time.monotonic() + 300
-    while not any(map(attendant, folders(tmp_path / "r"))):
-        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
-        time.sleep(0.01)
+    until(lambda: any(map(attendant, folders(tmp_path / "r"))), process=process)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 75 and "stopped; the same command goes on" in out, err
+    code, out, err = finished(process, 300)
+    assert code == 75 and "stopped; the same command goes on" in out, err
     begun = [one for one in folders(tmp_path / "r") if one.exists()]
     assert all(map(free, begun)) and not all((one / "DONE").exists() for one in begun)
     process, struck = command(*args), []
     for number in losses:
         struck.append(strike(process, tmp_path / "r", number, struck))
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 0 and "4 runs: 4 done" in out, err
+    code, out, err = finished(process, 600)
+    assert code == 0 and "4 runs: 4 done" in out, err
     for folder in struck:
         assert "resuming" in folder.with_name(folder.name + ".log").read_text()
     for mine, theirs in zip(folders(tmp_path / "r"), folders(straight), strict=True):

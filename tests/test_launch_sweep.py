@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_launch import free
 from test_sweep_command import SMALL, records, start, sweep
+from waiting import free
 
 from experiments.kit import flags, launch, launch_sweep
 from experiments.kit.processes import ProcessesConfig

@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from commands import call_other
 
 import oracles
 from experiments import ntk_init
@@ -258,27 +256,17 @@ def test_a_kernel_that_is_not_finite_is_said(monkeypatch):
         ntk_init.run(SMALL)
 
 
-def test_the_command(folder):
-    """All of it as a person types it: table, figures, and the table as JSON."""
+def test_the_command(folder, capsys):
+    """All of it by what a person types: table, figures, and the table as JSON."""
     fields = {f.name: getattr(SMALL, f.name) for f in dataclasses.fields(SMALL)} | {
         "json": "table.json"
     }
     args = [
         f"--{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in fields.items()
     ]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.ntk_init", *args],
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (
-        "initialisation: pytorch" in done.stdout
-        and "average diagonal rises with width" in done.stdout
-    )
+    assert call_other(ntk_init, ntk_init.NtkInitConfig, *args) == 0
+    out = capsys.readouterr().out
+    assert "initialisation: pytorch" in out and "average diagonal rises with width" in out
     assert Path("x/width_probe_observation.png").stat().st_size > 5000
     table = json.loads(Path("table.json").read_text())["findings"]
     assert table == section_5_1.as_json(section_5_1.findings(section_5_1.load(folder)))

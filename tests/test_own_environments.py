@@ -1,15 +1,12 @@
 """An environment and a wrapper of one's own, in the current folder, through the commands."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import mujoco
 import numpy as np
 import pytest
-from commands import ROOT, SMALL
+from commands import ROOT, SMALL, finished, start
 
 from experiments.kit import flags
 from preqn_jax import envs
@@ -18,23 +15,20 @@ from preqn_jax.training.config import RunConfig
 PAGE = (ROOT / "docs/extend.md").read_text()
 
 
-def block(number):
-    """A block of Python of the page on one's own environments."""
-    return re.findall(r"```python\n(.*?)```", PAGE, re.S)[number]
+def block(words):
+    """The one block of Python of the page that has these words."""
+    (found,) = [one for one in re.findall(r"```python\n(.*?)```", PAGE, re.S) if words in one]
+    return found
 
 
 def command(module, *args):
     """A command as from a folder of somebody's own: code, and what it said."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-m", module, *args], env=env, capture_output=True, text=True
-    )
-    return done.returncode, done.stdout, done.stderr
+    return finished(start(*args, module=module, cwd=None))
 
 
 @pytest.mark.slow
 def test_a_module_of_the_current_folder_serves_every_command():
-    Path("my_envs.py").write_text(block(3))
+    Path("my_envs.py").write_text(block("Line-v0"))
     kwargs, wrappers = '--env_kwargs={"gain": 0.3}', "--wrappers=my_envs:Shift(by=2)"
     mine = [*SMALL[:-1], "--num_steps=300", "--eval_every=300", "--workers=2", "--seeds=0,1"]
     train = ["experiments.train", "--env=my_envs:Line-v0", *mine, "--logdir=x"]
@@ -74,7 +68,7 @@ def test_a_sentence_says_wrappers_as_a_shell_takes_them():
 
 @pytest.mark.slow
 def test_the_agent_of_the_page_trains_where_actions_are_finitely_many(capsys):
-    exec(block(4), {})
+    exec(block("CartPole-v1"), {})
     step, total = capsys.readouterr().out.split()
     assert step == "300" and 5 <= float(total) <= 500
 

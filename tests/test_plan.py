@@ -4,20 +4,19 @@ import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from commands import SMALL, finished, records, start
 from fabricated import frozen
-from test_launch import children
+from waiting import children, until
 
 import experiments
 from experiments.kit import flags, launch, plan
 from experiments.kit import runs as kit
 from experiments.kit.signals import STOPPED
 from preqn_jax.options import UserError
-from preqn_jax.training import collect
+from preqn_jax.training import collect, directory
 from preqn_jax.training import run as training
 
 KIND = plan.Kind("benchmark", plan.by_activation("preqn-sin", "td3-relu"), (0, 1, 2))
@@ -359,12 +358,7 @@ def test_the_command_stopped_anywhere_goes_on_and_ends_as_if_it_had_not(tmp_path
     folders = [
         tmp_path / "broken" / "Pendulum-v1" / variant for variant in ("preqn-sin", "td3-relu")
     ]
-    deadline = time.monotonic() + 240
-    while not any(
-        path.name.isdigit() for folder in folders for path in folder.glob("checkpoints/*")
-    ):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.01)
+    until(lambda: any(directory.steps(one / "checkpoints") for one in folders), process=process)
     if how == signal.SIGKILL:  # of the runs too, as when a machine dies
         for pid in children(process):
             os.kill(pid, signal.SIGKILL)

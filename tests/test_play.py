@@ -34,6 +34,7 @@ def by_hand(path, seed, episode_seed):
     while not ended:
         obs, reward, terminated, truncated, _ = env.step(np.asarray(policy(obs)))
         total, length, ended = total + float(reward), length + 1, terminated or truncated
+        assert length <= 50, "an episode is to end"
     return total, length
 
 

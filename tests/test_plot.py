@@ -2,11 +2,14 @@
 
 import itertools
 import json
+import re
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from commands import finished, start
+from commands import call_other
+from fabricated import put, text
 
 from experiments import plot
 from experiments.kit import curves, learning_curves, style
@@ -14,7 +17,6 @@ from preqn_jax.options import UserError
 
 
 def fake_run(folder, algorithm, env="E-v1", seeds=(0, 1), **fields):
-    folder.mkdir(parents=True)
     config = {
         "algorithm": algorithm,
         "activation": "sin",
@@ -23,15 +25,13 @@ def fake_run(folder, algorithm, env="E-v1", seeds=(0, 1), **fields):
         "num_steps": 20,
         **fields,
     }
-    (folder / "config.json").write_text(json.dumps({"config": config}))
     lines = [
         {"step": s, "seed": k, "eval/return_mean": s * (k + 1.0), "critic/q_mean": 1.0}
         for s in (10, 20)
         for k in seeds
     ]
-    (folder / "metrics.jsonl").write_text(
-        "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 30, "se'
-    )
+    with (put(folder, config, lines) / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 30, "se')
     return folder
 
 
@@ -45,60 +45,71 @@ def test_plot_draws_any_runs(tmp_path):
     assert (tmp_path / "deep" / "curve.png").stat().st_size > 10_000
 
 
-def test_plot_joins_seeds_of_one_configuration_and_tells_configurations_apart(tmp_path):
-    groups = learning_curves._group(
-        [
-            fake_run(tmp_path / "a", "preqn", seeds=(0,), eta=0.9),
-            fake_run(tmp_path / "b", "preqn", seeds=(1,), eta=0.9),
-            fake_run(tmp_path / "c", "preqn", eta=0.5),
-        ]
+@pytest.fixture
+def rows(monkeypatch):
+    """`(*runs) -> [(name, seeds, return)]`: a figure's lines, by its table. Writing the picture
+    itself would take most of the time.
+    """
+    monkeypatch.setattr(
+        learning_curves.output, "save_figure", lambda figure, out: plt.close(figure)
     )
-    assert [len(group.seeds) for group in groups] == [2, 2]
-    assert learning_curves._labels(groups) == ["preqn-sin, eta=0.9", "preqn-sin, eta=0.5"]
-    steps, values = curves.level([*groups[0].seeds.values()], "eval/return_mean")
-    np.testing.assert_array_equal(steps, [10, 20])
-    np.testing.assert_array_equal(values, [[10, 20], [20, 40]])
+
+    def read(*runs):
+        cells = [
+            re.split("  +", line) for line in learning_curves.draw(runs, Path("x.svg")).splitlines()
+        ]
+        return [(name, int(seeds), value) for _, name, seeds, _, _, value, *_ in cells[1:]]
+
+    return read
 
 
-def test_labels_name_what_differs_within_an_environment_and_changes_the_numbers(tmp_path):
+def test_plot_joins_seeds_of_one_configuration_and_tells_configurations_apart(tmp_path, rows):
+    assert rows(
+        fake_run(tmp_path / "a", "preqn", seeds=(0,), eta=0.9),
+        fake_run(tmp_path / "b", "preqn", seeds=(1,), eta=0.9),
+        fake_run(tmp_path / "c", "preqn", eta=0.5),
+    ) == [("preqn-sin, eta=0.9", 2, "30 +- 14.14"), ("preqn-sin, eta=0.5", 2, "30 +- 14.14")]
+
+
+def test_labels_name_what_differs_within_an_environment_and_changes_the_numbers(tmp_path, rows):
     """Settings of a run's length and of looking at it do neither."""
-    groups = learning_curves._group(
-        [
-            fake_run(tmp_path / "a", "preqn", eta=0.9, log_every=10, num_steps=20),
-            fake_run(tmp_path / "b", "preqn", eta=0.9, log_every=5, num_steps=40, seeds=(2,)),
-            fake_run(tmp_path / "c", "preqn", env="F-v1", eta=0.5, hidden_sizes=[8, 8]),
-            fake_run(tmp_path / "d", "preqn", env="F-v1", eta=0.5, hidden_sizes=[4, 4]),
-        ]
+    found = rows(
+        fake_run(tmp_path / "a", "preqn", eta=0.9, log_every=10, num_steps=20),
+        fake_run(tmp_path / "b", "preqn", eta=0.9, log_every=5, num_steps=40, seeds=(2,)),
+        fake_run(tmp_path / "c", "preqn", env="F-v1", eta=0.5, hidden_sizes=[8, 8]),
+        fake_run(tmp_path / "d", "preqn", env="F-v1", eta=0.5, hidden_sizes=[4, 4]),
     )
-    assert [sorted(group.seeds) for group in groups] == [[0, 1, 2], [0, 1], [0, 1]]
-    assert learning_curves._labels(groups) == [
-        "preqn-sin",
-        "preqn-sin, hidden_sizes=8x8",
-        "preqn-sin, hidden_sizes=4x4",
+    assert [(name, seeds) for name, seeds, _ in found] == [
+        ("preqn-sin", 3),
+        ("preqn-sin, hidden_sizes=8x8", 2),
+        ("preqn-sin, hidden_sizes=4x4", 2),
     ]
 
 
-def test_no_seed_counts_twice(tmp_path, capsys):
+def test_no_seed_counts_twice(tmp_path, capsys, rows):
     """The same folder counts once; where others hold the same seeds each is drawn apart, under its
     name, in whatever order they come.
     """
     first, second = fake_run(tmp_path / "a", "preqn"), fake_run(tmp_path / "b", "preqn", seeds=(1,))
     third = fake_run(tmp_path / "c", "preqn", seeds=(2,))
-    assert learning_curves._given_once([first, tmp_path / "." / "a", second]) == [first, second]
+    assert rows(third, tmp_path / ".." / tmp_path.name / "c") == [("preqn-sin", 1, "60")]
     assert "is given twice, and counts once" in capsys.readouterr().err
+    name = f"preqn-sin ({tmp_path.name}/{{}})".format
+    told = [(name("a"), 2, "30 +- 14.14"), (name("b"), 1, "40"), (name("c"), 1, "60")]
     for runs in itertools.permutations([first, second, third]):
-        assert all(
-            group.alone and len(group.folders) == 1 for group in learning_curves._group(runs)
-        )
+        assert sorted(rows(*runs)) == told
     assert "the same settings, and seed 1 more than once: each" in capsys.readouterr().err
-    groups = learning_curves._group([first, second])
-    assert [sorted(group.seeds) for group in groups] == [[0, 1], [1]]
-    root = tmp_path.name
-    assert learning_curves._labels(groups) == [f"preqn-sin ({root}/a)", f"preqn-sin ({root}/b)"]
     twins = [fake_run(tmp_path / root / "E-v1" / "preqn-sin", "preqn") for root in ("r1", "r2")]
-    assert learning_curves._labels(learning_curves._group(twins)) == [
+    assert [name for name, *_ in rows(*twins)] == [
         f"preqn-sin ({root}/E-v1/preqn-sin)" for root in ("r1", "r2")
     ]
+
+
+def of_seeds(*runs):
+    """The records of each of their seeds."""
+    loaded = [curves.load(run) for run in runs]
+    found = [curves.of_seeds(config["seeds"], lines).values() for config, lines in loaded]
+    return [*itertools.chain(*found)]
 
 
 def test_seeds_that_were_looked_at_at_other_steps_leave_no_teeth(tmp_path):
@@ -106,22 +117,20 @@ def test_seeds_that_were_looked_at_at_other_steps_leave_no_teeth(tmp_path):
     run = fake_run(tmp_path / "a", "preqn")
     dense = [{"step": s, "seed": 0, "critic/q_mean": 1.0} for s in (5, 10, 15, 20)]
     sparse = [{"step": s, "seed": 1, "critic/q_mean": 3.0} for s in (10, 20, 30)]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in dense + sparse))
-    (group,) = learning_curves._group([run])
-    steps, values = curves.level([*group.seeds.values()], "critic/q_mean")
+    (run / "metrics.jsonl").write_bytes(text(dense + sparse))
+    steps, values = curves.level(of_seeds(run), "critic/q_mean")
     np.testing.assert_array_equal(steps, [10, 20])  # at 30 the first has ended: no mean of one
     np.testing.assert_array_equal(values, [[1, 1], [3, 3]])
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 22, "seed": 0, "run/diverged": 1.0}) + "\n")
-    (group,) = learning_curves._group([run])
-    steps, values = curves.level([*group.seeds.values()], "critic/q_mean")
+    steps, values = curves.level(of_seeds(run), "critic/q_mean")
     np.testing.assert_array_equal(steps, [10, 20, 30])  # one that diverged holds none back
     np.testing.assert_array_equal(values, [[1, 1, np.nan], [3, 3, 3]])
 
 
 def test_the_table_has_the_numbers_at_the_end(tmp_path):
-    text = learning_curves.draw([fake_run(tmp_path / "a", "preqn")], tmp_path / "x.svg", (4, 3))
-    head, row = text.splitlines()
+    table = learning_curves.draw([fake_run(tmp_path / "a", "preqn")], tmp_path / "x.svg", (4, 3))
+    head, row = table.splitlines()
     names = ["environment", "runs", "seeds", "diverged", "step", "return"]
     assert head.split()[:6] == names
     assert row.split() == [
@@ -153,7 +162,7 @@ def test_the_table_is_of_the_seeds_that_go_on(tmp_path):
     lines += [{"step": s, "seed": 0, "critic/q_mean": 1.0} for s in (10, 20, 30, 40)]
     lines += [{"step": 10, "seed": 1, "eval/return_mean": 500.0}]
     lines += [{"step": 15, "seed": 1, "critic/q_mean": None, "run/diverged": 1.0}]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    (run / "metrics.jsonl").write_bytes(text(lines))
     row = learning_curves.draw([run], tmp_path / "x.svg", (4, 3)).splitlines()[1]
     assert row.split() == ["E-v1", "preqn-sin", "2", "1", "30", "30", "1"]
 
@@ -200,52 +209,48 @@ def test_plot_needs_a_name_for_its_picture(monkeypatch):
         plot.main(["plot", "a"])
 
 
-def test_plot_writes_a_picture_of_the_kind_asked_for_and_a_table(tmp_path):
+def test_plot_writes_a_picture_of_the_kind_asked_for_and_a_table(tmp_path, capsys):
     run, out = fake_run(tmp_path / "a", "preqn"), tmp_path / "x.png"
     args = [str(run), f"--out={out}", "--format=svg", "--width=4", "--height=3"]
-    code, said, err = finished(start(*args, module="experiments.plot"))
-    assert code == 0, err
+    assert call_other(plot, plot.PlotConfig, *args) == 0
+    said = capsys.readouterr().out
     assert (tmp_path / "x.svg").read_text().startswith("<?xml") and not out.exists()
     assert said == (tmp_path / "x.txt").read_text() + f"{tmp_path}/x.svg\n"
 
 
-def test_an_agent_of_own_parts_goes_by_its_name(tmp_path):
+def test_an_agent_of_own_parts_goes_by_its_name(tmp_path, rows):
     """Its configuration has no activation."""
     run = fake_run(tmp_path / "a", "own_agent")
     config = json.loads((run / "config.json").read_text())
     del config["config"]["activation"]
     (run / "config.json").write_text(json.dumps(config))
-    assert learning_curves._labels(learning_curves._group([run])) == ["own_agent"]
+    assert rows(run) == [("own_agent", 2, "30 +- 14.14")]
 
 
-def test_a_field_that_an_earlier_version_had_not_tells_no_runs_apart(tmp_path):
+def test_a_field_that_an_earlier_version_had_not_tells_no_runs_apart(tmp_path, rows):
     now, before = (fake_run(tmp_path / n, "preqn", seeds=(i,)) for i, n in enumerate("ab"))
     config = json.loads((now / "config.json").read_text())
     config["config"]["eval_max_steps"] = 10_000
     (now / "config.json").write_text(json.dumps(config))
-    (joined,) = learning_curves._group([now, before])
-    assert len(joined.seeds) == 2
+    assert rows(now, before) == [("preqn-sin", 2, "30 +- 14.14")]
 
 
 def test_a_line_ends_where_the_first_seed_does(tmp_path):
     """What is left of five seeds after four have ended would look like a collapse."""
     short = fake_run(tmp_path / "a", "preqn", seeds=(0, 1, 2, 3))
     long = fake_run(tmp_path / "b", "preqn", seeds=(4,), num_steps=40)
-    more = [{"step": s, "seed": 4, "eval/return_mean": 0.0} for s in (30, 40)]
-    (long / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in more))
-    with (long / "metrics.jsonl").open("a") as file:
-        for s in (10, 20):
-            file.write(json.dumps({"step": s, "seed": 4, "eval/return_mean": 5.0}) + "\n")
-    (group,) = learning_curves._group([short, long])
-    steps, values = curves.level([*group.seeds.values()], "eval/return_mean")
+    more = [(30, 0.0), (40, 0.0), (10, 5.0), (20, 5.0)]
+    lines = [{"step": s, "seed": 4, "eval/return_mean": value} for s, value in more]
+    (long / "metrics.jsonl").write_bytes(text(lines))
+    steps, values = curves.level(of_seeds(short, long), "eval/return_mean")
     assert steps.tolist() == [10, 20] and np.isfinite(values).all()
 
 
 def test_the_table_says_where_the_last_numbers_are_not_finite(tmp_path):
     run = fake_run(tmp_path / "a", "preqn")
     lost = [{"step": 30, "seed": s, "eval/return_mean": None, "critic/q_mean": 5.0} for s in (0, 1)]
-    text = (run / "metrics.jsonl").read_text().rpartition("\n")[0] + "\n"
-    (run / "metrics.jsonl").write_text(text + "".join(json.dumps(line) + "\n" for line in lost))
+    whole = (run / "metrics.jsonl").read_bytes().rpartition(b"\n")[0] + b"\n"
+    (run / "metrics.jsonl").write_bytes(whole + text(lost))
     head, row = learning_curves.draw([run], tmp_path / "x.svg").splitlines()
     assert row.split()[4] == "30" and row[head.index("return") :].startswith("not finite")
 

@@ -2,23 +2,19 @@
 
 import csv
 import io
-import json
 from pathlib import Path
 
+import fabricated
 import numpy as np
 import pytest
-from commands import finished, start
+from commands import call_other
 
 from experiments import table
-from experiments.kit import flags
-from preqn_jax.options import UserError
 
 RETURNS = {0: [1000.0, 3000.0, 2000.0, 2500.0], 1: [2000.0, 1000.0, 4000.0, 3500.0]}
 
 
 def write_run(name, returns=RETURNS, **fields):
-    folder = Path(name)
-    folder.mkdir()
     config = {
         "algorithm": "preqn",
         "activation": "sin",
@@ -28,7 +24,6 @@ def write_run(name, returns=RETURNS, **fields):
         "num_steps": 500,
         **fields,
     }
-    (folder / "config.json").write_text(json.dumps({"config": config}))
     lines = [
         {"step": 100 * (i + 1), "seed": seed, "eval/return_mean": value}
         for seed, values in returns.items()
@@ -38,8 +33,7 @@ def write_run(name, returns=RETURNS, **fields):
     for step, alignment in ((100, -1.0), (200, 0.5), (300, 1.0)):
         noted = {"critic/alignment": alignment, "linesearch/accepted": alignment / 2}
         lines.append({"step": step, "seed": next(iter(returns)), **noted})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
+    return fabricated.put(Path(name), config, lines)
 
 
 def test_a_row_says_what_the_records_say():
@@ -118,13 +112,14 @@ def test_markdown_and_tex_hold_every_cell():
     assert lines[5].startswith(r"d\% & ") and all(line.count("&") == 11 for line in lines[2:6:2])
 
 
-def test_the_command_prints_or_writes():
-    runs = [str(write_run(name).absolute()) for name in "ab"]
-    out = Path("new/t.csv").absolute()
-    command = start(*runs, "--format=csv", f"--out={out}", module="experiments.table")
-    code, text, err = finished(command)
-    assert code == 0 and text == f"{out}\n", err
-    assert out.read_text() == table.as_csv(table.rows([Path(run) for run in runs]))
+def test_the_command_prints_or_writes(capsys):
+    runs, out = [str(write_run(name)) for name in "ab"], Path("new/t.csv")
+    assert call_other(table, table.TableConfig, *runs, "--format=csv", f"--out={out}") == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    rows = table.rows([Path(run) for run in runs])
+    assert out.read_text() == table.as_csv(rows)
+    assert call_other(table, table.TableConfig, *runs) == 0
+    assert capsys.readouterr().out == table.as_md(rows)
 
 
 @pytest.mark.parametrize(
@@ -137,11 +132,9 @@ def test_the_command_prints_or_writes():
         (["a", "--out=/dev/null/x"], "'/dev/null' is no folder to write to; give another --out"),
     ],
 )
-def test_what_makes_no_table_is_one_sentence(args, words, monkeypatch):
+def test_what_makes_no_table_is_one_sentence(args, words, capsys):
     write_run("a")
-    given = flags.read([word for word in args if word.startswith("--")], table.TableConfig)[0]
-    monkeypatch.setattr(flags, "parse", lambda config: given)
     before = sorted(Path().rglob("*"))
-    with pytest.raises(UserError, match=words):
-        table.main(["table", *(word for word in args if not word.startswith("--"))])
+    assert call_other(table, table.TableConfig, *args) == 1
+    assert words in capsys.readouterr().err
     assert sorted(Path().rglob("*")) == before

@@ -132,15 +132,6 @@ def test_no_key_is_used_twice(fields):
 
 
 @laws
-def test_nothing_is_sent_to_the_host_in_the_second_update(fields):
-    agent = compiled(fields)
-    update, batch, key, count = agent.update, transitions(), jax.random.key(1), jnp.int32(1)
-    state, _ = update(agent.init(jax.random.key(0)), batch, key, count)
-    with jax.transfer_guard("disallow"):
-        update(state, batch, key, count)
-
-
-@laws
 def test_a_vmap_over_seeds_is_a_loop(fields):
     agent = compiled(fields)
     keys = jax.random.split(jax.random.key(7), 3)

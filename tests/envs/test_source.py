@@ -17,6 +17,7 @@ from preqn_jax.envs import Wrapper
 from preqn_jax.envs.gym import BoundAction, FlattenAction
 from preqn_jax.options import UserError
 from preqn_jax.training import directory
+from tests.faulty import sentence
 
 SMALL = {
     "hidden_sizes": (8, 8),
@@ -27,11 +28,6 @@ SMALL = {
     "eval_episodes": 1,
     "checkpoint_every": 50,
 }
-
-
-def sentence(caught):
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # --- spaces that do not fit, and what helps -------------------------------------------------------

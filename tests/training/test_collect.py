@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import ROOT
+from waiting import gone, until
 
 from preqn_jax import agents, envs
 from preqn_jax.envs import EnvError, codec
@@ -380,7 +380,4 @@ def test_workers_end_with_a_parent_that_is_killed(rounds, tmp_path):
         parent.wait(1)
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 120
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: gone(pids))

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 from commands import CHEAP, ROOT, SMALL, call, finished, records, start
+from waiting import children, gone, until
 
 import preqn_jax
 from experiments.kit.signals import STOPPED
@@ -99,12 +99,7 @@ def interrupted(tmp_path, env_id, strike, *extra):
     args = [f"--env={env_id}", "--seeds=0,1", *SMALL, *extra]
     broken = tmp_path / "broken"
     process = start(f"--logdir={broken}", *args)
-    deadline = time.monotonic() + 240
-    while not any(
-        path.name.isdigit() for path in broken.glob("checkpoints/*")
-    ):  # a name with a suffix is still being written
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.01)
+    until(lambda: directory.steps(broken / "checkpoints"), process=process)
     strike(process)
     code, _, err = finished(process)
     assert not (broken / "DONE").exists()
@@ -149,14 +144,6 @@ def test_sigterm_writes_a_checkpoint_and_the_run_goes_on_bit_for_bit(tmp_path):
     assert resumed == straight
 
 
-def children(process):
-    """Process ids of the workers, and of what multiprocessing starts beside them."""
-    return [
-        int(pid)
-        for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    ]
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
 @pytest.mark.parametrize("victim", ["command", "everyone", "worker"])
@@ -164,7 +151,7 @@ def test_a_run_with_workers_leaves_none_behind_and_goes_on_without_them(tmp_path
     started = []
 
     def strike(process):
-        started.extend(children(process))
+        started.extend(children(process))  # also what multiprocessing starts beside the workers
         workers = [
             pid
             for pid in started
@@ -182,10 +169,7 @@ def test_a_run_with_workers_leaves_none_behind_and_goes_on_without_them(tmp_path
     code, err, broken, args = interrupted(
         tmp_path, "Hopper-v5", strike, "--num_steps=3000", "--workers=2"
     )
-    deadline = time.monotonic() + 240
-    while any(Path(f"/proc/{pid}").exists() for pid in started):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: gone(started))
     assert code == {"command": -signal.SIGKILL, "everyone": STOPPED, "worker": 1}[victim]
     if victim == "everyone":
         assert "stopped at step" in err and "Traceback" not in err
@@ -218,10 +202,7 @@ def test_kill_9_on_every_environment_of_the_paper(tmp_path, env_id):
 def test_the_same_command_twice_loses_nothing(tmp_path):
     args = ["--env=probe/delay", *SMALL, "--num_steps=3000"]
     first = start(f"--logdir={tmp_path / 'run'}", *args)
-    deadline = time.monotonic() + 240
-    while not (tmp_path / "run/lock").exists():
-        assert time.monotonic() < deadline and first.poll() is None
-        time.sleep(0.01)
+    until((tmp_path / "run/lock").exists, process=first)
     code, _, err = finished(start(f"--logdir={tmp_path / 'run'}", *args))
     assert code == 1 and f"is in use by process {first.pid} on " in err and err.count("\n") == 1
     assert finished(first)[0] == 0 and not (tmp_path / "run/lock").exists()

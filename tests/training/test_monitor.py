@@ -4,21 +4,21 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
-from unittest import mock
 
 import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags as absl_flags
 from commands import SMALL as SHORT
-from commands import call, records
+from commands import call, call_other, records
+from fabricated import put
 
 import preqn_jax
-from experiments import diagnose as binary
+from experiments import diagnose
 from experiments.kit import flags
 from preqn_jax import agents, diagnostics, networks, solve, steps
+from preqn_jax.options import UserError
 from preqn_jax.training import directory, monitor
 from preqn_jax.training import run as training
 from preqn_jax.training.monitor import Look, measure
@@ -36,15 +36,7 @@ DIVERGING = [
 ]
 
 
-def report(*args):
-    """With flags of its own: other binaries have an --out too, and one process has one set of
-    flags.
-    """
-    values = absl_flags.FlagValues()
-    flags.define(binary.DiagnoseConfig, values=values)
-    rest = values(["diagnose", *args])
-    with mock.patch.object(flags, "parse", partial(flags.parse, values=values)):
-        return flags.guard(binary.main, rest)
+report = partial(call_other, diagnose, diagnose.DiagnoseConfig)
 
 
 # --- the monitor ----------------------------------------------------------------------------------
@@ -154,7 +146,10 @@ def test_a_run_of_a_version_without_a_monitor_goes_on():
     path = Path("config.json")
     path.write_text(json.dumps({"config": old}))
     for every in (0, 100):
-        directory.compare(path, {**config, "diagnose_every": every})
+        said = directory.compare(path, {**config, "diagnose_every": every})
+        assert said == {**config, "diagnose_every": 0}
+        with pytest.raises(UserError, match=r"holds a run with eta=0\.97, but .* says 0\.5"):
+            directory.compare(path, {**config, "diagnose_every": every, "eta": 0.5})
 
 
 @pytest.fixture(scope="module")
@@ -377,7 +372,6 @@ def test_a_healthy_run_is_called_so_and_needs_no_checkpoint(healthy, capsys):
 
 def test_an_agent_of_own_parts_is_diagnosed_without_an_attribution(capsys):
     """And of a seed that was never diagnosed is told why: it is the one that was asked about."""
-    Path("x/checkpoints").mkdir(parents=True)
     config = {
         "algorithm": "mine",
         "discount": 0.9,
@@ -385,12 +379,11 @@ def test_an_agent_of_own_parts_is_diagnosed_without_an_attribution(capsys):
         "seeds": [0, 1],
         "num_steps": 200,
     }
-    Path("x/config.json").write_text(json.dumps({"config": config}))
     names = ("q_mean", "q_largest", "soft_divergence", "td_error")
     look = {f"diagnose/{name}": 0.5 for name in names}
     lines = [{"step": step, "seed": 0, **look} for step in (100, 200)]
     lines.append({"step": 51, "seed": 1, "critic/q_mean": None, "run/diverged": 1.0})
-    Path("x/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (put(Path("x"), config, lines) / "checkpoints").mkdir()
     assert report("x") == 0
     assert "seed 1: diverged at step 51, before its first diagnosis" in capsys.readouterr().out
     written = json.loads(Path("x/diagnosis.json").read_text())

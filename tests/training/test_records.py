@@ -1,21 +1,17 @@
 """metrics.jsonl and TensorBoard files under faults: what is damaged, deleted, or has no room."""
 
 import errno
-import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
+from fabricated import text
 
 from preqn_jax.training import board, files, record
 from preqn_jax.training.errors import Stopped
 
 LINES = [{"step": s, "seed": 0, "critic/q_mean": s / 3, "x": None} for s in range(100, 600, 100)]
-
-
-def text(lines):
-    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
 
 def begun(lines=LINES):

@@ -168,15 +168,13 @@ def test_every_round_and_update_draws_anew():
     assert len(np.unique(log[..., :-2].reshape(24, -1), axis=0)) == 24
 
 
-def test_the_update_compiles_once():
-    agent, collector, config, learner, counters = setup()
-    learn = loop.make_learn(agent, config)
-    for i in range(5):
-        transitions, *_ = collector.collect(agent.policy(learner.agent), i)
-        at = np.zeros(1, bool), jnp.uint32(i), jnp.int32(50 * i)
-        learner, _ = learn(learner, config.seeds, transitions, *at, 50)
-    policy = collector._pool._rollouts[0]._acting  # pyright: ignore
-    assert [made._cache_size() for made in (learn, policy.draw, policy.explore)] == [1, 1, 1]  # pyright: ignore
+def test_rounds_compile_nothing_after_those_that_are_the_first_of_their_kind(compiled):
+    """At random, by the policy, and with updates, from step 150."""
+    rounds = loop.rounds(*setup())
+    assert [done.step for _, done in zip(range(4), rounds, strict=False)][-1] == 200
+    assert compiled
+    compiled.clear()
+    assert [done.step for done in rounds][-1] == 600 and not compiled
 
 
 @pytest.mark.slow

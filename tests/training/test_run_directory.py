@@ -9,12 +9,15 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
-from commands import ROOT, SMALL, call
+from commands import ROOT, SMALL, call, call_other
+from fabricated import text
 
 import preqn_jax
+from experiments import diagnose
 from experiments.kit import curves, streams
 from preqn_jax.options import UserError
 from preqn_jax.training import directory, files, lock, provenance, record
@@ -41,10 +44,6 @@ def begun(folder="x", lines=LINES, **changes):
     open_(folder, **changes)
     (Path(folder) / "metrics.jsonl").write_bytes(text(lines))
     return Path(folder)
-
-
-def text(lines):
-    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
 
 def contents(folder):
@@ -224,7 +223,9 @@ def test_readers_refuse_it_in_a_sentence_as_well(name):
 def test_a_finished_run_with_its_records_is_accepted():
     folder = begun(lines=[*LINES, EVALUATED])
     (folder / "DONE").touch()
+    before = contents(folder)
     open_()
+    assert contents(folder) == before
 
 
 def test_a_finished_run_needs_the_records_of_all_its_seeds(monkeypatch):
@@ -253,9 +254,15 @@ def test_a_finished_run_without_its_checkpoints_keeps_its_records():
 
 def test_a_finished_seed_that_diverged_needs_no_last_evaluation(monkeypatch):
     monkeypatch.setitem(RUN, "seeds", [0, 1])
-    folder = begun(lines=[EVALUATED, {"step": 300, "seed": 1, "run/diverged": 1.0}])
+    last = {"step": 300, "seed": 1}
+    folder = begun(lines=[EVALUATED, {**last, "run/diverged": 1.0}])
     (folder / "DONE").touch()
+    before = contents(folder)
     open_()
+    assert contents(folder) == before
+    (folder / "metrics.jsonl").write_bytes(text([EVALUATED, {**last, "critic/q_mean": 1.0}]))
+    with pytest.raises(UserError, match="a finished run without its records"):
+        open_()
 
 
 def test_a_run_that_cannot_be_made_longer_stays_finished(monkeypatch):
@@ -344,8 +351,7 @@ def test_one_number_is_taken_where_there_may_be_several():
 
 
 def test_a_module_that_only_a_run_names_is_not_imported(tmp_path, capsys, monkeypatch):
-    from test_monitor import report
-
+    report = partial(call_other, diagnose, diagnose.DiagnoseConfig)
     (tmp_path / "evil.py").write_text("open('executed', 'w')")
     monkeypatch.syspath_prepend(str(tmp_path))
     names = ("q_mean", "soft_divergence", "linearization_error", "gain", "extrapolation")
@@ -379,7 +385,9 @@ with open("made", "w") as file:
 """
 
 
-@pytest.mark.parametrize("how", ["<&- >&- 2>&-", "2>&1 | head -1"])
+@pytest.mark.parametrize(
+    "how", ["<&- >&- 2>&-", pytest.param("2>&1 | head -1", marks=pytest.mark.slow)]
+)
 def test_a_command_does_not_depend_on_a_reader(how, tmp_path):
     script = f"set -o pipefail; '{sys.executable}' -c '{TALK}' {how}"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -11,31 +11,13 @@ from pathlib import Path
 
 import pytest
 from commands import CHEAP, ROOT, SMALL, call, finished, records, start
+from waiting import children, gone, until
 
 from experiments.kit import signals, streams
 from preqn_jax.training.record import read
 
 ENV = "--env=tests.faulty:{}-v0"
 proc = pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
-
-
-def wait_for(true, process=None, seconds=240):
-    """Generous: a test must not depend on the machine's speed."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline and (process is None or process.poll() is None)
-        time.sleep(0.02)
-
-
-def children(pid):
-    try:
-        return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except FileNotFoundError:
-        return []
-
-
-def gone(pids):
-    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 @pytest.fixture
@@ -161,11 +143,13 @@ def test_a_cut_evaluation_is_recorded_and_in_the_summary(capsys):
 
 def kill_until_it_ends(process, number):
     """The first signal asks, and one of the next ends it, however fast this machine is."""
-    deadline = time.monotonic() + 120
-    while process.poll() is None:
-        assert time.monotonic() < deadline
+
+    def ended():
         process.send_signal(number)
         time.sleep(0.5)
+        return process.poll() is not None
+
+    until(ended)
 
 
 @pytest.mark.slow
@@ -181,8 +165,8 @@ def test_a_second_signal_ends_a_run_whose_environment_hangs(
     logdir = tmp_path / "x"
     args = [ENV.format(fault), f"--logdir={logdir}", "--seeds=0,1", *SMALL]
     process = start(*args, f"--workers={workers}", "--eval_max_steps=9", "--eval_every=600")
-    wait_for((tmp_path / "hangs").exists, process)
-    born = children(process.pid)
+    until((tmp_path / "hangs").exists, process=process)
+    born = children(process)
     kill_until_it_ends(process, number)
     code, _, err = finished(process)
     assert code == 128 + number and "Traceback" not in err, err
@@ -190,7 +174,7 @@ def test_a_second_signal_ends_a_run_whose_environment_hangs(
         f"ended at once, at a second signal; the checkpoint of step 200 is kept in {logdir}" in err
     )
     assert (logdir / "checkpoints" / "200").exists() and not (logdir / "DONE").exists()
-    wait_for(lambda: gone(born))
+    until(lambda: gone(born))
 
 
 @pytest.mark.slow
@@ -214,12 +198,12 @@ def test_a_signal_as_a_run_starts_leaves_nothing_behind(tmp_path, number, delay)
     process = start(*args, f"--logdir={logdir}")
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(delay)
-    born = children(process.pid)
+    born = children(process)
     process.send_signal(number)
     code, _, err = finished(process)
     assert "Traceback" not in err, err
     assert code == -number or (code == 75 and "stopped at step" in err)
-    wait_for(lambda: gone(born))
+    until(lambda: gone(born))
 
 
 @pytest.mark.slow
@@ -229,8 +213,8 @@ def test_other_signals_write_a_checkpoint_and_the_run_goes_on_bit_for_bit(number
     """Batch systems send theirs to every process."""
     args = ["--env=Hopper-v5", "--algorithm=td3", *SMALL, "--num_steps=4000", "--workers=1"]
     process = start(f"--logdir={tmp_path / 'x'}", *args)
-    wait_for((tmp_path / "x" / "checkpoints" / "200").exists, process)
-    for pid in (process.pid, *children(process.pid)):
+    until((tmp_path / "x" / "checkpoints" / "200").exists, process=process)
+    for pid in (process.pid, *children(process)):
         os.kill(pid, number)
     code, _, err = finished(process)
     assert code == 75 and "stopped at step" in err

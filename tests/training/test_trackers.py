@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import ROOT, SMALL, call, records
+from waiting import until
 
 from preqn_jax.training import tracker_process, trackers
 from preqn_jax.training.record import Recorder, read
@@ -131,9 +132,7 @@ def test_a_tracker_that_hangs_holds_nothing_up(fake, caplog, monkeypatch):
     monkeypatch.setattr(trackers, "WAIT", 0.5)
     recorder = begin()
     write(recorder, [100])
-    deadline = time.monotonic() + 60
-    while not any(one[1] == "log" for one in said()) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: any(one[1] == "log" for one in said()))
     process = recorder._tracker._process
     write(recorder, range(200, 5000, 10))
     recorder.close()
@@ -181,9 +180,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     env = {**os.environ, "PYTHONPATH": f"{os.environ['PYTHONPATH']}:{ROOT}:{ROOT}/tests"}
     subprocess.run([sys.executable, "-c", code, str(ROOT)], env=env, capture_output=True)
-    deadline = time.monotonic() + 60
-    while sum(one[1] == "finish" for one in said()) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    until(lambda: sum(one[1] == "finish" for one in said()) >= 2)
     assert sum(one[1] == "log" for one in said()) == 4 == len(read("x/metrics.jsonl"))
     assert [one[2] for one in said() if one[1] == "finish"] == [1, 1]
 

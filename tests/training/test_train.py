@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import CHEAP, ROOT, SMALL, call, finished, records, start
+from commands import CHEAP, ROOT, SMALL, call, defined, finished, records, start
 
+from experiments import train
 from experiments.kit import flags, running
 from preqn_jax.options import UserError
 from preqn_jax.training import directory
@@ -197,9 +198,12 @@ def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(capsys):
     assert [line["step"] for line in read("x/metrics.jsonl")] == [100, 131]
 
 
-def test_help_names_the_flags_that_matter():
-    code, out, _ = finished(start("--help"))
-    assert code == 0 and "--update_every" not in out and "--helpfull has all" in out
+def test_help_names_the_flags_that_matter(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train", "--help"])
+    defined()
+    flags.run(train.main)
+    out = capsys.readouterr().out
+    assert "--update_every" not in out and "--helpfull has all" in out
     places = [out.index(f"\n  --{name}") for name in ("algorithm", "env", "seeds", "num_steps")]
     assert places == sorted(places)
 
