@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 import yaml
@@ -28,6 +29,7 @@ from preqn_jax.training import memory
 from preqn_jax.training import run as training
 from preqn_jax.training import sweep as sweeps
 from preqn_jax.training.config import LoopConfig
+from preqn_jax.types import Spec, Transition
 
 reacher = after_cases.reacher
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -230,6 +232,44 @@ def test_the_guide_has_every_number_of_a_diagnosis_as_the_glossary_has_it():
 def _numbers():
     text = TEXTS["docs/why-did-my-q-explode.md"]
     return text[text.index("## Every number") :]
+
+
+METRIC = r"(?:actor|critic|linesearch|solve|ntk|train|eval|time|diagnose|exact|run)/\w+"
+
+
+def recorded(algorithm, **options):
+    """The names of what an update and its agent report."""
+    spec = Spec(3, 1, -np.ones(1), np.ones(1))
+    if algorithm in agents.DISCRETE:
+        spec = Spec(3, 1, np.zeros(1), np.full(1, 1.0), num_actions=2)
+    config = AgentConfig(algorithm, None, (8, 8), (8, 8), **options)
+    agent = agents.make(config, spec)
+    state = jax.eval_shape(agent.init, jax.eval_shape(lambda: jax.random.key(0)))
+    shape = lambda *s: jax.ShapeDtypeStruct((4, *s), "float32")
+    batch = Transition(shape(3), shape(1), shape(), shape(), shape(3))
+    key, count = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), "int32")
+    _, metrics = jax.eval_shape(agent.update, state, batch, key, count)
+    return {*metrics, *jax.eval_shape(agent.summary, state)}
+
+
+def test_the_table_of_records_has_every_name_that_training_writes_and_no_other():
+    text = TEXTS["docs/after-training.md"]
+    table = text[text.index("## Records") : text.index("## Track")]
+    told = set(re.findall(f"`({METRIC})`", table))
+    written = set()
+    for path in (ROOT / "preqn_jax").rglob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text()))
+        strings = [n.value for n in nodes if isinstance(n, ast.Constant)]
+        written |= {s for s in strings if isinstance(s, str) and re.fullmatch(METRIC, s)}
+    written |= {f"exact/{name}" for name in ("q_error", "modulus", "radius")}
+    for algorithm in agents.ALGORITHMS:
+        written |= recorded(algorithm)
+    assert told == written
+    kept = set()
+    for path in (ROOT / "experiments" / "results").glob("[ad]*/**/metrics.jsonl"):
+        for line in path.read_text().splitlines():
+            kept |= json.loads(line).keys()
+    assert kept - told - {f"diagnose/{name}" for name in GLOSSARY} == {"step", "seed"}
 
 
 def numbers(text):
