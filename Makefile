@@ -3,14 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: demo demo-cheetah test check fast-test slow-test extras-test test-versions test-lowest \
-  test-newest dist docs docs-serve accelerator-check solver-study overshoot-study clean
+  test-newest dist docs docs-serve accelerator-check paper-small solver-study overshoot-study clean
 
 # A first result that is a good one: PreQN swings up a pendulum, in a minute or two.
 demo: .venv/installed
 	$(BIN)/python -m experiments.train --algorithm=preqn --env=Pendulum-v1 --seeds=0 --num_steps=6000 --eval_every=500 --logdir=runs/demo
 	@echo "Look at the return in runs/demo/curve.png: -1500 hangs down, -150 swings up and stays there. Next: make demo-cheetah, or your own --env and --logdir."
 
-# A robot: what 20,000 steps come to is a beginning; 100,000 have returns of some 4,000.
+# A robot: 20,000 steps are a beginning; 100,000 come to returns of some 3,800
+# (docs/results/benchmark.md, "HalfCheetah, all runs").
 demo-cheetah: .venv/installed
 	$(BIN)/python -m experiments.train --algorithm=preqn --env=HalfCheetah-v5 --seeds=0 --num_steps=20000 --logdir=runs/demo-cheetah
 	@echo "Look at runs/demo-cheetah/curve.png: the return has left 0, and the alignment is near 1. Next: the same command with --num_steps=100000 goes on from there."
@@ -85,6 +86,14 @@ accelerator-check:
 	$(BIN)/python -m experiments.throughput --on_device --env=native/pendulum --members=1,7,35 --json=$(CHECKS)/members.json
 	$(BIN)/python -m experiments.throughput --on_device --env=brax/halfcheetah --members=1,7 --json=$(CHECKS)/brax.json
 	@echo "Look at $(CHECKS): with TF32 the error of K should stay below the damping of 1e-3; the goals are 30,000 updates a second with 35 members, and seven within 1.5 times of one."
+
+# Figures 2, 3, 10, 12 and 13 at a tenth of the paper's steps, on three of its environments
+# (docs/results/benchmark.md): some four hours on two cores for Figure 2, and two thirds as many
+# runs again for the rest.
+PAPER_SMALL = --root=runs/paper --seeds=0,1,2 --num_steps=100000 --envs=HalfCheetah-v5,Walker2d-v5,Swimmer-v5 --processes=2
+paper-small: .venv/installed
+	$(BIN)/python -m experiments.benchmark $(PAPER_SMALL) --only='*/preqn-sin,*/td3-relu,*/sac-relu'
+	$(BIN)/python -m experiments.alignment $(PAPER_SMALL)
 
 # The study behind the default solver (docs/results/solver.md): eight runs, some 20 minutes on two
 # cores.

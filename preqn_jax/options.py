@@ -18,6 +18,11 @@ class UserError(ValueError):
     """
 
 
+def to_install(extra: str) -> str:
+    """What to type for an extra of pyproject.toml; the package is in no registry."""
+    return f"pip install -e '.[{extra}]' in the checkout"
+
+
 def option(
     default: Any,
     help: str,

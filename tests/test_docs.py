@@ -9,8 +9,12 @@ import inspect
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
+import numpy as np
 import pytest
 import yaml
 from commands import ROOT
@@ -25,6 +29,7 @@ from preqn_jax.training import memory
 from preqn_jax.training import run as training
 from preqn_jax.training import sweep as sweeps
 from preqn_jax.training.config import LoopConfig
+from preqn_jax.types import Spec, Transition
 
 reacher = after_cases.reacher
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -147,11 +152,39 @@ def test_lines_10_to_13_by_hand_are_the_step(capsys):
 
 @pytest.mark.slow
 def test_the_critic_of_the_guide_overshoots_when_the_page_says(capsys):
-    first, *_ = example("why-did-my-q-explode", 0, capsys, count=1)
+    first, *_ = example("why-did-my-q-explode", 0, capsys, count=3)
     count, mode = re.match(r"after (\d+) updates: (.*)", first).groups()
     assert mode == "overshooting" and abs(int(count) - 67) <= 2
     text = TEXTS["docs/why-did-my-q-explode.md"]
     assert "after some 67 updates and says: overshooting" in " ".join(text.split())
+
+
+class Drawn(np.ndarray):
+    """A tensor of PyTorch's, as far as the page knows one."""
+
+    detach = cpu = lambda self: self
+    numpy = lambda self: np.asarray(self, np.float32)
+
+
+def torch_by_hand():
+    """What the page takes of PyTorch, which need not be installed."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: rng.normal(size=shape).view(Drawn)
+    linear = lambda into, out: {"weight": draw(out, into) / np.sqrt(into), "bias": 0 * draw(out)}
+
+    def sequential(*layers):
+        named = {f"{i}.{name}": w for i, layer in enumerate(layers) for name, w in layer.items()}
+        return SimpleNamespace(state_dict=lambda: named)
+
+    nn = SimpleNamespace(Linear=linear, ReLU=dict, Sequential=sequential)
+    return SimpleNamespace(nn=nn, randn=lambda shape: draw(*shape))
+
+
+def test_a_critic_of_pytorchs_is_diagnosed(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", torch_by_hand())
+    (line,) = example("why-did-my-q-explode", 2, capsys, count=3)
+    number, finding = line.split()
+    assert -2 < float(number) < 100 and finding == "None"
 
 
 @pytest.mark.slow
@@ -224,6 +257,44 @@ def test_the_guide_has_every_number_of_a_diagnosis_as_the_glossary_has_it():
 def _numbers():
     text = TEXTS["docs/why-did-my-q-explode.md"]
     return text[text.index("## Every number") :]
+
+
+METRIC = r"(?:actor|critic|linesearch|solve|ntk|train|eval|time|diagnose|exact|run)/\w+"
+
+
+def recorded(algorithm, **options):
+    """The names of what an update and its agent report."""
+    spec = Spec(3, 1, -np.ones(1), np.ones(1))
+    if algorithm in agents.DISCRETE:
+        spec = Spec(3, 1, np.zeros(1), np.full(1, 1.0), num_actions=2)
+    config = AgentConfig(algorithm, None, (8, 8), (8, 8), **options)
+    agent = agents.make(config, spec)
+    state = jax.eval_shape(agent.init, jax.eval_shape(lambda: jax.random.key(0)))
+    shape = lambda *s: jax.ShapeDtypeStruct((4, *s), "float32")
+    batch = Transition(shape(3), shape(1), shape(), shape(), shape(3))
+    key, count = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), "int32")
+    _, metrics = jax.eval_shape(agent.update, state, batch, key, count)
+    return {*metrics, *jax.eval_shape(agent.summary, state)}
+
+
+def test_the_table_of_records_has_every_name_that_training_writes_and_no_other():
+    text = TEXTS["docs/after-training.md"]
+    table = text[text.index("## Records") : text.index("## Track")]
+    told = set(re.findall(f"`({METRIC})`", table))
+    written = set()
+    for path in (ROOT / "preqn_jax").rglob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text()))
+        strings = [n.value for n in nodes if isinstance(n, ast.Constant)]
+        written |= {s for s in strings if isinstance(s, str) and re.fullmatch(METRIC, s)}
+    written |= {f"exact/{name}" for name in ("q_error", "modulus", "radius")}
+    for algorithm in agents.ALGORITHMS:
+        written |= recorded(algorithm)
+    assert told == written
+    kept = set()
+    for path in (ROOT / "experiments" / "results").glob("[ad]*/**/metrics.jsonl"):
+        for line in path.read_text().splitlines():
+            kept |= json.loads(line).keys()
+    assert kept - told - {f"diagnose/{name}" for name in GLOSSARY} == {"step", "seed"}
 
 
 def numbers(text):

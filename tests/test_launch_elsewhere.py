@@ -27,8 +27,8 @@ CONFIG = launch.LaunchConfig
         ({"gpus_per_run": 1.0}, "gpus_per_run is 1.0, but launcher is local"),
         ({"launcher": "ray", "slurm_minutes": 5}, "slurm_minutes is 5, but launcher is ray"),
         ({"launcher": "submitit", "ray_address": "a:1"}, "give `launcher=ray`"),
-        ({"launcher": "ray"}, r"launcher is ray, which is not installed; .*preqn_jax\[ray\]"),
-        ({"launcher": "submitit"}, r"which is not installed; .*preqn_jax\[submitit\]"),
+        ({"launcher": "ray"}, r"launcher is ray, which is not installed; .*\.\[ray\]"),
+        ({"launcher": "submitit"}, r"which is not installed; .*\.\[submitit\]"),
     ],
 )
 def test_what_makes_no_sense_is_one_sentence(flags, words, monkeypatch):

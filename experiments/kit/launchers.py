@@ -5,7 +5,7 @@ import importlib.util
 from pathlib import Path
 
 from experiments.kit.launch import LaunchConfig, Launcher, Local
-from preqn_jax.options import UserError, check, choose
+from preqn_jax.options import UserError, check, choose, to_install
 
 _TAKEN_BY = {
     "ray_address": ("ray",),
@@ -42,9 +42,7 @@ def launcher(config: LaunchConfig, timeout: float, folder: Path) -> Launcher:
     if name == "local":
         return Local()
     if importlib.util.find_spec(name) is None:
-        raise UserError(
-            f"launcher is {name}, which is not installed; pip install 'preqn_jax[{name}]'"
-        )
+        raise UserError(f"launcher is {name}, which is not installed; {to_install(name)}")
     if name == "ray":
         from experiments.kit.launch_ray import Ray  # seconds to import, and seldom there
 

@@ -45,7 +45,7 @@ GLOSSARY: dict[str, Entry] = {
     "alpha": Entry(
         "argmin_a |dQ - a K delta / B|, dQ to first order, unless given",
         "Eq. 5",
-        "the Eq. 5 step that does what this update does is long",
+        "it takes a long Eq. 5 step to change Q as this update does",
         _SMALLER,
     ),
     "contraction_bound": Entry(
@@ -142,7 +142,7 @@ GLOSSARY: dict[str, Entry] = {
     "dormant_share": Entry(
         "share of hidden units with mean |h| at most 0.025 of their layer's mean",
         "Sokar et al. 2023",
-        "units no longer learn",
+        "many hidden units are inactive and no longer learn",
         _PLASTIC,
     ),
     "coadaptation": Entry(

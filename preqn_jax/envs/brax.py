@@ -8,7 +8,7 @@ import warnings
 
 from preqn_jax.envs import contract
 from preqn_jax.envs.functional import FunctionalEnv, of_states, their_ways
-from preqn_jax.options import UserError, choose
+from preqn_jax.options import UserError, choose, to_install
 
 PREFIX = "brax/"
 PHYSICS = ("mjx", "generalized", "positional", "spring")  # the first is the default
@@ -28,7 +28,7 @@ def make(env_id: str) -> FunctionalEnv:
     except ImportError as error:
         raise UserError(
             f"environment {env_id!r} needs Brax, which is not installed ({error}); "
-            "pip install 'preqn_jax[brax]'"
+            f"{to_install('brax')}"
         ) from error
     physics, _, name = env_id.removeprefix(PREFIX).rpartition("/")
     physics = choose("physics of Brax", physics or PHYSICS[0], PHYSICS)

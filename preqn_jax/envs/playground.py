@@ -17,7 +17,7 @@ import jax
 
 from preqn_jax.envs import contract
 from preqn_jax.envs.functional import FunctionalEnv, of_states, their_ways
-from preqn_jax.options import UserError, choose
+from preqn_jax.options import UserError, choose, to_install
 
 PREFIX = "playground/"
 
@@ -34,7 +34,7 @@ def make(env_id: str) -> FunctionalEnv:
     except ImportError as error:
         raise UserError(
             f"environment {env_id!r} needs MuJoCo Playground, which is not installed ({error}); "
-            "pip install 'preqn_jax[playground]'"
+            f"{to_install('playground')}"
         ) from error
     name = env_id.removeprefix(PREFIX)
     choose("environment of MuJoCo Playground", name, registry.ALL_ENVS)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from preqn_jax.options import UserError, choose
+from preqn_jax.options import UserError, choose, to_install
 from preqn_jax.training import files
 
 _log = logging.getLogger(__name__)
@@ -33,9 +33,7 @@ def check(track: str, logdir: str) -> None:
         return
     choose("tracker", track, NAMES)
     if importlib.util.find_spec(track) is None:
-        raise UserError(
-            f"track is {track!r}, which is not installed; pip install 'preqn_jax[{track}]'"
-        )
+        raise UserError(f"track is {track!r}, which is not installed; {to_install(track)}")
     if not logdir:
         raise UserError(
             f"track is {track!r}, but there are no records without a run directory; add "

@@ -15,7 +15,7 @@ import numpy as np
 from preqn_jax import actions, agents, envs
 from preqn_jax.agents import Agent
 from preqn_jax.batching import precise
-from preqn_jax.options import UserError
+from preqn_jax.options import UserError, to_install
 from preqn_jax.training import directory, record
 from preqn_jax.types import Array, Spec
 
@@ -195,7 +195,7 @@ def records(logdir: str | Path) -> Any:
     except ImportError as error:
         raise UserError(
             "records come as a pandas.DataFrame, and pandas is not installed; "
-            "pip install 'preqn_jax[analysis]'"
+            f"{to_install('analysis')}"
         ) from error
     logdir = Path(logdir)
     directory.config_of(logdir)

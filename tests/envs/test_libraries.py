@@ -21,7 +21,7 @@ EXTRAS = {"brax": ("brax", "brax/reacher"), "mujoco_playground": ("playground", 
 def test_without_its_package_the_extra_is_named(package, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, package, None)
     extra, env_id = EXTRAS[package]
-    with pytest.raises(UserError, match=f"pip install 'preqn_jax\\[{extra}\\]'"):
+    with pytest.raises(UserError, match=f"pip install -e '\\.\\[{extra}\\]'"):
         envs.make(env_id, 1)
 
 

@@ -208,7 +208,7 @@ def test_a_run_is_the_same_with_a_tracker_and_without(fake, capsys):
     ("args", "words"),
     [
         (["--track=tensorboard"], "unknown tracker 'tensorboard'; choose one of mlflow, wandb"),
-        (["--track=wandb"], "track is 'wandb', which is not installed; pip install 'preqn_jax[wan"),
+        (["--track=wandb"], "track is 'wandb', which is not installed; pip install -e '.[wandb]'"),
         (
             ["--track=mlflow", "--logdir="],
             "there are no records without a run directory; add --log",

@@ -146,7 +146,7 @@ def test_records_are_a_row_for_each_seed_and_step():
 def test_records_that_are_not_there_are_said_in_a_sentence(monkeypatch):
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "pandas", None)
-        with pytest.raises(UserError, match=r"pip install 'preqn_jax\[analysis\]'"):
+        with pytest.raises(UserError, match=r"pip install -e '\.\[analysis\]'"):
             preqn_jax.records("x")
     monkeypatch.setitem(sys.modules, "pandas", sys)  # any: it is not reached
     with pytest.raises(UserError, match="'x' is not a run directory: it has no config.json"):
