@@ -23,7 +23,7 @@ def test_every_mode_crosses_its_line_and_every_remedy_works(tmp_path, capsys):
         4,
         3,
         2,
-        3,
+        4,
     ]
     # At first the left side of Eq. 16 is alpha times one number; later K has grown.
     seen = {float(row["run"].split()[-1]): row["eq_16"] for row in rows if "eq_16" in row}
@@ -39,6 +39,8 @@ def test_every_mode_crosses_its_line_and_every_remedy_works(tmp_path, capsys):
             assert end < 0.6 * row["first"]
         elif row["run"] == "gradient, alpha = 0.3":
             assert 0.6 * row["first"] < end < row["first"]  # stalls
+        elif "c = 0.5" in row["run"]:
+            assert end == pytest.approx(10, rel=1e-4)
         else:
             assert end > 1e3 * row["first"]
 
@@ -50,3 +52,15 @@ def test_every_mode_crosses_its_line_and_every_remedy_works(tmp_path, capsys):
 def test_the_quantity_is_below_its_line_on_the_safe_side(maker):
     mode = maker(1)
     assert mode.ys.min() < 1 < np.interp(mode.bad, mode.xs, mode.ys)
+
+
+def test_without_data_less_generalization_keeps_q_bounded_and_wrong():
+    """Both values move by the first's error alone, times 1 and 2c: from (1, 2) along (1, 1) to
+    where .9 Q_2 = Q_1, which is (9, 10). Q* is 0.
+    """
+    runs = {run.name: run for run in section_3_2.extrapolation(300).runs}
+    (bounded,) = [run for name, run in runs.items() if "bounded, wrong" in name]
+    assert not bounded.remedy and bounded.error[0] == 2
+    assert bounded.error.max() <= 10 and bounded.error[-1] == pytest.approx(10, rel=1e-4)
+    assert runs["U3, no data there"].error[-1] > 1000  # with c = 0.6
+    assert runs["U3, half of the data there"].error[-1] < 0.01

@@ -1,4 +1,6 @@
-"""The rule of "comparing favorably": its power, its level, and when it is open."""
+"""The rule of "comparing favorably": its power, its level, what a no is worth, and when it is
+open.
+"""
 
 import numpy as np
 import pytest
@@ -11,9 +13,29 @@ from experiments.judge import power, section_5_2
 @pytest.mark.parametrize("seeds", [3, 7])
 def test_the_rules_state_their_power_which_is_none_at_four_fifths(seeds):
     found = power.power(np.ones(5), np.full(5, 0.25), seeds)
-    stated = power.words(found).partition(" at ")[0]
-    assert stated in " ".join(section_5_2.RULES.split())
-    assert max(found[:3]) < 0.01 and found[-1] > 0.85 and found == sorted(found)
+    rules = " ".join(section_5_2.RULES.split())
+    yes, no = [one.yes for one in found.values()], [found[share].no for share in (1.0, 1.1)]
+    for stated in (yes, no):
+        assert ", ".join(f"{one:.2f}" for one in stated) in rules
+    assert max(yes[:3]) < 0.01 and yes[-1] > 0.85 and yes == sorted(yes)
+
+
+@pytest.mark.parametrize("share", [1.0, 1.1])
+def test_a_no_to_one_who_equals_its_rivals_is_as_likely_as_is_told(share):
+    """One task and three seeds, of which no quarter is left out: means are normal."""
+    own, *rivals = np.random.default_rng(5).normal(1, 0.3 / np.sqrt(3), size=(3, 200_000))
+    needed = np.maximum(0.95 * np.maximum(*rivals), np.minimum(*rivals))
+    found = power.odds(share, np.ones(1), np.full(1, 0.3), 3)
+    assert found.no == pytest.approx(np.mean(share * own < needed), abs=0.06)
+    assert found.no > 0.3 and found.yes + found.no < 1  # the rest cannot be judged
+
+
+def test_the_words_are_of_a_yes_at_every_share_and_of_a_no_where_it_is_wrong():
+    found = {share: power.Odds(share / 10, share / 5) for share in power.SHARES}
+    assert power.words(found) == (
+        "a yes has probability 0.06, 0.07, 0.08, 0.09, 0.10, 0.11 at 60, 70, 80, 90, 100, 110 %, "
+        "and a no 0.20, 0.22 at 100, 110 %"
+    )
 
 
 def drawn(rng, levels, spread, count=3):

@@ -1,5 +1,7 @@
 """Scores, their intervals and what others published, against the formulas."""
 
+import math
+
 import numpy as np
 import pytest
 from fabricated import frozen, one
@@ -107,6 +109,16 @@ def test_where_there_is_no_spread_there_is_no_interval_or_an_empty_one():
 )
 def test_clearly_is_all_of_an_interval_beside_zero(interval, sign):
     assert scores.clearly(scores.Estimate(0.5, interval)) == sign
+
+
+def test_shares_are_the_same_as_likely_as_draws_without_replacement_say():
+    """Of the ways to have so many in all, those no likelier than what was found."""
+    for (k, n), (j, m) in (((4, 12), (2, 24)), ((0, 5), (5, 9)), ((3, 3), (0, 3))):
+        ways = [math.comb(n, i) * math.comb(m, k + j - i) for i in range(k + j + 1)]
+        likely = sum(one for one in ways if one <= ways[k]) / sum(ways)
+        assert scores.same_share((k, n), (j, m)) == pytest.approx(likely)
+        assert scores.same_share((j, m), (k, n)) == pytest.approx(likely)
+    assert scores.same_share((0, 9), (0, 18)) == 1
 
 
 def test_every_environment_of_the_paper_has_a_scale_and_every_number_a_source():

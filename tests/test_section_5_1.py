@@ -190,12 +190,24 @@ def test_what_the_numbers_cannot_tell_is_not_judged():
     assert verdicts(made_up(activations=("sin",))) == [True, True, None, None]
 
 
-def test_slopes_are_of_least_squares_with_their_standard_error():
-    x, values = np.array([5.0, 6.0, 7.0]), np.random.default_rng(0).normal(size=(3, 2))
-    design = np.stack([np.repeat(x, 2), np.ones(6)], axis=1)
-    solution, residual, *_ = np.linalg.lstsq(design, values.ravel(), rcond=None)
-    error = np.sqrt(residual[0] / 4 * np.linalg.inv(design.T @ design)[0, 0])
-    np.testing.assert_allclose(section_5_1._slope(x, values), (solution[0], error))
+def test_slopes_are_of_least_squares_with_their_standard_error_over_initialisations():
+    """A slope is linear in the means at each size, whose errors are independent."""
+    rng = np.random.default_rng(0)
+    x, values = np.array([5.0, 6.0, 9.0]), rng.normal(size=(3, 4)) * [[0.1], [1.0], [3.0]]
+    weights = [np.polyfit(x, unit, 1)[0] for unit in np.eye(3)]
+    terms = [w * values[i].std(ddof=1) / 2 for i, w in enumerate(weights)]
+    slope = np.polyfit(np.repeat(x, 4), values.ravel(), 1)[0]
+    np.testing.assert_allclose(section_5_1._slope(x, values), (slope, np.hypot.reduce(terms)))
+
+
+@pytest.mark.parametrize(("spread", "clear"), [(0.01, True), (0.5, False)])
+def test_a_line_that_fits_badly_is_clear_where_every_initialisation_has_it(spread, clear):
+    """Means of 5, 1, 6 and 4.5 rise by .35 a doubling. Their distances from the line would make an
+    error of .52 of it, whatever the spread.
+    """
+    at = dict(zip(WIDTHS, (500.0, 100.0, 600.0, 450.0), strict=True))
+    data = made_up(spread=spread, diagonal=lambda a, w, d: at[w] * 2.0**-d)
+    assert halves(data, 1)[0] is clear
 
 
 def test_figures_are_named_after_the_papers(tmp_path):

@@ -29,6 +29,11 @@ def find(words, envs=ENVS):
     return found
 
 
+def collapse(seeds=(0, 1, 2)):
+    """Returns that fall to nothing after 60 % of the run, of these seeds."""
+    return lambda seed, t: 1000 * (0.0 if t >= 0.6 and seed in seeds else t) + seed
+
+
 STATEMENTS = {
     # words of the statement -> what makes it so, and what makes it not so: {variant: fields of
     # `write`}
@@ -47,8 +52,8 @@ STATEMENTS = {
         {"td3-sin": {"returns": better(0)}},
     ),
     "PreQN-relu was generally weaker": (
-        {"preqn-relu": {"returns": lambda seed, t: 1000 * (t if t < 0.6 else 0.0) + seed}},
-        {"preqn-relu": {"returns": better(-500)}},  # weaker, but not because it is less stable
+        {"preqn-relu": {"returns": collapse()}},
+        {"preqn-sin": {"returns": collapse()}, "preqn-relu": {"returns": better(-5000)}},
     ),
 }
 
@@ -65,8 +70,10 @@ def test_a_statement_is_borne_out_or_not(words, so):
 
 @pytest.mark.parametrize(("by", "env", "words", "so"), [
     (500, "Swimmer-v5", "outperforms", True),
-    (0, "Swimmer-v5", "outperforms", False),
+    (0, "Swimmer-v5", "outperforms", None),
+    (-500, "Swimmer-v5", "outperforms", False),
     (-500, "Hopper-v5", "underperforms", True),
+    (0, "Hopper-v5", "underperforms", None),
     (500, "Hopper-v5", "underperforms", False),
 ])  # fmt: skip
 def test_statements_on_single_environments(by, env, words, so):
@@ -74,17 +81,20 @@ def test_statements_on_single_environments(by, env, words, so):
         write(env, variant, **({"returns": better(by)} if variant == "preqn-sin" else {}))
     half = find(f" {words}", [env]).halves[0]
     assert half.borne_out is so and "over ddpg-relu" in half.evidence
+    assert ("undecided: the interval holds zero" in half.evidence) == (so is None)
     assert find(" outperforms", [env]).halves[1][1:3] == ("needs runs on Ant", None)
 
 
-def test_better_than_one_baseline_is_not_better_than_both():
+@pytest.mark.parametrize(("sac", "so"), [(0, True), (500, None), (900, False)])
+def test_better_than_one_baseline_is_not_better_than_both(sac, so):
+    """Level with the other it is undecided; a clear defeat by it decides."""
     for variant in SIX:
-        write(
-            "Swimmer-v5",
-            variant,
-            returns=better({"preqn-sin": 500, "sac-relu": 500}.get(variant, 0)),
-        )
-    assert find(" outperforms", ["Swimmer-v5"]).halves[0].borne_out is False
+        returns = better({"preqn-sin": 500, "sac-relu": sac}.get(variant, 0))
+        write("Swimmer-v5", variant, returns)
+    half = find(" outperforms", ["Swimmer-v5"]).halves[0]
+    assert half.borne_out is so and half.refuted_by == "it is clearly worse than one of the two"
+    told = [part for part in half.evidence.split("; ") if "the interval holds zero" in part]
+    assert [part.split(" over ")[1].split(",")[0] for part in told] == ["sac-relu"] * (so is None)
 
 
 def test_generally_needs_no_environment_to_say_the_opposite():
@@ -139,8 +149,70 @@ def test_what_diverged_is_the_weaker_whatever_it_returned():
         end=12,
         extra=[{"step": 61_050, "seed": 2, "run/diverged": 1.0}],
     )
-    verdict = find("PreQN-relu was", ["HalfCheetah-v5"])
-    assert verdict.borne_out is True and "preqn-relu diverged" in verdict.halves[0].evidence
+    stronger, less_stable = find("PreQN-relu was", ["HalfCheetah-v5"]).halves
+    assert stronger.borne_out is True and "preqn-relu diverged" in stronger.evidence
+    assert less_stable.borne_out is None  # one seed of three
+
+
+@pytest.mark.parametrize(
+    ("relu", "sin", "so", "p_value"),
+    [  # seeds of seven that collapse
+        (1, 0, None, "1"),
+        (3, 3, None, "1"),
+        (0, 0, None, "1"),
+        (4, 0, None, "0.07"),
+        (5, 0, True, "0.021"),
+        (0, 4, None, "0.07"),
+        (0, 5, False, "0.021"),
+    ],
+)
+def test_what_is_less_stable_is_so_beyond_chance(relu, sin, so, p_value):
+    """5 of 7 beside 0 of 7: twice C(7, 5) of C(14, 5), for either could have them."""
+    for variant, count in (("preqn-relu", relu), ("preqn-sin", sin)):
+        write("HalfCheetah-v5", variant, collapse(range(count)), seeds=range(7))
+    half = find("PreQN-relu was", ["HalfCheetah-v5"]).halves[1]
+    assert half.borne_out is so and half.evidence.endswith(f"equal shares: p = {p_value}")
+    assert f"preqn-relu {relu} of 7" in half.evidence and f"preqn-sin {sin} of 7" in half.evidence
+
+
+def test_beside_the_seeds_that_are_not_stable_stand_those_of_the_baselines():
+    """On the same tasks, as far as records tell; the verdict is on PreQN alone."""
+    write("HalfCheetah-v5", "preqn-sin")
+    write("HalfCheetah-v5", "td3-relu", collapse([1]), q=200.0)
+    write("HalfCheetah-v5", "sac-relu", worth=None)
+    write("Swimmer-v5", "td3-relu", collapse())  # where PreQN has no runs
+    finite, falls, overvalued = find("is stable", ["HalfCheetah-v5"]).halves
+    assert finite.evidence == (
+        "3 of 3 seeds; of the baselines td3-relu 0 of 3 and sac-relu 0 of 3 break it; "
+        "equal shares: p = 1"
+    )
+    assert "td3-relu 1 of 3 (HalfCheetah-v5 seed 1) and sac-relu 0 of 3" in falls.evidence
+    assert "td3-relu 3 of 3 (HalfCheetah-v5 seed 0, 1, 2) break it" in overvalued.evidence
+    assert overvalued.evidence.endswith("p = 0.1")
+    assert [one.borne_out for one in (finite, falls, overvalued)] == [True] * 3
+
+
+def test_the_p_value_beside_a_fault_is_of_both_baselines_together():
+    write("HalfCheetah-v5", "preqn-sin", collapse(range(4)), seeds=range(7))
+    for variant in ("td3-relu", "sac-relu"):
+        write("HalfCheetah-v5", variant, seeds=range(7))
+    falls = find("is stable", ["HalfCheetah-v5"]).halves[1]
+    expected = 4 * 5 * 6 * 7 / (18 * 19 * 20 * 21)  # all four faults among 7 of 21
+    assert falls.borne_out is False and falls.evidence.endswith(f"p = {expected:.2g}")
+
+
+@pytest.mark.parametrize(("preqn", "td3", "sac", "words"), [
+    (0, -10, 10, "td3-relu and sac-relu"),
+    (0, -60, 15, "sac-relu"),
+    (500, 0, 0, "neither baseline"),
+    (-500, 0, 0, "neither baseline"),
+])  # fmt: skip
+def test_it_is_told_whose_intervals_overlap(preqn, td3, sac, words):
+    """Each is 20 wide."""
+    for variant, by in (("preqn-sin", preqn), ("td3-relu", td3), ("sac-relu", sac)):
+        write("HalfCheetah-v5", variant, better(by))
+    half = find("comparing favorably", ["HalfCheetah-v5"]).halves[0]
+    assert f"; its interval overlaps that of {words}; with 3 seeds" in half.evidence
 
 
 @pytest.mark.filterwarnings("ignore:Precision loss")  # scores without any spread
@@ -242,6 +314,7 @@ def test_comparing_favorably_is_by_thresholds_that_are_told():
         (half,) = find("comparing favorably", ["HalfCheetah-v5"]).halves
         assert half.borne_out is so and f"below {max(0.95, td3):.3f}" in half.refuted_by
         assert "a yes has probability" in half.evidence and "td3-relu" in half.evidence
+        assert "and a no " in half.evidence and "its interval overlaps" in half.evidence
 
 
 def test_environments_without_a_scale_are_not_put_together():

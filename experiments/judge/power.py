@@ -1,11 +1,12 @@
-"""When PreQN "compares favorably" with its rivals, and how often that rule says so.
+"""When PreQN "compares favorably" with its rivals, and how often that rule says so, or denies it.
 
     python -m experiments.judge.power
 
 simulates the rule, and prints the probabilities that `section_5_2.RULES` and docs/results quote.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,7 @@ MARGIN = 0.05  # of the better rival's interquartile mean
 TOO_LITTLE = 0.8  # of what the better rival attains: a yes must not come from this share of it
 LEVEL = 0.05  # but with this probability
 SHARES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1)  # of what its rivals attain
+WRONGED = (1.0, 1.1)  # by a no: who is as good as its rivals, or better
 DRAWS = 500
 
 Scores = Sequence[np.ndarray]  # `[S]` of each of T tasks
@@ -51,31 +53,38 @@ def chance(lead: float, levels: np.ndarray, deviations: np.ndarray, seeds: int) 
     return 1 - float(np.mean(ahead < lead))
 
 
-def power(levels: np.ndarray, deviations: np.ndarray, seeds: int) -> list[float]:
-    """The probability of a yes, for one who truly attains each of SHARES of both its rivals.
+class Odds(NamedTuple):
+    """The probabilities of a yes and of a no; the rest cannot be judged."""
+
+    yes: float
+    no: float
+
+
+def power(levels: np.ndarray, deviations: np.ndarray, seeds: int) -> dict[float, Odds]:
+    """What the rule says of one who truly attains each of SHARES of both its rivals.
 
     Scores are normal around the rivals' `levels [T]` on T tasks, with standard deviations over
     seeds of `deviations [T]`; those of one who attains a share have this share of them.
     """
-    return [passes(share, levels, deviations, seeds)[0] for share in SHARES]
+    return {share: odds(share, levels, deviations, seeds) for share in SHARES}
 
 
-def passes(
+def odds(
     share: float,
     levels: np.ndarray,
     deviations: np.ndarray,
     seeds: int,
     others: Sequence[float] = (1.0, 1.0),
-) -> tuple[float, float]:
-    """The probability of a yes, and that of attaining what is needed, for one who truly attains
-    `share` of the `levels [T]`, where each rival attains its entry in `others`.
+) -> Odds:
+    """What the rule says of one who truly attains `share` of the `levels [T]`, where each rival
+    attains its entry in `others`.
     """
     rng = np.random.default_rng(0)
     own, *rivals = (_draw(rng, one, levels, deviations, seeds) for one in (share, *others))
     middles = [scores.middle(one.reshape(DRAWS, -1)) for one in (own, *rivals)]
     above = np.flatnonzero(middles[0] >= needed(middles[1:]))  # the rest is a no, and cheap
     yes = sum(favorable(own[i].T, [one[i].T for one in rivals]) is True for i in above)
-    return yes / DRAWS, len(above) / DRAWS
+    return Odds(yes / DRAWS, 1 - len(above) / DRAWS)
 
 
 def _draw(
@@ -104,10 +113,15 @@ def seeds(runs: Sequence[Scores]) -> int:
     return min(len(values) for one in runs for values in one)
 
 
-def words(probabilities: Sequence[float]) -> str:
-    """Of what `power` returns."""
-    shares = ", ".join(f"{100 * share:.0f}" for share in SHARES)
-    return f"{', '.join(f'{p:.2f}' for p in probabilities)} at {shares} %"
+def words(found: dict[float, Odds]) -> str:
+    """Of what `power` returns: when a yes is to be had, and what a no is worth."""
+    yes = ", ".join(f"{one.yes:.2f}" for one in found.values())
+    no = ", ".join(f"{found[share].no:.2f}" for share in WRONGED)
+    return f"a yes has probability {yes} at {_percent(found)}, and a no {no} at {_percent(WRONGED)}"
+
+
+def _percent(shares: Iterable[float]) -> str:
+    return f"{', '.join(f'{100 * share:.0f}' for share in shares)} %"
 
 
 CASES = {  # levels of tasks, and deviations as shares of these
@@ -126,19 +140,21 @@ CASES = {  # levels of tasks, and deviations as shares of these
 def main() -> None:
     for seeds in (3, 7):
         found = words(power(np.ones(5), np.full(5, 0.25), seeds))
-        print(f"{seeds} seeds: a yes has {found} of both rivals")
+        print(f"five tasks, spread 25 %, {seeds} seeds, of both rivals: {found}")
     print(
-        "\nat 80 % of both rivals, and where the lesser attains half: a yes (by thresholds alone)"
+        "\na yes at 80 % of both rivals, and where the lesser attains half (by thresholds alone);"
     )
+    print("a no at 100 and 110 % of both")
     for name, (tasks, spread) in CASES.items():
         levels = np.array(tasks)
         for seeds in (3, 7):
             found = [
-                passes(TOO_LITTLE, levels, spread * levels, seeds, (1.0, lesser))
+                odds(TOO_LITTLE, levels, spread * levels, seeds, (1.0, lesser))
                 for lesser in (1.0, 0.5)
             ]
-            shown = ", ".join(f"{yes:.2f} ({above:.2f})" for yes, above in found)
-            print(f"{name}, {seeds} seeds: {shown}")
+            shown = ", ".join(f"{one.yes:.2f} ({1 - one.no:.2f})" for one in found)
+            wronged = [odds(share, levels, spread * levels, seeds).no for share in WRONGED]
+            print(f"{name}, {seeds} seeds: {shown}; {', '.join(f'{no:.2f}' for no in wronged)}")
 
 
 if __name__ == "__main__":

@@ -140,3 +140,15 @@ def clearly(estimate: Estimate) -> int:
         return 0
     low, high = estimate.interval
     return int(low > 0) - int(high < 0)
+
+
+def same_share(one: tuple[int, int], other: tuple[int, int]) -> float:
+    """Fisher's exact test, two-sided: how likely shares of (count, total) that differ this much or
+    more are, where the truth does not differ.
+
+    >>> from experiments.judge import scores
+    >>> round(scores.same_share((4, 12), (2, 24)), 3)
+    0.149
+    """
+    found: Any = stats.fisher_exact([[k, n - k] for k, n in (one, other)])
+    return float(found.pvalue)

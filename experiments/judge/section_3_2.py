@@ -23,7 +23,7 @@ class Trajectory(NamedTuple):
     """How one update went on."""
 
     name: str
-    remedy: bool
+    remedy: bool  # it makes Q right; to keep it bounded is not enough
     error: np.ndarray  # max |Q - Q*|, at the start and every so many updates; infinite: overflow
     # Where K moves with Q: max_i alpha K_ii rho_i (Eq. 16) at the same times.
     overshoot: np.ndarray | None = None
@@ -177,6 +177,9 @@ def generalization(updates: int) -> Mode:
 def extrapolation(updates: int) -> Mode:
     """c = 0.6, which uniform data endure; the quantity is the spectral radius of the update, linear
     with its one action.
+
+    Without data on the second state it is 1 as long as 2 c gamma <= 1: with c = 0.5 the missing
+    value stays near its start, and Q ends, wrong, where the first state's error is zero.
     """
     problem, kernel = problems.w_to_2w(gamma=0.9), _two_states(0.6)
     mdp = problem.mdp
@@ -206,6 +209,11 @@ def extrapolation(updates: int) -> Mode:
                 "preconditioned, no data there",
                 False,
                 lambda q: tabular.preconditioned(mdp, q, 0.4, rho(bad), kernel),
+            ),
+            run(
+                "U3, no data, c = 0.5: bounded, wrong",
+                False,
+                lambda q: tabular.u3(mdp, q, 0.4, rho(bad), _two_states(0.5)),
             ),
             run(
                 "U3, half of the data there",

@@ -13,7 +13,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from scipy import stats
 
 from experiments.judge import published, verdict
 from experiments.judge.verdict import Half, Verdict
@@ -48,13 +47,13 @@ COMMON = 0.75  # share of the pairs in which a statement on relu or sin has to b
 RULES = f"""\
 Clear: beyond two standard errors, over initialisations. A series is one environment and one
 activation; it rises or falls where the least-squares slope of all its values (against log2 width,
-or depth) is clear. An activation rises or falls if it does so in more than half of the
-environments. A tendency is borne out if all activations show it; "neither", if no activation shows
-either. A statement on relu or sin is borne out if it is clear for {COMMON:.0%} of all pairs of an
-environment and a network size, and for more than half of the sizes in every environment; a
-diagonal is high if it is clearly above the mean of the other activations'. A finding is borne out
-if both of its halves are. x1.2: the largest network's mean over the smallest's, geometric mean over
-environments."""
+or depth) is clear, its error being that of the spread at each size. An activation rises or falls if
+it does so in more than half of the environments. A tendency is borne out if all activations show
+it; "neither", if no activation shows either. A statement on relu or sin is borne out if it is clear
+for {COMMON:.0%} of all pairs of an environment and a network size, and for more than half of the
+sizes in every environment; a diagonal is high if it is clearly above the mean of the other
+activations'. A finding is borne out if both of its halves are. x1.2: the largest network's mean
+over the smallest's, geometric mean over environments."""
 
 
 def findings(data: dict[str, Any]) -> dict[str, list[Verdict]]:
@@ -173,11 +172,14 @@ AHEAD: dict[str, Callable[[np.ndarray, Sequence[np.ndarray]], bool]] = {  # (own
 
 
 def _slope(x: np.ndarray, values: np.ndarray) -> tuple[float, float]:
-    """The least-squares slope of `values [sizes, S]` against `x [sizes]`, and its standard
-    error.
+    """The least-squares slope of `values [sizes, S]` against `x [sizes]`, and its standard error
+    over initialisations: by the spread at each size, not by how far means lie from the line, which
+    no initialisation changes.
     """
-    line: Any = stats.linregress(np.repeat(x, values.shape[1]), values.ravel())
-    return line.slope, line.stderr
+    weights = (x - x.mean()) / np.sum((x - x.mean()) ** 2)
+    means, variances = values.mean(axis=1), values.var(axis=1, ddof=1) / values.shape[1]
+    slope = weights @ (means - means[0])  # exactly 0 of what is constant
+    return float(slope), math.sqrt(weights**2 @ variances)
 
 
 def _sizes(data: dict[str, Any], sweep: str) -> dict[int, list[int]]:

@@ -3,7 +3,8 @@ one step (`curves.common_step`).
 """
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,18 +29,27 @@ A seed is stable if
       fewer it cannot be judged);
   (c) no mean Q of a line is above the largest discounted return that any of its evaluations went
       through.
+Each part is absolute, and may be hard on a task for any algorithm: beside it stand the seeds of the
+baselines that break it, and the p-value of equal shares (Fisher's exact test, two-sided, of the
+seeds of all tasks together).
 A seed's alignment is the mean over the lines of its records past step update_after, each of as many
 updates; one that the linesearch rejects counts as 0.
 Clear: Welch's {scores.LEVEL:.0%} interval of the difference does not hold zero, or one of the two
 diverged; where there is no interval, as with a single seed, it cannot be judged. "Generally": clear
 on at least one environment, clearly the other way round on none, and by the mean on more than half.
+"In some cases": clear against both baselines on the task that is named; a no, where it is clearly
+the other way round against one of them; else it cannot be judged. "Occasional divergence": a larger
+share of seeds breaks (a) or (b), with a p-value of at most {1 - scores.LEVEL:.2f} by the same test;
+a no, where it is a smaller one, with such a p-value; else it cannot be judged.
 "Comparing favorably": the interquartile mean over tasks, which weigh the same, is at least
 {1 - power.MARGIN:.0%} of the better baseline's, and at least the lesser baseline's. Where it is,
 but one that truly attains {power.TOO_LITTLE:.0%} of the better baseline would get as far with a
 probability above {power.LEVEL:.0%}, by simulation with scores that spread over seeds as these do,
 it cannot be judged. By simulation with five tasks and a spread of a quarter of the mean, one that
 truly attains 60, 70, 80, 90, 100, 110 % of both baselines gets a yes with probability 0.00, 0.00,
-0.00, 0.10, 0.50, 0.88 with three seeds, and 0.00, 0.00, 0.00, 0.04, 0.58, 0.97 with seven.
+0.00, 0.10, 0.50, 0.88 with three seeds, and 0.00, 0.00, 0.00, 0.04, 0.58, 0.97 with seven. A no
+says that what was found falls short, not that PreQN does: one that truly attains 100, 110 % of both
+gets it with probability 0.50, 0.12 with three seeds, and 0.42, 0.03 with seven.
 A seed that diverged has no score: PreQN with one does not compare favorably, and beside a baseline
 with one it cannot be judged.
 A statement in several parts is borne out if all of them are, and is not as soon as one is not; it
@@ -149,26 +159,59 @@ def _stable(runs: Runs, envs: Sequence[str], variant: str) -> list[Half]:
     few, worth = f"a seed has {FEW} evaluations or fewer", "the records have no eval/discounted_max"
     untold = {"a": "", "b": few, "c": worth}
     lacking, halves = _lacking(runs, envs, [variant]), []
-    there = [env for env in envs if (env, variant) in runs]
     for rule, (said, refuted_by) in rules.items():
         said = f"{variant}: {said}"
-        broken = {env: getattr(faults(runs[env, variant]), rule) for env in there}
-        if not any(broken.values()) and (lacking or None in broken.values()):
+        own = _tally(runs, envs, variant, rule)
+        untold_of = [env for env, seeds in own.broken.items() if seeds is None]
+        if not own.count and (lacking or untold_of):
             evidence = lacking or untold[rule]
             halves.append(Half(said, evidence, None, refuted_by))
             continue
-        bad = "; ".join(
-            f"{env} seed {', '.join(map(str, seeds))}" for env, seeds in broken.items() if seeds
-        )
-        count = sum(len(seeds or ()) for seeds in broken.values())
-        total = sum(len(runs[e, variant].seeds) for e in there if broken[e] is not None)
-        evidence = f"{total - count} of {total} seeds{', not ' + bad if bad else ''}"
-        evidence += f"; {lacking}" * bool(lacking)
-        evidence += f"; on {', '.join(e for e in there if broken[e] is None)} {untold[rule]}" * (
-            None in broken.values()
-        )
-        halves.append(Half(said, evidence, not count, refuted_by))
+        evidence = f"{own.total - own.count} of {own.total} seeds"
+        evidence += f", not {own}" * bool(own.count)
+        evidence += _beside(runs, rule, own) + f"; {lacking}" * bool(lacking)
+        evidence += f"; on {', '.join(untold_of)} {untold[rule]}" * bool(untold_of)
+        halves.append(Half(said, evidence, not own.count, refuted_by))
     return halves
+
+
+class Tally(NamedTuple):
+    """Who breaks a rule of stability, of one variant's seeds."""
+
+    broken: dict[str, list[int] | None]  # env -> seeds; None where the records do not tell
+    count: int
+    total: int  # without those of which they do not tell
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{env} seed {', '.join(map(str, seeds))}"
+            for env, seeds in self.broken.items()
+            if seeds
+        )
+
+
+def _tally(runs: Runs, envs: Sequence[str], variant: str, rule: str) -> Tally:
+    there = [env for env in envs if (env, variant) in runs]
+    broken = {env: getattr(faults(runs[env, variant]), rule) for env in there}
+    total = sum(len(runs[env, variant].seeds) for env in there if broken[env] is not None)
+    return Tally(broken, sum(len(seeds or ()) for seeds in broken.values()), total)
+
+
+def _beside(runs: Runs, rule: str, own: Tally) -> str:
+    """Which seeds of the baselines break a rule on the same tasks, without which nothing tells a
+    fault of PreQN from one of the task; "" without such runs.
+    """
+    found = {variant: _tally(runs, list(own.broken), variant, rule) for variant in BASELINES}
+    found = {variant: one for variant, one in found.items() if one.total}
+    if not found:
+        return ""
+    told = " and ".join(
+        f"{variant} {one.count} of {one.total}" + f" ({one})" * bool(one.count)
+        for variant, one in found.items()
+    )
+    others = sum(one.count for one in found.values()), sum(one.total for one in found.values())
+    p_value = scores.same_share((own.count, own.total), others)
+    return f"; of the baselines {told} break it; equal shares: p = {p_value:.2g}"
 
 
 def _aligned(runs: Runs, envs: Sequence[str], variant: str) -> Half:
@@ -233,7 +276,8 @@ def _favorable(runs: Runs, envs: Sequence[str]) -> Half:
     if lacking:
         return Half(said, lacking, None, "that interquartile mean is below either of the two")
     own, *rivals = ([*normalised(runs[env, v] for env in envs)] for v in variants)
-    found = dict(zip(variants, map(scores.interquartile_mean, (own, *rivals)), strict=True))
+    estimates = map(scores.interquartile_mean, (own, *rivals))
+    found: dict[str, scores.Estimate] = dict(zip(variants, estimates, strict=True))
     evidence = ", ".join(f"{variant} {estimate:.3f}" for variant, estimate in found.items())
     evidence, borne_out = f"{evidence}; over {', '.join(envs)}", power.favorable(own, rivals)
     lost = [variant for variant, estimate in found.items() if not np.isfinite(estimate.value)]
@@ -242,7 +286,22 @@ def _favorable(runs: Runs, envs: Sequence[str]) -> Half:
         return Half(said, evidence, borne_out, "preqn-sin has no score, or one below either of two")
     needed = float(power.needed([found[name].value for name in BASELINES]))
     refuted_by = f"that interquartile mean is below {needed:.3f}"
-    return Half(said, evidence + _power(own, rivals), borne_out, refuted_by)
+    evidence = f"{evidence}{_overlap(found)}{_power(own, rivals)}"
+    return Half(said, evidence, borne_out, refuted_by)
+
+
+def _overlap(found: Mapping[str, scores.Estimate]) -> str:
+    """Whether the intervals of `_favorable` tell the first from the baselines; "" without any."""
+    intervals = [estimate.interval for estimate in found.values() if estimate.interval]
+    if len(intervals) < len(found):
+        return ""
+    (least, most), *others = intervals
+    alike = [
+        name
+        for name, (low, high) in zip(BASELINES, others, strict=True)
+        if low <= most and least <= high
+    ]
+    return f"; its interval overlaps that of {' and '.join(alike) or 'neither baseline'}"
 
 
 def _power(own: power.Scores, rivals: Sequence[power.Scores]) -> str:
@@ -252,15 +311,18 @@ def _power(own: power.Scores, rivals: Sequence[power.Scores]) -> str:
         return "; a single seed has no spread"
     levels = np.mean([[values.mean() for values in one] for one in rivals], axis=0)
     return (
-        f"; with {seeds} seeds that spread by {np.sqrt(np.mean(deviations**2)):.3f} a yes has "
-        f"probability {power.words(power.power(levels, deviations, seeds))} of both baselines"
+        f"; with {seeds} seeds that spread by {np.sqrt(np.mean(deviations**2)):.3f} "
+        f"{power.words(power.power(levels, deviations, seeds))} of both baselines"
     )
 
 
 def _somewhere(runs: Runs, envs: Sequence[str], name: str, direction: str) -> Half:
-    """An environment that the paper names: clearly better or worse than both baselines."""
+    """An environment that the paper names: clearly better or worse than both baselines. A few seeds
+    leave wide intervals, and one that holds zero speaks for neither side.
+    """
     said = f"preqn-sin is clearly {direction} than {' and '.join(BASELINES)} on {name}"
-    refuted_by = f"the interval of its difference to either holds zero, or it is not {direction}"
+    opposite = {"better": "worse", "worse": "better"}[direction]
+    refuted_by = f"it is clearly {opposite} than one of the two"
     versions = [env for env in envs if published.task(env) == name]
     lacking = (
         _lacking(runs, versions, ["preqn-sin", *BASELINES]) if versions else f"needs runs on {name}"
@@ -273,21 +335,25 @@ def _somewhere(runs: Runs, envs: Sequence[str], name: str, direction: str) -> Ha
         other: compare(runs[versions[0], "preqn-sin"], runs[versions[0], other], performances)
         for other in others
     }
-    evidence = "; ".join(f"{text} over {other}" for other, (_, _, text) in compared.items())
+    evidence = "; ".join(
+        f"{text} over {other}" + ", undecided: the interval holds zero" * (way == 0)
+        for other, (way, _, text) in compared.items()
+    )
     wanted = 1 if direction == "better" else -1
     ways = {compared[baseline][0] for baseline in BASELINES}
-    borne_out = None if None in ways and ways <= {None, wanted} else ways == {wanted}
+    borne_out = False if -wanted in ways else True if ways == {wanted} else None
     return Half(said, evidence, borne_out, refuted_by)
 
 
 def _less_stable(runs: Runs, envs: Sequence[str]) -> Half:
     """Seeds that break rule (a) or (b): (c) is no divergence yet."""
     said = "a larger share of preqn-relu's seeds than of preqn-sin's diverges or collapses (a, b)"
-    refuted_by = "preqn-sin's share is as large"
+    alpha = 1 - scores.LEVEL
+    refuted_by = f"preqn-sin's share is the larger one, with a p-value of at most {alpha:.2f}"
     lacking = _lacking(runs, envs, ["preqn-sin", "preqn-relu"])
     if lacking:
         return Half(said, lacking, None, refuted_by)
-    shares, evidence = {}, []
+    shares, evidence = [], []
     for variant in ("preqn-relu", "preqn-sin"):
         found = [faults(runs[env, variant]) for env in envs]
         if any(one.b is None for one in found):
@@ -295,9 +361,12 @@ def _less_stable(runs: Runs, envs: Sequence[str]) -> Half:
             return Half(said, words, None, refuted_by)
         bad = sum(len({*one.a, *(one.b or ())}) for one in found)
         total = sum(len(runs[env, variant].seeds) for env in envs)
-        shares[variant] = bad / total
+        shares.append((bad, total))
         told = all(one.c is not None for one in found)
         overvalued = sum(len(one.c or ()) for one in found) if told else "who knows how many"
         evidence.append(f"{variant} {bad} of {total}, and rule c broken by {overvalued}")
-    borne_out = shares["preqn-relu"] > shares["preqn-sin"]
+    p_value = scores.same_share(*shares)
+    relu, sin = (bad / total for bad, total in shares)
+    evidence.append(f"equal shares: p = {p_value:.2g}")
+    borne_out = relu > sin if p_value <= alpha else None
     return Half(said, "; ".join(evidence), borne_out, refuted_by)
