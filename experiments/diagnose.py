@@ -7,7 +7,8 @@ failures it was, the evidence.
 
 prints the report, and writes diagnosis.png and diagnosis.json into the run directory, or into
 --out. From the newest checkpoint, if there is one and the run's environment can be made, it also
-says which members of a minibatch move Q where it is largest.
+says which members of a minibatch move Q where it is largest. A run that was not diagnosed is so at
+this checkpoint.
 """
 
 import dataclasses
@@ -19,13 +20,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.kit import curves, flags, given_runs, output, style
-from preqn_jax import agents, diagnostics, envs
-from preqn_jax.batching import batched
+from experiments.kit import curves, flags, given_runs, last_look, output, style
+from preqn_jax import diagnostics
 from preqn_jax.diagnostics.verdict import SIGNS
 from preqn_jax.options import UserError, option
-from preqn_jax.training import directory, loop, monitor
-from preqn_jax.training.checkpoint import Checkpointer
 
 LINES = {name: line for name, line, *_ in SIGNS}
 PANELS = (  # name, words, line that matters, scale
@@ -40,7 +38,6 @@ PANELS = (  # name, words, line that matters, scale
 )
 SCALES = {"linear": {}, "log": {"nonpositive": "mask"}, "symlog": {"linthresh": 1}}
 RETURNS = ("train/return", "eval/return_mean")
-LARGEST = 8  # members of a minibatch that are shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +52,19 @@ def main(argv: list[str]) -> int:
     run = given_runs.one(argv, "diagnose")
     given = flags.parse(DiagnoseConfig)
     out = Path(given.out or run)
-    config, reports, seeds = load(run)
+    config, seeds, looks = read(run)
+    seen, why = None, ""
+    try:
+        seen = last_look.take(run, config, given.trust)
+    except UserError as error:  # all else is known without
+        why = flags.in_flags(str(error))
+    alone = seen is not None and not any(looks)
+    if seen and alone:
+        looks = [[{"step": seen.step, **found}] * bool(found) for found in seen.measured()]
+    reports = reported(run, config, seeds, looks, why)
     print(
         f"{curves.variant(config)} on {config['env']}, {curves.count_seeds(len(reports))}, "
-        f"as far as {str(run)!r} goes"
+        f"as far as {str(run)!r} goes{', by its last checkpoint alone' * alone}"
     )
     for one in reports:
         show(one)
@@ -67,11 +73,9 @@ def main(argv: list[str]) -> int:
         early.pop(one["seed"], None)
     for seed, step in early.items():
         print(f"\nseed {seed}: diverged at step {step:,}, before its first diagnosis")
-    try:
-        moved = attribution(run, config, given.trust)
-    except UserError as error:  # its environment cannot be made here: all else is known without
-        moved = []
-        print(f"\nwho moved Q cannot be said: {flags.in_flags(str(error))}")
+    moved = last_look.attribution(seen) if seen else []
+    if why:
+        print(f"\nwho moved Q cannot be said: {why}")
     show_attribution(moved)
     output.write_json(
         out / "diagnosis.json",
@@ -92,36 +96,47 @@ def redraw(run: Path, path: Path) -> None:
     """The picture of a run, from its records. Raises UserError where they are not those of a
     diagnosed run.
     """
-    config, reports, seeds = load(run)
-    draw(config, reports, seeds, path)
+    config, seeds, looks = read(run)
+    draw(config, reported(run, config, seeds, looks), seeds, path)
 
 
-def load(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[curves.Lines]]:
-    """The configuration of a run, its `report` for each diagnosed seed, and its records for each
-    seed. Raises UserError.
+Looks = list[list[dict[str, Any]]]  # of each seed
+
+
+def read(run: Path) -> tuple[dict[str, Any], list[curves.Lines], Looks]:
+    """The configuration of a run, and for each seed its records and its diagnoses. Raises
+    UserError.
     """
     config, lines = curves.load(run)
     seeds = list(curves.of_seeds(config["seeds"], lines).values())
     looks = [[_look(line) for line in mine if "diagnose/q_mean" in line] for mine in seeds]
-    if not any(looks):
-        every, why = config.get("diagnose_every"), "was not diagnosed"
-        if every:
-            lost = curves.diverged(lines).values()
-            ended = f"diverged at step {max(lost):,}" if lost else "did not come so far yet"
-            why = f"is diagnosed every {every:,} steps, and {ended}"
-        raise UserError(
-            f"the run {str(run)!r} {why}; train it with --diagnose_every="
-            f"{max(1, min(1000, (every or 2000) // 2))} and another --logdir"
-        )
-    return (
-        config,
-        [
-            report(s, look, mine)
-            for s, look, mine in zip(config["seeds"], looks, seeds, strict=True)
-            if look
-        ],
-        seeds,
-    )
+    return config, seeds, looks
+
+
+def reported(
+    run: Path, config: dict[str, Any], seeds: Sequence[curves.Lines], looks: Looks, blind: str = ""
+) -> list[dict[str, Any]]:
+    """The `report` of each diagnosed seed. Raises UserError where there is none; `blind` is why its
+    checkpoint cannot tell, if that was asked.
+    """
+    found = [
+        report(seed, look, mine)
+        for seed, look, mine in zip(config["seeds"], looks, seeds, strict=True)
+        if look
+    ]
+    if found:
+        return found
+    every, why = config.get("diagnose_every"), "was not diagnosed"
+    why += f", and {blind}" * bool(blind)
+    lost = curves.diverged(line for mine in seeds for line in mine).values()
+    cure = "train it on, by the same command with {}, and a larger --num_steps if it has ended"
+    if every:
+        ended = f"diverged at step {max(lost):,}" if lost else "did not come so far yet"
+        why = f"is diagnosed every {every:,} steps, and {ended}"
+    if len(lost) == len(seeds):
+        cure = "train it anew with {} and another --logdir"
+    option = f"--diagnose_every={max(1, min(1000, (every or 2000) // 2))}"
+    raise UserError(f"the run {str(run)!r} {why}; {cure.format(option)}")
 
 
 def _short(one: dict[str, Any]) -> dict[str, Any]:
@@ -202,7 +217,7 @@ def show(one: dict[str, Any]) -> None:
         print(f"  it diverged at step {one['diverged']:,}, and took no further part")
     by_step = {look["step"]: look for look in one["looks"]}
     steps = list(dict.fromkeys(one["at"].values()))
-    lines = [["", *(f"step {step:,}" for step in steps), "what it means if it is high"]]
+    lines = [["", *(f"step {step:,}" for step in steps), "what it means, if high or as it says"]]
     for name, entry in diagnostics.GLOSSARY.items():
         values = [by_step[step].get(name) for step in steps]
         if any(value is not None for value in values):
@@ -212,65 +227,6 @@ def show(one: dict[str, Any]) -> None:
 
 
 # --- who moved Q ----------------------------------------------------------------------------------
-
-
-def attribution(run: Path, config: dict[str, Any], trust: bool) -> list[dict[str, Any]]:
-    """For each seed of the newest checkpoint, the members of a minibatch that move Q most where |Q|
-    is largest in it.
-
-    Shares are those of a plain step (Eq. 5): K_ij delta_j over the sum of its absolute values. []
-    without a checkpoint, and of an agent of somebody's own parts, which are not known here. Raises
-    UserError as `directory.source`.
-    """
-    if not (run / directory.CHECKPOINTS).is_dir() or directory.own_parts(config):
-        return []
-    agent_config, loop_config = (
-        directory.of(kind, config) for kind in (agents.AgentConfig, loop.LoopConfig)
-    )
-    spec = envs.spec(directory.source(config, f"the run {str(run)!r}", trust))
-    agent = agents.make(agent_config, spec)
-    checkpoints = Checkpointer(run / directory.CHECKPOINTS, read_only=True)
-    like, members = loop.init(agent, spec, loop_config)[0], range(len(config["seeds"]))
-    restored = checkpoints.restore(like, members=members)
-    if restored is None:
-        return []
-    step, learner, counters, *_ = restored
-    results = []
-    for seed, (batch, proposal, _) in zip(
-        config["seeds"],
-        monitor.make_looks(agent, loop_config)(learner, counters.round),
-        strict=True,
-    ):
-        inputs = (batch.obs, batch.action)
-        values = batched(agent.q)(proposal.params, inputs)
-        delta = proposal.targets - values
-        where = int(np.argmax(np.abs(values)))
-        at = (batch.obs[where : where + 1], batch.action[where : where + 1])
-        moves = np.asarray(diagnostics.attribution(agent.q, proposal.params, inputs, delta, at))[0]
-        order = np.argsort(-np.abs(moves))[:LARGEST]
-        total = float(np.abs(moves).sum()) or 1.0
-        members = [
-            {
-                "member": int(j),
-                "share": float(moves[j] / total),
-                "td_error": float(delta[j]),
-                "q": float(values[j]),
-                "reward": float(batch.reward[j]),
-                "distance": float(np.linalg.norm(batch.obs[j] - batch.obs[where])),
-            }
-            for j in order
-        ]
-        own = float(moves[where] / total)
-        results.append(
-            {
-                "seed": seed,
-                "step": step,
-                "q": float(values[where]),
-                "own_share": own,
-                "members": members,
-            }
-        )
-    return results
 
 
 def show_attribution(moved: Sequence[dict[str, Any]]) -> None:

@@ -148,7 +148,7 @@ def _acting(trained: Trained, seed: int | None) -> Callable[[np.ndarray], Any]:
 
 
 def _spread(values: np.ndarray) -> str:
-    return f"{values.mean():.1f} +- {values.std():.1f}"
+    return f"{values.mean():.1f}" + (f" +- {values.std(ddof=1):.1f}" if len(values) > 1 else "")
 
 
 # --- what is shown --------------------------------------------------------------------------------

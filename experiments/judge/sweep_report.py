@@ -19,7 +19,8 @@ Returns are scores, of all members at the same step. {scores.RULES}
 Means and intervals are over the seeds that did not diverge. Best is the highest mean return of an
 evaluation, of any seed. Stable are seeds without a number that is not finite and without a collapse
 of the return (rules (a) and (b) of docs/results); up to {stability.FEW} evaluations cannot tell of
-a collapse. Alignment is the mean over the lines of records past step update_after."""
+a collapse. Alignment is the mean over the lines of records past step update_after, empty without
+any."""
 
 
 class Row(NamedTuple):
@@ -147,7 +148,7 @@ def _table(rows: Sequence[Row]) -> str:
             [
                 *map(curves.short, row.setting.values()),
                 *numbers,
-                f"{row.alignment:.3f}",
+                "" if math.isnan(row.alignment) else f"{row.alignment:.3f}",
                 lost or "none",
             ]
         )

@@ -26,6 +26,7 @@ _DENSE = 64  # rows; all eigenvalues of a matrix no larger are as fast as one
 _DORMANT = 0.025  # tau of Sokar et al. 2023
 _SRANK = 0.01  # delta of Kumar et al. 2021
 _BOUND = 0.95  # of an action, beyond which the slope of its tanh is below a tenth
+_ROUNDING = 1e-2  # of actions at a bound, in bfloat16
 _PARTS = ("params", "batch", "next_action", "targets", "moved", "bonus")  # to be finite
 
 
@@ -72,8 +73,8 @@ def diagnose(q: QFunction, case: Case) -> dict[str, float]:
     Returns:
       Numbers by name. "feature_rank", "dormant_share", "coadaptation" are left out where the
       network has no dense hidden layer in sight (`ntk.Linearization.layers`; all but the first
-      count as hidden, so an action that joins later does too), "bias" and "bias_relative" without
-      `returns`.
+      count as hidden, so an action that joins later does too), "saturation" where actions are
+      integers or not all in [-1, 1], "bias" and "bias_relative" without `returns`.
 
     Raises:
       ValueError: shapes that disagree, gamma outside of [0, 1), an alpha or reward_bound that is
@@ -95,6 +96,8 @@ def diagnose(q: QFunction, case: Case) -> dict[str, float]:
                 f"the time before that"
             )
     scale = measured.pop("scale")
+    if np.isnan(measured["saturation"]):
+        del measured["saturation"]
     numbers = {name: float(value) for name, value in measured.items()}
     numbers["self_excitation"] = rightmost(excitation.astype(np.float64)) / float(scale)
     if case.returns is not None:
@@ -199,7 +202,7 @@ def _measure(q: QFunction, case: Case) -> tuple[dict[str, Array], Array, dict[st
         "soft_divergence": _soft_divergence(lin.values, bound, ahead * bonus, gamma),
         "interference": measures.interference(lin.gram, delta),
         "extrapolation": _ratio(_mean(there.values - lin.values, goes), spread),
-        "saturation": jnp.mean(jnp.abs(case.next_action) > _BOUND),
+        "saturation": _saturation(case.next_action),
         "scale": jnp.where(diagonal > 0, diagonal, 1),
         **_of_kernel(lin.gram, alpha, gamma),
         **_of_hidden_layers(lin.layers[1:], there.layers[1:], goes),
@@ -226,6 +229,13 @@ def _update(
     linear = lin.pushforward(jax.tree.map(difference, case.moved, case.params))
     alpha = measures.gain(linear, plain) if case.alpha is None else case.alpha
     return case.moved, alpha, linear
+
+
+def _saturation(action: Array) -> Array:
+    """NaN for actions whose bounds are not known."""
+    size = jnp.abs(action)
+    known = jnp.issubdtype(action.dtype, jnp.floating) & (jnp.max(size) <= 1 + _ROUNDING)
+    return jnp.where(known, jnp.mean(size > _BOUND), jnp.nan)
 
 
 def _of_kernel(gram: Array, alpha: Array | float, gamma: Array | float) -> dict[str, Array]:

@@ -322,6 +322,8 @@ class Session:
             measured = measure(self.agent, looks[i], float(self._discounts[i]))
             if not measured:  # training says so itself where it meets this
                 continue
+            if self.spec.num_actions is not None:  # which have an order for the network alone
+                measured.pop("saturation", None)
             finding = diagnostics.failure(measured)
             line = {f"diagnose/{name}": value for name, value in measured.items()}
             adapted = self._metrics.get("solve/damping")

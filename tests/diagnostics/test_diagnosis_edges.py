@@ -20,6 +20,18 @@ def test_of_a_layer_that_is_dead_every_unit_is_dormant():
     assert look(case.replace(theta=theta, moved=theta))["dormant_share"] >= 9 / 17 > alive
 
 
+@pytest.mark.parametrize(
+    ("action", "told"),
+    [(np.full((8, 1), 0.99), 1.0), (np.full((8, 1), 1.5), None), (np.ones((8, 1), int), None)],
+)
+def test_of_actions_whose_bounds_are_not_known_saturation_says_nothing(action, told):
+    obs = np.eye(8, 2)
+    batch = Transition(obs, action, np.ones(8), np.ones(8), obs)
+    q = lambda params, obs, action: params @ obs + 0.1 * action[0]
+    found = diagnose(q, diagnostics.Case(np.ones(2), batch, action))
+    assert found.get("saturation") == told
+
+
 def test_an_error_of_some_forty_roundings_is_seen():
     """Q = 1 + p + 2e5 p^2 from 0 to 5e-6: as much beyond the first order as it."""
     rng = np.random.default_rng(0)

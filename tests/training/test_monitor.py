@@ -370,6 +370,21 @@ def test_a_healthy_run_is_called_so_and_needs_no_checkpoint(healthy, capsys):
     assert "error: cannot write '/dev/null/x/diagnosis.json'" in capsys.readouterr().err
 
 
+def test_a_run_that_was_not_diagnosed_is_so_at_its_last_checkpoint(capsys):
+    tiny = {"hidden_sizes": (8, 8), "batch_size": 8, "start_steps": 50, "update_after": 50}
+    options = {**tiny, "logdir": "x", "seeds": (0, 1), "num_steps": 100}
+    for _ in preqn_jax.train("ddpg", "probe/delay", **options):
+        pass
+    assert report("x", "--out=there") == 0
+    out = capsys.readouterr().out
+    assert "2 seeds" in out and "goes, by its last checkpoint alone" in out
+    content = json.loads(Path("there/diagnosis.json").read_text())
+    for one, moved in zip(content["seeds"], content["attribution"], strict=True):
+        (look,) = one["looks"]
+        assert look["step"] == moved["step"] == 100 and look["q_largest"] >= abs(moved["q"]) - 1e-3
+        assert {"alignment", "self_excitation", "row_ratio"} <= set(look)
+
+
 def test_an_agent_of_own_parts_is_diagnosed_without_an_attribution(capsys):
     """And of a seed that was never diagnosed is told why: it is the one that was asked about."""
     config = {
@@ -406,11 +421,15 @@ def test_what_is_no_diagnosed_run_is_one_sentence(capsys):
         (["x", "y"], "give one run directory"),
         (["missing"], "'missing' is not a run directory"),
         (["empty"], "'empty' is not a run directory"),
-        (["x"], "the run 'x' was not diagnosed; train it with --diagnose_every=1000"),
+        (
+            ["x"],
+            "the run 'x' was not diagnosed, and it has no checkpoint; train it on, by the same "
+            "command with --diagnose_every=1000, and a larger --num_steps if it has ended",
+        ),
         (
             ["early"],
-            "is diagnosed every 800 steps, and diverged at step 300; train it with "
-            "--diagnose_every=400",
+            "is diagnosed every 800 steps, and diverged at step 300; train it anew with "
+            "--diagnose_every=400 and another --logdir",
         ),
     ):
         assert report(*args) == 1
