@@ -36,7 +36,8 @@ A seed's alignment is the mean over the lines of its records past step update_af
 updates; one that the linesearch rejects counts as 0.
 Clear: Welch's {scores.LEVEL:.0%} interval of the difference does not hold zero, or one of the two
 diverged; where there is no interval, as with a single seed, it cannot be judged. "Generally": clear
-on at least one environment, clearly the other way round on none, and by the mean on more than half.
+on at least one environment, clearly the other way round on none, and by the mean on more than half;
+where it is clear on none, either way, it cannot be judged.
 "In some cases": clear against both baselines on the task that is named; a no, where it is clearly
 the other way round against one of them; else it cannot be judged. "Occasional divergence": a larger
 share of seeds breaks (a) or (b), with a p-value of at most {1 - scores.LEVEL:.2f} by the same test;
@@ -251,7 +252,7 @@ def _generally(
 ) -> Half:
     said = f"{one} is generally {words} {other}"
     refuted_by = (
-        f"{one} is clearly ahead on no environment, or clearly behind on one, or by the mean ahead "
+        f"{one} is clearly behind on one environment, or clearly ahead on one and by the mean ahead "
         f"on half of them or fewer"
     )
     lacking = _lacking(runs, envs, [one, other])
@@ -260,7 +261,7 @@ def _generally(
     compared = [compare(runs[env, one], runs[env, other], measure) for env in envs]
     ways, means = [way for way, _, _ in compared], [mean for _, mean, _ in compared]
     good = 1 in ways and -1 not in ways and 2 * sum(mean > 0 for mean in means) > len(means)
-    open_ = None in ways and -1 not in ways
+    open_ = -1 not in ways and (None in ways or 1 not in ways)
     evidence = "; ".join(text for _, _, text in compared)
     return Half(said, evidence, None if open_ else good, refuted_by)
 
