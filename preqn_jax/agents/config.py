@@ -4,7 +4,7 @@ Defaults are the rows of Appendix B.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from preqn_jax import solve
 from preqn_jax.options import option
@@ -283,7 +283,27 @@ SOLVERS = {
     "lstsq": lambda config: solve.lstsq(config.rcond),
     "cg": lambda config: solve.cg(damping=config.damping),
 }
-STEP_LEARNING_RATES = {"preconditioned": 0.1, "natural_gradient": 0.1, "gradient": 1e-3}
+
+
+class Step(NamedTuple):
+    """What a critic's step is, beside how it is made."""
+
+    learning_rate: float  # unless it is said
+    solves: bool  # with K of a minibatch
+    reads: frozenset[str] = frozenset()  # of settings that not every step reads
+
+
+STEPS = {
+    "preconditioned": Step(
+        0.1,
+        True,
+        frozenset(
+            ("eta", "linesearch_decay", "linesearch_max_steps", "kernel", "solver", "damping")
+        ),
+    ),
+    "natural_gradient": Step(0.1, True, frozenset(("damping",))),
+    "gradient": Step(1e-3, False),
+}
 # Haarnoja et al. 2018b, Appendix D; the paper's SAC does not tune. CrossQ has one rate for all.
 TEMPERATURE_LEARNING_RATE, TEMPERATURE_LEARNING_RATES = 3e-4, {"crossq": 1e-3}
 FEATURES = ("none", "fourier")

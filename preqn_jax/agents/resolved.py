@@ -13,7 +13,7 @@ from preqn_jax.agents.config import (
     FEATURES,
     PLAIN,
     SOLVERS,
-    STEP_LEARNING_RATES,
+    STEPS,
     TEMPERATURE_LEARNING_RATE,
     TEMPERATURE_LEARNING_RATES,
     AgentConfig,
@@ -71,8 +71,8 @@ def resolve(config: AgentConfig) -> Resolved:
     values = {**PLAIN, **ALGORITHMS[config.algorithm]}
     config = _fill(config, values)
     _check_choices(config)
-    step = choose("critic_step", str(config.critic_step), STEP_LEARNING_RATES)
-    config = _fill(config, {"critic_learning_rate": STEP_LEARNING_RATES[step]})
+    step = choose("critic_step", str(config.critic_step), STEPS)
+    config = _fill(config, {"critic_learning_rate": STEPS[step].learning_rate})
     activation = choose("activation", str(config.activation), networks.ACTIVATIONS)
     initializer = choose("initializer", config.initializer, networks.INITIALIZERS)
     choose("kernel", config.kernel, ntk.METHODS)
@@ -110,12 +110,9 @@ def resolve(config: AgentConfig) -> Resolved:
 
 def unread(made: Resolved) -> set[str]:
     """The settings that nothing of such an agent reads, whatever they are."""
-    config, names = made.config, set()
-    if made.critic_step != "preconditioned":
-        names |= {"eta", "linesearch_decay", "linesearch_max_steps", "kernel", "solver"}
-    if made.critic_step == "gradient" or (
-        made.critic_step == "preconditioned" and config.solver not in ("cholesky", "cg")
-    ):
+    config, read = made.config, STEPS[made.critic_step].reads
+    names = {name for step in STEPS.values() for name in step.reads - read}
+    if "solver" in read and config.solver not in ("cholesky", "cg"):
         names.add("damping")
     if made.target is None:
         names.add("polyak")

@@ -30,8 +30,6 @@ from preqn_jax.training.rollout import Evaluation
 from preqn_jax.training.workers import Remote, Workers
 from preqn_jax.types import Params, Transition
 
-__all__ = ["Collector", "Recipe", "cores", "default_workers"]
-
 _log = logging.getLogger(__name__)
 
 

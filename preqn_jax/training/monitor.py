@@ -16,6 +16,7 @@ import numpy as np
 from preqn_jax import actions, diagnostics
 from preqn_jax import replay as replays
 from preqn_jax.agents import Agent, Inspection
+from preqn_jax.agents.config import STEPS
 from preqn_jax.problems import Problem
 from preqn_jax.training import rows
 from preqn_jax.training.config import LOOK, LoopConfig, stream
@@ -117,7 +118,7 @@ def make_exact(
     """
     if problem is None:
         return lambda learner, i, alpha, adapted: {}
-    shape = problem.rho.shape
+    shape, step = problem.rho.shape, STEPS.get(described.get("critic_step", ""))
 
     @jax.jit
     def met(replay: replays.Replay) -> Array:
@@ -132,8 +133,8 @@ def make_exact(
     def look(learner: Learner, i: int, alpha: float, adapted: float | None) -> dict[str, float]:
         state, replay = rows.of_member(i, (learner.agent, learner.replay))
         damping = rcond = None
-        if described.get("critic_step") in ("preconditioned", "natural_gradient"):
-            inverts = described["critic_step"] == "preconditioned" and described["solver"]
+        if step is not None and step.solves:
+            inverts = "solver" in step.reads and described["solver"]
             damping = float(of(i, "damping")) if adapted is None else adapted
             if inverts in ("eigh", "lstsq"):
                 damping, rcond = 0.0, of(i, "rcond")
