@@ -94,7 +94,7 @@ def test_a_node_gets_what_is_of_the_run_and_keeps_what_is_its_own(monkeypatch):
 class Fake:
     """Ends jobs as they are told: the ends of each start in turn, None while it runs."""
 
-    every = 0.001
+    every, tries = 0.001, launch.TRIES
 
     def __init__(self, **ends):
         self.ends, self.starts, self.stopped, self.most, self.now = ends, [], [], 0, 0
@@ -179,6 +179,37 @@ def test_whoever_attends_to_a_job_leaves_signals_to_those_that_mean_something_by
         assert launch.attend(job, os.getcwd(), launch.Local()) == "ended" and heard == [1]
     finally:
         signal.signal(signal.SIGUSR2, before)
+
+
+PREEMPTED = """
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "end"),
+    [
+        (PREEMPTED, "stopped"),
+        ("sys.exit(75)", "stopped"),
+        ("os.kill(os.getpid(), signal.SIGTERM)", "stopped"),  # as it is being imported
+        ("os.kill(os.getpid(), signal.SIGUSR1)", "stopped"),
+        ("sys.exit(128 + signal.SIGTERM)", "stopped"),  # at a second one
+        ("os.kill(os.getpid(), signal.SIGKILL)", "failed"),
+        ("sys.exit(1)", "failed"),
+        ("sys.exit(0)", "ended"),
+    ],
+)
+def test_a_run_that_is_told_to_end_on_its_node_is_for_whoever_made_the_job_to_go_on_with(
+    script, end
+):
+    """Or, of this machine, for whoever told it."""
+    (job,) = jobs("a")
+    job.folder.mkdir()
+    script = f"import os, signal, sys, time\n{script}"
+    job = job._replace(command=[sys.executable, "-I", "-S", "-c", script])
+    assert launch.attend(job, os.getcwd(), launch.Local()) == end
 
 
 def test_a_job_that_is_lost_is_started_again_and_each_end_is_told_once():
@@ -313,13 +344,16 @@ def strike(process, root, number, spared=()):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "losses"),
-    [("ray", [signal.SIGKILL]), ("submitit", [signal.SIGKILL, signal.SIGUSR2])],
+    [
+        ("ray", [signal.SIGKILL, signal.SIGTERM]),
+        ("submitit", [signal.SIGKILL, signal.SIGUSR2, signal.SIGTERM]),
+    ],
 )
 def test_runs_elsewhere_end_as_those_here_whatever_becomes_of_workers(
     name, losses, straight, tmp_path
 ):
     """Ctrl-C at the first checkpoint; then the same command, which loses a worker by kill -9, and
-    with submitit has another preempted.
+    has others preempted.
     """
     pytest.importorskip(name)
     args = [f"--root={tmp_path}/r", f"--launcher={name}", *RUNS]

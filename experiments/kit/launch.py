@@ -71,8 +71,8 @@ class Job(NamedTuple):
     wanted: Callable[[], bool]  # asked once the lock is held: by then another may have run it
 
 
-# ended well; ended otherwise; was asked to end, was lost, or never started; runs in another
-# process; was not wanted any more
+# over, as seen where it ran; ended otherwise; was asked to end, by whomever, was lost, or never
+# started; runs in another process; was not wanted any more
 End = Literal["ended", "failed", "stopped", "elsewhere", "unwanted"]
 Look = Callable[[Sequence[str], Sequence[tuple[str, End]]], Any]
 
@@ -85,6 +85,7 @@ class Launcher(Protocol):
     """What starts jobs."""
 
     every: float  # seconds between questions whether jobs have ended
+    tries: int  # starts again of a job that was stopped or lost, and not by us
 
     def start(self, job: Job) -> Any:
         """A handle, which is no string, or at once its end. Raises OSError, UserError, Refused."""
@@ -188,8 +189,9 @@ class _Pool:
     def _again(self, job: Job) -> list[tuple[str, End]]:
         """What was stopped, and not by us, as on a node that is taken away, goes on elsewhere."""
         self._lost[job.name] += 1
-        if self._asked or self._lost[job.name] > TRIES:
-            return [(job.name, "stopped" if self._asked else "failed")]
+        tries = self._launcher.tries
+        if self._asked or self._lost[job.name] > tries:
+            return [(job.name, "stopped" if self._asked or not tries else "failed")]
         self._waiting.append(job)
         return []
 
@@ -211,6 +213,7 @@ class Local:
     """
 
     every = 0.1
+    tries = 0  # who asks one to end means it; of a node's it is for whoever asked for the node
 
     def __init__(self, bound: bool = False):
         self._bound = bound and sys.platform == "linux"
@@ -247,9 +250,10 @@ class Local:
         if code is None:
             return None
         self.running.pop(job.name, None)
-        if code in (0, signals.STOPPED):  # its folder says how far it came
+        if code == 0:
             return "ended"
-        return "stopped" if handle.pid in self.asked else "failed"
+        asked = code in signals.ASKED or handle.pid in self.asked
+        return "stopped" if asked else "failed"
 
     def stop(self, handle: subprocess.Popen) -> None:
         if handle.pid not in self.asked and handle.returncode is None:

@@ -20,6 +20,7 @@ class Ray:
     """
 
     every = 0.5
+    tries = TRIES
 
     def __init__(self, config: LaunchConfig, timeout: float):
         """Joins the cluster, or starts a Ray on this machine that ends with this process. Raises

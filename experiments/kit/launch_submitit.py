@@ -17,7 +17,7 @@ from submitit.core.utils import (  # pyright: ignore[reportMissingImports]
 )
 
 from experiments.kit import signals
-from experiments.kit.launch import End, Job, LaunchConfig, Local, Refused, attend, note
+from experiments.kit.launch import TRIES, End, Job, LaunchConfig, Local, Refused, attend, note
 from preqn_jax.options import UserError, choose
 
 _FOR_EVER = 1_000_000  # ends of a time limit after which a run is queued again
@@ -29,6 +29,7 @@ class Submitit:
     """
 
     every = 2.0
+    tries = TRIES
 
     def __init__(self, config: LaunchConfig, folder: Path):
         """Files of submitit go to `folder`, from the first start on. Raises UserError for flags

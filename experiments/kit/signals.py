@@ -14,6 +14,9 @@ from typing import Any
 _OF_USERS = (signal.SIGUSR1, signal.SIGUSR2)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *_OF_USERS)
 STOPPED = os.EX_TEMPFAIL  # the exit status, 75, of a command that stopped with work left to do
+# Of a command that was asked to end, in time or not: before it listens it dies of the signal, and
+# after a second one it says so.
+ASKED = {STOPPED, *(status for s in _SIGNALS for status in (-s, 128 + s))}
 _ECHO = 1.0  # seconds in which a second one is the same: terminals and batch systems send two
 
 
