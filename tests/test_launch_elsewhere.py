@@ -1,11 +1,13 @@
 """Runs on other nodes: with Ray and with submitit, as far as one machine can be several."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from commands import ROOT, records
@@ -89,6 +91,36 @@ def test_a_node_gets_what_is_of_the_run_and_keeps_what_is_its_own(monkeypatch):
     assert job.environment["JAX_PLATFORMS"] == "cpu" and job.environment["NPROC"] == "4"
     assert job.environment["XLA_FLAGS"] == "--xla_force_host_platform_device_count=2"
     assert job.command[-1] == "--workers=2"
+
+
+def test_what_this_machine_chose_for_itself_is_no_nodes():
+    """In a process of its own, whose environment says how many devices and what BLAS may have."""
+    ours = """
+import json, os
+import experiments
+from experiments.kit import runs
+before, passed = dict(os.environ), runs.elsewhere(3)
+with experiments.as_given():
+    inside = dict(os.environ)
+assert os.environ == before and "NPROC" in before and "JAX_COMPILATION_CACHE_DIR" in before
+print(json.dumps([passed, inside]))
+"""
+    mine = {"XLA_FLAGS": "--xla_force_host_platform_device_count=5", "OPENBLAS_NUM_THREADS": "2"}
+    env = {"HOME": os.environ.get("HOME", "/"), "PYTHONPATH": str(ROOT), **mine}
+    said = subprocess.run([sys.executable, "-c", ours], env=env, capture_output=True, check=True)
+    passed, inside = json.loads(said.stdout)
+    assert passed == {"PYTHONPATH": str(ROOT), **mine}
+    assert {k: v for k, v in inside.items() if k != "LC_CTYPE"} == env
+
+
+def test_a_job_of_slurm_inherits_nothing_that_this_machine_chose(monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setattr("experiments._SET", {"NPROC": os.environ["NPROC"]})
+    monkeypatch.setattr("experiments.NPROC_GIVEN", "")
+    launcher = launchers.launcher(CONFIG("submitit", cluster="local"), 1.0, Path("files"))
+    submitted = SimpleNamespace(submit=lambda task: os.environ.get("NPROC"))
+    monkeypatch.setattr(launcher, "_executor", submitted)
+    assert launcher.start(*jobs("a")) is None and os.environ["NPROC"]
 
 
 class Fake:

@@ -16,6 +16,7 @@ from submitit.core.utils import (  # pyright: ignore[reportMissingImports]
     UncompletedJobError,
 )
 
+import experiments
 from experiments.kit import signals
 from experiments.kit.launch import TRIES, End, Job, LaunchConfig, Local, Refused, attend, note
 from preqn_jax.options import UserError, choose
@@ -69,7 +70,8 @@ class Submitit:
                     local_max_num_timeout=_FOR_EVER,
                 )
                 self._executor.update_parameters(**self._parameters)
-            with signals.handled(signal.SIG_IGN, signal.SIGINT):  # we hear it, and ask
+            # We hear Ctrl-C, and ask; sbatch hands all of the environment on.
+            with signals.handled(signal.SIG_IGN, signal.SIGINT), experiments.as_given():
                 return self._executor.submit(Task(job, os.getcwd()))
         except FailedJobError as error:  # of sbatch
             reason = [*filter(None, str(error).splitlines()), "no reason given"]

@@ -134,7 +134,8 @@ def elsewhere(cpus: int) -> dict[str, str]:
     """What a run on another node has beyond that node's own environment, which says which
     accelerators are its.
     """
-    return _shared({k: v for k, v in os.environ.items() if k.startswith(_PASSED)}, cpus)
+    passed = {k: v for k, v in experiments.given().items() if k.startswith(_PASSED)}
+    return _shared(passed, cpus)
 
 
 def _shared(passed: Mapping[str, str], cores: int) -> dict[str, str]:
