@@ -42,7 +42,7 @@ _FILES = (
     trackers.KEPT,
 )
 # What there may be before there is a config.json.
-_FIRST = {lock.NAME, "config.json.tmp", "config.tmp"}
+_FIRST = {lock.NAME, "config.tmp"}
 # A run may be moved, and go on with other processes, or after all.
 _NOT_OF_THE_RUN = ("logdir", "workers", "env_timeout", "stop_on_divergence", "track")
 # Nothing that is learned depends on how often a run is looked at.
@@ -99,7 +99,10 @@ def _look(logdir: Path) -> None:
     """Raises UserError for a directory of other things, or of what is not of the kind a run
     leaves.
     """
-    there = {path.name: path.lstat().st_mode for path in logdir.iterdir()}
+    there = {}
+    for path in logdir.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # of another, which is not locked out yet
+            there[path.name] = path.lstat().st_mode
     for folder in _FOLDERS:
         if stat.S_ISDIR(there.get(folder, 0)):
             for path in (logdir / folder).iterdir():
@@ -117,7 +120,8 @@ def _look(logdir: Path) -> None:
                 f"{str(logdir / name)!r} is no {'folder' if is_folder else 'file'}, as a run keeps "
                 "one by that name; move it away, or give another `logdir`"
             )
-    if CONFIG not in there and not set(there) <= _FIRST:
+    others = [name for name in there if not files.is_temporary(name, CONFIG)]
+    if CONFIG not in there and not set(others) <= _FIRST:
         raise UserError(
             f"logdir {str(logdir)!r} holds other files and no config.json; "
             "give an empty or a new directory"
@@ -142,8 +146,9 @@ def _begin(logdir: Path, config: dict[str, Any]) -> None:
             _check_records(logdir, config)
     if begun != config and (longer or not done):
         content = json.dumps({"config": config, **provenance.of_process()}, indent=2) + "\n"
-        with files.anew(path) as written:
-            written.write_bytes(content.encode())
+        with files.anew(path) as file:
+            file.write(content.encode())
+            files.settle(file)
             # Once there is room for it, and before it is in place, or the longer run would count as
             # finished.
             (logdir / DONE).unlink(missing_ok=True)

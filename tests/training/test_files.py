@@ -1,5 +1,7 @@
 """Files that are whole or as they were."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,8 @@ def test_a_write_that_fails_leaves_the_file_as_it_was_and_nothing_beside_it():
     path = Path("x/config.json")
     path.parent.mkdir()
     path.write_bytes(b"before")
-    with pytest.raises(ValueError), files.anew(path) as written:
-        written.write_bytes(b"half of")
+    with pytest.raises(ValueError), files.anew(path) as file:
+        file.write(b"half of")
         raise ValueError
     assert list(path.parent.iterdir()) == [path] and path.read_bytes() == b"before"
 
@@ -24,6 +26,41 @@ def test_one_that_cannot_take_its_place_leaves_nothing_either():
     with pytest.raises(OSError):
         files.replace(path, b"content")
     assert [entry.name for entry in Path().iterdir()] == ["x"] and (path / "full").exists()
+
+
+def test_several_may_write_one_file_at_once():
+    """The last to end stays, whole; none meets another's."""
+    path = Path("x.json")
+    with files.anew(path) as mine:
+        mine.write(b"one")
+        with files.anew(path) as other:
+            other.write(b"another")
+        assert path.read_bytes() == b"another"
+    assert path.read_bytes() == b"one" and list(Path().iterdir()) == [path]
+
+
+def test_what_kills_leave_goes_once_it_is_nobodys_and_nothing_else_does():
+    path, day = Path("x.json"), 24 * 3600
+    old = ["x.json.01234567.tmp", "x.json.tmp"]
+    others = ["y.json.01234567.tmp", "x.json.0123456.tmp", "x.jsonl.tmp", "x.tmp"]
+    for name in [*old, *others]:
+        Path(name).touch()
+        os.utime(name, (0, time.time() - day - 60))
+    Path("x.json.fedcba98.tmp").touch()  # somebody is at it
+    files.replace(path, b"{}")
+    left = {entry.name for entry in Path().iterdir()}
+    assert left == {"x.json", "x.json.fedcba98.tmp", *others}
+    taken = {name for name in left if files.is_temporary(name, "x.json")}
+    assert taken == {"x.json.fedcba98.tmp"}
+
+
+def test_a_link_that_lies_where_one_would_be_written_is_not_followed(monkeypatch):
+    monkeypatch.setattr(files.secrets, "token_hex", lambda n: "0" * 2 * n)
+    Path("mine").write_text("years of work")
+    Path("x.json.00000000.tmp").symlink_to("mine")
+    with pytest.raises(FileExistsError):
+        files.replace(Path("x.json"), b"{}")
+    assert Path("mine").read_text() == "years of work"
 
 
 def test_of_a_link_the_link_is_removed_and_not_what_it_points_to():
