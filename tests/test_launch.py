@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import experiments
-from experiments.kit import plan
+from experiments.kit import launch, plan
 from experiments.kit import runs as kit
 from preqn_jax.training import lock
 
@@ -217,3 +217,31 @@ def test_progress_is_read_off_the_last_whole_line():
     lines = "".join(json.dumps({"step": s, "seed": 0, **long}) + "\n" for s in (100, 200))
     (run.folder / "metrics.jsonl").write_text(lines + '{"step": 300, "seed": 0}')
     assert kit.progress(run) == 400 and kit.state(run) == "begun"  # two seeds
+
+
+def test_a_run_that_ended_where_it_ran_is_over_also_where_that_does_not_show_yet(
+    child, monkeypatch
+):
+    """As over a network, until a folder is listed again. One that was stopped is not."""
+    looked, finished = [], kit.directory.finished
+    monkeypatch.setattr(kit.os, "listdir", looked.append)
+    monkeypatch.setattr(kit.directory, "finished", lambda folder: False)
+    runs = fake_runs("good", "more")
+    assert states(plan.execute(runs, 2)) == ["done", "done"]
+    assert [*map(kit.is_over, runs)] == [False, False] and all(finished(one.folder) for one in runs)
+    assert all(looked.count(one.folder) == 2 for one in runs)  # for its end, and for the report
+
+
+def test_a_run_that_is_over_though_with_an_error_is_told_by_where_it_ran(child):
+    """As one of whose seeds some diverged."""
+    (run,) = fake_runs("nan")
+    job, here = kit.job(run, 1), launch.Local()
+    run.folder.mkdir(parents=True)
+    for over, end in ((True, "ended"), (False, "failed")):
+        one = job._replace(wanted=lambda over=over: not (over and (run.folder / "ends").exists()))
+        failing = "import pathlib, sys; pathlib.Path(sys.argv[1], 'ends').touch(); sys.exit(1)"
+        one = one._replace(command=[sys.executable, "-S", "-c", failing, str(run.folder)])
+        (run.folder / "ends").unlink(missing_ok=True)
+        handle = here.start(one)
+        handle.wait()
+        assert here.end(one, handle) == end

@@ -250,7 +250,7 @@ class Local:
         if code is None:
             return None
         self.running.pop(job.name, None)
-        if code == 0:
+        if code == 0 or (code not in signals.ASKED and _over(job)):
             return "ended"
         asked = code in signals.ASKED or handle.pid in self.asked
         return "stopped" if asked else "failed"
@@ -259,6 +259,15 @@ class Local:
         if handle.pid not in self.asked and handle.returncode is None:
             self.asked.add(handle.pid)
             os.kill(handle.pid, signal.SIGTERM)
+
+
+def _over(job: Job) -> bool:
+    """Whether nothing is left to do, though the job ended with an error, as where a seed diverged.
+    Asked where it ran: over a network others may see that later.
+    """
+    with contextlib.suppress(OSError, UserError):
+        return not job.wanted()
+    return False
 
 
 # --- on some node ---------------------------------------------------------------------------------

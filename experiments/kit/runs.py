@@ -164,15 +164,18 @@ def follow(
     flag: str = "root",
 ) -> None:
     """Runs the jobs, which make `runs`, with a progress bar of these. `ended(name, end)` is called
-    for each job; what it returns is said. The folders of the jobs are made.
+    for each job; what it returns is said. The folders of the jobs are made, and listed as they end:
+    a network's file system may hold on to which files were not there before.
 
     Raises UserError where something cannot be written, and another `--flag` would help, or the
     launcher gives up.
     """
+    folders = {one.name: one.folder for one in jobs}
     with _bar(runs) as bar:
 
         def look(running: Sequence[str], ends: Sequence[tuple[str, launch.End]]) -> None:
             for name, end in ends:
+                _list(folders[name])
                 if words := ended(name, end):
                     bar.write(words, file=sys.stderr)
             bar.set_postfix_str(", ".join(running), refresh=False)
@@ -182,12 +185,19 @@ def follow(
             for one in jobs:
                 one.folder.mkdir(parents=True, exist_ok=True)
             launch.run(launcher, jobs, processes, look)
+            for run in runs:
+                _list(run.folder)
         except OSError as error:
             if error.filename is None:
                 raise
             raise UserError(
                 f"cannot write to {str(error.filename)!r}: {error.strerror}; give another --{flag}"
             ) from error
+
+
+def _list(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        os.listdir(folder)
 
 
 def _bar(runs: Sequence[Run]) -> tqdm:
