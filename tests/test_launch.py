@@ -243,5 +243,49 @@ def test_a_run_that_is_over_though_with_an_error_is_told_by_where_it_ran(child):
         one = one._replace(command=[sys.executable, "-S", "-c", failing, str(run.folder)])
         (run.folder / "ends").unlink(missing_ok=True)
         handle = here.start(one)
+        assert not isinstance(handle, str)
         handle.wait()
         assert here.end(one, handle) == end
+
+
+HEARS = """
+import os, pathlib, signal, sys, time
+def hear(*_):
+    if os.path.exists("asked"):
+        sys.exit(128 + signal.SIGTERM)
+    pathlib.Path("asked").touch()
+signal.signal(signal.SIGTERM, hear)
+assert os.getpgrp() == os.getpid()
+pathlib.Path("ready").touch()
+deadline = time.time() + 30
+while not os.path.exists("enough") and time.time() < deadline:
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize(
+    ("bound", "signals", "end"), [(False, 1, "ended"), (False, 2, "stopped"), (True, 2, "ended")]
+)
+def test_what_asks_us_to_end_is_passed_on_at_once_and_a_terminal_reaches_us_alone(
+    bound, signals, end, monkeypatch
+):
+    """Or a run that hears both, with a long look in between, takes ours for a second signal. A
+    second one of a terminal is passed on, and on a node, which may be asked often, none.
+    """
+    monkeypatch.setattr(launch.signals, "ECHO", -1.0)
+    Path("a").mkdir()
+    command, ends = [sys.executable, "-I", "-S", "-c", HEARS], []
+    job = launch.Job("a", command, dict(os.environ), Path("a.log"), Path("a"), lambda: True)
+
+    def look(running, ended):
+        ends.extend(ended)
+        if running and not Path("enough").exists():
+            until(Path("ready").exists)
+            for _ in range(signals):
+                os.kill(os.getpid(), signal.SIGINT)
+                until(Path("asked").exists, 20)
+            if end == "ended":
+                Path("enough").touch()
+
+    launch.run(launch.Local(bound), [job], 1, look)
+    assert ends == [("a", end)]

@@ -146,6 +146,9 @@ class Fake:
         self.stopped += handle
         self.ends[handle[0]] = ["stopped"]
 
+    def pass_on(self, handles, again):
+        pass
+
 
 def jobs(*names):
     return [launch.Job(n, [], {}, Path(f"{n}.log"), Path(n), lambda: True) for n in names]

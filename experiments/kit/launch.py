@@ -99,6 +99,12 @@ class Launcher(Protocol):
         """Asks it to checkpoint and end; may be asked more than once."""
         ...
 
+    def pass_on(self, handles: Sequence[Any], again: bool) -> None:
+        """In a signal's handler, where little can be done: asks at once, and `again` at a second
+        one, which is to end things there and then.
+        """
+        ...
+
 
 def run(launcher: Launcher, jobs: Sequence[Job], processes: int, look: Look) -> None:
     """Runs all `jobs`, `processes` at a time, and waits. Signals that ask to end are passed on, and
@@ -114,7 +120,7 @@ def run(launcher: Launcher, jobs: Sequence[Job], processes: int, look: Look) -> 
             while pool.turn():
                 time.sleep(launcher.every)
         finally:
-            pool.ask()
+            pool.end()
             while pool.turn():
                 time.sleep(launcher.every)
 
@@ -129,13 +135,24 @@ class _Pool:
         self._lost = collections.Counter[str]()
         self._refused, self._taken = -math.inf, False  # when one was last; whether any was not
         self._refusals = 0  # in a row, while nothing runs
-        self._asked = False
+        self._asked: float | None = None  # when
         self._looked = -math.inf
 
     def ask(self, *_: Any) -> None:
-        """To end; a signal's handler."""
-        if not self._asked:
-            self._asked, self._looked = True, -math.inf
+        """To end; a signal's handler. A look may be long, and where all processes of a node get a
+        signal, what we pass on that much later would be a second one.
+        """
+        now, handles = time.monotonic(), [handle for _, handle in self._running.values()]
+        if self._asked is None:
+            self._asked, self._looked = now, -math.inf
+            self._launcher.pass_on(handles, again=False)
+        elif now - self._asked > signals.ECHO:
+            self._launcher.pass_on(handles, again=True)
+
+    def end(self) -> None:
+        """As at a first signal, if there was none."""
+        if self._asked is None:
+            self.ask()
 
     def turn(self) -> bool:
         """Starts, stops and looks. Returns whether anything is left."""
@@ -155,20 +172,20 @@ class _Pool:
                 ended.append((job.name, handle))  # pyright: ignore[reportArgumentType]
             else:
                 self._running[job.name] = job, handle
-        if self._asked:
+        if self._asked is not None:
             ended.extend((job.name, "stopped") for job in self._waiting)
             self._waiting.clear()
         if ended or time.monotonic() - self._looked >= LOOK:
             self._looked = time.monotonic()
-            if self._asked:
+            if self._asked is not None:
                 for _, handle in self._running.values():
                     self._launcher.stop(handle)
             self._look(list(self._running), ended)
         return bool(self._waiting or self._running)
 
     def _may_start(self) -> bool:
-        free = self._waiting and not self._asked and len(self._running) < self._processes
-        return bool(free) and time.monotonic() - self._refused >= PAUSE
+        free = self._waiting and len(self._running) < self._processes
+        return bool(free) and self._asked is None and time.monotonic() - self._refused >= PAUSE
 
     def _start(self, job: Job) -> Any:
         """What the launcher's `start` returns; None where it takes no job for now."""
@@ -189,9 +206,9 @@ class _Pool:
     def _again(self, job: Job) -> list[tuple[str, End]]:
         """What was stopped, and not by us, as on a node that is taken away, goes on elsewhere."""
         self._lost[job.name] += 1
-        tries = self._launcher.tries
-        if self._asked or self._lost[job.name] > tries:
-            return [(job.name, "stopped" if self._asked or not tries else "failed")]
+        tries, asked = self._launcher.tries, self._asked is not None
+        if asked or self._lost[job.name] > tries:
+            return [(job.name, "stopped" if asked or not tries else "failed")]
         self._waiting.append(job)
         return []
 
@@ -208,8 +225,9 @@ if os.getppid() == int(sys.argv[1]):
 
 
 class Local:
-    """Processes of this machine. Where this one is killed they go on, with their locks; or on
-    Linux, if they are `bound`, are killed with it.
+    """Processes of this machine, which a terminal's signals do not reach: we pass these on. Where
+    this one is killed they go on, with their locks; or on Linux, if they are `bound`, are killed
+    with it.
     """
 
     every = 0.1
@@ -240,6 +258,7 @@ class Local:
                     stderr=log,
                     env={**job.environment, INHERITED: str(lock.fd)},
                     pass_fds=(lock.fd,),
+                    process_group=0,
                 )
                 return process
         finally:
@@ -258,6 +277,19 @@ class Local:
     def stop(self, handle: subprocess.Popen) -> None:
         if handle.pid not in self.asked and handle.returncode is None:
             self.asked.add(handle.pid)
+            _kill(handle)
+
+    def pass_on(self, handles: Sequence[subprocess.Popen], again: bool) -> None:
+        """On a node it is not asked again: there signals repeat what was asked elsewhere."""
+        for handle in handles:
+            self.stop(handle)
+            if again and not self._bound:
+                _kill(handle)
+
+
+def _kill(handle: subprocess.Popen) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it is being waited for
+        if handle.returncode is None:
             os.kill(handle.pid, signal.SIGTERM)
 
 

@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import ray  # pyright: ignore[reportMissingImports]
 from ray.exceptions import TaskCancelledError  # pyright: ignore[reportMissingImports]
@@ -68,6 +69,9 @@ class Ray:
     def stop(self, handle: ray.ObjectRef) -> None:
         """Ray interrupts the task as Ctrl-C would, and `attend` passes that on."""
         ray.cancel(handle)
+
+    def pass_on(self, handles: Sequence[ray.ObjectRef], again: bool) -> None:
+        """A cluster is asked outside of the handler."""
 
 
 def _probe(address: str, timeout: float) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,9 @@ class Submitit:
         # submitit's own kills the process a second later; a job's number is its process here.
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(handle.job_id), signal.SIGTERM)
+
+    def pass_on(self, handles: Sequence[submitit.Job], again: bool) -> None:
+        """A cluster is asked outside of the handler."""
 
 
 class Task:

@@ -17,7 +17,7 @@ STOPPED = os.EX_TEMPFAIL  # the exit status, 75, of a command that stopped with 
 # Of a command that was asked to end, in time or not: before it listens it dies of the signal, and
 # after a second one it says so.
 ASKED = {STOPPED, *(status for s in _SIGNALS for status in (-s, 128 + s))}
-_ECHO = 1.0  # seconds in which a second one is the same: terminals and batch systems send two
+ECHO = 1.0  # seconds in which a second one is the same: terminals and batch systems send two
 
 
 @contextlib.contextmanager
@@ -71,7 +71,7 @@ def _listen(reader: int, first: Callable[[], None], last: Callable[[], None]) ->
         if asked is None:
             asked = time.monotonic()
             first()
-        elif time.monotonic() - asked > _ECHO:
+        elif time.monotonic() - asked > ECHO:
             end(128 + number[0], last)
 
 

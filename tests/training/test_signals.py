@@ -52,7 +52,7 @@ def ended(monkeypatch):
 
 @pytest.mark.parametrize("number", ["TERM", "INT", "HUP", "USR1", "USR2"])
 def test_the_first_signal_asks_and_the_next_ends(number, ended, monkeypatch):
-    monkeypatch.setattr(signals, "_ECHO", 0.0)
+    monkeypatch.setattr(signals, "ECHO", 0.0)
     number = signal.Signals[f"SIG{number}"]
     before, (statuses, done) = signal.SIG_DFL, ended
     ours = signal.signal(number, before)  # it may be ignored, as under nohup
@@ -71,7 +71,7 @@ def test_the_first_signal_asks_and_the_next_ends(number, ended, monkeypatch):
 
 def test_an_echo_of_a_signal_is_the_same_one(ended, monkeypatch):
     """A closing terminal sends two SIGHUPs, and `timeout` two SIGTERMs."""
-    monkeypatch.setattr(signals, "_ECHO", 1e6)
+    monkeypatch.setattr(signals, "ECHO", 1e6)
     calls = []
     with signals.heard(lambda: calls.append(1), lambda: None):
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
