@@ -16,6 +16,7 @@ from test_launch import children, free, until
 from experiments.kit import launch, launchers
 from experiments.kit import runs as kit
 from preqn_jax.options import UserError
+from preqn_jax.training import lock
 
 CONFIG = launch.LaunchConfig
 
@@ -289,6 +290,34 @@ def test_why_a_job_could_not_be_attended_to_is_the_last_line_of_its_log():
     (job,) = jobs("a")
     launch.note(job, "Traceback\n  File x\nImportError: no module named y\n")
     assert kit.last_words(job.log) == "ImportError: no module named y"
+
+
+@pytest.mark.parametrize(
+    ("lease", "then", "end"),
+    [(60.0, "freed", "ended"), (0.2, "kept", "elsewhere"), (60.0, "asked", "stopped")],
+)
+def test_a_lock_that_outlives_its_host_is_waited_for_but_not_for_ever(
+    lease, then, end, monkeypatch
+):
+    """As that of NFS does for a while."""
+    (job,) = jobs("a")
+    job.folder.mkdir()
+    held, tried = lock.Lock(job.folder), []
+
+    def busy(folder):
+        tried.append(folder)
+        if len(tried) == 3 and then == "freed":
+            held.release()
+        if len(tried) == 3 and then == "asked":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return lock.Lock(folder)
+
+    monkeypatch.setattr(launch, "Lock", busy)
+    monkeypatch.setattr(launch, "LEASE", lease)
+    monkeypatch.setattr(launch, "LOOK", 0.01)
+    job = job._replace(command=[sys.executable, "-I", "-S", "-c", ""])
+    assert launch.attend(job, os.getcwd(), launch.Local()) == end and len(tried) >= 2
+    held.release()
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from preqn_jax.training.lock import INHERITED, Busy, Lock
 
 PAUSE = 30.0  # seconds before what was refused is tried again
 LOOK = 2.0  # seconds between looks at how far commands are, and between requests to end
+LEASE = 180.0  # seconds that a network's file system may keep the lock of a host that is gone
 TRIES = 10  # starts again of a job that was lost, as on a node that went down
 
 
@@ -307,9 +308,12 @@ def _over(job: Job) -> bool:
 
 def attend(job: Job, folder: str, here: Local | None = None) -> End:
     """Runs one job from `folder` on whichever node this is, and waits. The job is killed with this
-    process, so that it can go on elsewhere at once: its lock is free.
+    process, so that it can go on elsewhere at once: its lock is free, or will be soon, for which
+    this waits.
     """
     os.chdir(folder)
+    if not _may_be_free(job.folder):
+        return "stopped"
     ends: list[End] = []
     job = job._replace(environment={**os.environ, **job.environment})
 
@@ -318,6 +322,24 @@ def attend(job: Job, folder: str, here: Local | None = None) -> End:
 
     run(here or Local(bound=True), [job], 1, look)
     return ends[0]
+
+
+def _may_be_free(folder: Path) -> bool:
+    """Waits for a lock, but not for one that somebody has in hand. Returns False where we are asked
+    to end meanwhile.
+    """
+    asked: list[int] = []
+    until = time.monotonic() + LEASE
+    with signals.handled(lambda number, _: asked.append(number)):
+        while not asked:
+            try:
+                Lock(folder).release()
+                return True
+            except Busy:
+                if time.monotonic() >= until:
+                    return True
+            time.sleep(min(LOOK, LEASE / 10))
+    return False
 
 
 def note(job: Job, error: BaseException | str) -> None:
