@@ -289,3 +289,17 @@ def test_what_asks_us_to_end_is_passed_on_at_once_and_a_terminal_reaches_us_alon
 
     launch.run(launch.Local(bound), [job], 1, look)
     assert ends == [("a", end)]
+
+
+def test_records_that_cannot_be_read_for_a_moment_end_no_plan(child, monkeypatch):
+    """Those of a run that goes on, which replaces them, are stale over NFS."""
+    (run,) = fake_runs("nan")
+    plan.execute([run], 1)
+    assert kit.state(run) == "diverged"
+
+    def stale(path):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(kit.record, "read", stale)
+    monkeypatch.setattr(kit.curves, "wanted_end", lambda line: False)
+    assert kit.state(run) == "begun"

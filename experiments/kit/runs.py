@@ -53,7 +53,9 @@ def state(run: Run) -> str:
 
 def _none_left(run: Run) -> bool:
     """Whether all seeds have diverged; where one has, the others may have written nothing since."""
-    return set(run.seeds) <= set(curves.diverged(record.read(run.folder / record.NAME)))
+    with contextlib.suppress(OSError):  # it was replaced, over a network: the next look tells
+        return set(run.seeds) <= set(curves.diverged(record.read(run.folder / record.NAME)))
+    return False
 
 
 def is_over(run: Run) -> bool:

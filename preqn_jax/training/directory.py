@@ -204,6 +204,7 @@ def read_config(path: Path, flag: str = "logdir") -> dict[str, Any]:
     """What a run's config.json says of the run: its environment, seeds, algorithm and steps at
     least, and every known setting of its type. Raises UserError if it is none, FileNotFoundError.
     """
+    unread: OSError | None = None  # from which a caller may tell that it will be read yet
     try:
         config = json.loads(path.read_bytes().decode())["config"]
         hints = {name: hint for name, hint in HINTS.items() if name in config}
@@ -213,10 +214,12 @@ def read_config(path: Path, flag: str = "logdir") -> dict[str, Any]:
             return config
     except FileNotFoundError:
         raise
-    except (OSError, LookupError, TypeError, ValueError, RecursionError):
+    except OSError as error:
+        unread, wrong = error, []
+    except (LookupError, TypeError, ValueError, RecursionError):
         wrong = []
     named = f" ({wrong[0]} is {config[wrong[0]]!r})" if wrong else ""
-    raise UserError(f"{path} is not a run's config.json{named}; give another `{flag}`")
+    raise UserError(f"{path} is not a run's config.json{named}; give another `{flag}`") from unread
 
 
 def config_of(logdir: Path, flag: str = "logdir") -> dict[str, Any]:

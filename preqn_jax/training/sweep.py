@@ -35,6 +35,8 @@ NUMERIC = tuple(
 """What may differ inside one program."""
 _FIXED = {"seeds", "num_steps", *(f.name for f in dataclasses.fields(RunConfig))} - {"env"}
 
+_NAME = 255  # bytes that file systems take as a name
+
 Axes = dict[str, tuple[Any, ...]]
 
 
@@ -177,6 +179,12 @@ def plan(
             )
         for member in program.members:
             agents.resolve(_replace(program.agent, member.setting))
+    longest = max((member.name for member in sweep.members), key=lambda name: len(name.encode()))
+    if (size := len(longest.encode())) > _NAME:
+        raise UserError(
+            f"sweep has {len(axes)} axes, which would give a member a folder with a name of {size} "
+            f"bytes, {longest:.60}..., but file systems take {_NAME}: vary fewer at once"
+        )
     return sweep
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from preqn_jax.training import files
+from preqn_jax.options import UserError
+from preqn_jax.training import directory, files
 
 
 def test_a_write_that_fails_leaves_the_file_as_it_was_and_nothing_beside_it():
@@ -73,3 +74,13 @@ def test_of_a_link_the_link_is_removed_and_not_what_it_points_to():
     files.remove(folder)
     files.remove(folder)  # what is gone stays gone
     assert not folder.exists()
+
+
+def test_a_config_that_could_not_be_read_is_told_from_one_that_is_none():
+    for name, cause in (("folder", IsADirectoryError), ("file", type(None))):
+        path = Path(name) / "config.json"
+        path.parent.mkdir()
+        path.mkdir() if name == "folder" else path.touch()
+        with pytest.raises(UserError, match="is not a run's config.json") as found:
+            directory.read_config(path)
+        assert isinstance(found.value.__cause__, cause)

@@ -115,6 +115,15 @@ def test_what_a_reader_is_there_for_arrives(monkeypatch, tmp_path):
     assert (tmp_path / "out").read_text() == "kept"
 
 
+def test_what_a_stream_has_no_letters_for_is_written_in_others(monkeypatch, tmp_path):
+    """A line is not lost to one letter in it."""
+    with (tmp_path / "out").open("w", encoding="ascii") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        streams.forgive()
+        print("3.0 \u00b1 0.5", end="", flush=True)
+    assert (tmp_path / "out").read_text() == "3.0 \\xb1 0.5"
+
+
 def test_debug_shows_the_environments_own_traceback(capsys):
     args = ["--env=tests.faulty:ResetRaise-v0", "--logdir=x", *SMALL]
     assert call(*args) == 1

@@ -360,6 +360,14 @@ def test_a_sweep_that_another_process_begins_meanwhile_is_gone_on_with(tmp_path,
     sweep.open_(planned(tmp_path / "mine", *eta))
 
 
+def test_axes_whose_names_and_values_are_too_long_for_a_folder_are_refused(tmp_path):
+    words = lambda length: ["activation=sin", f"env=probe/{'e' * length}"]
+    taken = planned(tmp_path, words(223))
+    assert max(len(member.name) for member in taken.members) == 255
+    with pytest.raises(UserError, match="sweep has 2 axes, .* name of 256 bytes, .* fewer at once"):
+        planned(tmp_path, words(224))
+
+
 def test_a_folder_of_other_things_is_left_as_it_is(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match=r"holds other files and no sweep.json"):
