@@ -20,11 +20,13 @@ closed there is nothing in its place, or the next file to be opened would take i
 its warnings to.
 """
 
+import contextlib
 import hashlib
 import os
 import platform
 import signal
 import sys
+from collections.abc import Iterator
 
 if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # `flags.run` puts it back
@@ -40,6 +42,7 @@ def threads(cores: int) -> int:
     return 2 * cores if cores > 1 else 1
 
 
+_BEFORE = dict(os.environ)
 _cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 _XLA_FLAGS = {
     "xla_cpu_multi_thread_eigen": "false",
@@ -80,3 +83,26 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import jax  # noqa: E402  (NumPy, which it imports, reads the variables)
 
 jax.config.update("jax_cpu_enable_async_dispatch", False)
+_SET = {name: value for name, value in os.environ.items() if _BEFORE.get(name) != value}
+
+
+def given() -> dict[str, str]:
+    """The environment without what was put there above, and by JAX, for this machine: processes of
+    another choose for that.
+    """
+    rest = {name: value for name, value in os.environ.items() if _SET.get(name) != value}
+    mine = {"XLA_FLAGS": XLA_FLAGS_GIVEN, "NPROC": NPROC_GIVEN}
+    return {**{name: value for name, value in mine.items() if value}, **rest}
+
+
+@contextlib.contextmanager
+def as_given() -> Iterator[None]:
+    """Inside, that is the environment: of what hands it on to other machines."""
+    before, inside = dict(os.environ), given()
+    try:
+        for name in before.keys() - inside.keys():
+            del os.environ[name]
+        os.environ.update(inside)
+        yield
+    finally:
+        os.environ.update(before)

@@ -253,7 +253,7 @@ def _open(path: Path, config: NtkInitConfig) -> dict[str, Any]:
         check_same(f"{str(path)!r} says", data["config"], wanted, "out")
         return data
     if path.parent.is_dir() and any(
-        other != files.temporary(path) for other in path.parent.iterdir()
+        not files.is_temporary(other.name, path.name) for other in path.parent.iterdir()
     ):
         raise UserError(
             f"out {str(path.parent)!r} holds other files and no data.json; give an empty or a new "

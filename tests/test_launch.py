@@ -13,7 +13,7 @@ import pytest
 from waiting import children, free, until
 
 import experiments
-from experiments.kit import plan
+from experiments.kit import launch, plan
 from experiments.kit import runs as kit
 from preqn_jax.training import lock
 
@@ -50,8 +50,9 @@ with (folder / "metrics.jsonl").open("a", buffering=1) as file:
     for i in range(step):
         (folder / "checkpoints" / str(i)).touch()
 (folder / "ends").write_text(str(time.time()))
-if step == 4:
-    (folder / "DONE").touch()
+if step < 4:
+    sys.exit(75)
+(folder / "DONE").touch()
 """
 
 
@@ -193,3 +194,89 @@ def test_progress_is_read_off_the_last_whole_line():
     lines = "".join(json.dumps({"step": s, "seed": 0, **long}) + "\n" for s in (100, 200))
     (run.folder / "metrics.jsonl").write_text(lines + '{"step": 300, "seed": 0}')
     assert kit.progress(run) == 400 and kit.state(run) == "begun"  # two seeds
+
+
+def test_a_run_that_ended_where_it_ran_is_over_also_where_that_does_not_show_yet(
+    child, monkeypatch
+):
+    """As over a network, until a folder is listed again. One that was stopped is not."""
+    looked, finished = [], kit.directory.finished
+    monkeypatch.setattr(kit.os, "listdir", looked.append)
+    monkeypatch.setattr(kit.directory, "finished", lambda folder: False)
+    runs = fake_runs("good", "more")
+    assert states(plan.execute(runs, 2)) == ["done", "done"]
+    assert [*map(kit.is_over, runs)] == [False, False] and all(finished(one.folder) for one in runs)
+    assert all(looked.count(one.folder) == 2 for one in runs)  # for its end, and for the report
+
+
+def test_a_run_that_is_over_though_with_an_error_is_told_by_where_it_ran(child):
+    """As one of whose seeds some diverged."""
+    (run,) = fake_runs("nan")
+    job, here = kit.job(run, 1), launch.Local()
+    run.folder.mkdir(parents=True)
+    for over, end in ((True, "ended"), (False, "failed")):
+        one = job._replace(wanted=lambda over=over: not (over and (run.folder / "ends").exists()))
+        failing = "import pathlib, sys; pathlib.Path(sys.argv[1], 'ends').touch(); sys.exit(1)"
+        one = one._replace(command=[sys.executable, "-S", "-c", failing, str(run.folder)])
+        (run.folder / "ends").unlink(missing_ok=True)
+        handle = here.start(one)
+        assert not isinstance(handle, str)
+        handle.wait()
+        assert here.end(one, handle) == end
+
+
+HEARS = """
+import os, pathlib, signal, sys, time
+def hear(*_):
+    if os.path.exists("asked"):
+        sys.exit(128 + signal.SIGTERM)
+    pathlib.Path("asked").touch()
+signal.signal(signal.SIGTERM, hear)
+assert os.getpgrp() == os.getpid()
+pathlib.Path("ready").touch()
+deadline = time.time() + 30
+while not os.path.exists("enough") and time.time() < deadline:
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize(
+    ("bound", "signals", "end"), [(False, 1, "ended"), (False, 2, "stopped"), (True, 2, "ended")]
+)
+def test_what_asks_us_to_end_is_passed_on_at_once_and_a_terminal_reaches_us_alone(
+    bound, signals, end, monkeypatch
+):
+    """Or a run that hears both, with a long look in between, takes ours for a second signal. A
+    second one of a terminal is passed on, and on a node, which may be asked often, none.
+    """
+    monkeypatch.setattr(launch.signals, "ECHO", -1.0)
+    Path("a").mkdir()
+    command, ends = [sys.executable, "-I", "-S", "-c", HEARS], []
+    job = launch.Job("a", command, dict(os.environ), Path("a.log"), Path("a"), lambda: True)
+
+    def look(running, ended):
+        ends.extend(ended)
+        if running and not Path("enough").exists():
+            until(Path("ready").exists)
+            for _ in range(signals):
+                os.kill(os.getpid(), signal.SIGINT)
+                until(Path("asked").exists, 20)
+            if end == "ended":
+                Path("enough").touch()
+
+    launch.run(launch.Local(bound), [job], 1, look)
+    assert ends == [("a", end)]
+
+
+def test_records_that_cannot_be_read_for_a_moment_end_no_plan(child, monkeypatch):
+    """Those of a run that goes on, which replaces them, are stale over NFS."""
+    (run,) = fake_runs("nan")
+    plan.execute([run], 1)
+    assert kit.state(run) == "diverged"
+
+    def stale(path):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(kit.record, "read", stale)
+    monkeypatch.setattr(kit.curves, "wanted_end", lambda line: False)
+    assert kit.state(run) == "begun"

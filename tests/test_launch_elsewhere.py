@@ -1,10 +1,12 @@
 """Runs on other nodes: with Ray and with submitit, as far as one machine can be several."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from commands import ROOT, finished, records, start
@@ -13,6 +15,7 @@ from waiting import children, free, gone, until
 from experiments.kit import launch, launchers
 from experiments.kit import runs as kit
 from preqn_jax.options import UserError
+from preqn_jax.training import lock
 
 CONFIG = launch.LaunchConfig
 
@@ -90,10 +93,40 @@ def test_a_node_gets_what_is_of_the_run_and_keeps_what_is_its_own(monkeypatch):
     assert job.command[-1] == "--workers=2"
 
 
+def test_what_this_machine_chose_for_itself_is_no_nodes():
+    """In a process of its own, whose environment says how many devices and what BLAS may have."""
+    ours = """
+import json, os
+import experiments
+from experiments.kit import runs
+before, passed = dict(os.environ), runs.elsewhere(3)
+with experiments.as_given():
+    inside = dict(os.environ)
+assert os.environ == before and "NPROC" in before and "JAX_COMPILATION_CACHE_DIR" in before
+print(json.dumps([passed, inside]))
+"""
+    mine = {"XLA_FLAGS": "--xla_force_host_platform_device_count=5", "OPENBLAS_NUM_THREADS": "2"}
+    env = {"HOME": os.environ.get("HOME", "/"), "PYTHONPATH": str(ROOT), **mine}
+    said = subprocess.run([sys.executable, "-c", ours], env=env, capture_output=True, check=True)
+    passed, inside = json.loads(said.stdout)
+    assert passed == {"PYTHONPATH": str(ROOT), **mine}
+    assert {k: v for k, v in inside.items() if k != "LC_CTYPE"} == env
+
+
+def test_a_job_of_slurm_inherits_nothing_that_this_machine_chose(monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setattr("experiments._SET", {"NPROC": os.environ["NPROC"]})
+    monkeypatch.setattr("experiments.NPROC_GIVEN", "")
+    launcher = launchers.launcher(CONFIG("submitit", cluster="local"), 1.0, Path("files"))
+    submitted = SimpleNamespace(submit=lambda task: os.environ.get("NPROC"))
+    monkeypatch.setattr(launcher, "_executor", submitted)
+    assert launcher.start(*jobs("a")) is None and os.environ["NPROC"]
+
+
 class Fake:
     """Ends jobs as they are told: the ends of each start in turn, None while it runs."""
 
-    every = 0.001
+    every, tries = 0.001, launch.TRIES
 
     def __init__(self, **ends):
         self.ends, self.starts, self.stopped, self.most, self.now = ends, [], [], 0, 0
@@ -112,6 +145,9 @@ class Fake:
     def stop(self, handle):
         self.stopped += handle
         self.ends[handle[0]] = ["stopped"]
+
+    def pass_on(self, handles, again):
+        pass
 
 
 def jobs(*names):
@@ -180,6 +216,37 @@ def test_whoever_attends_to_a_job_leaves_signals_to_those_that_mean_something_by
         signal.signal(signal.SIGUSR2, before)
 
 
+PREEMPTED = """
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "end"),
+    [
+        (PREEMPTED, "stopped"),
+        ("sys.exit(75)", "stopped"),
+        ("os.kill(os.getpid(), signal.SIGTERM)", "stopped"),  # as it is being imported
+        ("os.kill(os.getpid(), signal.SIGUSR1)", "stopped"),
+        ("sys.exit(128 + signal.SIGTERM)", "stopped"),  # at a second one
+        ("os.kill(os.getpid(), signal.SIGKILL)", "failed"),
+        ("sys.exit(1)", "failed"),
+        ("sys.exit(0)", "ended"),
+    ],
+)
+def test_a_run_that_is_told_to_end_on_its_node_is_for_whoever_made_the_job_to_go_on_with(
+    script, end
+):
+    """Or, of this machine, for whoever told it."""
+    (job,) = jobs("a")
+    job.folder.mkdir()
+    script = f"import os, signal, sys, time\n{script}"
+    job = job._replace(command=[sys.executable, "-I", "-S", "-c", script])
+    assert launch.attend(job, os.getcwd(), launch.Local()) == end
+
+
 def test_a_job_that_is_lost_is_started_again_and_each_end_is_told_once():
     fake = Fake(a=[None, "stopped", None, "ended"], b=["failed"], c=[None] * 5 + ["elsewhere"])
     assert ends(fake, "a", "b", "c") == {"a": "ended", "b": "failed", "c": "elsewhere"}
@@ -222,6 +289,34 @@ def test_why_a_job_could_not_be_attended_to_is_the_last_line_of_its_log():
     (job,) = jobs("a")
     launch.note(job, "Traceback\n  File x\nImportError: no module named y\n")
     assert kit.last_words(job.log) == "ImportError: no module named y"
+
+
+@pytest.mark.parametrize(
+    ("lease", "then", "end"),
+    [(60.0, "freed", "ended"), (0.2, "kept", "elsewhere"), (60.0, "asked", "stopped")],
+)
+def test_a_lock_that_outlives_its_host_is_waited_for_but_not_for_ever(
+    lease, then, end, monkeypatch
+):
+    """As that of NFS does for a while."""
+    (job,) = jobs("a")
+    job.folder.mkdir()
+    held, tried = lock.Lock(job.folder), []
+
+    def busy(folder):
+        tried.append(folder)
+        if len(tried) == 3 and then == "freed":
+            held.release()
+        if len(tried) == 3 and then == "asked":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return lock.Lock(folder)
+
+    monkeypatch.setattr(launch, "Lock", busy)
+    monkeypatch.setattr(launch, "LEASE", lease)
+    monkeypatch.setattr(launch, "LOOK", 0.01)
+    job = job._replace(command=[sys.executable, "-I", "-S", "-c", ""])
+    assert launch.attend(job, os.getcwd(), launch.Local()) == end and len(tried) >= 2
+    held.release()
 
 
 @pytest.mark.slow
@@ -311,13 +406,16 @@ def strike(process, root, number, spared=()):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "losses"),
-    [("ray", [signal.SIGKILL]), ("submitit", [signal.SIGKILL, signal.SIGUSR2])],
+    [
+        ("ray", [signal.SIGKILL, signal.SIGTERM]),
+        ("submitit", [signal.SIGKILL, signal.SIGUSR2, signal.SIGTERM]),
+    ],
 )
 def test_runs_elsewhere_end_as_those_here_whatever_becomes_of_workers(
     name, losses, straight, tmp_path
 ):
     """Ctrl-C at the first checkpoint; then the same command, which loses a worker by kill -9, and
-    with submitit has another preempted.
+    has others preempted.
     """
     pytest.importorskip(name)
     args = [f"--root={tmp_path}/r", f"--launcher={name}", *RUNS]

@@ -58,6 +58,16 @@ def test_what_makes_no_sense_is_one_sentence_and_nothing_is_written(config, toge
     assert not Path("s").exists()
 
 
+@pytest.mark.parametrize(
+    ("end", "outcome"), [("ended", "done"), ("stopped", "stopped"), ("failed", "failed")]
+)
+def test_a_program_is_over_where_its_process_says_so(end, outcome, monkeypatch):
+    """Over a network that may not show here yet."""
+    monkeypatch.setattr(launch.Local, "start", lambda self, job: end)
+    swept, config = planned("discount=0.5,0.9"), launch.LaunchConfig(processes=2)
+    assert launch_sweep.train(swept, config, ProcessesConfig()) == outcome
+
+
 @pytest.mark.slow
 def test_programs_side_by_side_leave_what_they_do_one_after_the_other(tmp_path):
     """Where the first is stopped, and one program is in the hands of another command."""

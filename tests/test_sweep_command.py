@@ -277,15 +277,21 @@ def test_the_first_waits_as_long_as_others_record_and_no_longer(monkeypatch, cap
         looks.append(now[0])
         with (folder / "metrics.jsonl").open("a") as file:
             file.write("x" * (len(looks) < 10))
-        if len(looks) == 3:
-            raise OSError(116, "Stale file handle")
+        if len(looks) in (3, 4):
+            stale = OSError(116, "Stale file handle")
+            raise stale if len(looks) == 3 else UserError("config.json is none") from stale
         return True
+
+    def broken():
+        raise UserError("config.json is none")
 
     wait = lambda left, asked: processes.wait(config, Path("s"), left, asked)
     assert wait(left, lambda: False) and not looks  # it is alone
     monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
     assert not wait(left, lambda: False) and 10 < len(looks) < 15
     assert "others recorded nothing in 5 s" in capsys.readouterr().err
+    with pytest.raises(UserError):
+        wait(broken, lambda: False)
     assert wait(lambda: False, lambda: False) and wait(left, lambda: True)
     assert capsys.readouterr().err == ""
 

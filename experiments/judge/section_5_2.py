@@ -252,8 +252,8 @@ def _generally(
 ) -> Half:
     said = f"{one} is generally {words} {other}"
     refuted_by = (
-        f"{one} is clearly behind on one environment, or clearly ahead on one and by the mean ahead "
-        f"on half of them or fewer"
+        f"{one} is clearly behind on one environment, or clearly ahead on one and by the mean "
+        f"ahead on half of them or fewer"
     )
     lacking = _lacking(runs, envs, [one, other])
     if lacking:

@@ -27,6 +27,7 @@ from preqn_jax.training.lock import INHERITED, Busy, Lock
 
 PAUSE = 30.0  # seconds before what was refused is tried again
 LOOK = 2.0  # seconds between looks at how far commands are, and between requests to end
+LEASE = 180.0  # seconds that a network's file system may keep the lock of a host that is gone
 TRIES = 10  # starts again of a job that was lost, as on a node that went down
 
 
@@ -71,8 +72,8 @@ class Job(NamedTuple):
     wanted: Callable[[], bool]  # asked once the lock is held: by then another may have run it
 
 
-# ended well; ended otherwise; was asked to end, was lost, or never started; runs in another
-# process; was not wanted any more
+# over, as seen where it ran; ended otherwise; was asked to end, by whomever, was lost, or never
+# started; runs in another process; was not wanted any more
 End = Literal["ended", "failed", "stopped", "elsewhere", "unwanted"]
 Look = Callable[[Sequence[str], Sequence[tuple[str, End]]], Any]
 
@@ -85,6 +86,7 @@ class Launcher(Protocol):
     """What starts jobs."""
 
     every: float  # seconds between questions whether jobs have ended
+    tries: int  # starts again of a job that was stopped or lost, and not by us
 
     def start(self, job: Job) -> Any:
         """A handle, which is no string, or at once its end. Raises OSError, UserError, Refused."""
@@ -96,6 +98,12 @@ class Launcher(Protocol):
 
     def stop(self, handle: Any) -> None:
         """Asks it to checkpoint and end; may be asked more than once."""
+        ...
+
+    def pass_on(self, handles: Sequence[Any], again: bool) -> None:
+        """In a signal's handler, where little can be done: asks at once, and `again` at a second
+        one, which is to end things there and then.
+        """
         ...
 
 
@@ -113,7 +121,7 @@ def run(launcher: Launcher, jobs: Sequence[Job], processes: int, look: Look) -> 
             while pool.turn():
                 time.sleep(launcher.every)
         finally:
-            pool.ask()
+            pool.end()
             while pool.turn():
                 time.sleep(launcher.every)
 
@@ -128,13 +136,24 @@ class _Pool:
         self._lost = collections.Counter[str]()
         self._refused, self._taken = -math.inf, False  # when one was last; whether any was not
         self._refusals = 0  # in a row, while nothing runs
-        self._asked = False
+        self._asked: float | None = None  # when
         self._looked = -math.inf
 
     def ask(self, *_: Any) -> None:
-        """To end; a signal's handler."""
-        if not self._asked:
-            self._asked, self._looked = True, -math.inf
+        """To end; a signal's handler. A look may be long, and where all processes of a node get a
+        signal, what we pass on that much later would be a second one.
+        """
+        now, handles = time.monotonic(), [handle for _, handle in self._running.values()]
+        if self._asked is None:
+            self._asked, self._looked = now, -math.inf
+            self._launcher.pass_on(handles, again=False)
+        elif now - self._asked > signals.ECHO:
+            self._launcher.pass_on(handles, again=True)
+
+    def end(self) -> None:
+        """As at a first signal, if there was none."""
+        if self._asked is None:
+            self.ask()
 
     def turn(self) -> bool:
         """Starts, stops and looks. Returns whether anything is left."""
@@ -154,20 +173,20 @@ class _Pool:
                 ended.append((job.name, handle))  # pyright: ignore[reportArgumentType]
             else:
                 self._running[job.name] = job, handle
-        if self._asked:
+        if self._asked is not None:
             ended.extend((job.name, "stopped") for job in self._waiting)
             self._waiting.clear()
         if ended or time.monotonic() - self._looked >= LOOK:
             self._looked = time.monotonic()
-            if self._asked:
+            if self._asked is not None:
                 for _, handle in self._running.values():
                     self._launcher.stop(handle)
             self._look(list(self._running), ended)
         return bool(self._waiting or self._running)
 
     def _may_start(self) -> bool:
-        free = self._waiting and not self._asked and len(self._running) < self._processes
-        return bool(free) and time.monotonic() - self._refused >= PAUSE
+        free = self._waiting and len(self._running) < self._processes
+        return bool(free) and self._asked is None and time.monotonic() - self._refused >= PAUSE
 
     def _start(self, job: Job) -> Any:
         """What the launcher's `start` returns; None where it takes no job for now."""
@@ -188,8 +207,9 @@ class _Pool:
     def _again(self, job: Job) -> list[tuple[str, End]]:
         """What was stopped, and not by us, as on a node that is taken away, goes on elsewhere."""
         self._lost[job.name] += 1
-        if self._asked or self._lost[job.name] > TRIES:
-            return [(job.name, "stopped" if self._asked else "failed")]
+        tries, asked = self._launcher.tries, self._asked is not None
+        if asked or self._lost[job.name] > tries:
+            return [(job.name, "stopped" if asked or not tries else "failed")]
         self._waiting.append(job)
         return []
 
@@ -206,11 +226,13 @@ if os.getppid() == int(sys.argv[1]):
 
 
 class Local:
-    """Processes of this machine. Where this one is killed they go on, with their locks; or on
-    Linux, if they are `bound`, are killed with it.
+    """Processes of this machine, which a terminal's signals do not reach: we pass these on. Where
+    this one is killed they go on, with their locks; or on Linux, if they are `bound`, are killed
+    with it.
     """
 
     every = 0.1
+    tries = 0  # who asks one to end means it; of a node's it is for whoever asked for the node
 
     def __init__(self, bound: bool = False):
         self._bound = bound and sys.platform == "linux"
@@ -237,6 +259,7 @@ class Local:
                     stderr=log,
                     env={**job.environment, INHERITED: str(lock.fd)},
                     pass_fds=(lock.fd,),
+                    process_group=0,
                 )
                 return process
         finally:
@@ -247,14 +270,37 @@ class Local:
         if code is None:
             return None
         self.running.pop(job.name, None)
-        if code in (0, signals.STOPPED):  # its folder says how far it came
+        if code == 0 or (code not in signals.ASKED and _over(job)):
             return "ended"
-        return "stopped" if handle.pid in self.asked else "failed"
+        asked = code in signals.ASKED or handle.pid in self.asked
+        return "stopped" if asked else "failed"
 
     def stop(self, handle: subprocess.Popen) -> None:
         if handle.pid not in self.asked and handle.returncode is None:
             self.asked.add(handle.pid)
+            _kill(handle)
+
+    def pass_on(self, handles: Sequence[subprocess.Popen], again: bool) -> None:
+        """On a node it is not asked again: there signals repeat what was asked elsewhere."""
+        for handle in handles:
+            self.stop(handle)
+            if again and not self._bound:
+                _kill(handle)
+
+
+def _kill(handle: subprocess.Popen) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it is being waited for
+        if handle.returncode is None:
             os.kill(handle.pid, signal.SIGTERM)
+
+
+def _over(job: Job) -> bool:
+    """Whether nothing is left to do, though the job ended with an error, as where a seed diverged.
+    Asked where it ran: over a network others may see that later.
+    """
+    with contextlib.suppress(OSError, UserError):
+        return not job.wanted()
+    return False
 
 
 # --- on some node ---------------------------------------------------------------------------------
@@ -262,9 +308,12 @@ class Local:
 
 def attend(job: Job, folder: str, here: Local | None = None) -> End:
     """Runs one job from `folder` on whichever node this is, and waits. The job is killed with this
-    process, so that it can go on elsewhere at once: its lock is free.
+    process, so that it can go on elsewhere at once: its lock is free, or will be soon, for which
+    this waits.
     """
     os.chdir(folder)
+    if not _may_be_free(job.folder):
+        return "stopped"
     ends: list[End] = []
     job = job._replace(environment={**os.environ, **job.environment})
 
@@ -273,6 +322,24 @@ def attend(job: Job, folder: str, here: Local | None = None) -> End:
 
     run(here or Local(bound=True), [job], 1, look)
     return ends[0]
+
+
+def _may_be_free(folder: Path) -> bool:
+    """Waits for a lock, but not for one that somebody has in hand. Returns False where we are asked
+    to end meanwhile.
+    """
+    asked: list[int] = []
+    until = time.monotonic() + LEASE
+    with signals.handled(lambda number, _: asked.append(number)):
+        while not asked:
+            try:
+                Lock(folder).release()
+                return True
+            except Busy:
+                if time.monotonic() >= until:
+                    return True
+            time.sleep(min(LOOK, LEASE / 10))
+    return False
 
 
 def note(job: Job, error: BaseException | str) -> None:

@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import ray  # pyright: ignore[reportMissingImports]
 from ray.exceptions import TaskCancelledError  # pyright: ignore[reportMissingImports]
@@ -20,6 +21,7 @@ class Ray:
     """
 
     every = 0.5
+    tries = TRIES
 
     def __init__(self, config: LaunchConfig, timeout: float):
         """Joins the cluster, or starts a Ray on this machine that ends with this process. Raises
@@ -67,6 +69,9 @@ class Ray:
     def stop(self, handle: ray.ObjectRef) -> None:
         """Ray interrupts the task as Ctrl-C would, and `attend` passes that on."""
         ray.cancel(handle)
+
+    def pass_on(self, handles: Sequence[ray.ObjectRef], again: bool) -> None:
+        """A cluster is asked outside of the handler."""
 
 
 def _probe(address: str, timeout: float) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from submitit.core.utils import (  # pyright: ignore[reportMissingImports]
     UncompletedJobError,
 )
 
+import experiments
 from experiments.kit import signals
-from experiments.kit.launch import End, Job, LaunchConfig, Local, Refused, attend, note
+from experiments.kit.launch import TRIES, End, Job, LaunchConfig, Local, Refused, attend, note
 from preqn_jax.options import UserError, choose
 
 _FOR_EVER = 1_000_000  # ends of a time limit after which a run is queued again
@@ -29,6 +31,7 @@ class Submitit:
     """
 
     every = 2.0
+    tries = TRIES
 
     def __init__(self, config: LaunchConfig, folder: Path):
         """Files of submitit go to `folder`, from the first start on. Raises UserError for flags
@@ -68,7 +71,8 @@ class Submitit:
                     local_max_num_timeout=_FOR_EVER,
                 )
                 self._executor.update_parameters(**self._parameters)
-            with signals.handled(signal.SIG_IGN, signal.SIGINT):  # we hear it, and ask
+            # We hear Ctrl-C, and ask; sbatch hands all of the environment on.
+            with signals.handled(signal.SIG_IGN, signal.SIGINT), experiments.as_given():
                 return self._executor.submit(Task(job, os.getcwd()))
         except FailedJobError as error:  # of sbatch
             reason = [*filter(None, str(error).splitlines()), "no reason given"]
@@ -95,6 +99,9 @@ class Submitit:
         # submitit's own kills the process a second later; a job's number is its process here.
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(handle.job_id), signal.SIGTERM)
+
+    def pass_on(self, handles: Sequence[submitit.Job], again: bool) -> None:
+        """A cluster is asked outside of the handler."""
 
 
 class Task:

@@ -39,10 +39,9 @@ def train(
     ends: list[str] = []
 
     def ended(name: str, end: launch.End) -> str:
-        stopped = end == "ended" and _left(sweep, number[name])
-        ends.append("stopped" if stopped else end)
+        ends.append(end)
         words = runs.last_words(programs[number[name]].log) if end == "failed" else ""
-        return f"{name}: {ends[-1]}{': ' * bool(words)}{words}"
+        return f"{name}: {end}{': ' * bool(words)}{words}"
 
     sizes = f"{plural(len(sweep.members), 'member')} in {plural(len(programs), 'program')}"
     print(f"{sizes}, {config.processes} at a time: {sweep.logdir}", file=sys.stderr)

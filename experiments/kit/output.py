@@ -109,9 +109,9 @@ def save_figure(figure: Figure, path: Path, flag: str = "out", dpi: int = 120) -
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with files.anew(path) as written, warnings.catch_warnings():
+        with files.anew(path) as file, warnings.catch_warnings():
             warnings.filterwarnings("error", "constrained_layout not applied")
-            figure.savefig(written, dpi=dpi, format=path.suffix[1:] or "png")
+            figure.savefig(file, dpi=dpi, format=path.suffix[1:] or "png")
     except UserWarning:
         raise UserError(
             "the panels do not fit into a picture of {:g} x {:g} inches; give it more".format(

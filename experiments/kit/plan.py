@@ -267,10 +267,12 @@ def execute(
 
 
 def _ended(run: Run, end: launch.End) -> Outcome:
-    """The outcome of a run whose process is no more, or never was."""
+    """The outcome of a run whose process is no more, or never was. That one is over is known where
+    it ran; here a network's file system may not show it yet.
+    """
     if is_over(run):
         return _outcome(run, state(run))
-    return _outcome(run, "stopped" if end in ("ended", "unwanted") else end)
+    return _outcome(run, "done" if end in ("ended", "unwanted") else end)
 
 
 def _outcome(run: Run, state: str) -> Outcome:

@@ -140,7 +140,7 @@ def wait(
         return True
     seen, since = None, time.monotonic()
     while not asked():
-        with contextlib.suppress(OSError):  # a file that another replaces, over a network
+        with _unless_unread():
             if not left():
                 break
             now = {path: path.stat().st_size for path in logdir.glob("*/metrics.jsonl")}
@@ -152,3 +152,15 @@ def wait(
             return False
         time.sleep(_LOOK)
     return True
+
+
+@contextlib.contextmanager
+def _unless_unread() -> Iterator[None]:
+    """Passes over a file that could not be read, as one that another replaces, over a network."""
+    try:
+        yield
+    except OSError:
+        pass
+    except UserError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise

@@ -53,7 +53,9 @@ def state(run: Run) -> str:
 
 def _none_left(run: Run) -> bool:
     """Whether all seeds have diverged; where one has, the others may have written nothing since."""
-    return set(run.seeds) <= set(curves.diverged(record.read(run.folder / record.NAME)))
+    with contextlib.suppress(OSError):  # it was replaced, over a network: the next look tells
+        return set(run.seeds) <= set(curves.diverged(record.read(run.folder / record.NAME)))
+    return False
 
 
 def is_over(run: Run) -> bool:
@@ -134,7 +136,8 @@ def elsewhere(cpus: int) -> dict[str, str]:
     """What a run on another node has beyond that node's own environment, which says which
     accelerators are its.
     """
-    return _shared({k: v for k, v in os.environ.items() if k.startswith(_PASSED)}, cpus)
+    passed = {k: v for k, v in experiments.given().items() if k.startswith(_PASSED)}
+    return _shared(passed, cpus)
 
 
 def _shared(passed: Mapping[str, str], cores: int) -> dict[str, str]:
@@ -163,15 +166,18 @@ def follow(
     flag: str = "root",
 ) -> None:
     """Runs the jobs, which make `runs`, with a progress bar of these. `ended(name, end)` is called
-    for each job; what it returns is said. The folders of the jobs are made.
+    for each job; what it returns is said. The folders of the jobs are made, and listed as they end:
+    a network's file system may hold on to which files were not there before.
 
     Raises UserError where something cannot be written, and another `--flag` would help, or the
     launcher gives up.
     """
+    folders = {one.name: one.folder for one in jobs}
     with _bar(runs) as bar:
 
         def look(running: Sequence[str], ends: Sequence[tuple[str, launch.End]]) -> None:
             for name, end in ends:
+                _list(folders[name])
                 if words := ended(name, end):
                     bar.write(words, file=sys.stderr)
             bar.set_postfix_str(", ".join(running), refresh=False)
@@ -181,12 +187,19 @@ def follow(
             for one in jobs:
                 one.folder.mkdir(parents=True, exist_ok=True)
             launch.run(launcher, jobs, processes, look)
+            for run in runs:
+                _list(run.folder)
         except OSError as error:
             if error.filename is None:
                 raise
             raise UserError(
                 f"cannot write to {str(error.filename)!r}: {error.strerror}; give another --{flag}"
             ) from error
+
+
+def _list(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        os.listdir(folder)
 
 
 def _bar(runs: Sequence[Run]) -> tqdm:

@@ -14,7 +14,10 @@ from typing import Any
 _OF_USERS = (signal.SIGUSR1, signal.SIGUSR2)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *_OF_USERS)
 STOPPED = os.EX_TEMPFAIL  # the exit status, 75, of a command that stopped with work left to do
-_ECHO = 1.0  # seconds in which a second one is the same: terminals and batch systems send two
+# Of a command that was asked to end, in time or not: before it listens it dies of the signal, and
+# after a second one it says so.
+ASKED = {STOPPED, *(status for s in _SIGNALS for status in (-s, 128 + s))}
+ECHO = 1.0  # seconds in which a second one is the same: terminals and batch systems send two
 
 
 @contextlib.contextmanager
@@ -68,7 +71,7 @@ def _listen(reader: int, first: Callable[[], None], last: Callable[[], None]) ->
         if asked is None:
             asked = time.monotonic()
             first()
-        elif time.monotonic() - asked > _ECHO:
+        elif time.monotonic() - asked > ECHO:
             end(128 + number[0], last)
 
 

@@ -16,7 +16,11 @@ class Forgiving:
 
     def write(self, text: str) -> int:
         with self._dropping():
-            self._stream.write(text)
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError as error:  # nothing of it was written
+                plain = text.encode(error.encoding, "backslashreplace").decode(error.encoding)
+                self._stream.write(plain)
         return len(text)
 
     def writelines(self, lines: Any) -> None:

@@ -36,6 +36,7 @@ from preqn_jax.training.plan import Plan
 from preqn_jax.training.session import Session
 
 NAME = "added"
+_GONE = "added.tmp"  # the same, once all of it has moved
 _WHOLE = "whole"  # in it: the run directory of all seeds, in the making
 _KINDS = ("time/steps_per_s", "diagnose/failure", "eval/return_mean")  # records, in their order
 
@@ -213,7 +214,7 @@ def _halfway(home: Path, there: dict[str, Any]) -> bool:
     """Whether config.json names the seeds that are in `added`, which is there still."""
     path = home / NAME / directory.CONFIG
     named = path.is_file() and set(directory.read_config(path)["seeds"]) <= set(there["seeds"])
-    return named or files.temporary(home / NAME).exists()
+    return named or (home / _GONE).exists()
 
 
 def _go_on(home: Path) -> None:
@@ -231,7 +232,7 @@ def _move(home: Path) -> None:
     """All but config.json, which names all seeds already, to where it belongs; may be done again
     wherever it was cut off. Raises OSError.
     """
-    apart, gone = home / NAME, files.temporary(home / NAME)
+    apart, gone = home / NAME, home / _GONE
     made = apart / _WHOLE
     files.remove(gone)
     if not apart.exists():

@@ -42,7 +42,7 @@ _FILES = (
     trackers.KEPT,
 )
 # What there may be before there is a config.json.
-_FIRST = {lock.NAME, "config.json.tmp", "config.tmp"}
+_FIRST = {lock.NAME, "config.tmp"}
 # A run may be moved, and go on with other processes, or after all.
 _NOT_OF_THE_RUN = ("logdir", "workers", "env_timeout", "stop_on_divergence", "track")
 # Nothing that is learned depends on how often a run is looked at.
@@ -99,7 +99,10 @@ def _look(logdir: Path) -> None:
     """Raises UserError for a directory of other things, or of what is not of the kind a run
     leaves.
     """
-    there = {path.name: path.lstat().st_mode for path in logdir.iterdir()}
+    there = {}
+    for path in logdir.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # of another, which is not locked out yet
+            there[path.name] = path.lstat().st_mode
     for folder in _FOLDERS:
         if stat.S_ISDIR(there.get(folder, 0)):
             for path in (logdir / folder).iterdir():
@@ -117,7 +120,8 @@ def _look(logdir: Path) -> None:
                 f"{str(logdir / name)!r} is no {'folder' if is_folder else 'file'}, as a run keeps "
                 "one by that name; move it away, or give another `logdir`"
             )
-    if CONFIG not in there and not set(there) <= _FIRST:
+    others = [name for name in there if not files.is_temporary(name, CONFIG)]
+    if CONFIG not in there and not set(others) <= _FIRST:
         raise UserError(
             f"logdir {str(logdir)!r} holds other files and no config.json; "
             "give an empty or a new directory"
@@ -142,8 +146,9 @@ def _begin(logdir: Path, config: dict[str, Any]) -> None:
             _check_records(logdir, config)
     if begun != config and (longer or not done):
         content = json.dumps({"config": config, **provenance.of_process()}, indent=2) + "\n"
-        with files.anew(path) as written:
-            written.write_bytes(content.encode())
+        with files.anew(path) as file:
+            file.write(content.encode())
+            files.settle(file)
             # Once there is room for it, and before it is in place, or the longer run would count as
             # finished.
             (logdir / DONE).unlink(missing_ok=True)
@@ -199,6 +204,7 @@ def read_config(path: Path, flag: str = "logdir") -> dict[str, Any]:
     """What a run's config.json says of the run: its environment, seeds, algorithm and steps at
     least, and every known setting of its type. Raises UserError if it is none, FileNotFoundError.
     """
+    unread: OSError | None = None  # from which a caller may tell that it will be read yet
     try:
         config = json.loads(path.read_bytes().decode())["config"]
         hints = {name: hint for name, hint in HINTS.items() if name in config}
@@ -208,10 +214,12 @@ def read_config(path: Path, flag: str = "logdir") -> dict[str, Any]:
             return config
     except FileNotFoundError:
         raise
-    except (OSError, LookupError, TypeError, ValueError, RecursionError):
+    except OSError as error:
+        unread, wrong = error, []
+    except (LookupError, TypeError, ValueError, RecursionError):
         wrong = []
     named = f" ({wrong[0]} is {config[wrong[0]]!r})" if wrong else ""
-    raise UserError(f"{path} is not a run's config.json{named}; give another `{flag}`")
+    raise UserError(f"{path} is not a run's config.json{named}; give another `{flag}`") from unread
 
 
 def config_of(logdir: Path, flag: str = "logdir") -> dict[str, Any]:

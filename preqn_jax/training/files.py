@@ -3,43 +3,67 @@
 import contextlib
 import hashlib
 import os
+import re
+import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from preqn_jax.options import UserError
 from preqn_jax.training.errors import Stopped
 
+_OLD = 24 * 3600.0  # seconds for which nobody writes one file
 
-def temporary(path: Path) -> Path:
-    """Where a file is written before it takes its place."""
-    return path.with_name(path.name + ".tmp")
+
+def is_temporary(name: str, of: str) -> bool:
+    """Whether a file of this name is `of` another before it takes its place, or is what a kill left
+    of it.
+    """
+    return re.fullmatch(re.escape(of) + r"(\.[0-9a-f]{8})?\.tmp", name) is not None
 
 
 def replace(path: Path, content: bytes) -> None:
     """Writes `path` so that it is whole or as it was, also after a kill. A link that lies there is
     replaced, not followed. Raises OSError.
     """
-    with anew(path) as written:
-        written.write_bytes(content)
+    with anew(path) as file:
+        file.write(content)
 
 
 @contextlib.contextmanager
-def anew(path: Path) -> Iterator[Path]:
-    """An empty file of this process's own to write to, which takes the place of `path` at the end.
-    Raises OSError.
+def anew(path: Path) -> Iterator[BinaryIO]:
+    """An empty file to write to, which takes the place of `path` at the end. It is no other
+    process's, on any machine: several may do so at once, and the last one's stays. Raises OSError.
     """
-    written = temporary(path)
-    written.unlink(missing_ok=True)  # of a kill; a link goes, and not what it points to
+    _clear(path)
+    written = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    fd = os.open(written, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        os.close(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        yield written
-        with written.open("rb") as file:
-            os.fsync(file.fileno())
+        with open(fd, "w+b") as file:
+            yield file
+            settle(file)
         os.replace(written, path)
     except BaseException:
         written.unlink(missing_ok=True)
         raise
+
+
+def settle(file: BinaryIO) -> None:
+    """What was written is on the disk then, or an OSError says that there is no room for it."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _clear(path: Path) -> None:
+    """Removes what kills have left of writing to `path`. Nobody may hold a lock on its folder, so
+    that only an old file is known to be nobody's.
+    """
+    with contextlib.suppress(OSError), os.scandir(path.parent) as found:
+        for one in (one for one in found if is_temporary(one.name, path.name)):
+            if time.time() - one.stat(follow_symlinks=False).st_mtime > _OLD:
+                os.unlink(one)
 
 
 def append(path: Path) -> int:

@@ -88,14 +88,32 @@ def _least() -> int | None:
 
 def _machine(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
     """Of this machine, or what a batch system or a container leaves this process of it: the limits
-    of its control group and those around it (Linux, version 2).
+    of its control group and those around it (Linux, versions 1 and 2), and what SLURM has said.
     """
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_of_slurm()]
     with contextlib.suppress(OSError, ValueError):
-        group = proc.read_text().partition("0::/")[2].splitlines()[:1]
-        path = root.joinpath(*group)
-        for folder in (path, *path.parents):
-            said = folder / "memory.max"
-            if said.is_file() and (limit := said.read_text().strip()) != "max":
-                limits.append(int(limit))
+        for line in proc.read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if not controllers:
+                limits += _of_groups(root, group, "memory.max")
+            elif "memory" in controllers.split(","):
+                limits += _of_groups(root / "memory", group, "memory.limit_in_bytes")
     return min(limits)
+
+
+def _of_groups(root: Path, group: str, name: str) -> list[int]:
+    path, limits = root / group.lstrip("/"), []
+    for folder in (path, *path.parents):
+        with contextlib.suppress(OSError, ValueError):  # where there is none, or it is "max"
+            limits.append(int((folder / name).read_text()))
+    return limits
+
+
+def _of_slurm() -> list[int]:
+    """In MB, of the job's part of this node, where it is limited."""
+    with contextlib.suppress(KeyError, ValueError):
+        if node := int(os.environ.get("SLURM_MEM_PER_NODE", 0)):
+            return [node * 2**20]
+        if core := int(os.environ["SLURM_MEM_PER_CPU"]):
+            return [core * int(os.environ["SLURM_CPUS_ON_NODE"]) * 2**20]
+    return []

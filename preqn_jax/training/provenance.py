@@ -1,6 +1,7 @@
 """What made a run, or a measurement: the command, the code, the device, and JAX's own options."""
 
 import contextlib
+import functools
 import importlib.metadata
 import os
 import subprocess
@@ -28,13 +29,18 @@ _PACKAGES = (
 
 def versions(*packages: str) -> dict[str, str]:
     """Of those that are installed."""
-    found = {}
-    for name in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+    found = ((name, _version(name)) for name in packages)
+    return {name: version for name, version in found if version is not None}
 
 
+@functools.cache
+def _version(name: str) -> str | None:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(name)
+    return None
+
+
+@functools.cache  # git looks at every file, and the members of a sweep are many
 def commit() -> str | None:
     """Of the checkout that this package lies in, with "-dirty" where files differ from it; None of
     one that was installed.

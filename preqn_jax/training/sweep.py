@@ -26,7 +26,6 @@ from preqn_jax.training.plan import Plan
 from preqn_jax.types import Settings, Spec
 
 NAME = "sweep.json"
-_FIRST = {"sweep.json.tmp"}  # what a kill may leave before there is one
 _OTHER_AT_ZERO = {"huber", "momentum"}  # another update: 0 is no bound, and no memory
 NUMERIC = tuple(
     field.name
@@ -35,6 +34,8 @@ NUMERIC = tuple(
 )
 """What may differ inside one program."""
 _FIXED = {"seeds", "num_steps", *(f.name for f in dataclasses.fields(RunConfig))} - {"env"}
+
+_NAME = 255  # bytes that file systems take as a name
 
 Axes = dict[str, tuple[Any, ...]]
 
@@ -178,6 +179,12 @@ def plan(
             )
         for member in program.members:
             agents.resolve(_replace(program.agent, member.setting))
+    longest = max((member.name for member in sweep.members), key=lambda name: len(name.encode()))
+    if (size := len(longest.encode())) > _NAME:
+        raise UserError(
+            f"sweep has {len(axes)} axes, which would give a member a folder with a name of {size} "
+            f"bytes, {longest:.60}..., but file systems take {_NAME}: vary fewer at once"
+        )
     return sweep
 
 
@@ -213,20 +220,23 @@ def open_(sweep: Sweep, write: bool = True) -> None:
     with directory.writing_to(sweep.logdir):
         if write:
             sweep.logdir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
+        there = {one.name for one in sweep.logdir.iterdir()} if sweep.logdir.is_dir() else set()
+        if NAME in there:
             check_begun(sweep)
         elif not write:
             raise UserError(
                 f"logdir {str(sweep.logdir)!r} has no {NAME}, which the first process writes: see "
                 "what that one said"
             )
-        elif {one.name for one in sweep.logdir.iterdir()} - _FIRST:
+        elif not all(files.is_temporary(name, NAME) for name in there):
             raise UserError(
                 f"logdir {str(sweep.logdir)!r} holds other files and no {NAME}; give an empty or a "
                 "new directory"
             )
-        if write:
-            files.replace(path, (json.dumps(content, indent=1) + "\n").encode())
+        text = (json.dumps(content, indent=1) + "\n").encode()
+        # Another process may be reading, or writing the same.
+        if write and not (path.exists() and path.read_bytes() == text):
+            files.replace(path, text)
 
 
 def _content(sweep: Sweep) -> dict[str, Any]:

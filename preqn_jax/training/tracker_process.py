@@ -129,11 +129,14 @@ class Sender:
 
     def keep(self) -> None:
         """Writes down how far it has come."""
-        written = self._path.with_name("tracker.json.tmp")
-        written.unlink(missing_ok=True)  # a link goes, and not what it points to
-        with written.open("x") as file:
-            file.write(json.dumps(self._kept))
-        os.replace(written, self._path)
+        # Of a run that was killed, and is started again, one may be there still.
+        written = self._path.with_name(f"{self._path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            with written.open("x") as file:
+                file.write(json.dumps(self._kept))
+            os.replace(written, self._path)
+        finally:
+            written.unlink(missing_ok=True)
 
     def close(self) -> None:
         for run in self._runs.values():

@@ -77,6 +77,25 @@ def test_the_memory_of_a_batch_job_or_a_container_is_that_of_its_groups(tmp_path
     assert memory._machine(proc, root) == 12345678
 
 
+def test_so_it_is_with_groups_of_version_1_and_with_what_slurm_says(tmp_path, monkeypatch):
+    proc, root = tmp_path / "cgroup", tmp_path / "fs"
+    (root / "memory" / "job_1" / "step").mkdir(parents=True)
+    proc.write_text("9:cpu,cpuacct:/job_2\n4:hugetlb,memory:/job_1/step\n0::/\n")
+    unlimited = root / "memory" / "job_1" / "step" / "memory.limit_in_bytes"
+    unlimited.write_text("9223372036854771712\n")
+    whole = memory._machine(proc, root)
+    (root / "memory" / "job_1" / "memory.limit_in_bytes").write_text("12345678\n")
+    assert memory._machine(proc, root) == 12345678 < whole
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "2")
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "3")
+    assert memory._machine(proc, root) == 6 * 2**20
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "5")
+    assert memory._machine(proc, root) == 5 * 2**20
+    for name in ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU"):
+        monkeypatch.setenv(name, "0")  # all of it
+    assert memory._machine(proc, root) == 12345678
+
+
 def test_members_may_have_more_files_open_than_a_shell_allows_at_first(monkeypatch):
     limits: list[tuple[int, int]] = []
     now: list[tuple[int, int]] = [(256, 4096)]

@@ -34,7 +34,7 @@ def ended(monkeypatch):
 
 @pytest.mark.parametrize("number", ["TERM", "INT", "HUP", "USR1", "USR2"])
 def test_the_first_signal_asks_and_the_next_ends(number, ended, monkeypatch):
-    monkeypatch.setattr(signals, "_ECHO", 0.0)
+    monkeypatch.setattr(signals, "ECHO", 0.0)
     number = signal.Signals[f"SIG{number}"]
     before, (statuses, done) = signal.SIG_DFL, ended
     ours = signal.signal(number, before)  # it may be ignored, as under nohup
@@ -53,7 +53,7 @@ def test_the_first_signal_asks_and_the_next_ends(number, ended, monkeypatch):
 
 def test_an_echo_of_a_signal_is_the_same_one(ended, monkeypatch):
     """A closing terminal sends two SIGHUPs, and `timeout` two SIGTERMs."""
-    monkeypatch.setattr(signals, "_ECHO", 1e6)
+    monkeypatch.setattr(signals, "ECHO", 1e6)
     calls = []
     with signals.heard(lambda: calls.append(1), lambda: None):
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
@@ -95,6 +95,15 @@ def test_what_a_reader_is_there_for_arrives(monkeypatch, tmp_path):
         print("kept", end="", flush=True)
         assert not sys.stdout.isatty()
     assert (tmp_path / "out").read_text() == "kept"
+
+
+def test_what_a_stream_has_no_letters_for_is_written_in_others(monkeypatch, tmp_path):
+    """A line is not lost to one letter in it."""
+    with (tmp_path / "out").open("w", encoding="ascii") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        streams.forgive()
+        print("3.0 \u00b1 0.5", end="", flush=True)
+    assert (tmp_path / "out").read_text() == "3.0 \\xb1 0.5"
 
 
 def test_debug_shows_the_environments_own_traceback(capsys):

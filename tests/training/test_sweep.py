@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -345,14 +347,38 @@ def test_a_sweep_of_before_an_option_goes_on(tmp_path):
     assert "wrappers" in json.loads((tmp_path / "sweep.json").read_text())["config"]
 
 
+def test_a_sweep_that_another_process_begins_meanwhile_is_gone_on_with(tmp_path, monkeypatch):
+    eta = ["eta=.9"], (3, 5), {"algorithm": "preqn"}
+    sweep.open_(planned(tmp_path / "other", *eta))
+
+    def listed(path):
+        (path / sweep.NAME).write_bytes((tmp_path / "other" / sweep.NAME).read_bytes())
+        (path / "programs").mkdir()
+        return map(path.joinpath, os.listdir(path))
+
+    monkeypatch.setattr(Path, "iterdir", listed)
+    sweep.open_(planned(tmp_path / "mine", *eta))
+
+
+def test_axes_whose_names_and_values_are_too_long_for_a_folder_are_refused(tmp_path):
+    words = lambda length: ["activation=sin", f"env=probe/{'e' * length}"]
+    taken = planned(tmp_path, words(223))
+    assert max(len(member.name) for member in taken.members) == 255
+    with pytest.raises(UserError, match="sweep has 2 axes, .* name of 256 bytes, .* fewer at once"):
+        planned(tmp_path, words(224))
+
+
 def test_a_folder_of_other_things_is_left_as_it_is(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match=r"holds other files and no sweep.json"):
         sweep.open_(planned(tmp_path, ["discount=.9"]))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-    (tmp_path / "file").rename(tmp_path / "sweep.json.tmp")  # of a kill before there was more
+    (tmp_path / "file").rename(tmp_path / "sweep.json.0123abcd.tmp")  # of a kill, or another
     sweep.open_(planned(tmp_path, ["eta=.9"], agent={"algorithm": "preqn"}))
-    assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
+    before = (tmp_path / "sweep.json").stat()
+    sweep.open_(planned(tmp_path, ["eta=.9"], agent={"algorithm": "preqn"}))
+    assert os.path.samestat(before, (tmp_path / "sweep.json").stat())  # others may be reading it
+    assert len([*tmp_path.iterdir()]) == 2
     (tmp_path / "sweep.json").write_text(json.dumps({"config": 3}))
     with pytest.raises(UserError, match=r"sweep.json' is not a sweep's file"):
         sweep.open_(planned(tmp_path, ["eta=.9"]))

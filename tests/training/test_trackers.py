@@ -160,12 +160,14 @@ def test_trackers_have_the_same_time_to_end_and_not_one_after_another(monkeypatc
 def test_a_link_in_the_place_of_what_a_tracker_keeps_is_not_followed(tmp_path):
     (tmp_path / "config.json").write_text('{"config": {}}')
     (tmp_path / "other").write_text("years of work")
-    (tmp_path / "tracker.json.tmp").symlink_to(tmp_path / "other")
+    (tmp_path / "tracker.json").symlink_to(tmp_path / "other")
     sender = tracker_process.Sender("wandb", tmp_path)
     for _ in range(2):
         sender.keep()
     assert (tmp_path / "other").read_text() == "years of work"
     assert (tmp_path / "tracker.json").read_text() == "{}"
+    assert not (tmp_path / "tracker.json").is_symlink()
+    assert len([*tmp_path.glob("tracker.json*")]) == 1
 
 
 @pytest.mark.slow
