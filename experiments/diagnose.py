@@ -22,7 +22,7 @@ import numpy as np
 
 from experiments.kit import curves, flags, given_runs, last_look, output, style
 from preqn_jax import diagnostics
-from preqn_jax.diagnostics.verdict import SIGNS
+from preqn_jax.diagnostics.failures import SIGNS
 from preqn_jax.options import UserError, option
 
 LINES = {name: line for name, line, *_ in SIGNS}

@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
         (run, agent, loop), axes = sweeps.as_begun(
             Path(run.logdir or ""), (run, agent, loop), axes, said
         )
-    sweep = sweeps.plan(run.logdir, run, agent, loop, axes)
+    sweep = sweeps.of(run.logdir, run, agent, loop, axes)
     if given.report and given.only_program is not None:
         raise UserError("--report trains nothing: leave out --only_program")
     if given.report:
@@ -129,7 +129,7 @@ def _train_one(sweep: sweeps.Sweep, index: int) -> int:
 
 
 def _left(sweep: sweeps.Sweep) -> bool:
-    return any(sweeps.sessions(sweep, program) for program in sweep.programs)
+    return any(sweeps.plans(sweep, program) for program in sweep.programs)
 
 
 def _train(sweep: sweeps.Sweep, programs: Sequence[sweeps.Program], running: Running) -> bool:
@@ -148,7 +148,7 @@ def _train(sweep: sweeps.Sweep, programs: Sequence[sweeps.Program], running: Run
     for program in programs:
         title = ", ".join(filter(None, (program.run.env, program.name)))
         mine = processes.share(len(program.members))
-        for plan in sweeps.sessions(sweep, program, mine):
+        for plan in sweeps.plans(sweep, program, mine):
             if running.stopping:
                 return False
             with training.Session(plan, running.hung) as session:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from experiments.kit import flags, output
 from preqn_jax import diagnostics
-from preqn_jax.diagnostics import verdict
+from preqn_jax.diagnostics import failures
 from preqn_jax.options import UserError, choose, option
 from preqn_jax.training import monitor
 from preqn_jax.training import run as training
@@ -314,7 +314,7 @@ def crossings(runs: Sequence[Trial], held_out: bool) -> dict[str, dict[str, str]
             end: f"{sum(line < look[name] < math.inf for look in some)} of {len(some)}"
             for end, some in looks.items()
         }
-        for name, line, *_ in verdict.SIGNS
+        for name, line, *_ in failures.SIGNS
     }
 
 

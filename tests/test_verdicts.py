@@ -10,7 +10,7 @@ import pytest
 
 from experiments import verdicts
 from preqn_jax import diagnostics
-from preqn_jax.diagnostics import verdict
+from preqn_jax.diagnostics import failures
 from preqn_jax.options import UserError
 from preqn_jax.training.errors import Diverged
 
@@ -241,5 +241,5 @@ def test_the_table_of_the_document_is_that_of_the_records(rows):
 
 def test_the_lines_of_the_document_are_those_of_the_verdict():
     text = (ROOT / "docs/results/diagnoses.md").read_text()
-    assert f"{verdict.MARGIN:g} times" in text and f"{100 * verdict.NEGLIGIBLE:g} %" in text
+    assert f"{failures.MARGIN:g} times" in text and f"{100 * failures.NEGLIGIBLE:g} %" in text
     assert all(mode in text for mode in diagnostics.FAILURES)

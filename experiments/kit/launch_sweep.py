@@ -66,7 +66,7 @@ def _members(sweep: Sweep) -> list[runs.Run]:
 
 def _left(sweep: Sweep, index: int) -> bool:
     """Whether anything of a program is left to do."""
-    return bool(sweeps.sessions(sweep, sweep.programs[index]))
+    return bool(sweeps.plans(sweep, sweep.programs[index]))
 
 
 def _job(sweep: Sweep, index: int, config: launch.LaunchConfig) -> launch.Job:

@@ -7,8 +7,8 @@ that puts them together.
 
 from preqn_jax.diagnostics.diagnosis import Case, bias, diagnose
 from preqn_jax.diagnostics.exact import exact
+from preqn_jax.diagnostics.failures import FAILURES, Finding, failure
 from preqn_jax.diagnostics.glossary import GLOSSARY, Entry
-from preqn_jax.diagnostics.verdict import FAILURES, Finding, failure
 from preqn_jax.measures import (
     alignment,
     attribution,

@@ -163,7 +163,7 @@ def _value(name: str, text: str) -> Any:
         raise UserError(f"the axis {name} has {text!r}, but it must be {words}") from None
 
 
-def plan(
+def of(
     logdir: str | Path | None, run: RunConfig, agent: AgentConfig, loop: LoopConfig, axes: Axes
 ) -> Sweep:
     """The sweep, every member of which makes sense. Raises UserError."""
@@ -298,10 +298,10 @@ def read(logdir: Path) -> dict[str, Any]:
     raise UserError(f"{str(path)!r} is not a sweep's file; give another `logdir`")
 
 
-# --- from a sweep to sessions ---------------------------------------------------------------------
+# --- from a sweep to plans ------------------------------------------------------------------------
 
 
-def sessions(sweep: Sweep, program: Program, share: slice = slice(None)) -> list[Plan]:
+def plans(sweep: Sweep, program: Program, share: slice = slice(None)) -> list[Plan]:
     """What is left to do of a program's members, or of a share of them: a session for each group
     of those that can go on from one step.
     """
@@ -311,11 +311,11 @@ def sessions(sweep: Sweep, program: Program, share: slice = slice(None)) -> list
     if all(_diverged(folders[i]) for i in left):  # together, which leaves none of them its DONE
         return []
     steps = [directory.steps(folders[i] / directory.CHECKPOINTS) for i in left]
-    groups = stages(steps, [_first(folders[i]) for i in left])
-    return [_plan(sweep, program, [members[left[i]] for i in group]) for group in groups]
+    each = groups(steps, [_first(folders[i]) for i in left])
+    return [_plan(sweep, program, [members[left[i]] for i in group]) for group in each]
 
 
-def stages(steps: Sequence[list[int]], firsts: Sequence[int]) -> list[list[int]]:
+def groups(steps: Sequence[list[int]], firsts: Sequence[int]) -> list[list[int]]:
     """Groups of members, by index, each of which has a checkpoint of one step, or goes on from the
     beginning; those furthest behind come first.
 
@@ -324,14 +324,14 @@ def stages(steps: Sequence[list[int]], firsts: Sequence[int]) -> list[list[int]]
       firsts: the step of each one's first checkpoint. Who has that alone may begin anew in the
         company of those that have none yet, as a kill between the first ones leaves them.
     """
-    left, groups = list(range(len(steps))), []
+    left, found = list(range(len(steps))), []
     while left:
         at = min(max(steps[i], default=0) for i in left)
         anew = {i for i in left if not at and steps[i] in ([], [firsts[i]])}
         group = [i for i in left if at in steps[i] or i in anew]
-        groups.append(group)
+        found.append(group)
         left = [i for i in left if i not in group]
-    return groups
+    return found
 
 
 def _first(folder: Path) -> int:

@@ -29,7 +29,7 @@ def planned(logdir, words, seeds=(3, 5), agent=AGENT, **loop):
         agents.AgentConfig(**agent),
         LoopConfig(**{**LOOP, **loop}, seeds=seeds),
     )
-    return sweep.plan(logdir, *configs, sweep.axes(words))
+    return sweep.of(logdir, *configs, sweep.axes(words))
 
 
 def trained(swept, until=None):
@@ -37,7 +37,7 @@ def trained(swept, until=None):
     sweep.open_(swept)
     starts = []
     for program in swept.programs:
-        for plan in sweep.sessions(swept, program):
+        for plan in sweep.plans(swept, program):
             with training.Session(plan) as session:
                 session.begin()
                 starts.append((len(plan.loop.seeds), session.start))
@@ -113,7 +113,7 @@ def test_an_algorithm_for_other_actions_is_refused_before_there_is_a_folder(
     tmp_path, env, algorithm, fits
 ):
     configs = RunConfig(env=env), agents.AgentConfig(algorithm), LoopConfig()
-    swept = sweep.plan(tmp_path / "s", *configs, sweep.axes(["discount=.9,.99"]))
+    swept = sweep.of(tmp_path / "s", *configs, sweep.axes(["discount=.9,.99"]))
     with pytest.raises(UserError, match=fits):
         sweep.open_(swept)
     assert not (tmp_path / "s").exists()
@@ -150,7 +150,7 @@ def test_what_an_environment_raises_is_kept_beside_the_runs_of_a_sweep(tmp_path,
 
     monkeypatch.setattr(session.collect, "Collector", collector)
     swept = planned(tmp_path / "s", ["critic_learning_rate=.001,.01"])
-    (plan,) = sweep.sessions(swept, swept.programs[0])
+    (plan,) = sweep.plans(swept, swept.programs[0])
     with pytest.raises(UserError, match="enough"), training.Session(plan) as begun:
         begun.begin()
     assert given == [tmp_path / "s" / "environment.log"]
@@ -167,7 +167,7 @@ def test_the_trackers_of_all_runs_hear_of_the_end_before_one_is_waited_for(tmp_p
             lambda self, name=name, real=real: (seen.append(name), real(self)),
         )
     swept = planned(tmp_path / "s", ["critic_learning_rate=.001"])
-    (plan,) = sweep.sessions(swept, swept.programs[0])
+    (plan,) = sweep.plans(swept, swept.programs[0])
     with training.Session(plan) as begun:
         begun.begin()
     assert seen == ["end", "end", "close", "close"]
@@ -186,7 +186,7 @@ def test_the_trackers_of_all_runs_hear_of_the_end_before_one_is_waited_for(tmp_p
     ],
 )
 def test_members_go_on_with_those_that_stand_at_their_step(steps, groups):
-    assert sweep.stages(steps, [10] * len(steps)) == groups
+    assert sweep.groups(steps, [10] * len(steps)) == groups
 
 
 def folder_of(path, steps, num_steps, done=True, every=10_000):
@@ -207,7 +207,7 @@ def test_a_finished_member_never_begins_anew(tmp_path, done):
     """Neither as its sweep gets seeds and steps, nor where a stop left that halfway."""
     swept = planned(tmp_path, ["eta=.5"], seeds=(3, 5), num_steps=2000)
     folder_of(tmp_path / "eta=0.5,seed=3", [1000], 1000 if done else 2000, done)
-    groups = [plan.loop.seeds for plan in sweep.sessions(swept, swept.programs[0])]
+    groups = [plan.loop.seeds for plan in sweep.plans(swept, swept.programs[0])]
     assert groups == [(5,), (3,)]
 
 
@@ -217,15 +217,15 @@ def test_a_program_whose_members_all_diverged_has_nothing_left_to_do(tmp_path):
     line = {"step": 131, "seed": 3, "run/diverged": 1.0}
     records = tmp_path / "eta=0.5,seed=3" / "metrics.jsonl"
     records.write_text(json.dumps({**line, "the environment's reward": None}) + "\n")
-    assert not sweep.sessions(swept, swept.programs[0])
+    assert not sweep.plans(swept, swept.programs[0])
     records.write_text(json.dumps(line) + "\n")  # a run that was to end at a finding goes on
-    assert len(sweep.sessions(swept, swept.programs[0])) == 1
+    assert len(sweep.plans(swept, swept.programs[0])) == 1
 
 
 def test_no_member_of_a_sweep_may_end_the_others(tmp_path):
     configs = flags.read(("--stop_on_divergence", "--diagnose_every=50"), *training.CONFIGS)
     with pytest.raises(UserError, match="stop_on_divergence is on, which ends a whole run"):
-        sweep.plan(tmp_path, configs[0], configs[1], configs[2], {})
+        sweep.of(tmp_path, configs[0], configs[1], configs[2], {})
 
 
 @pytest.mark.slow
