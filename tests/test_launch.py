@@ -1,5 +1,6 @@
 """How the runs of a plan are made: side by side, stopped, shared, and gone on with."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -10,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from waiting import children, free, until
+from waiting import children, free, gone, until
 
 import experiments
 from experiments.kit import launch, plan
@@ -280,3 +281,46 @@ def test_records_that_cannot_be_read_for_a_moment_end_no_plan(child, monkeypatch
     monkeypatch.setattr(kit.record, "read", stale)
     monkeypatch.setattr(kit.curves, "wanted_end", lambda line: False)
     assert kit.state(run) == "begun"
+
+
+PLAN = """
+import os, pathlib, sys
+from experiments.kit import launch
+command = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(120)"]
+here = pathlib.Path
+job = launch.Job("a", command, dict(os.environ), here("a.log"), here("a"), lambda: True)
+launch.run(launch.Local(), [job], 1, lambda running, ended: here("on").touch())
+"""
+
+
+def states_of(*pids):
+    """T for one that is paused."""
+    each = (Path(f"/proc/{pid}/stat").read_text() for pid in pids)
+    return {text.rpartition(") ")[2][0] for text in each}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells states")
+@pytest.mark.parametrize("last", [signal.SIGQUIT, signal.SIGTERM])
+def test_a_terminal_pauses_ends_and_goes_on_with_runs_too(last):
+    """SIGTERM ends also a run that somebody paused alone."""
+    Path("a").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen([sys.executable, "-c", PLAN], env=environment, process_group=0)
+    until(lambda: children(process) and Path("on").exists(), process=process)
+    (run,) = children(process)
+    try:
+        process.send_signal(signal.SIGTSTP)
+        until(lambda: states_of(process.pid, run) == {"T"})
+        process.send_signal(signal.SIGCONT)
+        until(lambda: "T" not in states_of(process.pid, run))
+        if last == signal.SIGTERM:
+            os.kill(run, signal.SIGSTOP)
+            until(lambda: states_of(run) == {"T"})
+        process.send_signal(last)
+        process.wait(60)
+        until(lambda: gone([run]))
+    finally:
+        for pid in (process.pid, run):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()

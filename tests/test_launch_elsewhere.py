@@ -149,6 +149,9 @@ class Fake:
     def pass_on(self, handles, again):
         pass
 
+    def forward(self, handles, number):
+        pass
+
 
 def jobs(*names):
     return [launch.Job(n, [], {}, Path(f"{n}.log"), Path(n), lambda: True) for n in names]

@@ -190,17 +190,26 @@ def test_the_interquartile_means_by_which_to_choose_are_those_of_the_reports():
 
 
 def fallen(*variants):
-    """Of all kept runs of these variants: seeds, who diverged, and where one lost its gain."""
-    seeds, diverged, lost = 0, 0, []
+    """Of all kept runs of these variants: seeds, who diverged, and where one lost its gain. A seed
+    that is another's over again, as far as both were evaluated, counts once.
+    """
+    seeds, diverged, lost = {}, set(), set()
     for root in ("paper", "scale", "scale_h200", "scale_300k"):
         for path in sorted((RESULTS / root).glob("*-v5/*")):
             if path.name not in variants or path.is_symlink():  # another root's
                 continue
             (run,), _ = curves.gather(RESULTS / root, [path.parent.name], [path.name])
-            found = stability.faults(run)
-            seeds, diverged = seeds + len(run.seeds), diverged + len(found.a)
-            lost += [run.env] * len(found.b or ())
-    return seeds, diverged, lost
+            found, (steps, values) = stability.faults(run), run.metric("eval/return_mean")
+            for seed, row in zip(run.seeds, values, strict=True):
+                mine = dict(zip(steps.tolist(), row.tolist(), strict=True))
+                there = seeds.setdefault((path.parent.name, path.name, seed), [])
+                same = [one for one in there if all(one[at] == mine[at] for at in {*one} & {*mine})]
+                number = there.index(same[0]) if same else len(there)
+                there[number : number + 1] = [{**mine, **(same[0] if same else {})}]
+                name = path.parent.name, path.name, seed, number
+                diverged |= {name} if seed in found.a else set()
+                lost |= {name} if seed in (found.b or ()) else set()
+    return sum(map(len, seeds.values())), len(diverged), [name[0] for name in lost]
 
 
 def test_the_seeds_that_diverged_or_lost_their_gain_are_counted():

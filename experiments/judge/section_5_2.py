@@ -202,17 +202,18 @@ def _beside(runs: Runs, rule: str, own: Tally) -> str:
     """Which seeds of the baselines break a rule on the same tasks, without which nothing tells a
     fault of PreQN from one of the task; "" without such runs.
     """
-    found = {variant: _tally(runs, list(own.broken), variant, rule) for variant in BASELINES}
+    told = [env for env, seeds in own.broken.items() if seeds is not None]
+    found = {variant: _tally(runs, told, variant, rule) for variant in BASELINES}
     found = {variant: one for variant, one in found.items() if one.total}
     if not found:
         return ""
-    told = " and ".join(
+    counts = " and ".join(
         f"{variant} {one.count} of {one.total}" + f" ({one})" * bool(one.count)
         for variant, one in found.items()
     )
     others = sum(one.count for one in found.values()), sum(one.total for one in found.values())
     p_value = scores.same_share((own.count, own.total), others)
-    return f"; of the baselines {told} break it; equal shares: p = {p_value:.2g}"
+    return f"; of the baselines {counts} break it; equal shares: p = {p_value:.2g}"
 
 
 def _aligned(runs: Runs, envs: Sequence[str], variant: str) -> Half:

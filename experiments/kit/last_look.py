@@ -25,10 +25,12 @@ class LastLook(NamedTuple):
     seeds: list[int]
     looks: list[monitor.Look]
     discount: float
+    discrete: bool  # whether actions are finitely many
 
     def measured(self) -> Iterator[dict[str, float]]:
         """What a diagnosis of each seed says; nothing where Q is not finite."""
-        return (monitor.measure(self.agent, look, self.discount) for look in self.looks)
+        given = self.discount, self.discrete
+        return (monitor.measure(self.agent, look, *given) for look in self.looks)
 
 
 def take(run: Path, config: dict[str, Any], trust: bool) -> LastLook:
@@ -51,7 +53,8 @@ def take(run: Path, config: dict[str, Any], trust: bool) -> LastLook:
         raise UserError("it has no checkpoint")
     step, learner, counters, *_ = found
     looks = monitor.make_looks(agent, loop_config)(learner, counters.round)
-    return LastLook(step, agent, config["seeds"], looks, config["discount"])
+    given = config["discount"], agent_config.algorithm in agents.DISCRETE
+    return LastLook(step, agent, config["seeds"], looks, *given)
 
 
 def attribution(seen: LastLook) -> list[dict[str, Any]]:

@@ -106,6 +106,10 @@ class Launcher(Protocol):
         """
         ...
 
+    def forward(self, handles: Sequence[Any], number: int) -> None:
+        """Likewise: gives a signal as it is to what a terminal would have given it to."""
+        ...
+
 
 def run(launcher: Launcher, jobs: Sequence[Job], processes: int, look: Look) -> None:
     """Runs all `jobs`, `processes` at a time, and waits. Signals that ask to end are passed on, and
@@ -116,7 +120,7 @@ def run(launcher: Launcher, jobs: Sequence[Job], processes: int, look: Look) -> 
     job, one that it refuses waits, and is asked for again as long as others run, and `TRIES` times.
     """
     pool = _Pool(launcher, jobs, processes, look)
-    with signals.handled(pool.ask):
+    with signals.handled(pool.ask), signals.handled(pool.forward, signal.SIGTSTP, signal.SIGQUIT):
         try:
             while pool.turn():
                 time.sleep(launcher.every)
@@ -149,6 +153,17 @@ class _Pool:
             self._launcher.pass_on(handles, again=False)
         elif now - self._asked > signals.ECHO:
             self._launcher.pass_on(handles, again=True)
+
+    def forward(self, number: int, _: Any) -> None:
+        """Ctrl-Z, until fg or bg, and Ctrl-\\ are for the runs as well; a signal's handler."""
+        handles, paused = [handle for _, handle in self._running.values()], number == signal.SIGTSTP
+        self._launcher.forward(handles, signal.SIGSTOP if paused else number)
+        if paused:
+            os.kill(os.getpid(), signal.SIGSTOP)  # from which this comes back
+            self._launcher.forward(handles, signal.SIGCONT)
+        else:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     def end(self) -> None:
         """As at a first signal, if there was none."""
@@ -226,9 +241,9 @@ if os.getppid() == int(sys.argv[1]):
 
 
 class Local:
-    """Processes of this machine, which a terminal's signals do not reach: we pass these on. Where
-    this one is killed they go on, with their locks; or on Linux, if they are `bound`, are killed
-    with it.
+    """Processes of this machine, each the first of a group of its own. A terminal's signals do not
+    reach these: we pass them on. Where this one is killed they go on, with their locks; or on
+    Linux, if they are `bound`, are killed with it.
     """
 
     every = 0.1
@@ -287,11 +302,20 @@ class Local:
             if again and not self._bound:
                 _kill(handle)
 
+    def forward(self, handles: Sequence[subprocess.Popen], number: int) -> None:
+        for handle in handles:
+            _send(handle, os.killpg, number)
+
 
 def _kill(handle: subprocess.Popen) -> None:
+    _send(handle, os.kill, signal.SIGTERM)
+    _send(handle, os.killpg, signal.SIGCONT)  # one that somebody paused hears nothing else
+
+
+def _send(handle: subprocess.Popen, send: Callable[[int, int], None], number: int) -> None:
     with contextlib.suppress(ProcessLookupError):  # it is being waited for
         if handle.returncode is None:
-            os.kill(handle.pid, signal.SIGTERM)
+            send(handle.pid, number)
 
 
 def _over(job: Job) -> bool:

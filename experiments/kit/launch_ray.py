@@ -73,6 +73,9 @@ class Ray:
     def pass_on(self, handles: Sequence[ray.ObjectRef], again: bool) -> None:
         """A cluster is asked outside of the handler."""
 
+    def forward(self, handles: Sequence[ray.ObjectRef], number: int) -> None:
+        """A terminal is not a cluster's."""
+
 
 def _probe(address: str, timeout: float) -> None:
     """In a process of its own: Ray's client may wait for longer, or end its process."""

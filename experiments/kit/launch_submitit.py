@@ -103,6 +103,9 @@ class Submitit:
     def pass_on(self, handles: Sequence[submitit.Job], again: bool) -> None:
         """A cluster is asked outside of the handler."""
 
+    def forward(self, handles: Sequence[submitit.Job], number: int) -> None:
+        """A terminal is not a cluster's."""
+
 
 class Task:
     """What submitit calls on a node."""

@@ -77,8 +77,7 @@ class Checkpointer:
 
         Raises Stopped where it cannot be written; those before are as they were.
         """
-        members = _all(learner) if members is None else members
-        data = learner.replay.data
+        members, data = _all(learner) if members is None else members, learner.replay.data
         added: Any = rows.cut(learner.replay.added, members)
         agent = jax.tree.map(lambda leaf: rows.cut(leaf, members), learner.agent)
         row = _bytes(data) * len(members) // data.reward.size  # of a transition of each
@@ -90,7 +89,8 @@ class Checkpointer:
             "filled": min(int(added.max()), data.reward.shape[1]),
             "arrays": {},
         }
-        starts = range(0, content["filled"], max(1, _PIECE // row))
+        most = max(1, _PIECE // row)
+        starts = range(0, content["filled"], most)
         size = len(json.dumps(content)) + _bytes(agent) + content["filled"] * row
         written = self._folder / f"{step}.tmp"
         with self._complaints(step, size, 1 + len(starts)):
@@ -98,8 +98,8 @@ class Checkpointer:
             written.mkdir()
             content["arrays"]["agent"] = _write(written / "agent", agent)
             for i, start in enumerate(starts):
-                count = min(starts.step, content["filled"] - start)
-                piece = [rows.cut(ring, members, start, count) for ring in data]
+                count = min(most, content["filled"] - start)
+                piece = [rows.cut_ring(ring, members, start, count, most) for ring in data]
                 content["arrays"][_part(i)] = _write(
                     written / _part(i), Replay(Transition(*piece), added)
                 )

@@ -36,6 +36,17 @@ class Interrupted(Exception):
     """An evaluation was given up, as its run is to stop."""
 
 
+class Flag:
+    """Set once a run is to stop, also by a signal's handler. Who looks at it holds nothing of the
+    run, which is gone as soon as nobody else does.
+    """
+
+    up = False
+
+    def __call__(self) -> bool:
+        return self.up
+
+
 Asked = Callable[[], bool]
 """Whether a run is to stop, as those look who wait for an evaluation."""
 

@@ -76,7 +76,7 @@ def make_looks(agent: Agent, config: LoopConfig) -> Callable[[Learner, int], lis
     return looks
 
 
-def measure(agent: Agent, look: Look, discount: float) -> dict[str, float]:
+def measure(agent: Agent, look: Look, discount: float, discrete: bool = False) -> dict[str, float]:
     """What `diagnose` measures of a look, of the first critic and the step that `update` would take
     with it; nothing where that is not finite.
     """
@@ -93,7 +93,10 @@ def measure(agent: Agent, look: Look, discount: float) -> dict[str, float]:
         reward_bound=look.reward_bound or None,
         bonus=step.bonus,
     )
-    return diagnostics.diagnose(agent.q, case)
+    measured = diagnostics.diagnose(agent.q, case)
+    if discrete:  # such actions are in an order for the network alone
+        measured.pop("saturation", None)
+    return measured
 
 
 Exactly = Callable[[Learner, int, float, float | None], dict[str, float]]

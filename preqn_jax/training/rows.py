@@ -32,24 +32,41 @@ def _common(first: int, count: int, members: range) -> range:
     return range(max(first, members.start), min(first + count, members.stop))
 
 
-def cut(leaf: Any, members: range, start: int = 0, count: int | None = None) -> np.ndarray:
-    """Some members' rows of a leaf `[P, ...]`; of a ring `[P, capacity, ...]` so many transitions
-    of theirs, from `start` on. It is no view: the leaf can still be donated.
+def cut(leaf: Any, members: range) -> np.ndarray:
+    """Some members' rows of a leaf `[P, ...]`. They are no view: the leaf can still be donated."""
+    return _cut(leaf, members, (), ())
+
+
+def cut_ring(ring: Any, members: range, start: int, count: int, most: int) -> np.ndarray:
+    """Of a ring `[P, capacity, ...]` some members' transitions, so many from `start` on, as `cut`.
+    One program serves for all counts to `most`, which is the same at each checkpoint.
 
     >>> import jax.numpy as jnp
     >>> from preqn_jax.training import rows
-    >>> rows.cut(jnp.arange(12).reshape(3, 4), range(1, 3), start=1, count=2).tolist()
+    >>> rows.cut_ring(jnp.arange(12).reshape(3, 4), range(1, 3), 1, 2, most=3).tolist()
     [[5, 6], [9, 10]]
     """
+    most = min(most, ring.shape[1])
+    first = min(start, ring.shape[1] - most)
+    return _cut(ring, members, (first,), (most,), slice(start - first, start - first + count))
+
+
+def _cut(
+    leaf: Any,
+    members: range,
+    starts: tuple[int, ...],
+    sizes: tuple[int, ...],
+    kept: slice | None = None,
+) -> np.ndarray:
     shards = jnp.asarray(leaf).addressable_shards
     shares = {shard.index[0].start or 0: shard.data for shard in shards}  # copies count once
-    size, found = () if count is None else (count,), []
-    for first, share in sorted(shares.items()):
-        if here := _common(first, len(share), members):
-            starts = (here.start - first, start)[: 1 + len(size)]
-            found.append(_slice(share, starts, (len(here), *size)))
+    found = [
+        _slice(share, (here.start - first, *starts), (len(here), *sizes))
+        for first, share in sorted(shares.items())
+        if (here := _common(first, len(share), members))
+    ]
     host = jax.device_get(found)
-    return host[0] if len(host) == 1 else np.concatenate(host)
+    return np.concatenate(host if kept is None else [part[:, kept] for part in host])
 
 
 def of_member(i: int, tree: Any) -> Any:

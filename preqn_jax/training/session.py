@@ -17,7 +17,7 @@ from preqn_jax import diagnostics, envs
 from preqn_jax.diagnostics import Finding
 from preqn_jax.options import UserError
 from preqn_jax.training import collect, device, directory, folder, loop, memory, rows
-from preqn_jax.training.errors import Diverged, Diverging, Interrupted
+from preqn_jax.training.errors import Diverged, Diverging, Flag, Interrupted
 from preqn_jax.training.folder import Folder
 from preqn_jax.training.monitor import advice, bias, make_exact, make_looks, measure
 from preqn_jax.training.plan import Plan, Progress
@@ -41,7 +41,7 @@ class Session:
         `hung` is called, in a thread of its own, once an environment of this process hangs.
         """
         self.plan, self.config = plan, plan.loop
-        self.stopping = False
+        self._asked = Flag()
         self.start = 0
         self._due: list[int] = []  # members whose evaluation at the start was given up
         self.pending: list[dict[str, Any]] = []  # measured since the last line of metrics.jsonl
@@ -86,8 +86,13 @@ class Session:
         kept = [set(one.steps()) for one in self._folders]
         return sorted(set.intersection(*kept)) if kept else []
 
-    def _asked(self) -> bool:
-        return self.stopping
+    @property
+    def stopping(self) -> bool:
+        return self._asked()
+
+    @stopping.setter
+    def stopping(self, value: bool) -> None:
+        self._asked.up = value
 
     def __enter__(self) -> "Session":
         return self
@@ -319,11 +324,10 @@ class Session:
         news, worst = [], None
         looks = self._looks(self.learner, self.counters.round)
         for i in self._going():
-            measured = measure(self.agent, looks[i], float(self._discounts[i]))
+            discrete = self.spec.num_actions is not None
+            measured = measure(self.agent, looks[i], float(self._discounts[i]), discrete)
             if not measured:  # training says so itself where it meets this
                 continue
-            if self.spec.num_actions is not None:  # which have an order for the network alone
-                measured.pop("saturation", None)
             finding = diagnostics.failure(measured)
             line = {f"diagnose/{name}": value for name, value in measured.items()}
             adapted = self._metrics.get("solve/damping")

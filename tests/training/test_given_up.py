@@ -1,6 +1,8 @@
 """An evaluation that is given up, as a run is to stop, comes first when the run goes on."""
 
+import gc
 import json
+import weakref
 from typing import Any
 
 import jax
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 from commands import CHEAP, call, records
 
+import preqn_jax
 from preqn_jax import agents
 from preqn_jax.training import run as training
 from preqn_jax.training import workers
@@ -81,3 +84,23 @@ def test_a_finished_run_of_before_an_option_has_nothing_to_do(tmp_path, capsys):
     path.write_text(json.dumps(content))
     assert call("--env=probe/delay", *CHEAP, where) == 0
     assert "holds a finished run of this command; nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("env", ["probe/delay", "native/pendulum"])
+def test_a_run_that_is_over_is_gone_with_all_its_arrays(env, monkeypatch):
+    """At once: the next may need their memory."""
+    made, init = [], Session.__init__
+
+    def noted(self, *given):
+        init(self, *given)
+        made.append(weakref.ref(self))
+
+    monkeypatch.setattr(Session, "__init__", noted)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in preqn_jax.train("ddpg", env, hidden_sizes=(8,), **{**LOOP, "num_steps": 40}):
+            pass
+        assert len(made) == 1 and made[0]() is None
+    finally:
+        gc.enable()

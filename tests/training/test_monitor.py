@@ -370,10 +370,12 @@ def test_a_healthy_run_is_called_so_and_needs_no_checkpoint(healthy, capsys):
     assert "error: cannot write '/dev/null/x/diagnosis.json'" in capsys.readouterr().err
 
 
-def test_a_run_that_was_not_diagnosed_is_so_at_its_last_checkpoint(capsys):
+@pytest.mark.parametrize(("algorithm", "env"), [("ddpg", "probe/delay"), ("dqn", "CartPole-v1")])
+def test_a_run_that_was_not_diagnosed_is_so_at_its_last_checkpoint(algorithm, env, capsys):
+    """Without saturation, where actions have no bounds to sit at."""
     tiny = {"hidden_sizes": (8, 8), "batch_size": 8, "start_steps": 50, "update_after": 50}
     options = {**tiny, "logdir": "x", "seeds": (0, 1), "num_steps": 100}
-    for _ in preqn_jax.train("ddpg", "probe/delay", **options):
+    for _ in preqn_jax.train(algorithm, env, **options):
         pass
     assert report("x", "--out=there") == 0
     out = capsys.readouterr().out
@@ -383,6 +385,7 @@ def test_a_run_that_was_not_diagnosed_is_so_at_its_last_checkpoint(capsys):
         (look,) = one["looks"]
         assert look["step"] == moved["step"] == 100 and look["q_largest"] >= abs(moved["q"]) - 1e-3
         assert {"alignment", "self_excitation", "row_ratio"} <= set(look)
+        assert ("saturation" in look) == (algorithm == "ddpg")
 
 
 def test_an_agent_of_own_parts_is_diagnosed_without_an_attribution(capsys):

@@ -33,6 +33,18 @@ def test_what_is_cut_is_no_view():
     np.testing.assert_array_equal(whole, np.arange(6.0).reshape(3, 2))
 
 
+def test_one_program_cuts_any_count_from_anywhere():
+    """Another for each count would be compiled at each checkpoint, and stay in memory."""
+    ring = jnp.arange(3.0 * 11 * 2).reshape(3, 11, 2)
+    before = rows._slice._cache_size()  # pyright: ignore
+    for start, count in ((0, 5), (5, 5), (10, 1), (4, 3), (6, 5)):
+        found = rows.cut_ring(ring, range(1, 3), start, count, most=5)
+        np.testing.assert_array_equal(found, ring[1:3, start : start + count])
+    assert rows._slice._cache_size() == before + 1  # pyright: ignore
+    found = rows.cut_ring(ring, range(1), 2, 9, most=50)  # of more than there is
+    np.testing.assert_array_equal(found, ring[:1, 2:])
+
+
 def test_rings_are_filled_member_by_member_and_what_was_not_put_is_zero():
     like, whole = rings(3, 5), jax.device_get(rings(3, 5))
     made = rows.Rings(like)
