@@ -14,8 +14,8 @@ from preqn_jax.training import files, loop
 from preqn_jax.training.config import LoopConfig
 from preqn_jax.types import Spec
 
-# Of the replay, at the peak: 1.2 in training, and up to 1.5 at a checkpoint or on going on from one
-# (tests/peak.py).
+# Of the replay, at the peak: up to 1.5 in training, at a checkpoint and on going on from some
+# (tests/peak.py), on one device or several.
 COPIES = 1.5
 _FILES, _OTHERS = 4, 128  # open: of each run directory (lock, records, board), and others
 _KERNEL = 4 * 4  # bytes of each of B x B numbers: a solve holds four of them at once
