@@ -284,8 +284,10 @@ def test_records_that_cannot_be_read_for_a_moment_end_no_plan(child, monkeypatch
 
 
 PLAN = """
-import os, pathlib, sys
+import os, pathlib, signal, sys
 from experiments.kit import launch
+for number in (signal.SIGTSTP, signal.SIGQUIT):  # which a shell in the background ignores
+    signal.signal(number, signal.SIG_DFL)
 command = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(120)"]
 here = pathlib.Path
 job = launch.Job("a", command, dict(os.environ), here("a.log"), here("a"), lambda: True)
