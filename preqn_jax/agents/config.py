@@ -285,7 +285,7 @@ SOLVERS = {
 }
 
 
-class Step(NamedTuple):
+class StepKind(NamedTuple):
     """What a critic's step is, beside how it is made."""
 
     learning_rate: float  # unless it is said
@@ -293,16 +293,17 @@ class Step(NamedTuple):
     reads: frozenset[str] = frozenset()  # of settings that not every step reads
 
 
+DAMPED = ("cholesky", "cg")  # solvers; the others cut off (rcond)
 STEPS = {
-    "preconditioned": Step(
+    "preconditioned": StepKind(
         0.1,
         True,
         frozenset(
             ("eta", "linesearch_decay", "linesearch_max_steps", "kernel", "solver", "damping")
         ),
     ),
-    "natural_gradient": Step(0.1, True, frozenset(("damping",))),
-    "gradient": Step(1e-3, False),
+    "natural_gradient": StepKind(0.1, True, frozenset(("damping",))),
+    "gradient": StepKind(1e-3, False),
 }
 # Haarnoja et al. 2018b, Appendix D; the paper's SAC does not tune. CrossQ has one rate for all.
 TEMPERATURE_LEARNING_RATE, TEMPERATURE_LEARNING_RATES = 3e-4, {"crossq": 1e-3}

@@ -9,6 +9,7 @@ from preqn_jax import networks, ntk, steps
 from preqn_jax.agents.config import (
     ALGORITHMS,
     CHOICE,
+    DAMPED,
     DISCRETE,
     FEATURES,
     PLAIN,
@@ -112,7 +113,7 @@ def unread(made: Resolved) -> set[str]:
     """The settings that nothing of such an agent reads, whatever they are."""
     config, read = made.config, STEPS[made.critic_step].reads
     names = {name for step in STEPS.values() for name in step.reads - read}
-    if "solver" in read and config.solver not in ("cholesky", "cg"):
+    if "solver" in read and config.solver not in DAMPED:
         names.add("damping")
     if made.target is None:
         names.add("polyak")
@@ -138,7 +139,7 @@ def _check_choices(config: AgentConfig) -> None:
             measured = "measured_pessimism finds its own"
             why = measured if config.measured_pessimism else "there is one critic"
             raise UserError(f"pessimism is {config.pessimism}, but {why}: leave it out")
-    if config.rcond is not None and config.solver not in ("eigh", "lstsq"):
+    if config.rcond is not None and config.solver in DAMPED:
         raise UserError(
             f"rcond is {config.rcond}, but the solver {config.solver} cuts nothing off: use "
             "`solver=eigh`, or `damping`"
@@ -156,7 +157,7 @@ def _check_variants(config: AgentConfig, step: str) -> None:
         why = f"it is for preconditioned steps, and critic_step is {step}: leave it out, or use "
         why += "`critic_step=preconditioned`"
         _refuse(config, ("momentum", "adaptive_damping", "relative_eta"), why)
-    if config.adaptive_damping and config.solver not in ("cholesky", "cg"):
+    if config.adaptive_damping and config.solver not in DAMPED:
         raise UserError(
             f"adaptive_damping is on, but the solver {config.solver} has no damping: use "
             "`solver=cholesky` or `solver=cg`"

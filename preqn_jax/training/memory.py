@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from preqn_jax.agents.config import STEPS
 from preqn_jax.options import UserError
 from preqn_jax.training import files, loop
 from preqn_jax.training.config import LoopConfig
@@ -46,7 +47,8 @@ def check(spec: Spec, config: LoopConfig, described: dict[str, Any]) -> None:
     """Raises UserError where replay, minibatches or kernel cannot fit this machine. `described` is
     what `directory.describe` says of the run.
     """
-    kernel = described.get("critic_step") in ("preconditioned", "natural_gradient")
+    step = STEPS.get(described.get("critic_step", ""))
+    kernel = step is not None and step.solves
     there, where = _least(), "memory of its devices each"
     if there is None:
         there, where = _machine(), "memory"
