@@ -88,7 +88,7 @@ def _listed(names: list[str], link: str = "and") -> str:
 class AgentConfig:
     """The settings of an agent; None stands for the algorithm's own value.
 
-    Numbers may be traced, so `jax.vmap` over them is a sweep. `resolve` checks those that are not.
+    Numbers may be traced, so `jax.vmap` over them is a sweep. `resolve` checks all but arrays.
     """
 
     algorithm: str = option(

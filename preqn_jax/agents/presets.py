@@ -154,7 +154,8 @@ def preqn_measured(spec: Spec, **options: Any) -> Agent:
 
     The minimum of two critics is too low where they differ by chance, as they do before a policy
     has learned to exploit either. So targets move from the mean to the minimum only as far as the
-    first critic, which the policy maximizes, exceeds the second just where the policy goes.
+    first critic, which the policy maximizes, exceeds the second at the policy's actions more than
+    at the data's.
     """
     return make(AgentConfig(algorithm="preqn_measured", **options), spec)
 
@@ -192,7 +193,7 @@ def preqn_adaptive(spec: Spec, **options: Any) -> Agent:
     """PreQN with Levenberg and Marquardt's damping (`steps.Adaptive`).
 
     A fixed damping is too large where Q is nearly linear, and too small where a step leaves the
-    region in which Q is. Comparing the effect of a step with what the linearization predicted tells
+    region of linearity. The effect of a step, compared with what the linearization predicted, tells
     which is the case.
     """
     return make(AgentConfig(algorithm="preqn_adaptive", **options), spec)

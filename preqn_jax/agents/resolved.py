@@ -290,5 +290,5 @@ def _refuse(config: AgentConfig, names: Iterable[str], why: str) -> None:
 
 
 def is_off(value: Any) -> bool:
-    """Whether an option is None, 0 or False. A traced number counts as on."""
+    """Whether an option is None, 0 or False. An array, traced or not, counts as on."""
     return value is None or (isinstance(value, numbers.Number) and not value)

@@ -1,5 +1,5 @@
 """A critic on a finite problem, where nothing has to be estimated: how far Q is from Q*, and
-whether the update at hand contracts.
+whether its update is a contraction.
 """
 
 import jax.numpy as jnp
@@ -25,8 +25,8 @@ def exact(
     gamma: float | None = None,
     rho: Array | np.ndarray | None = None,
 ) -> dict[str, float]:
-    """The error of Q against Q*, and the contraction of the update operator U, over all pairs (s,
-    a) of a problem. U has the kernel of `params` (Eq. 9).
+    """The error of Q against Q*, and how the update U, with the kernel of `params` (Eq. 9),
+    contracts: over all state-action pairs of a problem.
 
     Args:
       q: `q(params, obs [S], action [1]) -> []`, of one-hot states and of actions as numbers

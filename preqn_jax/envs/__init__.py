@@ -137,7 +137,7 @@ def spec(source: Source, ask: Callable[[], None] | None = None) -> Spec:
     that the call before has returned. Raises as `make` does.
     """
     env = make(source, 1)
-    follows = getattr(env, "follows_its_seed", lambda _: True)  # a Gymnasium environment may not
+    follows = getattr(env, "follows_its_seed", lambda _: True)  # a functional one always does
     if ask is not None and not follows(ask):
         _log.warning(
             "environment %r does not follow its seed, as by super().reset(seed=seed) and "

@@ -1,6 +1,6 @@
 """Gymnasium environments, also MuJoCo's. Only this file and `gym_state` import either library.
 
-If the state of an environment cannot be saved, it logs so, and starts a new episode on resume.
+An environment whose state cannot be saved logs a warning, and starts a new episode on resume.
 """
 
 # MuJoCo's bindings are compiled and carry no types that a checker could read.

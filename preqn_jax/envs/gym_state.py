@@ -135,7 +135,7 @@ def _within(array: np.ndarray, base: gymnasium.Env) -> bool:
 
 
 def _settings(model: mujoco.MjModel) -> dict[str, Any]:
-    """The numbers of a model and of its options, not those for rendering. Arrays are not copies."""
+    """The arrays of a model, and the arrays and numbers of its options. Arrays are not copies."""
     found = {}
     for prefix, holder in (("", model), (_OPTIONS, model.opt)):
         for name in dir(type(holder)):
@@ -185,8 +185,8 @@ class Beginning:
     """
 
     def __init__(self, env: gymnasium.Env, held: dict[int, tuple[Any, Any]]):
-        """`held` has the contents of objects, and is shared by all copies of one environment, which
-        may share objects too. Raises TypeError for state that cannot be saved.
+        """`held` collects the contents of objects for all copies of one environment, which may have
+        objects in common. Raises TypeError for state that cannot be saved.
         """
         self._plain = [_plain(layer) for layer in layers(env)]
         self._objects = [dict(vars(layer)) for layer in layers(env)]

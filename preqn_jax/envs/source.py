@@ -44,7 +44,7 @@ class GymSource(NamedTuple):
 
 
 class Wrapper(NamedTuple):
-    """A wrapper by name, with its arguments beside the environment."""
+    """A wrapper's module and name, and its arguments other than the environment."""
 
     module: str
     name: str

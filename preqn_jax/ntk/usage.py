@@ -228,7 +228,7 @@ def _uses(
 ) -> tuple[list[Use], dict[int, str]]:
     """Every product of a leaf with data, and for each leaf that must stay whole the reason."""
     uses: list[Use] = []
-    other: dict[int, str] = {}  # the use of a leaf that is no such product
+    other: dict[int, str] = {}  # leaf -> what uses it that is no such product
     for position, operation in enumerate(operations):
         taken = [value for value in operation.inputs if value in views]
         if not taken or any(value in views for value in operation.outputs):
