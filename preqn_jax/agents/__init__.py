@@ -1,5 +1,5 @@
-"""Agents: from parts (`actor_critic`, `discrete`, `critic`, `deterministic`, `gaussian`), or by
-name.
+"""Agents, built from parts (`actor_critic`, `discrete`, `critic`, `deterministic`, `gaussian`) or
+by name (`preqn`, `td3`, ...).
 """
 
 from preqn_jax.agents.actor_critic import actor_critic

@@ -1,4 +1,4 @@
-"""The skeleton of every actor-critic here: a critic and a policy take turns.
+"""`actor_critic`: an agent made of a critic and a policy, which are updated in turn.
 
 Example:
 >>> import numpy as np, optax
@@ -31,7 +31,7 @@ from preqn_jax.types import Array, Key, Metrics, Params, Spec, Transition
 
 @flax.struct.dataclass
 class ActorCriticState:
-    """All that learning changes."""
+    """The state of the agent: everything that training changes."""
 
     policy: Any
     critic: Any
@@ -40,13 +40,13 @@ class ActorCriticState:
 def actor_critic(
     spec: Spec, policy: Policy, critic: Critic, *, discount: float | Array = 0.99, delay: int = 1
 ) -> Agent:
-    """An agent from its parts: Algorithm 1, lines 9 to 14, whatever these are.
+    """An agent made of a policy and a critic, updated as in Algorithm 1, lines 9 to 14.
 
     Args:
       spec: sizes of observations and actions.
-      policy, critic: of this package, or records of your own.
+      policy, critic: from this package, or `Policy` and `Critic` records of your own.
       discount: gamma.
-      delay: critic updates for one update of the policy and of the slow copies, at least 1.
+      delay: critic updates for each update of the policy and of the target networks, at least 1.
     """
     require(delay, lambda x: x >= 1, "delay must be at least 1")
     require(discount, lambda x: 0 <= x < 1, "discount must lie in [0, 1)")
@@ -60,7 +60,7 @@ def actor_critic(
         return policy.params(state.policy)
 
     def learn(state: ActorCriticState, batch: Transition, key: Key) -> tuple[Any, Update, Upcoming]:
-        """The critic's share of an update."""
+        """The critic's half of an update."""
         check_batch(batch, spec)
         upcoming = policy.upcoming(state.policy, batch.next_obs, key)
         chex.assert_equal_shape([upcoming.action, batch.action])

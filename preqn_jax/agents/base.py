@@ -1,4 +1,4 @@
-"""What an agent is: the only names by which loop, monitor and checkpoints know one."""
+"""The interface of an agent: all that the training loop, monitor and checkpoints use of one."""
 
 import numbers
 from collections.abc import Callable
@@ -13,32 +13,32 @@ AgentState = Any
 
 
 class Inspection(NamedTuple):
-    """The first critic before and after the step that `update` would take, and what it is for."""
+    """The first critic before and after the step that `update` would take, and that step's data."""
 
     params: Params  # theta
     moved: Params  # theta', with the running statistics that theta has
     targets: Array  # `[B]`, y
-    next_action: Array  # `[B, act]`, the policy's at s', without noise
-    bonus: Array | None = None  # `[B]`, what the targets add to the value at s'; None for none
+    next_action: Array  # `[B, act]`, the policy's action at s', without noise
+    bonus: Array | None = None  # `[B]`, added to the value at s' in the targets; None for none
 
 
 class Agent(NamedTuple):
-    """A reinforcement-learning algorithm as pure functions of a state that nobody else opens.
+    """A reinforcement-learning algorithm as pure functions; no other code looks inside its state.
 
-    init: `key -> state`; of `swept` alone `(key, settings) -> state`.
-    policy: `state -> params to act with`, what `act` and `explore` take.
+    init: `key -> state`; for an agent of `swept`, `(key, settings) -> state`.
+    policy: `state -> params`, those that `act` and `explore` take.
     act: `(params, obs [obs]) -> action [act]` in [-1, 1], without noise.
-    explore: `(params, obs [obs], key) -> action [act]` in [-1, 1], with that of data collection.
-    update: `(state, batch of transitions [B], key, count) -> (state, metrics)`: one gradient step
-      of everything. `count` is the number of updates before this one; it is an argument, not
-      state, so that under a `vmap` over seeds it stays one number and a delayed policy update is
-      skipped rather than computed and thrown away.
-    summary: `state -> metrics`, of what is looked at once a round: "critic/norm", "actor/norm".
-    q: `(params, obs [obs], action [act]) -> []`, one critic.
-    critic: `state -> params of q`, the first critic's.
+    explore: `(params, obs [obs], key) -> action [act]` in [-1, 1], with exploration noise.
+    update: `(state, batch of transitions [B], key, count) -> (state, metrics)`: one update of the
+      whole agent. `count` is the number of updates before this one; it is an argument, not state,
+      so that under a `vmap` over seeds it stays one number and a delayed policy update is skipped
+      rather than computed and thrown away.
+    summary: `state -> metrics` that are logged once a round, such as "critic/norm".
+    q: `(params, obs [obs], action [act]) -> []`, the value function of one critic.
+    critic: `state -> params` of the first critic, for `q`.
     inspect: `(state, batch of transitions [B], key) -> Inspection`, for a diagnosis.
-    observe: `(state, obs [n, obs]) -> state`, once a round, with what was collected in it; None of
-      an agent that learns from minibatches alone.
+    observe: `(state, obs [n, obs]) -> state`, called once a round with the observations collected
+      in it; None for an agent that learns from minibatches alone.
     """
 
     init: Callable[..., AgentState]
@@ -54,7 +54,7 @@ class Agent(NamedTuple):
 
 
 def check_batch(batch: Transition, spec: Spec) -> None:
-    """Raises AssertionError, as it is traced, where a batch `[B]` is of other sizes."""
+    """Raises AssertionError, at trace time, if a batch `[B]` does not have the sizes of `spec`."""
     size = batch.reward.shape[0]
     chex.assert_shape([batch.obs, batch.next_obs], (size, spec.obs_size))
     chex.assert_shape(batch.action, (size, spec.action_size))
@@ -62,8 +62,8 @@ def check_batch(batch: Transition, spec: Spec) -> None:
 
 
 def every(delay: Any, count: Array, turn: Callable[..., Any], state: Any, *given: Any) -> Any:
-    """`turn(state, *given)` at every `delay`-th update, at the others `state`."""
-    if isinstance(delay, numbers.Integral) and delay == 1:  # it may be traced
+    """`turn(state, *given)` at every `delay`-th update, and the unchanged `state` at all others."""
+    if isinstance(delay, numbers.Integral) and delay == 1:  # delay may be traced
         return turn(state, *given)
     mine = (count + 1) % delay == 0
     return jax.lax.cond(mine, turn, lambda state, *_: state, state, *given)

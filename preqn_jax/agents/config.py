@@ -1,6 +1,6 @@
-"""What a person says of an algorithm, and what each algorithm says of itself.
+"""The settings of an agent, and the values that each algorithm sets by itself.
 
-Defaults are the rows of Appendix B.
+Defaults are the values of Appendix B.
 """
 
 import dataclasses
@@ -14,9 +14,9 @@ _GRADIENT = {"activation": "relu", "critic_step": "gradient"}
 _DDPG = {**_GRADIENT, "target_networks": True}
 _TWIN = {**_PREQN, "num_critics": 2, "target_noise": 0.2}
 _EPSILON = {"epsilon_start": 1.0, "epsilon_end": 0.05, "epsilon_decay": 10_000}
-CHOICE = {**_EPSILON, "double_q": False}  # of finitely many actions, and of no others
-# What differs among the algorithms: the paper calls PreQN and TD3 "equivalent except for the
-# Q-learning component".
+CHOICE = {**_EPSILON, "double_q": False}  # only for finitely many actions
+# The settings in which the algorithms differ; the paper calls PreQN and TD3 "equivalent except for
+# the Q-learning component".
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "preqn": _PREQN,
     "preqn_twin": _TWIN,
@@ -31,7 +31,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "ddpg": _DDPG,
     "td3": {**_DDPG, "num_critics": 2, "target_noise": 0.2, "policy_delay": 2},
     "sac": {**_DDPG, "num_critics": 2, "temperature": 0.1},
-    # Bhatt et al. 2024, by the numbers of the authors' code.
+    # Bhatt et al. 2024, with the numbers of the authors' code.
     "crossq": {
         **_GRADIENT,
         "critic_hidden_sizes": (2048, 2048),
@@ -62,7 +62,7 @@ PLAIN = {
 
 
 def _own(name: str, otherwise: str = "") -> str:
-    """What `name` is where a person says nothing, as in "2 for td3 and sac, else 1"."""
+    """The default of a setting in each algorithm, as text: "2 for td3 and sac; else 1"."""
     by_value: dict[str, list[str]] = {}
     for algorithm, row in ALGORITHMS.items():
         if name in row:
@@ -86,9 +86,9 @@ def _listed(names: list[str], link: str = "and") -> str:
 
 @dataclasses.dataclass(frozen=True)
 class AgentConfig:
-    """What a person says of an algorithm; None stands for the algorithm's own value.
+    """The settings of an agent; None stands for the algorithm's own value.
 
-    Numbers may be traced: `jax.vmap` over them is a sweep. The others are checked by `resolve`.
+    Numbers may be traced, so `jax.vmap` over them is a sweep. `resolve` checks all but arrays.
     """
 
     algorithm: str = option(
@@ -286,14 +286,14 @@ SOLVERS = {
 
 
 class StepKind(NamedTuple):
-    """What a critic's step is, beside how it is made."""
+    """The properties of one kind of critic step."""
 
-    learning_rate: float  # unless it is said
-    solves: bool  # with K of a minibatch
-    reads: frozenset[str] = frozenset()  # of settings that not every step reads
+    learning_rate: float  # the default
+    solves: bool  # whether it solves a system with the K of a minibatch
+    reads: frozenset[str] = frozenset()  # settings it reads that not every kind reads
 
 
-DAMPED = ("cholesky", "cg")  # solvers; the others cut off (rcond)
+DAMPED = ("cholesky", "cg")  # solvers; the others cut eigenvalues off (rcond)
 STEPS = {
     "preconditioned": StepKind(
         0.1,
@@ -305,6 +305,7 @@ STEPS = {
     "natural_gradient": StepKind(0.1, True, frozenset(("damping",))),
     "gradient": StepKind(1e-3, False),
 }
-# Haarnoja et al. 2018b, Appendix D; the paper's SAC does not tune. CrossQ has one rate for all.
+# Haarnoja et al. 2018b, Appendix D; the SAC of the PreQN paper does not tune. CrossQ has one rate
+# for policy, critics and temperature.
 TEMPERATURE_LEARNING_RATE, TEMPERATURE_LEARNING_RATES = 3e-4, {"crossq": 1e-3}
 FEATURES = ("none", "fourier")

@@ -1,4 +1,4 @@
-"""Critics: M value functions, the step that moves them, and what they bootstrap from."""
+"""Critics: M value functions, the step that updates them, and the networks they bootstrap from."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,30 +17,30 @@ from preqn_jax.types import Array, Key, Metrics, Network, Number, Params, QFunct
 
 @flax.struct.dataclass
 class CriticState:
-    """What a critic learns."""
+    """The state of a critic."""
 
-    params: Params  # theta, leaves `[M, ...]`
+    params: Params  # theta, with leaves `[M, ...]`
     step: Any  # the step's own memory
-    target: Params | None  # the slow copy; None where theta itself bootstraps
+    target: Params | None  # the target network; None where targets use theta itself
 
 
 class Upcoming(NamedTuple):
-    """What a policy does at s', as far as targets need it."""
+    """The policy's action at s' and its bonus, as the targets need them."""
 
     action: Array  # `[B, act]`, a'
-    bonus: Array | None  # `[B]`, added to the value there (an entropy's share); None for none
+    bonus: Array | None  # `[B]`, added to Q(s', a') (an entropy term); None for none
     metrics: Metrics
 
 
 class Values(NamedTuple):
-    """The values that a policy may climb: `(obs [B, obs], action [B, act]) -> [B]` each."""
+    """The values that a policy may maximize, each `(obs [B, obs], action [B, act]) -> [B]`."""
 
     first: Callable[[Array, Array], Array]  # of the first critic
-    least: Callable[[Array, Array], Array]  # the least of all
+    least: Callable[[Array, Array], Array]  # the minimum over all critics
 
 
 class Update(NamedTuple):
-    """What one update of a critic saw and did."""
+    """The targets and metrics of one update of a critic."""
 
     targets: Array  # `[B]`, y
     metrics: Metrics
@@ -49,16 +49,16 @@ class Update(NamedTuple):
 class Critic(NamedTuple):
     """A value function that learns, as pure functions.
 
-    q: `(params, obs [obs], action [act]) -> []`, one member; its products are `precise`, of
-      float32 on every device.
+    q: `(params, obs [obs], action [act]) -> []`, the value function of one member; its matrix
+      products have full float32 precision on every device (`batching.precise`).
     init: `(key, obs [obs], action [act]) -> state`, from examples.
-    first: `state -> params of q`, the first member's.
-    values: `state -> Values`, of the online members.
-    update: `(state, batch, Upcoming, discount) -> (state, Update)`. Targets, then a step towards
-      them, is the default; a critic may take both from one pass (as with batch normalisation).
-    follow: `state -> state`, one step of the slow copy.
-    params: `state -> all parameters`, of every member, for their norm.
-    slow: `state -> Values`, of what bootstraps; None where that is the online members.
+    first: `state -> params` of the first member, for `q`.
+    values: `state -> Values` of the online networks.
+    update: `(state, batch, Upcoming, discount) -> (state, Update)`. Usually it computes targets and
+      then steps towards them; with batch normalization both may come from one forward pass.
+    follow: `state -> state`, one update of the target network.
+    params: `state -> parameters` of all members, to log their norm.
+    slow: `state -> Values` of the networks used in targets; None if those are the online ones.
     """
 
     q: QFunction
@@ -82,18 +82,18 @@ def critic(
     """`members` value functions that take `step` towards y = r + gamma (1 - d) min_i
     Q_i(s', a').
 
-    The least of the members in the target is Fujimoto et al. 2018b's clipped double Q-learning;
-    with one member y is line 10 of Algorithm 1.
+    The minimum over members is the clipped double Q-learning of Fujimoto et al. 2018b; with one
+    member, y is that of Algorithm 1, line 10.
 
     Args:
       network: a Flax module, or anything with its `init(key, obs, action)` and
         `apply(params, obs, action) -> []`.
-      step: how one member moves, of `steps` or of your own.
+      step: how one member is updated, from `steps` or your own.
       members: M.
-      target: the share that the slow copy keeps in one step (`polyak`), None for no copy.
-      pessimism: beta of the value at s', mean_i Q_i + beta (min_i Q_i - mean_i Q_i): 1 for the
-        least. None measures it in each minibatch, as `exploitation`, which "critic/pessimism" then
-        reports; that is for policies that climb the first critic, and for two members or more.
+      target: share of the target network that an update keeps (`polyak`); None for none.
+      pessimism: beta in the value at s', mean_i Q_i + beta (min_i Q_i - mean_i Q_i): 1 for the
+        minimum. None measures it in each minibatch by `exploitation`, and logs it as
+        "critic/pessimism"; this needs two members, and a policy that maximizes the first critic.
 
     Raises:
       ValueError: no member, a measured pessimism with one, or a target out of range.
@@ -148,14 +148,14 @@ def critic(
 
 
 def bootstrapped(batch: Transition, upcoming: Upcoming, value: Array, discount: Any) -> Array:
-    """y `[B]`, line 10 of Algorithm 1, of the `value` `[B]` that (s', a') has without a bonus."""
+    """Targets y `[B]` (Algorithm 1, line 10) from the `value` `[B]` of (s', a') without bonus."""
     if upcoming.bonus is not None:
         value = value + upcoming.bonus
     return batch.reward + discount * batch.discount * value
 
 
 def means(values: Array, delta: Array, y: Array) -> Metrics:
-    """Of Q and TD errors `[M, B]` before a step, and its targets `[B]`."""
+    """Metrics: means of Q and |TD error|, `[M, B]` before the step, and of the targets `[B]`."""
     return {
         "critic/q_mean": jnp.mean(values),
         "critic/td_abs": jnp.mean(jnp.abs(delta)),
@@ -164,17 +164,18 @@ def means(values: Array, delta: Array, y: Array) -> Metrics:
 
 
 def exploitation(ahead: Array, here: Array) -> Array:
-    """How far a policy exploits the errors of the critic that it climbs, `[]` in [0, 1].
+    """How far a policy exploits the errors of the critic that it maximizes, `[]` in [0, 1].
 
-    The policy's action at s' is chosen to please Q_1 alone, the others only judge it, as in double
-    estimation (van Hasselt 2010). With g = Q_1 - mean of the others at (s', a'), less its mean at
-    the data's (s, a), where nobody chose: E[g] / E|g|, 0 where that is negative. Critics that
-    differ by chance give 0: their mean is right. Where Q_1 is the higher one everywhere it is 1:
-    the difference is what choosing made of it, and their least is taken.
+    The policy chooses its action at s' by Q_1 alone; the other critics only judge it, as in double
+    estimation (van Hasselt 2010). Let g be Q_1 - mean of the others at (s', a'), minus the mean of
+    this difference at the data's (s, a), where the policy did not choose. The result is E[g] /
+    E|g|, or 0 if that is negative. Critics that differ by chance give 0, and targets use their
+    mean. If g is positive everywhere, the result is 1: choosing by Q_1 explains the whole
+    difference, and targets use the minimum.
 
     Args:
-      ahead: `[M, B]`, the members at (s', a').
-      here: `[M, B]`, at (s, a).
+      ahead: `[M, B]`, Q of the members at (s', a').
+      here: `[M, B]`, Q of the members at (s, a).
 
     Example:
       >>> import jax.numpy as jnp
@@ -191,7 +192,7 @@ def exploitation(ahead: Array, here: Array) -> Array:
 
 
 def _between(values: Array, beta: Number) -> Array:
-    """`[M, B] -> [B]`: the least of the members where beta is 1, their mean where it is 0."""
+    """`[M, B] -> [B]`: the minimum over members for beta = 1, their mean for beta = 0."""
     return beta * jnp.min(values, axis=0) + (1 - beta) * jnp.mean(values, axis=0)
 
 

@@ -30,20 +30,20 @@ def crossq(
 ) -> Critic:
     """`members` value functions with batch renormalization (Bhatt et al. 2024, CrossQ).
 
-    Q of (s, a) and of (s', a') come out of one pass over both, joined to a batch of 2 B, so that
+    One forward pass over (s, a) and (s', a'), joined into a batch of 2 B, gives Q of both, so that
     both are normalized by the statistics of the mixture. Then y = r + gamma (1 - d) min_i Q_i(s',
-    a'), a constant, and the optimizer descends the mean of half the squared TD error, Eq. 5, with
-    the batch's statistics as part of Q. Running statistics lie in the parameters, under
-    "batch_stats"; an update moves them once.
+    a') is held constant, and the optimizer descends the mean of half the squared TD error, Eq. 5;
+    gradients go through the batch's statistics. Running statistics are part of the parameters,
+    under "batch_stats"; each update moves them once.
 
-    `q` is the network in evaluation mode, and so is all that others see of this critic: what the
-    policy climbs, diagnoses and exports. There the running statistics are constants, and K (Eq. 9)
-    is that of a network with a fixed normalization. In training mode Q of one example depends on
-    all others and K has no meaning, which is why this critic takes no `steps.ValueStep`. Targets
-    and "critic/alignment" of an update are those of the training mode.
+    `q` is the network in evaluation mode, which the policy's objective, diagnoses and exports use
+    too. In this mode the running statistics are constants, and K (Eq. 9) is that of a network with
+    a fixed normalization. In training mode Q of one example depends on all others and K has no
+    meaning, which is why this critic takes no `steps.ValueStep`. The targets and the
+    "critic/alignment" of an update are computed in training mode.
 
     Args:
-      network: of `norm="batch"`, as `networks.Critic`.
+      network: one with `norm="batch"`, such as `networks.Critic`.
       optimizer: of theta.
       members: M.
 

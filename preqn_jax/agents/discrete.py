@@ -1,7 +1,7 @@
-"""Finitely many actions: a critic alone, which bootstraps from its own largest value.
+"""Agents for finitely many actions: a critic without a policy, with targets from max_a Q(s', a).
 
-The targets are the paper's T* (Eq. 2) with its maximum taken exactly, where the other agents take
-the action of a policy that climbs Q.
+The targets are the paper's T* (Eq. 2) with the exact maximum; the other agents use the action of a
+policy that is trained to maximize Q.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ from preqn_jax.types import Array, Key, Metrics, Params, QFunction, Spec, Transi
 
 
 class Epsilon(NamedTuple):
-    """How often data collection acts at random: from `start` to `end`, in a line over the first
-    `decay` updates (Mnih et al. 2015).
+    """The probability of a random action in data collection: it goes from `start` to `end`,
+    linearly over the first `decay` updates (Mnih et al. 2015).
     """
 
     start: float | Array = 1.0
@@ -31,7 +31,7 @@ class Epsilon(NamedTuple):
     decay: int | Array = 10_000
 
     def after(self, updates: Array) -> Array:
-        """epsilon `[]` after so many updates.
+        """epsilon `[]` after this number of updates.
 
         >>> import jax.numpy as jnp
         >>> from preqn_jax.agents import Epsilon
@@ -49,14 +49,14 @@ _USUAL = Epsilon()
 
 @flax.struct.dataclass
 class DiscreteState:
-    """All that learning changes."""
+    """The state of the agent: everything that training changes."""
 
     critic: Any
     updates: Array  # [] int32, so far
 
 
 class Greedy(NamedTuple):
-    """What acting needs."""
+    """The parameters that `act` and `explore` take."""
 
     params: Params  # of the first critic
     epsilon: Array  # []
@@ -71,23 +71,23 @@ def discrete(
     double: bool = False,
     delay: int = 1,
 ) -> Agent:
-    """The agent that acts greedily in a critic: DQN (Mnih et al. 2015) with a gradient step and a
-    slow copy, PreQN with a preconditioned one and none.
+    """An agent that acts greedily by its critic. With a gradient step and a target network it is
+    DQN (Mnih et al. 2015); with a preconditioned step and no target network it is PreQN.
 
-    Targets are y = r + gamma (1 - d) max_a Q(s', a) over the slow copy, or over the critic itself
-    where there is none. It acts by the first critic; in the targets of several the greedy action is
-    that of their least, and `critic` says what bootstraps.
+    Targets are y = r + gamma (1 - d) max_a Q(s', a), with Q of the target network, or of the critic
+    itself where there is none. The agent acts by the first critic. With several critics, the action
+    in the targets maximizes their minimum, and its value is computed as `critic` describes.
 
     Args:
       spec: of an environment with `num_actions`.
-      critic: of this package or your own, with a q of `(params, obs [obs], action [1])`, as
-        `networks.ActionValues` is one.
+      critic: from this package or your own, with a q of `(params, obs [obs], action [1])`, such as
+        `networks.ActionValues` has.
       discount: gamma.
       epsilon: the share of actions drawn uniformly in data collection.
-      double: the critic itself chooses the action, and the slow copy says what it is worth (van
-        Hasselt et al. 2016).
-      delay: updates for one update of the slow copy. With `critic(target=0.0)` each is a whole
-        copy, as Mnih et al. have it.
+      double: whether the critic itself chooses the action in the targets, and the target network
+        only evaluates it (van Hasselt et al. 2016).
+      delay: updates for each update of the target network. With `critic(target=0.0)` each of these
+        copies the whole critic, as in Mnih et al.
 
     Raises ValueError: spec has no finite number of actions, or delay is below 1.
 
@@ -148,15 +148,15 @@ def discrete(
 
 
 def _numbers(count: int) -> np.ndarray:
-    """Those that stand for the actions, `[A]`: NumPy's, as an agent that is made while JAX traces
-    is kept for longer.
+    """The numbers that stand for the actions, `[A]`. They are NumPy's, because an agent that is
+    made while JAX traces may outlive the trace.
     """
     return actions.number(np.arange(count, dtype=np.float32), count)
 
 
 def _acts(q: QFunction, choices: Any) -> tuple[Callable[..., Array], Callable[..., Array]]:
-    """`Agent.act` and `Agent.explore`, among numbers `[A]`."""
-    q = precise(q)  # also one of somebody's own
+    """`Agent.act` and `Agent.explore`; `choices` `[A]` are the numbers of the actions."""
+    q = precise(q)  # also a user's own
 
     def act(params: Greedy, obs: Array) -> Array:
         value = jax.vmap(lambda choice: q(params.params, obs, choice[None]))(choices)
@@ -171,7 +171,7 @@ def _acts(q: QFunction, choices: Any) -> tuple[Callable[..., Array], Callable[..
 
 
 def _best(values: Values, choices: Any, obs: Array) -> Array:
-    """The action `[B, 1]` with the largest least value at obs `[B, obs]`."""
+    """The actions `[B, 1]` that maximize the minimum over critics at obs `[B, obs]`."""
 
     def of(choice: Array) -> Array:
         return values.least(obs, jnp.broadcast_to(choice, (len(obs), 1)))

@@ -1,5 +1,5 @@
-"""Observations in units of their own: less the running mean, over the standard deviation, of all
-that a member has collected.
+"""Normalized observations: minus the running mean, divided by the running standard deviation, of
+all observations that a member has collected.
 """
 
 from typing import Any, NamedTuple
@@ -11,34 +11,34 @@ import jax.numpy as jnp
 from preqn_jax.agents.base import Agent, Inspection
 from preqn_jax.types import Array, Key, Metrics, Params, Spec, Transition
 
-_LEAST = 1e-8  # variance, added
+_LEAST = 1e-8  # added to the variance
 
 
 @flax.struct.dataclass
 class Moments:
-    """Mean and squared deviations of vectors, added to for as long as a run is.
+    """Running count, mean and sum of squared deviations of vectors.
 
-    Sums are pairs, what float32 holds of one and what it does not: after 20,000 rounds each adds
-    less than a single number's last digit.
+    Mean and sum are pairs of float32, the rounded value and its rounding error: after 20,000
+    rounds, what a round adds would be lost in the last digit of a single float32.
     """
 
     count: Array  # [] int32, vectors seen
     mean: Array  # `[2, obs]`
-    squares: Array  # `[2, obs]`, of deviations from the mean, summed
+    squares: Array  # `[2, obs]`, sum of the squared deviations from the mean
 
     def look(self) -> tuple[Array, Array]:
-        """Mean and standard deviation `[obs]`; 0 and 1 where nothing was seen yet."""
+        """Mean and standard deviation `[obs]`; 0 and 1 before the first observation."""
         variance = self.squares.sum(0) / jnp.maximum(self.count, 1)
         return self.mean.sum(0), jnp.where(self.count > 0, jnp.sqrt(variance + _LEAST), 1.0)
 
 
 def empty(size: int) -> Moments:
-    """Of vectors of this size, before there are any."""
+    """The moments of no vectors, where each would have `size` entries."""
     return Moments(jnp.int32(0), jnp.zeros((2, size)), jnp.zeros((2, size)))
 
 
 def seen(moments: Moments, obs: Array) -> Moments:
-    """With `obs [n, obs]` besides, by the pairwise formula of Chan, Golub and LeVeque (1983).
+    """The moments with `obs [n, obs]` added, by the formula of Chan, Golub and LeVeque (1983).
 
     >>> import numpy as np
     >>> from preqn_jax.agents.normalized import empty, seen
@@ -60,7 +60,7 @@ def seen(moments: Moments, obs: Array) -> Moments:
 
 
 def _added(pair: Array, x: Array) -> Array:
-    """`pair + x`, with what rounding leaves out in the second (Knuth's two-sum)."""
+    """`pair + x`; the second number holds the rounding error of the first (Knuth's two-sum)."""
     high, low = pair
     total = high + x
     back = total - high
@@ -71,14 +71,14 @@ def _added(pair: Array, x: Array) -> Array:
 
 @flax.struct.dataclass
 class NormalizedState:
-    """What an agent has learned, and what it has seen."""
+    """The state of an agent, and the moments of the observations that it has seen."""
 
     moments: Moments
     inner: Any
 
 
 class Seen(NamedTuple):
-    """Parameters of a policy or a critic, and the units of its observations."""
+    """The parameters of a policy or a critic, and the moments that normalize its observations."""
 
     params: Params
     mean: Array  # `[obs]`
@@ -86,19 +86,18 @@ class Seen(NamedTuple):
 
 
 def normalized(agent: Agent, spec: Spec) -> Agent:
-    """`agent`, which sees (s - mean) / std in place of s.
+    """`agent`, with observations (s - mean) / std in place of s.
 
-    Mean and standard deviation are those of all observations collected so far, of random steps too:
-    they move once a round, before its updates, and stand still in between. The replay holds
-    observations as they came, so that Q and policy see old and new ones in the same, current
-    units, and what Q says of a transition in the replay changes as these move. Acting,
-    evaluation, and whoever gets the policy see through the units of that moment. They are constants
-    to every derivative: K (Eq. 9) is that of the network of normalized observations. Nothing is
-    clipped. A member that is frozen in its updates has units with that round's observations, as
-    its replay has these.
+    Mean and std are taken over all observations collected so far, those of random steps included.
+    They change once a round, before its updates. The replay buffer holds raw observations, so that
+    Q and policy see old and new ones in the same, current units, and Q of a stored transition
+    changes when mean and std do. Acting, evaluation and exported policies use mean and std of that
+    moment. Both are constants to every derivative: K (Eq. 9) is that of the network as a function
+    of normalized observations. Nothing is clipped. If a member is frozen during the updates of a
+    round, its mean and std still include that round's observations, as its replay buffer does.
 
     Args:
-      agent: of any parts, whose first layers this takes into units.
+      agent: any agent.
       spec: sizes of observations and actions.
 
     Example:
@@ -157,6 +156,6 @@ def normalized(agent: Agent, spec: Spec) -> Agent:
 
 
 def _normal(units: Seen, obs: Array) -> Array:
-    """One observation `[obs]` in these units, which no derivative reaches."""
+    """One observation `[obs]`, normalized by moments that are constants to every derivative."""
     mean, std = jax.lax.stop_gradient((units.mean, units.std))
     return (obs - mean) / std

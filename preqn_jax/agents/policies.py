@@ -1,6 +1,6 @@
-"""Policies: how to act, what to bootstrap from, and how to climb a critic.
+"""Policies: how they act, which action the targets use, and how they are trained.
 
-The deterministic one is that of PreQN, NGQL, DDPG and TD3; the Gaussian one is SAC's.
+PreQN, NGQL, DDPG and TD3 use the deterministic one; SAC, CrossQ and preqn_soft the Gaussian one.
 """
 
 import math
@@ -22,13 +22,13 @@ from preqn_jax.types import Array, Key, Network, Params, Transition
 class Policy(NamedTuple):
     """A policy that learns, as pure functions.
 
-    init: `(key, obs [obs]) -> state`, from an example.
-    params: `state -> params to act with`.
+    init: `(key, obs [obs]) -> state`, from an example observation.
+    params: `state -> params`, those that `act` and `explore` take.
     act: `(params, obs [obs]) -> action [act]` in [-1, 1], without noise.
-    explore: `(params, obs [obs], key) -> action [act]` in [-1, 1], with that of data collection.
-    upcoming: `(state, next_obs [B, obs], key) -> Upcoming`: what it does at s', for the targets.
-    improve: `(state, batch, Values, key) -> state`: its own step.
-    follow: `state -> state`, one step of the slow copy.
+    explore: `(params, obs [obs], key) -> action [act]` in [-1, 1], with exploration noise.
+    upcoming: `(state, next_obs [B, obs], key) -> Upcoming`: its actions at s', for the targets.
+    improve: `(state, batch, Values, key) -> state`: one gradient step of the policy.
+    follow: `state -> state`, one update of the target network.
     """
 
     init: Callable[[Key, Array], Any]
@@ -49,11 +49,11 @@ class Smoothing(NamedTuple):
 
 @flax.struct.dataclass
 class DeterministicState:
-    """What a deterministic policy learns."""
+    """The state of a deterministic policy."""
 
     params: Params  # phi
     optimizer: Any
-    target: Params | None  # the slow copy; None where phi itself bootstraps
+    target: Params | None  # the target network; None where targets use phi itself
 
 
 def deterministic(
@@ -64,15 +64,15 @@ def deterministic(
     smoothing: Smoothing | None = None,
     target: targets.Polyak = None,
 ) -> Policy:
-    """mu(s), which climbs the first critic (Algorithm 1, lines 4 and 14).
+    """A policy mu(s), trained to maximize the first critic (Algorithm 1, lines 4 and 14).
 
     Args:
       network: a Flax module, or anything with its `init(key, obs)` and
         `apply(params, obs) -> action` in [-1, 1].
       optimizer: of phi.
       noise: standard deviation of the action noise in data collection.
-      smoothing: of the action in the targets; None for none.
-      target: the share that the slow copy keeps in one step (`polyak`), None for no copy.
+      smoothing: noise on the action in the targets; None for none.
+      target: share of the target network that an update keeps (`polyak`); None for none.
 
     Raises ValueError: noise or target out of range.
     """
@@ -141,7 +141,7 @@ class Tuning(NamedTuple):
 
 @flax.struct.dataclass
 class GaussianState:
-    """What a Gaussian policy learns."""
+    """The state of a Gaussian policy."""
 
     params: Params  # phi
     optimizer: Any
@@ -159,15 +159,16 @@ def gaussian(
 ) -> Policy:
     """SAC's policy: tanh of a Gaussian, with an entropy bonus (Haarnoja et al. 2018b).
 
-    It climbs the least of the critics; targets get the bonus -alpha log pi(a'|s') at a' ~ pi(.|s').
+    It maximizes the minimum over critics and its entropy; targets get the bonus -alpha log
+    pi(a'|s') at a' ~ pi(.|s').
 
     Args:
       network: as for `deterministic`, with `apply(params, obs) -> (mean [act], log_std [act])`.
       optimizer: of phi.
-      temperature: alpha, or where it starts from.
+      temperature: alpha, or its initial value if it is tuned.
       tuning: None for a fixed temperature.
-      training: `networks.training(network)` of one with batch normalization, whose own step is then
-        in training mode (Bhatt et al. 2024); None of any other.
+      training: for a network with batch normalization `networks.training(network)`, so that the
+        policy's gradient step is in training mode (Bhatt et al. 2024); None for any other.
 
     Raises ValueError: a negative temperature, or one of 0 that is to be tuned.
     """
@@ -197,7 +198,7 @@ def gaussian(
         return tanh_gaussian(mean, log_std, jax.random.normal(key, mean.shape))[0]
 
     def upcoming(state: GaussianState, next_obs: Array, key: Key) -> Upcoming:
-        """Haarnoja et al. 2018b, Eqs. 5 and 6."""
+        """Actions at s' and their entropy bonus (Haarnoja et al. 2018b, Eqs. 5 and 6)."""
         action, log_prob, _ = _samples(plain, state.params, next_obs, key)
         metrics = {
             "actor/entropy": -jnp.mean(log_prob),
@@ -206,7 +207,7 @@ def gaussian(
         return Upcoming(action, -alpha(state) * log_prob, metrics)
 
     def improve(state: GaussianState, batch: Transition, values: Values, key: Key) -> GaussianState:
-        """Down E[alpha log pi(a|s) - min_i Q_i(s, a)], a ~ pi(.|s) (Haarnoja et al., Eq. 9)."""
+        """Descend E[alpha log pi(a|s) - min_i Q_i(s, a)], a ~ pi(.|s) (Haarnoja et al., Eq. 9)."""
 
         def loss(params: Params) -> tuple[Array, tuple[Array, Params]]:
             action, log_prob, moved = _samples(training or plain, params, batch.obs, key)
@@ -226,14 +227,14 @@ def gaussian(
 def _samples(
     batched: Callable[..., tuple[Any, Params]], params: Params, obs: Array, key: Key
 ) -> tuple[Array, Array, Params]:
-    """Actions `[B, act]`, their log pi `[B]`, and running statistics that moved, if any."""
+    """Actions `[B, act]`, their log pi `[B]`, and the updated running statistics, if any."""
     (mean, log_std), moved = batched(params, obs)
     noise = jax.random.normal(key, mean.shape)
     return *jax.vmap(tanh_gaussian)(mean, log_std, noise), moved
 
 
 def _tune(tuning: Tuning, state: GaussianState, log_prob: Array) -> GaussianState:
-    """Down -alpha (E[log pi(a|s)] + target entropy) (Haarnoja et al. 2018b, Eq. 18)."""
+    """Descend -alpha (E[log pi(a|s)] + target entropy) (Haarnoja et al. 2018b, Eq. 18)."""
 
     def loss(log: Array) -> Array:
         return -jnp.exp(log) * (log_prob + tuning.target_entropy)

@@ -1,7 +1,7 @@
-"""The algorithms by name: resolved config -> parts.
+"""The algorithms by name: each builds an agent from a config.
 
-With `config` and `resolved` the only rooms that know strings. An agent of your own parts needs none
-of it: see `actor_critic`.
+Only this module, `config` and `resolved` choose parts by their names. An agent made of your own
+parts needs none of the three: see `actor_critic`.
 """
 
 import dataclasses
@@ -25,9 +25,9 @@ from preqn_jax.types import QFunction, Spec
 
 
 def make(config: AgentConfig | Resolved, spec: Spec) -> Agent:
-    """The agent that a config describes: of equal ones the same, so that what was compiled for it
-    serves again. Raises UserError if it makes no sense, or is for actions of another kind, and for
-    a spec of no sizes or bounds.
+    """The agent that a config describes. Equal configs and specs give the same object, so that what
+    was compiled for it is reused. Raises UserError if the config makes no sense or is for another
+    kind of actions, or if the sizes or bounds of the spec are invalid.
     """
     actions.check(spec, "spec")
     made = resolve(config) if isinstance(config, AgentConfig) else config
@@ -40,7 +40,7 @@ def make(config: AgentConfig | Resolved, spec: Spec) -> Agent:
 
 
 def check_kind(algorithm: str, spec: Spec) -> None:
-    """Raises UserError where a known algorithm is not for the actions there are."""
+    """Raises UserError if an algorithm is not for the kind of actions that `spec` has."""
     if (algorithm in DISCRETE) == (spec.num_actions is not None):
         return
     if algorithm in DISCRETE:
@@ -105,7 +105,7 @@ def make_policy(made: Resolved, spec: Spec) -> Policy:
 
 
 def critic_step(made: Resolved, q: QFunction) -> steps.ValueStep:
-    """The step of one critic."""
+    """The update step of one critic."""
     rate, config = made.critic_learning_rate, made.config
     if made.critic_step == "gradient":
         return steps.gradient(q, _adam(made, rate), made.huber)
@@ -140,40 +140,41 @@ def preqn(spec: Spec, **options: Any) -> Agent:
 
 
 def preqn_twin(spec: Spec, **options: Any) -> Agent:
-    """PreQN with two critics, of which the least bootstraps, and TD3's smoothed targets.
+    """PreQN with two critics, whose minimum is in the targets, and TD3's smoothed targets.
 
-    The policy climbs the first critic, so its errors are found and believed: Q is too high where
-    the policy goes. A second critic that errs elsewhere does not believe them (Fujimoto et al.
-    2018b). There is no slow copy.
+    The policy maximizes the first critic and so finds its errors: Q is too high where the policy
+    goes. A second critic, which errs elsewhere, does not share them (Fujimoto et al. 2018b). There
+    is no target network.
     """
     return make(AgentConfig(algorithm="preqn_twin", **options), spec)
 
 
 def preqn_measured(spec: Spec, **options: Any) -> Agent:
-    """`preqn_twin`, whose pessimism is measured (`agents.exploitation`).
+    """`preqn_twin` with a pessimism that is measured (`agents.exploitation`).
 
-    The least of two critics is too low where they differ by chance, as they do before a policy has
-    learned to exploit either. So it is taken only as far as the first critic, which the policy
-    climbs, stands above the second just where the policy goes.
+    The minimum of two critics is too low where they differ by chance, as they do before a policy
+    has learned to exploit either. So targets move from the mean to the minimum only as far as the
+    first critic, which the policy maximizes, exceeds the second at the policy's actions more than
+    at the data's.
     """
     return make(AgentConfig(algorithm="preqn_measured", **options), spec)
 
 
 def preqn_averaged(spec: Spec, **options: Any) -> Agent:
-    """PreQN with two critics whose mean bootstraps.
+    """PreQN with two critics, whose mean is in the targets.
 
-    A step on a minibatch moves one critic as that minibatch says, and two critics that err
-    independently err half as much, squared, in their mean (Anschel, Baram and Shimkin 2017,
-    Averaged-DQN). So there is less for a policy to exploit, and nothing that holds values down.
+    The mean of two critics with independent errors has half the squared error of one (Anschel,
+    Baram and Shimkin 2017, Averaged-DQN). So there is less for a policy to exploit, without the
+    downward bias of a minimum.
     """
     return make(AgentConfig(algorithm="preqn_averaged", **options), spec)
 
 
 def preqn_delayed(spec: Spec, **options: Any) -> Agent:
-    """PreQN whose policy moves at every second update, as TD3's does.
+    """PreQN whose policy is updated at every second update of the critic, as in TD3.
 
-    A policy that moves more slowly chases less of what Q has wrong at the moment, and the update
-    costs less.
+    A policy that changes more slowly follows fewer of Q's momentary errors, and updates cost less
+    on average.
     """
     return make(AgentConfig(algorithm="preqn_delayed", **options), spec)
 
@@ -181,9 +182,9 @@ def preqn_delayed(spec: Spec, **options: Any) -> Agent:
 def preqn_momentum(spec: Spec, **options: Any) -> Agent:
     """PreQN that carries the last move over, as SPRING does (`steps.preconditioned`).
 
-    Eq. 22 takes the shortest move that serves one minibatch, and so says nothing of all that the
-    minibatch does not see. There the last move goes on: a memory of earlier minibatches, at the
-    cost of one product with the Jacobian.
+    Eq. 22 gives the shortest move that fits one minibatch, which does not move along directions
+    that the minibatch does not see. Along these the last move continues: a memory of earlier
+    minibatches, at the cost of one product with the Jacobian.
     """
     return make(AgentConfig(algorithm="preqn_momentum", **options), spec)
 
@@ -191,19 +192,19 @@ def preqn_momentum(spec: Spec, **options: Any) -> Agent:
 def preqn_adaptive(spec: Spec, **options: Any) -> Agent:
     """PreQN with Levenberg and Marquardt's damping (`steps.Adaptive`).
 
-    A fixed damping is too much where Q is nearly linear, and too little where a step leaves the
-    region in which it is. What the linearization foretold of a step, and what came of it, says
-    which.
+    A fixed damping is too large where Q is nearly linear, and too small where a step leaves the
+    region of linearity. The effect of a step, compared with what the linearization predicted, tells
+    which is the case.
     """
     return make(AgentConfig(algorithm="preqn_adaptive", **options), spec)
 
 
 def preqn_relative(spec: Spec, **options: Any) -> Agent:
-    """PreQN whose linesearch asks of a step the share eta of its solve's own alignment.
+    """PreQN whose linesearch requires eta times the alignment that the solve itself reaches.
 
-    Where observations and actions are few, K cannot tell the pairs of a minibatch apart, the
-    damping leaves K Z off Delta, and no step is short enough for Eq. 24: Q never moves. Held
-    against what the solve reaches, a short enough step always passes.
+    Where observations and actions have few dimensions, K cannot tell the pairs of a minibatch
+    apart, damping keeps K Z away from Delta, and no step, however short, passes Eq. 24: Q never
+    moves. Compared with the alignment of the solve, a short enough step always passes.
     """
     return make(AgentConfig(algorithm="preqn_relative", **options), spec)
 
@@ -211,30 +212,30 @@ def preqn_relative(spec: Spec, **options: Any) -> Agent:
 def preqn_soft(spec: Spec, **options: Any) -> Agent:
     """PreQN with SAC's policy and entropy bonus, at SAC's temperature.
 
-    A policy that keeps some noise climbs no narrow peak of Q, and the minibatch's kernel sees
-    actions from all around it.
+    A policy that keeps some noise does not settle on a narrow peak of Q, and the minibatch's kernel
+    sees actions from all around it.
     """
     return make(AgentConfig(algorithm="preqn_soft", **options), spec)
 
 
 def ngql(spec: Spec, **options: Any) -> Agent:
-    """Natural-gradient Q-learning in style of DDPG (section 4.1): PreQN without its linesearch, by
-    Lemma 4, and without target networks. A step whose solve is not finite is not taken.
+    """Natural-gradient Q-learning in the style of DDPG (section 4.1), without target networks. By
+    Lemma 4 it is PreQN without the linesearch. A step whose solve is not finite is not taken.
     """
     return make(AgentConfig(algorithm="ngql", **options), spec)
 
 
 def ddpg(spec: Spec, **options: Any) -> Agent:
     """DDPG (Lillicrap et al. 2016) with sizes, rates and Gaussian noise of Appendix B's TD3: one
-    critic, relu, and slow copies of critic and policy, which move at every update.
+    critic, relu, no policy delay, and target networks of critic and policy.
     """
     return make(AgentConfig(algorithm="ddpg", **options), spec)
 
 
 def td3(spec: Spec, **options: Any) -> Agent:
-    """TD3 (Fujimoto et al. 2018b), as Appendix B sets it: the least of two critics at smoothed
-    actions, slow copies of critics and policy, relu, and a policy that moves at every second
-    update.
+    """TD3 (Fujimoto et al. 2018b) with the settings of Appendix B: targets from the minimum of two
+    critics at smoothed actions, target networks of critics and policy, relu, and a policy that is
+    updated at every second update.
     """
     return make(AgentConfig(algorithm="td3", **options), spec)
 
@@ -242,11 +243,10 @@ def td3(spec: Spec, **options: Any) -> Agent:
 def sac(spec: Spec, **options: Any) -> Agent:
     """SAC (Haarnoja et al. 2018b), with a fixed temperature as in the paper's benchmark.
 
-    Appendix B gives the temperature 0.1, polyak 0.995, rates of 1e-3 and Adam for the policy. Where
-    it is silent, Haarnoja et al. are followed: Adam for the critics too, and two of these, whose
-    least is in the targets and in the policy's loss; no delay of the policy; the next action is the
-    online policy's; the entropy to reach, where the temperature is tuned, is minus the dimension of
-    actions.
+    Appendix B gives the temperature 0.1, polyak 0.995, rates of 1e-3 and Adam for the policy. All
+    else follows Haarnoja et al.: two critics, also trained by Adam, whose minimum is in the targets
+    and in the policy's loss; no policy delay; next actions from the online policy; and, if the
+    temperature is tuned, a target entropy of minus the dimension of actions.
     """
     return make(AgentConfig(algorithm="sac", **options), spec)
 
@@ -266,11 +266,11 @@ def preqn_discrete(spec: Spec, **options: Any) -> Agent:
 
 
 def dqn(spec: Spec, **options: Any) -> Agent:
-    """DQN (Mnih et al. 2015): Adam on Huber's loss, with a target network; `double_q` for van
-    Hasselt et al. 2016.
+    """DQN (Mnih et al. 2015): Adam on Huber's loss, with a target network. With `double_q` it is
+    the double DQN of van Hasselt et al. 2016.
 
-    The target network is averaged at every update (`polyak`), as those of DDPG, TD3 and SAC here;
-    `polyak=0.0, policy_delay=1000` copies it whole every 1,000 updates, as Mnih et al. do.
+    The target network is a moving average, changed at every update (`polyak`), as in DDPG and SAC
+    here. `polyak=0.0, policy_delay=1000` copies the critic every 1,000 updates, as Mnih et al. do.
     """
     return make(AgentConfig(algorithm="dqn", **options), spec)
 
@@ -278,10 +278,10 @@ def dqn(spec: Spec, **options: Any) -> Agent:
 def crossq(spec: Spec, **options: Any) -> Agent:
     """CrossQ (Bhatt et al. 2024): SAC without target networks, whose networks are batch-normalized.
 
-    As Bhatt et al. have it: two critics of 2048 x 2048, batch renormalization of inputs and hidden
+    As in Bhatt et al.: two critics of 2048 x 2048, batch renormalization of inputs and hidden
     layers of critics and actor, Adam at 1e-3 with b1 = 0.5, three updates of the critics for one of
-    the actor, and a tuned temperature that starts at 1. They take an update a step and no more:
-    `update_every=1`. Initial weights are those of all agents here, `initializer`; theirs are lecun.
-    Where they are silent, this is `sac`.
+    the actor, and a tuned temperature that starts at 1. They make one update per environment step:
+    for this, set `update_every=1`. Initial weights are those of all agents here (`initializer`);
+    theirs are lecun. All else is as in `sac`.
     """
     return make(AgentConfig(algorithm="crossq", **options), spec)

@@ -1,4 +1,4 @@
-"""A config with every choice made, and what does not go together refused."""
+"""Resolved configs: every choice is made, and options that do not fit together are refused."""
 
 import dataclasses
 import numbers
@@ -50,10 +50,10 @@ class Choice(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """A config with every choice made, of which the parts are built."""
+    """A config with every choice made, from which the parts of an agent are built."""
 
     config: AgentConfig  # with the algorithm's value for every None that has one
-    # the arguments that policy and critic share, and the critic's, with its own
+    # arguments of the policy's network, and of the critic's: the same, and some of its own
     network: dict[str, Any] = dataclasses.field(hash=False)
     critic: dict[str, Any] = dataclasses.field(hash=False)
     critic_step: str
@@ -62,11 +62,11 @@ class Resolved:
     target: Polyak
     policy: Deterministic | Gaussian | Choice
     delay: int
-    huber: float | Array | None = None  # of a gradient step
+    huber: float | Array | None = None  # bound on TD errors in a gradient step
 
 
 def resolve(config: AgentConfig) -> Resolved:
-    """Every choice that a config leaves open, made. Raises UserError if it makes no sense."""
+    """Make every choice that a config leaves open. Raises UserError if it makes no sense."""
     check(config)
     choose("algorithm", config.algorithm, ALGORITHMS)
     values = {**PLAIN, **ALGORITHMS[config.algorithm]}
@@ -110,7 +110,7 @@ def resolve(config: AgentConfig) -> Resolved:
 
 
 def unread(made: Resolved) -> set[str]:
-    """The settings that nothing of such an agent reads, whatever they are."""
+    """The names of the settings that have no effect on this agent, whatever their values."""
     config, read = made.config, STEPS[made.critic_step].reads
     names = {name for step in STEPS.values() for name in step.reads - read}
     if "solver" in read and config.solver not in DAMPED:
@@ -132,7 +132,7 @@ def _fill(config: AgentConfig, values: dict[str, Any]) -> AgentConfig:
 
 
 def _check_choices(config: AgentConfig) -> None:
-    """Raises UserError for what is said, and would change nothing."""
+    """Raises UserError for options that are set but would change nothing."""
     if config.measured_pessimism or config.num_critics == 1:
         usual = {**PLAIN, **ALGORITHMS[config.algorithm]}["pessimism"]
         if isinstance(config.pessimism, numbers.Real) and config.pessimism != usual:
@@ -147,7 +147,7 @@ def _check_choices(config: AgentConfig) -> None:
 
 
 def _check_variants(config: AgentConfig, step: str) -> None:
-    """Raises UserError where what PreQN's variants add has nothing to work on."""
+    """Raises UserError for an option of PreQN's variants that the rest of the config rules out."""
     if step == "preconditioned" and config.network_dtype == "bfloat16":
         raise UserError(
             "network_dtype is bfloat16, but a preconditioned step is judged by differences of Q, "
@@ -188,7 +188,7 @@ def _huber(config: AgentConfig, step: str) -> float | Array | None:
         return None
     if step != "gradient":
         if ALGORITHMS[config.algorithm].get("huber") == config.huber:
-            return None  # its own value, with another step
+            return None  # the algorithm's default: no effect on another step
         raise UserError(
             f"huber is {config.huber}, but it bounds the TD errors of gradient steps, and this one "
             f"is {step}: leave it out"
@@ -197,7 +197,7 @@ def _huber(config: AgentConfig, step: str) -> float | Array | None:
 
 
 def _critic(config: AgentConfig) -> dict[str, Any]:
-    """What the critic's network has of its own; what CrossQ's cannot have is refused."""
+    """The critic network's own arguments. Raises UserError for those its algorithm rules out."""
     norm = choose("critic_norm", str(config.critic_norm), networks.NORMS)
     fourier = choose("critic_features", config.critic_features, FEATURES) == "fourier"
     if config.algorithm == "crossq":
@@ -236,8 +236,8 @@ def _check_crossq(config: AgentConfig) -> None:
 
 
 def _policy(config: AgentConfig) -> Deterministic | Gaussian | Choice:
-    """A temperature makes a policy Gaussian, an epsilon greedy; what does not fit the kind is
-    refused.
+    """The policy's settings: Gaussian if the algorithm has a temperature, epsilon-greedy if its
+    actions are finitely many, else deterministic. Raises UserError for options of another kind.
     """
     smooth = not is_off(config.target_noise)
     for name in ("target_entropy", "temperature_learning_rate"):
@@ -290,5 +290,5 @@ def _refuse(config: AgentConfig, names: Iterable[str], why: str) -> None:
 
 
 def is_off(value: Any) -> bool:
-    """None, or a known number or truth that is 0; a traced one stands for any."""
+    """Whether an option is None, 0 or False. An array, traced or not, counts as on."""
     return value is None or (isinstance(value, numbers.Number) and not value)

@@ -1,4 +1,4 @@
-"""An agent of agents: the same algorithm with other numbers in each member, in one program."""
+"""A sweep as one agent: the same algorithm with other settings in each member, in one program."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,16 +11,16 @@ from preqn_jax.types import Array, Key, Metrics, Params, Settings, Transition
 
 @flax.struct.dataclass
 class SweptState:
-    """A member's state, and the settings that it learns with, which stay as they are."""
+    """A member's state, and the settings that it learns with, which never change."""
 
     settings: Settings  # `[]` each
-    inner: Any  # the state of the agent that these make
+    inner: Any  # the state of the agent with these settings
 
 
 def swept(make: Callable[[Settings], Agent], example: Settings) -> Agent:
-    """The agent whose hyper-parameters are part of its state: a `vmap` over states is a sweep.
+    """An agent whose hyper-parameters are part of its state: a `vmap` over states is a sweep.
 
-    Its `init` takes `(key, settings)`; what it acts with is the pair of settings and parameters.
+    Its `init` takes `(key, settings)`; its `policy` returns the pair (settings, parameters).
 
     Args:
       make: `settings -> agent`, for numbers that may be traced. Networks must not depend on them.
@@ -38,7 +38,7 @@ def swept(make: Callable[[Settings], Agent], example: Settings) -> Agent:
       >>> states.settings["eta"].shape
       (2,)
     """
-    template = make(example)  # for what settings do not reach
+    template = make(example)  # for the functions that do not depend on settings
 
     def init(key: Key, settings: Settings) -> SweptState:
         return SweptState(settings, make(settings).init(key))

@@ -1,7 +1,7 @@
 """Target networks: copies of parameters that follow them slowly (Lillicrap et al. 2016).
 
-`polyak` is the share of a copy that one step keeps, or None for no copy: then the online
-parameters bootstrap, as PreQN's do, and the copy is None.
+`polyak` is the share of the copy that one update keeps, or None for no target network: then targets
+use the online parameters, as in PreQN, and the copy is None.
 """
 
 import jax
@@ -15,13 +15,13 @@ Polyak = float | jax.Array | None
 
 
 def check(polyak: Polyak) -> None:
-    """Raises ValueError for a share that no copy can keep: with 1 it would never move."""
+    """Raises ValueError for a `polyak` outside of [0, 1): with 1 the copy would never move."""
     words = "target is the share that the slow copy keeps, in [0, 1), or None for no copy"
     require(polyak, lambda x: x is not True and 0 <= x < 1, words)
 
 
 def start(params: Params, polyak: Polyak) -> Params:
-    """The first copy, in memory of its own, so that both may be donated."""
+    """The initial copy, in memory of its own, so that JAX may donate the buffers of both."""
     return None if polyak is None else jax.tree.map(jnp.copy, params)
 
 
@@ -31,5 +31,5 @@ def follow(copy: Params, params: Params, polyak: Polyak) -> Params:
 
 
 def bootstrap(copy: Params, params: Params) -> Params:
-    """What bootstraps: the copy where there is one."""
+    """The parameters to use in targets: the copy if there is one, else `params`."""
     return params if copy is None else copy

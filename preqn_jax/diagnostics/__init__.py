@@ -1,8 +1,8 @@
-"""What can be seen of a value function's stability: the paper's measures, and one look at a critic
-that puts them together.
+"""Diagnostics of a value function's stability: the paper's measures, and `diagnose`, which takes
+all of them for one critic.
 
-`diagnosis` measures, `glossary` says of every number what it is, `verdict` draws the conclusion;
-`exact` measures where the whole problem is known.
+`diagnosis` measures, `glossary` explains every number, `failures` draws the conclusion; `exact`
+measures where the whole problem is known.
 """
 
 from preqn_jax.diagnostics.diagnosis import Case, bias, diagnose

@@ -1,11 +1,11 @@
-"""One look at a critic: is its Q about to diverge, and if so in which of the paper's ways (section
-3.2)?
+"""The diagnosis of a critic: is its Q about to diverge, and if so, by which of the paper's failures
+(section 3.2)?
 
     case = Case(params, batch, next_action, moved=params_after_the_step)
     print(failure(diagnose(q, case)))
 
-`q` may be any critic, from here or elsewhere: all numbers come from one linearization at the batch,
-X = (s, a), and one at what it bootstraps from, X* = (s', a').
+`q` may be any critic, from here or elsewhere: all numbers come from one linearization at the pairs
+of the batch, X = (s, a), and one at the pairs that it bootstraps from, X* = (s', a').
 """
 
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ from preqn_jax.batching import batch_size, batched, one_example, parameters
 from preqn_jax.diagnostics.glossary import GLOSSARY
 from preqn_jax.types import Array, Inputs, Params, QFunction, Transition, dot, wide
 
-_DENSE = 64  # rows; all eigenvalues of a matrix no larger are as fast as one
+_DENSE = 64  # rows; up to this size, all eigenvalues take no longer than one
 _DORMANT = 0.025  # tau of Sokar et al. 2023
 _SRANK = 0.01  # delta of Kumar et al. 2021
-_BOUND = 0.95  # of an action, beyond which the slope of its tanh is below a tenth
-_ROUNDING = 1e-2  # of actions at a bound, in bfloat16
-_PARTS = ("params", "batch", "next_action", "targets", "moved", "bonus")  # to be finite
+_BOUND = 0.95  # |action| beyond which the slope of its tanh is below a tenth
+_ROUNDING = 1e-2  # tolerance for actions at a bound, in bfloat16
+_PARTS = ("params", "batch", "next_action", "targets", "moved", "bonus")  # all must be finite
 
 
 class Case(NamedTuple):
@@ -52,7 +52,7 @@ class Case(NamedTuple):
 
 
 def diagnose(q: QFunction, case: Case) -> dict[str, float]:
-    """All of `GLOSSARY` for one critic and one minibatch.
+    """All numbers of `GLOSSARY`, for one critic and one minibatch.
 
     >>> import jax.numpy as jnp
     >>> from preqn_jax import diagnostics
@@ -68,13 +68,13 @@ def diagnose(q: QFunction, case: Case) -> dict[str, float]:
     Args:
       q: `q(params, obs, action) -> scalar`, for one example. Compiled once for each q: pass the
         same function again.
-      case: what to look at.
+      case: the parameters, minibatch and update to diagnose.
 
     Returns:
-      Numbers by name. "feature_rank", "dormant_share", "coadaptation" are left out where the
-      network has no dense hidden layer in sight (`ntk.Linearization.layers`; all but the first
-      count as hidden, so an action that joins later does too), "saturation" where actions are
-      integers or not all in [-1, 1], "bias" and "bias_relative" without `returns`.
+      Numbers by name. "feature_rank", "dormant_share", "coadaptation" are left out if no dense
+      hidden layer is found (in `ntk.Linearization.layers`; all but the first count as hidden, even
+      an action that enters at a later layer), "saturation" if actions are integers or not all in
+      [-1, 1], "bias" and "bias_relative" without `returns`.
 
     Raises:
       ValueError: shapes that disagree, gamma outside of [0, 1), an alpha or reward_bound that is
@@ -106,8 +106,8 @@ def diagnose(q: QFunction, case: Case) -> dict[str, float]:
 
 
 def bias(q: QFunction, params: Params, inputs: Inputs, returns: Any) -> dict[str, float]:
-    """{"bias", "bias_relative"} of `GLOSSARY`: Q at `inputs` `[M]` against the returns G `[M]` from
-    there.
+    """The "bias" and "bias_relative" of `GLOSSARY`: Q at `inputs` `[M]`, compared with the returns
+    G `[M]` from there.
 
     Raises ValueError where the two do not fit, or are not finite.
     """
@@ -124,12 +124,12 @@ def bias(q: QFunction, params: Params, inputs: Inputs, returns: Any) -> dict[str
 
 
 def _arrays(part: Any) -> Any:
-    """One array, or, of observations of several parts by name, those."""
+    """`part` as an array, or as a mapping of arrays, for an observation of several parts."""
     return jax.tree.map(jnp.asarray, part) if isinstance(part, Mapping) else jnp.asarray(part)
 
 
 def _alike(next_action: Any, action: Array) -> Array:
-    """a' in the type of a, where a policy of another precision than the replay's made it."""
+    """a' in the dtype of a: a policy may compute in another precision than the replay buffer."""
     next_action = jnp.asarray(next_action)
     both = all(jnp.issubdtype(a.dtype, jnp.floating) for a in (next_action, action))
     return next_action.astype(action.dtype) if both else next_action
@@ -141,18 +141,18 @@ def _values(q: QFunction, params: Params, inputs: Inputs) -> Array:
 
 
 def rightmost(matrix: np.ndarray) -> float:
-    """The largest real part of an eigenvalue of a matrix `[N, N]`, or if N is large of one no
-    further from it than 1e-4 of its norm; NaN where the matrix is not finite.
+    """The largest real part of the eigenvalues of a matrix `[N, N]`, for large N up to an error of
+    1e-4 of the norm; NaN if the matrix is not finite.
 
-    ARPACK's tolerance is a share of the eigenvalue, so the spectrum is moved away from zero, where
-    the eigenvalues of a kernel crowd. What does not converge is solved in full.
+    ARPACK's tolerance is relative to the eigenvalue, so the spectrum is shifted away from zero,
+    where the eigenvalues of a kernel crowd. If it does not converge, all are computed.
     """
     if not np.isfinite(matrix).all():
         return float("nan")
     size, shift = len(matrix), float(np.linalg.norm(matrix))
     if size > _DENSE:
         options = {"ncv": 32, "tol": 1e-4, "maxiter": 30, "return_eigenvectors": False}
-        # Where the first vector spans all there is, as of -I, ARPACK draws the next: from the same.
+        # If the first vector is an eigenvector, as for -I, ARPACK draws the next by this rng too.
         rng = np.random.default_rng(0)
         start = rng.normal(size=size)
         shifted = matrix + shift * np.eye(size)
@@ -169,13 +169,14 @@ def rightmost(matrix: np.ndarray) -> float:
 
 @partial(jax.jit, static_argnums=0)
 def _measure(q: QFunction, case: Case) -> tuple[dict[str, Array], Array, dict[str, Array]]:
-    """Everything but the last eigenvalue problem, which is not symmetric, and so for the host.
+    """All numbers of a minibatch but "self_excitation": its eigenvalue problem is not symmetric,
+    and so is solved on the host.
 
-    Returns the numbers, that problem's matrix, and of each part of the case whether it is finite.
+    Returns the numbers, the matrix of that problem, and for each part of the case if it is finite.
     """
     batch, gamma, reward = case.batch, case.gamma, wide(case.batch.reward)
     inputs, bootstrapped = (batch.obs, batch.action), (batch.next_obs, case.next_action)
-    own = jax.eval_shape(q, case.params, *one_example(inputs)).dtype  # what q computes in
+    own = jax.eval_shape(q, case.params, *one_example(inputs)).dtype  # the dtype of Q
     lin = ntk.linearize(q, case.params, inputs)
     there = lin.elsewhere(bootstrapped)
     ahead = gamma * wide(batch.discount)
@@ -232,7 +233,7 @@ def _update(
 
 
 def _saturation(action: Array) -> Array:
-    """NaN for actions whose bounds are not known."""
+    """The share of coordinates of actions near their bounds; NaN if the bounds are not known."""
     size = jnp.abs(action)
     known = jnp.issubdtype(action.dtype, jnp.floating) & (jnp.max(size) <= 1 + _ROUNDING)
     return jnp.where(known, jnp.mean(size > _BOUND), jnp.nan)
@@ -251,11 +252,11 @@ def _of_kernel(gram: Array, alpha: Array | float, gamma: Array | float) -> dict[
 
 
 def _of_hidden_layers(hidden: list[Array], ahead: list[Array], goes: Array) -> dict[str, Array]:
-    """Of the hidden layers at X and at X*, `[B, width]` each; `goes` `[B]` is 0 at terminals."""
+    """Numbers of the hidden layers at X and X*, `[B, width]`; `goes` `[B]` is 0 at terminals."""
     if not hidden:
         return {}
     last, after = hidden[-1], ahead[-1]
-    # Of the layer itself: the squares of a product would lose half of the digits, and the rank.
+    # Not of its Gram matrix, whose squares would lose half of the digits, and so the rank.
     sigma = jnp.linalg.svd(last, compute_uv=False)
     total = jnp.sum(sigma)
     rank = 1 + jnp.sum(jnp.cumsum(sigma) < (1 - _SRANK) * total)
@@ -271,8 +272,8 @@ def _of_hidden_layers(hidden: list[Array], ahead: list[Array], goes: Array) -> d
 def _soft_divergence(
     values: Array, bound: Array | float, bonus: Array, gamma: Array | float
 ) -> Array:
-    """How far Q `[B]` is beyond what rewards within `bound`, and a bonus `[B]` on top of each, can
-    sum up to on Q's side of zero.
+    """The largest |Q|, divided by the most that rewards within `bound`, each with a bonus, can sum
+    up to with the sign of Q. `values` and `bonus` are `[B]`.
     """
     signs = jnp.asarray([1, -1], values.dtype)
     most = bound + jnp.maximum(jnp.max(jnp.outer(signs, bonus), axis=1), 0)
@@ -280,7 +281,7 @@ def _soft_divergence(
 
 
 def _mean(values: Array, weights: Array) -> Array:
-    """The weighted mean; 0 where nothing has any weight."""
+    """The weighted mean; 0 if all weights are 0."""
     return _ratio(jnp.sum(jnp.where(weights > 0, weights * values, 0)), jnp.sum(weights))
 
 
@@ -290,7 +291,7 @@ def _ratio(a: Array, b: Array | float) -> Array:
 
 
 def _beyond_rounding(error: Array, values: Array, eps: Any) -> Array:
-    """|error|, or 0 where differences of values this large have no digit left for it."""
+    """|error|, or 0 if it is no larger than the rounding error in a difference of `values`."""
     size = jnp.linalg.norm(error)
     return jnp.where(size <= 2 * eps * jnp.linalg.norm(values), 0, size)
 
@@ -302,7 +303,7 @@ def _condition(gram: Array) -> Array:
     return jnp.where(eigenvalues[-1] > 0, ratio, 1 / eps)
 
 
-# --- what a person may have got wrong -------------------------------------------------------------
+# --- checks of the arguments ----------------------------------------------------------------------
 
 
 def _check(case: Case) -> None:
@@ -342,7 +343,7 @@ def _check(case: Case) -> None:
 
 
 def _shapes(part: Any) -> Any:
-    """The shape of an array, or by name those of several."""
+    """The shape of an array, or of each array in a mapping."""
     return jax.tree.map(np.shape, part) if isinstance(part, Mapping) else np.shape(part)
 
 

@@ -1,5 +1,5 @@
 """A critic on a finite problem, where nothing has to be estimated: how far Q is from Q*, and
-whether the update at hand contracts.
+whether its update is a contraction.
 """
 
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from preqn_jax.options import require
 from preqn_jax.problems import Problem
 from preqn_jax.types import Array, Params, QFunction
 
-_RCOND = 1e-6  # of K's eigenvalues, where nothing is added to them
+_RCOND = 1e-6  # the default of `rcond`
 
 
 def exact(
@@ -25,7 +25,8 @@ def exact(
     gamma: float | None = None,
     rho: Array | np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Q against Q*, and U at the kernel of `params` (Eq. 9), over all pairs of a problem.
+    """The error of Q against Q*, and how the update U, with the kernel of `params` (Eq. 9),
+    contracts: over all state-action pairs of a problem.
 
     Args:
       q: `q(params, obs [S], action [1]) -> []`, of one-hot states and of actions as numbers
@@ -33,19 +34,19 @@ def exact(
       params: theta.
       problem: of `preqn_jax.problems`. Terminal states have the value 0 and are left out.
       alpha: the step size.
-      damping: None for the plain step, U of Eq. 11. Else for PreQN's (Eqs. 21-23) on a minibatch
-        that holds every pair with rho > 0 once, as `solve.cholesky(damping)` takes it; at 0 K is
-        inverted as far as its rank goes.
-      rcond: with a damping, the share of K's largest eigenvalue at or below which others count as
-        zero, as `solve.eigh(rcond)` takes it; 1e-6 if None.
+      damping: None for the plain step, U of Eq. 11. A number for PreQN's step (Eqs. 21-23), damped
+        as by `solve.cholesky(damping)`, on a minibatch that holds every pair with rho > 0 once;
+        with 0, K is pseudo-inverted.
+      rcond: for PreQN's step, eigenvalues of K up to this share of the largest count as zero, as in
+        `solve.eigh(rcond)`; 1e-6 if None.
       gamma: the discount of the targets; the problem's own if None.
       rho: `[S, A]`, the distribution of the data; the problem's own if None.
 
     Returns:
       "q_error": max |Q - Q*|.
-      "modulus": of U in the sup norm, over all Q (`tabular.modulus`); below 1 it contracts.
-      "radius": spectral radius of U's derivative at this Q, whose greedy policy it holds fixed;
-        above 1 errors there grow.
+      "modulus": of U in the sup norm, over all Q (`tabular.modulus`); below 1, U is a contraction.
+      "radius": spectral radius of U's derivative at this Q, with Q's greedy policy held fixed;
+        above 1, errors near this Q grow.
 
     Raises:
       ValueError: a rho that is no distribution on the pairs, a gamma outside of [0, 1), a negative
@@ -91,8 +92,8 @@ def exact(
 
 
 def _optimal(mdp: tabular.MDP) -> np.ndarray:
-    """Q* `[S, A]` by policy iteration (Howard 1960), whose end does not depend on how close to 1
-    gamma is.
+    """Q* `[S, A]` by policy iteration (Howard 1960), which ends after finitely many iterations,
+    however close to 1 gamma is.
     """
     transition, reward = (np.asarray(x, np.float64) for x in (mdp.transition, mdp.reward))
     gamma, states = float(mdp.gamma), np.arange(len(reward))
@@ -100,7 +101,7 @@ def _optimal(mdp: tabular.MDP) -> np.ndarray:
     while True:
         left = np.eye(len(states)) - gamma * transition[states, policy]
         q = reward + gamma * transition @ np.linalg.solve(left, reward[states, policy])
-        better = q.max(axis=1) - q[states, policy] > 1e-10 * np.abs(q).max()  # and no rounding
+        better = q.max(axis=1) - q[states, policy] > 1e-10 * np.abs(q).max()  # not by rounding
         if not better.any():
             return q
         policy = np.where(better, q.argmax(axis=1), policy)
@@ -109,7 +110,9 @@ def _optimal(mdp: tabular.MDP) -> np.ndarray:
 def _preconditioned(
     kernel: np.ndarray, met: np.ndarray, damping: float, rcond: float | None
 ) -> np.ndarray:
-    """K (K + c I)^-1 `[N, N]` on the pairs that are met, c `damping` of the mean diagonal there."""
+    """K (K + c I)^-1 `[N, N]`, with the inverse over pairs in `met` and c = `damping` times the
+    mean diagonal there; 0 in the columns of other pairs.
+    """
     inner = kernel[np.ix_(met, met)]
     inner = inner + damping * np.mean(np.diagonal(inner)) * np.eye(len(inner))
     result = np.zeros_like(kernel)

@@ -1,4 +1,4 @@
-"""Whether Q diverges, and by which of the paper's failures (section 3.2), if a number tells."""
+"""Whether Q diverges, and by which of the paper's failures (section 3.2), if the numbers tell."""
 
 import math
 from collections.abc import Mapping
@@ -24,12 +24,12 @@ class Finding(NamedTuple):
     remedy: str
 
 
-# The lines below were chosen on the even seeds of experiments.verdicts, and held on its odd ones.
+# These thresholds were chosen on the even seeds of experiments.verdicts, and confirmed on the odd.
 MARGIN = 1.5
 """Of soft divergence: a sound critic whose Q* is at the bound goes beyond it by its errors."""
 NEGLIGIBLE = 0.05
 """Of mean |delta| over what rewards add up to: below, Q is where its targets want it."""
-# What names a failure, the surest first: the number, its line, the mode, the number in words.
+# The signs of a failure, the surest first: the number, its threshold, the mode, words for it.
 SIGNS = (
     (
         "linearization_error",
@@ -59,8 +59,7 @@ _NOT_THE_STEP_ALONE = (
 
 
 def failure(measured: Mapping[str, float]) -> Finding | None:
-    """The failure that is building up, of what `diagnose` measured; None while there is none to
-    see.
+    """The failure that the numbers of `diagnose` show; None if Q does not seem to diverge.
 
     >>> from preqn_jax import diagnostics
     >>> measured = {"soft_divergence": 2.0, "q_largest": 20.0, "td_error": 3.0, "gain": 1.5}
@@ -69,19 +68,18 @@ def failure(measured: Mapping[str, float]) -> Finding | None:
     >>> finding.mode, finding.evidence.split(" and ")[0]
     ('overshooting', '|Q| is 2 times what rewards as large as any seen add up to,')
 
-    Q diverges once |Q| exceeds 1.5 r_max / (1 - gamma), the soft divergence of van Hasselt
-    et al. 2018, r_max the largest |r| seen with SAC's entropy added, and its TD errors are above 5
-    % of that. Smaller ones are those of a critic that has settled: at a bound that is not the true
-    one, or by rounding.
+    Q counts as diverging if max |Q| exceeds 1.5 r_max / (1 - gamma) and the mean |TD error| is
+    above 5 % of r_max / (1 - gamma). The first is the soft divergence of van Hasselt et al. 2018;
+    r_max is the largest |r| seen, plus SAC's entropy bonus. With smaller TD errors the critic has
+    settled, and is above the bound by rounding, or because the bound is not the true one.
 
-    From there on the first of these that crosses its line names the failure: linearization error
-    above 1, gain above 1, extrapolation above 2, row ratio above 1 (over-generalization). Sound
-    critics cross none of them, but most that diverge do not either, and the cause is unnamed.
-    Alignment and self-excitation are no signs: with Adam they are as bad where all goes well. But
-    where the latter is positive Q may grow at any step size, and the remedies for a step that is
-    too long go on to those for a Q that feeds on itself. A Q
-    that this calls diverging may yet fall back. Where no reward but 0 was ever seen there is
-    nothing to hold Q against, and so no verdict: give the case a `reward_bound`.
+    Then the first of these numbers above its threshold names the failure: linearization error above
+    1, gain above 1, extrapolation above 2, row ratio above 1 (over-generalization). Sound critics
+    exceed none of them, but neither do most that diverge; then the cause is unnamed. Alignment and
+    self-excitation are no signs: with Adam they are as bad where all goes well. But where
+    self-excitation is positive, Q may grow at any step size, so the remedy for too long a step also
+    names the remedies for self-excitation. A Q that is called diverging may still recover. If no
+    reward but 0 was seen, there is no bound, and the result is None: set the case's `reward_bound`.
     """
     excess = measured["soft_divergence"]
     if measured["q_largest"] == math.inf:

@@ -1,14 +1,14 @@
-"""Of every number of `diagnose`: what it is, where it comes from, what a high value means, and what
-to do about it.
+"""`GLOSSARY`: the formula and source of every number of `diagnose`, what a high value means, and
+what to do about it.
 
-Remedies speak of the library's own arguments; a binary that has flags for them translates.
+Remedies name the arguments of the library; a program with flags for these translates them.
 """
 
 from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """What a number of `diagnose` is."""
+    """The explanation of one number of `diagnose`."""
 
     formula: str
     source: str

@@ -1,5 +1,5 @@
 """Environments: `make(env_id, num_envs)` builds a vector of any Gymnasium environment, of a probe,
-of a finite problem, or of one that is written for the device: our own, Brax's, MuJoCo Playground's.
+of a finite problem, or of one in JAX for the device: our own, Brax's, MuJoCo Playground's.
 """
 
 import functools
@@ -85,13 +85,13 @@ def make(source: Source, num_envs: int = 1) -> VectorEnv:
     """`num_envs` copies of an environment.
 
     Raises:
-      UserError: there is no such, or its spaces do not fit.
-      EnvError: it raised as it was made.
+      UserError: there is no such environment, or its spaces are not supported.
+      EnvError: the environment raised when it was made.
     """
     env = pure(source)
     if env is not None:
         return FunctionalVector(env, num_envs, name(source))
-    # It needs gymnasium and mujoco, which notebooks on kernels do without.
+    # Imported here: it needs gymnasium and mujoco, which notebooks on kernels do without.
     from preqn_jax.envs.gym import GymVector
 
     assert not isinstance(source, FunctionalEnv)
@@ -99,7 +99,7 @@ def make(source: Source, num_envs: int = 1) -> VectorEnv:
 
 
 def pure(source: Source) -> FunctionalEnv | None:
-    """The functional environment that is meant; None for one of the host. Raises as `make` does.
+    """The functional environment of a source; None for one of Gymnasium. Raises as `make` does.
 
     >>> from preqn_jax import envs
     >>> envs.pure("native/pendulum").time_limit, envs.pure("HalfCheetah-v5")
@@ -110,7 +110,7 @@ def pure(source: Source) -> FunctionalEnv | None:
     return source if isinstance(source, FunctionalEnv) else None
 
 
-@functools.cache  # what is compiled of one is shared by all vectors of it
+@functools.cache  # so that all vectors of one share its compiled functions
 def _functional(env_id: str) -> FunctionalEnv:
     for library in (brax, playground):
         if env_id.startswith(library.PREFIX):
@@ -120,7 +120,7 @@ def _functional(env_id: str) -> FunctionalEnv:
 
 
 def problem(source: Source) -> Problem | None:
-    """The finite problem that an environment is; None for all others.
+    """The finite problem behind an environment `tabular/...`; None for any other environment.
 
     >>> from preqn_jax import envs
     >>> envs.problem("tabular/chain").rho.shape, envs.problem("HalfCheetah-v5")
@@ -132,12 +132,12 @@ def problem(source: Source) -> Problem | None:
 
 
 def spec(source: Source, ask: Callable[[], None] | None = None) -> Spec:
-    """Sizes and bounds of an environment. Where `ask` is given, it is also asked whether it follows
-    its seed, and warned of where it does not; `ask` is called before each call of it, so that one
-    who waits knows that it came back. Raises UserError as `make` does.
+    """Sizes and bounds of an environment. With `ask`, also log a warning if the environment does
+    not follow its seed; `ask` is called before each reset that this takes, so that a watchdog sees
+    that the call before has returned. Raises as `make` does.
     """
     env = make(source, 1)
-    follows = getattr(env, "follows_its_seed", lambda _: True)  # a Gymnasium environment may not
+    follows = getattr(env, "follows_its_seed", lambda _: True)  # a functional one always does
     if ask is not None and not follows(ask):
         _log.warning(
             "environment %r does not follow its seed, as by super().reset(seed=seed) and "
@@ -147,5 +147,5 @@ def spec(source: Source, ask: Callable[[], None] | None = None) -> Spec:
     try:
         env.close()
     except EnvError as error:
-        _log.warning("%s", error)  # nothing that was asked for is lost
+        _log.warning("%s", error)  # not an error: the spec is known
     return env.spec

@@ -1,5 +1,5 @@
-"""What the training loop needs of an environment: a vector of them, on the host, whose state can be
-saved exactly.
+"""The interface of environments to the training loop: a vector of them, on the host, whose state
+can be saved exactly.
 """
 
 from collections.abc import Sequence
@@ -12,27 +12,28 @@ from preqn_jax.types import Spec
 
 
 class EnvError(UserError):
-    """An environment raised, hung, or returned what its spaces do not hold. What it raised itself
-    is the cause.
+    """An environment raised, hung, or returned what does not fit its spaces. An exception that it
+    raised itself is the `__cause__`.
     """
 
 
 class Step(NamedTuple):
-    """One step of every environment; finished ones have already been reset in `obs`, but for those
-    of an evaluation. Arrays are NumPy's, or on the device JAX's.
+    """The result of one step of every environment. Where an episode ended, `obs` is already of the
+    next one, except in an evaluation. Arrays are NumPy's, or JAX's for environments on the device.
     """
 
     reward: Any  # `[n]` float32
-    terminated: Any  # `[n]` bool, the episode ended by the task's own rule: nothing follows
-    truncated: Any  # `[n]` bool, it was cut off by a time limit: the value goes on
+    terminated: Any  # `[n]` bool, the episode ended by the task's own rule: no bootstrap
+    truncated: Any  # `[n]` bool, the episode was cut off by a time limit: targets bootstrap
     next_obs: Any  # `[n, obs]` float32, the true successor, also where the episode ended
     # `[n, obs]` float32, where to act from next: `next_obs`, or a new episode's first observation
     obs: Any
 
 
 class VectorEnv(Protocol):
-    """Several environments stepped as one. Actions are in [-1, 1] and scaled to the environment's
-    bounds inside. Every call raises EnvError for what an environment of it raises or returns amiss.
+    """Several environments stepped as one. Actions are in [-1, 1], and are scaled to the
+    environment's bounds inside. Every call raises EnvError if one of the environments raises, or
+    returns something invalid.
     """
 
     spec: Spec
@@ -43,15 +44,15 @@ class VectorEnv(Protocol):
         ...
 
     def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> Step:
-        """Advance all, or those where `active [n]` is true; the others stand still: their rows are
-        zero, and of `obs` without meaning. With `active`, as in an evaluation, one that ends need
-        not begin anew: it has no next step before a reset.
+        """Advance all environments, or only those where `active [n]` is true. The others do not
+        change; their rows are zero, in `obs` without meaning. With `active`, as in an evaluation,
+        no new episode needs to begin where one ended: there is no next step before a `reset`.
         """
         ...
 
     def save(self) -> Any:
-        """All that the next steps depend on, as plain JSON (`envs.codec`). Where it has `envs`, one
-        that is None there cannot be saved, and `load` begins it anew.
+        """Everything that the next steps depend on, as plain JSON (`envs.codec`). A None in its
+        list "envs" is an environment that cannot be saved; `load` begins a new episode there.
         """
         ...
 
@@ -62,7 +63,7 @@ class VectorEnv(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what the environments hold, of all of them whichever raises."""
+        """Free the resources of all environments, even if closing one of them raises."""
         ...
 
 

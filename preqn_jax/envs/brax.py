@@ -1,7 +1,7 @@
 """Brax's environments: `brax/halfcheetah`, or `brax/spring/halfcheetah` for another physics.
 
-Only their reset and step are taken. Brax's wrappers put a new episode's first observation in the
-place of the true successor; episodes and time limits are ours.
+Only reset and step are Brax's. Episodes and time limits are this package's own, because Brax's
+wrappers replace the true successor by the first observation of a new episode.
 """
 
 import warnings
@@ -20,8 +20,8 @@ def make(env_id: str) -> FunctionalEnv:
     episodes are cut off after 1000 steps.
 
     Raises:
-      UserError: there is no such, or no Brax.
-      EnvError: it raised as it was made, as where it has not that physics.
+      UserError: there is no such environment, or Brax is not installed.
+      EnvError: the environment raised when it was made, as it does without support for the physics.
     """
     try:
         import brax.envs as library  # pyright: ignore[reportMissingImports]

@@ -1,8 +1,8 @@
-"""JSON that holds arrays exactly: an array is its dtype, shape and bytes in hexadecimal. One object
-in two places, or one memory in two arrays, comes back as one.
+"""A JSON form that holds arrays exactly: as dtype, shape and bytes in hexadecimal. An object in two
+places, or memory shared by two arrays, is shared again after decoding.
 
-Decoding makes dicts, lists, tuples, deques, strings, numbers, None, arrays of numbers and NumPy's
-random generators, and runs nothing.
+Decoding makes only dicts, lists, tuples, deques, strings, numbers, None, arrays of numbers and
+NumPy's random generators, and runs no code from its input.
 """
 
 from collections import Counter, deque
@@ -13,22 +13,22 @@ import numpy as np
 
 _ARRAY, _TUPLE, _FLOAT, _DEQUE = "__array__", "__tuple__", "__float__", "__deque__"
 _GENERATOR, _VIEW, _FIRST, _AGAIN = "__generator__", "__view__", "__first__", "__again__"
-_LATER = {"seen"}  # entries that states of before lack
+_LATER = {"seen"}  # entries that older saved states lack
 MUTABLE = (np.ndarray, np.random.Generator, dict, list, deque)
 
 
 def encode(tree: Any) -> Any:
     """Dicts, lists, tuples, deques, strings, numbers, None, arrays and NumPy's random generators to
-    plain JSON. Raises TypeError for anything else, also for what only derives from one of these: it
-    may hold more, and would come back as another type.
+    plain JSON. Raises TypeError for anything else, also for objects of subclasses of these types:
+    they may hold more, and would come back as another type.
     """
     seen = Counter(_objects(tree, ()))
     return _encode(tree, {key: None for key, times in seen.items() if times > 1})
 
 
 def _objects(tree: Any, within: tuple[int, ...]) -> Iterable[int]:
-    """The identity of everything in a tree that can change in its place, as often as it is met: of
-    arrays that look into another's memory, that one's.
+    """The id of every mutable object in a tree, as often as the object occurs there; for an array
+    that is a view, the id of the array that owns the memory.
     """
     kind = type(tree)
     if kind not in MUTABLE and kind is not tuple:
@@ -43,7 +43,7 @@ def _objects(tree: Any, within: tuple[int, ...]) -> Iterable[int]:
 
 
 def _root(array: np.ndarray) -> np.ndarray:
-    """Whose memory this is, where it can be told by place and strides."""
+    """The array whose memory `array` shows, if offset and strides describe how; else `array`."""
     root = array
     while type(root.base) is np.ndarray:
         root = root.base
@@ -51,7 +51,7 @@ def _root(array: np.ndarray) -> np.ndarray:
 
 
 def _encode(tree: Any, shared: dict[int, int | None]) -> Any:
-    """`shared`: what is met more than once, and the number that it got when it was met first."""
+    """`shared`: id of each object that occurs repeatedly -> its number, None until it is met."""
     kind = type(tree)
     if kind is np.ndarray and (root := _root(tree)) is not tree and id(root) in shared:
         place = tree.__array_interface__["data"][0] - root.__array_interface__["data"][0]
@@ -90,24 +90,24 @@ def _parts(tree: Any, shared: dict[int, int | None]) -> Any:
 
 
 def _dtype(array: np.ndarray | np.generic) -> str:
-    """What `np.dtype` takes. Raises TypeError for what is no number."""
+    """The dtype as text for `np.dtype`. Raises TypeError for an array of objects or records."""
     if array.dtype.hasobject:
         raise TypeError("an array of Python objects has no exact JSON form")
     if array.dtype.names:
         raise TypeError("an array of records has no exact JSON form")
-    # bfloat16 and its like are known by their names alone.
+    # `np.dtype` knows bfloat16 and the like only by name.
     return array.dtype.name if array.dtype.kind == "V" else array.dtype.str
 
 
 def _bits(name: str) -> Callable[[], np.random.BitGenerator] | None:
-    """NumPy's source of random bits by that name; None if there is none."""
+    """NumPy's bit generator with that name; None if there is none."""
     kind = getattr(np.random, name, None)
     return kind if isinstance(kind, type) and issubclass(kind, np.random.BitGenerator) else None
 
 
 def decode(tree: Any) -> Any:
     """The inverse of `encode`; a zero-dimensional array comes back as a NumPy scalar. Raises
-    ValueError, or what a tree of an unexpected form leads to.
+    ValueError, or any other exception if the tree has an unexpected form.
     """
     return _decode(tree, {})
 
@@ -124,7 +124,7 @@ def _decode(tree: Any, made: dict[int, Any]) -> Any:
         return made[tree[_FIRST]]
     if _VIEW in tree:
         memory, kind = _decode(tree["of"], made), np.dtype(tree[_VIEW])
-        if kind.hasobject:  # numbers would be taken for addresses
+        if kind.hasobject:  # its bytes would be taken for addresses
             raise ValueError(f"a view of the type {kind}")
         return np.ndarray(tree["shape"], kind, memory, tree["place"], tree["strides"])
     if _ARRAY in tree:
@@ -149,19 +149,19 @@ def _generator(state: Mapping[str, Any]) -> np.random.Generator:
     if make is None:
         raise ValueError(f"there is no bit generator {state['bit_generator']!r}")
     made = np.random.Generator(make())
-    made.bit_generator.state = state  # which checks it
+    made.bit_generator.state = state  # NumPy checks it
     return made
 
 
-# --- what may take the place of what --------------------------------------------------------------
+# --- checks of a saved state ----------------------------------------------------------------------
 
 
 def check_form(like: Any, tree: Any, where: str = "it") -> None:
-    """Raises ValueError, or what `decode` raises, where an encoded state cannot take the place of
-    `like`, that of a fresh environment of the same kind: other keys, kinds, types or shapes.
+    """Raises ValueError, or what `decode` raises, if the encoded state `tree` has other keys,
+    types, dtypes or shapes than `like`, the state of a fresh environment of the same kind.
 
-    The attributes of an environment ("layers") may change their kinds as it is stepped, and one
-    that cannot be saved is None; seeds are the same.
+    Two differences are allowed: the attributes of an environment ("layers") may change their types
+    as it is stepped, and an environment that could not be saved is None. Seeds must be equal.
     """
     if isinstance(like, dict) and _ARRAY in like:
         old, new = decode(like), decode(tree) if isinstance(tree, dict) else None
@@ -199,8 +199,9 @@ def _check_entry(name: str, like: Any, tree: Any, where: str) -> None:
 def restorable(
     holder: Any, plain: Mapping[str, Any], saved: Mapping[str, Any], never: Collection[str]
 ) -> dict[str, Any]:
-    """Of saved attributes those that are plain state of a fresh `holder`, whose `plain` these are,
-    or that stepping it would add: none that stands for a method, a property or another object.
+    """The saved attributes that may be set on a fresh `holder`: those in `plain`, its own plain
+    attributes, and new ones that stepping may have added. Left out are those in `never`, and any
+    that would replace a method, a property or an object that is not plain.
     """
 
     def good(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What an environment must hold to, checked at every call, and the sentences for one that does not.
+"""The rules for environments, which are checked at every call, and the messages for breaking them.
 
 A check that passes costs a microsecond or less: environments are stepped millions of times.
 """
@@ -10,7 +10,7 @@ import numpy as np
 
 from preqn_jax.envs.base import EnvError
 
-RAISED = (Exception, SystemExit)  # one that calls sys.exit() must not end a run as if it were whole
+RAISED = (Exception, SystemExit)  # a sys.exit() there must not look like the end of a run
 _NUMBERS, _FLAGS = "fiu", "biu"  # kinds of dtypes
 _USUAL_NUMBERS, _USUAL_FLAGS = {float, int, np.float64, np.float32}, {bool, np.bool_}
 _STARTS = "(observation, info)"
@@ -18,12 +18,12 @@ _STEPS = "(observation, reward, terminated, truncated, info)"
 
 
 def raised(name: str, call: str, error: BaseException) -> EnvError:
-    """The sentence on an environment that raised `error` in `call`; raise it from that."""
+    """The EnvError to raise `from error`, for an environment that raised `error` in `call`."""
     return EnvError(f"environment {name!r}, in {call}, raised {said(error)}")
 
 
 def ask(name: str, call: str, function: Callable[..., Any], *given: Any, **named: Any) -> Any:
-    """What a call of an environment returns; what it raises comes as EnvError."""
+    """What a call of an environment returns. If it raises, raises EnvError from that."""
     try:
         return function(*given, **named)
     except EnvError:
@@ -34,20 +34,20 @@ def ask(name: str, call: str, function: Callable[..., Any], *given: Any, **named
 
 def said(error: BaseException) -> str:
     """The type of an exception and the first line of what it says."""
-    lines = str(error).strip().replace("`", "'").splitlines()  # what we quote so are our options
+    lines = str(error).strip().replace("`", "'").splitlines()  # in messages, backticks mark options
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def first_obs(name: str, out: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """The observation of what `reset` returned. Raises EnvError if that is not it."""
+    """The observation in what `reset` returned. Raises EnvError if `out` has another form."""
     if not isinstance(out, (tuple, list)) or len(out) != 2:
         raise _returned(name, "reset", "", out, _STARTS)
     return _observation(name, "reset", out[0], shape)
 
 
 def outcome(name: str, out: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, Any, Any, Any]:
-    """(observation, reward, terminated, truncated) of what `step` returned. Raises EnvError if that
-    is not it.
+    """(observation, reward, terminated, truncated) of what `step` returned. Raises EnvError if
+    `out` has another form.
     """
     if not isinstance(out, (tuple, list)) or len(out) != 5:
         raise _returned(name, "step", "", out, _STEPS)
@@ -62,7 +62,7 @@ def outcome(name: str, out: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, An
 
 
 def check_shapes(name: str, call: str, **arrays: tuple[Any, tuple[int, ...]]) -> None:
-    """Raises EnvError for an array of one environment that has not the shape it stands with."""
+    """Raises EnvError for an array of an environment that does not have the shape in its pair."""
     for what, (value, shape) in arrays.items():
         if np.shape(value) != shape:
             raise EnvError(
@@ -81,7 +81,7 @@ def _observation(name: str, call: str, value: Any, shape: tuple[int, ...]) -> np
 
 
 def _scalar(value: Any, kinds: str) -> bool:
-    """Whether it is one number of these kinds, Python's, NumPy's or JAX's."""
+    """Whether `value` is one number, of Python, NumPy or JAX, whose dtype is of these kinds."""
     one = isinstance(value, (int, float)) or getattr(value, "shape", None) == ()
     return one and np.asarray(value).dtype.kind in kinds
 

@@ -22,7 +22,7 @@ def functional(problem: Problem) -> FunctionalEnv:
     """The environment of one problem."""
     mdp = problem.mdp
     states, actions = mdp.transition.shape[:2]
-    log_transition = jnp.log(mdp.transition)  # of 0: minus infinity, never drawn
+    log_transition = jnp.log(mdp.transition)  # where 0, minus infinity: never drawn
     log_start = jnp.log(jnp.where(problem.terminal, 0, jnp.sum(problem.rho, axis=1)))
     reward = jnp.broadcast_to(
         mdp.reward if mdp.reward.ndim == 3 else mdp.reward[:, :, None], mdp.transition.shape

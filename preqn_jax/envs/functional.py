@@ -1,4 +1,4 @@
-"""Environments as pure functions, and the vector that runs them where the loop expects one."""
+"""Environments as pure functions, and `FunctionalVector`, which runs them as a `VectorEnv`."""
 
 import contextlib
 import functools
@@ -21,7 +21,7 @@ EnvState = Any
 
 
 class Outcome(NamedTuple):
-    """What one step of a functional environment returns beside its state."""
+    """What one step of a functional environment returns besides the next state."""
 
     reward: Array  # []
     terminated: Array | np.bool_  # [] bool
@@ -45,8 +45,8 @@ class FunctionalEnv(NamedTuple):
 
 
 def of_states(reset: Callable, step: Callable, action_size: int, time_limit: int) -> FunctionalEnv:
-    """The environment of two functions as Brax and MuJoCo Playground have them, with actions in
-    [-1, 1].
+    """An environment made of a reset and a step in the style of Brax and MuJoCo Playground, with
+    actions in [-1, 1].
 
     reset: `key data -> state`, with `state.obs`, an array `[obs]` or a dict that holds "state".
     step: `(state, action) -> state`, with `state.reward` and `state.done` as well, which is 1
@@ -58,7 +58,7 @@ def of_states(reset: Callable, step: Callable, action_size: int, time_limit: int
 
     def begin(key: Key) -> EnvState:
         with their_ways():
-            return reset(jax.random.key_data(key))  # which a state may hold, and be saved with
+            return reset(jax.random.key_data(key))  # raw data: a state must not hold keys
 
     def advance(state: EnvState, action: Array, key: Key) -> tuple[EnvState, Outcome]:
         with their_ways():
@@ -73,13 +73,13 @@ def of_states(reset: Callable, step: Callable, action_size: int, time_limit: int
 
 
 def their_ways() -> contextlib.AbstractContextManager[Any]:
-    """Inside, a library may let JAX promote ranks, which ours and the binaries do not."""
+    """A context in which JAX may promote ranks, which these libraries need and ours does not."""
     return jax.numpy_rank_promotion("allow")
 
 
 def checked(env: FunctionalEnv, name: str) -> FunctionalEnv:
-    """`env`, which raises EnvError as it is traced, for what it raises itself, for shapes that are
-    not those of its spec, and a state that cannot be saved; rewards and observations are float32.
+    """`env` with checks: when traced, it raises EnvError for its own exceptions, shapes that do not
+    fit its spec, and a state that cannot be saved. Rewards and observations become float32.
 
     Raises UserError for sizes and bounds that make no sense, or a time limit below 0.
     """
@@ -119,8 +119,8 @@ def checked(env: FunctionalEnv, name: str) -> FunctionalEnv:
 
 
 def _as(name: str, new: Any, old: Array) -> Array:
-    """An array of a state in the type that it began with. Raises EnvError for another shape, and
-    where that would cut numbers off.
+    """An array of a state, cast to the dtype that it had after the reset. Raises EnvError for
+    another shape, and if the cast would cut fractions off.
     """
     new, words = jnp.asarray(new), "a state with an array"
     contract.check_shapes(name, "step", **{words: (new, old.shape)})
@@ -133,8 +133,8 @@ def _as(name: str, new: Any, old: Array) -> Array:
 
 
 class Many(NamedTuple):
-    """A vector of a functional environment as pure functions. Its state is that of each
-    environment, the steps of each one's episode, and how many keys each has used.
+    """A vector of a functional environment as pure functions. Its state holds, for each
+    environment, the state of that, the number of steps in the episode, and a counter for its keys.
 
     start: `keys -> state`, from one key for each environment.
     advance: `(state, actions in the spec's bounds, keys) -> (state, Step)`.
@@ -147,7 +147,7 @@ class Many(NamedTuple):
 
 
 def many(env: FunctionalEnv, name: str, axes: int = 1) -> Many:
-    """Environments of one kind whose arrays lead with so many axes: `[E]`, or `[S, E]`."""
+    """A vector of `env`, whose arrays have `axes` leading axes: `[E]`, or `[S, E]`."""
     env = checked(env, name)
 
     def each(function: Callable) -> Callable:
@@ -172,7 +172,7 @@ def many(env: FunctionalEnv, name: str, axes: int = 1) -> Many:
             fresh = each(env.reset)(fold(keys, 2 * count + 1))
             return jax.tree.map(partial(each(jnp.where), ended), fresh, inner)
 
-        # A reset may cost as much as many steps: none where no episode ended.
+        # A reset may cost as much as many steps, so none is computed if no episode ended.
         after = jax.lax.cond(jnp.any(ended), renew, lambda inner: inner, inner)
         see = each(env.observe)
         out = Step(outcome.reward, outcome.terminated, truncated, see(inner), see(after))
@@ -181,9 +181,9 @@ def many(env: FunctionalEnv, name: str, axes: int = 1) -> Many:
     return Many(start, advance, lambda state: each(env.observe)(state[0]))
 
 
-@functools.lru_cache(maxsize=64)  # as long as in use, of environments made anew and anew
+@functools.lru_cache(maxsize=64)  # bounded, as a program may make new environments again and again
 def _compiled(env: FunctionalEnv, name: str) -> tuple[Callable, Callable, Callable]:
-    """Start, advance and observe a vector of an environment; its other vectors share them."""
+    """Compiled `start`, `advance`, `observe` of `Many`; vectors of one environment share them."""
     made = many(env, name)
     return jax.jit(made.start), jax.jit(made.advance), jax.jit(made.observe)
 
@@ -236,7 +236,7 @@ class FunctionalVector:
         self.reset(state["seeds"])
         leaves = [jnp.asarray(leaf) for leaf in codec.decode(state["leaves"])]
         self._state = jax.tree.unflatten(jax.tree.structure(self._state), leaves)
-        if "seen" in state:  # to look again, by another program, may round otherwise
+        if "seen" in state:  # observing again, in another program, may round otherwise
             self._obs = codec.decode(state["seen"])
             return self._obs
         return self._look()

@@ -1,6 +1,6 @@
-"""Gymnasium environments, MuJoCo's among them: with `gym_state` the only file that imports either.
+"""Gymnasium environments, also MuJoCo's. Only this file and `gym_state` import either library.
 
-An environment whose state cannot be saved says so, and starts a new episode on resume.
+An environment whose state cannot be saved logs a warning, and starts a new episode on resume.
 """
 
 # MuJoCo's bindings are compiled and carry no types that a checker could read.
@@ -27,7 +27,7 @@ from preqn_jax.options import UserError
 from preqn_jax.types import Spec
 
 _log = logging.getLogger(__name__)
-# Statistics that run on in each copy of an environment.
+# Wrappers with running statistics, which each copy of an environment gathers for itself.
 _RUNNING = (gymnasium.wrappers.NormalizeObservation, gymnasium.wrappers.NormalizeReward)
 
 
@@ -35,11 +35,11 @@ class GymVector:
     """`VectorEnv` of copies of one Gymnasium environment, stepped one after the other."""
 
     def __init__(self, source: str | Callable[[], Any] | GymSource, num_envs: int):
-        """`source` is an id, or makes an environment, or is one of these with arguments and
-        wrappers.
+        """`source` is an id, a function that makes an environment, or one of these with arguments
+        and wrappers (`GymSource`).
 
-        Raises UserError for an unknown id, argument or wrapper, one that normalizes as it goes, or
-        spaces that do not fit; EnvError for what making one raises.
+        Raises UserError for an unknown id, argument or wrapper, a wrapper with running statistics,
+        or spaces that are not supported; EnvError if making an environment raises.
         """
         route_mujoco_warnings()
         self._name = name = called(source)
@@ -55,11 +55,11 @@ class GymVector:
         self._obs = np.zeros((num_envs, self.spec.obs_size), np.float32)
         self._seeds: list[int] = [0] * num_envs
         self._steps = 0
-        self._said = False  # that one of them cannot be saved
+        self._said = False  # whether a warning said that one cannot be saved
 
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
-        """As new ones: what an environment keeps over its episodes is what it was made with, where
-        it can be saved.
+        """Reset all, as if they were new: what an environment keeps over its episodes is put back
+        to what it was made with, if it can be saved.
         """
         self._seeds, self._steps = list(seeds), 0
         for i, (env, seed, new) in enumerate(zip(self._envs, seeds, self._new, strict=True)):
@@ -69,9 +69,9 @@ class GymVector:
         return self._obs.copy()
 
     def follows_its_seed(self, ask: Callable[[], None]) -> bool:
-        """Whether the same seed begins the same episode, and NumPy's global generator stands still
-        meanwhile; True where it cannot be told, as where a reset raises. `ask` is called before
-        each.
+        """Whether two resets with the same seed give the same observation, and leave NumPy's global
+        generator alone; True if this cannot be told, as when a reset raises. `ask` is called before
+        each reset.
         """
         env, new = self._envs[0], self._new[0]
         if new is None:
@@ -83,7 +83,7 @@ class GymVector:
                 new.restore(env)
                 found.append(self._first(env, 0))
             except EnvError:
-                return True  # a run meets it too
+                return True  # a run will raise it too
         still = before == _global_generator()
         return still and bool(np.array_equal(*found, equal_nan=True))
 
@@ -110,7 +110,7 @@ class GymVector:
                 self._name, out, self._obs_shape
             )
             next_obs[i] = obs.reshape(-1)
-            # Those that alone are `active` in the end, in an evaluation, need no other episode.
+            # With `active`, as in an evaluation, no next episode is needed.
             anew = active is None and ended[:, i].any()
             self._obs[i] = self._first(env) if anew else next_obs[i]
         self._steps += 1
@@ -141,7 +141,7 @@ class GymVector:
             state["steps"],
         )
         for i, (env, saved) in enumerate(zip(self._envs, state["envs"], strict=True)):
-            # Also lets step() be called.
+            # Also for a saved state: without a reset, Gymnasium refuses step().
             first = self._first(env, derive_seed(self._seeds[i], self._steps))
             if saved is None:
                 self._obs[i] = first
@@ -161,12 +161,12 @@ class GymVector:
 
 
 def _global_generator() -> bytes:
-    """Where NumPy's stands."""
+    """The state of NumPy's global random generator."""
     return pickle.dumps(np.random.get_state(legacy=False))  # noqa: NPY002
 
 
 def single(source: str | Callable[[], Any] | GymSource) -> gymnasium.Env:
-    """One environment. Raises as `GymVector` does, but for spaces."""
+    """Make one environment. Raises as `GymVector` does, but does not check spaces or statistics."""
     source = source if isinstance(source, GymSource) else GymSource(source, {})
     name, kwargs = called(source), dict(source.kwargs)
     if isinstance(source.env, gymnasium.Env):
@@ -184,7 +184,7 @@ def single(source: str | Callable[[], Any] | GymSource) -> gymnasium.Env:
             f"cannot make environment {name!r}: {str(error).strip().rstrip('.')}"
         ) from error
     except UserError:
-        raise  # of a function that makes one by way of this
+        raise  # from a source that calls this function itself
     except ImportError as error:
         raise UserError(
             f"environment {name!r} needs a package that is not installed: "
@@ -238,7 +238,7 @@ def _check_layers(name: str, env: gymnasium.Env) -> None:
 
 
 def _spec(name: str, env: gymnasium.Env) -> Spec:
-    both = attrgetter("observation_space", "action_space")  # of which it may have none
+    both = attrgetter("observation_space", "action_space")  # either may be missing
     obs, action = contract.ask(name, "its spaces", both, env)
     for what, space, advice in (
         ("action", action, _advice_on_actions(action)),
@@ -256,7 +256,7 @@ def _spec(name: str, env: gymnasium.Env) -> Spec:
 
 
 def _advice_on_actions(space: Any) -> str:
-    """What to do about a space of actions that does not fit; "" where it does."""
+    """Advice for an unsupported action space, or "" where it is supported."""
     if _box(space, np.floating) or isinstance(space, gymnasium.spaces.Discrete):
         return ""
     inner = getattr(space, "spaces", ())  # of a Dict or a Tuple
@@ -268,7 +268,7 @@ def _advice_on_actions(space: Any) -> str:
 
 
 def _advice_on_observations(space: Any) -> str:
-    """Likewise of observations."""
+    """Advice for an unsupported observation space, or "" where it is supported."""
     if _box(space, np.floating) or (_box(space, np.integer) and not _image(space)):
         return ""
     needs, flat = "these networks need vectors of numbers", "gymnasium.wrappers:FlattenObservation"
@@ -294,10 +294,10 @@ def _image(space: Any) -> bool:
 
 
 class BoundAction(gymnasium.ActionWrapper):
-    """The same actions within finite bounds, for an environment that has none, or has wider ones.
+    """Bounds the actions of an environment, for one without finite bounds, or with wider ones.
 
-    `low` and `high` are numbers, or as many as there are actions; bounds that the environment has
-    hold as well.
+    `low` and `high` are numbers, or arrays with one entry for each action coordinate. Bounds of the
+    environment that are tighter stay.
 
     Example:
       >>> import gymnasium, numpy as np
@@ -318,7 +318,7 @@ class BoundAction(gymnasium.ActionWrapper):
 
 
 class FlattenAction(gymnasium.ActionWrapper):
-    """One vector of actions for an environment that takes a Dict or a Tuple of boxes."""
+    """Makes the actions one vector, for an environment that takes a Dict or a Tuple of boxes."""
 
     def __init__(self, env: gymnasium.Env):
         super().__init__(env)
@@ -329,8 +329,8 @@ class FlattenAction(gymnasium.ActionWrapper):
 
 
 def route_mujoco_warnings() -> None:
-    """MuJoCo's warnings to `logging`, instead of the console and a MUJOCO_LOG.TXT in the current
-    folder.
+    """Send MuJoCo's warnings to `logging`, instead of the console and a MUJOCO_LOG.TXT in the
+    current folder.
     """
 
     def handler(message: str) -> None:

@@ -1,11 +1,10 @@
-"""The state of a Gymnasium environment, with all its wrappers.
+"""Save and load the state of a Gymnasium environment with all its wrappers.
 
-Exact resume needs the whole of it. For MuJoCo that is the integration state, and every array of
-`MjData` besides: Ant's reward reads a body position derived in the last sub-step, which the
-integration state does not determine; and the numbers of its model, which some tasks draw anew for
-each episode. Whatever else wrappers and environments hold in plain attributes is saved too, but for
-functions, and the generators that its spaces sample by; an environment with state in other objects,
-callable ones among them, cannot be saved.
+Exact resume needs the whole state. For MuJoCo this is the integration state; the other arrays of
+`MjData`, as Ant's reward reads a body position from the last sub-step, which the integration state
+does not determine; and the numbers of the model, which some tasks draw anew for each episode. Plain
+attributes of environment and wrappers are saved too, except functions, and so are the generators of
+spaces. An environment with state in other objects, callable ones included, cannot be saved.
 """
 
 # MuJoCo's bindings are compiled and carry no types that a checker could read.
@@ -31,7 +30,7 @@ from preqn_jax.envs import codec
 _CONSTANT = (gymnasium.envs.registration.EnvSpec,)
 _CONSTANT_NAMES = {"metadata", "observation_structure"}
 _PICTURE = {"viewer", "screen", "clock", "surf", "renderer", "mujoco_renderer"}
-_SPACES = {"_action_space", "_observation_space"}  # a wrapper's own, or None
+_SPACES = {"_action_space", "_observation_space"}  # a wrapper's own space, or None
 _NEVER = {"env", "render_mode", "_cached_spec"}
 _INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION
 _SIMULATION = (mujoco.MjModel, mujoco.MjData)
@@ -49,9 +48,9 @@ def layers(env: gymnasium.Env) -> list[gymnasium.Env]:
 def _plain(
     layer: gymnasium.Env, strict: bool = True, among: Collection[str] | None = None
 ) -> dict[str, Any]:
-    """The attributes of one layer that make up its state, but for what `save` takes besides, or
-    those `among` them. Raises TypeError for one that cannot be saved; if not `strict`, leaves it
-    out.
+    """The attributes that make up the state of one layer (a wrapper or the environment), except
+    what `save` takes separately; only those in `among`, if given. Raises TypeError for an attribute
+    that cannot be saved, or leaves it out if not `strict`.
     """
     state, base, besides = {}, layer.unwrapped, _CONSTANT_NAMES
     besides = besides | {"env" if isinstance(layer, gymnasium.Wrapper) else "_np_random"}
@@ -83,8 +82,8 @@ def _plain(
 
 
 def _function(value: Any) -> bool:
-    """Whether there is nothing to a callable but what it does; others have attributes, beside
-    `__name__` and the like. What wraps a function, as `jax.jit` does, counts as one.
+    """Whether `value` is a function, or another callable without state: without attributes, except
+    `__name__` and the like. A wrapped function, as from `jax.jit`, counts as a function.
     """
     kinds = (types.FunctionType, types.MethodType, functools.partial, type)
     own = (name for name in getattr(value, "__dict__", ()) if not name.startswith("__"))
@@ -93,11 +92,11 @@ def _function(value: Any) -> bool:
 
 
 def _held_by_functions(layer: gymnasium.Env) -> set[int]:
-    """The identities of what functions among the attributes of a layer hold besides."""
+    """The ids of the objects in the closures and partials among a layer's attributes."""
     found = set()
     for value in vars(layer).values():
         for cell in getattr(value, "__closure__", None) or ():
-            with contextlib.suppress(ValueError):  # it is empty
+            with contextlib.suppress(ValueError):  # an empty cell
                 found.add(id(cell.cell_contents))
         if isinstance(value, functools.partial):
             found |= {id(part) for part in (*value.args, *value.keywords.values())}
@@ -105,8 +104,8 @@ def _held_by_functions(layer: gymnasium.Env) -> set[int]:
 
 
 def _spaces(space: gymnasium.Space) -> list[gymnasium.Space]:
-    """It, and those that it is made of; each samples by a generator of its own, None before it was
-    first asked or seeded.
+    """A space, and all spaces that it is made of. Each samples by its own generator, which is None
+    before the first sample or seed.
     """
     found = [space]
     for value in vars(space).values():
@@ -117,7 +116,7 @@ def _spaces(space: gymnasium.Space) -> list[gymnasium.Space]:
 
 
 def _reseed(space: gymnasium.Space, generators: Any) -> None:
-    """With what was saved of it, if that is of as many spaces."""
+    """Set the saved generators of a space and of its parts, if there are as many of both."""
     spaces, kinds = _spaces(space), (np.random.Generator, type(None))
     if isinstance(generators, list) and len(generators) == len(spaces):
         for one, generator in zip(spaces, generators, strict=True):
@@ -126,7 +125,7 @@ def _reseed(space: gymnasium.Space, generators: Any) -> None:
 
 
 def _within(array: np.ndarray, base: gymnasium.Env) -> bool:
-    """Whether an array is a view of MuJoCo's, and so moves with it."""
+    """Whether an array is a view of MuJoCo's memory, which is saved and loaded separately."""
     data = getattr(base, "data", None)
     if not isinstance(data, mujoco.MjData):
         return False
@@ -136,7 +135,7 @@ def _within(array: np.ndarray, base: gymnasium.Env) -> bool:
 
 
 def _settings(model: mujoco.MjModel) -> dict[str, Any]:
-    """The numbers of a model, its options' among them, but for pictures: arrays are its own."""
+    """The arrays of a model, and the arrays and numbers of its options. Arrays are not copies."""
     found = {}
     for prefix, holder in (("", model), (_OPTIONS, model.opt)):
         for name in dir(type(holder)):
@@ -150,7 +149,7 @@ def _settings(model: mujoco.MjModel) -> dict[str, Any]:
 
 
 def _set(model: mujoco.MjModel, saved: Any) -> None:
-    """With what `_settings` found, where it is of the same form."""
+    """Write what `_settings` found into a model, where names, shapes and types are the same."""
     for name, value in saved.items() if isinstance(saved, dict) else ():
         holder = model.opt if name.startswith(_OPTIONS) else model
         name = name.removeprefix(_OPTIONS)
@@ -163,7 +162,7 @@ def _set(model: mujoco.MjModel, saved: Any) -> None:
 
 
 def beginnings(envs: Sequence[gymnasium.Env]) -> list["Beginning | None"]:
-    """Of each copy of an environment; None where one holds what cannot be saved."""
+    """The `Beginning` of each environment; None for one with state that cannot be saved."""
     found: list[Beginning | None] = []
     held: dict[int, Any] = {}
     for env in envs:
@@ -174,20 +173,20 @@ def beginnings(envs: Sequence[gymnasium.Env]) -> list["Beginning | None"]:
     return found
 
 
-_copies: collections.Counter[int] = collections.Counter()  # by identity, who holds an object
+_copies: collections.Counter[int] = collections.Counter()  # object id -> number of its holders
 
 
 class Beginning:
-    """What an environment was made with: the objects in its plain attributes, and what they held.
+    """What an environment was made with: the objects in its plain attributes, and their contents.
 
-    To go back to it puts that into these same objects, whoever else in the environment holds them.
-    Where an object that other copies hold too has changed, it gets copies of its own instead: what
-    one does is no other's business.
+    `restore` puts the contents back into these same objects, so that other references to them in
+    the environment stay valid. If a changed object is shared with other copies of the environment,
+    this one gets its own copies of the objects instead, so that it does not change the others.
     """
 
     def __init__(self, env: gymnasium.Env, held: dict[int, tuple[Any, Any]]):
-        """`held` is shared by copies of one environment, all of which may hold one table. Raises
-        TypeError where it holds what cannot be saved.
+        """`held` collects the contents of objects for all copies of one environment, which may have
+        objects in common. Raises TypeError for state that cannot be saved.
         """
         self._plain = [_plain(layer) for layer in layers(env)]
         self._objects = [dict(vars(layer)) for layer in layers(env)]
@@ -204,7 +203,7 @@ class Beginning:
         weakref.finalize(self, _copies.subtract, list(self._held))
 
     def restore(self, env: gymnasium.Env) -> None:
-        """Its plain attributes as they were, and no others."""
+        """Set the plain attributes of `env` to what they were, and delete those added since."""
         changed = [(one, _content(one)) for one, old in self._held.values() if not _same(one, old)]
         for one, _ in changed:
             _put_back(one, self._held[id(one)][1])
@@ -217,12 +216,12 @@ class Beginning:
             self._restore(layer, self._plain[i], self._objects[i], apart and apart[i])
         model: Any = getattr(env.unwrapped, "model", None)
         if self._settings and any(model is one for one in self._objects[-1].values()):
-            _set(model, self._settings[0])  # and not one that was made since, beside its data
+            _set(model, self._settings[0])  # but no model that was made since
 
     def _restore(
         self, layer: gymnasium.Env, plain: dict[str, Any], objects: dict[str, Any], apart: Any
     ) -> None:
-        """One layer, with its objects, or with those that are `apart`."""
+        """Restore one layer, with its original objects, or with the copies in `apart`."""
         now, new = vars(layer), objects if apart is None else apart
         same = () if apart is not None else {n for n in now if now[n] is objects.get(n, now)}
         other = now.keys() - same
@@ -242,7 +241,7 @@ class Beginning:
 
 
 def _hold(value: Any, mine: dict[int, Any], held: dict[int, Any]) -> None:
-    """Notes what everything in `value` that can change in its place holds now."""
+    """Record the current content of every mutable object in `value`."""
     kind = type(value)
     if kind is tuple:
         parts: Any = value
@@ -264,7 +263,7 @@ def _content(value: Any) -> Any:
 
 
 def _same(value: Any, content: Any) -> bool:
-    """Whether something still holds what it held."""
+    """Whether an object still has the recorded content."""
     kind = type(value)
     if kind is np.random.Generator:
         return codec.encode(value.bit_generator.state) == codec.encode(content)
@@ -277,7 +276,7 @@ def _same(value: Any, content: Any) -> bool:
 
 
 def _fits(value: Any, content: Any) -> bool:
-    """Whether it can hold that."""
+    """Whether `content` can be written into `value` in place."""
     if type(value) is not np.ndarray:
         return True
     return (value.shape, value.dtype) == (content.shape, content.dtype) and value.flags.writeable
@@ -296,7 +295,7 @@ def _put_back(value: Any, content: Any) -> None:
 
 
 def save(env: gymnasium.Env) -> dict[str, Any]:
-    """All of its state, for `codec.encode`. Raises TypeError where it cannot be saved."""
+    """The whole state, for `codec.encode`. Raises TypeError if it cannot be saved."""
     base = env.unwrapped
     if not isinstance(base.np_random, np.random.Generator):
         raise TypeError("its np_random is no numpy.random.Generator")
@@ -313,7 +312,7 @@ def save(env: gymnasium.Env) -> dict[str, Any]:
 
 
 def _restore(env: gymnasium.Env, attributes: Sequence[dict[str, Any]]) -> None:
-    """The plain attributes of all layers, as they were."""
+    """Set the plain attributes of all layers to the saved ones."""
     good, in_place = [], {}
     for layer, saved in zip(layers(env), attributes, strict=True):
         plain = _plain(layer, strict=False)
@@ -334,14 +333,14 @@ def _restore(env: gymnasium.Env, attributes: Sequence[dict[str, Any]]) -> None:
             elif isinstance(there, mujoco.MjModel):
                 _set(there, value)
             elif isinstance(value, np.random.Generator) and isinstance(there, np.random.Generator):
-                # In its place: others may hold the same one.
+                # In place: other objects may hold the same generator.
                 there.bit_generator.state = value.bit_generator.state
             else:
                 setattr(layer, name, value)
 
 
 def _exchanged(tree: Any, others: dict[int, Any]) -> Any:
-    """A tree with others in the place of some of its objects, by their identity."""
+    """`tree` with the objects whose ids are in `others` replaced by the entries there."""
     if id(tree) in others:
         return others[id(tree)]
     kind = type(tree)
@@ -356,7 +355,7 @@ def _exchanged(tree: Any, others: dict[int, Any]) -> Any:
 
 
 def load(env: gymnasium.Env, state: dict[str, Any]) -> None:
-    """What `save` returned, into an environment of the same kind that was reset."""
+    """Load what `save` returned into an environment of the same kind that was reset."""
     _restore(env, state["layers"])
     base: Any = env.unwrapped
     base.np_random.bit_generator.state = state["rng"]
@@ -367,8 +366,8 @@ def load(env: gymnasium.Env, state: dict[str, Any]) -> None:
 
 
 def _derived(data: mujoco.MjData) -> list[str]:
-    """Arrays of `MjData` with a size the model fixes; the rest lie in an arena that every step lays
-    out anew.
+    """The names of the arrays of `MjData` whose size the model fixes; the rest lie in an arena that
+    every step lays out anew.
     """
     fresh = mujoco.MjData(data.model)
 

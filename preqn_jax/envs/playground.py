@@ -1,13 +1,13 @@
 """MuJoCo Playground's environments: `playground/CheetahRun`.
 
-Only their reset and step are taken; episodes are ours, with Playground's own time limits. One whose
-observations are several arrays shows "state", which is what Playground's own policies see.
+Only reset and step are Playground's; episodes are this package's own, with Playground's time
+limits. If observations are several arrays, the agent sees "state", as Playground's own policies do.
 
-The physics is MJX in JAX: that in Warp, which is Playground's default, keeps arrays that belong to
-no one environment, so that none of these could be frozen or saved by itself, and it knows no TPU.
+The physics is MJX in JAX. Playground's default, MJX in Warp, has arrays that all environments
+share, so that no single one could be frozen or saved, and it does not run on TPUs.
 
-Environments of robots load MuJoCo's Menagerie of models from GitHub as they are made for the first
-time; those of the suite of dm_control (CheetahRun and its neighbours) need nothing of the kind.
+Environments of robots download the models of MuJoCo Menagerie from GitHub when they are first made;
+those of the DeepMind Control Suite (such as CheetahRun) download nothing.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,8 @@ def make(env_id: str) -> FunctionalEnv:
     """The environment `playground/<name>`; actions are in [-1, 1].
 
     Raises:
-      UserError: there is no such, or no Playground.
-      EnvError: it raised as it was made.
+      UserError: there is no such environment, or Playground is not installed.
+      EnvError: the environment raised when it was made.
     """
     try:
         from mujoco_playground import registry  # pyright: ignore[reportMissingImports]
@@ -50,7 +50,7 @@ def make(env_id: str) -> FunctionalEnv:
 
 
 def repeated(step: Callable[[Any, Any], Any], times: int) -> Callable[[Any, Any], Any]:
-    """`(state, action) -> state` after the same action several times, with the sum of rewards."""
+    """`(state, action) -> state` that applies `step` `times` times and sums the rewards."""
 
     def steps(state: Any, action: Any) -> Any:
         def one(state: Any, _: None) -> tuple[Any, Any]:

@@ -1,5 +1,5 @@
-"""Where an environment comes from, as a person says it: a name or a function, with arguments and
-wrappers for what is Gymnasium's.
+"""How a user names an environment: by an id or a function, for one of Gymnasium with arguments and
+wrappers.
 """
 
 import ast
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from preqn_jax.envs import contract
 from preqn_jax.options import UserError
 
-# Those of `gymnasium.wrappers` that only compute: a run directory may name them, whoever wrote it.
+# Wrappers of Gymnasium that only compute: safe even in a run directory from a stranger.
 _HARMLESS = {
     "ClipAction",
     "ClipReward",
@@ -36,15 +36,15 @@ _OURS = {"BoundAction", "FlattenAction"}
 
 
 class GymSource(NamedTuple):
-    """An environment of Gymnasium's with arguments, in wrappers."""
+    """An environment of Gymnasium, with its arguments and wrappers."""
 
-    env: str | Callable[..., Any]  # an id, or what makes one
-    kwargs: Mapping[str, Any]  # what it is made with, JSON's values by name
+    env: str | Callable[..., Any]  # an id, or a function that makes an environment
+    kwargs: Mapping[str, Any]  # its arguments by name, with values that JSON can hold
     wrappers: tuple[str, ...] = ()  # as `Wrapper.parse` takes them, from the inside out
 
 
 class Wrapper(NamedTuple):
-    """A wrapper by name, with its arguments beside the environment."""
+    """A wrapper's module and name, and its arguments other than the environment."""
 
     module: str
     name: str
@@ -52,7 +52,7 @@ class Wrapper(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Wrapper":
-        """Of "module:Class" or "module:Class(name=value,...)", with literals for values.
+        """Read "module:Class" or "module:Class(name=value,...)", where the values are literals.
 
         Raises UserError for anything else.
 
@@ -78,7 +78,7 @@ class Wrapper(NamedTuple):
         )
 
     def found(self) -> Callable[..., Any]:
-        """What makes it, imported. Raises UserError where there is none."""
+        """Import its class. Raises UserError if there is none."""
         named = f"wrapper {f'{self.module}:{self.name}'!r} cannot be imported"
         try:
             module = importlib.import_module(self.module)
@@ -99,13 +99,13 @@ class Wrapper(NamedTuple):
 
     @property
     def harmless(self) -> bool:
-        """Whether it is known to do no more than compute."""
+        """Whether this wrapper is known to do no more than compute."""
         known = {"gymnasium.wrappers": _HARMLESS, "preqn_jax.envs.gym": _OURS}
         return self.name in known.get(self.module, ())
 
 
 def name(source: Any) -> str:
-    """What to call an environment: its id, or the name of what makes it."""
+    """The name of an environment: its id, or the name of the function that makes it."""
     if isinstance(source, GymSource):
         source = source.env
     if isinstance(source, str):
@@ -114,8 +114,8 @@ def name(source: Any) -> str:
 
 
 def check(kwargs: Any, wrappers: Sequence[str]) -> None:
-    """Raises UserError for arguments that are no dict of JSON's values by name, and for wrappers
-    that are none.
+    """Raises UserError if `kwargs` is no dict of JSON values by name (or None), or if `wrappers` is
+    no list of texts for `Wrapper.parse`.
     """
     as_in = '`env_kwargs={"max_episode_steps": 200}`'
     if kwargs is not None and not (

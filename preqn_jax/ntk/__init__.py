@@ -17,11 +17,11 @@ precision), and every other leaf (biases, LayerNorm scales, convolutions, tied w
 the per-example Jacobian of that leaf alone. Both parts are exact, so the sum is, for any pure
 function; a matrix that has to take the slow way is named in a warning.
 
-q computes in its own types, and inputs come in any. The kernel's products are taken in float32, or
-in float64 where a parameter is. Every leaf of the parameters is real and floating-point; anything
-else is refused by its name, and is for q to close over.
+q computes in its own dtypes, and its inputs may have any. The kernel's products are taken in
+float32, or in float64 if a parameter is float64. Every leaf of the parameters must be real and
+floating-point; for any other an error names it, and q should close over it instead.
 
-`usage` reads the jaxpr, `factored` does the algebra, `api` is what there is to call.
+`usage` reads the jaxpr, `factored` does the algebra, `api` holds the public functions.
 """
 
 from preqn_jax.ntk.api import (

@@ -1,4 +1,4 @@
-"""What there is to call: `linearize` for a minibatch, `kernel` for any two sets of inputs."""
+"""The public functions: `linearize` for a minibatch, `kernel` for any two sets of inputs."""
 
 from collections.abc import Callable
 from functools import partial
@@ -37,11 +37,11 @@ class Linearization(NamedTuple):
 
 
 class Elsewhere(NamedTuple):
-    """Q at other inputs, and how the gradients there meet those of the minibatch."""
+    """Q at other inputs y, and the kernel between them and the minibatch."""
 
     values: Array  # `[M]`
     kernel: Array  # `[M, B]`, k(y_i, x_j)
-    layers: list[Array]  # `[M, in]` each
+    layers: list[Array]  # `[M, in]` each, as in `Linearization`
 
 
 def linearize(
@@ -63,28 +63,28 @@ def linearize(
 
     Args:
       q: `q(params, *inputs) -> scalar`, for one example.
-      params: theta, any pytree of real floating-point arrays, of any precision. What has no
-        gradient (counters, random keys) is for `q` to close over.
-      inputs: the arguments after `params`, each with a leading `[B]`, which may be 0. Of any type
-        that `q` takes: uint8 images are never multiplied as such.
+      params: theta, any pytree of real floating-point arrays, of any precision. Whatever has no
+        gradient (counters, random keys) must be closed over by `q`.
+      inputs: the arguments after `params`, each with a leading `[B]`; B may be 0. They may have any
+        dtype that `q` takes; uint8 images are cast before the kernel's products.
       method: "structured" or "jacobian", see the package's docstring.
 
     Returns:
       `Linearization`; its fields may be used any number of times, inside or outside of `jax.jit`,
-      which may return it.
+      and a jitted function may return it.
 
     Raises:
-      ValueError: unknown `method`, `q` does not return a real scalar for one example, or is one in
-        training mode, whose batch normalization makes it depend on the others, a leaf of
-        `params` is no real floating-point array, `inputs` is no tuple of arrays with one batch
-        axis, or either varies over a mesh in a `jax.shard_map` without check_vma=False.
+      ValueError: unknown `method`; `q` does not return a real scalar for one example, or is in
+        training mode, where batch normalization makes it depend on the other examples; a leaf of
+        `params` is no real floating-point array; `inputs` is no tuple of arrays with one batch
+        axis; or either varies over a mesh in a `jax.shard_map` without check_vma=False.
     """
     params, inputs = parameters(params), arrays(inputs)
     _check_whole(params, inputs)
     program = usage.read(q, params, inputs, apart=choose("method", method, METHODS) == "structured")
     here = factored.gradients(program, params, inputs)
 
-    # What q computes with goes along as arguments, so that all may leave `jit` and `vmap`.
+    # The constants of q are passed as arguments, so that the result may leave `jit` and `vmap`.
     layout = program._replace(operations=[], constants={})
     bare, example = program._replace(constants={}), one_example(inputs)
 
@@ -124,12 +124,12 @@ def kernel(
     Args:
       q: `q(params, *inputs) -> scalar`, for one example.
       params: theta.
-      xs: rows, arrays leading with `[N]`.
-      ys: columns, arrays leading with `[M]`, shapes and types of an example as in `xs`; the rows
-        again if None.
+      xs: rows, arrays with a leading `[N]`.
+      ys: columns, arrays with a leading `[M]`; an example has the same shapes and types as in `xs`.
+        If None, `xs`.
       method: "structured" or "jacobian".
-      block: examples held at a time: peak memory is O(block) gradients and O(N*M) entries. Where
-        there are several blocks call it within `jax.jit`, or it is compiled at every call.
+      block: examples held at a time: peak memory is O(block) gradients and O(N*M) entries. With
+        several blocks, call this within `jax.jit`, or it is compiled anew at every call.
 
     Returns:
       `[N, M]`, entries k(x_i, y_j) of Eq. 9, in float32, or in float64 where a parameter is.
@@ -159,15 +159,17 @@ def kernel(
 
 
 def _each(function: Callable[[Inputs], Array], blocks: Inputs) -> Array:
-    """`jax.lax.map`, which outside of `jit` is compiled, and kept, at every call: not for one."""
+    """`jax.lax.map`, but a single block is called directly: outside of `jit`, every `lax.map` is
+    compiled anew, and the result kept in memory.
+    """
     if batch_size(blocks) == 1:
         return function(jax.tree.map(lambda leaf: leaf[0], blocks))[None]
     return jax.lax.map(function, blocks)
 
 
 def _check_whole(*trees: Any) -> None:
-    """Raises ValueError where K would come out wrong, in a `shard_map` that keeps book of what
-    varies over its mesh: it sums slopes of what does not, as the zeros here, over the devices.
+    """Raises ValueError in a `shard_map` that tracks what varies over its mesh. K would be wrong
+    there: JAX sums gradients by values that do not vary, as the zeros in `factored`, over devices.
     """
     if axes := usage.varying(trees):
         raise ValueError(
@@ -177,8 +179,8 @@ def _check_whole(*trees: Any) -> None:
 
 
 def _like(ys: Inputs, expected: Inputs) -> Inputs:
-    """`ys`, if one of its examples has the form of the others', `expected`. What q does depends on
-    that: a mean over as many numbers, or a quotient of integers. Raises ValueError otherwise.
+    """`ys`, if one of its examples has the shapes and types of `expected`. Raises ValueError
+    otherwise: what q computes depends on them (the size under a mean, a quotient of integers).
     """
     seen = one_example(ys)
     if seen != expected:

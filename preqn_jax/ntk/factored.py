@@ -1,7 +1,7 @@
-"""Per-example gradients in factored form, and the three products that the paper takes of them.
+"""Per-example gradients in factored form, and the three products with them that the paper needs.
 
-q computes in types of its own, and its data come in any: all that is recorded is brought to the
-kernel's type, float32 at least, before any product is taken of it.
+q and its inputs may have any dtypes: all that is recorded is cast to the kernel's dtype, float32 at
+least, before any product.
 """
 
 import math
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from preqn_jax.ntk import usage
 from preqn_jax.types import Array, Inputs, Params, wide
 
-# TF32 products put errors of 1e-3 into K and the solve amplifies them by its condition: never leave
-# this to a default.
+# TF32 products put errors of 1e-3 into K, which the solve amplifies by K's condition number: never
+# rely on the default precision.
 _dot = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -27,7 +27,7 @@ class Gradients(NamedTuple):
     """For each weight that is taken apart: X `[B, G, U, in]` and D `[B, G, U, out]`, U uses and G
     stacked members.
     """
-    direct: list[Array]  # of every other leaf its per-example Jacobian, `[B, leaf size]`
+    direct: list[Array]  # the per-example Jacobian of every other leaf, `[B, leaf size]`
 
 
 def gradients(program: usage.Program, params: Params, inputs: Inputs) -> Gradients:
@@ -65,15 +65,15 @@ def gradients(program: usage.Program, params: Params, inputs: Inputs) -> Gradien
 
 
 def _join(parts: list[Array], dtype: Any) -> Array:
-    """`[B, G, U, ...]` of one weight's uses, which may differ in type."""
+    """Join the uses of one weight, which may differ in dtype, to `[B, G, U, ...]`."""
     return jnp.concatenate([part.astype(dtype) for part in parts], axis=2)
 
 
 def layers(program: usage.Program, grads: Gradients) -> list[Array]:
-    """What enters each weight that is taken apart and used once an example: the inputs first, then
-    the hidden layers.
+    """The input of each weight that is taken apart and used once per example: first the inputs of
+    the network, then its hidden layers.
 
-    Of stacked members the first one's; nothing where K goes through Jacobians.
+    For stacked members, only those of the first; empty where K is computed by Jacobians.
     """
     firsts = (positions[0] for positions in program.dense.values())
     order = sorted(zip(firsts, grads.dense, strict=True), key=lambda pair: pair[0])
@@ -85,7 +85,7 @@ def gram(left: Gradients, right: Gradients) -> Array:
     shares = [_dot("id,jd->ij", a, b) for a, b in zip(left.direct, right.direct, strict=True)]
     for (x, d), (y, e) in zip(left.dense, right.dense, strict=True):
         shares.append(_dense_gram(x, d, y, e))
-    nothing = (len(left.values), len(right.values))  # of a q that reads no leaf
+    nothing = (len(left.values), len(right.values))  # for a q that reads no parameter
     return sum(shares[1:], shares[0]) if shares else jnp.zeros(nothing, left.values.dtype)
 
 
@@ -94,14 +94,14 @@ def _dense_gram(x: Array, d: Array, y: Array, e: Array) -> Array:
     _, _, uses, width = x.shape
     if _plain(x):  # a dense layer: (X X^T) * (D D^T)
         return _dot("ic,jc->ij", x[:, 0, 0], y[:, 0, 0]) * _dot("if,jf->ij", d[:, 0, 0], e[:, 0, 0])
-    # Of many uses, their sum is the smaller thing to hold.
+    # With many uses, the gradients summed over uses take less memory.
     if uses * uses * (width + d.shape[-1]) > width * d.shape[-1]:
         return _dot("igcf,jgcf->ij", _dot("iguc,iguf->igcf", x, d), _dot("jguc,jguf->jgcf", y, e))
     return jnp.sum(_dot("iguc,jgvc->ijguv", x, y) * _dot("iguf,jgvf->ijguv", d, e), axis=(2, 3, 4))
 
 
 def pullback(program: usage.Program, grads: Gradients, z: Array) -> Params:
-    """sum_i z_i grad Q(x_i), one product a layer. Raises ValueError where z is no `[B]`."""
+    """sum_i z_i grad Q(x_i), with one product per layer. Raises ValueError if z is not `[B]`."""
     if jnp.shape(z) != grads.values.shape:
         raise ValueError(f"z has the shape {jnp.shape(z)}, expected {grads.values.shape}")
     leaves: dict[int, Array] = {}
@@ -125,7 +125,7 @@ def _dense_pullback(x: Array, d: Array, z: Array) -> Array:
 
 
 def pushforward(program: usage.Program, grads: Gradients, change: Params) -> Array:
-    """grad Q(x_i) . change, one product a layer. Raises ValueError where it is not as params."""
+    """grad Q(x_i) . change, by one product per layer. Raises ValueError if it is unlike params."""
     if jax.tree.structure(change) != program.treedef:
         raise ValueError(
             f"change is {jax.tree.structure(change)}, expected what params are: {program.treedef}"
@@ -148,12 +148,12 @@ def pushforward(program: usage.Program, grads: Gradients, change: Params) -> Arr
 
 
 def _first_use(program: usage.Program, leaf: int) -> usage.Use:
-    """A use of a leaf that is taken apart: all have one layout."""
+    """The first use of a leaf that is taken apart; all its uses have the same layout."""
     return program.uses[program.dense[leaf][0]]
 
 
 def _plain(x: Array) -> bool:
-    """One member, one use: a plain product, which XLA's CPU backend would not make of the general
-    one.
+    """Whether there is one member and one use, so that a plain matrix product will do. XLA's CPU
+    backend would not turn the general product into one.
     """
     return x.shape[1] == x.shape[2] == 1

@@ -31,8 +31,8 @@ class Operation(NamedTuple):
 
 
 class View(NamedTuple):
-    """A leaf as a product sees it. Casts, transposes and reshapes of a weight move its gradient's
-    entries along and leave inner products of gradients as they are.
+    """A leaf of the parameters in the form in which a product uses it. Casts, transposes and
+    reshapes of a weight only rearrange its gradient, so inner products of gradients stay the same.
     """
 
     leaf: int
@@ -55,7 +55,7 @@ class Use(NamedTuple):
 
     @property
     def layout(self) -> tuple[Any, ...]:
-        """What all uses of a weight must have in common."""
+        """The properties that all uses of one weight must share."""
         return self.view.moves, self.weight_batch, self.weight_contract
 
     def canonical_weight(self, leaf: Array) -> Array:
@@ -105,13 +105,14 @@ class Program(NamedTuple):
 
 
 def varying(tree: Any) -> set[str]:
-    """The axes of a mesh over which leaves vary, where a `shard_map` keeps book of that."""
+    """The mesh axes over which leaves vary, within a `shard_map` that tracks this."""
     kinds = (getattr(jax.typeof(leaf), "mat", None) for leaf in jax.tree.leaves(tree))
     return set().union(*(kind.varying for kind in kinds if kind is not None))
 
 
 def read(q: QFunction, params: Params, inputs: Inputs, *, apart: bool) -> Program:
-    """`q` as a program, of `parameters` and `arrays`. Without `apart` all leaves are left whole.
+    """Read `q` into a program. `params` and `inputs` are arrays, as from `parameters` and `arrays`.
+    Without `apart` no leaf is taken apart.
 
     Raises ValueError where `inputs` have no batch axis in common, q returns no real scalar, or it
     needs a named axis, as for a mean over the batch.
@@ -167,11 +168,11 @@ def _flatten(
     number: Iterator[int],
     constants: dict[int, Any],
 ) -> tuple[list[Operation], list[int]]:
-    """The operations of a jaxpr on `arguments`, and the values that it returns; those that are
-    views of a leaf are added to `views`. Calls are entered only where they take one of these.
+    """The operations of a jaxpr on `arguments`, and the values that it returns. Values that are
+    views of a leaf are added to `views`; calls are entered only if an argument is a view.
     """
-    # Up to jax 0.10 a jaxpr stands with its constants in a pair, or alone where it has none, as in
-    # a remat; since 0.11 both are one type.
+    # Up to jax 0.10 a jaxpr comes in a pair with its constants, or alone if it has none, as in a
+    # remat; since 0.11 both are one type.
     jaxpr, values = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
     operations: list[Operation] = []
     numbers: dict[Any, int] = dict(zip(jaxpr.invars, arguments, strict=True))
@@ -208,7 +209,7 @@ def _body(eqn: jex.JaxprEqn) -> Any:
 
 
 def _seen(eqn: jex.JaxprEqn, view: View) -> View | None:
-    """What an equation makes of a view, where that is a view too."""
+    """The view that an equation makes of `view`; None if its result is not a view."""
     before, after = _struct(eqn.invars[0]), _struct(eqn.outvars[0])
     match eqn.primitive.name:
         case "convert_element_type" if _is_real(after.dtype):
@@ -216,7 +217,7 @@ def _seen(eqn: jex.JaxprEqn, view: View) -> View | None:
         case "transpose":
             return view._replace(moves=(*view.moves, ("transpose", eqn.params["permutation"])))
         case "reshape" if eqn.params["dimensions"] is not None:
-            return None  # which transposes first
+            return None  # such a reshape transposes first
         case "reshape" | "squeeze" | "broadcast_in_dim" if before.size == after.size:
             return view._replace(moves=(*view.moves, ("reshape", after.shape)))
     return None
@@ -225,9 +226,9 @@ def _seen(eqn: jex.JaxprEqn, view: View) -> View | None:
 def _uses(
     operations: Sequence[Operation], output: int, views: dict[int, View]
 ) -> tuple[list[Use], dict[int, str]]:
-    """Every product of a leaf with data, and of each leaf that must stay whole the reason."""
+    """Every product of a leaf with data, and for each leaf that must stay whole the reason."""
     uses: list[Use] = []
-    other: dict[int, str] = {}  # what a leaf is used by besides products
+    other: dict[int, str] = {}  # leaf -> what uses it that is no such product
     for position, operation in enumerate(operations):
         taken = [value for value in operation.inputs if value in views]
         if not taken or any(value in views for value in operation.outputs):
@@ -249,7 +250,7 @@ def _uses(
 
 
 def _use(operation: Operation, position: int, views: dict[int, View]) -> Use | str:
-    """How a product uses its weight, or why that is of no use."""
+    """How a product uses its weight, or why the weight cannot be taken apart for it."""
     eqn, on_left = operation.eqn, operation.inputs[0] in views
     if not _is_real(_struct(eqn.outvars[0]).dtype):
         return "a product that is not real"

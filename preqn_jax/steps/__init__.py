@@ -1,11 +1,10 @@
-"""`ValueStep`: how the parameters of a value function move, given inputs and the targets their
-values should take.
+"""`ValueStep`: how the parameters of a value function are updated, given inputs and target values.
 
-Every algorithm of the paper is this record and a rule for the targets. Targets are numbers,
-computed outside: no step can differentiate through the bootstrap.
+Every algorithm of the paper is a `ValueStep` and a rule for the targets. Targets are numbers that
+are computed outside of the step, so no step can differentiate through the bootstrap.
 
-Numbers such as a learning rate may be arrays that JAX traces, so `jax.vmap` over a function that
-makes a step and takes it is a sweep. Only a number of Python's own is checked.
+Numbers such as a learning rate may be traced by JAX, so `jax.vmap` over a function that makes a
+step and applies it is a sweep. Only numbers of Python and NumPy are checked to be in range.
 """
 
 from preqn_jax.steps.base import LearningRate, Memory, StepInfo, ValueStep, ensemble, gradient

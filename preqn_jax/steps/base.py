@@ -1,4 +1,4 @@
-"""What a step is, the usual one (Eq. 5), and what all steps share."""
+"""The interface of steps, the usual gradient step (Eq. 5), and helpers that all steps share."""
 
 import numbers
 from collections.abc import Callable
@@ -22,7 +22,7 @@ LearningRate = Number | optax.Schedule
 
 
 class StepInfo(NamedTuple):
-    """What a step saw and did."""
+    """Values, TD errors and metrics of one step."""
 
     values: Array  # `[B]`, Q before the step
     delta: Array  # `[B]`, y - Q, the TD errors
@@ -30,12 +30,12 @@ class StepInfo(NamedTuple):
 
 
 class ValueStep(NamedTuple):
-    """An optax-shaped pair of pure functions; `update` takes targets where optax takes gradients.
+    """Two pure functions in the style of optax; `update` takes targets where optax takes gradients.
 
-    init: `params -> memory`, the step's own (an optimiser's moments, a count, or nothing).
+    init: `params -> memory`, the state of the step (an optimizer's moments, a count, or nothing).
     update: `(params, memory, inputs, targets [B]) -> (params, memory, StepInfo)`. Keeps the types
-      and shapes of its arguments. It leaves `params` as they are where it finds no acceptable step,
-      and reports that. Raises ValueError, as it is traced, where the shapes do not fit.
+      and shapes of its arguments. If it finds no acceptable step, it leaves `params` as they are
+      and says so in the metrics. Raises ValueError, at trace time, if the shapes do not fit.
     """
 
     init: Callable[[Params], Memory]
@@ -45,10 +45,10 @@ class ValueStep(NamedTuple):
 def gradient(
     q: QFunction, optimizer: optax.GradientTransformation, huber: Number | None = None
 ) -> ValueStep:
-    """The usual critic step, Eq. 5: a descent direction of the mean of half the squared TD error.
+    """The usual critic step, Eq. 5: `optimizer` descends the mean of half the squared TD error.
 
-    With ``optax.sgd(alpha)`` it is Eq. 5 itself, theta' = theta + alpha E[delta grad Q]. TD errors
-    count up to `huber` there, if it is given: the gradient of Huber's loss (Mnih et al. 2015).
+    With ``optax.sgd(alpha)`` it is Eq. 5 itself, theta' = theta + alpha E[delta grad Q]. If `huber`
+    is given, TD errors are clipped to [-huber, huber], as in Huber's loss (Mnih et al. 2015).
 
     >>> import jax.numpy as jnp, optax
     >>> from preqn_jax import steps
@@ -83,8 +83,8 @@ def gradient(
 
 
 def ensemble(step: ValueStep) -> ValueStep:
-    """The same step for M value functions at once: parameters and memory lead with `[M]`, inputs
-    and targets are shared.
+    """The same step for M value functions at once: parameters and memory have a leading `[M]`,
+    inputs and targets are shared.
 
     `StepInfo.values` and `delta` are `[M, B]`; metrics are means over members.
     """
@@ -103,7 +103,7 @@ def ensemble(step: ValueStep) -> ValueStep:
 def schedule(
     learning_rate: LearningRate,
 ) -> tuple[Callable[[Params], Memory], Callable[[Memory], tuple[Any, Memory]]]:
-    """The memory that a learning rate asks for, and how to get the rate of an update from it."""
+    """Two functions of a learning rate: `params -> memory`, and `memory -> (rate, next memory)`."""
     if callable(learning_rate):
 
         def counted(count: Memory) -> tuple[Any, Memory]:
@@ -124,8 +124,8 @@ def schedule(
 
 
 def checked(params: Params, inputs: Inputs, targets: Array) -> Params:
-    """theta as arrays. Raises ValueError where it is none, there is nothing to learn from, or the
-    shapes do not fit.
+    """theta as arrays. Raises ValueError if a leaf of theta is not real and floating-point, the
+    minibatch is empty, or the shapes do not fit.
     """
     seen, expected = jnp.shape(targets), (batch_size(inputs),)
     if expected == (0,):
@@ -139,15 +139,15 @@ def checked(params: Params, inputs: Inputs, targets: Array) -> Params:
 
 
 def delta_of(targets: Array, values: Array) -> Array:
-    """y - Q `[B]`, in Q's type, float32 at least."""
+    """TD errors y - Q `[B]`, in the type of Q's values, float32 at least."""
     return jnp.asarray(targets, values.dtype) - values
 
 
 def within_range(params: Params) -> Array:
-    """Whether parameters of types with a smaller range than float32's are all finite, `[]`.
+    """Whether all parameters of types with a smaller range than float32 are finite, `[]`.
 
-    Q need not show it where activations saturate. A float32 that is infinite shows in the norms
-    that are recorded, and to look at each would cost a step 3 % of its time.
+    Q may stay finite if they are not, where activations saturate. Infinite float32 parameters show
+    in the logged norms; checking each of them here would cost 3 % of a step's time.
     """
     narrow = [x for x in jax.tree.leaves(params) if jnp.finfo(x.dtype).maxexp < 128]
     return jnp.all(jnp.array([jnp.isfinite(x).all() for x in narrow], bool))

@@ -29,13 +29,13 @@ def natural_gradient(
     samples.
 
     By Lemma 4 (with damping: by the push-through identity) ``(Phi Phi^T + c I)^-1 Phi = Phi (K + c
-    I)^-1``, so the `d x d` system of Eq. 27 is solved through the `B x B` kernel. The tests hold it
-    against that system.
+    I)^-1``, so the `d x d` system of Eq. 27 is solved through the `B x B` kernel. The tests compare
+    both solutions.
 
     Args:
       q: `q(params, *inputs) -> scalar`.
       learning_rate: alpha of Eq. 25, or a schedule of it, as for `preconditioned`.
-      damping: lambda, in units of tr(F) / B: the same number and the same update as
+      damping: lambda, in units of tr(F) / B; the update is the same as with
         `solve.cholesky(damping)`.
 
     Raises:

@@ -28,14 +28,14 @@ class Adaptive(NamedTuple):
     """A damping that follows the curvature (Levenberg 1944, Marquardt 1963; the rule is that of
     Nocedal and Wright 2006, Algorithm 4.1).
 
-    After each step the decrease of the squared TD errors is held against what the linearization
-    foretold. Near or above it, the next damping is less by `factor`; far below it, or where no step
-    was accepted, more.
+    After each step the decrease of the squared TD errors is compared with the decrease that the
+    linearization predicted. Above 3/4 of that, the next damping is divided by `factor`; below 1/4,
+    or if no step was accepted, it is multiplied by `factor`.
     """
 
-    solve: Callable[[Number], solvers.Solve] = solvers.cholesky  # of a damping
+    solve: Callable[[Number], solvers.Solve] = solvers.cholesky  # makes it from a damping
     start: Number = 1e-3
-    least: Number = 1e-4  # float32's Cholesky of a singular K ends in NaN at a hundredth of it
+    least: Number = 1e-4  # at a hundredth of it, the Cholesky of a singular K is NaN in float32
     most: Number = 1.0
     factor: Number = 1.5
 
@@ -52,16 +52,16 @@ class Adaptive(NamedTuple):
         return self
 
     def after(self, damping: Array, ratio: Array, accepted: Array) -> Array:
-        """The next damping; `ratio` is the decrease over the one foretold, and NaN is none."""
+        """The next damping; `ratio` is actual over predicted decrease, and NaN counts as low."""
         good, bad = accepted & (ratio > 0.75), ~accepted | ~(ratio >= 0.25)
         factor = jnp.where(bad, self.factor, jnp.where(good, 1 / self.factor, 1.0))
         return jnp.clip(damping * factor, self.least, self.most).astype(damping.dtype)
 
 
 class Kept(NamedTuple):
-    """The memory of a preconditioned step that carries its move or adapts its damping."""
+    """The memory of a preconditioned step with momentum or an adaptive damping."""
 
-    rate: Memory  # the learning rate's own
+    rate: Memory  # of the learning rate
     move: Params  # the last accepted move, before alpha and the linesearch; () without momentum
     damping: Any  # `[]`, of the next solve; () where it is fixed
 
@@ -94,19 +94,19 @@ def preconditioned(
       learning_rate: alpha of Eq. 23, the share of each TD error that a step should remove. With an
         optax schedule the step's memory counts its updates.
       eta: the alignment threshold of Eq. 24, in (-1, 1).
-      solve: the solution of Eq. 22; `solve.cholesky()` if None. With `Adaptive` its damping is part
+      solve: how Eq. 22 is solved; `solve.cholesky()` if None. With `Adaptive` the damping is part
         of the step's memory.
       method: how K is computed, see `ntk`.
-      decay: the linesearch's factor between candidates.
+      decay: factor between successive candidates of the linesearch.
       max_steps: candidates at most; if none passes, theta stays and "linesearch/accepted" is 0.
-      momentum: mu in [0, 1), the share of the last move m' that this one begins with, as SPRING
-        does in variational Monte Carlo (Goldshlager, Abrahamsen and Lin 2024): m = mu m' + Phi Z
-        with K Z = Delta - mu Phi^T m' in place of Eq. 22. Of m' stays what this minibatch's kernel
-        does not see, so that one batch does not undo what others taught. Nothing is carried over a
-        step that was not accepted. None for the paper's algorithm.
-      relative: hold the alignment of a step against the one that the solve itself reaches, cos(K Z,
-        Delta), which is what a short step's goes to: Eq. 24 with eta * cos(K Z, Delta) for eta.
-        They differ where K cannot tell the pairs of a minibatch apart: damping then leaves K Z off
+      momentum: mu in [0, 1), the share of the last move m' that this one begins with, as in SPRING
+        for variational Monte Carlo (Goldshlager, Abrahamsen and Lin 2024): m = mu m' + Phi Z, where
+        K Z = Delta - mu Phi^T m' replaces Eq. 22. Only that part of m' remains which this
+        minibatch's kernel does not see, so that one batch does not undo what others taught. After a
+        step that was not accepted, m' is zero. None for the paper's algorithm.
+      relative: replace eta in Eq. 24 by eta * cos(K Z, Delta). This cosine is the alignment of the
+        solve itself, which a step's alignment approaches as the step gets shorter. It is well below
+        1 where K cannot tell the pairs of a minibatch apart: damping then keeps K Z away from
         Delta, and no step reaches eta itself. False for the paper's algorithm.
 
     Raises:
@@ -185,8 +185,8 @@ def _direction(
     momentum: Number | None,
     last: Params,
 ) -> tuple[Params, Array, solvers.SolveInfo]:
-    """The move of Eq. 23 for alpha = 1, the change of Q `[B]` that it makes to first order, and how
-    the solve of Eq. 22 went.
+    """The move of Eq. 23 for alpha = 1, its first-order change of Q `[B]`, and the information on
+    the solve of Eq. 22.
     """
 
     def image(z: Array) -> Array:
@@ -205,7 +205,7 @@ def _direction(
 def _starting(
     start: Callable[[Params], Memory], momentum: Number | None, adaptive: Adaptive | None
 ) -> Callable[[Params], Kept]:
-    """The first memory of a step that keeps something."""
+    """The `init` of a step with momentum or an adaptive damping."""
 
     def init(params: Params) -> Kept:
         move = () if momentum is None else jax.tree.map(jnp.zeros_like, params)
@@ -216,8 +216,8 @@ def _starting(
 
 
 def _gain(delta: Array, change: Array, linear: Array) -> Array:
-    """The decrease of |delta|^2 by a change of Q, over that by its linearization; 1 where neither
-    is any, and the least there is where the second alone is none.
+    """The decrease of |delta|^2 by a change of Q, divided by the one that the linearization
+    predicts; 1 if both are 0, minus infinity if only the predicted one is.
     """
     unit = power_of_two(delta)
     off = delta / unit
@@ -232,7 +232,7 @@ def _gain(delta: Array, change: Array, linear: Array) -> Array:
 
 
 def _checked_solve(solve: Any) -> Any:
-    """`solve`, if it is a solve. Raises ValueError for its name, or for what makes one."""
+    """`solve`, if it can be one. Raises ValueError for a name, or a maker such as `solve.eigh`."""
     makers = {"cholesky": solvers.cholesky, "eigh": solvers.eigh}
     makers |= {"lstsq": solvers.lstsq, "cg": solvers.cg, "Adaptive": Adaptive}
     if callable(solve) and solve not in makers.values():
