@@ -301,7 +301,7 @@ def test_records_name_no_folder_of_a_machine():
 def test_what_the_page_on_rivals_says_is_what_its_reports_give():
     text = " ".join((DOCS.parent / "rivals.md").read_text().split())
     report = json.loads((RESULTS / "rivals/rivals/report.json").read_text())
-    for row in rows("../rivals.md", "slow copies", "better than preqn"):
+    for row in rows("../rivals.md", "target networks", "better than preqn"):
         run = row["run"]
         for env in ("HalfCheetah-v5", "Walker2d-v5", "Hopper-v5"):
             if run.startswith("published"):
