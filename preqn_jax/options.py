@@ -123,8 +123,8 @@ def choose(kind: str, name: str, choices: Iterable[str]) -> str:
 
 
 def check_same(begun: str, old: Mapping[str, Any], new: Mapping[str, Any], elsewhere: str) -> None:
-    """Raises UserError for the first setting in which the command's, `new`, differ from those with
-    which the work was begun, `old`. For the message, `begun` introduces the old value, as
+    """Raises UserError for the first setting that differs between `old`, with which the work was
+    begun, and `new`, those of this command. For the message, `begun` introduces the old value, as
     "'plan.json' says", and `elsewhere` is the argument that would name another place.
     """
     for name in sorted({*old, *new}):
