@@ -150,7 +150,7 @@ def _check(home: Path, old: list[int], new: list[int], steps: int) -> list[int]:
 
 
 def _finished(where: Path, steps: int) -> bool:
-    """Whether the run in `where` is finished, and at this very step."""
+    """Whether the run in `where` is finished at exactly `steps` steps, with its last checkpoint."""
     if not directory.finished(where) or steps not in _checkpoints(where):
         return False
     return directory.read_config(where / directory.CONFIG)["num_steps"] == steps

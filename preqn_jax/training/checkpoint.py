@@ -72,9 +72,8 @@ class Checkpointer:
         extra: Any,
         members: range | None = None,
     ) -> None:
-        """Write the checkpoint of a step. `collector` is what `Collector.save` returned; `extra` is
-        the caller's own JSON; `members` are those whose rows of the learner are written, all if
-        None.
+        """Write a step's checkpoint. `collector` is what `Collector.save` returned, `extra` the
+        caller's JSON; `members` are those whose rows of the learner are written, all if None.
 
         Raises Stopped where it cannot be written; earlier ones stay as they were.
         """
@@ -191,10 +190,9 @@ class Checkpointer:
         check: Callable[[Note], None] = lambda note: None,
         members: range | None = None,
     ) -> tuple[Learner, Counters, Any, Any]:
-        """Read the checkpoint of one step, of these `members` of `like`, all if None. Returns what
-        `restore` does, without the step; the learner's leaves are `[len(members), ...]` on the
-        host, and its replay goes into `rings`. Raises whatever a damaged file makes the reader
-        raise.
+        """Read a step's checkpoint of these `members` of `like`, all if None. Returns what
+        `restore` does but the step; the learner's leaves are `[len(members), ...]` on the host, and
+        its replay goes into `rings`. Raises whatever a damaged file makes the reader raise.
         """
         members = _all(like) if members is None else members
         form = jax.eval_shape(partial(jax.tree.map, lambda leaf: leaf[: len(members)]), like)
@@ -236,9 +234,7 @@ class Checkpointer:
         note.verify(self._folder / str(content["step"]), content, part)
 
     def _load(self, part: str, like: Any, content: Note) -> Any:
-        """Loads a verified part, in the structure of `like`. Raises ValueError where it has
-        another.
-        """
+        """Loads a verified part, in the form of `like`. Raises ValueError where it has another."""
         forms, folder = _forms(_named(like)), self._folder / str(content["step"])
         with _orbax() as orbax:
             arrays = orbax.restore(folder / part, args=ocp.args.StandardRestore())
@@ -384,9 +380,7 @@ def _orbax() -> Iterator[ocp.Checkpointer]:
 
 
 def _reason(error: Exception) -> str:
-    """The reason for an exception, in a few words; those of the operating system, where it has
-    them.
-    """
+    """A few words on the reason for an exception: the operating system's, where there are any."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error).strip()

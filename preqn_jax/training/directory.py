@@ -96,8 +96,8 @@ def writing_to(logdir: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def _look(logdir: Path) -> None:
-    """Raises UserError for a directory that holds other files, or a link or a folder in the place
-    of a file of the run.
+    """Raises UserError for a directory that holds other files, or where a file or folder of the run
+    should be, a link or something else.
     """
     there = {}
     for path in logdir.iterdir():
@@ -129,8 +129,8 @@ def _look(logdir: Path) -> None:
 
 
 def _begin(logdir: Path, config: dict[str, Any]) -> None:
-    """Writes config.json, if the run that is there, if any, may go on as `config` says. Raises
-    UserError, OSError.
+    """Checks that the run that is there, if any, may go on as `config` says, and writes
+    config.json. Raises UserError, OSError.
     """
     path, done = logdir / CONFIG, finished(logdir)
     begun = compare(path, config) if path.exists() else None
@@ -202,7 +202,7 @@ def _check_extension(logdir: Path, begun: dict[str, Any]) -> None:
 
 def read_config(path: Path, flag: str = "logdir") -> dict[str, Any]:
     """The settings in a run's config.json. Raises UserError where environment, seeds, algorithm or
-    number of steps are missing, or a known setting is of another type; FileNotFoundError.
+    number of steps are missing, or a known setting is of the wrong type, and FileNotFoundError.
     """
     unread: OSError | None = None  # tells a caller that the file may be readable later
     try:

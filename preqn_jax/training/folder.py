@@ -42,7 +42,7 @@ class Noted(NamedTuple):
     """What a checkpoint says about the records written before it."""
 
     records: int = 0  # how many there were
-    eval_every: int | None = None  # steps between evaluations, None if unknown
+    eval_every: int | None = None  # steps between evaluations before the end; None if unknown
 
 
 class Folder:

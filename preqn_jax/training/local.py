@@ -1,5 +1,5 @@
-"""The rollouts of one process's seeds, on its CPU: in each worker process or, without workers, in
-the run's own.
+"""The rollouts of one process's seeds, on its CPU: in a worker process or, without workers, in the
+run's own process.
 """
 
 from collections.abc import Callable, Iterator, Sequence

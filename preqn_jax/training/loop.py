@@ -132,7 +132,7 @@ Learn = Callable[[Learner, Any, Transition, Any, Array, Array, int], tuple[Learn
 
 def make_learn(agent: Agent, config: LoopConfig, turns: bool | None = None) -> Learn:
     """`(learner, seeds [M], transitions [M, n], frozen [M], round, updates done, updates to do) ->
-    (learner, metrics [P])`: one compiled call, which is the same for any seeds, if as many.
+    (learner, metrics [P])`: one compiled call, which serves any seeds of this number.
 
     The learner is donated. Every device has its share of the members and waits for no other. The
     members of a share learn side by side (`vmap`), or take `turns`, which is the default on CPUs:

@@ -52,7 +52,7 @@ def check(spec: Spec, config: LoopConfig, described: dict[str, Any]) -> None:
     there, where = _least(), "memory of its devices each"
     if there is None:
         there, where = _machine(), "memory"
-    else:  # each holds its share of the members
+    else:  # each device holds its share of the members
         share = -(-len(config.seeds) // len(loop.devices_for(len(config.seeds))))
         config = replace(config, seeds=config.seeds[:share])
     found = needs(spec, config, kernel)

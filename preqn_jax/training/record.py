@@ -67,7 +67,7 @@ class Recorder:
             _log.warning("%s, and put aside in %s", _damage(self._path, found), aside)
         before = [(raw, line) for raw, line in found.lines if line["step"] <= resume_at]
         kept = [raw + b"\n" for raw, line in before if keep(line)]
-        if b"".join(kept) != self._path.read_bytes():  # if not, it needs no room on a disk
+        if b"".join(kept) != self._path.read_bytes():  # else no room on the disk is needed
             files.replace(self._path, b"".join(kept))
         self.count = len(kept)
         return len(before)
@@ -175,7 +175,7 @@ def of(logdir: Path) -> list[Line]:
 
 def frozen(lines: Iterable[Line]) -> dict[int, int]:
     """{seed: step} of the seeds that were frozen because they met a NaN or an infinity. Their
-    "run/diverged" record has a null for it; that of a run that ended at a finding
+    "run/diverged" record has a null for the quantity; that of a run that ended at a finding
     (`stop_on_divergence`) has none, and does not count.
     """
     return {

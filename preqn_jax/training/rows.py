@@ -1,7 +1,7 @@
 """Reads and writes the rows of members in arrays that are divided among devices.
 
-Each device cuts from its own share, and is given the rows that belong there. Where rows are cut
-from the whole array, XLA first copies all rows of all members to every device.
+Each device cuts from its own share, and is given the rows that belong there. If rows were cut from
+the whole array, XLA would first copy all rows of all members to every device.
 """
 
 from collections.abc import Iterator

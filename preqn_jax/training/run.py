@@ -4,7 +4,7 @@ The command `experiments.train` does not call `train`: it runs a `Session` itsel
 """
 
 import atexit
-import concurrent.futures.thread  # noqa: F401, (its exit handler runs after later ones)
+import concurrent.futures.thread  # noqa: F401, its exit handler runs after those registered later
 import dataclasses
 import logging
 import os

@@ -106,9 +106,7 @@ class Session:
         self._held.close()
 
     def begin(self) -> None:
-        """Makes environments and a learner, and restores them from the newest checkpoint, if there
-        is one.
-        """
+        """Makes environments and a learner, or restores them from the newest checkpoint."""
         plan, config = self.plan, self.config
         workers = plan.run.workers
         if workers is None:
