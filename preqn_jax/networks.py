@@ -97,7 +97,7 @@ class BatchRenorm(nn.Module):
         kept = [
             self.variable(_STATISTICS, "mean", jnp.zeros, x.shape),
             self.variable(_STATISTICS, "var", jnp.ones, x.shape),
-            self.variable(_STATISTICS, "count", jnp.zeros, ()),  # of batches, up to `warmup`
+            self.variable(_STATISTICS, "count", jnp.zeros, ()),  # batches so far, up to `warmup`
         ]
         running, variance, count = jax.lax.stop_gradient([one.value for one in kept])
         sigma = jnp.sqrt(self.epsilon + variance)

@@ -204,7 +204,7 @@ def value_iteration(mdp: MDP, tol: Number = 1e-6, max_steps: int = 100_000) -> S
     def step(carry: Solution) -> Solution:
         q = backup(mdp, carry.q)
         change = jnp.max(jnp.abs(q - carry.q))
-        error = mdp.gamma / (1 - mdp.gamma) * change  # the Banach theorem's own estimate
+        error = mdp.gamma / (1 - mdp.gamma) * change  # the estimate of Banach's theorem
         return Solution(q, error, carry.steps + 1)
 
     start = Solution(zeros, jnp.full((), jnp.inf, zeros.dtype), jnp.int32(0))

@@ -54,9 +54,9 @@ def ordered(plan: Plan) -> Plan:
 
 
 def stages(plan: Plan) -> Iterator[Plan]:
-    """Where the directory of `plan` holds a finished run of some of its seeds: the plans of the
-    sessions that must run to their end, one after the other, before that of `plan`. The first
-    trains the new seeds, the last joins them to the run.
+    """The plans to run to their end, one after the other, before `plan` itself, where its directory
+    holds a finished run of some of its seeds. The first trains the new seeds, the last joins them
+    to the run.
 
     Ask for each once the session before has ended. A join that a kill left halfway is finished
     first.
@@ -84,7 +84,7 @@ def stages(plan: Plan) -> Iterator[Plan]:
         described={**plan.described, **looks, "num_steps": steps},
     )
     first, second = _of(plan, old), _of(plan, new)
-    directory.open_(home, first.described)[1].release()  # refuses what is not whole
+    directory.open_(home, first.described)[1].release()  # raises where it is damaged
     together = _of(plan, [*old, *new])
     with collect.watched(plan.env, plan.run.env_timeout, collect.say):
         memory.check(envs.spec(plan.env), together.loop, together.described)

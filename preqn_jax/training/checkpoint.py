@@ -51,7 +51,7 @@ class Checkpointer:
         what a kill left unfinished in it is removed. Raises OSError.
         """
         self._folder = Path(folder).absolute()
-        self._ratio = 1.0  # of the size on disk to that in memory, at most
+        self._ratio = 1.0  # size on disk to size in memory, estimated from above
         if not read_only:
             self._folder.mkdir(parents=True, exist_ok=True)
             for path in self._folder.glob("[0-9]*tmp*"):
@@ -146,7 +146,7 @@ class Checkpointer:
             yield
         except UserError:
             raise
-        except (OSError, ValueError, RuntimeError) as error:  # tensorstore's are of all kinds
+        except (OSError, ValueError, RuntimeError) as error:  # tensorstore raises all of these
             shutil.rmtree(written, ignore_errors=True)
             raise Stopped(f"cannot write {what}: {_reason(error)}") from error
         used = sum(p.stat().st_size for p in (self._folder / str(step)).rglob("*"))

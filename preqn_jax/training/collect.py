@@ -48,7 +48,7 @@ def default_workers(seeds: int, cores: int) -> int:
 
 
 def say(error: EnvError) -> None:
-    """What is done by default where an environment of this process hangs: the error is logged."""
+    """The default reaction to an environment of this process that hangs: the error is logged."""
     _log.error("%s", error)
 
 

@@ -55,7 +55,7 @@ class Lock:
         return self
 
     def _inherited(self) -> int | None:
-        fd = os.environ.pop(INHERITED, "")  # for this process alone
+        fd = os.environ.pop(INHERITED, "")  # not for processes that this one starts
         with contextlib.suppress(OSError, ValueError):
             if self._is(int(fd)):
                 _flock(int(fd))

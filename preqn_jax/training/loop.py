@@ -223,7 +223,7 @@ def _in_turn(one: Callable[[Any], Any], members: Any) -> Any:
     """As `lax.map`, but what is compiled for one member does not depend on their number: for a
     single member XLA would drop the loop and the axis, and round differently.
     """
-    one = jax.jit(one)  # traced once, for its shapes as well
+    one = jax.jit(one)  # so that finding its shapes and running it trace it once
     size = len(jax.tree.leaves(members)[0])
     if size == 1:
         members = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), members)
@@ -296,7 +296,7 @@ def learn_one(
     sides, and so would every branch within it.
     """
 
-    @jax.jit  # traced once, for its shapes as well
+    @jax.jit  # so that finding its shapes and running it trace it once
     def learn(old: Any) -> tuple[Any, Metrics]:
         def update(state: Any, x: tuple[Transition, Array]):
             batch, i = x

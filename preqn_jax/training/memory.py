@@ -78,7 +78,7 @@ def make_room_for_files(folders: int) -> None:
             f"this run would need some {needed} open files, but the system allows {hard} a process "
             "(`ulimit -Hn`); train fewer `seeds` or settings at once"
         )
-    with contextlib.suppress(OSError, ValueError):  # who cannot open a file says so later
+    with contextlib.suppress(OSError, ValueError):  # a failure shows when files are opened
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 

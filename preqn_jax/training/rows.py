@@ -61,7 +61,7 @@ def _cut(
     kept: slice | None = None,
 ) -> np.ndarray:
     shards = jnp.asarray(leaf).addressable_shards
-    shares = {shard.index[0].start or 0: shard.data for shard in shards}  # copies count once
+    shares = {shard.index[0].start or 0: shard.data for shard in shards}  # replicas count once
     found = [
         _slice(share, (here.start - first, *starts), (len(here), *sizes))
         for first, share in sorted(shares.items())
