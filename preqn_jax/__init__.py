@@ -1,6 +1,6 @@
 """Preconditioned Q-networks in JAX, and the analysis behind them.
 
-What a notebook types, each imported when it is first asked for:
+The public names, each imported when it is first used:
 
 * the kernel: `linearize`, `kernel`, `solve`, `linesearch`, `steps`, `networks`
 * the theory: `tabular`, `diagnose`, `failure`
@@ -48,7 +48,7 @@ __all__ = [
     "train",
 ]
 
-_HOMES = {  # of what is not a module
+_HOMES = {  # the module of each name that is not a module itself
     **dict.fromkeys(("linearize", "kernel"), "ntk"),
     **dict.fromkeys(("diagnose", "failure"), "diagnostics"),
     **dict.fromkeys(

@@ -1,9 +1,9 @@
-"""Actions as numbers in [-1, 1], which is how replay, agents and loops hold them, and as their
-environment takes them.
+"""Actions as numbers in [-1, 1], the form that replay buffers, agents and training loops use, and
+their conversion to and from the form that an environment takes.
 
-Of finitely many, a number stands for the nearest of A actions, which lie at the centres of A equal
-parts: uniform numbers are uniform actions, and nothing between environment and agent has to know of
-them.
+Where an environment has finitely many actions, A of them, [-1, 1] is cut into A equal parts, and a
+number stands for the action whose part it lies in. So uniform numbers are uniform actions, and no
+code between environment and agent has to know that actions are discrete.
 
 >>> import numpy as np
 >>> from preqn_jax import actions
@@ -24,20 +24,23 @@ from preqn_jax.types import Spec
 
 
 def index(number: Any, count: int) -> Any:
-    """Which of `count` actions, 0 to count - 1 in int32, a number in [-1, 1] stands for; arrays of
-    any shape, NumPy's or JAX's. Beyond [-1, 1] it is the first or the last.
+    """The index, 0 to count - 1 in int32, of the action that a number in [-1, 1] stands for. Takes
+    arrays of any shape, NumPy's or JAX's. Below -1 it is the first action, above 1 the last.
     """
     return ((number + 1) / 2 * count).clip(0, count - 1).astype(np.int32)
 
 
 def number(index: Any, count: int) -> Any:
-    """The number in the middle of those that stand for action `index`: `index` undoes it."""
+    """The number at the centre of the part that stands for action `index`; the function `index` is
+    its inverse.
+    """
     return (2 * _int32(index) + 1) / count - 1
 
 
 def own(spec: Spec, number: Any) -> Any:
-    """The environment's own actions of numbers `[..., act]`: float32 within its bounds, the same
-    numbers where these are [-1, 1]; of finitely many, integers from `action_low` on, int32.
+    """The environment's own actions for numbers `[..., act]` in [-1, 1]: float32, scaled to its
+    bounds (the same numbers where these are [-1, 1]). Finitely many actions are int32 integers from
+    `action_low` on.
     """
     if spec.num_actions is not None:
         return index(number, spec.num_actions) + _first(spec)
@@ -46,7 +49,9 @@ def own(spec: Spec, number: Any) -> Any:
 
 
 def inside(spec: Spec, own: Any) -> Any:
-    """What `own` came from; of finitely many, up to its part."""
+    """The inverse of `own`: numbers in [-1, 1] for the environment's actions `own`. For finitely
+    many actions it is the centre of each action's part.
+    """
     if spec.num_actions is not None:
         return number(_int32(own) - _first(spec), spec.num_actions)
     centre, half = _middle(spec)
@@ -54,14 +59,14 @@ def inside(spec: Spec, own: Any) -> Any:
 
 
 def spec(obs_size: int, count: int, first: int = 0) -> Spec:
-    """Of an environment with `count` actions, the integers from `first` on."""
+    """The Spec of an environment whose actions are `count` integers, from `first` on."""
     low = np.array([float(first)])
     return Spec(obs_size, 1, low, low + count - 1, num_actions=count)
 
 
 def check(spec: Spec, whose: str, how: str = "") -> None:
-    """Raises UserError for sizes of zero, and for bounds of actions that [-1, 1] cannot be scaled
-    to; `whose` they are, and `how` to give others, in words.
+    """Raises UserError for sizes below 1, and for action bounds that [-1, 1] cannot be scaled to.
+    For the message, `whose` names the environment, and `how` says how to give other bounds.
     """
     for what, size in (("observations", spec.obs_size), ("actions", spec.action_size)):
         if not isinstance(size, numbers.Integral):
@@ -88,7 +93,7 @@ def check(spec: Spec, whose: str, how: str = "") -> None:
         )
     with np.errstate(invalid="ignore"):
         ranges = high.astype(np.float64) - low
-    if not (ranges <= np.finfo(np.float32).max).all():  # what stands for no bound goes beyond
+    if not (ranges <= np.finfo(np.float32).max).all():  # numbers that mean "no bound" are larger
         raise UserError(
             f"{words} unbounded actions, from {low.min():g} to {high.max():g}, but actions are "
             f"scaled from [-1, 1] to their bounds: give finite ones{how}"
@@ -109,7 +114,7 @@ def check(spec: Spec, whose: str, how: str = "") -> None:
 
 
 def _int32(index: Any) -> Any:
-    """Narrower ones would wrap around."""
+    """`index` in int32; a narrower integer type would wrap around."""
     return index.astype(np.int32) if hasattr(index, "astype") else index
 
 
@@ -119,13 +124,13 @@ def _first(spec: Spec) -> int:
 
 @lru_cache(maxsize=64)
 def _float32_bounds(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
-    """Those of `Spec.bounds` `[act]`, rounded inwards."""
+    """`Spec.bounds` `[act]` in float32, rounded inwards so that no action lies outside of them."""
     low, high = (bound.astype(np.float32) for bound in spec.bounds)
     low = np.where(low < spec.bounds[0], np.nextafter(low, np.float32(np.inf)), low)
     return low, np.where(high > spec.bounds[1], np.nextafter(high, np.float32(-np.inf)), high)
 
 
 def _middle(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
-    """Centre and half the width `[act]` of the actions."""
+    """The centre and half the width `[act]` of the action bounds."""
     low, high = spec.bounds
     return (high + low) / 2, (high - low) / 2

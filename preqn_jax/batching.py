@@ -1,4 +1,4 @@
-"""From one example to a batch: what every room that takes `params` and `inputs` agrees on."""
+"""From one example to a batch: the conventions of all modules that take `params` and `inputs`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from preqn_jax.types import Array, Inputs, Params, QFunction, wide
 
 
 def batched(q: QFunction) -> Callable[[Params, Inputs], Array]:
-    """`(params, inputs) -> values [B]` of a `q` that is written for one example.
+    """The batched form, `(params, inputs) -> values [B]`, of a `q` that is written for one example.
 
     >>> import jax.numpy as jnp
     >>> from preqn_jax.batching import batched
@@ -18,9 +18,9 @@ def batched(q: QFunction) -> Callable[[Params, Inputs], Array]:
     >>> values(2.0, (jnp.ones((4, 3)), jnp.ones((4, 3)))).tolist()
     [6.0, 6.0, 6.0, 6.0]
 
-    Values are `wide`, whatever q computes in, and products of `full_precision`: their differences
-    are what all is made of. Calls raise ValueError where the inputs are no tuple, or q returns no
-    scalar.
+    Values are `wide` whatever type q computes in, and matrix products have `full_precision`,
+    because all that follows is computed from small differences of values. Calls raise ValueError
+    where the inputs are not a tuple, or q does not return a scalar.
     """
 
     def values(params: Params, inputs: Inputs) -> Array:
@@ -34,16 +34,17 @@ def batched(q: QFunction) -> Callable[[Params, Inputs], Array]:
 
 
 def full_precision() -> Any:
-    """A context in which products that leave their precision to JAX are of float32 on every device.
+    """A context in which matrix products are computed in float32 on every device, unless they name
+    a precision themselves.
 
-    TF32's 10 bits, or the 8 of a TPU, are a third of a Q of 300, or more than one: as much as the
-    step whose change of Q a linesearch is to see.
+    TF32 keeps 10 bits and a TPU 8: for a Q of 300 that is an error of a third, or of more than one,
+    as large as the change of Q that a linesearch has to resolve.
     """
     return jax.default_matmul_precision("highest")
 
 
 def precise(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` within `full_precision`, whoever calls it."""
+    """`function`, always called within `full_precision`."""
 
     def call(*given: Any, **named: Any) -> Any:
         with full_precision():
@@ -53,7 +54,7 @@ def precise(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_scalar(shapes: list[tuple[int, ...]]) -> None:
-    """Raises ValueError where what q returns for one example, of these shapes, is no scalar."""
+    """Raises ValueError unless `shapes`, those of q's output for one example, are of one scalar."""
     if shapes != [()]:
         raise ValueError(
             f"q must return one scalar for one example, got shapes {shapes}; index the last axis, "
@@ -82,16 +83,17 @@ def one_example(inputs: Inputs) -> Inputs:
 
 
 def arrays(inputs: Inputs) -> Inputs:
-    """`inputs` as arrays of JAX's, in their own types. Raises ValueError as `batch_size`."""
+    """`inputs` as JAX arrays, each in its own type. Raises ValueError as `batch_size`."""
     batch_size(inputs)
     return jax.tree.map(jnp.asarray, inputs)
 
 
 def parameters(params: Params) -> Params:
-    """theta as arrays: every leaf of `params` a real floating-point array, or a Python float.
+    """theta as JAX arrays. Every leaf of `params` must be a real floating-point array or a Python
+    float.
 
     Raises ValueError with the name of a leaf that is anything else (a counter, a random key, a
-    complex number): what has no gradient is for q to close over.
+    complex number): q should close over whatever has no gradient.
     """
 
     def parameter(path: Any, leaf: Any) -> Array:

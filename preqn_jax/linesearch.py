@@ -28,22 +28,22 @@ class Search(NamedTuple):
 
 
 def check(decay: Number, max_steps: int) -> None:
-    """Raises ValueError where `backtrack` would: either is out of range."""
+    """Raises ValueError where `decay` or `max_steps` is out of range, as `backtrack` does."""
     require(decay, lambda x: 0 < x < 1, "decay must lie in (0, 1)")
     require(max_steps, lambda x: x >= 1, "max_steps must be at least 1")
 
 
 def backtrack(accept: Accept, *, decay: Number = 0.5, max_steps: int = 12) -> Search:
-    """The first accepted of the scales 1, decay, decay^2, ..., at most `max_steps` of them.
+    """Finds the first accepted of the scales 1, decay, decay^2, ..., trying at most `max_steps`.
 
     >>> from preqn_jax import linesearch
     >>> search = linesearch.backtrack(lambda scale: (scale < 0.3, scale**2))
     >>> float(search.scale), bool(search.accepted), int(search.backtracks), float(search.aux)
     (0.25, True, 2, 0.0625)
 
-    The paper's loop has no end; this one has, because there are batches that no step satisfies (a
-    solve that lost the alignment by itself is not helped by a shorter step). A failed search takes
-    a zero step and says so.
+    The paper's loop has no limit; this one has, because for some batches no scale is ever accepted
+    (where the solve itself has lost the alignment, a shorter step does not help). A failed search
+    returns scale 0, with `accepted` False.
 
     Args:
       accept: judges one scale; usually one forward pass.
@@ -72,7 +72,7 @@ def backtrack(accept: Accept, *, decay: Number = 0.5, max_steps: int = 12) -> Se
     state = trial(jnp.float32(1), jnp.int32(1))
     if any(isinstance(one, jax.core.Tracer) for one in (state[1], decay)):
         state = jax.lax.while_loop(searching, shorten, state)
-    else:  # outside of `jit`, where that would compile, and keep, a program at every call
+    else:  # outside of `jit` a `while_loop` would compile, and keep, a program at every call
         while searching(state):
             state = shorten(state)
     scale, accepted, count, aux = state

@@ -1,6 +1,6 @@
-"""What the paper measures: the row ratio of a kernel (section 5.1), the alignment of an update
-(section 5.2), and how far an update is from a contraction (Theorem 2). And which members of a batch
-moved Q at a place of interest. All of them in float32 at least.
+"""The paper's measures: the row ratio of a kernel (section 5.1), the alignment of an update
+(section 5.2), and how far an update is from a contraction (Theorem 2). Also, which examples of a
+batch moved Q at given inputs. All are computed in float32 at least.
 """
 
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def row_ratio(gram: Array) -> Array:
     >>> row_ratio(jnp.asarray([[1.0, 0.5], [0.5, 2.0]])).tolist()
     [0.25, 0.125]
 
-    A row without a diagonal has no off-diagonal either (Cauchy-Schwarz), and counts as 0.
+    A row whose diagonal is 0 is 0 everywhere (Cauchy-Schwarz), and its ratio counts as 0.
     """
     diagonal, off_diagonal = _weighted(gram, 1.0)
     return off_diagonal / (gram.shape[0] * jnp.where(diagonal > 0, diagonal, 1))
@@ -41,7 +41,7 @@ def alignment(change: Array, delta: Array) -> Array:
 
 
 def _of_a_batch(change: Array, delta: Array) -> tuple[Array, Array]:
-    """Both, in one type. Raises ValueError where they are no two vectors of one size."""
+    """Both arrays, in float32 at least. Raises ValueError unless they are vectors of one size."""
     if np.ndim(change) != 1 or np.shape(change) != np.shape(delta):
         raise ValueError(
             f"got numbers of the shapes {np.shape(change)} and {np.shape(delta)}, expected [B] "
@@ -51,11 +51,11 @@ def _of_a_batch(change: Array, delta: Array) -> tuple[Array, Array]:
 
 
 def gain(change: Array, delta: Array) -> Array:
-    """<Q' - Q, y - Q> / |y - Q|^2, `[]`: the share of the TD errors `[B]` that an update takes
-    away. 0 where there are none.
+    """<Q' - Q, y - Q> / |y - Q|^2, `[]`: the share of the TD errors `[B]` that an update removes; 0
+    where all of them are 0.
 
-    With K diagonal it lies between the least and the largest alpha K_ii rho_i: above 1 Eq. 16 fails
-    somewhere.
+    With a diagonal K it lies between the smallest and the largest alpha K_ii rho_i, so that above 1
+    Eq. 16 fails somewhere.
     """
     change, delta = _of_a_batch(change, delta)
     unit, scale = scaled(delta)
@@ -66,9 +66,9 @@ def interference(gram: Array, delta: Array) -> Array:
     """sum_{i != j} delta_i delta_j K_ij / ((N - 1) sum_i delta_i^2 K_ii), `[]`, in [-1 / (N - 1),
     1].
 
-    TD interference (Bengio et al. 2020): the inner product of two examples' semi-gradients, mean
-    over pairs, as a share of its mean over examples with themselves. At 1 every example pulls the
-    parameters the same way. 0 where there is one example, or no TD error.
+    TD interference (Bengio et al. 2020): the mean inner product of two examples' semi-gradients,
+    divided by the mean inner product of an example's with itself. At 1 every example pulls the
+    parameters the same way. It is 0 where there is one example, or all TD errors are 0.
     """
     gram, delta = _square(gram), wide(delta)
     _of_a_batch(jnp.diagonal(gram), delta)
@@ -135,16 +135,16 @@ def contraction_bound(
     """beta(K) = max_i sum_j (|delta_ij - alpha K_ij rho_j| + alpha gamma |K_ij| rho_j), `[]`: the
     modulus in Theorem 2's proof.
 
-    An upper bound of the sup-norm modulus of Eq. 11: below 1 the update is a contraction, above it
-    may still be one. That holds for all pairs there are: one that lies outside of `gram`, as most
-    that a minibatch bootstraps from do, has a row of at least 1, so that a bound below 1 of a
-    minibatch alone promises nothing.
+    An upper bound of the sup-norm modulus of Eq. 11: below 1 the update is a contraction, above 1
+    it may still be one. This needs `gram` to hold all state-action pairs: a pair outside of it, as
+    are most that a minibatch bootstraps from, has a row sum of at least 1, so a bound below 1 from
+    a minibatch alone promises nothing.
 
     With K = I it is Lemma 2's modulus, 1 - (1 - gamma) alpha min rho for alpha max rho < 1, and
     with rho = 1 too it is Lemma 1's, 1 - (1 - gamma) alpha. Arguments as for `overshoot_slack`.
     """
     diagonal, off_diagonal = _weighted(gram, rho)
-    step = jnp.abs(alpha)  # a fitted one may be negative
+    step = jnp.abs(alpha)  # a fitted alpha may be negative
     return jnp.max(
         jnp.abs(1 - alpha * diagonal)
         + step * gamma * jnp.abs(diagonal)
@@ -170,8 +170,8 @@ def _weighted(gram: Array, rho: Array | float) -> tuple[Array, Array]:
         )
     weighted = gram * jnp.broadcast_to(jnp.asarray(rho, gram.dtype), gram.shape[:1])[None, :]
     diagonal = jnp.diagonal(weighted)
-    # Summed without the diagonal rather than with it and less it: the two differ by rounding where
-    # K is nearly diagonal.
+    # The diagonal is masked before the sum, not subtracted after it: where K is nearly diagonal,
+    # the difference would be all rounding error.
     off_diagonal = jnp.sum(
         jnp.abs(weighted) * (1 - jnp.eye(gram.shape[0], dtype=gram.dtype)), axis=1
     )

@@ -1,7 +1,7 @@
 """Actor and critic networks, written for one example.
 
-A network is a Flax module; what agents and steps take is its `apply`, the pure function `(params,
-*inputs) -> output`.
+A network is a Flax module; agents and steps take its `apply`, the pure function
+`(params, *inputs) -> output`.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ ACTIVATIONS: dict[str, Activation] = {"sin": sine.sin, "relu": nn.relu, "tanh": 
 
 
 def _uniform(gain: float) -> BiasRule:
-    """Uniform within sqrt(gain / fan-in)."""
+    """A rule that draws uniformly from [-sqrt(gain / fan-in), sqrt(gain / fan-in)]."""
 
     def rule(key: Key, shape: Sequence[int], fan_in: int, dtype=jnp.float32) -> Array:
         bound = math.sqrt(gain / fan_in)
@@ -72,17 +72,17 @@ class BatchRenorm(nn.Module):
     """Batch renormalization (Ioffe 2017, Algorithm 1) of one example's features.
 
     In training mode y = gamma ((x - mu_B) / sigma_B r + d) + beta, with the mean mu_B and the
-    standard deviation sigma_B = sqrt(epsilon + var_B) over the axis `BATCH`, and r = sigma_B /
-    sigma within [1 / 3, 3] and d = (mu_B - mu) / sigma within [-5, 5], which are constants to every
-    derivative. mu and sigma^2 are running statistics, moved by 0.01 of the way to the batch's with
-    every batch (CrossQ's; Ioffe moves sigma). For the first `warmup` batches r = 1 and d = 0, as
-    CrossQ's code has it (Bhatt et al. 2024; Ioffe lets the bounds grow instead): batch
-    normalization (Ioffe and Szegedy 2015). Otherwise, in evaluation mode, y = gamma (x - mu) /
-    sigma + beta, of which the statistics are constants to every derivative too.
+    standard deviation sigma_B = sqrt(epsilon + var_B) over the axis `BATCH`. r = sigma_B / sigma,
+    clipped to [1 / 3, 3], and d = (mu_B - mu) / sigma, clipped to [-5, 5], are constants to every
+    derivative. mu and sigma^2 are running statistics, which each batch moves by 0.01 of the way to
+    its own (as in CrossQ; Ioffe averages sigma). For the first `warmup` batches r = 1 and d = 0,
+    which is batch normalization (Ioffe and Szegedy 2015), as in CrossQ's code (Bhatt et al. 2024;
+    Ioffe lets the bounds grow instead). In evaluation mode y = gamma (x - mu) / sigma + beta, where
+    the statistics are constants to every derivative, too.
     """
 
     train: bool = False
-    warmup: int = 100_000  # this and the rest are CrossQ's
+    warmup: int = 100_000  # CrossQ's values, here and below
     momentum: float = 0.99
     epsilon: float = 1e-3
     r_max: float = 3.0
@@ -97,7 +97,7 @@ class BatchRenorm(nn.Module):
         kept = [
             self.variable(_STATISTICS, "mean", jnp.zeros, x.shape),
             self.variable(_STATISTICS, "var", jnp.ones, x.shape),
-            self.variable(_STATISTICS, "count", jnp.zeros, ()),  # of batches, up to `warmup`
+            self.variable(_STATISTICS, "count", jnp.zeros, ()),  # batches so far, up to `warmup`
         ]
         running, variance, count = jax.lax.stop_gradient([one.value for one in kept])
         sigma = jnp.sqrt(self.epsilon + variance)
@@ -117,9 +117,9 @@ class BatchRenorm(nn.Module):
 
 
 class Fourier(NamedTuple):
-    """Learned Fourier features of the inputs, sin(pi (W x + b)) with entries of W from N(0,
-    (bandwidth / inputs)^2) and of b from N(0, 1), learned like all else (Yang, Ajay and Agrawal
-    2022; the initial values are their code's).
+    """Learned Fourier features of the inputs, sin(pi (W x + b)). W starts from N(0, (bandwidth /
+    number of inputs)^2) and b from N(0, 1), and both are trained with the rest of the network
+    (Yang, Ajay and Agrawal 2022; the initial values are those of their code).
     """
 
     ratio: int = 40  # features for each input
@@ -130,10 +130,10 @@ class MLP(nn.Module):
     """`hidden_sizes` layers with `activation`, then a linear layer of `output_size`.
 
     Hidden layers compute in `dtype`, "float32" or "bfloat16"; parameters and the last layer are in
-    float32. `norm` is "none"; "layer", LayerNorm (Ba et al. 2016) of each hidden layer before its
-    activation, as in Ball et al. 2023; or "batch", `BatchRenorm` of the inputs and of each hidden
-    layer after its activation, as in Bhatt et al. 2024, where `train` says in which mode. `fourier`
-    puts a layer of features before all others.
+    float32. `norm` is "none", "layer" (LayerNorm, Ba et al. 2016, of each hidden layer before its
+    activation, as in Ball et al. 2023) or "batch" (`BatchRenorm` of the inputs and of each hidden
+    layer after its activation, as in Bhatt et al. 2024; `train` selects its mode). `fourier` adds a
+    layer of Fourier features before the hidden layers.
     """
 
     hidden_sizes: tuple[int, ...]
@@ -172,7 +172,7 @@ class MLP(nn.Module):
 
 
 def _features(fourier: Fourier, x: Array) -> Array:
-    """`[in] -> [ratio in]`, in an MLP."""
+    """The Fourier features `[in] -> [ratio in]` of an MLP's inputs."""
     size = x.shape[-1]
     scale = fourier.bandwidth / size
     layer = nn.Dense(
@@ -185,12 +185,12 @@ def _features(fourier: Fourier, x: Array) -> Array:
 
 
 def _computing(dtype: str) -> Any:
-    """What a hidden layer computes in; None is what its numbers are."""
+    """The type in which a hidden layer computes; None is the type of its inputs and parameters."""
     return jnp.bfloat16 if choose("dtype", dtype, DTYPES) == "bfloat16" else None
 
 
 def _mlp(network: Any, output_size: int) -> MLP:
-    """The MLP of a network, with those of an MLP's fields that it has."""
+    """The MLP inside a network, which gets the values of the fields that the two have in common."""
     names = {field.name for field in dataclasses.fields(MLP)} - {"name", "parent"}
     sizes = network.hidden_sizes
     if not isinstance(sizes, Sequence) or not all(
@@ -204,7 +204,7 @@ def _mlp(network: Any, output_size: int) -> MLP:
 
 
 def _check_one(network: nn.Module, **given: Array) -> None:
-    """Raises ValueError for a batch: its rows would be taken for an example's numbers."""
+    """Raises ValueError for a batch, which would be taken for one example."""
     for name, value in given.items():
         if jnp.ndim(value) != 1:
             raise ValueError(
@@ -214,13 +214,13 @@ def _check_one(network: nn.Module, **given: Array) -> None:
 
 
 class Critic(nn.Module):
-    """Q(s, a), an MLP on the two joined, with its fields.
+    """Q(s, a): an MLP on the concatenation of s and a, with the fields of `MLP`.
 
-    `activation` is one of `ACTIVATIONS` ("sin", "relu", "tanh"), `initializer` of `INITIALIZERS`
-    ("glorot", "lecun", "pytorch", "siren").
+    `activation` is one of `ACTIVATIONS` ("sin", "relu", "tanh"), `initializer` one of
+    `INITIALIZERS` ("glorot", "lecun", "pytorch", "siren").
 
-    Raises, as `init` or `apply` is called: ValueError for sizes that are none, or for a batch in
-    place of one example, UserError for other names. So do all networks here.
+    When `init` or `apply` is called, raises ValueError for sizes that are not positive or for a
+    batch in place of one example, and UserError for unknown names. So do all networks here.
 
     >>> import jax, jax.numpy as jnp
     >>> from preqn_jax import networks
@@ -247,7 +247,7 @@ class Critic(nn.Module):
 
 
 class ActionValues(nn.Module):
-    """Q(s, a) of finitely many actions: an MLP on s, with an output for each of them."""
+    """Q(s, a) for finitely many actions: an MLP on s with one output for each action."""
 
     num_actions: int
     hidden_sizes: tuple[int, ...] = (256, 256)
@@ -259,7 +259,7 @@ class ActionValues(nn.Module):
 
     @nn.compact
     def __call__(self, obs: Array, action: Array) -> Array:
-        """`[obs], [1] -> []`, the action as the number that stands for it (`preqn_jax.actions`)."""
+        """`[obs], [1] -> []`, where the action is a number in [-1, 1] (`preqn_jax.actions`)."""
         _check_one(self, obs=obs, action=action)
         values = _mlp(self, self.num_actions)(obs)
         return values[actions.index(action[0], self.num_actions)]
@@ -285,8 +285,8 @@ LOG_STD_BOUNDS = (-20.0, 2.0)  # Spinning Up's; the paper names none
 
 
 class GaussianActor(nn.Module):
-    """Mean and logarithm of the standard deviation of a Gaussian over actions before their tanh:
-    one MLP, both at its end.
+    """The mean and the log standard deviation of a Gaussian over actions before the tanh, as two
+    halves of one MLP's output.
     """
 
     action_size: int
@@ -308,10 +308,10 @@ class GaussianActor(nn.Module):
 
 def training(network: nn.Module) -> Callable[..., tuple[Any, Params]]:
     """A network with `norm="batch"` in training mode: `(params, *inputs [B]) -> (outputs [B],
-    {"batch_stats": the running statistics, moved})`.
+    {"batch_stats": the updated running statistics})`.
 
-    An output depends on the whole batch, so that it has no gradient and no kernel of its own: steps
-    and `ntk` take the network's `apply`, which is in evaluation mode.
+    In this mode an example's output depends on the whole batch, so it has no gradient and no kernel
+    of its own. Steps and `ntk` therefore use the network's `apply`, which is in evaluation mode.
 
     >>> import jax, jax.numpy as jnp
     >>> from preqn_jax import networks
@@ -342,8 +342,8 @@ def weights(params: Params) -> Params:
 
 
 def stepped(params: Params, moved: Params) -> Params:
-    """`moved` with the running statistics of `params`: what an update's step did, and not what its
-    batch did beside.
+    """The parameters `moved` by an update, but with the running statistics of `params`: so that the
+    difference is what the step did, without what the batch did to the statistics.
     """
     if isinstance(moved, Mapping) and _STATISTICS in moved:
         return {**moved, _STATISTICS: params[_STATISTICS]}

@@ -1,5 +1,5 @@
-"""Configuration: frozen dataclasses whose fields say what they are, and the one error that is a
-person's to mend.
+"""Configuration: the fields of frozen dataclasses, with help texts and ranges, their checks, and
+`UserError`, the error for a mistake that the user can mend.
 """
 
 import dataclasses
@@ -13,13 +13,13 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """A mistake in a flag, an environment, a checkpoint or a config: one sentence says what was
-    seen and what to do.
+    """A mistake in a flag, an environment, a checkpoint or a config. The message is one sentence,
+    which says what was seen and what to do.
     """
 
 
 def to_install(extra: str) -> str:
-    """What to type for an extra of pyproject.toml; the package is in no registry."""
+    """The command that installs an extra of pyproject.toml; the package is in no registry."""
     return f"pip install -e '.[{extra}]' in the checkout"
 
 
@@ -32,8 +32,8 @@ def option(
     below: float | None = None,
     schedule: bool = False,
 ):
-    """A dataclass field with its help text and its range; ranges hold for each entry of a tuple,
-    and None passes. `schedule`: it may be a function of the count of updates.
+    """A dataclass field with a help text and a range. The range holds for each entry of a tuple;
+    None passes. With `schedule`, the value may also be a function of the number of updates.
     """
     metadata = {"help": help, "above": above, "at_least": at_least, "below": below}
     metadata["schedule"] = schedule
@@ -41,8 +41,8 @@ def option(
 
 
 def check(config: Any) -> None:
-    """Raises UserError where a field of a config is of another type than it says, or out of its
-    range. Arrays, tracers and schedules pass: what they hold may not be known yet.
+    """Raises UserError where a field's value is not of its annotated type, or out of its range.
+    Arrays, tracers and schedules pass: their values may not be known yet.
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
@@ -73,7 +73,7 @@ _WORDS: dict[Any, str] = {
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a field's type; a truth is no number."""
+    """Whether a value is of a field's type `hint`; a bool does not count as a number."""
     if isinstance(hint, types.UnionType):
         return any(fits(value, one) for one in typing.get_args(hint))
     kind: Any = typing.get_origin(hint) or hint
@@ -83,7 +83,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def inner(hint: Any) -> Any:
-    """`X` of the type `X | None`."""
+    """`X` where the type is `X | None`; any other type as it is, unless it is a union."""
     if not isinstance(hint, types.UnionType):
         return hint
     return next(one for one in typing.get_args(hint) if one is not type(None))
@@ -105,15 +105,15 @@ def _check_range(name: str, value: Any, metadata: Any) -> None:
 
 
 def require(value: Any, good: Callable[[Any], bool], words: str) -> None:
-    """Raises ValueError, `words` and what was seen, where a person's number is not good. Arrays
-    and tracers pass: what they hold may not be known yet.
+    """Raises ValueError, with `words` and the value, where a plain number is not `good`. Arrays and
+    tracers pass: their values may not be known yet.
     """
     if isinstance(value, numbers.Real) and not good(value):
         raise ValueError(f"{words}, got {value}")
 
 
 def choose(kind: str, name: str, choices: Iterable[str]) -> str:
-    """`name`, if it is one of the choices. Raises UserError naming them, and the nearest."""
+    """`name`, if it is one of `choices`. Raises UserError, which lists them and the nearest."""
     choices = sorted(choices)
     if name in choices:
         return name
@@ -123,9 +123,9 @@ def choose(kind: str, name: str, choices: Iterable[str]) -> str:
 
 
 def check_same(begun: str, old: Mapping[str, Any], new: Mapping[str, Any], elsewhere: str) -> None:
-    """Raises UserError for the first setting in which what is asked for now differs from what was
-    begun: `begun` are words for that, as "'plan.json' says", and `elsewhere` is the argument that
-    would lead to another place.
+    """Raises UserError for the first setting that differs between `old`, with which the work was
+    begun, and `new`, those of this command. For the message, `begun` introduces the old value, as
+    "'plan.json' says", and `elsewhere` is the argument that would name another place.
     """
     for name in sorted({*old, *new}):
         if old.get(name) != new.get(name):

@@ -1,5 +1,5 @@
-"""Finite problems with linear features: the counterexamples of the deadly triad, and some that
-behave.
+"""Finite problems with linear features: the counterexamples of the deadly triad, and some
+well-behaved ones.
 
 | name | what it is for |
 |---|---|
@@ -27,14 +27,16 @@ from preqn_jax.types import Array, dot
 
 
 class Problem(NamedTuple):
-    """A problem, and a linear Q(s, a) = theta^T phi(s, a) with data to learn it from."""
+    """A finite MDP, features for a linear Q(s, a) = theta^T phi(s, a), and the distribution of data
+    to learn it from.
+    """
 
     mdp: MDP
     features: Array  # `[S, A, d]`, phi(s, a)
     rho: Array  # `[S, A]`, the distribution of the data
-    theta: Array  # `[d]`, where the literature starts, or zeros
-    # Where an episode ends. Only states that stay with reward 0 may, and the counterexamples need
-    # theirs to go on.
+    theta: Array  # `[d]`, the initial weights of the literature, or zeros
+    # The states in which an episode ends. Only absorbing states with reward 0 can be such, and the
+    # counterexamples need even theirs to go on.
     terminal: Array  # `[S]` bool
 
     @property
@@ -52,14 +54,14 @@ class Problem(NamedTuple):
 
 
 def baird(gamma: float = 0.99) -> Problem:
-    """Baird's star with seven states, as Q-learning: action 0 goes to one of the six upper states,
-    1 to the seventh.
+    """Baird's star with seven states, as a problem for Q-learning: action 0 goes to one of the six
+    upper states, action 1 to the seventh.
 
     Action 1 has the values of Baird's approximator, 2 w_s + w_0 in the upper states and w_7 + 2 w_0
     in the seventh; action 0 has a weight for each state. Rewards are 0, so Q* = 0. The data choose
     action 1 in one of seven steps, which makes every state equally likely. Its 14 pairs have 15
-    weights and independent features: K is of full rank, so PreQN's step is U1's, where that of
-    semi-gradient Q-learning diverges at every small rate.
+    weights and independent features: K is of full rank, so PreQN's step is U1's, whereas
+    semi-gradient Q-learning diverges at every small learning rate.
 
     Baird 1995, Residual algorithms; in this form Sutton and Barto 2018, section 11.2, with action 0
     given a table.
@@ -78,9 +80,9 @@ def baird(gamma: float = 0.99) -> Problem:
 def w_to_2w(gamma: float = 0.99) -> Problem:
     """Two states with the values w and 2w; both go to the second, with reward 0. One action.
 
-    The best fit of a backup is w' = (6 gamma / 5) w, so for gamma above 5/6 fitting every backup
-    exactly as well as the features allow diverges too, and so does PreQN's step: K has rank 1 of 2,
-    and no preconditioner mends features that cannot represent the backup.
+    The best fit of a backup is w' = (6 gamma / 5) w, so for gamma above 5/6 even the best fit of
+    every backup that the features allow diverges, and so does PreQN's step: K has rank 1 of 2, and
+    no preconditioner mends features that cannot represent the backup.
 
     Tsitsiklis and Van Roy 1996, Feature-based methods; 1997, An analysis of temporal-difference
     learning.
@@ -136,9 +138,9 @@ def chain(states: int = 8, width: float = 1.0, gamma: float = 0.9, slip: float =
     """States in a row, actions left and right, reward 1 for each step that ends in the last state;
     a wall at either end.
 
-    With probability `slip` a step goes the other way. phi(s, a) is a bell of `width` states around
-    s, the same for all actions but in its own weights, and of unit length: K_ij falls with the
-    distance, and the wider the bell the more so Eq. 17 fails.
+    With probability `slip` a step goes the other way. phi(s, a) is a Gaussian bell of `width`
+    states around s, of unit length; both actions have the same bells, on weights of their own. K_ij
+    falls with the distance of the states, and the wider the bell, the more Eq. 17 is violated.
     """
     require(width, lambda x: x > 0, "width must be positive")
     transition, reward = np.zeros((states, 2, states)), np.zeros((states, 2, states))

@@ -1,4 +1,4 @@
-"""Replay: a ring of transitions on the device, sampled uniformly with replacement."""
+"""The replay buffer: a ring of transitions on the device, sampled uniformly with replacement."""
 
 import numbers
 from typing import Any
@@ -16,7 +16,8 @@ class Replay:
     """The buffer D of Algorithm 1."""
 
     data: Transition  # `[capacity, ...]`, float32
-    # [] int32, transitions ever added: what is drawn does not depend on rows that were never filled
+    # [] int32, transitions added so far, also those overwritten since; rows that were never filled
+    # are never drawn
     added: Array
 
     @property
@@ -43,10 +44,10 @@ def init(spec: Spec, capacity: int) -> Replay:
 
 
 def add(replay: Replay, transitions: Transition, skip: bool | Array = False) -> Replay:
-    """Append `[n]` transitions, over the oldest where the ring is full; none where `skip`. `n`
-    must not exceed the capacity.
+    """Add `[n]` transitions, which overwrite the oldest where the ring is full; add none where
+    `skip`. `n` must not exceed the capacity.
 
-    Raises ValueError: too many, or arrays of other shapes than there is room for.
+    Raises ValueError: too many, or arrays of other shapes than the buffer's.
     """
     if np.ndim(transitions.reward) != 1:
         raise ValueError(
@@ -57,7 +58,7 @@ def add(replay: Replay, transitions: Transition, skip: bool | Array = False) -> 
     if n > capacity:
         raise ValueError(f"{n} transitions do not fit into a replay of capacity {capacity}")
     rows = (replay.added + jnp.arange(n)) % capacity
-    rows = jnp.where(skip, capacity + jnp.arange(n), rows)  # where there is nothing to write to
+    rows = jnp.where(skip, capacity + jnp.arange(n), rows)  # beyond the end: nothing is written
 
     def put(ring: Array, new: Any) -> Array:
         if np.shape(new) != (n, *ring.shape[1:]):

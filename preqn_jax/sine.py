@@ -1,9 +1,9 @@
-"""`sin` and its derivative for float32 networks on the CPU, at the price of `tanh`.
+"""`sin` and its derivative for float32 networks on the CPU, at the cost of `tanh`.
 
-XLA's `sin` on the CPU costs some 13 ns an element, 16 times a polynomial, and a sin network spends
-half of its update there. Here the argument is reduced to [-pi/2, pi/2] and the rest is a
-polynomial, elementwise and without a branch, so that XLA fuses it with its neighbours. The
-reduction has two ways, of which every element takes the one for its size:
+XLA's `sin` on the CPU costs some 13 ns an element, 16 times as much as a polynomial, and a network
+with `sin` activations would spend half of its update there. Here the argument is reduced to [-pi/2,
+pi/2] and the rest is a polynomial, elementwise and without a branch, so that XLA fuses it with its
+neighbours. There are two reductions, and each element takes the one for its size:
 
 * up to `LIMIT`, multiples of pi in four exact parts (Cody and Waite, "Software manual for the
   elementary functions", 1980): correct to a few units in the last place, also next to the zeros;
@@ -11,7 +11,7 @@ reduction has two ways, of which every element takes the one for its size:
   exponent of x (Payne and Hanek, "Radian reduction for trigonometric functions", SIGNUM Newsletter
   18(1), 1983): absolute error 2e-7 everywhere.
 
-Other types and other backends take XLA's own `sin` and `cos`.
+Other types and other backends use XLA's own `sin` and `cos`.
 """
 
 import math
@@ -46,7 +46,7 @@ def sin(x: Array) -> Array:
 
 @jax.custom_jvp
 def cos(x: Array) -> Array:
-    """cos x, as `sin`; absolute error below 2.5e-7 on the fast way."""
+    """cos x, in the same way as `sin`; absolute error below 2.5e-7 on the fast way."""
     return _choose(_fast_cos, jnp.cos, x)
 
 
@@ -95,7 +95,7 @@ def _reduce(x: Array) -> tuple[Array, Array]:
     limit, infinity = (int(np.float32(v).view(np.uint32)) for v in (LIMIT, np.inf))
     large = magnitude - np.uint32(limit + 1) < np.uint32(
         infinity - limit - 1
-    )  # inf and NaN go the other way, and come out NaN
+    )  # inf and NaN take the other reduction, and come out NaN
     (r, odd), (large_r, large_odd) = _reduce_small(x), _reduce_large(x, magnitude)
     sign = _float(jnp.where(large, large_odd, odd) & np.uint32(0x80000000) | np.uint32(0x3F800000))
     return jnp.where(large, large_r, r), sign
@@ -112,7 +112,7 @@ def _reduce_small(x: Array) -> tuple[Array, Array]:
 
 
 def _reduce_large(x: Array, magnitude: Array) -> tuple[Array, Array]:
-    """Right for LIMIT < |x| < inf; anything elsewhere."""
+    """As `_reduce_small`, for LIMIT < |x| < inf; elsewhere the result is meaningless."""
     digits = [np.uint32(word) for word in _DIGITS]
     # |x| = mantissa * 2^(first - 9), and digits before `first` make whole turns.
     mantissa = (magnitude & np.uint32(0x7FFFFF)) | np.uint32(0x800000)
@@ -130,15 +130,15 @@ def _reduce_large(x: Array, magnitude: Array) -> tuple[Array, Array]:
         | ((words[i + 1] >> np.uint32(1)) >> rest)  # >> (32 - shift), which may be 32
         for i in range(2)
     )
-    # turn = mantissa * high.low mod 2^32: 2^32 is a full turn. The low word's share, below 2^24, is
-    # a float's business: half of it, added to 2^23, lies in the bits of the sum.
+    # turn = mantissa * high.low mod 2^32: 2^32 is a full turn. The share of the low word, below
+    # 2^24, is computed in float32: half of it, added to 2^23, is read from the bits of the sum.
     halves = _signed(low >> np.uint32(1)).astype(jnp.float32) * np.float32(2.0**-32)
     share = _bits(_signed(mantissa).astype(jnp.float32) * halves + np.float32(2**23)) & np.uint32(
         0x7FFFFF
     )
     turn = mantissa * high + (share << np.uint32(1))
-    # Twice that, as a signed number, is the angle modulo pi; a quarter turn more, and the top bit
-    # says which half.
+    # Twice that, as a signed number, is the angle modulo pi. With a quarter turn added, the top bit
+    # says in which half of the circle it lies.
     r = _signed(turn << np.uint32(1)).astype(jnp.float32) * np.float32(math.pi * 2**-32)
     return _float(_bits(r) ^ (_bits(x) ^ magnitude)), turn + np.uint32(1 << 30)
 

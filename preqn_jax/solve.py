@@ -1,11 +1,10 @@
-"""Least-squares solutions of K Z = Delta (Eq. 22), one function a method.
+"""Least-squares solutions of K Z = Delta (Eq. 22), with one function for each method.
 
 Each constructor returns a `Solve`: `(gram, delta) -> (z, info)`. K is symmetric and positive
 semi-definite, and in practice singular: a minibatch drawn with replacement holds duplicate rows,
-and smooth networks map different inputs to nearly parallel gradients. What to do with the null
-directions is the whole difference between the methods; none of them hides a failure, which shows in
-`SolveInfo.finite`. Tolerances and dampings may be traced numbers. A solve works in the type of K,
-float32 at least.
+and smooth networks map different inputs to nearly parallel gradients. The methods differ only in
+what they do with the null directions. None of them hides a failure: `SolveInfo.finite` shows it.
+Tolerances and dampings may be traced numbers. A solve computes in the type of K, float32 at least.
 """
 
 from collections.abc import Callable
@@ -18,9 +17,10 @@ import jax.numpy as jnp
 from preqn_jax.options import require
 from preqn_jax.types import Array, Number, dot, power_of_two, wide
 
-# Rows of K that LAPACK factors at once, and of a triangle that it inverts, on the CPU: OpenBLAS
-# wakes its other threads for a Cholesky factorisation of some 128 rows, or 1,024 right-hand numbers
-# (docs/results/performance.md). Above the last, its threads are worth waking.
+# On the CPU: the rows of K that LAPACK factors at once, the rows of a triangle that it inverts at
+# once, and the size of K above which its threads are worth waking. OpenBLAS wakes its other threads
+# for a Cholesky factorisation of some 128 rows, or for 1,024 numbers on the right-hand side
+# (docs/results/performance.md).
 _BLOCK, _LEAF, _LARGE = 96, 24, 2048
 
 
@@ -45,9 +45,9 @@ def eigh(rcond: Number | None = None) -> Solve:
       rcond: eigenvalues at or below ``rcond`` times the largest count as zero; None is eps * B of
         K's type.
 
-    A cut that drops directions which hold much of Delta costs alignment that no shorter step can
-    bring back: at 1e-3 the linesearch mostly cannot pass. Derivatives with respect to K go forward
-    alone (`jax.jvp`).
+    Where the cut drops directions that hold much of Delta, alignment is lost that no shorter step
+    can bring back: at rcond = 1e-3 the linesearch fails for most batches. Derivatives with respect
+    to K go forward alone (`jax.jvp`).
 
     Raises ValueError: an rcond that is no share below 1.
     """
@@ -56,7 +56,7 @@ def eigh(rcond: Number | None = None) -> Solve:
     def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
         gram, delta = _in_one_type(gram, delta)
         values, vectors = _one_by_one(lambda gram: tuple(jnp.linalg.eigh(gram)))(gram)
-        # Strictly above: of a zero matrix nothing is kept.
+        # Strictly above, so that nothing of a zero matrix is kept.
         share = float(jnp.finfo(gram.dtype).eps) * gram.shape[0] if rcond is None else rcond
         keep = values > share * values[-1]
         inner = dot(delta, vectors)
@@ -71,7 +71,8 @@ def cholesky(damping: Number = 1e-3) -> Solve:
     """``(K + damping * mean(diag K) * I) z = delta`` by a Cholesky factorisation: the cheapest, and
     differentiable.
 
-    On the CPU by blocks, whose size leaves LAPACK's threads asleep: they fight XLA's.
+    On the CPU it works by blocks, small enough that LAPACK starts no threads, which would compete
+    with XLA's.
 
     >>> import jax.numpy as jnp
     >>> from preqn_jax import solve
@@ -120,12 +121,12 @@ def lstsq(rcond: Number | None = None) -> Solve:
 
 
 def cg(tol: Number = 1e-5, max_steps: int = 100, damping: Number = 0.0) -> Solve:
-    """Conjugate gradients from zero, which stays in the range of K: early stopping is its
+    """Conjugate gradients from zero, whose iterates stay in the range of K; stopping early is the
     regularisation.
 
     Args:
-      tol: stops at ``|(K + c I) z - delta| <= tol * |delta|``, c the damping; `SolveInfo.residual`
-        is of K alone.
+      tol: stops at ``|(K + c I) z - delta| <= tol * |delta|``, with c the damping;
+        `SolveInfo.residual` is computed without c.
       max_steps: bound on the iterations.
       damping: as for `cholesky`.
 
@@ -152,9 +153,8 @@ def cg(tol: Number = 1e-5, max_steps: int = 100, damping: Number = 0.0) -> Solve
 
 @jax.jit  # so that a call outside of `jit` is compiled once
 def _conjugate(gram: Array, b: Array, absolute: Array, tol: Number, max_steps: int) -> Array:
-    """(gram + absolute I)^-1 b by conjugate gradients (Hestenes and Stiefel 1952): of their
-    iterates, zero among them, the one with the least residual. They end where a direction has no
-    curvature.
+    """(gram + absolute I)^-1 b by conjugate gradients (Hestenes and Stiefel 1952): the iterate,
+    zero included, with the least residual. The iterations end where a direction has no curvature.
     """
 
     def matvec(v: Array) -> Array:
@@ -180,24 +180,25 @@ def _conjugate(gram: Array, b: Array, absolute: Array, tol: Number, max_steps: i
     zero, square = jnp.zeros_like(b), dot(b, b)
     start = zero, b, b, square, zero, square, jnp.int32(0), jnp.bool_(True)
     best = jax.lax.while_loop(unfinished, step, start)[4]
-    return best + 0 * matvec(b)  # NaN where what was given holds one
+    return best + 0 * matvec(b)  # NaN where an input holds one
 
 
 @jax.jit
 def _positive(matrix: Array, b: Array) -> Array:
-    """matrix^-1 b of a symmetric positive definite matrix; NaN where it is none."""
+    """matrix^-1 b for a symmetric positive definite matrix; NaN where the matrix is not one."""
     solve = _one_by_one(_by_blocks, _at_once)
-    return jax.lax.custom_linear_solve(  # which knows the derivative
+    return jax.lax.custom_linear_solve(  # which defines the derivative
         partial(dot, matrix), b, lambda _, b: solve(matrix, b), symmetric=True
     )
 
 
 def _one_by_one(on_cpu: Callable[..., Any], elsewhere: Callable[..., Any] | None = None):
-    """`on_cpu`, `elsewhere` on what is no CPU; there under `vmap` a loop.
+    """A function that calls `on_cpu` on a CPU, under `vmap` in a loop over the batch, and
+    `elsewhere` (by default also `on_cpu`) on other devices.
 
-    A call of LAPACK for a batch hands shares of it out to XLA's pool of threads and waits for them
-    in one of these: as many calls at once as threads, of one device or of several, wait for ever
-    (jaxlib 0.10.2).
+    A LAPACK call for a batch hands shares of it to XLA's thread pool, and waits for them in one of
+    the pool's threads. Where as many such calls run at once as there are threads, on one device or
+    on several, they wait for ever (jaxlib 0.10.2).
     """
     loop = jax.custom_batching.sequential_vmap(on_cpu)
     return partial(jax.lax.platform_dependent, cpu=loop, default=elsewhere or on_cpu)
@@ -208,8 +209,9 @@ def _at_once(matrix: Array, b: Array) -> Array:
 
 
 def _by_blocks(matrix: Array, b: Array) -> Array:
-    """The same, the first rows eliminated by their own Cholesky factor L, the others by recursion:
-    with matrix = [[L L^T, .], [P L^T, S + P P^T]] what is left is ``S x' = b' - P L^-1 b``.
+    """As `_at_once`, but by blocks: the first rows are eliminated by their own Cholesky factor L,
+    the others by recursion. With matrix = [[L L^T, .], [P L^T, S + P P^T]] what is left to solve is
+    ``S x' = b' - P L^-1 b``.
     """
     if not _BLOCK < b.shape[0] <= _LARGE:
         return _at_once(matrix, b)
@@ -221,7 +223,7 @@ def _by_blocks(matrix: Array, b: Array) -> Array:
 
 
 def _inverse(lower: Array) -> Array:
-    """Of a lower triangle, by halves."""
+    """The inverse of a lower triangular matrix, by recursion on its halves."""
     size = lower.shape[0]
     if size <= _LEAF:
         eye = jnp.eye(size, dtype=lower.dtype)
@@ -237,8 +239,8 @@ def _check_share(rcond: Number | None) -> None:
 
 
 def _in_one_type(gram: Array, delta: Array) -> tuple[Array, Array]:
-    """K in float32 at least, and delta as K is: more digits in delta would tell nothing of K's.
-    Raises ValueError where they are no `[B, B]` and `[B]`, B at least 1.
+    """K in float32 at least, and delta in the same type: more digits in delta would be of no use.
+    Raises ValueError where they are not `[B, B]` and `[B]`, with B at least 1.
     """
     gram = wide(gram)
     seen, size = jnp.shape(delta), gram.shape[0] if gram.ndim else 0

@@ -2,11 +2,10 @@
 U3, and their moduli.
 
 Q is a table `[S, A]`, and so is rho. A kernel is `[N, N]` with N = S A and pairs in the table's
-order, i = s A + a. The functions are pure and jitted, and take any numbers of the right shape: what
-a person typed goes through `check` and `check_update` first.
+order, i = s A + a. The functions are pure and jitted, and take any numbers of the right shape: pass
+user input through `check` and `check_update` first.
 
-Two states, of which action 1 changes from one to the other, and a reward for every stay in the
-second:
+Two states; action 0 stays, action 1 changes to the other, and staying in the second is rewarded:
 
 >>> from preqn_jax import tabular
 >>> stay, change = np.eye(2), np.eye(2)[::-1]
@@ -32,7 +31,7 @@ Operator = Callable[[Array], Array]
 
 
 class MDP(NamedTuple):
-    """A finite Markov decision process with discounted return. A terminal state is one that stays,
+    """A finite Markov decision process with discounted return. A terminal state is an absorbing one
     with reward 0.
     """
 
@@ -42,14 +41,14 @@ class MDP(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """What Q-learning came to."""
+    """The result of Q-learning."""
 
     q: Array  # `[S, A]`
     visits: Array  # `[S, A]` int32, how often each pair was met
 
 
 class Solution(NamedTuple):
-    """What value iteration came to."""
+    """The result of value iteration."""
 
     q: Array  # `[S, A]`
     error: Array  # `[]`, an upper bound of max |Q - Q*|
@@ -57,8 +56,8 @@ class Solution(NamedTuple):
 
 
 def check(mdp: MDP) -> MDP:
-    """The same MDP as JAX arrays. Raises ValueError that names a field, what it is and what it
-    should be.
+    """The same MDP as JAX arrays. Raises ValueError, which names the wrong field, what it is and
+    what it should be.
     """
     transition, reward = np.asarray(mdp.transition), np.asarray(mdp.reward)
     shape = transition.shape
@@ -91,12 +90,11 @@ def check_update(
     rho: np.ndarray | Array | None = None,
     kernel: np.ndarray | Array | None = None,
 ) -> None:
-    """Raises ValueError where alpha is no step, rho no distribution on the pairs of `mdp`, or K no
-    kernel on them (Eqs. 12-14).
+    """Raises ValueError where alpha is not positive, rho is no distribution on the pairs of `mdp`,
+    or K is no kernel on them (Eqs. 12-14).
 
-    K may be singular: features fewer than pairs give such a one, and Lemma 3 holds for it. The
-    closed forms of Lemmas 1 and 2 need alpha below 1 and 1 / max rho besides; `measures` has the
-    slacks.
+    K may be singular, as with fewer features than pairs: Lemma 3 holds for it. The closed forms of
+    Lemmas 1 and 2 also need alpha below 1 and 1 / max rho; `measures` has the slacks.
     """
     pairs = np.shape(mdp.transition)[:2]
     if np.ndim(alpha) != 0 or not 0 < alpha < np.inf:
@@ -149,7 +147,7 @@ def _fit(name: str, array: Array | np.ndarray, expected: tuple[int, ...], words:
 
 
 def _tolerance(values: np.ndarray) -> float:
-    """What rounding in the sum of so many entries may come to."""
+    """The rounding error to allow for in a sum over the last axis of `values`."""
     eps = np.finfo(values.dtype).eps if values.dtype.kind == "f" else np.finfo(np.float64).eps
     return 10 * float(max(eps, np.finfo(jnp.result_type(float)).eps)) * values.shape[-1]
 
@@ -183,8 +181,8 @@ def policy_backup(mdp: MDP, policy: Array, q: Array) -> Array:
 
 
 def greedy(q: Array) -> Array:
-    """The greedy policy argmax_a Q(s, a) as probabilities, `[S, A]`; the first of several best
-    actions has them all.
+    """The greedy policy argmax_a Q(s, a) as probabilities, `[S, A]`; of several best actions the
+    first has probability 1.
     """
     return jax.nn.one_hot(jnp.argmax(q, axis=1), q.shape[1], dtype=q.dtype)
 
@@ -198,20 +196,21 @@ def value_iteration(mdp: MDP, tol: Number = 1e-6, max_steps: int = 100_000) -> S
     >>> value_iteration(mdp).q.round(4).tolist()
     [[1.0, 2.0]]
 
-    In float32 a `tol` near the rounding of Q is not reached: `Solution.error` says what was.
+    In float32 a `tol` near the rounding of Q is not reached; `Solution.error` says what was
+    reached.
     """
     zeros = jnp.zeros(mdp.transition.shape[:2], inexact(mdp.transition).dtype)
 
     def step(carry: Solution) -> Solution:
         q = backup(mdp, carry.q)
         change = jnp.max(jnp.abs(q - carry.q))
-        error = mdp.gamma / (1 - mdp.gamma) * change  # the Banach theorem's own estimate
+        error = mdp.gamma / (1 - mdp.gamma) * change  # the estimate of Banach's theorem
         return Solution(q, error, carry.steps + 1)
 
     start = Solution(zeros, jnp.full((), jnp.inf, zeros.dtype), jnp.int32(0))
     unfinished = lambda carry: (carry.error > tol) & (carry.steps < max_steps)  # noqa: E731
     found = jax.lax.while_loop(unfinished, step, start)
-    # Of a backup, a sum over all successors: a fixed point of rounded ones is only near Q*.
+    # A backup sums over all successors, with rounding, so its fixed point is only near Q*.
     digits = (zeros.shape[0] + 2) * float(jnp.finfo(zeros.dtype).eps) / 2
     rounded = digits * (jnp.max(jnp.abs(mdp.reward)) + mdp.gamma * jnp.max(jnp.abs(found.q)))
     return found._replace(error=found.error + rounded / (1 - mdp.gamma))
@@ -245,9 +244,9 @@ def q_learning(
     r + gamma max_a' Q(s', a') - Q(s, a), for a pair drawn from rho `[S, A]` and a sampled s'.
 
     alpha_k is alpha / n^power at a pair's n-th visit. With alpha in (0, 1), power in (1/2, 1] and
-    no rho of zero these steps add up to infinity and their squares do not (Robbins and Monro 1951):
-    Q tends to Q* (Watkins and Dayan 1992). With power = 0 they are constant, and where successors
-    are random Q goes on to wander about Q*.
+    rho positive everywhere, the sum of these steps is infinite and that of their squares finite
+    (Robbins and Monro 1951), so Q tends to Q* (Watkins and Dayan 1992). With power = 0 they are
+    constant, and where successors are random Q keeps wandering around Q*.
 
     >>> mdp = check(MDP(np.ones((1, 2, 1)), np.array([[0.0, 1.0]]), 0.5))
     >>> rho = jnp.full((1, 2), 0.5)
@@ -270,7 +269,7 @@ def q_learning(
 
 
 def transitions(mdp: MDP, rho: Array, key: Key, count: int) -> tuple[Array, Array, Array]:
-    """Indices of s, a and s', `[count]` each: pairs of rho `[S, A]`, and successors of P."""
+    """Sampled indices of s, a and s', `[count]` each: pairs from rho `[S, A]`, then s' from P."""
     where, whither = jax.random.split(key)
     pairs = jax.random.categorical(where, jnp.log(_table(mdp, "rho", rho)).ravel(), shape=(count,))
     s, a = jnp.divmod(pairs, mdp.transition.shape[1])
@@ -290,7 +289,7 @@ def u1(mdp: MDP, q: Array, alpha: Number) -> Array:
 
 @jax.jit
 def u2(mdp: MDP, q: Array, alpha: Number, rho: Array) -> Array:
-    """U2 Q = Q + alpha D_rho (T*Q - Q), Eq. 13: pairs move as often as the data meets them."""
+    """U2 Q = Q + alpha D_rho (T*Q - Q), Eq. 13: each pair moves by its share of the data."""
     return q + alpha * _table(mdp, "rho", rho) * (backup(mdp, q) - q)
 
 
@@ -321,9 +320,9 @@ def preconditioned(mdp: MDP, q: Array, alpha: Number, rho: Array, kernel: Array)
     """Q + alpha K Z with K Z = T*Q - Q by least squares on the pairs with rho > 0 (Eqs. 21-23):
     PreQN's step, to first order.
 
-    It is U1 on those pairs where their K has full rank; the others move by generalization alone.
-    Where K is singular, it moves Q by the projection of T*Q - Q onto K's range, which need not
-    contract.
+    Where the K of those pairs has full rank, it is U1 on them; the others move by generalization
+    alone. Where that K is singular, it moves Q by the projection of T*Q - Q onto K's range, which
+    need not contract.
     """
     batch = (_table(mdp, "rho", rho) > 0).reshape(-1).astype(q.dtype)
     delta = batch * (backup(mdp, q) - q).reshape(-1)
@@ -344,14 +343,14 @@ def iterate(operator: Operator, q: Array, steps: int) -> Array:
 
 @jax.jit
 def modulus(mdp: MDP, alpha: Number, rho: Array, kernel: Array) -> Array:
-    """The Lipschitz modulus of U (Eq. 11) for a constant K, `[]`: max |U Q1 - U Q2| / max |Q1 - Q2|
-    at its largest, exactly.
+    """The Lipschitz modulus of U (Eq. 11) for a constant K, `[]`: the largest value of max |U Q1 -
+    U Q2| / max |Q1 - Q2|, exactly.
 
-    On the tables whose greedy policy is pi U is affine, with the matrix I - alpha K D + alpha gamma
-    K D P_pi, and every pi is greedy somewhere. So the modulus is the largest sum of absolute values
-    over a row of any of these, and the best pi for a row is found successor by successor. It is at
-    most `measures.contraction_bound`, which lets the two terms of a row differ in sign at no
-    cost. U1 has kernel = I and rho = 1, U2 has kernel = I.
+    On the tables whose greedy policy is pi, U is affine with the matrix I - alpha K D + alpha gamma
+    K D P_pi, and every pi is greedy somewhere. So the modulus is the largest absolute row sum of
+    any of these matrices, and the worst pi for a row is found one successor at a time. It is at
+    most `measures.contraction_bound`, which ignores that terms of unlike sign cancel. U1 has kernel
+    = I and rho = 1, U2 has kernel = I.
 
     >>> mdp = check(MDP(np.ones((1, 2, 1)), np.zeros((1, 2)), 0.9))
     >>> round(float(modulus(mdp, 0.5, jnp.ones((1, 2)), jnp.eye(2))), 4)  # Lemma 1: 1 - 0.1 alpha
@@ -362,7 +361,7 @@ def modulus(mdp: MDP, alpha: Number, rho: Array, kernel: Array) -> Array:
     weighted = alpha * _square(mdp, kernel) * _table(mdp, "rho", rho).reshape(1, size)
     stay = (jnp.eye(size, dtype=weighted.dtype) - weighted).reshape(size, states, actions)
     reach = dot(weighted, mdp.transition.reshape(size, states))
-    # What a row gains by making an action the greedy one.
+    # How much a row's sum grows when an action becomes the greedy one.
     gain = jnp.max(jnp.abs(stay + mdp.gamma * reach[:, :, None]) - jnp.abs(stay), axis=2)
     return jnp.max(jnp.sum(jnp.sum(jnp.abs(stay), axis=2) + gain, axis=1))
 
@@ -377,7 +376,7 @@ def estimate_modulus(
     From each of `points` random tables of `shape`, with a random action raised above the others in
     every state, it tries steps of all pairs alike, in the signs of every row of the derivative, in
     random signs and in random directions. (A step of one pair alone is the mean of two sign
-    patterns, and never worse than both.) The operator need only be differentiable almost
+    patterns, so never better than the better one.) The operator need only be differentiable almost
     everywhere. The estimate reaches the modulus of U if the worst policy is among the points.
     """
     size = shape[0] * shape[1]

@@ -1,8 +1,10 @@
-"""The types every room shares.
+"""The types that all modules share.
 
-Shapes in docstrings: B is a batch, N a data set, E the environments of one seed; S seeds, M members
-(seeds, or of a sweep seeds with their settings), in `agents` and `steps` the critics of an
-ensemble, in `tabular` S states and A actions.
+Letters of shapes in docstrings: B is the size of a batch, N of a data set; E is the number of
+environments of one seed, S of seeds, M of members (a member is a seed or, in a sweep, a seed with
+its settings) and P that of rows for them, padded to equal shares for all devices. In `agents` and
+`steps` M is the number of critics of an ensemble; in `tabular` S is that of states and A of
+actions.
 """
 
 from collections.abc import Callable
@@ -54,12 +56,12 @@ class Network(Protocol):
 
 class Transition(NamedTuple):
     """One step of experience, `(s, a, r, d, s')`; arrays may carry leading axes, `[B]` in a
-    minibatch. They are JAX's, or on the host NumPy's.
+    minibatch. Arrays are JAX's, or NumPy's on the host.
     """
 
     obs: Any  # `[obs]`, s
-    # `[act]`, a in [-1, 1]; its own units are the environment's business, also where these are
-    # finitely many (`preqn_jax.actions`)
+    # `[act]`, a in [-1, 1]; only the environment uses its own units, also where there are finitely
+    # many actions (`preqn_jax.actions`)
     action: Any
     reward: Any  # `[]`, r
     # `[]`, 1 - d of Algorithm 1, 1 - terminated, by which gamma is multiplied: a time limit is not
@@ -75,8 +77,8 @@ class Spec(NamedTuple):
     action_size: int
     action_low: Any  # `[act]`, finite; see `bounds`
     action_high: Any  # `[act]`, finite
-    # A where there are so many actions, the integers from `action_low` to `action_high`; then
-    # `action_size` is 1 (`preqn_jax.actions`). None where they are a box.
+    # The number A of actions where there are finitely many, the integers from `action_low` to
+    # `action_high`; then `action_size` is 1 (`preqn_jax.actions`). None where they are a box.
     num_actions: int | None = None
 
     def __hash__(self) -> int:
@@ -93,7 +95,9 @@ class Spec(NamedTuple):
 
     @property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of actions, NumPy's `[act]` each, also where they were given as lists or JAX's arrays."""
+        """Bounds of actions, NumPy arrays `[act]`, also where they were given as lists or JAX
+        arrays.
+        """
         return np.asarray(self.action_low), np.asarray(self.action_high)
 
 
@@ -103,8 +107,8 @@ Settings = dict[str, Any]
 
 
 def power_of_two(x: Array) -> Array:
-    """One near the largest |x|, `[]`, by which x can be divided without losing a digit, so that
-    its square neither overflows nor vanishes; 1 where x is 0, or not finite.
+    """A power of two near the largest |x|, `[]`. x can be divided by it without losing a digit, and
+    then its square neither overflows nor vanishes. It is 1 where x is 0, or not finite.
     """
     largest = jnp.max(jnp.abs(x))
     good = (largest > 0) & jnp.isfinite(largest)
@@ -113,16 +117,16 @@ def power_of_two(x: Array) -> Array:
 
 
 def scaled(x: Array) -> tuple[Array, Array]:
-    """x by its largest |x|, and that: squares of float32 overflow at 2e19, which a diverging Q
-    passes. x itself where it is 0, or holds a NaN.
+    """x divided by its largest |x|, and that largest |x|. Squares of float32 overflow beyond 2e19,
+    which a diverging Q passes. Where x is 0, or holds a NaN, it is not divided.
     """
     largest = jnp.max(jnp.abs(x))
     return x / jnp.where(largest > 0, largest, 1), largest
 
 
 def wide(x: Any) -> Array:
-    """`x` in float32, or as it is where it is float64: in a narrower type, or as integers, sums of
-    products lose their digits or wrap around.
+    """`x` in float32, or unchanged where it is float64: in a narrower type sums of products would
+    lose digits, and as integers they would wrap around.
 
     Raises ValueError where x is complex.
     """
@@ -138,6 +142,6 @@ def dot(a: Any, b: Any) -> Array:
 
 
 def inexact(x: Any) -> Array:
-    """`x` as an array, whole numbers as floats: a table of them cannot go half of the way."""
+    """`x` as an array of floats: a table of integers could not move by a fraction."""
     x = jnp.asarray(x)
     return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float)

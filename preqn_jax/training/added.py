@@ -1,12 +1,13 @@
-"""Seeds that join a finished run.
+"""Adds seeds to a finished run.
 
-They are trained as a run of their own, in the folder `added` of the run directory, from the start
-to where the run has ended; then both are made one. A member is itself in any company, so what comes
-of it is what a run of all seeds from the start would have left.
+The new seeds are trained as a run of their own, in the folder `added` of the run directory, from
+the start to the step at which the run has ended; then the two are joined into one. A member's
+numbers do not depend on the other members, so the result is what a run of all seeds from the start
+would have left.
 
-Until then the run directory is as it was. What it is to be is made in full beside it first; it
-counts from the moment in which config.json names all seeds, and moving the rest goes on after a
-kill.
+Until they are joined, the run directory is as it was. The joined one is first made in full inside
+of `added`. It takes effect at the moment in which config.json names all seeds; if the process is
+killed before the other files have been moved, the next command moves the rest.
 """
 
 import heapq
@@ -36,14 +37,14 @@ from preqn_jax.training.plan import Plan
 from preqn_jax.training.session import Session
 
 NAME = "added"
-_GONE = "added.tmp"  # the same, once all of it has moved
-_WHOLE = "whole"  # in it: the run directory of all seeds, in the making
-_KINDS = ("time/steps_per_s", "diagnose/failure", "eval/return_mean")  # records, in their order
+_GONE = "added.tmp"  # what `added` is renamed to, once all of it has moved
+_WHOLE = "whole"  # the folder in it where the joined run directory is made
+_KINDS = ("time/steps_per_s", "diagnose/failure", "eval/return_mean")  # record kinds, in order
 
 
 def ordered(plan: Plan) -> Plan:
-    """The plan with its seeds in the order in which its run directory has them, those that are new
-    to it last: in which order they are given makes no difference.
+    """The plan with its seeds in the order of its run directory, new ones last, so that the order
+    in which they were given makes no difference.
     """
     there = _begun(plan)
     if there is None:
@@ -53,13 +54,14 @@ def ordered(plan: Plan) -> Plan:
 
 
 def stages(plan: Plan) -> Iterator[Plan]:
-    """What there is to do before the run of a plan, where its directory holds a finished one of
-    some of its seeds: sessions to bring to their end, one after the other. The last makes all its
-    seeds members.
+    """The plans to run to their end, one after the other, before `plan` itself, where its directory
+    holds a finished run of some of its seeds. The first trains the new seeds, the last joins them
+    to the run.
 
-    Each is asked for once the one before has ended. What a kill left halfway is brought to its end.
+    Ask for each once the session before has ended. A join that a kill left halfway is finished
+    first.
 
-    Raises UserError where seeds cannot join what is there, Busy.
+    Raises UserError where the seeds cannot join the run, Busy.
     """
     there = _begun(plan)
     if there is None:
@@ -82,7 +84,7 @@ def stages(plan: Plan) -> Iterator[Plan]:
         described={**plan.described, **looks, "num_steps": steps},
     )
     first, second = _of(plan, old), _of(plan, new)
-    directory.open_(home, first.described)[1].release()  # refuses what is not whole
+    directory.open_(home, first.described)[1].release()  # raises where it is damaged
     together = _of(plan, [*old, *new])
     with collect.watched(plan.env, plan.run.env_timeout, collect.say):
         memory.check(envs.spec(plan.env), together.loop, together.described)
@@ -117,8 +119,8 @@ def _of(plan: Plan, seeds: list[int]) -> Plan:
 
 
 def _check(home: Path, old: list[int], new: list[int], steps: int) -> list[int]:
-    """The new seeds, in the order in which they were begun. Raises UserError where there is nothing
-    to join.
+    """The new seeds, in the order in which their training was begun. Raises UserError where they
+    cannot join the run.
     """
     words, where = named(new), repr(str(home))
     if set(old) <= set(record.frozen(record.of(home))):
@@ -148,7 +150,7 @@ def _check(home: Path, old: list[int], new: list[int], steps: int) -> list[int]:
 
 
 def _finished(where: Path, steps: int) -> bool:
-    """Whether a run is whole, and was not made longer meanwhile."""
+    """Whether the run in `where` is finished at exactly `steps` steps, with its last checkpoint."""
     if not directory.finished(where) or steps not in _checkpoints(where):
         return False
     return directory.read_config(where / directory.CONFIG)["num_steps"] == steps
@@ -163,8 +165,9 @@ def _devices(plan: Plan) -> int:
 
 
 def _in_company(plan: Plan) -> Plan:
-    """The plan of one seed on two devices, with one beside it that takes no part: XLA compiles for
-    several in another way, which rounds otherwise, and so it is to join those that were.
+    """The plan of one seed with a second member beside it, which takes no part, so that it is
+    trained on two devices. For several devices XLA compiles another program, which rounds
+    differently, and the seed is to be as in a run of all seeds, which takes several.
     """
     apart, seeds = Path(str(plan.run.logdir)), plan.loop.seeds * 2
     homes = (apart, apart / "company")
@@ -176,9 +179,7 @@ def _in_company(plan: Plan) -> Plan:
 
 
 def _join(session: Session) -> None:
-    """Makes the run directory of all of a session's members in the place of its first. Raises
-    Stopped.
-    """
+    """Makes the first of a session's run directories that of all its members. Raises Stopped."""
     places = session.plan.places
     assert places is not None
     home, apart = (Path(place.logdir) for place in places)
@@ -199,7 +200,9 @@ def _join(session: Session) -> None:
 
 
 def _records(runs: list[Path]) -> bytes:
-    """Of runs of the same steps, in the order in which one of all their members writes them."""
+    """The records of several runs of the same steps, in the order in which one run of all their
+    members would have written them.
+    """
 
     def when(found: tuple[bytes, record.Line]) -> tuple[int, int]:
         line = found[1]
@@ -211,14 +214,16 @@ def _records(runs: list[Path]) -> bytes:
 
 
 def _halfway(home: Path, there: dict[str, Any]) -> bool:
-    """Whether config.json names the seeds that are in `added`, which is there still."""
+    """Whether a join was cut off: config.json names the new seeds already, but `added` is still
+    there.
+    """
     path = home / NAME / directory.CONFIG
     named = path.is_file() and set(directory.read_config(path)["seeds"]) <= set(there["seeds"])
     return named or (home / _GONE).exists()
 
 
 def _go_on(home: Path) -> None:
-    """To the end of what a kill cut off. Raises Stopped, Busy."""
+    """Finishes a join that a kill cut off. Raises Stopped, Busy."""
     with files.writing(f"to {home}"):
         held = lock.Lock(home)
         try:
@@ -229,8 +234,8 @@ def _go_on(home: Path) -> None:
 
 
 def _move(home: Path) -> None:
-    """All but config.json, which names all seeds already, to where it belongs; may be done again
-    wherever it was cut off. Raises OSError.
+    """Moves the files of the joined run to the run directory, except config.json, which is there
+    already. May be called again wherever it was cut off. Raises OSError.
     """
     apart, gone = home / NAME, home / _GONE
     made = apart / _WHOLE
@@ -258,7 +263,7 @@ def _move(home: Path) -> None:
         for name, runs in more.items():
             kept[name] = {**kept.get(name, {}), **runs}
         files.replace(home / trackers.KEPT, json.dumps(kept).encode())
-    (home / directory.PICTURE).unlink(missing_ok=True)  # of fewer seeds
+    (home / directory.PICTURE).unlink(missing_ok=True)  # it shows fewer seeds
     os.replace(apart, gone)
     files.remove(gone)
 

@@ -1,7 +1,7 @@
 """TensorBoard files, a folder for each seed.
 
-Written as they come, with no thread and no queue between: tensorboardX's `SummaryWriter` waits for
-ever on a thread that a full disk has ended.
+Events are written at once, without a thread or a queue: tensorboardX's `SummaryWriter` has a
+thread, which a full disk ends, and then waits for it for ever.
 """
 
 import contextlib
@@ -15,14 +15,18 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 
 _log = logging.getLogger(__name__)
-FLUSH = 60.0  # seconds; each is an fsync
+FLUSH = 60.0  # seconds between flushes, each of which is an fsync
 
 
 class Boards:
-    """A run can do without: where a file cannot be written, one warning, and no more of them."""
+    """Writes TensorBoard files. A run can do without them: where one cannot be written, that is
+    warned of once, and no more are written.
+    """
 
     def __init__(self, folder: Path, seeds: tuple[int, ...], resume_at: int):
-        """TensorBoard hides what earlier files in `folder` say of steps after `resume_at`."""
+        """Adds files to `folder`. Of the files that are there already, TensorBoard will hide the
+        steps after `resume_at`.
+        """
         self._writers: dict[int, EventsWriter] = {}
         self._flushed = time.monotonic()
         start = Event(step=resume_at + 1, session_log=SessionLog(status=SessionLog.START))
@@ -34,7 +38,7 @@ class Boards:
                 self._writers[seed].write_event(start)
 
     def write(self, step: int, seed: int, numbers: Mapping[str, float]) -> None:
-        """One event with all numbers."""
+        """Writes one event with all numbers."""
         if seed not in self._writers:
             return
         values = [Summary.Value(tag=name, simple_value=x) for name, x in numbers.items()]
@@ -45,7 +49,7 @@ class Boards:
                 self.flush()
 
     def flush(self) -> None:
-        """For whoever follows the run. Raises OSError."""
+        """Writes what is buffered, for whoever follows the run. Raises OSError."""
         for writer in self._writers.values():
             writer.flush()
         self._flushed = time.monotonic()

@@ -35,10 +35,10 @@ from preqn_jax.types import Array, Transition
 
 _log = logging.getLogger(__name__)
 KEEP = 2  # the newest, and the one before it should the newest be damaged
-_FILES = 32  # at most, of a part of a checkpoint: the agent, or a piece of the replay
-_SLACK = 50_000  # bytes that these take beside their contents
-_PIECE = 16_000_000  # bytes of a piece, at most, where a row has no more
-_NOWHERE: Any = ()  # for rings that are elsewhere
+_FILES = 32  # files at most in a part of a checkpoint: the agent, or a piece of the replay
+_SLACK = 50_000  # bytes that the files of a part take beside their contents
+_PIECE = 16_000_000  # bytes of a piece at most, unless one row has more
+_NOWHERE: Any = ()  # in the place of a replay's rings, where these are kept elsewhere
 
 Note = dict[str, Any]
 
@@ -47,11 +47,11 @@ class Checkpointer:
     """The checkpoints of one run directory."""
 
     def __init__(self, folder: str | Path, *, read_only: bool = False):
-        """`read_only` leaves the folder as it is, also while a run writes to it; else what a kill
-        left unfinished in it is removed. Raises OSError.
+        """`read_only` leaves the folder as it is, so that a run may be writing to it; otherwise
+        what a kill left unfinished in it is removed. Raises OSError.
         """
         self._folder = Path(folder).absolute()
-        self._ratio = 1.0  # of the size on disk to that in memory, at most
+        self._ratio = 1.0  # size on disk to size in memory, estimated from above
         if not read_only:
             self._folder.mkdir(parents=True, exist_ok=True)
             for path in self._folder.glob("[0-9]*tmp*"):
@@ -72,15 +72,15 @@ class Checkpointer:
         extra: Any,
         members: range | None = None,
     ) -> None:
-        """Write one. `collector` is what `Collector.save` returned; `extra` is JSON of the caller's
-        own; `members` are those whose rows of the learner are written, all if None.
+        """Write a step's checkpoint. `collector` is what `Collector.save` returned, `extra` the
+        caller's JSON; `members` are those whose rows of the learner are written, all if None.
 
-        Raises Stopped where it cannot be written; those before are as they were.
+        Raises Stopped where it cannot be written; earlier ones stay as they were.
         """
         members, data = _all(learner) if members is None else members, learner.replay.data
         added: Any = rows.cut(learner.replay.added, members)
         agent = jax.tree.map(lambda leaf: rows.cut(leaf, members), learner.agent)
-        row = _bytes(data) * len(members) // data.reward.size  # of a transition of each
+        row = _bytes(data) * len(members) // data.reward.size  # of one transition of each member
         content = {
             "step": step,
             "counters": counters._asdict(),
@@ -105,13 +105,13 @@ class Checkpointer:
                 )
             note.write(written, content)
             self._settle(written, step)
-            # Later ones are damaged, or we were there.
+            # Later ones are damaged, or the run would have gone on from them.
             kept = [old for old in self.steps() if old <= step][-KEEP:]
             for old in {*self.steps()} - {*kept}:
                 files.remove(self._folder / str(old))
 
     def _settle(self, written: Path, step: int) -> None:
-        """In the place of what is there of that step, which stays until then."""
+        """Moves a checkpoint into its place; an older one of that step stays until then."""
         there, before = self._folder / str(step), self._folder / f"{step}.before"
         if there.exists():
             os.replace(there, before)
@@ -122,7 +122,7 @@ class Checkpointer:
                 self._unsettle(before)
 
     def _unsettle(self, before: Path) -> None:
-        """One that was to be replaced stays, if nothing took its place."""
+        """Puts back a checkpoint that was to be replaced, unless the new one is in place."""
         if before.with_suffix("").exists():
             files.remove(before)
         else:
@@ -130,8 +130,8 @@ class Checkpointer:
 
     @contextlib.contextmanager
     def _complaints(self, step: int, size: int, parts: int) -> Iterator[None]:
-        """Where a checkpoint cannot be written that is what Stopped says, and nothing is left of
-        it; for one that has no room, before any of it is written.
+        """Where a checkpoint cannot be written, raises Stopped, and leaves nothing of it; where
+        there is no room for it, before any of it is written.
         """
         needed = int(size * self._ratio) + parts * _SLACK
         what = f"the checkpoint of step {step} to {self._folder}, which needs {files.size(needed)}"
@@ -146,7 +146,7 @@ class Checkpointer:
             yield
         except UserError:
             raise
-        except (OSError, ValueError, RuntimeError) as error:  # tensorstore's are of all kinds
+        except (OSError, ValueError, RuntimeError) as error:  # tensorstore raises all of these
             shutil.rmtree(written, ignore_errors=True)
             raise Stopped(f"cannot write {what}: {_reason(error)}") from error
         used = sum(p.stat().st_size for p in (self._folder / str(step)).rglob("*"))
@@ -161,10 +161,10 @@ class Checkpointer:
         """The newest checkpoint that is whole: (step, learner, counters, collector, extra), or None
         if there is none.
 
-        A damaged one is passed over with a warning, as is one whose note makes `check` raise.
-        `like` gives shapes, types and devices, as `loop.init` returns, and its rows of `members`,
-        the first ones, are those that are read, all if None; where there is a checkpoint, the
-        arrays of its replay are deleted to make room.
+        A damaged one is skipped with a warning, as is one whose note makes `check` raise. `like`, a
+        learner as `loop.init` returns it, gives shapes, types and devices. Only its rows of
+        `members`, which are the first ones, are read, all if None. Where there is a checkpoint, the
+        replay arrays of `like` are deleted to make room.
 
         Raises:
           UserError: there are checkpoints, and none is whole.
@@ -190,9 +190,9 @@ class Checkpointer:
         check: Callable[[Note], None] = lambda note: None,
         members: range | None = None,
     ) -> tuple[Learner, Counters, Any, Any]:
-        """That of one step, of these `members` of `like`, all if None: as `restore`, but for the
-        learner, whose leaves are `[len(members), ...]` on the host, and whose replay goes into
-        `rings`. Raises whatever a damaged file makes the reader raise.
+        """Read a step's checkpoint of these `members` of `like`, all if None. Returns what
+        `restore` does but the step; the learner's leaves are `[len(members), ...]` on the host, and
+        its replay goes into `rings`. Raises whatever a damaged file makes the reader raise.
         """
         members = _all(like) if members is None else members
         form = jax.eval_shape(partial(jax.tree.map, lambda leaf: leaf[: len(members)]), like)
@@ -213,8 +213,8 @@ class Checkpointer:
         return learner, counters, content["collector"], content["extra"]
 
     def restore_agent(self, like: Any, cure: str | None = None) -> tuple[int, Any] | None:
-        """(step, the agent's state) of the newest whole checkpoint, without its replay; else as
-        `restore`. `cure` are words on what to do if there is none.
+        """(step, the agent's state) of the newest whole checkpoint, without its replay; otherwise
+        as `restore`. `cure` says what to do if none can be read.
         """
 
         def read(step: int) -> Any:
@@ -234,7 +234,7 @@ class Checkpointer:
         note.verify(self._folder / str(content["step"]), content, part)
 
     def _load(self, part: str, like: Any, content: Note) -> Any:
-        """A part that was verified, in the structure of `like`. Raises ValueError for another."""
+        """Loads a verified part, in the form of `like`. Raises ValueError where it has another."""
         forms, folder = _forms(_named(like)), self._folder / str(content["step"])
         with _orbax() as orbax:
             arrays = orbax.restore(folder / part, args=ocp.args.StandardRestore())
@@ -244,8 +244,8 @@ class Checkpointer:
 
 
 def whole(like: Learner, parts: Sequence[Learner], rings: rows.Rings) -> Learner:
-    """The learner of all members, in the form of `like`, whose first rows are those of these parts,
-    as `read` returns them, in order; the others stay those of `like`.
+    """The learner of all members, in the form of `like`. Its first rows are those of `parts`, in
+    order, which are as `read` returns them; the others are those of `like`.
     """
 
     def join(form: Array, *each: np.ndarray) -> Array:
@@ -264,10 +264,10 @@ def _all(learner: Learner) -> range:
 def newest(
     steps: list[int], readers: Mapping[Path, Callable[[int], Any]], cure: str | None = None
 ) -> tuple[int, list[Any]] | None:
-    """The last of the steps that can be read in every folder, and what the folders' readers return
-    of it; None if there is none.
+    """The last of `steps` that can be read in every folder, and what the folders' readers return
+    for it; None if there are no steps.
 
-    Those that cannot are passed over with a warning. Raises UserError if that goes for all.
+    Steps that cannot be read are skipped with a warning. Raises UserError if none can be read.
     """
     damaged, reason = [], ""
     for step in reversed(steps):
@@ -287,7 +287,7 @@ def newest(
     bad = list(dict.fromkeys(damaged))
     where = " and ".join(map(str, bad))
     if cure is None and any(set(directory.steps(one)) - set(steps) for one in bad):
-        # which others do not have
+        # one of them has steps that other folders lack
         cure = f"move the folders of {'these steps' if steps[1:] else 'this step'} out of there, "
         cure += "and the same command goes on from what else there is"
     cure = cure or "move the run directory away, or give another `logdir`, to start anew"
@@ -297,7 +297,7 @@ def newest(
 
 
 def _write(folder: Path, tree: Any) -> dict[str, list[Any]]:
-    """One part of a checkpoint; returns what is said of it in the note."""
+    """Writes one part of a checkpoint; returns what the note says of its arrays."""
     named = jax.device_get(_named(tree))
     with _orbax() as orbax:
         orbax.save(folder, args=ocp.args.StandardSave(named))
@@ -308,8 +308,8 @@ def _write(folder: Path, tree: Any) -> dict[str, list[Any]]:
 
 
 def _part(i: int) -> str:
-    """The name of the replay's i-th piece; a replay that is in one is by that name in all versions
-    of the format.
+    """The name of the replay's i-th piece. The first has no number, as in earlier versions of the
+    format, which kept the replay in one piece.
     """
     return f"replay.{i}" if i else "replay"
 
@@ -319,8 +319,8 @@ def _bytes(tree: Any) -> int:
 
 
 def _pieces(content: Note, replay: Replay) -> dict[str, Replay]:
-    """Names of the pieces that a note tells of, and the form of each, where they are those of this
-    replay. Raises ValueError, or what a note of an unexpected form leads to.
+    """The pieces of the replay that a note lists: the form of each by its name. Raises ValueError
+    where they do not make up the replay, or whatever a malformed note leads to.
     """
     pieces, filled = {}, 0
     while (part := _part(len(pieces))) in content["arrays"]:
@@ -344,8 +344,8 @@ def _pieces(content: Note, replay: Replay) -> dict[str, Replay]:
 class _Loop(asyncio.SelectorEventLoop):
     """An event loop that ends after its tasks.
 
-    Orbax closes its own at the first array that fails, while tensorstore still has the others in
-    hand: each would print a traceback, "Event loop is closed", as it comes to its end.
+    Orbax closes its own loop at the first array that fails, while tensorstore is still writing the
+    others, each of which would print a traceback, "Event loop is closed", when it ends.
     """
 
     def close(self) -> None:
@@ -359,12 +359,12 @@ class _Loops(asyncio.DefaultEventLoopPolicy):
         return _Loop()
 
 
-_alone = threading.RLock()  # what follows sets is the whole process's
+_alone = threading.RLock()  # `_orbax` changes settings of the whole process
 
 
 @contextlib.contextmanager
 def _orbax() -> Iterator[ocp.Checkpointer]:
-    """Orbax, which says what fails by what it raises alone, and not on the console as well."""
+    """Orbax, which tells of failures by exceptions alone, and not on the console as well."""
     with contextlib.ExitStack() as held:
         held.enter_context(_alone)
         policy, logger = asyncio.get_event_loop_policy(), logging.getLogger("absl")
@@ -372,15 +372,15 @@ def _orbax() -> Iterator[ocp.Checkpointer]:
         held.callback(setattr, logger, "disabled", logger.disabled)
         logger.disabled = True
         asyncio.set_event_loop_policy(_Loops())
-        # Of several processes each saves what is its own, and waits for no other: to Orbax, each is
-        # the only one there is.
+        # Each of several processes saves its own arrays, and waits for no other: Orbax is told that
+        # it is the only one.
         alone = mock.patch.multiple(jax, process_count=lambda: 1, process_index=lambda: 0)
         with alone, ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax:
             yield orbax
 
 
 def _reason(error: Exception) -> str:
-    """Of an exception, in a few words: the operating system's, where they are in it."""
+    """A few words on the reason for an exception: the operating system's, where there are any."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error).strip()
@@ -391,7 +391,7 @@ def _reason(error: Exception) -> str:
 
 
 def _named(tree: Any) -> dict[str, Any]:
-    """Leaves by name: a layout on disk that outlives a change of the classes."""
+    """The leaves by name: a layout on disk that outlives changes of the classes."""
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
 

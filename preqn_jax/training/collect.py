@@ -1,9 +1,9 @@
 """Collecting and evaluating for all seeds, in this process or in several.
 
-Between two updates the policy is frozen, so a whole round of every seed is one exchange: out go the
-actors' parameters, back come the transitions. Workers build their share of the seeds from the same
-`Recipe` as this process would, run the same compiled functions on it, and so return the same
-numbers, bit for bit.
+The policy is frozen during a round, so a whole round of all seeds takes one exchange with the
+workers: the actors' parameters go out, and the transitions come back. Workers build their share of
+the seeds from the same `Recipe` as this process would, run the same compiled functions on it, and
+so return the same numbers, bit for bit.
 """
 
 import contextlib
@@ -34,21 +34,21 @@ _log = logging.getLogger(__name__)
 
 
 def cores() -> int:
-    """Of this machine, those that this process may use."""
+    """The number of the machine's cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def default_workers(seeds: int, cores: int) -> int:
-    """Worker processes that suit so many cores: none for one seed, which has nothing to run beside
-    it; else one a core.
+    """The number of worker processes for so many cores: one for each core or seed, whichever are
+    fewer, but none for a single one, where nothing would run in parallel.
     """
     return min(cores, seeds) if min(cores, seeds) > 1 else 0
 
 
 def say(error: EnvError) -> None:
-    """What is done about an environment of this process that hangs, if nobody has a better idea."""
+    """The default reaction to an environment of this process that hangs: the error is logged."""
     _log.error("%s", error)
 
 
@@ -63,15 +63,18 @@ class Collector:
         hung: Callable[[EnvError], None] = say,
         asked: Asked = never,
     ):
-        """`workers` processes at most, as no seed is divided; 0 for this one alone.
+        """`workers` is the number of worker processes, of which no more are started than there are
+        seeds; 0 keeps all seeds in this process.
 
-        What an environment itself raised is added to the file `log`. `hung` is called, in a thread
-        of its own, once an environment of this process hangs; a worker whose environment does is
-        ended. An evaluation is given up once the run is `asked` to stop.
+        The traceback of an environment's error is added to the file `log`. `hung` is called, in a
+        thread of its own, once an environment of this process hangs; a worker whose environment
+        hangs is killed. An evaluation is given up once the run is `asked` to stop.
 
         Raises:
-          UserError: an environment cannot be made, or what makes it not be sent to workers.
-          EnvError: it raised as it was made or reset; with workers the first call says so.
+          UserError: an environment cannot be made, or the function that makes it cannot be sent to
+            workers.
+          EnvError: an environment raised as it was made or reset; with workers the first call
+            raises this.
         """
         if workers < 0:
             raise ValueError(f"workers is {workers}, but it must be at least 0")
@@ -94,12 +97,13 @@ class Collector:
     def collect(
         self, params: Params, round_: int, frozen: Sequence[int] = ()
     ) -> tuple[Transition | None, list[tuple[int, float]], list[tuple[int, Diverged]]]:
-        """One round with the actors `[P]`, but for the `frozen`, by index, whose environments stand
-        still.
+        """Collect one round with the actors' parameters `[P]`. Members that are `frozen`, given by
+        index, take no part: their environments stand still.
 
         Returns:
-          transitions `[M, update_every]`, zeros where there are none; None if there are none at
-          all. (index of the member, return) of ended episodes. Who met a NaN or an infinity.
+          transitions `[M, update_every]`, zeros for a member that has none, None if no member has
+          any; (index of the member, return) of each episode that ended; (index, error) of each
+          member that met a NaN or an infinity.
 
         Raises Stopped: a worker died.
         """
@@ -116,8 +120,8 @@ class Collector:
     def _arguments(
         self, params: Params, when: int, frozen: Sequence[int]
     ) -> list[tuple[Params, int] | None]:
-        # Nobody writes to these, which may lie in the device's own memory: what is held here is
-        # copied when it is donated.
+        # These arrays may share the device's memory. Nobody writes to them, and JAX copies a buffer
+        # that is in use here where it would donate it.
         rows = jax.device_get(params)
         each = (jax.tree.map(lambda leaf, i=i: leaf[i], rows) for i in range(self._members))
         return [None if i in frozen else (one, when) for i, one in enumerate(each)]
@@ -125,11 +129,11 @@ class Collector:
     def evaluate(
         self, params: Params, step: int, frozen: Sequence[int] = ()
     ) -> list[Evaluation | None]:
-        """Noiseless episodes of each of the actors `[P]`; None for those that are frozen.
+        """Evaluate the actors `[P]` in noiseless episodes; None for members that are frozen.
 
-        They depend on nothing else but the step. One that is cut off, or whose return is not
-        finite, is warned of, once. Raises Interrupted where the run is asked to stop, after which
-        workers can only be closed.
+        The episodes depend on nothing but the actor, its seed and the step. Episodes that are cut
+        off, or whose return is not finite, are warned of once. Raises Interrupted where the run is
+        asked to stop, after which workers can only be closed.
         """
         found = self._call("evaluate", self._arguments(params, step, frozen))
         warn(found, step, self._limit, self._said)
@@ -140,7 +144,7 @@ class Collector:
         return self._call("save")
 
     def load(self, state: list[Any]) -> None:
-        """Go on from what `save` returned, whether it was saved with as many workers or not."""
+        """Go on from what `save` returned, whatever the number of workers was then."""
         self._call("load", [(one,) for one in state])
 
     def _call(self, method: str, arguments: Sequence[tuple | None] | None = None) -> list[Any]:
@@ -150,9 +154,7 @@ class Collector:
             raise _kept(error, self._log) from error.__cause__
 
     def close(self) -> None:
-        """End the workers, and free what the environments hold; one that raises then is warned
-        of.
-        """
+        """End the workers, and close the environments; an error of one that raises is logged."""
         try:
             self._pool.close()
         except EnvError as error:
@@ -161,8 +163,8 @@ class Collector:
 
 
 def warn(found: Sequence[Evaluation | None], step: int, limit: int, said: set[Any]) -> None:
-    """Of episodes of an evaluation that were cut off after `limit` steps, or whose return is not
-    finite, once each, as noted in `said`.
+    """Warn of episodes of an evaluation that were cut off after `limit` steps, and of those whose
+    return is not finite. Each warning comes once for a set `said`, which notes it.
     """
     made = [one for one in found if one is not None]
     cut = sum(int(np.sum(one.cut)) for one in made)
@@ -183,8 +185,8 @@ def warn(found: Sequence[Evaluation | None], step: int, limit: int, said: set[An
 def watched(
     env: envs.Source, seconds: float, hung: Callable[[EnvError], None]
 ) -> Iterator[Callable[[], None]]:
-    """Inside, an environment is made, which may hang; what this yields is called before each of its
-    resets, which may, too.
+    """A context in which to make and reset an environment, which may hang: `hung` is called then.
+    Yields a function to call before each reset.
     """
     place = watch.nowhere()
     place[0] = watch.CONSTRUCTION
@@ -206,7 +208,9 @@ def _tell(
     _: int,
     place: Sequence[int],
 ) -> None:
-    """Hands on that an environment of this process hangs, with where its thread stands."""
+    """Calls `hung` with the error that an environment of this process hangs, and its thread's
+    stack.
+    """
     error = EnvError(watch.hung(name, place, seconds))
     if (frame := sys._current_frames().get(thread)) is not None:
         error.__cause__ = Remote("\n" + "".join(traceback.format_stack(frame)))
@@ -214,7 +218,9 @@ def _tell(
 
 
 def _kept(error: EnvError, log: Path | None) -> EnvError:
-    """The error, once what lies behind it is written down; a link is not followed."""
+    """The error, once the traceback of its cause is in `log`; a symbolic link there is not
+    followed.
+    """
     if log is None or error.__cause__ is None:
         return error
     trace = "".join(traceback.format_exception(error.__cause__))
@@ -222,7 +228,7 @@ def _kept(error: EnvError, log: Path | None) -> EnvError:
     try:
         files.add(log, text.encode(errors="backslashreplace"))
     except OSError:
-        return error  # as of a full disk: the sentence is what matters
+        return error  # as on a full disk: the error itself is what matters
     kept = EnvError(f"{error}; its traceback is in {log}")
     kept.__cause__ = error.__cause__
     return kept

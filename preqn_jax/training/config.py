@@ -16,7 +16,7 @@ TRAIN_ENV, EVAL_ENV = range(2)  # purposes of environment seeds
 
 
 def stream(key: Key, purpose: int, count: Any) -> Key:
-    """That of one purpose, of a seed's own `key`, in one round (to UPDATE, in one update)."""
+    """The key for one purpose in one round (for UPDATE, in one update), from a seed's own `key`."""
     return jax.random.fold_in(jax.random.fold_in(key, purpose), count)
 
 
@@ -46,7 +46,7 @@ class LoopConfig:
 
 
 def named(seeds: Sequence[int]) -> str:
-    """Seeds in words."""
+    """Seeds as text, as "seeds 0, 1"."""
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
@@ -145,7 +145,7 @@ class RunConfig:
 
     @property
     def source(self) -> envs.Source:
-        """What environments are made from."""
+        """The source that environments are made from."""
         return envs.described(self.env, self.env_kwargs, self.wrappers)
 
 

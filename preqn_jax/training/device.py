@@ -1,9 +1,9 @@
-"""Training with nothing left to the host: many rounds of collection and updates in one compiled
-call, for environments that are pure functions.
+"""Training on the device alone: many rounds of collection and updates in one compiled call, for
+environments that are pure functions.
 
-Between two calls the host records what happened, evaluates and saves. A call ends wherever there
-is something of that to do, and so soon that a signal is answered within seconds; how many rounds
-went into one changes no number.
+Between two calls the host records what happened, evaluates and saves. A call ends wherever one of
+these is due, and is short enough for a signal to be answered within seconds. How many rounds a call
+does changes no number.
 """
 
 import functools
@@ -36,15 +36,15 @@ from preqn_jax.training.loop import Counters, Learner, Round
 from preqn_jax.training.rollout import Evaluation
 from preqn_jax.types import Key, Params
 
-_MOST_ROUNDS = 1000  # of a call
-_MOST_ROWS = 2**22  # transitions whose returns a call reports
-_SECONDS = 1.0  # that a call should take
+_MOST_ROUNDS = 1000  # rounds in a call, at most
+_MOST_ROWS = 2**22  # transitions whose returns a call reports, at most
+_SECONDS = 1.0  # seconds that a call should take
 _CHUNK = 1000  # steps of a call of an evaluation, at most
 
 
 def wanted(run: RunConfig, env: envs.Source) -> bool:
     """Whether a run's environments are stepped on the device. Raises UserError where that is asked
-    for and cannot be, and as `envs.make` does.
+    for but impossible, and as `envs.make` does.
     """
     on = run.on_device
     if on is None:
@@ -71,7 +71,9 @@ def _compiled(
     sizes: tuple[int, int],
     sharding: jax.sharding.NamedSharding,
 ) -> DeviceRounds:
-    """What a run calls; every device does its share of the members, and waits for no other."""
+    """The compiled functions of a run. Every device works on its share of the members, and waits
+    for no other device.
+    """
     worlds = many(env, name, axes=2)
     program = make_rounds(agent, worlds, env.spec, config, *sizes)
     split, same = sharding.spec, jax.sharding.PartitionSpec()
@@ -93,16 +95,16 @@ def _compiled(
 
 
 class Resident:
-    """The environments of all members, on the devices where these learn: in the place of a
-    `collect.Collector`.
+    """The environments of all members, on the devices where the members learn. It takes the place
+    of a `collect.Collector`.
     """
 
     def __init__(self, recipe: Recipe, stops: Sequence[int] = (), asked: Asked = never):
-        """`stops`: numbers of steps, at whose multiples there is something to do between two calls.
-        An evaluation is given up once the run is `asked` to stop.
+        """`stops`: intervals in steps, at whose multiples the host has something to do, so that
+        calls end there. An evaluation is given up once the run is `asked` to stop.
 
-        Raises EnvError for what the environment, a functional one, raises or returns amiss as it
-        is reset; the first `rounds` for its steps.
+        Raises EnvError where the functional environment raises, or returns something wrong, as it
+        is reset; the first call of `rounds` does so for its steps.
         """
         env, config, name = envs.pure(recipe.env), recipe.config, envs.name(recipe.env)
         assert env is not None
@@ -130,13 +132,13 @@ class Resident:
         return jax.device_put(tree, self._sharding)
 
     def _derived(self, count: int, *words: int) -> np.ndarray:
-        """`[P, count]`, of environments, as in `rollout`."""
+        """The seeds `[P, count]` of environments, derived as in `rollout`."""
         each = [[derive_seed(int(s), *words, e) for e in range(count)] for s in self._seeds]
         return np.array(each, np.uint32)
 
     def rounds(self, learner: Learner, counters: Counters) -> Iterator[Round]:
-        """As `loop.rounds`, but for the learner: it is that after the call's last round, which is
-        `settled`; what is saved and evaluated before is of no round.
+        """As `loop.rounds`, but `Round.learner` is that after the last round of the call. Only this
+        last round is `settled`: at the others the learner must not be saved or evaluated.
         """
         config = self.config
         size, self._world = len(config.seeds), self._frozen(counters.frozen)
@@ -157,13 +159,15 @@ class Resident:
                     raise done.diverged[-1][1]
 
     def _frozen(self, frozen: Sequence[int]) -> World:
-        """The world with those who are, and what only fills up a share."""
+        """The world in which the `frozen` members, and the rows that only fill up a device's share,
+        are frozen.
+        """
         rows = np.arange(len(self._seeds))
         stays = np.isin(rows, frozen) | (rows >= len(self.config.seeds))
         return replace(self._world, frozen=self._put(jnp.asarray(stays)))
 
     def _round(self, learner: Learner, report: Any, counters: Counters) -> Round:
-        """What the `Report` of one round says."""
+        """The `Round` that the `Report` of one round describes."""
         config, n = self.config, self.config.update_every
         start, updates = counters.round * n, 0
         measured: dict[str, np.ndarray] = {}
@@ -227,9 +231,9 @@ class Resident:
         env = jax.tree.unflatten(jax.tree.structure(self._world.env), stacked[:-1])
         env, returns = self._put((env, stacked[-1]))
         seen = [one["env"].get("seen") for one in state]
-        if None in seen:  # of before
+        if None in seen:  # saved by an earlier version
             obs = self._run.look(env)
-        else:  # to look again, by another program, may round otherwise
+        else:  # another program, which looked again, might round differently
             obs = self._put(loop.padded(self.config, np.stack([*map(codec.decode, seen)])))
         self._world = World(env, obs, returns, self._world.frozen)
 
@@ -244,7 +248,7 @@ def _keys(seeds: np.ndarray) -> Key:
 def _evaluation(
     i: int, now: Any, rewards: np.ndarray, obs: np.ndarray, action: np.ndarray
 ) -> Evaluation:
-    """Of one member, from what is there of all."""
+    """The Evaluation of one member, from the arrays of all."""
     lengths = now.lengths[i]
     rows = slice(0, lengths.max())
     seen = rewards[i, rows], obs[i, rows], action[i, rows]
@@ -252,25 +256,25 @@ def _evaluation(
 
 
 class _Pace:
-    """How many rounds go into a call."""
+    """Decides how many rounds go into a call."""
 
     def __init__(self, config: LoopConfig, stops: Sequence[int], most: int):
         self._config, self._stops, self._most = config, stops, most
         self._allowed, self._calls = 1, 0  # how long a round takes is not known yet
 
     def count(self, round_: int) -> int:
-        """Rounds to do from this one on."""
+        """The number of rounds in a call that begins with this one."""
         n = self._config.update_every
         due = [every // n - round_ % (every // n) for every in self._stops]
         first = self._config.first_round
         if round_ < first:
             due.append(first - round_)
-        elif round_ == first:  # a round becomes something else
+        elif round_ == first:  # updates begin: a round takes longer now
             self._allowed, self._calls = 1, 0
         return min(self._allowed, self._most, *due)
 
     def took(self, count: int, seconds: float) -> None:
-        """Learns from a call; the first may have compiled."""
+        """Adapts to the time of a call, except the first, which may have compiled."""
         self._calls += 1
         if self._calls > 1:
             most = int(_SECONDS * count / max(seconds, 1e-9))

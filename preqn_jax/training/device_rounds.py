@@ -1,8 +1,8 @@
 """Rounds and evaluations as pure functions of all members, for environments that are pure functions
-themselves: what `training.device` compiles.
+themselves; `training.device` compiles them.
 
-A round is what it is in `training.loop`, and draws from the same keys: of the same environment it
-collects what `training.rollout` does, to rounding.
+A round does the same as in `training.loop`, and draws from the same keys: from the same environment
+it collects the same as `training.rollout`, up to rounding.
 """
 
 from collections.abc import Callable
@@ -29,44 +29,44 @@ QUANTITIES = ("the environment's observation", "the environment's reward")
 
 @flax.struct.dataclass
 class World:
-    """Where the environments of all members stand."""
+    """The state of the environments of all members."""
 
     env: Any  # leaves `[P, E, ...]`, a state of `envs.functional.Many`
-    obs: Array  # `[P, E, obs]`, where to act from
+    obs: Array  # `[P, E, obs]`, the current observations
     returns: Array  # `[P, E]`, rewards of the unfinished episodes so far
     frozen: Array  # `[P]` bool, members that take no further part
 
 
 class Streams(NamedTuple):
-    """What all random numbers of a run are folded from."""
+    """The seeds and keys from which all random numbers of a run are derived."""
 
     seeds: Array  # `[P]` uint32
     envs: Key  # `[P, E]`
 
 
 class Report(NamedTuple):
-    """What happened in a round of n = `update_every` steps; of K rounds all leaves are
+    """What happened in a round of n = `update_every` steps; for K rounds all leaves are
     `[P, K, ...]`.
     """
 
-    metrics: Metrics  # `[P]`, NaN before the first update and of those that are frozen
-    ended: Array  # `[P, n]` bool, with this step an episode did
+    metrics: Metrics  # `[P]`, NaN before the first update and for frozen members
+    ended: Array  # `[P, n]` bool, whether an episode ended with this step
     returns: Array  # `[P, n]`, its return
     fault: Array  # `[P]` int32, what was not finite: 1 + index in QUANTITIES; 0 for nothing
-    row: Array  # `[P]` int32, and in which of the n
+    row: Array  # `[P]` int32, in which of the n steps
 
 
 class DeviceRounds(NamedTuple):
     """Rounds and evaluations as pure functions of all members.
 
     start: `environments' keys [P, E] -> World`, where nobody is frozen.
-    rounds: `(learner, world, streams, round, number of rounds) -> (learner, world, Report)`: so
-      many, but no more than `most`, and none after all members are frozen.
+    rounds: `(learner, world, streams, round, number of rounds) -> (learner, world, Report)`: does
+      that many rounds, but no more than `most`, and none once all members are frozen.
     begin: `keys [P, n] -> Episodes` at their beginning.
-    act: `(params [P], Episodes, keys [P, n], steps) -> (Episodes, rewards [P, T, n],
-      obs [P, T, n, obs], actions [P, T, n, act])`: so many noiseless steps, but no more than until
-      all episodes ended. T is the most there can be.
-    look: `states [P, E] -> obs [P, E, obs]`, of environments.
+    act: `(params [P], Episodes, keys [P, n], steps) -> (Episodes, rewards [P, T, n], obs [P, T, n,
+      obs], actions [P, T, n, act])`: does that many noiseless steps, fewer where all episodes end
+      before. T is the largest number of steps in a call.
+    look: `states [P, E] -> obs [P, E, obs]`, the observations in states of environments.
     """
 
     start: Callable[[Key], World]
@@ -78,7 +78,7 @@ class DeviceRounds(NamedTuple):
 
 @flax.struct.dataclass
 class Episodes:
-    """Where the episodes of an evaluation stand."""
+    """The state of the episodes of an evaluation."""
 
     env: Any  # `[P, n, ...]`
     obs: Array  # `[P, n, obs]`
@@ -90,7 +90,9 @@ class Episodes:
 def make_rounds(
     agent: Agent, env: Many, spec: Spec, config: LoopConfig, most: int, steps: int
 ) -> DeviceRounds:
-    """The program of a run, whose environments `env` lead with `[P, E]`; `steps` is T."""
+    """The functions of a run, whose environments `env` lead with `[P, E]`. `most` is the largest
+    number of rounds in a call, and `steps` is T.
+    """
     each, learn = partial(_each, config), _make_learn(agent, config)
     collect = each(_make_collect(agent, env, spec, config), 3)
 
@@ -129,8 +131,9 @@ def make_rounds(
 
 
 def _each(config: LoopConfig, function: Callable, count: int) -> Callable:
-    """`(*arrays [P, ...], `count` of them, *others) -> arrays [P, ...]`: `function` of them all, or
-    where members take turns of one at a time, whose numbers do not depend on its company then.
+    """A function `(*arrays [P, ...], *others) -> arrays [P, ...]`, whose first `count` arguments
+    are arrays of members. It calls `function` on all members at once or, where they take turns, on
+    one at a time, so that a member's numbers do not depend on the others.
     """
 
     def run(*given: Any) -> Any:
@@ -148,8 +151,8 @@ def _each(config: LoopConfig, function: Callable, count: int) -> Callable:
 
 
 def _make_collect(agent: Agent, env: Many, spec: Spec, config: LoopConfig) -> Callable:
-    """`(params, world, streams, round) -> (world, transitions [P, n], Report without metrics)`; who
-    meets a NaN or an infinity is frozen, and stands where it was before the round.
+    """`(params, world, streams, round) -> (world, transitions [P, n], Report without metrics)`; a
+    member that meets a NaN or an infinity is frozen, in its state before the round.
     """
     acting, count = make_acting(agent, spec, config), config.num_envs
     explore, draw = jax.vmap(acting.explore), jax.vmap(acting.draw, in_axes=(0, None))
@@ -189,22 +192,22 @@ def _in_order_of_time(leaf: Array) -> Array:
 
 
 def _kept(stays: Array, old: Any, new: Any) -> Any:
-    """Of members that stay what was, of the others what is."""
+    """The `old` arrays for members that stay, the `new` ones for the others."""
     each = jax.vmap(jnp.where)
     return jax.tree.map(lambda a, b: each(stays, a, b), old, new)
 
 
 def _fault(transitions: Transition) -> tuple[Array, Array]:
-    """(which of QUANTITIES was not finite, in which of the transitions `[P, n]`), `[P]` each."""
+    """`Report.fault` and `Report.row` of transitions `[P, n]`."""
     members, n = transitions.reward.shape
     fault, row = jnp.zeros((2, members), jnp.int32)
     for number, value in (
-        (1, transitions.obs),  # a reset's
+        (1, transitions.obs),  # for that of a reset
         (2, transitions.reward),
         (1, transitions.next_obs),
     ):
         bad = ~jnp.isfinite(value.reshape(members, n, -1)).all(axis=2)
-        found = bad.any(axis=1)  # the last that is found is named, as on the host
+        found = bad.any(axis=1)  # the last one found counts: the host's order, reversed
         fault = jnp.where(found, number, fault)
         row = jnp.where(found, jnp.argmax(bad, axis=1).astype(jnp.int32), row)
     return fault, row
@@ -237,7 +240,7 @@ def _make_learn(agent: Agent, config: LoopConfig) -> Callable:
 
         begun = round_ >= first
         states, metrics = jax.lax.cond(begun, update, skip, seen)
-        for name in VITAL:  # in this order: another is another program, which no cache holds
+        for name in VITAL:  # another order is another program, which no cache holds
             if name in metrics:
                 frozen = frozen | (begun & ~jnp.isfinite(metrics[name]))
         return Learner(states, replay), metrics, frozen

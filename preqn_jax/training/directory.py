@@ -1,10 +1,10 @@
 """The run directory: what is in it, and whether a command may go on with it.
 
-It holds config.json, metrics.jsonl, tensorboard/, checkpoints/, environment.log where one raised,
-DONE once `num_steps` is reached, lock while a process has it in hand, and added/ while seeds are
-trained that are to join it (`added`); beside them curve.png, what trackers were told and said, and
-records that could not be read (`_FILES`). None of these may be a link: a run writes to its
-directory alone.
+It holds config.json, metrics.jsonl, tensorboard/, checkpoints/, environment.log where an
+environment raised, DONE once `num_steps` is reached, lock while a process uses the directory, and
+added/ while new seeds for the run are trained (`added`); also curve.png, the files of trackers, and
+records that could not be read (`_FILES`). None of these may be a link: a run writes to its own
+directory only.
 """
 
 import contextlib
@@ -41,16 +41,16 @@ _FILES = (
     trackers.LOG,
     trackers.KEPT,
 )
-# What there may be before there is a config.json.
+# Files that may be there before config.json.
 _FIRST = {lock.NAME, "config.tmp"}
-# A run may be moved, and go on with other processes, or after all.
+# A run may be moved, go on with other workers, or go on after it was stopped.
 _NOT_OF_THE_RUN = ("logdir", "workers", "env_timeout", "stop_on_divergence", "track")
-# Nothing that is learned depends on how often a run is looked at.
+# What is learned so far does not depend on these.
 MAY_CHANGE = ("num_steps", "checkpoint_every", "log_every", "eval_every", "diagnose_every")
 
 
 def describe(*configs: Any) -> dict[str, Any]:
-    """What config.json says of a run: all that its numbers depend on, as plain JSON."""
+    """The settings in config.json: all that a run's numbers depend on, as plain JSON."""
     fields = {name: value for config in configs for name, value in _fields(config)}
     return json.loads(json.dumps({k: v for k, v in fields.items() if k not in _NOT_OF_THE_RUN}))
 
@@ -60,17 +60,17 @@ def _fields(config: Any) -> list[tuple[str, Any]]:
 
 
 def open_(logdir: str | Path, config: dict[str, Any]) -> tuple[Path, lock.Lock]:
-    """A directory in which the run described by `config` may begin or go on, and its lock, which
-    is held; config.json is written.
+    """Opens a directory in which the run described by `config` may begin or go on, and writes its
+    config.json. Returns the directory and its lock, which is held.
 
     Args:
       logdir: the directory.
-      config: what `describe` says of the run.
+      config: what `describe` returns for the run.
 
     Raises:
-      UserError: the directory holds another run, a longer one, links, or what no run leaves; it
-        cannot be written to.
-      lock.Busy: another process has it in hand.
+      UserError: the directory holds another run, a longer one, links, or files that no run leaves;
+        it cannot be written to.
+      lock.Busy: another process uses it.
     """
     logdir = Path(logdir)
     with writing_to(logdir), contextlib.ExitStack() as held:
@@ -78,7 +78,7 @@ def open_(logdir: str | Path, config: dict[str, Any]) -> tuple[Path, lock.Lock]:
         _look(logdir)
         mine = lock.Lock(logdir)
         held.callback(mine.release)
-        _look(logdir)  # what there is now stays
+        _look(logdir)  # locked, it does not change any more
         _begin(logdir, config)
         mine.sign()
         held.pop_all()
@@ -86,22 +86,22 @@ def open_(logdir: str | Path, config: dict[str, Any]) -> tuple[Path, lock.Lock]:
 
 
 def finished(logdir: Path) -> bool:
-    """Whether a run directory holds its run, whole."""
+    """Whether the run in a run directory is finished."""
     return (logdir / DONE).exists()
 
 
 def writing_to(logdir: Path) -> contextlib.AbstractContextManager[None]:
-    """An OSError inside is a UserError."""
+    """A context that turns an OSError into a UserError."""
     return files.writing(f"to logdir {str(logdir)!r}", "; give another `logdir`", UserError)
 
 
 def _look(logdir: Path) -> None:
-    """Raises UserError for a directory of other things, or of what is not of the kind a run
-    leaves.
+    """Raises UserError for a directory that holds other files, or where a file or folder of the run
+    should be, a link or something else.
     """
     there = {}
     for path in logdir.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # of another, which is not locked out yet
+        with contextlib.suppress(FileNotFoundError):  # another process removed it just now
             there[path.name] = path.lstat().st_mode
     for folder in _FOLDERS:
         if stat.S_ISDIR(there.get(folder, 0)):
@@ -129,8 +129,8 @@ def _look(logdir: Path) -> None:
 
 
 def _begin(logdir: Path, config: dict[str, Any]) -> None:
-    """Writes config.json, where the run that it tells of may go on as `config` says. Raises
-    UserError, OSError.
+    """Checks that the run that is there, if any, may go on as `config` says, and writes
+    config.json. Raises UserError, OSError.
     """
     path, done = logdir / CONFIG, finished(logdir)
     begun = compare(path, config) if path.exists() else None
@@ -149,15 +149,15 @@ def _begin(logdir: Path, config: dict[str, Any]) -> None:
         with files.anew(path) as file:
             file.write(content.encode())
             files.settle(file)
-            # Once there is room for it, and before it is in place, or the longer run would count as
-            # finished.
+            # DONE goes once there is room for config.json, and before that is in place: otherwise
+            # the longer run would count as finished.
             (logdir / DONE).unlink(missing_ok=True)
     if not os.access(logdir, os.W_OK):
         raise PermissionError("not writable")
 
 
 def _check_records(logdir: Path, config: dict[str, Any]) -> None:
-    """Raises UserError where they do not tell how each seed of a finished run ended."""
+    """Raises UserError where records do not tell how each seed of a finished run ended."""
     end = config["num_steps"]
     told = {
         line["seed"]
@@ -172,8 +172,8 @@ def _check_records(logdir: Path, config: dict[str, Any]) -> None:
 
 
 def _check_checkpoints(logdir: Path, every: int) -> None:
-    """Raises UserError where records tell of checkpoints that are gone: to begin anew would drop
-    them.
+    """Raises UserError where records go further than they could without a checkpoint, but there is
+    none: to begin anew would drop the records.
     """
     if any((logdir / CHECKPOINTS).glob("*")):
         return
@@ -186,7 +186,7 @@ def _check_checkpoints(logdir: Path, every: int) -> None:
 
 
 def steps(checkpoints: Path) -> list[int]:
-    """Steps of the checkpoints in a folder of these, in order."""
+    """The steps of the checkpoints in the folder `checkpoints`, in order."""
     if not checkpoints.is_dir():
         return []
     return sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal())
@@ -201,10 +201,10 @@ def _check_extension(logdir: Path, begun: dict[str, Any]) -> None:
 
 
 def read_config(path: Path, flag: str = "logdir") -> dict[str, Any]:
-    """What a run's config.json says of the run: its environment, seeds, algorithm and steps at
-    least, and every known setting of its type. Raises UserError if it is none, FileNotFoundError.
+    """The settings in a run's config.json. Raises UserError where environment, seeds, algorithm or
+    number of steps are missing, or a known setting is of the wrong type, and FileNotFoundError.
     """
-    unread: OSError | None = None  # from which a caller may tell that it will be read yet
+    unread: OSError | None = None  # tells a caller that the file may be readable later
     try:
         config = json.loads(path.read_bytes().decode())["config"]
         hints = {name: hint for name, hint in HINTS.items() if name in config}
@@ -231,21 +231,23 @@ def config_of(logdir: Path, flag: str = "logdir") -> dict[str, Any]:
 
 
 def tupled(value: Any) -> Any:
-    """A list of JSON's as the tuple that a field has."""
+    """A JSON list as the tuple that a field has; any other value as it is."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def _read(value: Any) -> Any:
-    """JSON's value as a field has it: lists are tuples, and runs of before may have 1e6 steps."""
+    """A JSON value as a field has it: lists become tuples, and whole floats ints, as earlier
+    versions may have written 1e6 steps.
+    """
     value = tupled(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def trusted(env: str, where: str, trust: bool) -> str:
-    """The environment that a file names, to be made. By some names, as "module:Env-v0", a module is
-    imported, which runs it, and a run directory may come from anybody.
+    """The environment `env`, which a file names, if it is safe to make. Names such as
+    "module:Env-v0" import a module, which runs its code, and a run directory may come from anybody.
 
-    Raises UserError for these, unless `trust`; `where` says who names it.
+    Raises UserError for such names, unless `trust`; `where` says, for the message, what names it.
     """
     if ":" in env and not trust:
         raise _untrusted(f"{where} names the environment {env!r}", _RUNS)
@@ -262,8 +264,8 @@ def _untrusted(what: str, why: str) -> UserError:
 def source(config: Mapping[str, Any], where: str, trust: bool) -> envs.Source:
     """The environments of a run, as its config.json describes them.
 
-    Raises UserError as `trusted`, and likewise, unless `trust`, for wrappers that are not known to
-    do no harm, and for arguments that are texts: one may name a file or a module.
+    Raises UserError as `trusted` and, unless `trust`, also for wrappers that are not known to be
+    harmless, and for arguments with text in them, which may name a file or a module.
     """
     env = trusted(config["env"], where, trust)
     kwargs, wrappers = config.get("env_kwargs"), config.get("wrappers", ())
@@ -279,13 +281,13 @@ def source(config: Mapping[str, Any], where: str, trust: bool) -> envs.Source:
 
 def _has_text(value: Any) -> bool:
     if isinstance(value, dict):
-        return True  # whose names are texts
+        return True  # its keys are texts
     return any(map(_has_text, value)) if isinstance(value, list) else isinstance(value, str)
 
 
 def of(kind: Any, config: Mapping[str, Any]) -> Any:
-    """The part of what a config.json says that is a `kind`, one of `CONFIGS`, with their defaults
-    for what it lacks.
+    """The config of class `kind`, one of `CONFIGS`, with the settings of a config.json; those that
+    it lacks have their defaults.
     """
     names = {field.name for field in dataclasses.fields(kind)}
     said = {name: value for name, value in config.items() if name in names}
@@ -293,26 +295,30 @@ def of(kind: Any, config: Mapping[str, Any]) -> Any:
 
 
 def own_parts(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is of a run whose agent was put together by somebody's own function."""
+    """Whether the run of a config.json has an agent that the user's own function made."""
     return "activation" not in config
 
 
 def whole(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config.json says, and of settings that came after it what its algorithm has."""
+    """The settings of a config.json, and for those that were added to this package after it was
+    written, the values that its algorithm has.
+    """
     if own_parts(config):
         return dict(config)
     fields = {field.name: field.default for one in CONFIGS for field in dataclasses.fields(one)}
     fields = describe({**fields, **config})
-    with contextlib.suppress(UserError, TypeError):  # of what nobody can train today
+    with contextlib.suppress(UserError, TypeError):  # settings that can no longer be trained
         filled = describe(agents.resolve(of(agents.AgentConfig, fields)).config)
         fields |= {name: filled[name] for name in filled.keys() - config.keys()}
     return fields
 
 
 def compare(path: Path, config: dict[str, Any], flag: str = "logdir") -> dict[str, Any]:
-    """What the config.json at `path` says; `config` may have more steps, or look at others.
+    """The settings in the config.json at `path`, where that run may go on as `config` says: it may
+    have more steps, or other intervals of recording (`MAY_CHANGE`).
 
-    Raises UserError if anything else differs; `flag` is the one that would lead elsewhere.
+    Raises UserError if anything else differs; `flag`, for the message, is the one that would name
+    another directory.
     """
     try:
         said = read_config(path, flag)
@@ -332,7 +338,9 @@ def compare(path: Path, config: dict[str, Any], flag: str = "logdir") -> dict[st
 
 
 def _check_ways(path: Path) -> None:
-    """Raises UserError where the run that config.json tells of was begun with others."""
+    """Raises UserError where the run of a config.json was begun with other JAX options than this
+    process has (`provenance.ways`).
+    """
     begun = json.loads(path.read_text()).get("jax")
     begun = begun if isinstance(begun, dict) else {}  # of a version that did not say
     for name, now in provenance.ways().items():

@@ -1,4 +1,4 @@
-"""What ends a run before its time."""
+"""The exceptions that end a run early, and the flag by which it is asked to stop."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ class Diverged(Stopped):
 
 
 class Diverging(Stopped):
-    """A diagnosis says that Q is on its way."""
+    """A diagnosis says that Q is about to diverge."""
 
     def __init__(self, finding: Finding, seed: int, step: int):
         super().__init__(
@@ -33,12 +33,12 @@ class Diverging(Stopped):
 
 
 class Interrupted(Exception):
-    """An evaluation was given up, as its run is to stop."""
+    """An evaluation was given up, because its run is to stop."""
 
 
 class Flag:
-    """Set once a run is to stop, also by a signal's handler. Who looks at it holds nothing of the
-    run, which is gone as soon as nobody else does.
+    """Is set once a run is to stop, also by a signal handler. An object that holds the flag does
+    not hold the run, whose memory can so be freed.
     """
 
     up = False
@@ -52,5 +52,5 @@ Asked = Callable[[], bool]
 
 
 def never() -> bool:
-    """Of a run that nobody asks."""
+    """The `Asked` of a run that is never asked to stop."""
     return False

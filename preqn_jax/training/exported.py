@@ -1,4 +1,6 @@
-"""Policies and critics for use without this package: a program that jax alone runs, or arrays."""
+"""Policies and critics for use without this package: as a program that needs only jax, or as
+arrays.
+"""
 
 import contextlib
 import json
@@ -17,7 +19,7 @@ from preqn_jax.training.trained import Trained
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 WHAT = ("critic", "policy")
-_LAYERS = re.compile(r"(params|batch_stats)\.mlp\.")  # where this package's networks keep theirs
+_LAYERS = re.compile(r"(params|batch_stats)\.mlp\.")  # names in this package's own networks
 
 
 def program(
@@ -31,13 +33,13 @@ def program(
     Its parameters are inside. `serialize()` makes bytes of it (which needs flatbuffers), and
     `jax.export.deserialize` a function again, in a process that has jax and not this package:
     `[B, obs] -> [B, act]`, or `([B, obs], [B, act]) -> [B]`, all float32, actions in the
-    environment's own units. Of finitely many these are integers, `[B]` int32.
+    environment's own units. Where there are finitely many actions, these are integers, `[B]` int32.
 
     Args:
       trained: what `preqn_jax.load` returns.
       what: "policy" or "critic".
-      seed: whose; the first's if None.
-      platforms: where it should run, of `PLATFORMS`.
+      seed: the seed whose policy or critic it is; the first if None.
+      platforms: those it should run on, of `PLATFORMS`.
 
     Raises UserError for what, a seed or a platform that is not there.
 
@@ -66,7 +68,7 @@ def program(
 
 @contextlib.contextmanager
 def _no_paths() -> Iterator[None]:
-    """Programs do not tell where the files lie that they were made of."""
+    """A context in which exported programs do not hold the paths of source files."""
     name = "jax_traceback_in_locations_limit"
     limit = getattr(jax.config, name)
     jax.config.update(name, 0)
@@ -80,15 +82,17 @@ def arrays(
     trained: Trained, what: str = "policy", seed: int | None = None
 ) -> dict[str, np.ndarray]:
     """The parameters of a policy or of the first critic by name, "Dense_0.kernel" `[in, out]` and
-    "Dense_0.bias" `[out]`, and as "about" a text, JSON, with what rebuilds the network of them.
+    "Dense_0.bias" `[out]`, and under "about" a JSON text with what is needed to rebuild the
+    network.
 
-    That is "activation" of all layers but the last, the number of "layers", "action_low" and
-    "action_high". A policy ends in a tanh, of the first half where it is SAC's: mean, then the
-    logarithm of the deviation. A critic takes [s, a], a scaled to [-1, 1]. Where there are finitely
-    many actions, "num_actions" from "action_low" on, both are the same: s to the values of all, of
-    which the policy is the largest. docs/after-training.md has the lines of NumPy. Normalized
-    observations are part of the first layer, which takes them as they come, and batch normalization
-    is part of the layer behind it.
+    That is the "activation" of all layers but the last, the number of "layers", "action_low" and
+    "action_high". A policy ends in a tanh; SAC's last layer gives means and log standard
+    deviations, and the tanh is of the first half, the means. A critic takes [s, a], with a scaled
+    to [-1, 1]. Where there are finitely many actions, "num_actions" from "action_low" on, policy
+    and critic are the same network: from s to the values of all actions, of which the policy takes
+    the largest. docs/after-training.md shows how to compute them in NumPy. Normalization of
+    observations is folded into the first layer, which takes raw ones, and batch normalization into
+    the layer after it.
 
     Raises UserError for what or a seed that is not there, networks that are not this package's, and
     critics with other layers than these (`critic_norm=layer`, `critic_features=fourier`).
@@ -128,8 +132,8 @@ def arrays(
 
 
 def _without_norms(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Dense layers, each with the batch normalization of what enters it, which is in evaluation
-    mode an affine map of each feature.
+    """The dense layers, with the batch normalization of each layer's inputs folded in; in
+    evaluation mode that is an affine map of each feature.
     """
     dense = {name: x for name, x in weights.items() if name.startswith("Dense_")}
     for i in range(len(dense) // 2 if "BatchRenorm_0.var" in weights else 0):
@@ -143,7 +147,7 @@ def _without_norms(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _see(weights: dict[str, np.ndarray], units: agents.Seen) -> None:
-    """Into the first layer: (s - mean) / std, of what is an action as it is."""
+    """Folds (s - mean) / std into the first layer; inputs that are actions stay as they are."""
     size = len(weights["Dense_0.kernel"])
     scale, shift = np.ones(size), np.zeros(size)
     mean, std = (np.asarray(x, np.float64) for x in (units.mean, units.std))
@@ -152,8 +156,8 @@ def _see(weights: dict[str, np.ndarray], units: agents.Seen) -> None:
 
 
 def _fold(weights: dict[str, np.ndarray], i: int, scale: np.ndarray, shift: np.ndarray) -> None:
-    """Into the i-th layer: of what enters it, scale x + shift. It stays in float64: of a feature
-    that hardly changes the two are large, and all but cancel.
+    """Folds the map scale x + shift of its inputs x into the i-th layer. The layer stays in
+    float64: for a feature that hardly varies, scale and shift are large and nearly cancel.
     """
     names = [f"Dense_{i}.{name}" for name in ("kernel", "bias")]
     kernel, bias = (weights[name].astype(np.float64) for name in names)

@@ -1,4 +1,6 @@
-"""Files of a run directory: each whole or not there, and none written through a link."""
+"""Writes the files of a run directory, so that each is whole or not there, and none is written
+through a link.
+"""
 
 import contextlib
 import hashlib
@@ -14,19 +16,19 @@ from typing import BinaryIO
 from preqn_jax.options import UserError
 from preqn_jax.training.errors import Stopped
 
-_OLD = 24 * 3600.0  # seconds for which nobody writes one file
+_OLD = 24 * 3600.0  # seconds after which a temporary file counts as abandoned
 
 
 def is_temporary(name: str, of: str) -> bool:
-    """Whether a file of this name is `of` another before it takes its place, or is what a kill left
-    of it.
+    """Whether `name` is that of a temporary file, which takes the place of the file `of` when it is
+    whole, or is what a kill left of it.
     """
     return re.fullmatch(re.escape(of) + r"(\.[0-9a-f]{8})?\.tmp", name) is not None
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Writes `path` so that it is whole or as it was, also after a kill. A link that lies there is
-    replaced, not followed. Raises OSError.
+    """Writes `path` so that, even after a kill, it is either whole or as it was. A link that lies
+    there is replaced, not followed. Raises OSError.
     """
     with anew(path) as file:
         file.write(content)
@@ -34,8 +36,9 @@ def replace(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def anew(path: Path) -> Iterator[BinaryIO]:
-    """An empty file to write to, which takes the place of `path` at the end. It is no other
-    process's, on any machine: several may do so at once, and the last one's stays. Raises OSError.
+    """Yields an empty file to write to, which takes the place of `path` at the end. Several
+    processes, on any machines, may do so at once, each with a file of its own; that of the last one
+    stays. Raises OSError.
     """
     _clear(path)
     written = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
@@ -51,14 +54,14 @@ def anew(path: Path) -> Iterator[BinaryIO]:
 
 
 def settle(file: BinaryIO) -> None:
-    """What was written is on the disk then, or an OSError says that there is no room for it."""
+    """Forces what was written to the disk. Raises OSError, as where there is no room for it."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def _clear(path: Path) -> None:
-    """Removes what kills have left of writing to `path`. Nobody may hold a lock on its folder, so
-    that only an old file is known to be nobody's.
+    """Removes temporary files of `path` that kills have left. Its folder may not be locked, so only
+    an old file is known to be abandoned.
     """
     with contextlib.suppress(OSError), os.scandir(path.parent) as found:
         for one in (one for one in found if is_temporary(one.name, path.name)):
@@ -67,13 +70,15 @@ def _clear(path: Path) -> None:
 
 
 def append(path: Path) -> int:
-    """A file descriptor to add to a file. Raises OSError, also where `path` is a link."""
+    """A file descriptor for adding to the end of a file, which is made if it is not there. Raises
+    OSError, also where `path` is a link.
+    """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
     return os.open(path, flags, 0o666)
 
 
 def write_all(fd: int, content: bytes) -> None:
-    """All of it at the end of the file, or, with an OSError, nothing."""
+    """Writes all of `content` at the end of the file or, where it raises OSError, nothing."""
     end = os.fstat(fd).st_size
     try:
         while content:
@@ -85,7 +90,7 @@ def write_all(fd: int, content: bytes) -> None:
 
 
 def add(path: Path, content: bytes) -> None:
-    """`append` and `write_all`."""
+    """Adds `content` to the end of a file: `append`, then `write_all`."""
     fd = append(path)
     try:
         write_all(fd, content)
@@ -94,7 +99,9 @@ def add(path: Path, content: bytes) -> None:
 
 
 def remove(path: Path) -> None:
-    """A file, a folder with all in it, or a link, and not what it points to. Raises OSError."""
+    """Removes a file, a folder with all in it, or a link, but not what it points to. Raises
+    OSError.
+    """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -118,8 +125,8 @@ def digests(folder: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def writing(what: str, cure: str = "", kind: type[UserError] = Stopped) -> Iterator[None]:
-    """An OSError inside is Stopped, or another `kind`: what could not be written, why, and the
-    `cure`, if there is one.
+    """A context that turns an OSError into Stopped, or another `kind`, which says what could not be
+    written, why, and the `cure`, if there is one.
     """
     try:
         yield
@@ -128,7 +135,7 @@ def writing(what: str, cure: str = "", kind: type[UserError] = Stopped) -> Itera
 
 
 def size(count: float) -> str:
-    """Bytes in words, as "3.2 MB"."""
+    """A number of bytes as text, as "3.2 MB"."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale:
             return f"{count / scale:.1f} {unit}"

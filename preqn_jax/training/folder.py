@@ -1,4 +1,6 @@
-"""A run directory in the hands of a session: records and checkpoints of some of its members."""
+"""A run directory that a session has open: records and checkpoints of some of the session's
+members.
+"""
 
 import contextlib
 import dataclasses
@@ -20,15 +22,15 @@ from preqn_jax.training.rows import Rings
 
 
 class Place(NamedTuple):
-    """Where members are kept: a run directory, as one run of theirs alone would leave it."""
+    """The run directory in which some members are kept, as a run of these alone would leave it."""
 
     logdir: str | Path
     described: dict[str, Any]  # for its config.json
-    members: range  # of the session's, by index
+    members: range  # indices among the session's members
 
 
 class Moment(NamedTuple):
-    """All that a session goes on from, of M members."""
+    """The state of M members, from which a session can go on."""
 
     learner: Learner  # leaves `[P, ...]`, the M members first
     counters: Counters
@@ -37,17 +39,17 @@ class Moment(NamedTuple):
 
 
 class Noted(NamedTuple):
-    """What a checkpoint says of the records before it."""
+    """What a checkpoint says about the records written before it."""
 
     records: int = 0  # how many there were
-    eval_every: int | None = None  # steps between evaluations, but for one at the end, if known
+    eval_every: int | None = None  # steps between evaluations before the end; None if unknown
 
 
 class Folder:
-    """One place, locked, until it is closed."""
+    """The run directory of one `Place`, locked until it is closed."""
 
     def __init__(self, place: Place, config: LoopConfig):
-        """Raises UserError, Busy as `directory.open_`, which see; `config` is the session's."""
+        """`config` is the session's. Raises UserError and Busy as `directory.open_` does."""
         self.members = place.members
         self.seeds = tuple(config.seeds[i] for i in place.members)
         self._config = dataclasses.replace(config, seeds=self.seeds)
@@ -64,11 +66,11 @@ class Folder:
 
     @property
     def finished(self) -> bool:
-        """Whether it holds its run, whole."""
+        """Whether its run is finished."""
         return directory.finished(self.logdir)
 
     def finish(self) -> None:
-        """Marks it as whole. Raises Stopped."""
+        """Marks its run as finished. Raises Stopped."""
         done = self.logdir / directory.DONE
         with files.writing(str(done)):
             files.replace(done, b"")
@@ -77,12 +79,12 @@ class Folder:
         self._held.close()
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints in it."""
+        """The steps of its checkpoints."""
         return directory.steps(self.checkpoints)
 
     def open_checkpoints(self) -> None:
-        """Raises Stopped."""
-        # Orbax, which a run that keeps nothing does without.
+        """Opens the folder of checkpoints for writing. Raises Stopped."""
+        # It imports orbax, which a run that keeps nothing does without.
         from preqn_jax.training.checkpoint import Checkpointer
 
         with files.writing(str(self.logdir)):
@@ -91,10 +93,10 @@ class Folder:
     def read(
         self, step: int, like: Learner, rings: Rings, fresh: list[Any]
     ) -> tuple[Moment, Noted]:
-        """The checkpoint of a step, with what it says of the records. `like` is a learner of all
-        members, `fresh` what `Collector.save` returns of these members' environments, however far
-        they are; the learner is as `Checkpointer.read` returns it. Raises whatever a damaged file
-        makes the reader raise.
+        """The checkpoint of a step, with what it says about the records. `like` is a learner of all
+        members; `fresh` is what `Collector.save` returns for the environments of this folder's
+        members at any step, which gives the form to check against. The learner is as
+        `Checkpointer.read` returns it. Raises whatever a damaged file makes the reader raise.
         """
 
         def check(noted: dict[str, Any]) -> None:
@@ -109,7 +111,7 @@ class Folder:
     def begin_records(
         self, start: int, keep: Callable[[Line], bool], expected: int, track: str = ""
     ) -> None:
-        """Records from `start` on; see `Recorder`. Raises Stopped."""
+        """Opens the records, to write from step `start` on; see `Recorder`. Raises Stopped."""
         self._recorder = Recorder(self.logdir, self.seeds, start, keep, expected, track)
         self._held.callback(self._recorder.close)
 
@@ -119,17 +121,17 @@ class Folder:
         return {line["seed"] for line in lines if "eval/return_mean" in line}
 
     def end_records(self) -> None:
-        """No more come; `close` waits for who takes them."""
+        """Tells the tracker that no more records come; `close` waits for it."""
         assert self._recorder is not None
         self._recorder.end()
 
     def write(self, step: int, member: int, line: dict[str, Any]) -> None:
-        """A line of records. Raises Stopped."""
+        """Writes a line of records. Raises Stopped."""
         assert self._recorder is not None
         self._recorder.write(step, self.seeds[self.members.index(member)], line)
 
     def save(self, step: int, moment: Moment) -> None:
-        """A checkpoint of these members' moment. Raises Stopped."""
+        """Writes a checkpoint of the moment of this folder's members. Raises Stopped."""
         assert self._recorder is not None
         self._recorder.flush()
         extra = {
@@ -146,21 +148,23 @@ class Folder:
 
 
 def bare(learner: Learner) -> Learner:
-    """Without the settings of a sweep: what is kept of a member is what a run of it alone keeps."""
+    """The learner without the settings of a sweep: the checkpoint of a member is the same as in a
+    run of it alone.
+    """
     swept = isinstance(learner.agent, SweptState)
     return dataclasses.replace(learner, agent=learner.agent.inner) if swept else learner
 
 
 def dressed(learner: Learner, agent: Any) -> Learner:
-    """The inverse, with the settings that `agent` has, if any."""
+    """The inverse of `bare`: the learner with the settings that `agent` has, if any."""
     swept = isinstance(agent, SweptState)
     whole = SweptState(agent.settings, learner.agent) if swept else learner.agent
     return dataclasses.replace(learner, agent=whole)
 
 
 def part(moment: Moment, members: range) -> Moment:
-    """What some members have of a moment, but for the learner, whose rows are cut as they are
-    written.
+    """The moment of some members alone, except that the learner is still that of all: its rows are
+    cut as they are written.
     """
     frozen = tuple(members.index(i) for i in moment.counters.frozen if i in members)
     return Moment(
@@ -178,9 +182,9 @@ def part(moment: Moment, members: range) -> Moment:
 
 
 def _joined(parts: Sequence[tuple[range, Moment]], learner: Learner) -> Moment:
-    """The moment of all members, of which these are the parts, in order, with the learner of all.
-    Rounds that are pending in some parts only, as where these were recorded at other steps, are
-    left out.
+    """The moment of all members, made from their `parts`, in order, and the learner of all. Rounds
+    that are pending in only some of the parts, as where the others' were recorded already, are left
+    out.
     """
     moments = [moment for _, moment in parts]
     frozen = tuple(members[i] for members, moment in parts for i in moment.counters.frozen)
@@ -202,11 +206,11 @@ def restore(
     folders: Sequence[Folder], like: Learner, fresh: list[Any]
 ) -> tuple[int, Moment, list[Noted]] | None:
     """The newest step whose checkpoint is whole in every folder: (step, moment of all members, what
-    each says of its records), or None where there is no step that all of them have.
+    each folder's says about its records), or None where no step is in all folders.
 
-    A damaged one is passed over with a warning. Where there are such steps the replay of `like` is
-    given up. Raises UserError: there are such steps, and none is whole; or there are none, of a run
-    that is finished.
+    A damaged checkpoint is skipped with a warning. Where some step is in all folders, the replay of
+    `like` is deleted. Raises UserError where there are such steps but none is whole, or where there
+    are none although a run is finished.
     """
     from preqn_jax.training.checkpoint import newest, whole
 
@@ -222,7 +226,7 @@ def restore(
     rings = Rings(like.replay.data)
 
     def read(folder: Folder, step: int) -> tuple[Moment, Noted]:
-        if folder is folders[0]:  # another step, where those of one before are damaged
+        if folder is folders[0]:  # the next step to try, as one before is damaged
             rings.clear()
         return folder.read(step, like, rings, [fresh[i] for i in folder.members])
 

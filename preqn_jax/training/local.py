@@ -1,4 +1,6 @@
-"""The seeds of one process, on its CPU: what a worker runs, and the whole of a run without any."""
+"""The rollouts of one process's seeds, on its CPU: in a worker process or, without workers, in the
+run's own process.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,8 +19,8 @@ from preqn_jax.types import Spec
 
 
 class Recipe(NamedTuple):
-    """What a process builds rollouts from. For workers it must pickle: `partial(agents.make,
-    config)` does, a lambda does not.
+    """All that a process builds rollouts from. To be sent to workers it must pickle:
+    `partial(agents.make, config)` does, a lambda does not.
     """
 
     make_agent: Callable[[Spec], Agent]
@@ -30,14 +32,14 @@ class Recipe(NamedTuple):
 
 
 class Local:
-    """Seeds of this process, one after the other, on its CPU."""
+    """The rollouts of this process's seeds, stepped one after the other on its CPU."""
 
     def __init__(
         self, recipe: Recipe, seeds: Sequence[int], place: watch.Place, asked: Asked = never
     ):
-        """Raises UserError and EnvError as `envs.make` does, and for what a first `reset` does.
-        Into `place` goes which call of an environment this is in; `asked` tells whether the run is
-        to stop.
+        """`place` is told which call of an environment this is in; `asked` says whether the run is
+        to stop. Raises UserError and EnvError as `envs.make` does, and EnvError as a first `reset`
+        does.
         """
         config = recipe.config
         self._device, self._place, self._seed = cpu(), place, seeds[0]
@@ -53,9 +55,10 @@ class Local:
         self._envs = [*train_envs, eval_env]
 
     def call(self, method: str, arguments: Sequence[tuple | None] | None = None) -> list[Any]:
-        """A method of every seed's Rollout with that seed's arguments: the results, in the order of
-        seeds. None of one whose arguments are None; that a seed diverged is a result as well.
-        Raises Interrupted for an evaluation, once the run is asked to stop.
+        """Calls a method of every seed's Rollout with that seed's arguments, and returns the
+        results in the order of seeds: None where the arguments are None, and a Diverged, not
+        raised, for a seed that diverged. Raises Interrupted for an evaluation, once the run is
+        asked to stop.
         """
         arguments = [()] * len(self._rollouts) if arguments is None else arguments
         with self._here():
@@ -65,7 +68,7 @@ class Local:
             ]
 
     def close(self) -> None:
-        """Raises EnvError for the first environment that raised, once all are closed."""
+        """Closes all environments, then raises EnvError for the first one that raised."""
         failed = []
         with self._here(), self._in(watch.CLOSE):
             for env in self._envs:
@@ -78,7 +81,9 @@ class Local:
 
     @contextmanager
     def _here(self) -> Iterator[None]:
-        """On this device; environments may let JAX promote ranks, whoever calls."""
+        """A context on this device, in which environments may use JAX's rank promotion, whatever
+        the caller has set.
+        """
         with jax.default_device(self._device), jax.numpy_rank_promotion("allow"):
             yield
 
@@ -99,10 +104,10 @@ def _result(method: Callable[..., Any], *args: Any) -> Any:
 
 
 def cpu() -> Any:
-    """Where acting goes on: even with an accelerator at hand, one observation is answered sooner
-    next to the environment.
+    """The device on which policies act: even where there is an accelerator, the CPU answers a
+    single observation sooner.
     """
     try:
         return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS leaves it out
+    except RuntimeError:  # JAX_PLATFORMS excludes the CPU
         return jax.local_devices()[0]

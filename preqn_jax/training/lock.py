@@ -1,7 +1,7 @@
 """The lock on a run directory, held for as long as its process lives.
 
-It is flock's on a file in the directory: the kernel lets go of it when the process is gone, killed
-or not, and a process may pass it on to the one that it starts. What the file says is for people.
+It is an flock on a file in the directory: the kernel releases it when the process ends, killed or
+not, and a process may pass it on to one that it starts. The text in the file is for people.
 """
 
 import contextlib
@@ -20,16 +20,16 @@ INHERITED = "PREQN_JAX_LOCK"  # in the environment: the file descriptor that a p
 
 
 class Busy(UserError):
-    """Somebody else holds it."""
+    """The lock is held already."""
 
 
 class Lock:
     """A held lock."""
 
     def __init__(self, folder: Path):
-        """Takes the lock of a folder that is there, or takes over what a parent passed on.
+        """Takes the lock of an existing folder, or takes over one that a parent process passed on.
 
-        Raises Busy, saying who holds it, and OSError where there can be no file.
+        Raises Busy, which says who holds it, and OSError where its file cannot be made.
         """
         self._path = folder / NAME
         self.fd = self._inherited()
@@ -43,11 +43,11 @@ class Lock:
                 raise Busy(_busy(folder, holder)) from None
             if self._is(fd):
                 self.fd = fd
-            else:  # its holder was about to end, and has removed it
+            else:  # its holder has just removed the file, and ends
                 os.close(fd)
 
     def sign(self) -> "Lock":
-        """Writes down who holds it. Raises OSError."""
+        """Writes into the file who holds the lock. Raises OSError."""
         assert self.fd is not None
         words = f"{_here()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
         os.ftruncate(self.fd, 0)
@@ -55,7 +55,7 @@ class Lock:
         return self
 
     def _inherited(self) -> int | None:
-        fd = os.environ.pop(INHERITED, "")  # for this process alone
+        fd = os.environ.pop(INHERITED, "")  # not for processes that this one starts
         with contextlib.suppress(OSError, ValueError):
             if self._is(int(fd)):
                 _flock(int(fd))
@@ -71,8 +71,8 @@ class Lock:
             return False
 
     def release(self, remove: bool = True) -> None:
-        """Lets go of it, and takes the file away; without `remove`, whoever it was passed on to
-        has it still.
+        """Releases the lock and removes its file; without `remove`, a process that it was passed on
+        to still holds it.
         """
         if self.fd is None:
             return
@@ -88,7 +88,7 @@ def _flock(fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
-    except OSError as error:  # some network file systems have none
+    except OSError as error:  # some network file systems have no locks
         _log.warning("no lock on the run directory (%s): start one process alone", error.strerror)
 
 

@@ -3,8 +3,8 @@
 A round is: act for `update_every` steps with a frozen policy, add what happened to the replay, and
 take as many gradient steps in one compiled call (Appendix B's "update frequency"). Every random
 number comes from a key folded from (seed, purpose, round), so a run can go on from any round with
-nothing but the counters. All arrays lead with an axis of members `[M]`, each with a seed, and with
-settings of its own where that is swept: they learn in one program.
+nothing but the counters. All arrays lead with an axis of members `[M]`, which learn in one program.
+Each has a seed and, in a sweep, settings of its own.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,8 +27,8 @@ from preqn_jax.types import Array, Key, Metrics, Settings, Spec, Transition
 
 @flax.struct.dataclass
 class Learner:
-    """What lives on the device; every leaf leads with `[P]`, the M members and what makes their
-    number one that devices can share.
+    """The state that lives on the devices. Every leaf leads with `[P]`: the M members, and copies
+    that make the shares of all devices equal.
     """
 
     agent: Any
@@ -36,7 +36,7 @@ class Learner:
 
 
 class Counters(NamedTuple):
-    """How far a run is."""
+    """How far a run has come."""
 
     round: int = 0  # rounds done
     updates: int = 0  # gradient steps done
@@ -45,7 +45,7 @@ class Counters(NamedTuple):
 
 
 class Round(NamedTuple):
-    """What one round leaves behind. `learner` is donated to the next: use it before going on."""
+    """The result of one round. `learner` is donated to the next round: use it before going on."""
 
     step: int  # environment steps of each member so far
     learner: Learner
@@ -53,21 +53,21 @@ class Round(NamedTuple):
     # `[M]` each, means over the round's updates; empty before the first
     metrics: dict[str, np.ndarray]
     episodes: list[tuple[int, float]]  # (index of the member, return) of every episode that ended
-    diverged: list[tuple[int, Diverged]]  # whom this round froze, by index
-    # Whether `learner` is that of this round; on the device it is that of the last of a call.
+    diverged: list[tuple[int, Diverged]]  # (index, why) of the members that this round froze
+    # Whether `learner` is that of this round; on the device it is that of the last round of a call.
     settled: bool = True
 
 
 def keys(seeds: Sequence[int] | np.ndarray | Array) -> Key:
-    """`[M]` keys."""
+    """The keys `[M]` of seeds."""
     return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
 
 
 def init(
     agent: Agent, spec: Spec, config: LoopConfig, settings: Settings | None = None
 ) -> tuple[Learner, Counters]:
-    """A learner with empty replay, at the beginning; `settings [M]` are what `agents.swept` takes.
-    Raises UserError for a config that makes no sense.
+    """A new learner with an empty replay buffer, and counters at 0; `settings [M]` are those that
+    an agent of `agents.swept` takes. Raises UserError for a config that makes no sense.
     """
     validate(config)
     seeds, places = config.seeds, members_sharding(config)
@@ -77,7 +77,7 @@ def init(
     # Rows that could never fill are not allocated.
     form = jax.eval_shape(lambda: replays.init(spec, min(config.replay_capacity, config.num_steps)))
 
-    def empty(leaf: Any) -> Array:  # made where it stays: memory would hold a copy as well
+    def empty(leaf: Any) -> Array:  # made where it stays, or memory would hold a copy too
         return jnp.zeros((len(seeds), *leaf.shape), leaf.dtype, device=places)
 
     return Learner(jax.device_put(states, places), jax.tree.map(empty, form)), Counters()
@@ -85,26 +85,27 @@ def init(
 
 @lru_cache(maxsize=64)
 def each(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` of every member, compiled."""
+    """`function`, mapped over all members and compiled."""
     return jax.jit(jax.vmap(function))
 
 
 def padded(config: LoopConfig, leaf: np.ndarray) -> np.ndarray:
-    """`[P, ...]` from `[M, ...]`, with copies of the last."""
+    """`leaf [M, ...]`, padded to `[P, ...]` with copies of the last row."""
     return np.pad(leaf, [(0, _rows(config) - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)], mode="edge")
 
 
 def rounds(
     agent: Agent, collector: Collector, config: LoopConfig, learner: Learner, counters: Counters
 ) -> Iterator[Round]:
-    """Train until `num_steps`, yielding after every round; `collector` stands where `counters` say.
+    """Train until `num_steps`, yielding after every round; `collector` must be at the round that
+    `counters` say.
 
     A member that meets a NaN or an infinity is frozen: it takes no further part, keeps the agent
     of the round before, and no other member's numbers depend on that.
 
     Raises:
       Diverged: no member is left; the round in which the last one diverged was yielded.
-      Stopped: what else `collector` cannot go on from.
+      Stopped: `collector` cannot go on for another reason.
     """
     learn, acting = make_learn(agent, config), each(agent.policy)
     size, seeds = len(config.seeds), np.array(config.seeds, np.uint32)
@@ -131,19 +132,19 @@ Learn = Callable[[Learner, Any, Transition, Any, Array, Array, int], tuple[Learn
 
 def make_learn(agent: Agent, config: LoopConfig, turns: bool | None = None) -> Learn:
     """`(learner, seeds [M], transitions [M, n], frozen [M], round, updates done, updates to do) ->
-    (learner, metrics [P])`: one compiled call, the same for any seeds of this number.
+    (learner, metrics [P])`: one compiled call, which serves any seeds of this number.
 
     The learner is donated. Every device has its share of the members and waits for no other. The
     members of a share learn side by side (`vmap`), or take `turns`, which is the default on CPUs:
-    one member's arrays fit a core's cache, several members' do not. In turn, a member's numbers are
-    the same, bit for bit, whatever its company.
+    one member's arrays fit a core's cache, several members' do not. Where they take turns, a
+    member's numbers do not depend on the other members, bit for bit.
     """
     turns = take_turns(config) if turns is None else turns
     any_ = replace(config, seeds=(0,) * len(config.seeds))
     return _learn(agent, any_, turns, members_sharding(config))
 
 
-@lru_cache(maxsize=16)  # the same run again, or gone on with, compiles nothing
+@lru_cache(maxsize=16)  # so that the same run, repeated or resumed, compiles nothing
 def _learn(
     agent: Agent, config: LoopConfig, turns: bool, sharding: jax.sharding.NamedSharding
 ) -> Learn:
@@ -194,16 +195,16 @@ def _learn(
 
 
 def devices_for(members: int) -> list[Any]:
-    """Those of this process that so many members are divided among: as many as make the largest
-    share smallest, and no more.
+    """The devices of this process among which so many members are divided: as few as make the
+    largest share as small as possible.
     """
     devices = jax.local_devices()
-    share = max(1, -(-members // len(devices)))  # a process may have none of them
+    share = max(1, -(-members // len(devices)))  # a process may have no members
     return devices[: -(-members // share)]
 
 
 def members_sharding(config: LoopConfig) -> jax.sharding.NamedSharding:
-    """How leaves `[P, ...]` lie on the devices for them."""
+    """The sharding of leaves `[P, ...]` over the members' devices."""
     devices = devices_for(len(config.seeds))
     axis = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh((len(devices),), ("members",), axis, devices=devices)
@@ -211,16 +212,18 @@ def members_sharding(config: LoopConfig) -> jax.sharding.NamedSharding:
 
 
 def _rows(config: LoopConfig) -> int:
-    """P: the members, and copies of the last, frozen from the start, that make shares equal."""
+    """P: the number of members, plus copies of the last, frozen from the start, that make shares
+    equal.
+    """
     count = len(devices_for(len(config.seeds)))
     return -(-len(config.seeds) // count) * count
 
 
 def _in_turn(one: Callable[[Any], Any], members: Any) -> Any:
-    """`lax.map`, but what is compiled for one member does not depend on their number: XLA would
-    make no loop of one turn, and no axis of one member, and round otherwise.
+    """As `lax.map`, but what is compiled for one member does not depend on their number: for a
+    single member XLA would drop the loop and the axis, and round differently.
     """
-    one = jax.jit(one)  # traced once, for its shapes as well
+    one = jax.jit(one)  # so that finding its shapes and running it trace it once
     size = len(jax.tree.leaves(members)[0])
     if size == 1:
         members = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), members)
@@ -240,18 +243,18 @@ def _in_turn(one: Callable[[Any], Any], members: Any) -> Any:
 
 
 def over_members(one: Callable[[Any], Any], turns: bool) -> Callable[[Any], Any]:
-    """`one` of every member of a device's share, which take turns or go side by side."""
+    """Calls `one` for every member of a device's share: in turn, or side by side by `vmap`."""
     return partial(_in_turn, one) if turns else jax.vmap(one)
 
 
 def take_turns(config: LoopConfig) -> bool:
-    """Whether members do on these devices: on CPUs."""
+    """Whether the members take turns on their devices, as they do on CPUs."""
     return devices_for(len(config.seeds))[0].platform == "cpu"
 
 
 def observe(agent: Agent, states: Any, transitions: Transition, frozen: Array, turns: bool) -> Any:
-    """The states `[P]` of agents that have seen what was collected in a round `[P, n]`, but for the
-    frozen.
+    """The agents' states `[P]` after `Agent.observe` has seen the observations of a round `[P, n]`;
+    those of frozen members stay.
     """
     look = agent.observe
     if look is None:
@@ -267,7 +270,7 @@ def observe(agent: Agent, states: Any, transitions: Transition, frozen: Array, t
 def draw(
     config: LoopConfig, updates: int, replay: replays.Replay, keys: Key, round_: Array
 ) -> Transition:
-    """The minibatches of a round of members `[P]` with these `keys`, `[P, updates, B, ...]`."""
+    """The minibatches `[P, updates, B, ...]` of a round, drawn by the members' `keys` `[P]`."""
 
     def one(replay: replays.Replay, key: Key) -> Transition:
         sample_key = stream(key, SAMPLE, round_)
@@ -286,21 +289,22 @@ def learn_one(
     done: Array,
     turns: bool,
 ) -> tuple[Any, Metrics]:
-    """The updates of one member's round: leaves without `[P]`. The counter is the same for all,
-    so that under a `vmap` it stays one number and a delayed policy update is really skipped.
-    A frozen member's are skipped where members take `turns`; side by side they are thrown away,
-    since a branch there, of a predicate that differs, is no branch, nor is any within it.
+    """One member's updates of a round, on leaves without `[P]`. The count `done` is the same for
+    all members, so that under `vmap` it stays one number, and a delayed policy update is really
+    skipped. A frozen member's updates are skipped where members take `turns`. Side by side they are
+    made and thrown away: under `vmap` a branch whose predicate differs among members runs both
+    sides, and so would every branch within it.
     """
 
-    @jax.jit  # traced once, for its shapes as well
+    @jax.jit  # so that finding its shapes and running it trace it once
     def learn(old: Any) -> tuple[Any, Metrics]:
         def update(state: Any, x: tuple[Transition, Array]):
             batch, i = x
             return agent.update(state, batch, stream(key, UPDATE, done + i), done + i)
 
         state, metrics = jax.lax.scan(update, old, (batches, jnp.arange(updates)))
-        # A failed solve has no residual: its metrics are means over the others, its failure is in
-        # "solve/finite".
+        # A failed solve has no residual: means of solve metrics leave it out, and "solve/finite"
+        # shows the failure.
         means = {
             k: (jnp.nanmean if k.startswith("solve/") else jnp.mean)(m) for k, m in metrics.items()
         }
@@ -330,8 +334,9 @@ def froze(
     config: LoopConfig,
     step: int,
 ) -> tuple[list[tuple[int, Diverged]], tuple[int, ...]]:
-    """Whom a round froze: those that `diverged` in collecting, and those of whose `metrics` one of
-    `VITAL` is not finite, in this order; and all that are frozen after it. By index.
+    """The members that a round froze, each with its error, and all that are frozen after it, by
+    index. Those that `diverged` in collecting come first, then those with a metric of `VITAL` that
+    is not finite.
     """
     diverged, out = list(diverged), {*frozen, *(i for i, _ in diverged)}
     for name in VITAL:

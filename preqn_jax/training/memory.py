@@ -15,17 +15,17 @@ from preqn_jax.training import files, loop
 from preqn_jax.training.config import LoopConfig
 from preqn_jax.types import Spec
 
-# Of the replay, at the peak: up to 1.5 in training, at a checkpoint and on going on from some
-# (tests/peak.py), on one device or several.
+# Copies of the replay buffer in memory at the peak: up to 1.5 in training, at a checkpoint and on
+# resuming from some (tests/peak.py), on one device or several.
 COPIES = 1.5
-_FILES, _OTHERS = 4, 128  # open: of each run directory (lock, records, board), and others
-_KERNEL = 4 * 4  # bytes of each of B x B numbers: a solve holds four of them at once
+_FILES, _OTHERS = 4, 128  # open files: of each run directory (lock, records, board), and others
+_KERNEL = 4 * 4  # bytes for each entry of K: a solve holds four matrices B x B at once
 
 
 def needs(spec: Spec, config: LoopConfig, kernel: bool = True) -> dict[str, int]:
-    """Bytes of a run at its peak, by what decides on them: the replay of all members, a round's
-    minibatches of all and, if there is one, the kernel of an update, of all that learn side by
-    side.
+    """Bytes that a run needs at its peak, by the option that decides on them: `replay_capacity` for
+    the replay buffers of all members; `batch_size` for a round's minibatches of all members and,
+    with `kernel`, the kernels of the members that learn side by side.
 
     >>> from preqn_jax import envs
     >>> from preqn_jax.training import memory
@@ -52,7 +52,7 @@ def check(spec: Spec, config: LoopConfig, described: dict[str, Any]) -> None:
     there, where = _least(), "memory of its devices each"
     if there is None:
         there, where = _machine(), "memory"
-    else:  # which holds its share of the members
+    else:  # each device holds its share of the members
         share = -(-len(config.seeds) // len(loop.devices_for(len(config.seeds))))
         config = replace(config, seeds=config.seeds[:share])
     found = needs(spec, config, kernel)
@@ -66,8 +66,8 @@ def check(spec: Spec, config: LoopConfig, described: dict[str, Any]) -> None:
 
 
 def make_room_for_files(folders: int) -> None:
-    """Lets this process hold so many run directories, as far as the system does: how many files a
-    shell lets it open is low. Raises UserError where that is not enough.
+    """Raises this process's limit of open files, which is low in most shells, to what so many run
+    directories need. Raises UserError where the system does not allow as many.
     """
     needed = _FILES * folders + _OTHERS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -78,19 +78,22 @@ def make_room_for_files(folders: int) -> None:
             f"this run would need some {needed} open files, but the system allows {hard} a process "
             "(`ulimit -Hn`); train fewer `seeds` or settings at once"
         )
-    with contextlib.suppress(OSError, ValueError):  # whoever has none to spare says so later
+    with contextlib.suppress(OSError, ValueError):  # a failure shows when files are opened
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _least() -> int | None:
-    """Bytes of the least device; None where devices do not say, and have those of the machine."""
+    """Bytes of memory of the smallest device; None where devices do not say, as CPUs, which use the
+    machine's.
+    """
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     return min((found["bytes_limit"] for found in stats if "bytes_limit" in found), default=None)
 
 
 def _machine(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Of this machine, or what a batch system or a container leaves this process of it: the limits
-    of its control group and those around it (Linux, versions 1 and 2), and what SLURM has said.
+    """Bytes of memory of this machine, or what a batch system or a container leaves of it to this
+    process: by its control group and those around it (Linux, versions 1 and 2), and by SLURM's
+    variables.
     """
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_of_slurm()]
     with contextlib.suppress(OSError, ValueError):
@@ -112,7 +115,7 @@ def _of_groups(root: Path, group: str, name: str) -> list[int]:
 
 
 def _of_slurm() -> list[int]:
-    """In MB, of the job's part of this node, where it is limited."""
+    """Bytes of the SLURM job's share of this node, where it is limited."""
     with contextlib.suppress(KeyError, ValueError):
         if node := int(os.environ.get("SLURM_MEM_PER_NODE", 0)):
             return [node * 2**20]

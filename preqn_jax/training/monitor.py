@@ -1,8 +1,8 @@
-"""Diagnoses in training: what `diagnostics.diagnose` says of every seed's critic on a minibatch of
-its own.
+"""Diagnoses during training: `diagnostics.diagnose` of every seed's critic, on a minibatch of its
+own.
 
-Looking draws from keys of its own and changes nothing: a run with a monitor learns what it would
-have learned without.
+A diagnosis draws from keys of its own and changes nothing: a run learns the same with and without
+it.
 """
 
 import functools
@@ -24,15 +24,15 @@ from preqn_jax.training.loop import Learner, keys, padded
 from preqn_jax.training.rollout import Evaluation
 from preqn_jax.types import Array, Key, Params, Transition
 
-_EPS = float(np.finfo(np.float32).eps)  # of a minibatch of B, eps * B is the solvers' cut
-_BIAS_PAIRS = 256  # of an evaluation
-_HUGE = 1e9  # TD errors whose squares, and sums of them, lose the networks' own numbers
+_EPS = float(np.finfo(np.float32).eps)  # the solvers' default rcond is eps * B, of a minibatch of B
+_BIAS_PAIRS = 256  # state-action pairs of an evaluation that `bias` uses
+_HUGE = 1e9  # TD errors beyond it: sums of their squares lose the networks' own numbers
 
 
 class Look(NamedTuple):
-    """What there is to see of one seed."""
+    """The data of one seed that a diagnosis looks at."""
 
-    batch: Transition  # `[B]`, drawn for this alone
+    batch: Transition  # `[B]`, drawn for the diagnosis alone
     step: Inspection
     reward_bound: float  # the largest |r| in the replay
 
@@ -77,8 +77,8 @@ def make_looks(agent: Agent, config: LoopConfig) -> Callable[[Learner, int], lis
 
 
 def measure(agent: Agent, look: Look, discount: float, discrete: bool = False) -> dict[str, float]:
-    """What `diagnose` measures of a look, of the first critic and the step that `update` would take
-    with it; nothing where that is not finite.
+    """What `diagnostics.diagnose` measures of a look: of the first critic, and of the step that
+    `update` would take with it. It is empty where a number of the look is not finite.
     """
     step = look.step
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(step))):
@@ -94,7 +94,7 @@ def measure(agent: Agent, look: Look, discount: float, discrete: bool = False) -
         bonus=step.bonus,
     )
     measured = diagnostics.diagnose(agent.q, case)
-    if discrete:  # such actions are in an order for the network alone
+    if discrete:  # the order of such actions means nothing to the environment
         measured.pop("saturation", None)
     return measured
 
@@ -112,11 +112,11 @@ def make_exact(
     described: Mapping[str, Any],
     settings: Mapping[str, Any],
 ) -> Exactly:
-    """The whole operator U of a run on a finite problem, with the replay's own distribution of
-    pairs; nothing where there is no `problem`.
+    """A function that measures the whole operator U of a run on a finite `problem`, where rho is
+    the distribution of pairs in the replay buffer. It returns {} where `problem` is None.
 
-    `described` is what config.json says, `settings` `[M]` what members have of their own. A
-    preconditioned step is taken with its own learning rate and damping; a gradient step with the
+    `described` is the content of config.json, `settings` `[M]` are the members' own. A
+    preconditioned step is measured with its own learning rate and damping; a gradient step with the
     alpha of Eq. 5 whose update is most like it, as a diagnosis finds it.
     """
     if problem is None:
@@ -159,8 +159,8 @@ def make_exact(
 
 
 def stuck(means: dict[str, float], eta: float) -> str | None:
-    """Why no update of an interval moved Q, of its means, with what to do; None where some did.
-    `eta` is what Eq. 24 asks for.
+    """Why no update of an interval moved Q, and what to do, from the interval's mean metrics; None
+    where some update did. `eta` is the alignment that Eq. 24 asks for.
 
     >>> from preqn_jax.training import monitor
     >>> means = {"critic/alignment": 0.0, "critic/td_abs": 1.0, "solve/finite": 0.0}
@@ -185,8 +185,9 @@ def stuck(means: dict[str, float], eta: float) -> str | None:
 
 
 def rejecting(means: dict[str, float], eta: float) -> str | None:
-    """Why most updates of an interval found no step, of its means, with what to do; None where at
-    least half of them did, or none moved Q at all, which is `stuck`.
+    """Why most updates of an interval found no step, and what to do, from the interval's mean
+    metrics; None where at least half of them did, or where none moved Q at all, which is the case
+    of `stuck`.
 
     As a step gets shorter its alignment goes to that of K Z with Delta ("solve/alignment"): where
     that is below `eta`, no step is short enough (Eq. 24).
@@ -200,7 +201,7 @@ def rejecting(means: dict[str, float], eta: float) -> str | None:
 
 
 def _too_far(means: dict[str, float], eta: float) -> str:
-    """Which of its two causes keeps the linesearch from finding a step."""
+    """Which of two causes keeps the linesearch from finding a step, and what to do."""
     reached = means.get("solve/alignment", 1.0)
     if reached < eta:
         words = f"the solve itself is aligned to {reached:.2g} on average, below eta = {eta:.2g}"
@@ -213,8 +214,9 @@ def _too_far(means: dict[str, float], eta: float) -> str:
 
 
 def advice(means: dict[str, float], eta: float) -> tuple[str, str | None]:
-    """Words for a warning of an interval, with places for whose updates, from which step, to which,
-    and why; and why: `stuck` or `rejecting`, None where neither is the case.
+    """The format string of a warning about an interval, to be filled with the member, the first
+    step, the last step and the reason; and the reason, from `stuck` or `rejecting`, None where
+    neither has one.
     """
     if why := stuck(means, eta):
         return "no update of %s moved Q from step %d to %d: %s", why
@@ -222,8 +224,8 @@ def advice(means: dict[str, float], eta: float) -> tuple[str, str | None]:
 
 
 def bias(agent: Agent, params: Params, evaluation: Evaluation, discount: float) -> dict[str, float]:
-    """The first critic's bias against the returns of an evaluation; nothing where the time limit
-    cuts all of them short.
+    """The first critic's bias against the returns of an evaluation; empty where the time limit cuts
+    all of them short.
 
     `params` are one seed's, of `agent.q`.
     """

@@ -1,9 +1,9 @@
-"""The note of a checkpoint: what is in it beside arrays, and what all of its files were.
+"""The note of a checkpoint: its content beside arrays, and the checksums of all its files.
 
 Its first line is the SHA-256 of the second, which is JSON. Every byte of a checkpoint is covered:
-those of the note by this line, those of every other file by their digests in the note. That is
-against accidents; whoever means harm can write a new digest, and for that the note is checked whole
-before anything is done with it.
+those of the note by this line, those of every other file by their digests in the note. That guards
+against accidents only. As an attacker can write a new digest, the whole note is also checked before
+anything is done with it.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ def write(folder: Path, content: dict[str, Any]) -> None:
 
 def read(folder: Path, step: int) -> dict[str, Any]:
     """The note in the folder of the checkpoint of `step`. Raises ValueError where it is damaged or
-    says another step, OSError.
+    of another step, OSError.
     """
     if not (folder / NAME).is_file():
         raise ValueError("it has no note, so it is of an earlier version or was never finished")
@@ -56,10 +56,10 @@ def verify(folder: Path, note: dict[str, Any], part: str) -> None:
 
 
 def check(note: dict[str, Any], config: LoopConfig, fresh: list[Any]) -> None:
-    """Whether the note can be of this run, as far as it says it is; `fresh` is what
-    `Collector.save` returns of environments of this run, however far they are.
+    """Checks that all that the note says fits this run. `fresh` is what `Collector.save` returns
+    for environments of this run at any step, which gives the form to check against.
 
-    Raises ValueError, or what a note of an unexpected form leads to.
+    Raises ValueError where it does not, or whatever a malformed note leads to.
     """
     step, seeds = note["step"], list(config.seeds)
     rounds, left = divmod(step, config.update_every)
@@ -70,7 +70,7 @@ def check(note: dict[str, Any], config: LoopConfig, fresh: list[Any]) -> None:
     if left or not 0 < step <= config.num_steps or note["counters"] != counters:
         raise ValueError(f"its counters {note['counters']} are not those of step {step}")
     filled, full = note["filled"], min(step, config.replay_capacity)
-    stood = len(frozen) == len(seeds) and 0 <= filled < full  # a frozen member's gets nothing more
+    stood = len(frozen) == len(seeds) and 0 <= filled < full  # frozen members' replay gets no more
     if filled != full and not stood:
         raise ValueError(f"its replay of {filled} is not that of step {step}")
     extra = note["extra"]
@@ -86,7 +86,9 @@ def check(note: dict[str, Any], config: LoopConfig, fresh: list[Any]) -> None:
 
 
 def _check_pending(pending: list[dict[str, Any]], seeds: int) -> None:
-    """That it is what a `Session` keeps of rounds since the last line of records."""
+    """Raises ValueError unless it is what a `Session` keeps of rounds since the last line of
+    records.
+    """
     if not isinstance(pending, list):
         raise ValueError("its pending metrics are no list")
     for noted in pending:

@@ -28,7 +28,7 @@ _PACKAGES = (
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Of those that are installed."""
+    """The versions of those packages that are installed."""
     found = ((name, _version(name)) for name in packages)
     return {name: version for name, version in found if version is not None}
 
@@ -42,8 +42,8 @@ def _version(name: str) -> str | None:
 
 @functools.cache  # git looks at every file, and the members of a sweep are many
 def commit() -> str | None:
-    """Of the checkout that this package lies in, with "-dirty" where files differ from it; None of
-    one that was installed.
+    """The commit of the checkout that this package lies in, with "-dirty" where files differ from
+    it; None where the package was installed, or git cannot tell.
     """
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
@@ -57,7 +57,9 @@ def commit() -> str | None:
 
 
 def ways() -> dict[str, Any]:
-    """Of JAX, on which a run's numbers depend: those of another are other ones."""
+    """The options of JAX that a run's numbers depend on: with others it would have other
+    numbers.
+    """
     names = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable")
     return {name: getattr(jax.config, name) for name in names}
 
@@ -66,7 +68,7 @@ def of_process() -> dict[str, Any]:
     """Command, versions, device and precision of this process."""
     device = jax.local_devices()[0]
     return {
-        "command": [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]],  # whoever's environment
+        "command": [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]],  # without the private path
         "commit": commit(),
         "versions": {"python": sys.version.split()[0], **versions(*_PACKAGES)},
         "device": {
@@ -84,12 +86,12 @@ def of_process() -> dict[str, Any]:
 
 
 def device() -> str:
-    """The first device, in words."""
+    """The first device, as text."""
     first = jax.devices()[0]
     return f"{first.platform} ({first.device_kind})"
 
 
 def machine() -> str:
-    """All that a speed depends on, in words."""
+    """All that a measured speed depends on, as text."""
     xla_flags = os.environ.get("XLA_FLAGS", "")
     return f"{device()}, {os.cpu_count()} cores, jax {jax.__version__}, XLA_FLAGS={xla_flags!r}"

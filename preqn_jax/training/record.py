@@ -20,7 +20,9 @@ Line = dict[str, Any]
 
 
 class Recorder:
-    """Appends one JSON object a line: {"step", "seed", "<group>/<name>": number or null, ...}."""
+    """Writes records, one JSON object in a line: {"step", "seed", "<group>/<name>": number or null,
+    ...}.
+    """
 
     def __init__(
         self,
@@ -31,17 +33,18 @@ class Recorder:
         expected: int = 0,
         track: str = "",
     ):
-        """Records after `resume_at` are those of a run that was cut off there; they will be written
-        again, and are dropped.
+        """Records of steps after `resume_at` are dropped: the run goes on from there, and will
+        write them again.
 
-        So are those up to there that `keep` is False of. What is no record is put aside, and where
-        fewer than `expected` are left up to there, that is said.
+        So are earlier ones for which `keep` is False. Lines that are no records are moved to
+        another file, and a warning is logged where there are fewer than `expected` records up to
+        `resume_at`.
 
-        `track` names a tracker that gets them as well (`trackers`), or is empty.
+        `track` names a tracker that gets the records as well (`trackers`), or is empty.
 
         Raises Stopped where a file cannot be written.
         """
-        from preqn_jax.training.board import Boards  # tensorboardX, which readers do without
+        from preqn_jax.training.board import Boards  # with tensorboardX, not for readers
 
         self._path, self.count = Path(logdir) / NAME, 0  # lines in the file
         with files.writing(str(self._path)):
@@ -56,7 +59,7 @@ class Recorder:
         self._tracker = Tracker(track, Path(logdir))
 
     def _go_on(self, resume_at: int, keep: Callable[[Line], bool]) -> int:
-        """Leaves what is kept in the file; returns how many records up to `resume_at` it had."""
+        """Leaves only records to keep in the file; returns how many up to `resume_at` it had."""
         found = scan(self._path)
         if found.damaged:
             aside = self._path.with_name(DAMAGED)
@@ -64,15 +67,16 @@ class Recorder:
             _log.warning("%s, and put aside in %s", _damage(self._path, found), aside)
         before = [(raw, line) for raw, line in found.lines if line["step"] <= resume_at]
         kept = [raw + b"\n" for raw, line in before if keep(line)]
-        if b"".join(kept) != self._path.read_bytes():  # else a full disk has room for it
+        if b"".join(kept) != self._path.read_bytes():  # else no room on the disk is needed
             files.replace(self._path, b"".join(kept))
         self.count = len(kept)
         return len(before)
 
     def write(self, step: int, seed: int, metrics: Mapping[str, float]) -> None:
-        """One line; numbers that are not finite become null, which every JSON reader takes.
+        """Writes one record; numbers that are not finite become null, which every JSON reader
+        takes.
 
-        Raises Stopped where it cannot be written, or the file is not there any more.
+        Raises Stopped where it cannot be written, or the file is gone.
         """
         clean = {
             name: float(value) if math.isfinite(value) else None for name, value in metrics.items()
@@ -87,7 +91,9 @@ class Recorder:
             board.write(step, seed, numbers)
 
     def _check(self) -> None:
-        """A file that was deleted or replaced takes what is written with it."""
+        """Raises Stopped where the file was deleted or replaced: what is written to it would be
+        lost.
+        """
         try:
             if os.path.samestat(os.fstat(self._fd), os.lstat(self._path)):
                 return
@@ -97,7 +103,7 @@ class Recorder:
         raise Stopped(f"{self._path} {words}, which this run was writing to")
 
     def flush(self) -> None:
-        """Hand what was written to the disk; a checkpoint must not be ahead of its records. Raises
+        """Force what was written to the disk: a checkpoint must not be ahead of its records. Raises
         Stopped as `write`.
         """
         self._check()
@@ -105,7 +111,7 @@ class Recorder:
             os.fsync(self._fd)
 
     def end(self) -> None:
-        """No more lines come; `close` waits for the tracker, which hears of it now."""
+        """Tells the tracker that no more records come; `close` waits for it."""
         self._tracker.end()
 
     def close(self) -> None:
@@ -115,15 +121,15 @@ class Recorder:
 
 
 class Found(NamedTuple):
-    """What a `metrics.jsonl` holds; lines as they lie there, without their ends."""
+    """The content of a `metrics.jsonl`; lines are raw bytes, without line ends."""
 
     lines: list[tuple[bytes, Line]]
-    damaged: list[tuple[int, bytes]]  # (number of the line, from 1), what is no record
-    cut: bool  # the last of these is the last line, and ends without "\n"
+    damaged: list[tuple[int, bytes]]  # (line number, from 1; the line) of what is no record
+    cut: bool  # whether the last of these is the last line, without "\n"
 
 
 def scan(path: str | Path) -> Found:
-    """Tells records from what is none; empty lines are neither. Raises OSError."""
+    """Separates records from damaged lines; empty lines are neither. Raises OSError."""
     *whole, rest = Path(path).read_bytes().split(b"\n")
     lines, damaged = [], []
     for number, raw in enumerate([*whole, rest], 1):
@@ -137,8 +143,8 @@ def scan(path: str | Path) -> Found:
 
 
 def parse(raw: bytes) -> Line | None:
-    """A record: an object with whole numbers as "step" and "seed", and a number or null by every
-    other name. None for anything else.
+    """The record in a line: a JSON object with whole numbers as "step" and "seed", and a number or
+    null under every other name. None for anything else.
     """
     try:
         line = json.loads(raw.decode())
@@ -163,13 +169,14 @@ def read(path: str | Path) -> list[Line]:
 
 
 def of(logdir: Path) -> list[Line]:
-    """As `read`, of a run directory; none before it has any."""
+    """As `read`, for a run directory; empty before it has any records."""
     return read(logdir / NAME) if (logdir / NAME).is_file() else []
 
 
 def frozen(lines: Iterable[Line]) -> dict[int, int]:
-    """seed -> step, of those that were frozen as they met a NaN or an infinity, of which their line
-    has the null. A run that was to end at a finding (`stop_on_divergence`) has a line without.
+    """{seed: step} of the seeds that were frozen because they met a NaN or an infinity. Their
+    "run/diverged" record has a null for the quantity; that of a run that ended at a finding
+    (`stop_on_divergence`) has none, and does not count.
     """
     return {
         line["seed"]: line["step"]

@@ -1,8 +1,8 @@
 """One seed on the host: its environments, and the frozen policy that acts in them.
 
-Everything is compiled for one seed, and nothing here is shared among seeds: whoever steps a seed,
-and in whatever company, gets the same numbers, bit for bit. The random numbers of a round are drawn
-in one call; what is left to each step is the policy itself and the environment.
+Everything is compiled for one seed, and nothing here is shared among seeds: whichever process steps
+a seed, and beside whatever other seeds, gets the same numbers, bit for bit. The random numbers of a
+round are drawn in one call, so that a step calls only the policy and the environment.
 """
 
 import functools
@@ -24,7 +24,7 @@ _TAIL = 0.05  # the largest share of a return that may lie beyond a limit
 
 
 class Acting(NamedTuple):
-    """What acting needs, compiled; T is the number of vector steps in a round.
+    """The compiled functions for acting; T is the number of vector steps in a round.
 
     draw: `(seed, round) -> (key data [T, E, ...], uniform actions [T, E, act])`.
     explore: `(params, obs [E, obs], key data [E, ...]) -> actions [E, act]`, with the noise
@@ -40,9 +40,9 @@ class Acting(NamedTuple):
 class Evaluation(NamedTuple):
     """What happened in an evaluation of n episodes, the longest of T steps."""
 
-    # `[T, n]`, 0 after an episode's end, NaN where it or what was seen is not finite
+    # `[T, n]`, 0 after an episode's end, NaN where the reward or the observation is not finite
     rewards: np.ndarray
-    obs: np.ndarray  # `[T, n, obs]`, meaningless there
+    obs: np.ndarray  # `[T, n, obs]`, meaningless after an episode's end
     action: np.ndarray  # `[T, n, act]`, in [-1, 1]
     lengths: np.ndarray  # `[n]`, steps of each episode
     terminated: np.ndarray  # `[n]`, whether it ended in a terminal, and not at a time limit
@@ -51,7 +51,7 @@ class Evaluation(NamedTuple):
 
     @property
     def going(self) -> np.ndarray:
-        """`[T, n]`, the steps before an episode's end."""
+        """`[T, n]` bool, whether a step is before its episode's end."""
         return np.arange(len(self.rewards))[:, None] < self.lengths
 
     @property
@@ -60,13 +60,16 @@ class Evaluation(NamedTuple):
         return self.rewards.sum(axis=0, dtype=np.float64)
 
     def marked(self) -> "Evaluation":
-        """With NaN for rewards where they, or what was seen, are not finite."""
+        """This evaluation, with NaN for rewards where the reward or the observation is not
+        finite.
+        """
         lost = ~np.isfinite(self.rewards) | ~np.isfinite(self.obs).all(axis=2)
         return self._replace(rewards=np.where(lost & self.going, np.nan, self.rewards))
 
     def known(self, discount: float) -> np.ndarray:
-        """`[T, n]`, the steps from which on the discounted return is known to 5 %: of an episode
-        that ended in a terminal all, of one cut off by a limit those long enough before it.
+        """`[T, n]` bool, whether the discounted return from a step on is known to 5 %: at all steps
+        of an episode that ended in a terminal, and at those long enough before a limit that cut it
+        off.
         """
         left = self.lengths - np.arange(len(self.rewards))[:, None]
         return self.going & (self.terminated | (float(discount) ** np.maximum(left, 0) <= _TAIL))
@@ -81,7 +84,7 @@ class Evaluation(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def make_acting(agent: Agent, spec: Spec, config: LoopConfig) -> Acting:
-    """The policy of any seed of a run."""
+    """The functions for acting of a run, for any of its seeds."""
     envs = config.num_envs
 
     @jax.jit
@@ -105,7 +108,7 @@ def make_acting(agent: Agent, spec: Spec, config: LoopConfig) -> Acting:
 
 
 class Rollout:
-    """Where one seed's environments stand."""
+    """The environments of one seed, in which it collects and is evaluated."""
 
     def __init__(
         self,
@@ -118,11 +121,11 @@ class Rollout:
         place: watch.Place,
         asked: Asked = never,
     ):
-        """`env` holds E environments, which are reset; `eval_env` may be lent to several seeds in
-        turn. Into `place` goes which call of an environment this is in. An evaluation is given up
-        once the run is `asked` to stop.
+        """`env` holds E environments, which are reset here; `eval_env` may be shared by several
+        seeds, in turn. `place` is told which call of an environment this is in. An evaluation is
+        given up once the run is `asked` to stop.
 
-        This and all methods raise EnvError for what an environment raises or returns amiss.
+        This and all methods raise EnvError where an environment raises, or returns something wrong.
         """
         self._acting, self._env, self._eval_env, self._config, self._seed = (
             acting,
@@ -137,7 +140,9 @@ class Rollout:
         self._returns = np.zeros(config.num_envs)  # rewards of the unfinished episodes so far
 
     def _ask(self, call: int, step: int, t: int, ask: Callable[..., Any], *given: Any) -> Any:
-        """What a call of an environment returns, at `step` of the run; `t` counts calls there."""
+        """Calls a method `ask` of an environment, at `step` of the run, and returns its result; `t`
+        tells the calls at one step apart.
+        """
         place = self._place
         place[:] = call, self._seed, step, t
         try:
@@ -182,13 +187,13 @@ class Rollout:
         return transitions, episodes
 
     def _check(self, transitions: Transition, start: int) -> None:
-        """Once a round: a policy and an environment that go on from a NaN for some steps do no
-        harm.
+        """Raises Diverged for a NaN or an infinity. Once a round is enough: a policy and an
+        environment that go on from a NaN for some steps do no harm.
         """
         for quantity, value in (
             ("the environment's observation", transitions.next_obs),
             ("the environment's reward", transitions.reward),
-            ("the environment's observation", transitions.obs),  # a reset's
+            ("the environment's observation", transitions.obs),  # for that of a reset
         ):
             bad = ~np.isfinite(value).reshape(len(value), -1).all(axis=1)
             if bad.any():
@@ -200,9 +205,9 @@ class Rollout:
     def evaluate(self, params: Params, step: int) -> Evaluation:
         """A noiseless episode of each evaluation environment, cut off after `eval_max_steps`.
 
-        The episodes begin from seeds derived of (seed, step, episode), in environments that hold
-        no more of former ones than a new one, so that an evaluation depends on nothing before it.
-        Raises Interrupted where the run is asked to stop.
+        The episodes begin from seeds derived from (seed, step, episode), in environments that keep
+        nothing of earlier episodes, so that an evaluation depends on nothing before it. Raises
+        Interrupted where the run is asked to stop.
         """
         env, params = self._eval_env, jax.device_put(params)
         seeds = [derive_seed(self._seed, EVAL_ENV, step, e) for e in range(env.num_envs)]
@@ -237,15 +242,15 @@ class Rollout:
 
 
 def attained(evaluation: Evaluation, discount: float) -> float:
-    """The largest discounted return from any state that its episodes went through; NaN where a
-    reward is.
+    """The largest discounted return from any state of an evaluation's episodes; NaN where a reward
+    is NaN.
 
-    Shortly before a limit nobody knows what would have followed. There a sum of rewards counts
-    only where it is not negative: a task that pays nothing but costs would attain next to 0 at its
-    last step.
+    Shortly before a limit, the return beyond it is unknown. There the discounted sum up to the
+    limit counts only where it is not negative: otherwise a task whose rewards are all negative
+    would attain almost 0 at its last step.
     """
     found, going = evaluation.to_go(discount), evaluation.going
-    counts = going & (evaluation.known(discount) | ~(found < 0))  # with a NaN, which is handed on
-    if not counts.any():  # episodes that are short beside the discount's horizon: as wholes
+    counts = going & (evaluation.known(discount) | ~(found < 0))  # also NaN, to be returned
+    if not counts.any():  # in episodes too short for the horizon, the first step counts
         counts[0] = going[0]
     return float(found[counts].max())

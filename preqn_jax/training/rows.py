@@ -1,7 +1,7 @@
-"""Rows of members, in arrays whose rows are divided among devices.
+"""Reads and writes the rows of members in arrays that are divided among devices.
 
-Each device cuts from its own share, and is given what belongs there: cut from the array as a whole,
-XLA would first hand all rows of all members to every device.
+Each device cuts from its own share, and is given the rows that belong there. If rows were cut from
+the whole array, XLA would first copy all rows of all members to every device.
 """
 
 from collections.abc import Iterator
@@ -28,18 +28,20 @@ def _put(share: Array, rows: Array, starts: tuple[Any, ...]) -> Array:
 
 
 def _common(first: int, count: int, members: range) -> range:
-    """Those of the members whose rows are among so many from the first on."""
+    """Those of the members whose rows are among the `count` rows from `first` on."""
     return range(max(first, members.start), min(first + count, members.stop))
 
 
 def cut(leaf: Any, members: range) -> np.ndarray:
-    """Some members' rows of a leaf `[P, ...]`. They are no view: the leaf can still be donated."""
+    """Some members' rows of a leaf `[P, ...]`. They are a copy, so the leaf can still be
+    donated.
+    """
     return _cut(leaf, members, (), ())
 
 
 def cut_ring(ring: Any, members: range, start: int, count: int, most: int) -> np.ndarray:
-    """Of a ring `[P, capacity, ...]` some members' transitions, so many from `start` on, as `cut`.
-    One program serves for all counts to `most`, which is the same at each checkpoint.
+    """As `cut`, some members' transitions in a ring `[P, capacity, ...]`: `count` from `start` on.
+    One program serves all counts up to `most`, which is the same at each checkpoint.
 
     >>> import jax.numpy as jnp
     >>> from preqn_jax.training import rows
@@ -59,7 +61,7 @@ def _cut(
     kept: slice | None = None,
 ) -> np.ndarray:
     shards = jnp.asarray(leaf).addressable_shards
-    shares = {shard.index[0].start or 0: shard.data for shard in shards}  # copies count once
+    shares = {shard.index[0].start or 0: shard.data for shard in shards}  # replicas count once
     found = [
         _slice(share, (here.start - first, *starts), (len(here), *sizes))
         for first, share in sorted(shares.items())
@@ -70,13 +72,14 @@ def _cut(
 
 
 def of_member(i: int, tree: Any) -> Any:
-    """One member's, of leaves `[P, ...]`."""
+    """One member's rows of all leaves `[P, ...]`."""
     return jax.tree.map(lambda leaf: cut(leaf, range(i, i + 1))[0], tree)
 
 
 class Rings:
-    """The rings of a replay, `[P, capacity, ...]`, that are filled member by member where they are
-    to stay. They take the place of others, which are deleted as the first row comes.
+    """New rings of a replay, `[P, capacity, ...]`, filled member by member on the devices where
+    they stay. They take the place of older ones, `like`, which are deleted when the first rows are
+    put.
     """
 
     def __init__(self, like: Transition):
@@ -97,7 +100,7 @@ class Rings:
         return self._shares
 
     def put(self, members: range, start: int, piece: Transition) -> None:
-        """Transitions `[len(members), n]` of these members, to stand from `start` on."""
+        """Writes transitions `[len(members), n]` of these members to the rows from `start` on."""
         for shares, new in zip(self._begun(), jax.tree.leaves(piece), strict=True):
             for i, (first, share) in enumerate(shares):
                 if here := _common(first, len(share), members):
@@ -106,7 +109,9 @@ class Rings:
                     shares[i] = first, _put(share, mine, (here.start - first, start))
 
     def taken(self) -> Transition:
-        """The rings, in the form of those whose place they take; what was not put is 0."""
+        """The new rings, in the form of those whose place they take; rows that were not put are
+        0.
+        """
         whole = [
             jax.make_array_from_single_device_arrays(
                 ring.shape, ring.sharding, [share for _, share in shares]

@@ -1,10 +1,10 @@
-"""What a run is to be, and `train`, which makes it in a notebook.
+"""`plan`, which describes a run, and `train`, which makes it in a notebook.
 
-`experiments.train` holds the strings itself, of a `Session`.
+The command `experiments.train` does not call `train`: it runs a `Session` itself.
 """
 
 import atexit
-import concurrent.futures.thread  # noqa: F401, whose own end comes after what is registered later
+import concurrent.futures.thread  # noqa: F401, its exit handler runs after those registered later
 import dataclasses
 import logging
 import os
@@ -41,8 +41,8 @@ def plan(
     loop_config: LoopConfig,
     env: envs.Source | None = None,
 ) -> Plan:
-    """The plan that three configs make, of environments made from `env` where it is given. Raises
-    UserError if they make no sense.
+    """The plan of a run with these three configs; environments are made from `env` where it is
+    given. Raises UserError where the configs make no sense.
     """
     made = agents.resolve(config) if isinstance(config, agents.AgentConfig) else config
     validate_run(run, loop_config)
@@ -62,7 +62,9 @@ _open: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def _close() -> None:
-    """Runs that a script leaves open save what they have while there is still all that takes."""
+    """Closes the runs that a script leaves open, which saves their state, while the threads that
+    saving needs still run.
+    """
     for run in list(_open):
         try:
             run.close()
@@ -71,7 +73,7 @@ def _close() -> None:
 
 
 os.register_at_fork(after_in_child=_open.clear)  # they are the parent's
-# Before the threads of concurrent.futures are no more, which orbax writes by.
+# This is called before the threads of concurrent.futures, with which orbax writes, end.
 getattr(threading, "_register_atexit", atexit.register)(_close)
 
 
@@ -87,11 +89,11 @@ def train(
     Args:
       agent: the name of an algorithm, or a function that makes an agent of your own parts.
       env: a Gymnasium id, a probe ("probe/delay"), a functional environment, or a function that
-        makes a `gymnasium.Env`, of `env_kwargs` where these are given.
-      logdir: a run directory, as `experiments.train` keeps one: records, checkpoints, and where
-        an interrupted run goes on. Nothing is written without it. Where it holds a finished run of
-        some of the seeds, the others are trained first, and join it; rounds until then are theirs
-        alone.
+        makes a `gymnasium.Env`, with `env_kwargs` where these are given.
+      logdir: a run directory, as `experiments.train` keeps one: records, checkpoints, and where an
+        interrupted run goes on. Nothing is written without it. Where it holds a finished run of
+        some of the seeds, the other seeds are trained first, and join it; rounds until then are of
+        these alone.
       options: fields of `RunConfig`, `LoopConfig` and, where `agent` is a name, `AgentConfig`:
         the flags of `experiments.train`. `discount` is needed for any agent whose gamma is not .99.
 
@@ -143,7 +145,9 @@ def _train(
 
 
 def _plain(value: Any) -> Any:
-    """A number of NumPy's or JAX's as one of Python's, which JSON holds."""
+    """A number of NumPy's or JAX's as a Python number, which JSON can hold; any other value as it
+    is.
+    """
     one = isinstance(value, np.generic | np.ndarray | jax.Array) and value.ndim == 0
     return value.item() if one else value
 
@@ -151,7 +155,9 @@ def _plain(value: Any) -> Any:
 def configs(
     agent: Any, env: envs.Source, logdir: str, options: dict[str, Any]
 ) -> tuple[RunConfig, agents.AgentConfig, LoopConfig]:
-    """What the arguments of `train` say. Raises UserError where it is none of their options."""
+    """The three configs that the arguments of `train` make. Raises UserError for an option that
+    none of them has.
+    """
     named = {} if callable(agent) else {"algorithm": agent}
     given = {"workers": 0, **options, **named, "env": envs.name(env), "logdir": logdir}
     fields = {config: {f.name for f in dataclasses.fields(config)} for config in CONFIGS}

@@ -28,15 +28,16 @@ _log = logging.getLogger(__name__)
 
 
 class Session:
-    """One process's share of a run: folds records, evaluations and checkpoints over the rounds.
+    """One process's share of a run: does its rounds, with records, evaluations and checkpoints.
 
-    A context, which closes what it holds. `stopping` may be set at any time, also by a signal's
-    handler: the run ends after the round at hand, with a checkpoint; an evaluation is given up, and
-    comes first when the run goes on.
+    A context manager, which closes what it holds. `stopping` may be set at any time, also by a
+    signal handler: the run then ends after the current round, with a checkpoint; an evaluation is
+    given up, and is made first when the run is resumed.
     """
 
     def __init__(self, plan: Plan, hung: Callable[[envs.EnvError], None] = collect.say):
-        """Raises UserError as `train`. A run directory is made or gone on with.
+        """Makes the run directories, or opens those of a run to resume. Raises UserError as
+        `train`.
 
         `hung` is called, in a thread of its own, once an environment of this process hangs.
         """
@@ -46,7 +47,7 @@ class Session:
         self._due: list[int] = []  # members whose evaluation at the start was given up
         self.pending: list[dict[str, Any]] = []  # measured since the last line of metrics.jsonl
         self._found: dict[int, str] = {}  # member -> the failure it was last warned of
-        self._told: set[tuple[int, str]] = set()  # members, and what was warned of
+        self._told: set[tuple[int, str]] = set()  # (member, warning) of each warning given
         self._hung = hung
         with collect.watched(plan.env, plan.run.env_timeout, hung) as reset:
             self._on_device = device.wanted(plan.run, plan.env)
@@ -54,13 +55,13 @@ class Session:
         memory.check(self.spec, plan.loop, plan.described)
         self.agent = agent_of(plan.make_agent, self.spec)
         etas = plan.settings.get("eta", plan.described.get("eta", 1.0))
-        etas = -1.0 if plan.described.get("relative_eta") else etas  # which every solve reaches
+        etas = -1.0 if plan.described.get("relative_eta") else etas  # every solve reaches this
         self._etas = np.broadcast_to(etas, len(plan.loop.seeds))
         self._discounts = np.broadcast_to(plan.discount, len(plan.loop.seeds))
         self._begun = False
         self._collector: collect.Collector | device.Resident
         self._folders: list[Folder] = []
-        self._home: dict[int, Folder] = {}  # of every member, if any is kept
+        self._home: dict[int, Folder] = {}  # of every member that is kept
         with contextlib.ExitStack() as held:
             memory.make_room_for_files(len(homes := plan.homes()))
             for place in homes:
@@ -71,7 +72,7 @@ class Session:
 
     @property
     def finished(self) -> bool:
-        """Whether the run directories hold this run, whole."""
+        """Whether this run is finished in all its run directories."""
         return bool(self._folders) and all(one.finished for one in self._folders)
 
     @property
@@ -100,12 +101,12 @@ class Session:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         with contextlib.suppress(OSError):
             if isinstance(error, UserError) and self.kept:
-                # Below the traceback of a notebook; the binary says so itself.
+                # A notebook shows this below the traceback; the command says so itself.
                 error.add_note(f"the checkpoint of step {self.kept[-1]} is kept in {self.where}")
         self._held.close()
 
     def begin(self) -> None:
-        """Environments and a learner, or all of it from the newest checkpoint."""
+        """Makes environments and a learner, or restores them from the newest checkpoint."""
         plan, config = self.plan, self.config
         workers = plan.run.workers
         if workers is None:
@@ -135,7 +136,9 @@ class Session:
         self._begun = True
 
     def _go_on(self) -> None:
-        """From the newest checkpoint of all folders, if there is one."""
+        """Restores the newest checkpoint that all folders have, if there is one, and opens the
+        records.
+        """
         for one in self._folders:
             one.open_checkpoints()
         agent, bare = self.learner.agent, folder.bare(self.learner)
@@ -153,35 +156,36 @@ class Session:
             if said.eval_every and (self.start % said.eval_every == 0 or at_end):
                 told = one.evaluated(self.start)
                 self._due += [i for i in one.members if self.config.seeds[i] not in told]
-            # Called before any folder is closed: all trackers have the same time to end.
+            # Called before any folder is closed, so that all trackers have the same time to end.
             self._held.callback(one.end_records)
 
     def _stays(self, eval_every: int, line: dict[str, Any]) -> bool:
-        """Whether a record belongs to a run that goes on, and not to its former end alone, or to a
-        divergence that is to come; the run was evaluated every so many steps until then.
+        """Whether a record is kept when the run is resumed. Those of the step from which it goes on
+        are dropped if they were written only because the run ended there, or because a member
+        diverged just after. `eval_every` was the interval of evaluations until then.
         """
         if line["step"] < self.start or self.start == self.config.num_steps:
             return True
         if "eval/return_mean" in line:
             return self.start % eval_every == 0
         if "time/steps_per_s" in line:
-            return not self.pending  # what was logged only for being the last is pending still
+            return not self.pending  # what was logged only as the last step is still pending
         return "diagnose/failure" in line or "run/diverged" in line
 
     def rounds(self) -> Generator[Progress]:
-        """To the end, where the run directory is marked as whole, or until `stopping`.
+        """Train to the end, where the run directories are marked as finished, or until `stopping`.
 
         A member that diverges is frozen, recorded and warned of, and the others go on.
 
         Raises:
           Diverged, Diverging: no member is left, or the run should end; recorded, then raised.
-          Stopped: what else the run cannot go on from.
+          Stopped: the run cannot go on for another reason.
         """
         if not self._begun:
             self.begin()
         every, num_steps, size = self.plan.run, self.config.num_steps, len(self.config.seeds)
         self._mark = (time.monotonic(), self.start, self.counters.updates)
-        if len(self.counters.frozen) == size:  # where a sweep is resumed in other company
+        if len(self.counters.frozen) == size:  # as in a sweep that was resumed in new groups
             return self._finish()
         evaluations: list[Evaluation | None] | None = []
         if due := [i for i in self._going() if i in self._due]:
@@ -189,7 +193,7 @@ class Session:
             if evaluations is None:
                 return
             self._due = []
-        episodes: list[tuple[int, float]] = []  # that ended since what was yielded last
+        episodes: list[tuple[int, float]] = []  # that ended since the last yield
         for done in self._rounds(self.learner, self.counters):
             self.learner, self.counters, step = done.learner, done.counters, done.step
             self._metrics = done.metrics
@@ -205,7 +209,7 @@ class Session:
             if step % every.log_every == 0 or last:
                 self._log(step)
             if step % every.log_every == 0:
-                # What is logged only for being the last is pending still, should the run go on.
+                # What is logged only as the last step stays pending, should the run be made longer.
                 self.pending = []
             findings = []
             if every.diagnose_every and step % every.diagnose_every == 0 and self.counters.updates:
@@ -221,12 +225,12 @@ class Session:
             episodes, evaluations = [], []
             try:
                 yield Progress(step, *here)
-            except GeneratorExit:  # a notebook's break
+            except GeneratorExit:  # the caller's loop was left, as by a break in a notebook
                 if not saved:
                     self._save(step)
                 raise
             if self.stopping and not last:
-                if not saved:  # asked to in the meantime
+                if not saved:  # `stopping` was set by the caller
                     self._save(step)
                 return
         self._finish()
@@ -237,7 +241,7 @@ class Session:
         self.plan.ended(self)
 
     def trained(self) -> Trained:
-        """What training has come to."""
+        """The agent and the states that training has come to."""
         step = self.counters.round * self.config.update_every
         states, described = self.learner.agent, self.plan.described
         return Trained(self.agent, states, self.spec, self.config.seeds, step, described)
@@ -247,7 +251,7 @@ class Session:
             self._home[member].write(step, member, line)
 
     def _off_the_clock(self, act: Callable[..., Any], *given: Any) -> Any:
-        """What is no training takes none of its time."""
+        """Calls `act`, and leaves the time it takes out of the rates that are logged."""
         began = time.monotonic()
         result = act(*given)
         self._mark = (self._mark[0] + time.monotonic() - began, *self._mark[1:])
@@ -270,11 +274,11 @@ class Session:
         self._mark = now
 
     def _going(self) -> list[int]:
-        """Those that have not diverged, by index."""
+        """Indices of the members that are not frozen."""
         return [i for i in range(len(self.config.seeds)) if i not in self.counters.frozen]
 
     def _means(self, i: int) -> dict[str, float]:
-        """Of one member's numbers since the last line."""
+        """The mean of each of one member's metrics since the last line of records."""
         sums: dict[str, list[float]] = {}
         for noted in self.pending:
             for name, values in noted["metrics"].items():
@@ -290,7 +294,9 @@ class Session:
     def _evaluate(
         self, step: int, members: Sequence[int] | None = None
     ) -> list[Evaluation | None] | None:
-        """Records an evaluation, of these members or of all; None where it was given up."""
+        """Evaluates the members, and records it for these `members`, or all if None; None where it
+        was given up.
+        """
         acting, frozen = self._acting(self.learner.agent), self.counters.frozen
         try:
             evaluations = self._collector.evaluate(acting, step, frozen)
@@ -316,17 +322,18 @@ class Session:
         return evaluations
 
     def _diagnose(self, step: int) -> list[tuple[int, Finding]]:
-        """Records a diagnosis of every member; returns what failure is building up, once for each
-        that a member comes to.
+        """Records a diagnosis of every member; returns (index, failure that is building up) for
+        members whose failure is new.
 
-        Raises Diverging, recorded, where there is one and the run should end.
+        Raises Diverging, once it is recorded, where there is a failure and the run should end at
+        one.
         """
         news, worst = [], None
         looks = self._looks(self.learner, self.counters.round)
         for i in self._going():
             discrete = self.spec.num_actions is not None
             measured = measure(self.agent, looks[i], float(self._discounts[i]), discrete)
-            if not measured:  # training says so itself where it meets this
+            if not measured:  # a NaN or an infinity, which training itself reports
                 continue
             finding = diagnostics.failure(measured)
             line = {f"diagnose/{name}": value for name, value in measured.items()}
@@ -346,7 +353,9 @@ class Session:
         return news
 
     def _note_divergence(self, member: int, error: Diverged | Diverging) -> None:
-        """The last lines of a member that diverged, or of a run; one that goes on drops them."""
+        """Writes the last records of a member that diverged, or of a run that ends by it; a resumed
+        run drops them.
+        """
         every, alone = self.config.update_every, isinstance(error, Diverged)
         step = (error.step - 1) // every * every if alone else error.step  # the last whole round's
         for i in ([member] if alone else self._going()) if self.pending else ():
@@ -366,6 +375,8 @@ class Session:
             one.save(step, folder.part(moment, one.members))
 
     def moment(self) -> folder.Moment:
-        """All that the run goes on from; a learner's leaves may have more rows than members."""
+        """All that the run can go on from; the learner's leaves may have more rows than there are
+        members.
+        """
         learner, state = folder.bare(self.learner), self._collector.save()
         return folder.Moment(learner, self.counters, state, self.pending)

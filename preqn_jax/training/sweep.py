@@ -1,7 +1,7 @@
 """Sweeps: seeds and settings as members of one program, each kept as a run of its own.
 
-Numeric hyper-parameters are leaves of the learner, so all their values learn side by side; what
-shapes a program (sizes, activations, algorithms, environments) makes one program a value.
+Numeric hyper-parameters are leaves of the learner, so all their values learn side by side; settings
+that shape a program (sizes, activations, algorithms, environments) need one program for each value.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from preqn_jax.training.plan import Plan
 from preqn_jax.types import Settings, Spec
 
 NAME = "sweep.json"
-_OTHER_AT_ZERO = {"huber", "momentum"}  # another update: 0 is no bound, and no memory
+_OTHER_AT_ZERO = {"huber", "momentum"}  # 0 (no bound, no memory) is another program
 NUMERIC = tuple(
     field.name
     for field in dataclasses.fields(AgentConfig)
@@ -48,7 +48,7 @@ class Member(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its run directory, in that of the sweep."""
+        """The name of its run directory, in the folder of the sweep."""
         words = [f"{name}={_word(value)}" for name, value in self.setting.items()]
         return ",".join([*words, f"seed={self.seed}"])
 
@@ -64,13 +64,15 @@ class Program(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What its members share, as "activation=sin"; "" where there is one program."""
+        """The settings that its members share, as "activation=sin"; "" where there is one
+        program.
+        """
         fixed = {k: v for k, v in self.members[0].setting.items() if k not in self.axes}
         return ",".join(f"{name}={_word(value)}" for name, value in fixed.items())
 
 
 class Sweep(NamedTuple):
-    """All of it."""
+    """A whole sweep: its folder, the settings that do not vary, and the axes."""
 
     logdir: Path
     run: RunConfig
@@ -80,12 +82,14 @@ class Sweep(NamedTuple):
 
     @property
     def members(self) -> list[Member]:
-        """In the order of the axes, the seeds last."""
+        """All members, program by program, setting by setting in the order of the axes, seed by
+        seed.
+        """
         return [member for program in self.programs for member in program.members]
 
     @property
     def programs(self) -> list[Program]:
-        """One for each value of what shapes a program."""
+        """One program for each combination of settings that shape one."""
         shaping = {k: v for k, v in self.axes.items() if k not in NUMERIC}
         numeric = {k: v for k, v in self.axes.items() if k in NUMERIC}
         made = []
@@ -101,7 +105,7 @@ class Sweep(NamedTuple):
 
 
 def _unsaid() -> dict[str, Any]:
-    """What a sweep is of which nothing is said."""
+    """The default of every setting, in the form of config.json."""
     return directory.describe(*(config() for config in directory.CONFIGS))
 
 
@@ -128,7 +132,9 @@ def _word(value: Any) -> str:
 
 
 def axes(words: Sequence[str]) -> Axes:
-    """Of "name=value,value,..." each; sizes are written 64x64. Raises UserError."""
+    """The axes that words "name=value,value,..." give; sizes are written 64x64. Raises
+    UserError.
+    """
     found: Axes = {}
     for word in words:
         name, equals, text = word.partition("=")
@@ -166,7 +172,9 @@ def _value(name: str, text: str) -> Any:
 def of(
     logdir: str | Path | None, run: RunConfig, agent: AgentConfig, loop: LoopConfig, axes: Axes
 ) -> Sweep:
-    """The sweep, every member of which makes sense. Raises UserError."""
+    """The sweep of these settings and axes. Raises UserError where those of a member make no
+    sense.
+    """
     if not logdir:
         raise UserError("logdir is empty; name a folder for the sweep, as in `logdir=runs/sweep`")
     sweep = Sweep(Path(logdir), run, agent, loop, axes)
@@ -189,8 +197,8 @@ def of(
 
 
 def _check_axes(sweep: Sweep) -> None:
-    """Raises UserError for an axis that no member reads: each would be trained as often as it has
-    values, with the same numbers.
+    """Raises UserError for an axis that no member reads: each member would be trained once for
+    every value of it, with the same numbers.
     """
     idle = set(sweep.axes)
     algorithms = dict.fromkeys(program.agent.algorithm for program in sweep.programs)
@@ -206,16 +214,16 @@ def _check_axes(sweep: Sweep) -> None:
 
 
 def open_(sweep: Sweep, write: bool = True) -> None:
-    """The folder of the sweep, where it may begin, go on, or go on with more members; of several
-    processes one alone should `write` to it, before the others open it.
+    """Opens the folder of the sweep, where it may begin, go on, or get more members, and writes its
+    file. Of several processes only one should `write`, before the others open it.
 
     Raises UserError: an algorithm does not fit its environment's actions, or nothing reads an axis;
-    the folder holds another sweep, or what no sweep leaves; it cannot be written to.
+    the folder holds another sweep, or other files; it cannot be written to.
     """
     for program in sweep.programs:
         agents.check_kind(program.agent.algorithm, envs.spec(program.run.source))
     path, content = sweep.logdir / NAME, _content(sweep)
-    if not path.exists():  # one that was begun may go on as it is
+    if not path.exists():  # a sweep that was begun may go on as it is
         _check_axes(sweep)
     with directory.writing_to(sweep.logdir):
         if write:
@@ -240,7 +248,7 @@ def open_(sweep: Sweep, write: bool = True) -> None:
 
 
 def _content(sweep: Sweep) -> dict[str, Any]:
-    """What its file is to say."""
+    """The content of the sweep's file."""
     base = directory.describe(sweep.run, sweep.agent, sweep.loop)
     content = {
         "config": {**base, **dict.fromkeys(sweep.axes)},
@@ -255,7 +263,7 @@ def check_begun(sweep: Sweep) -> None:
     begun, content = read(sweep.logdir), _content(sweep)
     words = f"the sweep in {str(sweep.logdir)!r} has"
     free = dict.fromkeys((*sweep.axes, *begun["axes"], "seeds", *directory.MAY_CHANGE))
-    made = {**_unsaid(), **begun["config"], **free}  # options that came later
+    made = {**_unsaid(), **begun["config"], **free}  # defaults for options that came later
     check_same(words, made, {**content["config"], **free}, "logdir")
     for name in dict.fromkeys((*begun["axes"], *content["axes"])):
         _check_kept(name, begun["axes"].get(name, []), content["axes"].get(name, []))
@@ -265,8 +273,8 @@ def check_begun(sweep: Sweep) -> None:
 def as_begun(
     logdir: Path, configs: Sequence[Any], axes: Axes, said: Collection[str]
 ) -> tuple[list[Any], Axes]:
-    """`configs` and `axes` as the sweep's file has them, but for the settings that were `said`, and
-    axes if there are any. Raises UserError if there is no such file.
+    """`configs` and `axes` as the sweep's file has them, except for the settings that this command
+    `said`, and for its own axes if it gives any. Raises UserError if there is no such file.
     """
     there = read(logdir)
     kept = {**there["config"], "seeds": there["seeds"]}
@@ -286,7 +294,7 @@ def _check_kept(name: str, old: list[Any], new: list[Any]) -> None:
 
 
 def read(logdir: Path) -> dict[str, Any]:
-    """What a sweep's file says. Raises UserError if it is none."""
+    """The content of a sweep's file. Raises UserError if it is none."""
     path = logdir / NAME
     try:
         content = json.loads(path.read_bytes().decode())
@@ -302,13 +310,13 @@ def read(logdir: Path) -> dict[str, Any]:
 
 
 def plans(sweep: Sweep, program: Program, share: slice = slice(None)) -> list[Plan]:
-    """What is left to do of a program's members, or of a share of them: a session for each group
-    of those that can go on from one step.
+    """The plans of what is left to train of a program's members, or of a share of them: a session
+    for each group of members that can go on from the same step.
     """
     members = program.members[share]
     folders = [sweep.logdir / member.name for member in members]
     left = [i for i, one in enumerate(folders) if not _is_whole(one, program.loop.num_steps)]
-    if all(_diverged(folders[i]) for i in left):  # together, which leaves none of them its DONE
+    if all(_diverged(folders[i]) for i in left):  # all in one session, which left no DONE
         return []
     steps = [directory.steps(folders[i] / directory.CHECKPOINTS) for i in left]
     each = groups(steps, [_first(folders[i]) for i in left])
@@ -316,13 +324,14 @@ def plans(sweep: Sweep, program: Program, share: slice = slice(None)) -> list[Pl
 
 
 def groups(steps: Sequence[list[int]], firsts: Sequence[int]) -> list[list[int]]:
-    """Groups of members, by index, each of which has a checkpoint of one step, or goes on from the
-    beginning; those furthest behind come first.
+    """Groups of members, by index, that go on together: all from their checkpoints of the same
+    step, or all from the beginning. The group furthest behind comes first.
 
     Args:
-      steps: of the checkpoints of every member.
-      firsts: the step of each one's first checkpoint. Who has that alone may begin anew in the
-        company of those that have none yet, as a kill between the first ones leaves them.
+      steps: those of the checkpoints of every member.
+      firsts: the step of each one's first checkpoint. A member that has only this one may begin
+        anew, together with those that have none yet: a kill while first checkpoints are written
+        leaves such members.
     """
     left, found = list(range(len(steps))), []
     while left:
@@ -335,7 +344,7 @@ def groups(steps: Sequence[list[int]], firsts: Sequence[int]) -> list[list[int]]
 
 
 def _first(folder: Path) -> int:
-    """The step of a member's first checkpoint; 0 where it was never begun, or is a whole run, which
+    """The step of a member's first checkpoint; 0 where it was never begun, or is finished, and so
     never begins anew.
     """
     path = folder / directory.CONFIG
@@ -381,7 +390,7 @@ def _described(program: Program, agent: AgentConfig, member: Member) -> dict[str
 
 @lru_cache(maxsize=16)  # as `agents.make`
 def make_swept(config: AgentConfig, example: tuple[tuple[str, Any], ...], spec: Spec) -> Agent:
-    """The agent of a program; `example` are settings of any member. Pickles, as workers need it."""
+    """The agent of a program; `example` is one member's settings. It pickles, as workers need."""
     if not example:
         return agents.make(config, spec)
 

@@ -3,9 +3,9 @@
     python tracker_process.py wandb RUN
 
 It reads metrics.jsonl until its standard input is closed, which the end of the run does, whatever
-ends it. One run of the tracker for each seed, by the names in metrics.jsonl. In tracker.json it
-keeps which those are and how far they have come, for a run that goes on. Whatever goes wrong ends
-this process, and nothing else; it imports nothing but the tracker.
+ends it. Each seed is a run of its own in the tracker, and metrics have their names in
+metrics.jsonl. tracker.json keeps the ids of these runs and how far they have come, for when the run
+is resumed. An error ends this process only, and not the run; it imports nothing but the tracker.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 EVERY = 1.0  # seconds between looks at the file
-PROJECT = "preqn_jax"  # of wandb, and experiment of mlflow, where their own variables name none
+PROJECT = "preqn_jax"  # wandb's project and mlflow's experiment, where their variables name none
 
 
 def _title(folder: Path, config: dict[str, Any]) -> str:
-    """A run's name, with the environment's where it is in a folder of that, as a plan's are; seeds
-    on their way into one (`added`) have that of the run.
+    """A run's name: that of its folder, after the environment's where it is in a folder of that
+    name. Seeds that are to join a run (in its folder `added`) have the name of that run.
     """
     apart = folder.name == "added" and (folder.parent / "config.json").exists()
     run = folder.parent if apart else folder
@@ -33,7 +33,7 @@ def _title(folder: Path, config: dict[str, Any]) -> str:
 
 
 class Wandb:
-    """Weights & Biases; `WANDB_MODE`, `WANDB_PROJECT` and its other variables hold."""
+    """Weights & Biases; it follows `WANDB_MODE`, `WANDB_PROJECT` and its other variables."""
 
     def __init__(self, folder: Path, config: dict[str, Any], seed: int, id_: str | None):
         import wandb  # pyright: ignore[reportMissingImports]
@@ -59,7 +59,9 @@ class Wandb:
 
 
 class Mlflow:
-    """MLflow, in the store that `MLFLOW_TRACKING_URI` names; `MLFLOW_EXPERIMENT_NAME` holds."""
+    """MLflow, in the store that `MLFLOW_TRACKING_URI` names; the experiment is
+    `MLFLOW_EXPERIMENT_NAME`.
+    """
 
     def __init__(self, folder: Path, config: dict[str, Any], seed: int, id_: str | None):
         from mlflow import MlflowClient, entities  # pyright: ignore[reportMissingImports]
@@ -104,15 +106,15 @@ class Sender:
         self._name, self._folder = name, folder
         self._path = folder / "tracker.json"
         self._runs: dict[str, Any] = {}
-        self._read: dict[str, tuple[int, int]] = {}  # by seed: a step, and records of it so far
-        # name -> seed -> {"id", "step", "records"}: the tracker's run, and the same of what it has
+        self._read: dict[str, tuple[int, int]] = {}  # by seed: last step, its records so far
+        # name -> seed -> {"id", "step", "records"}: the tracker's run, and how far it has come
         self._kept: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError):
             self._kept = json.loads(self._path.read_text())
 
     def send(self, line: dict[str, Any]) -> None:
-        """One record. Those up to the last that was sent were sent by the run that this one goes on
-        from: they are the same.
+        """Sends one record. Those up to the last one in tracker.json are skipped: the run that this
+        one goes on from has sent the same.
         """
         step, seed = line.pop("step"), str(line.pop("seed"))
         before, records = self._read.get(seed, (step, 0))
@@ -128,8 +130,8 @@ class Sender:
         mine["step"], mine["records"] = at
 
     def keep(self) -> None:
-        """Writes down how far it has come."""
-        # Of a run that was killed, and is started again, one may be there still.
+        """Writes tracker.json: how far each of the tracker's runs has come."""
+        # By a name of its own: the process of a killed run may still write, while the run goes on.
         written = self._path.with_name(f"{self._path.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
             with written.open("x") as file:
@@ -144,7 +146,9 @@ class Sender:
 
 
 def follow(path: Path, sender: Sender) -> None:
-    """Until standard input is closed, and then to the end of the file."""
+    """Sends records as they are written, until standard input is closed, and then to the file's
+    end.
+    """
     rest, over = b"", False
     with path.open("rb") as file:
         while not over:

@@ -1,7 +1,7 @@
-"""Trackers, Weights & Biases and MLflow: a process beside the run hands its records on.
+"""Trackers, Weights & Biases and MLflow: a process beside the run sends them its records.
 
-In a process of their own (`tracker_process`) they can neither hold training up nor end it, whatever
-becomes of a network, a login or a disk.
+In a process of their own (`tracker_process`) they can neither delay training nor end it, whatever
+happens to a network, a login or a disk.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ from preqn_jax.training import files
 
 _log = logging.getLogger(__name__)
 NAMES = ("mlflow", "wandb")
-LOG = "tracker.log"  # what a tracker says
-KEPT = "tracker.json"  # of `tracker_process`
-WAIT = 60.0  # seconds at the end of a run for what was not handed on yet
+LOG = "tracker.log"  # the output of a tracker's process
+KEPT = "tracker.json"  # written by `tracker_process`
+WAIT = 60.0  # seconds at the end of a run to send what is left
 
 
 def check(track: str, logdir: str) -> None:
-    """Raises UserError for a tracker that is not known or not installed, or without a run
-    directory, whose records it takes.
+    """Raises UserError for a tracker that is not known or not installed, or where there is no run
+    directory, whose records it sends.
     """
     if not track:
         return
@@ -42,19 +42,19 @@ def check(track: str, logdir: str) -> None:
 
 
 class Tracker:
-    """The process, if there is one. A run can do without: where it fails, one warning, and no more
-    of it.
+    """The tracker's process, if there is one. A run can do without it: where it fails, that is
+    warned of once, and no more is sent.
     """
 
     def __init__(self, track: str, logdir: Path):
         """`track` is one of `NAMES`, or empty for none. There is a metrics.jsonl in `logdir`."""
         self._track, self._log = track, logdir / LOG
         self._process: subprocess.Popen | None = None
-        self._until = 0.0  # when it is given up, once it was told of the end
+        self._until = 0.0  # when the process is given up, once it was told of the end
         if not track:
             return
         program = Path(__file__).with_name("tracker_process.py")
-        # -P: modules of this folder have names that others have as well.
+        # -P, so that modules of this folder do not hide others of the same names.
         command = [sys.executable, "-P", str(program), track, str(logdir)]
         try:
             log = files.append(self._log)
@@ -64,7 +64,7 @@ class Tracker:
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
-                    start_new_session=True,  # Ctrl-C is the run's, which ends it by and by
+                    start_new_session=True,  # Ctrl-C is for the run, which ends this later
                 )
             finally:
                 os.close(log)
@@ -72,18 +72,20 @@ class Tracker:
             self._say(error.strerror or str(error))
 
     def write(self, step: int, seed: int, numbers: Mapping[str, float]) -> None:
-        """Sees whether it is still there; the records themselves it reads from their file."""
+        """Checks that the process is still there; it reads the records themselves from their
+        file.
+        """
         if self._process is not None and self._process.poll() is not None:
             self._give_up()
 
     def end(self) -> None:
-        """Tells it that no more come; from now on it has `WAIT` seconds."""
+        """Tells the process that no more records come; from now on it has `WAIT` seconds."""
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
             self._until = self._until or time.monotonic() + WAIT
 
     def close(self) -> None:
-        """Waits for what was not handed on yet, but not for ever."""
+        """Waits until the process has sent what is left, but not for ever: then it is killed."""
         if self._process is None:
             return
         self.end()
@@ -98,7 +100,7 @@ class Tracker:
         self._process = None
 
     def _give_up(self) -> None:
-        """It ended before the run, or badly."""
+        """Warns that the process ended before the run, or with an error."""
         self._process = None
         said = [""]
         with contextlib.suppress(OSError):

@@ -1,4 +1,6 @@
-"""What training came to: policies, critics, records, of a run at hand or from its directory."""
+"""The results of training: policies, critics and records, of a run in progress or from its
+directory.
+"""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -21,7 +23,7 @@ from preqn_jax.types import Array, Spec
 
 
 def check_function(agent: Any) -> None:
-    """Raises UserError for what is given in the place of a function that makes an agent."""
+    """Raises UserError unless `agent` is a function, as one that makes an agent must be."""
     if not callable(agent):
         words = repr(agent) if isinstance(agent, str) else f"of the type {type(agent).__name__}"
         raise UserError(
@@ -31,7 +33,9 @@ def check_function(agent: Any) -> None:
 
 
 def agent_of(agent: Callable[[Spec], Agent], spec: Spec) -> Agent:
-    """What such a function makes. Raises UserError where it makes no Agent, or is no function."""
+    """The agent that the function `agent` makes. Raises UserError where it makes none, or is no
+    function.
+    """
     check_function(agent)
     found = agent(spec)
     if not isinstance(found, Agent):
@@ -43,7 +47,7 @@ def agent_of(agent: Callable[[Spec], Agent], spec: Spec) -> Agent:
 
 
 class Trained(NamedTuple):
-    """An agent and its state, of all seeds."""
+    """An agent, and its states for all seeds."""
 
     agent: Agent
     states: Any  # leaves `[P, ...]`, those of the S seeds first
@@ -69,8 +73,8 @@ class Trained(NamedTuple):
         return jax.tree.map(lambda leaf: leaf[self.seeds.index(seed)], self.states)
 
     def policy(self, seed: int | None = None) -> Callable[[Any], Array]:
-        """`obs [obs] or [B, obs] -> action [act] or [B, act]` in the environment's own units; where
-        these are finitely many integers, `[]` or `[B]` int32, NumPy's.
+        """`obs [obs] or [B, obs] -> action [act] or [B, act]` in the environment's own units;
+        finitely many actions are integers, `[]` or `[B]` int32, of NumPy.
 
         Noiseless, and compiled. Raises UserError for a seed that is not there; what it returns
         raises ValueError for observations of another shape.
@@ -110,7 +114,7 @@ class Trained(NamedTuple):
 
 
 def _plain(action: Array) -> Any:
-    """As Gymnasium takes it, but where it is traced."""
+    """The action as NumPy's, which Gymnasium takes; as it is where it is traced."""
     return action if isinstance(action, jax.core.Tracer) else np.asarray(action)[()]
 
 
@@ -142,10 +146,10 @@ def load(
 
     Args:
       logdir: the run directory.
-      agent, env: what `train` was given, where that was no name.
-      trust: import what an environment's id or a wrapper names, as in "module:Env-v0", and hand
-        the environment texts. A run directory may come from anybody, and importing a module runs
-        it; nothing else in one is run.
+      agent, env: what `train` was given, where that was not a name.
+      trust: import what an environment's id or a wrapper names, as in "module:Env-v0", and pass
+        text to the environment as arguments. A run directory may come from anybody, and importing a
+        module runs it; nothing else in one is run.
 
     Raises:
       UserError: it is no run directory, has no whole checkpoint or none of such an agent, its

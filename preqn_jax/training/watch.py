@@ -1,4 +1,4 @@
-"""A watch over environments: which call of one each process is in, and which has not come back."""
+"""Watches for environments that hang: which call each process is in, and whether it comes back."""
 
 import threading
 from collections.abc import Callable, MutableSequence, Sequence
@@ -14,12 +14,12 @@ _TICKS = 10  # looks that must find the same call before it counts as hung
 
 
 def nowhere() -> Place:
-    """A place that nobody else sees, outside of all calls."""
+    """A new place, of this process alone, outside of all calls."""
     return [OUTSIDE, 0, 0, 0]
 
 
 def when(place: Sequence[int]) -> str:
-    """When a call was made, in words."""
+    """When a call was made, as text for a message."""
     call, seed, step, _ = place
     if call in (EVAL_RESET, EVAL_STEP):
         return f"in the evaluation at step {step}, seed {seed}"
@@ -29,7 +29,7 @@ def when(place: Sequence[int]) -> str:
 
 
 def hung(name: str, place: Sequence[int], seconds: float) -> str:
-    """The sentence on environment `name`, which is at `place` for so long."""
+    """The message that environment `name` has not left the call at `place` for so many seconds."""
     known = "" if place[0] in (CONSTRUCTION, CLOSE) else f" ({when(place)})"
     return (
         f"environment {name!r} has not come back from {_CALLS[place[0]]} for {seconds:g} "
@@ -38,7 +38,7 @@ def hung(name: str, place: Sequence[int], seconds: float) -> str:
 
 
 class Watch:
-    """A thread that looks at places, and tells of each where one call lasts too long."""
+    """A thread that looks at places, and reports each place where a call lasts too long."""
 
     def __init__(
         self,
@@ -46,11 +46,11 @@ class Watch:
         seconds: float,
         tell: Callable[[int, Sequence[int]], None],
     ):
-        """`tell(i, place)` is called once for each place `i` that stays in one call for `seconds`;
-        0 for never.
+        """`tell(i, place)` is called once for each call, at place `i`, that lasts `seconds`; 0 for
+        never.
 
-        Time is counted in looks: of a process that was stopped and goes on, as by Ctrl-Z, nothing
-        is thought.
+        Time is counted in looks, so that the time for which this process is stopped, as by Ctrl-Z,
+        does not count.
         """
         self._places, self._every, self._tell = places, seconds / _TICKS, tell
         self._over = threading.Event()
@@ -68,5 +68,5 @@ class Watch:
                     self._tell(i, now)
 
     def close(self) -> None:
-        """No more looks."""
+        """Ends the thread."""
         self._over.set()

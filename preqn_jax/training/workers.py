@@ -42,7 +42,7 @@ _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 class _Worker(NamedTuple):
     process: BaseProcess
     pipe: Connection
-    stack: Connection  # raw text: where it stands, once it is asked by SIGUSR1
+    stack: Connection  # raw text: its stack, once it is asked for by SIGUSR1
     place: watch.Place
     seeds: list[int]
 
@@ -51,28 +51,31 @@ class _Failure(NamedTuple):
     """What a worker answers in place of results."""
 
     error: Exception
-    trace: str  # of what lies behind the error; may be empty
+    trace: str  # the traceback of its cause; may be empty
 
 
 class Remote(Exception):
-    """What was raised in another process, as text."""
+    """The traceback of another process or thread, as text."""
 
 
 class Workers:
-    """Seeds divided among processes; the same calls as `Local`, one exchange each."""
+    """Seeds divided among worker processes. It has the methods of `Local`; a call is one exchange
+    with each.
+    """
 
     def __init__(self, recipe: Recipe, count: int, asked: Asked = never):
-        """Raises UserError for a recipe that does not pickle. What a worker's environments raise as
-        they are made, the first call raises.
+        """Starts `count` processes, or fewer where there are fewer seeds. Raises UserError for a
+        recipe that does not pickle. Errors of environments as a worker makes them are raised by the
+        first call.
         """
-        # A worker's are those of the process that started it.
+        # A worker has these options of JAX from the process that started it.
         ways = provenance.ways() | {_PRECISION: getattr(jax.config, _PRECISION)}
         with _pickling():
             packed = pickle.dumps((ways, recipe))
         context = multiprocessing.get_context("spawn")  # a fork of JAX's threads would hang
         seeds, self._asked = recipe.config.seeds, asked
         self._workers: list[_Worker] = []
-        # Who has nothing to lose: at first all.
+        # Workers that may be killed with nothing lost: at first all.
         self._busy = set(range(min(count, len(seeds))))
         self._hung: dict[int, EnvError] = {}
         self._end = weakref.finalize(
@@ -88,7 +91,7 @@ class Workers:
                     target=_serve, args=(theirs, told, place, packed, share, bound), daemon=True
                 )
                 process.start()
-                theirs.close()  # or we would not hear of its death
+                theirs.close()  # or this end would not notice its death
                 told.close()
                 self._workers.append(_Worker(process, ours, stack, place, share))
         name, seconds = envs.name(recipe.env), recipe.env_timeout
@@ -96,7 +99,7 @@ class Workers:
         self._watch = watch.Watch([worker.place for worker in self._workers], seconds, tell)
 
     def call(self, method: str, arguments: Sequence[tuple | None] | None = None) -> list[Any]:
-        """As `Local.call`; after Interrupted only `close` is of use."""
+        """As `Local.call`; after Interrupted only `close` may be called."""
         first = 0
         for i, worker in enumerate(self._workers):
             last = first + len(worker.seeds)
@@ -136,7 +139,7 @@ class Workers:
                 else f"ended with status {code}"
             )
             guard = ""
-            if code == 1 and not any(worker.place):  # it has run no call: as it began
+            if code == 1 and not any(worker.place):  # it died before any call of an environment
                 guard = (
                     " before its first step; a script that starts processes does so below "
                     "'if __name__ == \"__main__\":', as they read it too"
@@ -155,14 +158,14 @@ class Workers:
 
 
 def _end(workers: list[_Worker], busy: set[int]) -> list[_Failure]:
-    """Ends the workers, those that are busy at once; what environments raised as the others closed
-    them.
+    """Ends the workers, and kills those that are busy. Returns what environments raised as the
+    others closed them.
     """
     for i, worker in enumerate(workers):
         if i in busy:
             worker.process.kill()
         else:
-            with contextlib.suppress(OSError):  # it is dead
+            with contextlib.suppress(OSError):  # the worker is dead
                 worker.pipe.send(None)
     failed = []
     for i, worker in enumerate(workers):
@@ -187,7 +190,7 @@ def _end_hung(
     i: int,
     place: Sequence[int],
 ) -> None:
-    """Notes what worker `i` hangs in, and ends it, which whoever waits for it hears."""
+    """Notes in `hung` where worker `i` hangs, and kills it, so that who waits for it goes on."""
     worker, text = workers[i], b""
     error = EnvError(watch.hung(name, place, seconds))
     with contextlib.suppress(OSError):
@@ -219,8 +222,8 @@ def _pickling() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """Processes started in here never see Ctrl-C, or what else asks a group to end: the last
-    checkpoint still needs their states.
+    """A context. Processes started in it never get Ctrl-C, or another signal that asks a process
+    group to end: the last checkpoint still needs their states.
     """
     resource_tracker.ensure_running()  # starting it lets the signals through again
     old = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -241,9 +244,9 @@ def _serve(
     seeds: list[int],
     bound: bool,
 ) -> None:
-    """What a worker does until it is told to end, or its pipe closes."""
+    """The main function of a worker, which answers until it is told to end, or its pipe closes."""
     _end_with_parent(bound)
-    # Even of one that hangs in compiled code.
+    # This gives the stack even of a worker that hangs in compiled code.
     faulthandler.register(signal.SIGUSR1, file=stack.fileno(), all_threads=False)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
     jax.config.update("jax_platforms", "cpu")  # accelerators belong to the learner
@@ -274,7 +277,9 @@ def _serve(
 
 
 def _answer(local: Local, request: tuple[str, Sequence[tuple | None] | None] | None) -> Any:
-    """The results that a request asks for; of None, which ends the worker, there are none."""
+    """The results that a request asks for, or a _Failure. The request None, which ends the worker,
+    has no results.
+    """
     try:
         return local.close() if request is None else local.call(*request)
     except Exception as error:
@@ -282,7 +287,9 @@ def _answer(local: Local, request: tuple[str, Sequence[tuple | None] | None] | N
 
 
 def _failure(error: Exception) -> _Failure:
-    """An error as it can be sent: a person's is itself, any other a RuntimeError with its trace."""
+    """An error in a form that can be sent: a UserError as it is, any other as a RuntimeError with
+    its traceback.
+    """
     if isinstance(error, UserError):
         cause = error.__cause__
         return _Failure(error, "".join(traceback.format_exception(cause)) if cause else "")
@@ -293,8 +300,9 @@ def _failure(error: Exception) -> _Failure:
 def _end_with_parent(bound: bool) -> None:
     """Ends this process with the one that started it, also while an environment is stuck.
 
-    A thread sees to it, and on Linux the kernel, even where no thread gets a turn; but that one
-    means the thread that started this process, so it must be one that lasts: `bound`.
+    A thread sees to it and, on Linux, also the kernel, even where no thread of Python gets a turn.
+    But the kernel acts when the thread that started this process ends, so it is asked to only where
+    that thread lasts: `bound`.
     """
 
     def watch_parent() -> None:
