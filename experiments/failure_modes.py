@@ -66,8 +66,8 @@ def main(argv: list[str]) -> int:
 
 
 def _rows(mode: Mode) -> list[dict[str, Any]]:
-    """A row for each run of a mode; `quantity` is that of the failing setting, and its threshold is
-    1.
+    """A row for each run of a mode; `quantity` is that of the failing setting, with its threshold
+    at 1.
     """
     quantity = float(np.interp(mode.bad, mode.xs, mode.ys))
     return [

@@ -41,7 +41,7 @@ DIGITS = 4  # of the numbers in the records
 
 
 class Setting(NamedTuple):
-    """Settings of a run; its runs differ in their seeds alone."""
+    """The settings of a group of runs, which differ in their seeds alone."""
 
     algorithm: str
     env: str
