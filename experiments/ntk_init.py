@@ -118,9 +118,7 @@ def run(config: NtkInitConfig) -> dict[str, Any]:
     }
     for env, found in pairs.items():
         _same_data(path, data, env, found)
-    if (
-        missing
-    ):  # fails now if it cannot be written; a misspelt environment has left no file behind
+    if missing:  # fails now if it cannot be written; a misspelt environment has left no file behind
         output.write_json(path, data, "out")
     for env, activation, hidden_sizes, initializer in tqdm(missing, desc="kernels"):
         keys = _keys(config.seeds, f"{env}/{activation}/{hidden_sizes}/{initializer}")

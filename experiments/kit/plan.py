@@ -332,9 +332,7 @@ def main(
     if config.report:
         _check_report(config, launching, extra)
     else:
-        jax.config.update(
-            "jax_platforms", "cpu"
-        )  # of this process: accelerators are for the runs
+        jax.config.update("jax_platforms", "cpu")  # of this process: accelerators are for the runs
         launcher = launchers.launcher(launching, config.timeout, Path(config.root) / ".submitit")
         runs = choose(settle(kind, config, extra), config.only)
         outcomes = execute(runs, launching.processes, launcher, launching.cpus)
