@@ -86,8 +86,7 @@ def measure(config: PrecisionConfig) -> list[dict[str, Any]]:
 
 
 def _in_float64(critic: networks.Critic, params: Any, inputs: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Q and K, computed in float64 from float32 parameters and inputs, on the CPU where JAX has it.
-    """
+    """Q and K in float64, from float32 parameters and inputs, on the CPU where JAX has it."""
     with jax.enable_x64(True), jax.default_device(cpu()):
         params, inputs = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (params, inputs))
         lin = linearize(critic.apply, params, inputs)

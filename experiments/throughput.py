@@ -122,8 +122,7 @@ def _total(config: ThroughputConfig) -> int:
 
 
 def _run(config: ThroughputConfig, fields: dict[str, Any], members: int) -> Callable[[], Any]:
-    """A function that continues a run of this project by a segment; the first call starts the run.
-    """
+    """A function that continues a run of ours by a segment; the first call starts the run."""
     loop_config = _loop_config(config, members)
     make_agent = partial(
         agents.make, agents.AgentConfig(hidden_sizes=config.hidden_sizes, **fields)

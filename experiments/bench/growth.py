@@ -205,8 +205,7 @@ def _step(config: GrowthConfig, point: Point, method: str) -> tuple[Run, int]:
 def _kernel(
     config: GrowthConfig, point: Point, method: str, points: int, block: int
 ) -> tuple[Run, int]:
-    """A function that computes a given number of kernels between `points` inputs, and its memory.
-    """
+    """A function that computes a given number of kernels between `points` inputs, and its bytes."""
     q, init = _critic(config, point)
 
     def body(data: Transition, carry: Any) -> Any:
@@ -222,8 +221,8 @@ def _kernel(
 def _compile(
     config: GrowthConfig, body: Callable, start: Any, sizes: tuple[int, ...]
 ) -> tuple[Run, int]:
-    """`body(transitions, carry)` as a compiled loop, and its memory. The loop takes two batches of
-    `sizes` in turn: with a single one XLA would compute X X^T only once.
+    """`body(transitions, carry)` as a compiled loop, and its bytes of memory. The loop takes two
+    batches of `sizes` in turn: with a single one XLA would compute X X^T only once.
     """
     flat = timing.transitions(config, 2 * math.prod(sizes))
     data = jax.tree.map(lambda leaf: jnp.reshape(leaf, (2, *sizes, *leaf.shape[1:])), flat)
@@ -300,8 +299,7 @@ def _line(value: int, by_method: dict[str, dict[str, Any]], methods: Iterable[st
 
 
 def redraw(path: Path, out: Path) -> None:
-    """Draws the figure from a file that `--grid --json` wrote. Raises UserError for any other file.
-    """
+    """Draws the figure from a file that `--grid --json` wrote. Raises UserError for other files."""
     with output.expecting(
         f"{str(path)!r} holds no rows of experiments.cost --grid; make it anew with its --json"
     ):

@@ -21,8 +21,7 @@ LINEARIZATION, DIAGNOSIS = "one linearization, called", "diagnose, called"
 
 
 class _Update(NamedTuple):
-    """What the parts are computed from: networks, a minibatch, and the step that PreQN would take.
-    """
+    """What the parts are computed from: networks, a minibatch, and PreQN's step for these."""
 
     q: QFunction
     policy: Callable[..., Any]

@@ -119,8 +119,7 @@ def apart(
 
 
 def _serve(pipe: Connection) -> None:
-    """What the process of `apart` does: it makes the function, and runs it whenever it is asked to.
-    """
+    """The process of `apart`: it makes the function, and runs it whenever it is asked to."""
     run = None
     with contextlib.suppress(EOFError, OSError):  # nobody asks any more
         make, default = pipe.recv()

@@ -24,8 +24,7 @@ Scores = Sequence[np.ndarray]  # `[S]` of each of T tasks
 
 
 def needed(rivals: Sequence[np.ndarray] | Sequence[float]) -> np.ndarray:
-    """The least interquartile mean that compares favorably with those of the rivals, `[...]` each.
-    """
+    """The least interquartile mean that compares favorably with the rivals', `[...]` each."""
     best = np.max(rivals, axis=0)
     return np.maximum(best - MARGIN * np.abs(best), np.min(rivals, axis=0))
 

@@ -1,5 +1,4 @@
-"""Scores, which are the returns of a seed as one number, and intervals for means over a few seeds.
-"""
+"""Scores, one number for the returns of a seed, and intervals for means over a few seeds."""
 
 import math
 from collections.abc import Callable, Sequence

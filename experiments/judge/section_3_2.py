@@ -146,8 +146,7 @@ def overshooting(updates: int) -> Mode:
 
 
 def generalization(updates: int) -> Mode:
-    """Two states with K = [[1, 2c], [2c, 4]]; c = 1 is the kernel of the single weight of w-to-2w.
-    """
+    """Two states with K = [[1, 2c], [2c, 4]]; c = 1 is the kernel of the one weight of w-to-2w."""
     problem = problems.w_to_2w(gamma=0.9)
     mdp, rho = problem.mdp, problem.rho
     cs, bad = np.linspace(0, 0.95, 39), 0.95

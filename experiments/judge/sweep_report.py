@@ -100,8 +100,7 @@ def gather(sweep: Sweep) -> tuple[list[Row], int]:
 
 
 def _recorded(sweep: Sweep) -> dict[Path, tuple[Member, tuple[dict[str, Any], curves.Lines]]]:
-    """By folder, the members that have been evaluated, or diverged before that, and their records.
-    """
+    """The members that have been evaluated, or diverged before, and their records, by folder."""
     folders = {sweep.logdir / member.name: member for member in sweep.members}
     loaded = {
         folder: (member, curves.load(folder))

@@ -74,8 +74,7 @@ def define(*configs: type, values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def home(run: RunConfig, name: str) -> RunConfig:
-    """`run`, with a default run directory if it has none: named after what is trained, and on what.
-    """
+    """`run`, with a default run directory if it has none: named after algorithm and environment."""
     if run.logdir is not None:
         return run
     env = re.sub(r"[^\w.-]", "-", run.env)
@@ -252,8 +251,7 @@ def in_flags(text: str) -> str:
 
 
 def translated(record: logging.LogRecord) -> bool:
-    """A log filter that lets every record through, and rewrites the library's own with `in_flags`.
-    """
+    """A log filter that lets every record through, and rewrites the library's own by `in_flags`."""
     if record.name.split(".")[0] == preqn_jax.__name__:
         record.msg, record.args = in_flags(record.getMessage()), None
     return True
@@ -283,8 +281,7 @@ def run(main: Callable[[list[str]], int], takes_words: bool = False) -> None:
 
 
 def _help(full: bool) -> str:
-    """The help of all flags by group, or that of the `FIRST` if there are more than twenty flags.
-    """
+    """The help of all flags, by group; that of `FIRST` if there are more than twenty flags."""
     names = [name for group in _groups.values() for name in group]
     first = [name for name in FIRST if name in names]
     if full or len(names) <= 20 or len(first) < len(FIRST) // 2:

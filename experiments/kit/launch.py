@@ -57,8 +57,7 @@ class LaunchConfig:
 
     @property
     def cpus(self) -> int | None:
-        """The cores of each run on another node; None on this machine, where runs share the cores.
-        """
+        """The cores of each run on another node; None on this machine, where runs share them."""
         return None if self.launcher == "local" else self.cpus_per_run or 1
 
 
@@ -82,8 +81,7 @@ Look = Callable[[Sequence[str], Sequence[tuple[str, End]]], Any]
 
 
 class Refused(UserError):
-    """Raised if a launcher does not take a job: for ever, or for now, as with a queue that is full.
-    """
+    """Raised if a launcher does not take a job: for ever, or for now, as when a queue is full."""
 
 
 class Launcher(Protocol):

@@ -1,5 +1,4 @@
-"""A launcher whose jobs are tasks of Ray, on any node of a cluster whose nodes share a file system.
-"""
+"""A launcher whose jobs are tasks of Ray, on any node of a cluster with a shared file system."""
 
 import logging
 import os

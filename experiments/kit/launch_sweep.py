@@ -1,5 +1,4 @@
-"""A sweep whose programs are trained side by side, each in its own process, here or on a cluster.
-"""
+"""A sweep whose programs are trained side by side, a process for each, here or on a cluster."""
 
 import functools
 import sys

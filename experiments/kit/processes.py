@@ -158,8 +158,7 @@ def wait(
 
 @contextlib.contextmanager
 def _unless_unread() -> Iterator[None]:
-    """Ignores that a file could not be read, as when another process replaces it, over a network.
-    """
+    """Ignores that a file could not be read, as when another process replaces it over a network."""
     try:
         yield
     except OSError:
