@@ -153,8 +153,7 @@ def _labels(groups: Sequence[Group]) -> list[str]:
 
 
 def _told_apart(folders: Sequence[str]) -> dict[str, str]:
-    """For each folder the last two parts of its path, or as many as it takes to make them differ.
-    """
+    """For each folder the last two parts of its path, or as many as it takes for all to differ."""
     parts = [Path(folder).absolute().parts for folder in folders]
     count = 2
     while len({one[-count:] for one in parts}) < len(parts):
