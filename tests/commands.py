@@ -34,7 +34,7 @@ CHEAP = ["--algorithm=ddpg", *SMALL]
 
 
 def defined():
-    """Defines the flags of experiments.train, as its command does, unless they are there already."""
+    """Defines the flags of experiments.train, as its command does, unless they exist already."""
     if "algorithm" not in absl_flags.FLAGS:
         flags.define(*training.CONFIGS, WatchConfig)
 

@@ -74,7 +74,7 @@ def define(*configs: type, values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def home(run: RunConfig, name: str) -> RunConfig:
-    """`run`, with a default run directory if it has none, named after `name` and its environment."""
+    """`run`, with a default run directory if it has none, named after `name` and `run.env`."""
     if run.logdir is not None:
         return run
     env = re.sub(r"[^\w.-]", "-", run.env)
