@@ -195,7 +195,9 @@ def test_what_mends_the_critic_of_the_guide_does_and_what_does_not_does_not():
     code = block[: block.index("for count in")]
 
     def beyond(bound, updates, *changes):
-        """The first update at which |Q| is beyond the bound; the last update if it stays within."""
+        """The number of updates after which |Q| is beyond the bound; all `updates` if it stays
+        within.
+        """
         changed = code
         for old, new in changes:
             assert old in changed
