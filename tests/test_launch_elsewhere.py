@@ -124,7 +124,7 @@ def test_a_job_of_slurm_inherits_nothing_that_this_machine_chose(monkeypatch):
 
 
 class Fake:
-    """A launcher whose jobs end as given: `ends` has the results of `end`, None for a running job."""
+    """A launcher whose jobs end as given: `ends` has what `end` returns, None for a running job."""
 
     every, tries = 0.001, launch.TRIES
 

@@ -274,9 +274,7 @@ def test_no_files_import_one_another_in_a_circle():
     }
     for name, path in names.items():  # `from package.module import thing`
         arrows[name] |= {other.rpartition(".")[0] for other in imported(path)} & set(names)
-    free = {
-        name for name, path in names.items() if path.name == "__init__.py"
-    }  # they pass names on
+    free = {name for name, path in names.items() if path.name == "__init__.py"}  # passes names on
     left = {name: others - free - {name} for name, others in arrows.items() if name not in free}
     while ready := {name for name, others in left.items() if not others & set(left)}:
         left = {name: others for name, others in left.items() if name not in ready}

@@ -37,8 +37,8 @@ def collapse(seeds=(0, 1, 2)):
 
 
 STATEMENTS = {
-    # words of the statement -> what makes it so, and what makes it not so: {variant: fields of
-    # `write`}
+    # words of the statement -> records that make it true, and records that make it false: {variant:
+    # fields of `write`}
     "is stable": ({}, {"preqn-sin": {"q": 200.0}}),
     "comparing favorably": (
         {"preqn-sin": {"returns": better(-5)}, "td3-relu": {"returns": better(-20)}},
