@@ -88,7 +88,7 @@ _SET = {name: value for name, value in os.environ.items() if _BEFORE.get(name) !
 
 
 def given() -> dict[str, str]:
-    """The environment without the variables that this module, and JAX, set for this machine:
+    """The environment variables without those that this module, and JAX, set for this machine:
     processes on another machine choose their own.
     """
     rest = {name: value for name, value in os.environ.items() if _SET.get(name) != value}
@@ -98,8 +98,8 @@ def given() -> dict[str, str]:
 
 @contextlib.contextmanager
 def as_given() -> Iterator[None]:
-    """Within this context the environment is that of `given`, for code that passes it to other
-    machines.
+    """Within this context the environment variables are those of `given`, for code that passes them
+    to other machines.
     """
     before, inside = dict(os.environ), given()
     try:

@@ -181,7 +181,7 @@ def report(seed: int, looks: Sequence[dict[str, Any]], lines: curves.Lines) -> d
         "diagnoses": len(looks),
         "failing": {mode: modes.count(mode) for mode in diagnostics.FAILURES if mode in modes},
         "diverged": curves.diverged(lines).get(seed),
-        "best_return": max(returns, default=None),  # seen by then
+        "best_return": max(returns, default=None),  # seen by that step
         "looks": list(looks),
         "at": {"first": looks[0]["step"], "then": look["step"], "last": looks[-1]["step"]},
     }

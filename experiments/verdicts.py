@@ -6,9 +6,9 @@ that learn and settings that diverge, and is then compared with how the runs end
 
 How a run ended is decided without the verdict, by the last third of its diagnoses. It diverged if
 it met a NaN, or |Q| stayed above twice what rewards can add up to. It was sound if |Q| was at most
-1.1 times that, had never been above twice, and was off the returns by at most three times these. It
-fell back if |Q| had been above twice before. The lines that the verdict draws were chosen on even
-seeds; odd seeds are held out.
+1.1 times that, had never been above twice that, and was off the returns by at most three times
+these. It fell back if |Q| had been above twice that before. The thresholds of the verdict were
+chosen on even seeds; odd seeds are held out.
 """
 
 import collections
@@ -34,7 +34,7 @@ from preqn_jax.training.errors import Diverged
 
 SEEDS = tuple(range(8))
 ENDS = SOUND, FELL_BACK, UNCLEAR, DIVERGED = "sound", "fell back", "unclear", "diverged"
-HALVES = {"choosing": False, "held out": True}  # even seeds, and odd ones
+HALVES = {"choosing": False, "held out": True}  # seeds: even, and odd
 BEYOND, WITHIN = 2.0, 1.1  # |Q| over what rewards can add up to
 OFF = 3.0  # |bias| over the returns: more is not sound, however small Q is
 DIGITS = 4  # of the numbers in the records

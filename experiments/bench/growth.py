@@ -304,7 +304,7 @@ def redraw(path: Path, out: Path) -> None:
         f"{str(path)!r} holds no rows of experiments.cost --grid; make it anew with its --json"
     ):
         data = json.loads(path.read_text())
-        rows, given = data["rows"], data["config"]  # perhaps older than an option
+        rows, given = data["rows"], data["config"]  # which may lack newer options
         names = {field.name for field in dataclasses.fields(GrowthConfig)} & given.keys()
         config = GrowthConfig(**{name: given[name] for name in names})
         if not {"axis", "value", "method"} <= rows[0].keys():

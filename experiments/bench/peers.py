@@ -44,7 +44,7 @@ _DEFAULTS = {
 
 
 def _bare() -> dict[str, str]:
-    """The environment with the defaults in place of what `experiments` sets."""
+    """The environment variables, with the defaults in place of what `experiments` sets."""
     given = {"NPROC": experiments.NPROC_GIVEN} if experiments.NPROC_GIVEN else {}
     rest = {name: value for name, value in os.environ.items() if name != "NPROC"}
     return {**rest, **_DEFAULTS, **given}

@@ -13,10 +13,10 @@ import numpy as np
 
 from experiments.judge import scores
 
-MARGIN = 0.05  # by this share of the better rival's interquartile mean one may fall short
-TOO_LITTLE = 0.8  # who truly attains this share of the better rival should get no yes
+MARGIN = 0.05  # PreQN may fall short of the better rival's interquartile mean by this share
+TOO_LITTLE = 0.8  # an agent that truly attains this share of the better rival should get no yes
 LEVEL = 0.05  # the greatest probability of such a yes
-SHARES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1)  # of its rivals' level, in simulations
+SHARES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1)  # of the rivals' level that a simulated agent attains
 WRONGED = (1.0, 1.1)  # shares at which a no is wrong: as good as the rivals, or better
 DRAWS = 500
 
@@ -32,8 +32,8 @@ def needed(rivals: Sequence[np.ndarray] | Sequence[float]) -> np.ndarray:
 def favorable(own: Scores, rivals: Sequence[Scores]) -> bool | None:
     """The rule: whether `own` compares favorably; None where it cannot be judged. A score that is
     not finite, of a seed that diverged, counts as below all others. It cannot be judged if a rival
-    has such a score, or if `own` attains what is needed, but with scores that spread like these one
-    who truly attains only TOO_LITTLE might attain it too.
+    has such a score, or if `own` attains what is needed, but an agent that truly attains only
+    TOO_LITTLE might do so too, given how these scores spread.
     """
     found, *others = (float(scores.middle(*one)) for one in (own, *rivals))
     if np.isfinite(found) and not np.isfinite(others).all():
@@ -46,8 +46,8 @@ def favorable(own: Scores, rivals: Sequence[Scores]) -> bool | None:
 
 
 def chance(lead: float, levels: np.ndarray, deviations: np.ndarray, seeds: int) -> float:
-    """The probability that one who truly attains TOO_LITTLE of a rival's `levels [T]` is found
-    ahead of it by at least `lead`, which may be negative; 1 where the spread is not known.
+    """The probability that an agent that truly attains TOO_LITTLE of a rival's `levels [T]` is
+    found ahead of it by at least `lead`, which may be negative; 1 where the spread is not known.
     """
     rng = np.random.default_rng(0)
     own, rival = (_draw(rng, share, levels, deviations, seeds) for share in (TOO_LITTLE, 1))
@@ -63,10 +63,10 @@ class Odds(NamedTuple):
 
 
 def power(levels: np.ndarray, deviations: np.ndarray, seeds: int) -> dict[float, Odds]:
-    """The `Odds` of one who truly attains a share of both its rivals, for each of SHARES.
+    """The `Odds` of an agent that truly attains a share of both its rivals, for each of SHARES.
 
     Scores are normal around the rivals' `levels [T]` on T tasks, with standard deviations over
-    seeds of `deviations [T]`; one who attains a share of the levels has the same share of the
+    seeds of `deviations [T]`; an agent that attains a share of the levels has that share of the
     deviations.
     """
     return {share: odds(share, levels, deviations, seeds) for share in SHARES}
@@ -79,8 +79,8 @@ def odds(
     seeds: int,
     others: Sequence[float] = (1.0, 1.0),
 ) -> Odds:
-    """The `Odds` of one who truly attains `share` of the `levels [T]`, where each rival attains its
-    entry in `others`.
+    """The `Odds` of an agent that truly attains `share` of the `levels [T]`, where each rival
+    attains its entry in `others`.
     """
     rng = np.random.default_rng(0)
     own, *rivals = (_draw(rng, one, levels, deviations, seeds) for one in (share, *others))
@@ -97,8 +97,8 @@ def _draw(
     deviations: np.ndarray,
     seeds: int,
 ) -> np.ndarray:
-    """Random scores `[DRAWS, S, T]` of one who attains `share` of the levels; below a negative
-    level, a smaller share means lower scores.
+    """Random scores `[DRAWS, S, T]` of an agent that attains `share` of the levels; below a
+    negative level, a smaller share means lower scores.
     """
     attained = levels - (1 - share) * np.abs(levels)
     return attained + share * deviations * rng.normal(size=(DRAWS, seeds, len(levels)))

@@ -42,9 +42,7 @@ class Curves(NamedTuple):
 
     @property
     def ended(self) -> bool:
-        """Whether divergence ended all seeds: all diverged, or one did and was to end the whole
-        run.
-        """
+        """Whether divergence ended all seeds: all diverged, or one did and was to end the run."""
         if set(self.seeds) <= set(self.diverged):
             return bool(self.seeds)
         return any(wanted_end(line) for lines in self.lines for line in lines)
@@ -145,7 +143,9 @@ def short(value: Any) -> str:
 
 
 def variant(config: dict[str, Any]) -> str:
-    """ "preqn-sin"; the name alone for an agent made of somebody's own parts."""
+    """The name of a run's variant: "preqn-sin"; without an activation for agents of a user's own
+    parts.
+    """
     words = [config["algorithm"], config.get("activation")]
     return "-".join(word for word in words if word)
 

@@ -66,7 +66,7 @@ class Job(NamedTuple):
 
     name: str
     command: Sequence[str]
-    # On this machine the whole environment; on a node, what is added to the node's own.
+    # Variables: on this machine all of them; on a node, those added to the node's own.
     environment: Mapping[str, str]
     log: Path  # its output is appended there
     folder: Path  # whose lock it takes
@@ -327,7 +327,7 @@ def _kill(handle: subprocess.Popen) -> None:
 
 
 def _send(handle: subprocess.Popen, send: Callable[[int, int], None], number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it is being waited for
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
         if handle.returncode is None:
             send(handle.pid, number)
 
@@ -345,9 +345,9 @@ def _over(job: Job) -> bool:
 
 
 def attend(job: Job, folder: str, here: Local | None = None) -> End:
-    """Runs one job from `folder` on the node where this is called, and waits. The job is killed
-    with this process, so that it can go on elsewhere at once. Where it did, the lock is free or
-    soon will be, and this waits for that.
+    """Runs one job from `folder` on the node where this is called, and waits. First it waits for
+    the job's lock, which is free or soon will be: a job is killed with the process that attends to
+    it, so that it can go on elsewhere at once.
     """
     os.chdir(folder)
     if not _may_be_free(job.folder):

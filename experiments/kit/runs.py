@@ -19,7 +19,7 @@ from experiments.kit import curves, launch, streams
 from preqn_jax.options import UserError
 from preqn_jax.training import collect, directory, record
 
-# Beginnings of the variables that runs on other nodes get from this process.
+# Prefixes of the environment variables that runs on other nodes get from this process.
 _PASSED = ("JAX_", "XLA_", "NPROC", "OPENBLAS_", "MUJOCO_", "PYTHONPATH", "WANDB_", "MLFLOW_")
 
 
@@ -38,8 +38,8 @@ class Run(NamedTuple):
 
 
 def state(run: Run) -> str:
-    """ "done", "diverged", "begun", "new", or "copied", which has records but not the checkpoints
-    that would let the run go on.
+    """The state of a run: "done", "diverged", "begun", "new", or "copied", which has records but
+    not the checkpoints that would let it go on.
     """
     line, copied = last(run), not (run.folder / directory.CHECKPOINTS).exists()
     if line.get("run/diverged") is not None and (curves.wanted_end(line) or _none_left(run)):
@@ -126,7 +126,7 @@ def command(run: Run, cores: int) -> list[str]:
 
 
 def environment(processes: int) -> dict[str, str]:
-    """The environment of a run on this machine, whose devices are its share of the cores.
+    """The environment variables of a run on this machine, whose devices are its share of the cores.
 
     A run on one core has one thread as well: with more of them than cores the runs cost each other
     a fifth of their speed.
@@ -135,8 +135,8 @@ def environment(processes: int) -> dict[str, str]:
 
 
 def elsewhere(cpus: int) -> dict[str, str]:
-    """What a run on another node gets in addition to that node's environment, which says which
-    accelerators it may use.
+    """The environment variables that a run on another node gets beside that node's own, which say
+    which accelerators it may use.
     """
     passed = {k: v for k, v in experiments.given().items() if k.startswith(_PASSED)}
     return _shared(passed, cpus)
