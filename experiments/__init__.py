@@ -1,23 +1,24 @@
-"""Command-line experiments; the only room that knows flags, progress bars and pictures. Binaries
-are its modules; what they share lies in kit (flags, files, figures, plans), judge (what numbers of
+"""Command-line experiments: the only package with flags, progress bars and figures. Its modules are
+the commands; what they share lies in kit (flags, files, figures, plans), judge (what the numbers of
 runs say) and bench (timing).
 
-Importing it chooses how the CPU runs the networks of this field, before JAX starts: products of
-256 x 256 are too small to share between threads, the LAPACK threads of the K-solve wake up slower
-than they solve, and XLA leaves half of an AVX-512 register unused. Instead each core is a device of
-its own, and several seeds are divided among them (`training.loop`). A computation runs in the
-thread that asks for it: handing over an evaluation of the policy to another takes longer than the
-policy itself. Batched LAPACK calls of two devices wait for each other in XLA's pool of threads, for
-ever if it has no more threads than cores: solves make none (`preqn_jax.solve`), and for others
-`NPROC` gives it twice as many. A process with one core has one thread: more get in each other's
-way. docs/results/performance.md has the figures. GPU
-memory is taken as it is needed, and not three quarters of it at the start; what was compiled is
-kept for the next process, by machine, in the user's cache folder. Whatever the environment already
-sets wins.
+Importing it sets, before JAX starts, environment variables that suit the small networks of this
+field on a CPU. Products of 256 x 256 are too small to share between threads, the LAPACK threads of
+the K-solve wake up slower than they solve, and XLA by default leaves half of an AVX-512 register
+unused. So each core is made a device of its own, and the seeds of a run are divided among these
+devices (`training.loop`). A computation runs in the thread that calls it: handing an evaluation of
+the policy to another thread takes longer than the policy itself. Batched LAPACK calls of two
+devices wait for each other in XLA's pool of threads, for ever if it has no more threads than cores:
+the solves of this project make no such calls (`preqn_jax.solve`), and for those of others `NPROC`
+gives the pool twice as many threads. A process with one core gets one thread, as more get in each
+other's way. docs/results/performance.md has the measurements. GPU memory is taken as it is needed,
+and not three quarters of it at the start. Compiled programs are kept for the next process in the
+user's cache folder, apart for each kind of machine. Variables that the environment already sets are
+left alone.
 
-A command that is being imported ends at Ctrl-C without a word; and where a standard stream is
-closed there is nothing in its place, or the next file to be opened would take it, for XLA to write
-its warnings to.
+A command that gets Ctrl-C while it is being imported ends silently. A standard stream that is
+closed is opened on /dev/null: the next file to be opened would take its number, and XLA would write
+its warnings into that file.
 """
 
 import contextlib
@@ -38,7 +39,7 @@ for _stream in range(3):
 
 
 def threads(cores: int) -> int:
-    """How many XLA should have for a process with so many cores."""
+    """The number of threads that XLA should have for a process with so many cores."""
     return 2 * cores if cores > 1 else 1
 
 
@@ -62,7 +63,7 @@ os.environ["NPROC"] = NPROC_GIVEN or str(threads(_cores or 1))
 
 
 def _cache() -> str:
-    """Where compiled programs are kept: a CPU's run on CPUs of its kind alone."""
+    """The folder of compiled programs: one for each kind of CPU, as they run on that kind alone."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     kind = platform.machine()
     try:
@@ -76,8 +77,8 @@ def _cache() -> str:
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache()
-    # In bytes; the oldest goes. A folder of somebody's own is left as it is: where programs without
-    # a bound have written to it JAX does not know how old these are, warns, and keeps nothing.
+    # In bytes; the oldest go first. A folder that the user has set gets no bound: where JAX has
+    # written to it without one, it does not know how old the files are, warns, and keeps nothing.
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**31))
 
 import jax  # noqa: E402  (NumPy, which it imports, reads the variables)
@@ -87,8 +88,8 @@ _SET = {name: value for name, value in os.environ.items() if _BEFORE.get(name) !
 
 
 def given() -> dict[str, str]:
-    """The environment without what was put there above, and by JAX, for this machine: processes of
-    another choose for that.
+    """The environment variables without those that this module, and JAX, set for this machine:
+    processes on another machine choose their own.
     """
     rest = {name: value for name, value in os.environ.items() if _SET.get(name) != value}
     mine = {"XLA_FLAGS": XLA_FLAGS_GIVEN, "NPROC": NPROC_GIVEN}
@@ -97,7 +98,9 @@ def given() -> dict[str, str]:
 
 @contextlib.contextmanager
 def as_given() -> Iterator[None]:
-    """Inside, that is the environment: of what hands it on to other machines."""
+    """Within this context the environment variables are those of `given`, for code that passes them
+    to other machines.
+    """
     before, inside = dict(os.environ), given()
     try:
         for name in before.keys() - inside.keys():

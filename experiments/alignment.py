@@ -4,11 +4,12 @@ sin and with relu.
     python -m experiments.alignment --root=runs/paper --seeds=0,1,2 --num_steps=100000 \\
         --envs=HalfCheetah-v5,Walker2d-v5
 
-makes the runs that are not there yet, one process each, and draws cos(Q'-Q, y-Q) beside the
-learning curves; those of `experiments.benchmark` in the same root are taken as they are. Stop it
-with Ctrl-C whenever you like: the same command, or one without the flags that the plan in root
-knows, goes on. What follows -- goes to every run. --report makes no runs. --launcher=ray and
---launcher=submitit make them on a cluster (docs/clusters.md).
+trains the runs that are not in --root yet, each in a process of its own, and plots the alignment
+cos(Q'-Q, y-Q) beside the learning curves. Runs that `experiments.benchmark` made in the same root
+are used as they are. Stop it with Ctrl-C at any time: the same command continues it. The plan in
+--root remembers --seeds, --num_steps and --envs, so that they may then be left out. Flags after --
+are passed on to every run, and remembered too. --report trains nothing, and only reports.
+--launcher=ray and --launcher=submitit train the runs on a cluster (docs/clusters.md).
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,7 +33,7 @@ PAPER = {
     "Walker2d": 12,
     "Swimmer": 13,
     "Ant": 14,
-}  # its figures of Appendix D
+}  # task -> the paper's figure, in Appendix D
 ALIGNMENT = r"alignment $\cos(Q'-Q,\ y-Q)$"
 
 
@@ -44,7 +45,7 @@ def report(root: Path, envs: Sequence[str], seeds: Sequence[int] | None, out: Pa
     """Prints alignments and verdicts on the runs in `root`, and writes them, with the figures, to
     `out`.
 
-    Raises UserError if there is nothing yet.
+    Raises UserError if there are no runs yet.
     """
     runs, notes = plan.gather(KIND, root, envs, seeds)
     standing = [run.cut(curves.common_step(runs)) for run in runs]
@@ -68,7 +69,9 @@ def report(root: Path, envs: Sequence[str], seeds: Sequence[int] | None, out: Pa
 
 
 def table(standing: Iterable[Curves]) -> list[dict]:
-    """A row for each run: its seeds' mean alignments, and the least line of its records."""
+    """A row for each run: the mean alignment of each seed, the mean of these with its interval, and
+    the smallest alignment on any line of the run's records.
+    """
     rows = []
     for run in standing:
         values = section_5_2.alignments(run)
@@ -81,14 +84,14 @@ def table(standing: Iterable[Curves]) -> list[dict]:
             "alignments": values.tolist(),
         }
         lines = run.metric("critic/alignment")[1]
-        least = float(np.fmin.reduce(lines, axis=None, initial=np.nan))  # of none it is NaN
+        least = float(np.fmin.reduce(lines, axis=None, initial=np.nan))  # NaN without any
         rows.append({**row, "mean": mean.value, "interval": mean.interval, "least": least})
     return rows
 
 
 def draw(runs: Sequence[Curves], envs: Iterable[str], out: Path) -> list[Path]:
-    """Figure 3, and Figures 10 to 14 or the like for other environments. Returns their paths in
-    `out`.
+    """Draws Figure 3 and Figures 10 to 14, and similar figures for other environments. Returns
+    their paths in `out`.
     """
     names = [env for env in envs if any(run.env == env for run in runs)]
     paths = [_figure_3(runs, names, out / "figure_3.png")]
@@ -102,7 +105,7 @@ def draw(runs: Sequence[Curves], envs: Iterable[str], out: Path) -> list[Path]:
 
 
 def _figure_3(runs: Sequence[Curves], names: Sequence[str], path: Path) -> Path:
-    """Alignment alone, a panel for each environment."""
+    """Draws the alignment alone, a panel for each environment."""
     title = "As Figure 3 of the paper: " + style.SPREAD
     figure = style.by_environment(runs, names, "critic/alignment", ALIGNMENT, title, sharey="all")
     output.save_figure(figure, path)
@@ -110,7 +113,7 @@ def _figure_3(runs: Sequence[Curves], names: Sequence[str], path: Path) -> Path:
 
 
 def _figure(env: str, runs: Sequence[Curves], number: int | None, path: Path) -> Path:
-    """Returns and alignment of one environment, side by side."""
+    """Draws the returns and the alignment of one environment, side by side."""
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.8), squeeze=False, layout="constrained")
     for ax, name, words in zip(
         axes[0], ("eval/return_mean", "critic/alignment"), (style.RETURN, ALIGNMENT), strict=True

@@ -4,12 +4,13 @@ environments.
     python -m experiments.benchmark --root=runs/paper --seeds=0,1,2 --num_steps=100000 \\
         --envs=HalfCheetah-v5,Walker2d-v5
 
-makes the runs that are not there yet, one process each, and reports on them: Figure 2, returns with
-intervals beside what others published, and verdicts on what section 5.2 says, at the last step that
-all runs have reached. Stop it with Ctrl-C whenever you like: the same command, or one without the
-flags that the plan in root knows, goes on from there. What follows -- goes to every run, as in
--- --solver=eigh. --report makes no runs. --launcher=ray and --launcher=submitit make them on a
-cluster (docs/clusters.md).
+trains the runs that are not in --root yet, each in a process of its own, and reports on all: Figure
+2, returns with intervals beside published ones, and verdicts on what section 5.2 says, all at the
+last step that every run has reached. Stop it with Ctrl-C at any time: the same command continues
+it. The plan in --root remembers --seeds, --num_steps and --envs, so that they may then be left out.
+Flags after -- are passed on to every run, and remembered too, as in -- --solver=eigh. --report
+trains nothing, and only reports. --launcher=ray and --launcher=submitit train the runs on a cluster
+(docs/clusters.md).
 """
 
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> int:
 
 def report(root: Path, envs: Sequence[str], seeds: Sequence[int] | None, out: Path) -> None:
     """Prints tables and verdicts on the runs in `root`, and writes them to `out`. Raises UserError
-    if there is nothing yet.
+    if there are no runs yet.
     """
     runs, notes = plan.gather(KIND, root, envs, seeds)
     step = curves.common_step(runs)

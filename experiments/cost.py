@@ -1,4 +1,5 @@
-"""What an update costs: every algorithm in one run, and the parts of a PreQN update (section 5.3).
+"""The time of one update, for every algorithm in one run, and of the parts of a PreQN update
+(section 5.3).
 
     python -m experiments.cost --json=cost.json
     python -m experiments.cost --rivals      # and PreQN's variants and rivals (experiments.rivals)
@@ -6,10 +7,10 @@
     python -m experiments.cost --grid --json=growth.json     # how a critic step grows, in time and
                                                              # memory; --figure=growth.png draws it
 
-Each figure is milliseconds an update inside one compiled scan of `--updates`, on transitions of
-HalfCheetah's sizes. Rows are timed in turn, round after round, so that a drift of the machine's
-speed hits all alike; read the ratios. Sampling the minibatches from a full replay buffer is part of
-it, for SBX, whose buffer lies on the host, as for us.
+Times are milliseconds per update, inside one compiled scan of `--updates` updates, on random
+transitions of HalfCheetah's sizes. The rows are timed in turn, round after round, so that drift in
+the machine's speed affects all alike: rely on the ratios. The time includes sampling the
+minibatches from a full replay buffer, also for SBX, whose buffer lies on the host.
 """
 
 import dataclasses
@@ -49,8 +50,8 @@ class CostConfig(growth.GrowthConfig):
     )
 
 
-WITH_GRID = ("members", "jacobian_gib", "figure")  # what counts with --grid alone
-WITHOUT_GRID = ("updates", "many", "peers_settings", "peers", "rivals")  # and what never does
+WITH_GRID = ("members", "jacobian_gib", "figure")  # flags that matter with --grid alone
+WITHOUT_GRID = ("updates", "many", "peers_settings", "peers", "rivals")  # and only without it
 SEVERAL = ("PreQN sin", "TD3 relu")  # rows that `--many` times with several seeds
 STORED = 5000  # transitions in the replay buffer
 
@@ -83,7 +84,7 @@ def run(config: CostConfig) -> int:
 
 
 def _refuse_ignored(config: CostConfig) -> None:
-    """Raises UserError for what is given in vain."""
+    """Raises UserError for a flag that has no effect with, or without, --grid."""
     names, way, mend = WITH_GRID, "without", "add --grid"
     if config.grid:
         names, way, mend = WITHOUT_GRID, "with", "leave --grid out"
@@ -96,7 +97,7 @@ def _refuse_ignored(config: CostConfig) -> None:
 
 
 def _rivals() -> dict[str, dict[str, Any]]:
-    """What each variant of `experiments.rivals` sets of its algorithm."""
+    """For each variant of `experiments.rivals`, the settings that its flags give."""
     rows = {}
     for name, words in VARIANTS.items():
         (made,) = flags.read(words, agents.AgentConfig)
@@ -116,7 +117,7 @@ def _agent_scan(config: CostConfig, fields: dict[str, Any], seeds: int = 1) -> C
     def new(n: int) -> Transition:
         return jax.tree.map(lambda leaf: np.stack([leaf] * seeds), timing.transitions(config, n))
 
-    each, none = np.arange(seeds), np.zeros(seeds, bool)  # seeds, and who is frozen
+    each, none = np.arange(seeds), np.zeros(seeds, bool)  # seeds, and which of them are frozen
     empty, _ = loop.init(agent, spec, loop_config)
     learner = [learn(empty, each, new(STORED), none, jnp.uint32(0), jnp.int32(0), 0)[0]]
     fresh = new(config.updates)
@@ -148,8 +149,8 @@ def _peer_scan(config: CostConfig, name: str) -> Callable[[], Any]:
 def _row(
     name: str, times: dict[str, list[float]], references: list[str], updates: int
 ) -> dict[str, Any]:
-    """Milliseconds an update, and the ratio to each reference: of the medians, and from the least
-    to the largest round.
+    """Milliseconds per update, and the ratio to each reference: that of the medians, and the
+    smallest and the largest ratio of any round.
     """
     row: dict[str, Any] = {
         "name": name,

@@ -1,14 +1,14 @@
-"""Why did my Q explode? What the diagnoses of a run say: when it went wrong, which of the paper's
-failures it was, the evidence.
+"""Why did my Q explode? The diagnoses of a run say when it went wrong, by which of the paper's
+failure modes, and on what evidence.
 
     python -m experiments.train --algorithm=ddpg --notarget_networks --env=Hopper-v5 \\
         --diagnose_every=500 --logdir=runs/x
     python -m experiments.diagnose runs/x
 
 prints the report, and writes diagnosis.png and diagnosis.json into the run directory, or into
---out. From the newest checkpoint, if there is one and the run's environment can be made, it also
-says which members of a minibatch move Q where it is largest. A run that was not diagnosed is so at
-this checkpoint.
+--out. If the run has a checkpoint and its environment can be made, the report also names the
+members of a minibatch (its transitions) that move Q most where |Q| is largest. A run that was
+trained without --diagnose_every is diagnosed at its newest checkpoint.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from preqn_jax.diagnostics.failures import SIGNS
 from preqn_jax.options import UserError, option
 
 LINES = {name: line for name, line, *_ in SIGNS}
-PANELS = (  # name, words, line that matters, scale
+PANELS = (  # measurement, title, the line that matters, scale of the y axis
     ("q_largest", "largest |Q| of the minibatch", None, "log"),
     ("alignment", "alignment of the update", None, "linear"),
     ("gain", "gain: |change of Q| over |TD error|", LINES["gain"], "log"),
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     seen, why = None, ""
     try:
         seen = last_look.take(run, config, given.trust)
-    except UserError as error:  # all else is known without
+    except UserError as error:  # everything else is known without a checkpoint
         why = flags.in_flags(str(error))
     alone = seen is not None and not any(looks)
     if seen and alone:
@@ -93,19 +93,19 @@ def main(argv: list[str]) -> int:
 
 
 def redraw(run: Path, path: Path) -> None:
-    """The picture of a run, from its records. Raises UserError where they are not those of a
-    diagnosed run.
+    """Draws diagnosis.png from the records of a run. Raises UserError where the run was not
+    diagnosed, or cannot be read.
     """
     config, seeds, looks = read(run)
     draw(config, reported(run, config, seeds, looks), seeds, path)
 
 
-Looks = list[list[dict[str, Any]]]  # of each seed
+Looks = list[list[dict[str, Any]]]  # the diagnoses of each seed
 
 
 def read(run: Path) -> tuple[dict[str, Any], list[curves.Lines], Looks]:
-    """The configuration of a run, and for each seed its records and its diagnoses. Raises
-    UserError.
+    """The configuration of a run, and for each seed its records and its diagnoses. Raises UserError
+    where the run cannot be read.
     """
     config, lines = curves.load(run)
     seeds = list(curves.of_seeds(config["seeds"], lines).values())
@@ -116,8 +116,8 @@ def read(run: Path) -> tuple[dict[str, Any], list[curves.Lines], Looks]:
 def reported(
     run: Path, config: dict[str, Any], seeds: Sequence[curves.Lines], looks: Looks, blind: str = ""
 ) -> list[dict[str, Any]]:
-    """The `report` of each diagnosed seed. Raises UserError where there is none; `blind` is why its
-    checkpoint cannot tell, if that was asked.
+    """The `report` of each diagnosed seed. Raises UserError if no seed was diagnosed; `blind` then
+    says why the run's checkpoint does not help either, where that was tried.
     """
     found = [
         report(seed, look, mine)
@@ -140,7 +140,7 @@ def reported(
 
 
 def _short(one: dict[str, Any]) -> dict[str, Any]:
-    """A report with the diagnoses that it names, and without all the others."""
+    """A report with only those diagnoses whose steps are in its "at"."""
     return {**one, "looks": [look for look in one["looks"] if look["step"] in one["at"].values()]}
 
 
@@ -156,10 +156,10 @@ def _look(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def report(seed: int, looks: Sequence[dict[str, Any]], lines: curves.Lines) -> dict[str, Any]:
-    """What happened to one seed; "failed" is the step of its first failure, None without.
+    """What happened to one seed. "failed" is the step of its first failure, None without a failure.
 
-    "at" names three diagnoses: the first there is, that of the failure (the one before the last
-    without), the last.
+    "at" names the steps of three diagnoses: the first, that of the first failure (without a failure
+    the last but one), and the last.
     """
     found = [(look, diagnostics.failure(_numbers(look))) for look in looks]
     failed = next(((look, finding) for look, finding in found if finding), None)
@@ -181,14 +181,16 @@ def report(seed: int, looks: Sequence[dict[str, Any]], lines: curves.Lines) -> d
         "diagnoses": len(looks),
         "failing": {mode: modes.count(mode) for mode in diagnostics.FAILURES if mode in modes},
         "diverged": curves.diverged(lines).get(seed),
-        "best_return": max(returns, default=None),  # seen by then
+        "best_return": max(returns, default=None),  # seen by that step
         "looks": list(looks),
         "at": {"first": looks[0]["step"], "then": look["step"], "last": looks[-1]["step"]},
     }
 
 
 def _numbers(look: dict[str, Any]) -> dict[str, float]:
-    """In records null stands for what is too large for a number."""
+    """The measurements of a diagnosis; a null in the records stands for an overflow, and becomes
+    infinity.
+    """
     return {
         name: np.inf if value is None else value
         for name, value in look.items()
@@ -258,8 +260,8 @@ def draw(
     seeds: Sequence[curves.Lines],
     path: Path,
 ) -> None:
-    """A panel for each group of numbers, a line for each seed, a vertical line where a seed went
-    wrong.
+    """Draws a panel for each group of numbers, with a line for each seed, and a vertical line where
+    a seed went wrong.
     """
     figure, axes = plt.subplots(2, 4, figsize=(13.5, 6.2), layout="constrained", sharex=True)
     for ax, (name, words, line, scale) in zip(axes.flat, PANELS, strict=True):
@@ -277,7 +279,7 @@ def draw(
         style.thousands(ax)
         style.tidy(ax)
         ax.set_yscale(scale, **SCALES[scale])
-        if scale == "symlog":  # its locator marks every power of ten, log's leaves some out
+        if scale == "symlog":  # without this its axis marks every power of ten
             ax.yaxis.get_major_locator().set_params(numticks=7)
     for ax in axes[0]:
         ax.set_xlabel("")
@@ -295,7 +297,9 @@ def draw(
 
 
 def _attainable(ax: Any, seeds: Sequence[curves.Lines]) -> None:
-    """What rewards as large as any seen add up to, r_max / (1 - gamma), and the largest return."""
+    """Draws two levels that Q can attain: the largest |r| seen, over 1 - gamma, and the largest
+    discounted return.
+    """
     bounds = [
         look["q_largest"] / look["soft_divergence"]
         for look in (_look(line) for lines in seeds for line in lines)
@@ -303,7 +307,7 @@ def _attainable(ax: Any, seeds: Sequence[curves.Lines]) -> None:
     ]
     if bounds:
         ax.axhline(
-            max(bounds),  # it only grows
+            max(bounds),  # the largest |r| seen only grows
             color="black",
             lw=0.7,
             label=r"largest $|r|$ seen, over $1-\gamma$",

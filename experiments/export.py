@@ -3,9 +3,10 @@
     python -m experiments.export runs/x --out=policy.stablehlo
     python -m experiments.export runs/x --out=policy.npz
 
-The first is a program for batches of any size, with its parameters inside; jax alone loads and runs
-it (`jax.export.deserialize`), on all --platforms. The second holds parameters by name, for whoever
-writes the network anew. docs/after-training.md shows both in use.
+The first command writes a program for batches of any size, with its parameters inside; jax alone
+loads and runs it (`jax.export.deserialize`), on all --platforms. The second writes the parameters
+as named arrays, for an implementation of the network in any other framework. docs/after-training.md
+shows both in use.
 """
 
 import dataclasses
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> int:
 
 
 def export(run: Path, given: ExportConfig) -> Path:
-    """Writes what a run has learned. Returns where. Raises UserError."""
+    """Writes what a run has learned to a file. Returns its path. Raises UserError."""
     check(given)
     choose("thing to export", given.what, exported.WHAT)
     ending = "npz" if given.out.endswith(".npz") else "stablehlo"

@@ -1,16 +1,17 @@
-"""The four failure modes of section 3.2, one small experiment each: a quantity crosses its line, Q
-diverges, a remedy works.
+"""The four failure modes of section 3.2, a small experiment for each: a quantity crosses its
+threshold, Q diverges, and a remedy works.
 
     python -m experiments.failure_modes --out=failure_modes.png --json=failure_modes.json
 
-1. Linearization breaks: a network, and steps so long that the second-order terms of Eq. 10 are as
-   large as the first. With alpha = 0.3 Q stalls far from Q*, at alpha = 1 it diverges. Not by
-   itself: K grows with theta, and both soon violate Eq. 16 as well, as printed below the table.
+1. Linearization breaks: a network, with steps so long that the second-order terms of Eq. 10 are as
+   large as the first-order ones. With alpha = 0.3 Q stalls far from Q*, with alpha = 1 it diverges.
+   The mode does not stay alone: K grows with theta, and both runs soon violate Eq. 16 as well, as
+   printed below the table.
 2. Overshooting: a table with one entry that moves too far, alpha K_ii rho_i > 1 (Eq. 16).
 3. Over-generalization: two states whose values pull each other up (Eq. 17).
-4. Extrapolation error: the same with a little less generalization, and no data on the second state
-   (Lemma 2). With less still (c = 0.5) Q stays bounded, and wrong: what diverges is the loop of
-   extrapolation and over-generalization.
+4. Extrapolation error: the same two states with a little less generalization, and no data on the
+   second one (Lemma 2). With still less generalization (c = 0.5) Q stays bounded, though wrong:
+   what diverges is the loop of extrapolation and over-generalization.
 """
 
 import dataclasses
@@ -65,7 +66,9 @@ def main(argv: list[str]) -> int:
 
 
 def _rows(mode: Mode) -> list[dict[str, Any]]:
-    """One for each run; `quantity` is that of the failing setting, where its line is at 1."""
+    """A row for each run of a mode; `quantity` is that of the failing setting, with its threshold
+    at 1.
+    """
     quantity = float(np.interp(mode.bad, mode.xs, mode.ys))
     return [
         {
@@ -82,7 +85,9 @@ def _rows(mode: Mode) -> list[dict[str, Any]]:
 
 
 def _overshoot(values: np.ndarray) -> dict[str, float | int]:
-    """Of max_i alpha K_ii rho_i along a run, as far as it is finite; above 1 Eq. 16 is violated."""
+    """Statistics of max_i alpha K_ii rho_i along a run: its first and its largest finite value, and
+    the number of updates above 1, where Eq. 16 is violated.
+    """
     finite = values[np.isfinite(values)]
     above = int(np.sum(~(values <= 1)))
     return {"first": float(finite[0]), "largest": float(finite.max()), "updates_above_1": above}
@@ -108,8 +113,8 @@ def _print(table: list[dict[str, Any]], config: FailureModesConfig) -> None:
 
 
 def draw(modes: list[Mode], out: Path, seed: int, every: int = 1) -> None:
-    """Each mode's quantity above, its runs below, whose errors are `every` so many updates. Raises
-    UserError if it cannot.
+    """Draws each mode's quantity above, and its runs below, whose errors are `every` updates apart.
+    Raises UserError if the figure cannot be written.
     """
     figure, axes = plt.subplots(2, len(modes), figsize=(13.2, 7.2), layout="constrained")
     for mode, top, bottom in zip(modes, axes[0], axes[1], strict=True):
@@ -149,8 +154,8 @@ def draw(modes: list[Mode], out: Path, seed: int, every: int = 1) -> None:
 
 
 def _remedies(mode: Mode, fails: float) -> list[tuple[str, float, float]]:
-    """(name, parameter, quantity) of what mends a mode. A shorter step scales the quantity; a
-    preconditioned one moves each value by alpha = 0.5 of its own error, and by no other's.
+    """(name, parameter, quantity) of each remedy of a mode. A shorter step scales the quantity; a
+    preconditioned one moves each value by alpha = 0.5 of its own error, and by none of the others'.
     """
     if mode.good != mode.bad:
         return [("remedy", mode.good, float(np.interp(mode.good, mode.xs, mode.ys)))]
@@ -190,12 +195,14 @@ def _write(config: FailureModesConfig, rows: list[dict[str, Any]], modes: list[M
 
 
 def _number(value: float) -> float | None:
-    """For JSON, which has no infinity, and no use for the digits that nobody sees."""
+    """A value for JSON: rounded to seven digits, and None where it is not finite."""
     return float(f"{value:.7g}") if np.isfinite(value) else None
 
 
 def redraw(path: Path, out: Path) -> None:
-    """The figure from a file that `--json` wrote. Raises UserError if it is none."""
+    """Draws the figure from a file that `--json` wrote. Raises UserError if it is another kind of
+    file.
+    """
     with output.expecting(
         f"{str(path)!r} holds no curves of experiments.failure_modes; make it anew with its --json"
     ):

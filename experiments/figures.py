@@ -1,9 +1,10 @@
-"""Figures of the paper, and of docs/, from the data that is kept in experiments/results; nothing is
-trained or timed. Those of a report (rivals, the device, acceptance) have its command beside them.
+"""Draw the figures of the paper and of docs/ from the data that is kept in experiments/results,
+without training or timing anything. The figures of a report (rivals, the device, acceptance) are
+drawn by the report's own command instead, which is given beside them.
 
     python -m experiments.figures --out=figures
 
-A figure whose data is not there is named, with the command that makes it.
+Where the data of a figure is missing, the figure is named, with the command that makes its data.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ Draw = Callable[[Path, Path], list[Path]]
 
 
 class Maker(NamedTuple):
-    """Some figures, and where they come from."""
+    """Some figures, the data they are drawn from, and the command that makes this data."""
 
     what: str
     data: str  # below `results`
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
 
 
 def draw(results: Path, out: Path) -> int:
-    """All figures that there is data for. Returns the exit status: 1 if that is not all of them."""
+    """Draws all figures whose data is there. Returns the exit status: 1 if any is missing."""
     if not results.is_dir():
         raise UserError(f"there is no folder {str(results)!r}; name one with --results")
     missing = 0
@@ -68,7 +69,9 @@ def _kernels(data: Path, out: Path) -> list[Path]:
 
 
 def _benchmark(data: Path, out: Path) -> list[Path]:
-    """That of `paper` has the paper's name, another that of its folder as well."""
+    """Draws Figure 2. For data other than that of `paper`, the picture's name ends with the
+    folder's.
+    """
     runs, envs = _gather(benchmark.KIND, data)
     path = out / ("figure_2.png" if data.name == "paper" else f"figure_2_{data.name}.png")
     standing.draw(runs, envs, path)
@@ -80,7 +83,7 @@ def _alignment(data: Path, out: Path) -> list[Path]:
 
 
 def _gather(kind: plan.Kind, root: Path) -> tuple[list[curves.Curves], list[str]]:
-    """The runs of a plan, and its environments; what is not there or not whole is said."""
+    """The runs of a plan, and its environments; missing and unfinished runs are named on stderr."""
     envs, seeds = plan.remembered(kind, root)
     runs, notes = plan.gather(kind, root, envs, seeds)
     for note in notes:
@@ -89,7 +92,7 @@ def _gather(kind: plan.Kind, root: Path) -> tuple[list[curves.Curves], list[str]
 
 
 def _one(draw: Callable[[Path, Path], Any], name: str) -> Draw:
-    """A picture by that name."""
+    """A function that draws one picture, in a file of that name."""
 
     def drawn(data: Path, out: Path) -> list[Path]:
         draw(data, out / name)

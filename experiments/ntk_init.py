@@ -3,11 +3,12 @@ Figures 1 and 4 to 9).
 
     python -m experiments.ntk_init --out=runs/ntk_init
 
-For each environment, `--points` state-action pairs of a rails-random policy are collected once. For
-each critic, K of these pairs gives an average row ratio and an average diagonal, for each of
-`--seeds` initialisations. `--out` holds data.json with all the numbers, and the figures; the same
-command on a directory with some of the numbers goes on from there. At the end a table says which of
-the paper's findings the numbers bear out, by the rules printed below it.
+For each environment, `--points` state-action pairs are collected once by a rails-random policy,
+whose actions have only entries -1 and 1. For each critic and each of `--seeds` initialisations, the
+kernel K of these pairs is computed, and its average row ratio and average diagonal are stored.
+`--out` holds data.json with all the numbers, and the figures; if it already has some of the
+numbers, the same command computes the rest. At the end a table says which of the paper's findings
+the numbers bear out, by the rules printed below it.
 """
 
 import dataclasses
@@ -37,8 +38,8 @@ _BLOCK = 500  # pairs whose gradients are held at a time
 
 @dataclasses.dataclass(frozen=True)
 class NtkInitConfig:
-    """Which kernels. The defaults are the paper's, on today's environments, and two initialisations
-    that it does not have.
+    """Which kernels to compute. The defaults are the paper's, on today's environments, and two
+    initialisations that the paper does not have.
     """
 
     envs: tuple[str, ...] = option(
@@ -93,8 +94,8 @@ def main(argv: list[str]) -> int:
 
 
 def run(config: NtkInitConfig) -> dict[str, Any]:
-    """All the numbers of `config`, computed or found in `config.out`, which holds them as data.json
-    afterwards.
+    """All the numbers of `config`. Those that are not in `config.out` yet are computed; afterwards
+    it holds all of them, as data.json.
 
     Returns:
       {"config", "versions", "device", "data": {env: ...}, "cells": [{"env", "initializer",
@@ -117,9 +118,7 @@ def run(config: NtkInitConfig) -> dict[str, Any]:
     }
     for env, found in pairs.items():
         _same_data(path, data, env, found)
-    if (
-        missing
-    ):  # what cannot be written is said now, and nothing is left behind by a misspelt environment
+    if missing:  # fails now if it cannot be written; a misspelt environment has left no file behind
         output.write_json(path, data, "out")
     for env, activation, hidden_sizes, initializer in tqdm(missing, desc="kernels"):
         keys = _keys(config.seeds, f"{env}/{activation}/{hidden_sizes}/{initializer}")
@@ -160,8 +159,8 @@ def collect(env_id: str, points: int, seed: int) -> Pairs:
 def measure(
     pairs: Pairs, hidden_sizes: Sequence[int], activation: str, initializer: str, keys: Key
 ) -> tuple[list[float], list[float]]:
-    """The average row ratio `[S]` and the average diagonal `[S]` of K, one critic for each of `keys
-    [S]`, on the same pairs.
+    """The average row ratio `[S]` and the average diagonal `[S]` of K on the pairs, for one critic
+    initialised from each of `keys [S]`.
     """
     critic = networks.Critic(tuple(hidden_sizes), activation, initializer)
     obs, action = jnp.asarray(pairs.obs), jnp.asarray(pairs.action)
@@ -171,8 +170,8 @@ def measure(
 
 
 def _keys(seeds: Sequence[int], cell: str) -> Key:
-    """`[S]`, of this cell alone: critics of one shape must not share their draws where environments
-    count as evidence.
+    """A random key for each seed, `[S]`, different in every cell: critics of one shape must not
+    share their draws, as the environments count as separate evidence.
     """
     return jax.vmap(jax.random.fold_in, (0, None))(loop.keys(seeds), zlib.crc32(cell.encode()))
 
@@ -181,7 +180,9 @@ def _keys(seeds: Sequence[int], cell: str) -> Key:
 def _statistics(
     hidden_sizes: tuple[int, ...], activation: str
 ) -> Callable[[Params, Array, Array], tuple[Array, Array]]:
-    """Compiled once for a shape: the initialisation is not part of it."""
+    """A function that computes the two averages, compiled once for each shape of critic: it does
+    not depend on the initialisation.
+    """
     q: QFunction = networks.Critic(hidden_sizes, activation).apply
 
     def averages(params: Params, obs: Array, action: Array) -> tuple[Array, Array]:
@@ -192,8 +193,8 @@ def _statistics(
 
 
 def _cells(config: NtkInitConfig) -> list[tuple[str, str, tuple[int, ...], str]]:
-    """(env, activation, hidden sizes, initializer), those that share a compiled function one after
-    the other.
+    """(env, activation, hidden sizes, initializer) of each cell; cells that share a compiled
+    function are next to each other.
     """
     sizes = dict.fromkeys(
         [(width,) * DEPTH for width in config.widths]
@@ -241,8 +242,8 @@ def _validate(config: NtkInitConfig) -> None:
 
 
 def _open(path: Path, config: NtkInitConfig) -> dict[str, Any]:
-    """The numbers so far. Refuses a folder with other files, or with numbers of another
-    configuration.
+    """The numbers computed so far. Raises UserError for a folder with other files, or with numbers
+    of another configuration.
     """
     wanted = dataclasses.asdict(config)
     wanted = json.loads(
@@ -265,8 +266,8 @@ def _open(path: Path, config: NtkInitConfig) -> dict[str, Any]:
 
 
 def _same_data(path: Path, data: dict[str, Any], env: str, pairs: Pairs) -> None:
-    """Notes which pairs the kernels of `env` are of; refuses to go on where the environment now
-    gives others.
+    """Notes in `data` which pairs the kernels of `env` are computed on. Raises UserError if the
+    noted pairs differ from those that the environment gives now.
     """
     obs_size, action_size = pairs.obs.shape[1], pairs.action.shape[1]
     digest = hashlib.sha256(pairs.obs.tobytes() + pairs.action.tobytes()).hexdigest()

@@ -1,11 +1,11 @@
-"""Play what a run has learned: noiseless episodes, from its newest checkpoint, in numbers, as a
-video or in a window.
+"""Play what a run has learned: episodes without exploration noise, by its newest checkpoint, as
+numbers, as a video, or in a window.
 
     python -m experiments.play runs/x
     python -m experiments.play runs/x --episodes=1 --video=cheetah.mp4
 
-The run may still be going on; nothing in its directory is touched. Episode i begins from
-`env.reset(seed=episode_seed + i)`, and the same command plays the same episodes, bit for bit.
+The run may still be training; nothing in its directory is changed. Episode i begins from
+`env.reset(seed=episode_seed + i)`, so that the same command plays the same episodes, bit for bit.
 """
 
 import contextlib
@@ -39,14 +39,14 @@ from preqn_jax.training.trained import Trained
 from preqn_jax.types import Spec
 
 ENDINGS = (".mp4", ".gif")
-GIF = (240, 25)  # at most so many pixels wide, and frames a second: for a page, not for a screen
+GIF = (240, 25)  # the most pixels across, and frames a second: for a web page, not for a screen
 _DRAW = """
 import mujoco
 model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='1'/></worldbody></mujoco>")
 mujoco.Renderer(model, 8, 8).render()
 """
 
-Show = Callable[[], None]  # of what there is to be seen now
+Show = Callable[[], None]  # takes or shows a picture of the environment as it is now
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +75,9 @@ def main(argv: list[str]) -> int:
 
 
 def play(run: Path, given: PlayConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Plays, and prints, the episodes of a run. Returns their returns and lengths `[episodes]`.
+    """Plays and prints the episodes of a run. Returns their returns and lengths `[episodes]`.
 
-    Raises UserError for what is no run, cannot be shown, or cannot be written.
+    Raises UserError if the folder is no run, or if the episodes cannot be shown or written.
     """
     _check(given)
     drawn = bool(given.video) and _choose_gl()
@@ -128,7 +128,7 @@ def episode(
       act: `obs [1, obs] -> action [1, act]` in [-1, 1].
       seed: the environment's.
       most: steps.
-      show: called before every step, where the environment stands as the action saw it.
+      show: called before every step, when the environment is in the state that `act` sees.
     """
     obs, total = vector.reset([seed]), 0.0
     for length in range(1, most + 1):
@@ -173,8 +173,8 @@ def _check(given: PlayConfig) -> None:
 
 
 def _source(source: envs.Source, mode: str | None) -> tuple[envs.Source, list[gymnasium.Env]]:
-    """Where the environment comes from, and a list that will hold it once it is made, if it is one
-    of Gymnasium's.
+    """The source of the environment; and a list that will hold the environment itself once it is
+    made, if it is one of Gymnasium's.
     """
     made: list[gymnasium.Env] = []
     if envs.pure(source) is not None:
@@ -182,7 +182,7 @@ def _source(source: envs.Source, mode: str | None) -> tuple[envs.Source, list[gy
     whole: Any = envs.described(source, {"render_mode": mode} if mode else None)
 
     def make() -> gymnasium.Env:
-        with warnings.catch_warnings(action="ignore"):  # of a mode that is not there: we say it
+        with warnings.catch_warnings(action="ignore"):  # `_check_picture` reports unknown modes
             made.append(gym.single(whole))
         return made[-1]
 
@@ -191,7 +191,7 @@ def _source(source: envs.Source, mode: str | None) -> tuple[envs.Source, list[gy
 
 
 def _check_sizes(env_id: str, learned: Spec, there: Spec) -> None:
-    """Raises UserError where arguments made it another environment than that of the run."""
+    """Raises UserError if --env_kwargs changed the size of observations or actions."""
     for what in ("observations", "actions"):
         name = "obs_size" if what == "observations" else "action_size"
         old, new = getattr(learned, name), getattr(there, name)
@@ -216,8 +216,8 @@ def _check_picture(env_id: str, mode: str | None, made: list[gymnasium.Env], dra
 
 
 def _follow(made: list[gymnasium.Env]) -> None:
-    """A camera that goes along with what runs: in pictures Gymnasium 1.4 has one stand still, also
-    where an environment names a body to track.
+    """Lets the camera follow the body that moves: by default pictures of Gymnasium 1.4 have a fixed
+    camera, even where an environment names a body to track.
     """
     renderer = getattr(made[0].unwrapped, "mujoco_renderer", None) if made else None
     if renderer is not None:
@@ -228,8 +228,8 @@ def _follow(made: list[gymnasium.Env]) -> None:
 
 @contextlib.contextmanager
 def _film(given: PlayConfig, made: list[gymnasium.Env]) -> Iterator[Show]:
-    """What takes a picture of the environment as it stands; the video is written at the end. Raises
-    UserError where the environment cannot be drawn, or the file not be written.
+    """Yields a function that takes a picture of the environment as it is; the video is written at
+    the end. Raises UserError if the environment cannot be drawn, or the file cannot be written.
     """
     if not given.video:
         yield lambda: None
@@ -261,7 +261,7 @@ def _writer(path: Path, fps: float) -> Iterator[Any]:
         with imageio.get_writer(path, mode="I", fps=fps, macro_block_size=2) as writer:
             yield writer
         return
-    # Not into the file: what it holds no more of imageio would write again, and print why not.
+    # Not into the file: on a full disk imageio would write the rest again, and print an error.
     content = io.BytesIO()
     options = {"format": "GIF", "mode": "I", "duration": 1000 / fps, "loop": 0}
     with imageio.get_writer(content, **options) as writer:
@@ -270,10 +270,12 @@ def _writer(path: Path, fps: float) -> Iterator[Any]:
 
 
 def _picture(env: gymnasium.Env, path: Path) -> np.ndarray:
-    """`[height, width, 3]` uint8."""
+    """A picture of the environment, `[height, width, 3]` uint8; for a GIF smaller, and in few
+    colours.
+    """
     try:
         frame = np.asarray(env.render(), np.uint8)
-    except Exception as error:  # drivers, and packages that are not there, raise of all kinds
+    except Exception as error:  # drivers and missing packages raise errors of many kinds
         words = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"cannot draw the environment: {words}; leave out --video") from error
     if path.suffix.lower() == ".gif":
@@ -284,11 +286,11 @@ def _picture(env: gymnasium.Env, path: Path) -> np.ndarray:
 
 
 def _choose_gl() -> bool:
-    """Sets MUJOCO_GL, which MuJoCo reads as it is imported, to what draws without a screen on this
-    machine, and has pygame look for none. Returns whether there is such for MuJoCo. Raises
-    UserError where it is set to what does not.
+    """Sets MUJOCO_GL, which MuJoCo reads on import, to a library that draws without a screen on
+    this machine, and keeps pygame from looking for a screen. Returns whether MuJoCo can draw.
+    Raises UserError if MUJOCO_GL is already set, to something that cannot draw.
     """
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # others complain of XDG_RUNTIME_DIR
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # others complain about XDG_RUNTIME_DIR
     given = os.environ.get("MUJOCO_GL")
     for name in [given] if given else ["egl", "osmesa"]:
         env = {**os.environ, "MUJOCO_GL": name}

@@ -1,9 +1,9 @@
-"""Learning curves of any runs, with the spread over seeds, and panels of Q, alignment and TD error
-beside them.
+"""Plot learning curves of any runs, with the spread over seeds, and panels of Q, alignment and TD
+error beside them.
 
     python -m experiments.plot RUN [RUN ...] --out=curve.png
 
-The numbers at the end of the curves are printed, and lie beside the picture, in curve.txt.
+The numbers at the ends of the curves are printed, and written to curve.txt, beside the picture.
 """
 
 import dataclasses

@@ -1,13 +1,13 @@
-"""How exact K and an update of PreQN are on this device, by the precision of networks' products.
+"""How exact K and an update of PreQN are on this device, for each precision of matrix products.
 
     python -m experiments.precision --json=precision.json
 
-A GPU of the last years multiplies float32 matrices in TF32 unless it is told otherwise, a TPU in
-bfloat16, each by `jax_default_matmul_precision`. A critic's products are never left to that, but
-those of a policy's network are. A row for each precision has the largest error of a network whose
-products are left to it, and of Q and K, relative to the largest entry, against float64 on the CPU;
-and the alignment of the update: as the step reports it, and as float64 finds it from the parameters
-before and after. Rows may differ in the first error alone.
+By default recent GPUs multiply float32 matrices in TF32, and TPUs in bfloat16; the setting is
+`jax_default_matmul_precision`. A critic's products never depend on this setting, those of a
+policy's network do. The table has a row for each precision: the largest error of a network whose
+products follow the setting ("left to it"), that of Q and that of K, each relative to the largest
+entry, against float64 on the CPU; and the alignment of the update, as the step reports it and as
+float64 finds it from the parameters before and after. Rows should differ in the first error alone.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ PRECISIONS = ("default", "tensorfloat32", "highest")
 
 @dataclasses.dataclass(frozen=True)
 class PrecisionConfig(timing.SizesConfig):
-    """The update."""
+    """The update that is measured."""
 
     activation: str = option("sin", "of the critic")
     json: str = option("", "also write the table to this file")
@@ -86,7 +86,7 @@ def measure(config: PrecisionConfig) -> list[dict[str, Any]]:
 
 
 def _in_float64(critic: networks.Critic, params: Any, inputs: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Q and K of float32 numbers, on the CPU where JAX has it."""
+    """Q and K in float64, from float32 parameters and inputs, on the CPU where JAX has it."""
     with jax.enable_x64(True), jax.default_device(cpu()):
         params, inputs = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (params, inputs))
         lin = linearize(critic.apply, params, inputs)

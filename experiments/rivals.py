@@ -1,15 +1,16 @@
-"""PreQN, its variants and its rivals without target networks, side by side, and what the kernel
-said of each run beside its return.
+"""Compare PreQN with its variants and with its rivals, most of them without target networks: their
+returns, and beside each what the kernel said of the run.
 
     python -m experiments.rivals --root=runs/rivals --seeds=0,1,2 --num_steps=100000 \\
         --envs=HalfCheetah-v5,Walker2d-v5,Hopper-v5 --only='*/preqn,*/preqn-twin,*/crossq,*/td3'
 
-A plan as `experiments.benchmark` has one: it makes the runs that are not there yet, and may be
-stopped and started again. --report makes none. Every run is diagnosed at its evaluations; the
-report has learning curves, returns with intervals, their interquartile mean over tasks, how likely
-each variant is to improve on plain PreQN, the mean return on the way (what sample efficiency is
-about), and how far the measurements of `diagnose` at a quarter, half and the end of a run go with
-its return. --cost=FILE, of `experiments.cost --rivals --json=FILE`, adds what an update costs.
+trains the runs that are not in --root yet, as `experiments.benchmark` does; it may be stopped and
+started again. --report trains nothing. Every run is diagnosed at its evaluations. The report has
+learning curves, returns with intervals, their interquartile mean over tasks, the probability that
+each variant improves on plain PreQN, the mean return on the way (which shows sample efficiency),
+and how strongly the measurements of `diagnose` at a quarter, half and the end of a run go with its
+return. --cost=FILE, a file that `experiments.cost --rivals --json=FILE` wrote, adds the time of an
+update.
 """
 
 import dataclasses
@@ -37,12 +38,12 @@ class RivalsConfig:
     cost: str = option("", "a file of `experiments.cost --rivals --json=FILE`, for the report")
 
 
-BASE = "preqn"  # what the others are held against
+BASE = "preqn"  # what the others are compared with
 EVERY = f"--diagnose_every={plan.EVERY}"
 KIND = plan.Kind(
     "rivals", {name: (*words, EVERY) for name, words in VARIANTS.items()}, tuple(range(3))
 )
-# Of `diagnose`, and where in a run they are taken.
+# Measurements of `diagnose`, and the shares of a run at which they are taken.
 MEASURED = ("alignment", "row_ratio", "bias_relative", "soft_divergence", "feature_rank")
 SHARES = (0.25, 0.5, 1.0)
 RULES = f"""\
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> int:
 
 
 def _costs(path: str) -> dict[str, float]:
-    """Milliseconds an update, by variant. Raises UserError for a file that does not say."""
+    """Milliseconds per update, by variant. Raises UserError for a file that does not hold them."""
     if not path:
         return {}
     words = f"{path!r} is not what `experiments.cost --rivals --json={path}` writes"
@@ -86,7 +87,7 @@ def report(
     cost: dict[str, float] | None = None,
 ) -> None:
     """Prints tables on the runs in `root`, and writes them and two figures to `out`. Raises
-    UserError if there is nothing yet.
+    UserError if there are no runs yet.
     """
     runs, notes = plan.gather(KIND, root, envs, seeds)
     at = standing.checkpoints(runs)
@@ -125,8 +126,8 @@ def report(
 
 
 def on_the_way(runs: Iterable[Curves], at: Sequence[int]) -> list[dict[str, Any]]:
-    """A row for each run and step that all its seeds reached: {"env", "variant", "step",
-    "estimate"}, of the mean of a seed's evaluations up to there.
+    """A row for each run, and each step of `at` that all its seeds reached: {"env", "variant",
+    "step", "estimate"}, where the estimate is of the mean of a seed's evaluations up to that step.
     """
     rows = []
     for run in runs:
@@ -139,8 +140,8 @@ def on_the_way(runs: Iterable[Curves], at: Sequence[int]) -> list[dict[str, Any]
 
 
 def improvements(standing: Sequence[Curves]) -> list[dict[str, Any]]:
-    """{"variant", "envs", "estimate"} of the probability to improve on `BASE`, for each variant
-    that has an environment in common with it.
+    """For each variant that shares an environment with `BASE`: {"variant", "envs", "estimate"}, the
+    probability that it improves on `BASE`.
     """
     there = {(run.env, run.variant): scores.performances(run) for run in standing}
     rows = []
@@ -154,8 +155,8 @@ def improvements(standing: Sequence[Curves]) -> list[dict[str, Any]]:
 
 
 def measurements(runs: Iterable[Curves]) -> list[dict[str, Any]]:
-    """What `diagnose` said of each seed at each share of its run: {"env", "variant", "seed",
-    "score", "share", and of `MEASURED` what was measured}.
+    """What `diagnose` measured for each seed at each share of its run: {"env", "variant", "seed",
+    "score", "share"}, and those of `MEASURED` that are in the records.
     """
     rows = []
     for run in runs:
@@ -171,7 +172,7 @@ def measurements(runs: Iterable[Curves]) -> list[dict[str, Any]]:
 
 
 def _last(run: Curves, name: str) -> list[float | None]:
-    """The last value of each seed; None where there is none."""
+    """The last value of a metric for each seed; None where there is none."""
     return [
         next((line[name] for line in reversed(lines) if line.get(name) is not None), None)
         for lines in run.lines
@@ -179,8 +180,8 @@ def _last(run: Curves, name: str) -> list[float | None]:
 
 
 def relations(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """{"measured", "share", "runs", "rank_correlation"} of each of the `measurements` with the
-    score.
+    """{"measured", "share", "runs", "rank_correlation"} for each measurement and share of a run:
+    its rank correlation with the score at the end.
     """
     found = []
     for name in MEASURED:
@@ -241,8 +242,8 @@ def _correlation(row: dict[str, Any]) -> str:
 
 
 def draw_relations(measured: Sequence[dict[str, Any]], looks: style.Looks, path: Path) -> None:
-    """Measurements at the end against scores at the end, a dot for each seed that has them, in
-    ranks within the environment. Raises UserError where it cannot be written.
+    """Plots measurements at the end against scores at the end, as ranks within the environment,
+    with a dot for each seed that has both. Raises UserError where the figure cannot be written.
     """
     rows = [row for row in measured if row["share"] == 1 and not row.keys().isdisjoint(MEASURED)]
     figure, axes = plt.subplots(

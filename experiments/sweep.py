@@ -3,22 +3,24 @@
     python -m experiments.sweep --algorithm=preqn --env=HalfCheetah-v5 --seeds=0:7 \\
         --sweep=critic_learning_rate=0.03,0.1,0.3 --sweep=eta=0.9,0.97 --logdir=runs/sweep
 
-Every value of an axis is tried with every value of the others and every seed: members, 42 here.
-Numbers of the algorithm are trained side by side in one program; what shapes a program (sizes,
-activations, algorithms, environments) makes one program a value, one after the other.
+Every value of an axis is combined with every value of the other axes and with every seed. Each
+combination is a member; here there are 42. Members that differ in numbers of the algorithm are
+trained side by side in one program. What shapes a program (sizes, activations, algorithms,
+environments) makes a program of its own for each value, one after the other.
 
-Each member leaves a run directory of its own in --logdir, as experiments.train would, for
-experiments.plot, diagnose and the others; the sweep adds summary.json, summary.md and sweep.png.
-The same command goes on where it was stopped, and ends as if it had never been; with more values,
-more seeds or a larger --num_steps it trains what is missing. A member that diverges is frozen where
-it stood, and no other's numbers depend on it. --report makes the summary alone, of the sweep in
---logdir.
+Each member has its own run directory in --logdir, as experiments.train would make it, so that
+experiments.plot, diagnose and the others can read it; the sweep adds summary.json, summary.md and
+sweep.png. If a sweep is stopped, the same command continues it, and ends as if it had never been
+stopped; with more values, more seeds or a larger --num_steps it trains what is missing. A member
+that diverges is frozen where it stood, and does not affect the others. --report trains nothing, and
+only writes the summary of the sweep in --logdir.
 
-With --processes=N as many programs are trained at a time, a process each; --launcher=ray and
---launcher=submitit do so on a cluster (docs/clusters.md). What each prints is in --logdir/programs.
+With --processes=N, N programs are trained at a time, each in its own process; --launcher=ray and
+--launcher=submitit do this on a cluster (docs/clusters.md). The output of each program is in
+--logdir/programs.
 
-On several machines with one file system start the same command on each, with --coordinator,
---num_processes and --process_id, or --coordinator=auto: each trains its share of the members.
+On several machines with one file system, start the same command on each, with --coordinator,
+--num_processes and --process_id, or with --coordinator=auto: each trains its share of the members.
 """
 
 import sys
@@ -38,14 +40,14 @@ from preqn_jax.training import run as training
 from preqn_jax.training import sweep as sweeps
 from preqn_jax.training.lock import Lock
 
-if __name__ == "__mp_main__":  # a worker
+if __name__ == "__mp_main__":  # a worker process
     streams.forgive()
 
 _GROUP = "SweepConfig"
 
 
 def define() -> None:
-    """The flags of a sweep, beside those of its runs."""
+    """Defines the flags of the sweep itself, beside those of its runs."""
     absl_flags.DEFINE_multi_string(
         "sweep",
         [],
@@ -108,7 +110,7 @@ def main(argv: list[str]) -> int:
 
 
 def _train_one(sweep: sweeps.Sweep, index: int) -> int:
-    """A program's share of the work, for `launch_sweep`."""
+    """Trains one program of the sweep, for `launch_sweep`. Returns the exit status."""
     if index >= len(sweep.programs):
         raise UserError(
             f"only_program is {index}, but the sweep has {plural(len(sweep.programs), 'program')}; "
@@ -133,7 +135,7 @@ def _left(sweep: sweeps.Sweep) -> bool:
 
 
 def _train(sweep: sweeps.Sweep, programs: Sequence[sweeps.Program], running: Running) -> bool:
-    """Whatever is left to do. Returns False where it was stopped."""
+    """Trains whatever is left of `programs`. Returns False if it was stopped."""
     seeds, counts = len(sweep.loop.seeds), [len(program.members) for program in programs]
     members = sum(counts)
     settings = plural(members // seeds, "setting")

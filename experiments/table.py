@@ -1,12 +1,12 @@
-"""A table of any runs, a row for each.
+"""Print a table of any runs, with a row for each.
 
     python -m experiments.table runs/*
     python -m experiments.table runs/a runs/b --format=tex --out=table.tex
 
-Returns are those of noiseless episodes: the last, the best, and the mean of the last three
-evaluations, each the mean +- one standard deviation over seeds; the last ones without seeds that
-diverged, whose number stands beside them. Alignment is cos(Q' - Q, y - Q),
-and accepted the share of steps that the linesearch took, both as means past step update_after.
+Returns are those of noiseless episodes: the last evaluation, the best one, and the mean of the last
+three, each as mean +- one standard deviation over seeds. Seeds that diverged are counted in a
+column of their own, and count for the best return alone. Alignment is cos(Q' - Q, y - Q), and
+accepted is the share of steps that the linesearch took; both are means past step update_after.
 """
 
 import csv
@@ -25,7 +25,7 @@ from preqn_jax.training import directory
 
 RETURNS = ("last return", "best return", "last three")
 MEANS = {"alignment": "critic/alignment", "accepted": "linesearch/accepted"}
-_SAID = {"env", "algorithm", "activation", "seeds", "num_steps"}  # by columns of their own
+_SAID = {"env", "algorithm", "activation", "seeds", "num_steps"}  # that have a column of their own
 
 Row = dict[str, Any]
 
@@ -54,8 +54,8 @@ def main(argv: list[str]) -> int:
 
 def rows(runs: Sequence[Path]) -> list[Row]:
     """A row for each run: column -> a text, an integer, a number, (mean, standard deviation) over
-    seeds, the latter None for one seed, or None for what was not recorded. Raises UserError for
-    what is no run.
+    seeds (the latter None for one seed), or None for what was not recorded. Raises UserError for a
+    folder that is no run.
     """
     loaded = [curves.load(run) for run in runs]
     return [
@@ -92,14 +92,18 @@ def _row(run: Path, config: dict[str, Any], lines: curves.Lines, settings: str) 
 
 
 def _over_seeds(values: Sequence[float]) -> tuple[float, float | None] | None:
-    """Mean and the sample's standard deviation, which one seed has none of."""
+    """The mean and the sample standard deviation, which is None for a single seed; None without
+    seeds.
+    """
     if not values:
         return None
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def _settings(configs: Sequence[dict[str, Any]]) -> list[str]:
-    """Of each run what tells it from others of its algorithm and activation: "eta=0.9, ..."."""
+    """For each run the settings that tell it from others of its algorithm and activation, as text:
+    "eta=0.9, ...".
+    """
     whole = [directory.whole(config) for config in configs]
     variants = [curves.variant(config) for config in whole]
     texts = []
@@ -114,7 +118,9 @@ def _settings(configs: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def as_csv(table: Sequence[Row]) -> str:
-    """For machines: numbers as they are, a mean and its deviation in columns of their own."""
+    """CSV, for machines: numbers that are not rounded, with a mean and its deviation in separate
+    columns.
+    """
     file = io.StringIO()
     flat = [_flat(row) for row in table]
     writer = csv.DictWriter(file, list(flat[0]), lineterminator="\n")
@@ -135,13 +141,13 @@ def _flat(row: Row) -> Row:
 
 
 def as_md(table: Sequence[Row]) -> str:
-    """Markdown, aligned for whoever reads it as it is."""
+    """Markdown, aligned so that it can also be read as plain text."""
     head, *body = _cells(table, "±")
     return output.markdown(head, body)
 
 
 def as_tex(table: Sequence[Row]) -> str:
-    """A LaTeX tabular, without a package."""
+    """A LaTeX tabular that needs no package."""
     cells = [[_escaped(text) for text in line] for line in _cells(table, "+-")]
     lines = [" & ".join(line) + r" \\" for line in cells]
     columns = "".join("l" if isinstance(value, str) else "r" for value in table[0].values())
@@ -156,7 +162,7 @@ def _escaped(text: str) -> str:
 
 
 def _cells(table: Sequence[Row], sign: str) -> list[list[str]]:
-    """The names of the columns, then the rows, as texts."""
+    """The names of the columns, and then the rows, all as text."""
 
     def text(value: Any) -> str:
         if isinstance(value, tuple):

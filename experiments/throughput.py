@@ -1,16 +1,17 @@
-"""Environment steps a second in whole training: acting, the environment, the replay buffer and the
-updates; no evaluation.
+"""Environment steps per second in whole training: acting, stepping the environment, the replay
+buffer and the updates, but no evaluation.
 
     python -m experiments.throughput --json=throughput.json
     python -m experiments.throughput --peers=td3,sac   # and agents of SBX (BUILD.md, "Peers")
     python -m experiments.throughput --on_device --env=native/pendulum --members=1,7,35,128
 
-With `--on_device` the environments are stepped where the members learn, and a row is a number of
-members in one program: steps a second in total, and as many updates.
+With `--on_device` the environments are stepped on the device on which the members learn. There is a
+row for each number of members in one program, with the steps per second of all of them together;
+they make as many updates.
 
-Each row is a run that goes on by `--segment` steps whenever its turn comes; the
-first segment, in which everything is compiled, is not timed. Ours run in `training.loop.rounds`;
-those of SBX in its `learn`, its logging included.
+Each row is a run that goes on by `--segment` steps whenever its turn comes. Its first segment, in
+which everything is compiled, is not timed. Runs of this project use `training.loop.rounds`, or
+`training.device` with `--on_device`; those of SBX use its `learn`, including its logging.
 """
 
 import dataclasses
@@ -114,12 +115,14 @@ def _loop_config(config: ThroughputConfig, members: int) -> loop.LoopConfig:
 
 
 def _total(config: ThroughputConfig) -> int:
-    """Steps of a row: those before the first update, and a segment to compile in."""
+    """The steps of a row: those before the first update, one segment to compile, and those that are
+    timed.
+    """
     return config.update_after + (1 + config.repeats) * config.segment
 
 
 def _run(config: ThroughputConfig, fields: dict[str, Any], members: int) -> Callable[[], Any]:
-    """A function that goes on with a run of ours for a segment; the first call starts it."""
+    """A function that continues a run of ours by a segment; the first call starts the run."""
     loop_config = _loop_config(config, members)
     make_agent = partial(
         agents.make, agents.AgentConfig(hidden_sizes=config.hidden_sizes, **fields)
@@ -128,11 +131,11 @@ def _run(config: ThroughputConfig, fields: dict[str, Any], members: int) -> Call
     agent, recipe = make_agent(spec), collect.Recipe(make_agent, config.env, loop_config, 1)
     start = loop.init(agent, spec, loop_config)
     if config.on_device:
-        ends = math.gcd(config.update_after, config.segment)  # no call goes beyond either
+        ends = math.gcd(config.update_after, config.segment)  # calls end at multiples of both
         rounds = device.Resident(recipe, [ends]).rounds(*start)
     else:
         rounds = loop.rounds(agent, collect.Collector(recipe), loop_config, *start)
-    steps = [0, config.update_after]  # done, and to do before the next call returns
+    steps = [0, config.update_after]  # done, and to be done when the next call returns
 
     def run() -> Any:
         steps[1] += config.segment

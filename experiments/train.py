@@ -2,15 +2,15 @@
 
     python -m experiments.train --algorithm=preqn --env=HalfCheetah-v5 --seeds=0 --num_steps=1000000
 
-The run directory (--logdir) holds config.json, metrics.jsonl, tensorboard/, checkpoints/, and at
-the end curve.png and DONE. The same command on a directory that holds a checkpoint goes on from
-there, and ends as if it had never been stopped. With a larger --num_steps it goes on to there,
-finished or not, and ends as if it had been given that number at the start. With more --seeds on a
-finished run, those that are new are trained in its folder added/, and join it.
+The run directory (--logdir) holds config.json, metrics.jsonl, tensorboard/ and checkpoints/, and at
+the end curve.png and DONE. If a run is stopped, the same command continues it from its newest
+checkpoint, and it ends as if it had never been stopped. A larger --num_steps continues a run, even
+a finished one, and it ends as if it had been given that number at the start. More --seeds on a
+finished run train the new seeds in its folder added/, from which they then join the run.
 
-SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and Ctrl-C end the run after the round at hand, with a checkpoint
-and exit status 75; a second one, a second or more later, ends it at once, and leaves the checkpoint
-before.
+SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and Ctrl-C end the run after the current round, with a checkpoint
+and exit status 75. A second signal, a second or more later, ends it at once, without a new
+checkpoint; the one before stays.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ from preqn_jax.training import run as training
 from preqn_jax.training.config import named
 from preqn_jax.training.record import NAME, read
 
-if __name__ == "__mp_main__":  # a worker
+if __name__ == "__mp_main__":  # a worker process
     streams.forgive()
 
 
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
 
 
 def _intention(session: training.Session) -> str:
-    """What a run will do, and how to watch it."""
+    """What a run will do, and how to watch it, as text."""
     made, config, where = session.plan.described, session.config, session.where
     sizes = "x".join(map(str, made.get("hidden_sizes", ())))
     waits = max(0, config.update_after - session.start)
@@ -82,7 +82,7 @@ def _intention(session: training.Session) -> str:
 
 
 def _addition(session: training.Session) -> str:
-    """Of seeds that are to join a finished run."""
+    """Which seeds are about to join a finished run, as text."""
     assert session.where is not None
     there = directory.read_config(session.where.parent / directory.CONFIG)["seeds"]
     new = sorted(set(session.config.seeds))
@@ -93,7 +93,7 @@ def _addition(session: training.Session) -> str:
 
 
 def _summarize(logdir: Path, plan: training.Plan) -> list[int]:
-    """The result of a run, in a few lines. Returns the seeds that diverged."""
+    """Prints the result of a run in a few lines. Returns the seeds that diverged."""
     run, config = plan.run, plan.loop
     lines = read(logdir / NAME)
     episodes = f"noiseless returns over {run.eval_episodes} episodes"

@@ -1,13 +1,14 @@
-"""How often `diagnostics.failure` is right: short runs of every algorithm, with settings that learn
-and settings that diverge, diagnosed on the way and judged by how they ended.
+"""How often `diagnostics.failure` is right: it judges short runs of every algorithm, with settings
+that learn and settings that diverge, and is then compared with how the runs ended.
 
-    python -m experiments.verdicts                  # the tables, from the records that are kept
-    python -m experiments.verdicts --make           # makes what is not there, in half an hour
+    python -m experiments.verdicts                  # the tables, from the stored records
+    python -m experiments.verdicts --make           # makes missing records, in half an hour
 
-How a run ended is decided without the verdict, by its last third: it diverged where there was a NaN
-or |Q| stayed beyond twice what rewards add up to; it was sound where |Q| was within 1.1 times that,
-had never been beyond twice, and was off the returns by no more than three times these; it fell back
-where it had been beyond. The lines of the verdict were chosen on even seeds, odd ones are held out.
+How a run ended is decided without the verdict, by the last third of its diagnoses. It diverged if
+it met a NaN, or |Q| stayed above twice what rewards can add up to. It was sound if |Q| was at most
+1.1 times that, had never been above twice that, and was off the returns by at most three times
+these. It fell back if |Q| had been above twice that before. The thresholds of the verdict were
+chosen on even seeds; odd seeds are held out.
 """
 
 import collections
@@ -33,14 +34,14 @@ from preqn_jax.training.errors import Diverged
 
 SEEDS = tuple(range(8))
 ENDS = SOUND, FELL_BACK, UNCLEAR, DIVERGED = "sound", "fell back", "unclear", "diverged"
-HALVES = {"choosing": False, "held out": True}  # even seeds, and odd ones
-BEYOND, WITHIN = 2.0, 1.1  # of |Q| over what rewards add up to
-OFF = 3.0  # of |bias| over the returns: more is not sound, however small Q is
-DIGITS = 4  # of the numbers that are kept
+HALVES = {"choosing": False, "held out": True}  # seeds: even, and odd
+BEYOND, WITHIN = 2.0, 1.1  # |Q| over what rewards can add up to
+OFF = 3.0  # |bias| over the returns: more is not sound, however small Q is
+DIGITS = 4  # of the numbers in the records
 
 
 class Setting(NamedTuple):
-    """Runs of one kind, a seed each."""
+    """The settings of a group of runs, which differ in their seeds alone."""
 
     algorithm: str
     env: str
@@ -119,7 +120,7 @@ class VerdictsConfig:
 
 
 def recorded(name: str, seeds: Sequence[int] = SEEDS, **smaller: Any) -> list[dict[str, Any]]:
-    """A record of every seed of a setting. `smaller` are options for a test."""
+    """A record of every seed of a setting, which this trains. `smaller` are options for a test."""
     looks, ended = _train(SETTINGS[name], seeds, smaller)
     return [_record(name, seed, ended.get(seed), looks[seed]) for seed in seeds]
 
@@ -143,7 +144,7 @@ def _record(
 def _train(
     setting: Setting, seeds: Sequence[int], smaller: dict[str, Any]
 ) -> tuple[dict[int, list[dict[str, float]]], dict[int, int]]:
-    """The looks at each seed up to its NaN, and the step of that, of those that met one."""
+    """Trains the seeds. Returns the diagnoses of each up to its NaN, and the steps of the NaNs."""
     options = {**_ALL, **setting.options, **smaller, "seeds": tuple(seeds)}
     every = options["num_steps"]
     options |= {"eval_every": every, "log_every": every, "checkpoint_every": every}
@@ -184,7 +185,7 @@ def _train(
 
 
 def _short(value: float) -> float | None:
-    """For JSON, which has no NaN."""
+    """A number for JSON, rounded to `DIGITS` digits; None where it is not finite."""
     return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
 
 
@@ -192,7 +193,7 @@ def _short(value: float) -> float | None:
 
 
 class Trial(NamedTuple):
-    """A seed of a setting."""
+    """One seed of a setting: its diagnoses, and how it ended."""
 
     setting: str
     seed: int
@@ -210,11 +211,11 @@ class Trial(NamedTuple):
 
     @property
     def end(self) -> str:
-        """How it ended, of `ENDS`: by a NaN, or where |Q| stood in the last third of its looks."""
+        """How it ended, one of `ENDS`: by a NaN, or by |Q| in the last third of its diagnoses."""
         if self.nan is not None:
             return DIVERGED
         setting = SETTINGS[self.setting]
-        # What rewards no larger than those seen add up to, with the most entropy there can be.
+        # |Q| over what rewards as large as any seen add up to, with the most entropy there can be.
         beyond = [
             look["q_largest"] * (1 - setting.discount) / (look["seen"] + setting.entropy)
             for look in self.looks
@@ -232,27 +233,27 @@ class Trial(NamedTuple):
 
 
 def load(data: Path) -> list[Trial]:
-    """The records. Raises UserError where there are none."""
+    """The runs in the records. Raises UserError where there are none."""
     with output.expecting(f"{str(data)!r} holds no runs of experiments.verdicts; add --make"):
         first, *others = data.read_text().splitlines()
         return [_run(json.loads(line)) for line in (first, *others)]
 
 
 def _run(kept: dict[str, Any]) -> Trial:
-    """In records null stands for what is too large for a number."""
+    """The trial of one record, where a null stands for an overflow and becomes infinity."""
     columns = {
         name: [math.inf if value is None else value for value in values]
         for name, values in kept["measured"].items()
     }
     looks = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    for look in looks:  # TD errors beside what rewards add up to
+    for look in looks:  # TD errors over what rewards can add up to
         look["td_share"] = look["td_error"] / look["q_largest"] * look["soft_divergence"]
     return Trial(kept["setting"], kept["seed"], kept["nan"], kept["bias_relative"], looks)
 
 
 def separation(runs: Iterable[Trial], name: str) -> float:
-    """The chance that a number is higher in a look at a diverged run with |Q| beyond its bound than
-    in a look at a sound one (AUC), overflows left out; NaN without either.
+    """The probability that a number is higher in a diagnosis of a diverged run with |Q| beyond its
+    bound than in a diagnosis of a sound one (AUC), overflows left out; NaN without either.
     """
     runs = list(runs)
     high, low = (
@@ -272,7 +273,9 @@ def separation(runs: Iterable[Trial], name: str) -> float:
 
 
 def score(runs: Sequence[Trial]) -> list[dict[str, Any]]:
-    """For each algorithm, half and end: runs, those with a finding, their looks, those with one."""
+    """A row for each algorithm, half and end: how many runs and diagnoses, and how many have a
+    finding.
+    """
     rows = []
     for algorithm, half, end in itertools.product(ALGORITHMS, HALVES, ENDS):
         which = (algorithm, HALVES[half], end)
@@ -295,8 +298,8 @@ def score(runs: Sequence[Trial]) -> list[dict[str, Any]]:
 
 
 def crossings(runs: Sequence[Trial], held_out: bool) -> dict[str, dict[str, str]]:
-    """In how many looks of how many each sign is beyond its line: of all looks at sound runs, and
-    of those at diverged ones that have a finding.
+    """In how many diagnoses, of how many, each sign is beyond its line: among all diagnoses of
+    sound runs, and among those of diverged runs that have a finding.
     """
     mine = [run for run in runs if run.held_out == held_out]
     looks = {
@@ -355,7 +358,7 @@ def _make_missing(data: Path, only: Sequence[str]) -> None:
 
 
 def _separations(runs: Sequence[Trial]) -> dict[str, dict[str, float | None]]:
-    """By number, then by half and algorithm."""
+    """The `separation` of each number, by half and algorithm."""
     return {
         name: {
             f"{half}, {algorithm}": _short(
@@ -380,7 +383,7 @@ def show(rows: Sequence[dict[str, Any]], half: str) -> None:
 
 
 def cell(row: dict[str, Any]) -> str:
-    """Runs with a finding, and looks."""
+    """Runs with a finding, and diagnoses with one, as text."""
     return f"{row['flagged']} of {row['runs']} ({row['flagged_looks']} of {row['looks']})"
 
 

@@ -1,4 +1,4 @@
-"""One small run directory, for the tests of what people do with one."""
+"""A small run directory, for tests of what users do with one after training."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +17,8 @@ STEP = 100
 
 
 def write_run(path, env, seeds=(0, 1)):
-    """What a run leaves of agents that have learned nothing yet, with made-up records. Returns what
-    `load` should.
+    """Writes the directory of a run whose agents have learned nothing yet, with made-up records.
+    Returns what `load` should return for it.
     """
     path = Path(path)
     config = LoopConfig(seeds, num_steps=STEP, update_after=50, replay_capacity=50)
@@ -45,6 +45,6 @@ def write_run(path, env, seeds=(0, 1)):
 
 @pytest.fixture(scope="session")
 def reacher(tmp_path_factory):
-    """(a run directory, what `load` should make of it), on episodes of 50 steps."""
+    """(a run directory, what `load` should return for it), with episodes of 50 steps."""
     path = tmp_path_factory.mktemp("after") / "reacher"
     return path, write_run(path, "Reacher-v5")

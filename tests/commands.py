@@ -1,4 +1,4 @@
-"""The commands as a person starts them, for tests."""
+"""Starts the project's commands as a user would, for tests."""
 
 import os
 import subprocess
@@ -29,18 +29,20 @@ SMALL = [
     "--checkpoint_every=200",
     "--workers=0",
 ]
-# Where any algorithm will do: it compiles in a third of PreQN's time.
+# For tests that any algorithm will do for: DDPG compiles in a third of PreQN's time.
 CHEAP = ["--algorithm=ddpg", *SMALL]
 
 
 def defined():
-    """Has the flags of experiments.train, as it defines them where it is the command."""
+    """Defines the flags of experiments.train, as its command does, unless they exist already."""
     if "algorithm" not in absl_flags.FLAGS:
         flags.define(*training.CONFIGS, WatchConfig)
 
 
 def call(*args):
-    """`main` of experiments.train in this process, with the manners of the command line."""
+    """Calls `main` of experiments.train in this process, with errors handled as on the command
+    line.
+    """
     defined()
     with flagsaver.flagsaver():
         absl_flags.FLAGS(["train", *args])
@@ -48,8 +50,8 @@ def call(*args):
 
 
 def call_other(module, config, *args):
-    """Likewise that of another command, with flags of its own: others have an --out too, and one
-    process has one set of flags.
+    """Likewise calls `main` of another command, with flags kept apart: other commands have an --out
+    too, and a process has a single set of flags.
     """
     values = absl_flags.FlagValues()
     flags.define(config, values=values)
@@ -59,7 +61,7 @@ def call_other(module, config, *args):
 
 
 def start(*args, module="experiments.train", cwd=ROOT, **options):
-    """The command itself, as a process with these `options` of Popen."""
+    """Starts a command as a process of its own, with these `options` of Popen."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", module, *args]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -72,7 +74,7 @@ def finished(process, timeout=300):
 
 
 def records(logdir):
-    """metrics.jsonl without the clock."""
+    """The lines of metrics.jsonl, without measured times."""
     return [
         {k: v for k, v in line.items() if not k.startswith("time/")}
         for line in read(Path(logdir) / "metrics.jsonl")

@@ -1,4 +1,4 @@
-"""What every test shares."""
+"""Settings and fixtures for all tests."""
 
 import atexit
 import gc
@@ -8,20 +8,20 @@ import shutil
 import signal
 import tempfile
 
-# Most of what a test costs is compiling: leave LLVM's optimiser out, and share what was compiled
-# among tests and processes. Before JAX starts, and for the commands that tests start.
+# Most of a test's time is compiling: leave out LLVM's optimiser, and share compiled programs among
+# tests and processes. Set before JAX starts, and passed on to the commands that tests start.
 _quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 _quick += " --xla_cpu_parallel_codegen_split_count=1"  # both cores have tests of their own
-if importlib.metadata.version("jaxlib") < "0.11":  # a third less; XLA stops at a flag it has not
+if importlib.metadata.version("jaxlib") < "0.11":  # a third less; XLA stops at an unknown flag
     _quick += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", _quick)
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest-xdist's processes have it from the first
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest-xdist's workers get it from the first
     _cache = tempfile.mkdtemp(prefix="preqn_jax-tests-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-# Tracing and lowering are the other half: no stack of Python's frames in every operation's
-# location, and no search for garbage among millions of living objects at every 700 new ones.
+# Tracing and lowering take the rest: store no Python stack with every operation, and do not search
+# millions of living objects for garbage whenever 700 new ones are made.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 gc.set_threshold(200_000, 50, 100)
 
@@ -31,14 +31,16 @@ import pytest
 import experiments  # noqa: F401  (the binaries' CPU threads)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-if os.environ.get("NO_SKIPS"):  # `make extras-test`: what is missing there is a fault
+if os.environ.get("NO_SKIPS"):  # `make extras-test`, where a missing package is a failure
     pytest.importorskip = lambda name, *_, **__: importlib.import_module(name)  # pyright: ignore
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 
 
 @pytest.fixture
 def compiled():
-    """The names of what JAX compiled while it is looked at, or took from its cache on disk."""
+    """The names of the functions that JAX compiles, or takes from its cache on disk, during the
+    test.
+    """
     found = []
 
     def listen(event: str, seconds: float, **of):
@@ -52,12 +54,12 @@ def compiled():
 
 @pytest.fixture
 def x64():
-    """Float64 for one test."""
+    """Float64 in JAX for one test."""
     with jax.enable_x64(True):
         yield
 
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch):
-    """Tests run in a folder of their own: nothing may depend on, or litter, the current one."""
+    """Runs each test in a folder of its own: none may depend on the current one, or litter it."""
     monkeypatch.chdir(tmp_path)

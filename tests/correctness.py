@@ -1,8 +1,8 @@
-"""What of the paper is where in the code, and which test would see it go wrong.
+"""Statements of the paper: where each is in the code, and which test would notice if it were wrong.
 
 `PYTHONPATH=. python tests/correctness.py` writes docs/correctness.md from correctness.toml.
-test_correctness.py holds page, code and tests against one another, and in the slow tier makes every
-row wrong.
+test_correctness.py checks page, code and tests against one another; in the slow tier it makes the
+code of every row wrong, and expects its test to fail.
 """
 
 import importlib
@@ -21,14 +21,14 @@ class Row(NamedTuple):
 
     what: str  # its number there
     says: str
-    code: str  # full name of what does it
+    code: str  # full name of the function or class that implements it
     test: str  # file::function, below tests/
-    right: str  # what occurs once in the code's file
-    wrong: str  # what stands for it there so that the test fails
+    right: str  # text that occurs once in the code's file
+    wrong: str  # text to put in its place, so that the test fails
 
 
 def sections() -> dict[str, list[Row]]:
-    """The rows of correctness.toml under their titles."""
+    """The rows of correctness.toml, by the titles of their sections."""
     read = tomllib.loads((TESTS / "correctness.toml").read_text())
     return {part["title"]: [Row(**row) for row in part["row"]] for part in read["section"]}
 
@@ -41,7 +41,7 @@ def source(row: Row) -> Path:
 
 
 def page() -> str:
-    """docs/correctness.md."""
+    """The text of docs/correctness.md."""
     lines = [
         "# The paper, the code, and the test that would see it go wrong",
         "",

@@ -1,10 +1,11 @@
-"""Memory, open files and threads of a long run, once a second.
+"""Measures memory, open files and threads of a long run, once a second.
 
     PYTHONPATH=. python tests/endurance.py --figure=docs/results/endurance.png
 
-The run is a cheap one that logs, evaluates, diagnoses and writes checkpoints all the time. Nothing
-of it should grow: from a third of the run on, the replay being full, two thirds are compared. It is
-no test of the suite: it takes some minutes. Linux alone tells these numbers (/proc).
+The run is a cheap one that logs, evaluates, diagnoses and writes checkpoints all the time. None of
+these numbers should grow: the last two thirds of the run, in which the replay buffer is full, are
+compared with each other. This is not a test of the suite, as it takes some minutes. It needs Linux
+(/proc).
 """
 
 import contextlib
@@ -27,7 +28,7 @@ RUN = [
     "--start_steps=1000",
     "--update_after=1000",
     "--batch_size=32",
-    "--replay_capacity=5000",  # full after a twelfth of it
+    "--replay_capacity=5000",  # full after a twelfth of the run
     "--eval_every=1000",
     "--eval_episodes=1",
     "--log_every=500",
@@ -55,12 +56,12 @@ def look(process: int) -> tuple[float, int, int]:
 
 
 def reached(logdir: Path) -> int:
-    """The step of the newest checkpoint, 0 for none."""
+    """The step of the newest checkpoint, 0 if there is none."""
     return max((int(p.name) for p in logdir.glob("checkpoints/*") if p.name.isdecimal()), default=0)
 
 
 def sampled(steps: int) -> list[tuple[float, ...]]:
-    """(step, *look) from the first checkpoint to the last. Raises UserError where the run fails."""
+    """(step, *look) from the first checkpoint to the last. Raises UserError if the run fails."""
     samples = []
     with tempfile.TemporaryDirectory() as folder:
         logdir = Path(folder) / "run"
@@ -76,7 +77,7 @@ def sampled(steps: int) -> list[tuple[float, ...]]:
 
 
 def draw(samples: list[tuple[float, ...]], path: str) -> None:
-    """One panel a number."""
+    """Draws a panel for each number."""
     from matplotlib import pyplot as plt
 
     step, *numbers = zip(*samples, strict=True)

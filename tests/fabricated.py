@@ -1,4 +1,4 @@
-"""Run directories with made-up records, for reports and verdicts."""
+"""Run directories with made-up records, to test reports and verdicts."""
 
 import json
 from pathlib import Path
@@ -9,12 +9,12 @@ SIX = ("preqn-sin", "td3-relu", "sac-relu", "ddpg-relu", "preqn-relu", "td3-sin"
 
 
 def text(lines):
-    """What metrics.jsonl says of these records."""
+    """The content of a metrics.jsonl with these records."""
     return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
 
 def put(folder, config, lines):
-    """A run directory of these settings and records. Returns it."""
+    """Writes a run directory with these settings and records. Returns its path."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"config": config}))
     (folder / "metrics.jsonl").write_bytes(text(lines))
@@ -34,8 +34,8 @@ def write(
     extra=(),
     update_after=0,
 ):
-    """A run under `r`: evaluations at 5,000 to `end` times that, whose returns are `returns(seed,
-    share of the run)`.
+    """Writes a run below `r`, with `end` evaluations, one every 5,000 steps. Their returns are
+    `returns(seed, t)`, where t is 1/20 for the first evaluation and grows by that.
     """
     config = {"env": env, "algorithm": variant, "seeds": list(seeds), "num_steps": num_steps}
     config["update_after"] = update_after
@@ -54,7 +54,7 @@ def write(
 
 
 def frozen(step, seed):
-    """What a seed of several leaves where it diverges, and the others go on."""
+    """The record of a seed that diverges while the run's other seeds go on."""
     return {"step": step, "seed": seed, "run/diverged": 1.0, "critic/q_mean": None}
 
 
@@ -63,7 +63,7 @@ def better(by, slope=1000):
 
 
 def one(variant="preqn-sin", **fields):
-    """A made-up run on HalfCheetah, read again."""
+    """A made-up run on HalfCheetah, read back as `Curves`."""
     write("HalfCheetah-v5", variant, **fields)
     (run,), notes = curves.gather(Path("r"), ["HalfCheetah-v5"], [variant])
     return run

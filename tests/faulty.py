@@ -1,6 +1,6 @@
-"""Environments as people write them, each with one fault: `tests.faulty:<Fault>-v0`.
+"""Environments with one fault each, as users might write them: `tests.faulty:<Fault>-v0`.
 
-They are healthy for AT - 1 steps, unless the fault is in making or resetting one.
+They work for AT - 1 steps, unless the fault is in making or resetting the environment.
 """
 
 import ctypes
@@ -18,8 +18,8 @@ import numpy as np
 from preqn_jax.envs import derive_seed
 from preqn_jax.training.config import EVAL_ENV, TRAIN_ENV
 
-AT = 260  # which of its steps goes wrong
-RELEASED = threading.Event()  # ends `Wait`'s hang
+AT = 260  # the step that goes wrong
+RELEASED = threading.Event()  # when set, `Wait` ends
 OBS = np.zeros(3, np.float32)
 BOX = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
 
@@ -29,19 +29,19 @@ def throw(error):
 
 
 def wait():
-    RELEASED.wait(120)  # and where nobody ends it, its test fails
+    RELEASED.wait(120)  # a test that does not end it fails
     return OBS, 0.0, False, False, {}
 
 
 def mark():
-    """Tells another process that the hang has begun."""
+    """Tells another process, by a file, that the hang has begun."""
     if "FAULTY_MARK" in os.environ:
         Path(os.environ["FAULTY_MARK"]).touch()
 
 
 def hang():
     mark()
-    while True:  # and gives no other thread a turn
+    while True:  # PyDLL holds the GIL: no other thread runs
         ctypes.PyDLL(None).sleep(3600)
 
 
@@ -82,7 +82,7 @@ RESETS = {
     "ResetScalar": lambda: (0.0, {}),
     "ResetShape": lambda: (np.zeros((1, 3)), {}),
 }
-# Healthy, if unusual: what each step returns.
+# Valid but unusual results of a step.
 ODD = {
     "Integers": lambda: (np.zeros(3, int), 1, 0, np.False_, {}),
     "Jax": lambda: (jnp.zeros(3), jnp.ones(()), np.array(False), jnp.array(False), {}),
@@ -91,7 +91,7 @@ ODD = {
 
 
 class Faulty(gymnasium.Env):
-    """Never ends, and pays 1 a step."""
+    """An environment whose episodes never end, with a reward of 1 a step."""
 
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32)
     action_space = BOX
@@ -119,7 +119,7 @@ class Faulty(gymnasium.Env):
 
 
 class EvalNan(Faulty):
-    """A NaN in episodes of 5 steps, of the evaluations at steps 200 and 600."""
+    """An environment with a NaN in the evaluations at steps 200 and 600; episodes have 5 steps."""
 
     def reset(self, *, seed=None, options=None):
         self.steps = 0
@@ -136,7 +136,7 @@ class EvalNan(Faulty):
 
 
 class Unlucky(Faulty):
-    """A NaN for seed 1 of a run alone."""
+    """An environment with a NaN for seed 1 of a run alone."""
 
     def reset(self, *, seed=None, options=None):
         if seed == derive_seed(1, TRAIN_ENV, 0):
@@ -145,7 +145,7 @@ class Unlucky(Faulty):
 
 
 def sentence(caught):
-    """What the error said, which takes one line."""
+    """The message of a caught error, which must be a single line."""
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

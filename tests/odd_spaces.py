@@ -1,4 +1,6 @@
-"""Environments whose spaces need a wrapper, `odd_spaces:<Name>-v0`, and wrappers to name."""
+"""Environments with spaces that need a wrapper, `odd_spaces:<Name>-v0`, and wrappers to be named in
+--wrappers.
+"""
 
 import gymnasium
 import numpy as np
@@ -23,7 +25,7 @@ INTEGERS = spaces.Box(-100, 100, (3,), np.int64)
 
 
 class Odd(gymnasium.Env):
-    """Observations and actions of any spaces; pays `pay` a step, and refuses what is no action."""
+    """An environment with any spaces; pays `pay` a step, and refuses whatever is not an action."""
 
     def __init__(self, observations=FLOATS, actions=FLOATS, pay=1.0, limit=10):
         self.observation_space, self.action_space = observations, actions

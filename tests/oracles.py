@@ -1,7 +1,7 @@
 """Float64 NumPy oracles, written from the paper's formulas: no JAX, no automatic differentiation.
 
-A network is a list of layers ``(W [in, out], b [out] or None)``; its parameters as one vector theta
-`[d]` are each layer's bias and then its weights, layer by layer, which is also the order of
+A network is a list of layers ``(W [in, out], b [out] or None)``. Its parameters as one vector theta
+`[d]` are, layer by layer, the bias and then the weights; this is also the order of
 `jax.tree.leaves` for Flax's `Dense_0`, `Dense_1`, ... Phi is `[d, B]` as in section 4: a column is
 grad Q of one example.
 """
@@ -11,14 +11,14 @@ import itertools
 
 import numpy as np
 
-# For `jax.jit(..., compiler_options=QUICK)`: compiling is most of what a test costs, five times
-# less of it without the optimiser, and algebra does not depend on that.
+# For `jax.jit(..., compiler_options=QUICK)`: compiling is most of a test's time. Without the
+# optimiser it takes a fifth, and the algebra that is tested does not depend on it.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 if importlib.metadata.version("jaxlib") < "0.11":  # XLA refuses an option that it does not have
     QUICK["xla_cpu_use_fusion_emitters"] = False
 
-# below it an eigenvalue is rounding of zero: eps * d is about 1e-14, and the batches of the tests
-# stay above 1e-9
+# An eigenvalue below this share of the largest is zero up to rounding: eps * d is about 1e-14, and
+# the batches of the tests stay above 1e-9.
 RCOND = 1e-12
 
 ACTIVATIONS = {  # name -> (function, its derivative)
@@ -77,7 +77,7 @@ def mlp(layers, activation, x):
     inputs, before = (
         [],
         [],
-    )  # of each layer: what it takes `[B, in]`, and its result before the activation `[B, out]`
+    )  # of each layer: its input `[B, in]`, and its result before the activation `[B, out]`
     for i, (weights, bias) in enumerate(layers):
         z = x @ weights + (0 if bias is None else bias)
         inputs.append(x)
@@ -85,7 +85,7 @@ def mlp(layers, activation, x):
         x = z if i == len(layers) - 1 else act(z)
     assert x.shape[1] == 1
     blocks = []
-    error = np.ones_like(x)  # dQ / dz of the layer at hand
+    error = np.ones_like(x)  # dQ / dz of the current layer
     for i in reversed(range(len(layers))):
         weights, bias = layers[i]
         parts = [] if bias is None else [error]
@@ -145,8 +145,8 @@ def tanh_gaussian_log_prob(mean, log_std, noise):
 
 
 def relative_error(got, expected):
-    """The largest difference in units of the largest expected entry, or absolute where all of these
-    are zero.
+    """The largest difference, divided by the largest expected entry unless all expected entries are
+    zero.
     """
     got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
     assert got.shape == expected.shape, (got.shape, expected.shape)

@@ -1,8 +1,8 @@
-"""Memory at its peak, in sizes of the replay: in training, and at a checkpoint.
+"""Measures peak memory, in multiples of the replay buffer's size: in training, and at a checkpoint.
 
     PYTHONPATH=. python tests/peak.py --megabytes=440 --seeds=1
 
-Each in a process of its own. Linux alone tells it (/proc).
+Each is measured in a process of its own. It needs Linux (/proc).
 """
 
 import dataclasses
@@ -33,14 +33,14 @@ CHUNK = 100  # rows that are filled at once
 
 @dataclasses.dataclass(frozen=True)
 class PeakConfig:
-    """The replay."""
+    """The replay buffer."""
 
     megabytes: int = option(440, "of all seeds", at_least=1)
     seeds: int = option(1, "that share these", at_least=1)
 
 
 def memory(name: str) -> int:
-    """Bytes of this process: VmRSS, or VmHWM for its most since `forget`."""
+    """Bytes of memory of this process: now for "VmRSS", or its peak since `forget` for "VmHWM"."""
     status = Path("/proc/self/status").read_text().splitlines()
     (line,) = [line for line in status if line.startswith(f"{name}:")]
     return 1024 * int(line.split()[1])
@@ -58,7 +58,7 @@ def _random(ring: jax.Array, i: int) -> jax.Array:
 
 
 def learner(seeds: int, rows: int, full: bool) -> Learner:
-    """With a replay of random numbers, which do not compress, or an empty one."""
+    """A learner whose replay buffer is empty, or full of random numbers, which do not compress."""
 
     def ring(form: jax.ShapeDtypeStruct) -> jax.Array:
         made = jnp.zeros((seeds, *form.shape), form.dtype)
@@ -72,7 +72,9 @@ def learner(seeds: int, rows: int, full: bool) -> Learner:
 
 
 def writing(folder: str, seeds: int, rows: int) -> float:
-    """Memory at its peak, from what there was without a replay."""
+    """Peak memory while a checkpoint is written, beyond that without a replay buffer, over its
+    size.
+    """
     before = memory("VmRSS")
     there = learner(seeds, rows, full=True)
     forget()
@@ -81,7 +83,7 @@ def writing(folder: str, seeds: int, rows: int) -> float:
 
 
 def reading(folder: str, seeds: int, rows: int) -> float:
-    """As `writing`."""
+    """As `writing`, while a checkpoint is read."""
     before = memory("VmRSS")
     like = learner(seeds, rows, full=False)
     forget()
@@ -95,7 +97,7 @@ def nbytes(there: Learner) -> int:
 
 
 def training(folder: str, seeds: int, rows: int) -> float:
-    """As `writing`, from the empty rings to the third round."""
+    """As `writing`, from an empty replay buffer being made to the third round of training."""
     before, starts = memory("VmRSS"), {"start_steps": 50, "update_after": 50}
     config = LoopConfig(seeds=tuple(range(seeds)), num_steps=rows, **starts)
     agent = agents.make(agents.AgentConfig(algorithm="td3", hidden_sizes=(8, 8)), SPEC)
@@ -117,7 +119,7 @@ STAGES = {
 
 
 def measured(stage: str, seeds: int, rows: int, folder: str) -> float:
-    with tempfile.TemporaryDirectory() as other:  # what is loaded and compiled once
+    with tempfile.TemporaryDirectory() as other:  # a first time, to load and compile
         for name in STAGES if stage == "going on from it" else (stage,):
             STAGES[name](other, seeds, CHUNK)
     return STAGES[stage](folder, seeds, rows)

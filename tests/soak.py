@@ -1,10 +1,10 @@
-"""Random kills, damaged checkpoints, a full disk and lost readers: what they cost a run.
+"""What random kills, damaged checkpoints, a full disk and lost readers cost a run.
 
     PYTHONPATH=. python tests/soak.py --trials=20
 
-Each trial makes a run under a fault, goes on with the same command until it is whole, and counts
-the numbers of its records that differ from those of a run that nothing happened to, tracebacks and
-hangs. All of them should be zero. It is no test of the suite: it takes half a minute a trial.
+Each trial starts a run that meets a fault, and continues it by the same command until it is whole.
+It counts tracebacks, hangs, and the numbers in its records that differ from those of an undisturbed
+run. All of these should be zero. This is not a test of the suite, as a trial takes half a minute.
 """
 
 import dataclasses
@@ -43,18 +43,18 @@ class Trial:
 
     args: list[str]
     logdir: Path
-    seconds: float  # that it takes where it meets none
+    seconds: float  # that an undisturbed run takes
 
 
 class Count:
-    """What trials came to."""
+    """The counts of all trials of one fault."""
 
     def __init__(self) -> None:
-        self.patience = 300.0  # seconds for a command, or ten times what a whole run takes
+        self.patience = 300.0  # seconds for a command; at least ten times those of a whole run
         self.trials = self.faults = self.numbers = self.differ = self.tracebacks = self.hangs = 0
 
     def look(self, process: subprocess.Popen) -> int | None:
-        """Its exit status, or None of one that hangs."""
+        """The exit status of a process; None for one that hangs."""
         self.faults += 1
         try:
             code, _, err = finished(process, self.patience)
@@ -78,7 +78,7 @@ class Count:
 
 
 def arguments(rng: random.Random) -> list[str]:
-    """A run of 600 steps."""
+    """The arguments of a random run of 600 steps."""
     words = [f"--env={rng.choice(ENVS)}", rng.choice(KINDS), "--seeds=0,1"]
     return [*words, *SMALL[:-1], f"--workers={rng.choice((0, 2))}"]
 
@@ -86,7 +86,7 @@ def arguments(rng: random.Random) -> list[str]:
 def whole(
     args: list[str], folder: Path, made: dict[tuple, tuple[list[dict], float]]
 ) -> tuple[list[dict], float]:
-    """Records of the run that nothing happens to, with whatever workers, and its seconds."""
+    """The records of an undisturbed run, with any number of workers, and the seconds it takes."""
     key = tuple(args[:-1])
     if key not in made:
         logdir, began = folder / f"whole-{len(made)}", time.monotonic()
@@ -98,14 +98,14 @@ def whole(
 
 
 def to_the_end(args: list[str], logdir: Path, count: Count) -> None:
-    """The same command until it is whole."""
+    """Repeats the same command until the run is whole."""
     for _ in range(5):
         if count.look(start(*args, f"--logdir={logdir}")) in (0, None):
             return
 
 
 def kill(trial: Trial, rng: random.Random, count: Count) -> None:
-    """Three signals at any time, from before the first import to the end."""
+    """Kills the run three times, at any time from before the first import to the end."""
     for _ in range(3):
         process = start(*trial.args, f"--logdir={trial.logdir}")
         time.sleep(rng.uniform(0, trial.seconds))
@@ -114,7 +114,7 @@ def kill(trial: Trial, rng: random.Random, count: Count) -> None:
 
 
 def damage(trial: Trial, rng: random.Random, count: Count) -> None:
-    """Some bytes of one file of the newest checkpoint, or its second half."""
+    """Changes some bytes of a file of the newest checkpoint, or removes its second half."""
     logdir = trial.logdir
     count.look(start(*trial.args, f"--logdir={logdir}"))
     (logdir / "DONE").unlink()
@@ -127,7 +127,7 @@ def damage(trial: Trial, rng: random.Random, count: Count) -> None:
 
 
 def disk(trial: Trial, rng: random.Random, count: Count) -> None:
-    """A disk with room for part of the run, and then for all of it."""
+    """Gives the run a disk with room for a part of it, and then for all of it."""
     folder = trial.logdir.parent
     folder.mkdir()
     size = f"size={rng.randint(50, 900)}k"
@@ -137,7 +137,7 @@ def disk(trial: Trial, rng: random.Random, count: Count) -> None:
 
 
 def reader(trial: Trial, rng: random.Random, count: Count) -> None:
-    """Standard streams that are closed, or whose reader has gone."""
+    """Gives the run standard streams that are closed, or whose reader has gone."""
     ends = rng.choice((">&- 2>&-", "2>&1 | true", "2>&1 >/dev/full | head -c 10"))
     command = [sys.executable, "-m", "experiments.train", *trial.args, f"--logdir={trial.logdir}"]
     shell = ["bash", "-c", f"{shlex.join(command)} {ends}"]

@@ -1,4 +1,4 @@
-"""The page on what to do after training: its examples run."""
+"""The examples on the page about what to do after training run."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Command lines that make no sense: one sentence, before anything is done or written."""
+"""Command lines that make no sense get one sentence, before anything is done or written."""
 
 import logging
 import os
@@ -74,7 +74,7 @@ def test_a_command_that_takes_its_run_as_a_word_has_no_flag_for_it(monkeypatch):
 
 
 def test_only_names_of_ours_are_flags():
-    """What others quote in a sentence stays as it is."""
+    """Names that other packages quote in a message stay as they are."""
     said = "cannot make `env='Pendulm-v1'`: no `Pendulm`, did you mean: `Pendulum`"
     assert flags.in_flags(said).endswith("--env=Pendulm-v1: no `Pendulm`, did you mean: `Pendulum`")
 
@@ -132,7 +132,7 @@ def test_what_is_no_whole_number_is_refused(args):
 
 @pytest.mark.slow
 def test_an_environment_of_a_module_goes_by_module_and_name(tmp_path, monkeypatch, capsys):
-    """As Gymnasium names it: the module is imported first, and registers the environment."""
+    """As in Gymnasium: importing the module registers the environment."""
     (tmp_path / "my_envs.py").write_text(
         "import gymnasium\n"
         'gymnasium.register("Mine-v0", "gymnasium.envs.classic_control:PendulumEnv",'
@@ -149,8 +149,8 @@ def test_an_environment_of_a_module_goes_by_module_and_name(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("own", [False, True])
 def test_only_a_cache_of_ours_has_a_bound(tmp_path, own):
-    """In a folder that other programs write to as well, a bound would make JAX warn of every entry
-    of theirs, and keep none of ours.
+    """In a folder that other programs write to as well, JAX would warn of every entry of theirs if
+    there were a bound, and keep none of ours.
     """
     env = {k: v for k, v in os.environ.items() if not k.startswith("JAX_COMPILATION_CACHE")}
     env |= {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}

@@ -1,6 +1,4 @@
-"""The benchmarks at tiny sizes: their tables, and what they say to a mistake. How fast anything is,
-is not tested.
-"""
+"""The benchmarks at tiny sizes: their tables, and their messages for mistakes, but no speeds."""
 
 import dataclasses
 import json
@@ -25,11 +23,11 @@ ROOT = Path(__file__).parent.parent
 SEVERAL = ("PreQN sin, 4 seeds", "TD3 relu, 4 seeds")
 DIAGNOSES = (parts.LINEARIZATION, parts.DIAGNOSIS)
 TINY = {"batch_size": 8, "hidden_sizes": (8, 8), "repeats": 2}
-CHEAP = {"TD3 relu": {"algorithm": "ddpg"}}  # by the name of the row that others are divided by
+CHEAP = {"TD3 relu": {"algorithm": "ddpg"}}  # by the name of the row that all are divided by
 
 
 def guarded(run, config):
-    """With the manners of the command line."""
+    """Calls a command with errors handled as on the command line."""
     return flags.guard(lambda _: run(config), [])
 
 
@@ -136,7 +134,7 @@ def test_a_grid_has_time_and_memory_of_every_method_and_a_picture(capsys, monkey
     assert all(0 < row["min"] <= row["ms"] <= row["max"] for row in rows.values())
     assert all(
         row["bytes"] >= 2 * 4 * parameters for row in rows.values()
-    )  # theta goes in, and comes out
+    )  # theta is both an input and an output
     assert rows[8, "structured"]["bytes"] < rows[8, "jacobian"]["bytes"]
     assert rows[8, "structured"]["bytes"] < rows[64, "structured"]["bytes"]
     structured, jacobian = table["kernel"]
@@ -167,7 +165,7 @@ def test_throughput_times_segments_of_a_run_that_goes_on(capsys, monkeypatch):
     seconds = timing.seconds
     monkeypatch.setattr(
         timing, "seconds", lambda run: (seconds(run), len(stepped))[1]
-    )  # the clock: steps so far
+    )  # stands for the clock: steps so far
     monkeypatch.setattr(throughput, "ROWS", CHEAP)
     config = throughput.ThroughputConfig(
         **TINY, update_every=5, update_after=10, segment=15, json="throughput.json"
@@ -295,7 +293,7 @@ def test_peers_are_named_once_each(monkeypatch):
 
 @pytest.mark.parametrize("settings", ["default", pytest.param("ours", marks=pytest.mark.slow)])
 def test_a_peer_lives_apart_under_the_settings_asked_for_and_its_errors_are_told(settings):
-    run = peers.apart(settings, partial, exec)  # a process that executes what it is told
+    run = peers.apart(settings, partial, exec)  # a process that executes commands
     default = settings == "default"
     run(f"""
 import os, jax

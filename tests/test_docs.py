@@ -1,5 +1,5 @@
-"""The pages of docs/: commands are commands, examples run, links and names lead somewhere, tables
-and numbers are those of what they speak of.
+"""The pages of docs/: their commands exist, their examples run, their links and names lead
+somewhere, and their tables and numbers agree with the code and the results.
 """
 
 import ast
@@ -33,13 +33,13 @@ from preqn_jax.types import Spec, Transition
 
 reacher = after_cases.reacher
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-PAGES.remove(ROOT / "CHANGELOG.md")  # which speaks of what was, too
+PAGES.remove(ROOT / "CHANGELOG.md")  # which also speaks of the past
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in PAGES}
 REFERENCE = [text for name, text in TEXTS.items() if name.startswith("docs/reference/")]
 
 
 def pieces(text):
-    """What a page shows as code: lines of its blocks, and words between backticks."""
+    """The code of a page: the lines of its code blocks, and the texts between backticks."""
     for i, part in enumerate(re.split(r"^```.*$", text, flags=re.M)):
         if i % 2:
             yield from re.sub(r"\\\n\s*", "", part).splitlines()
@@ -48,7 +48,7 @@ def pieces(text):
 
 
 def commands(text):
-    """Module and words of every command of ours."""
+    """The module and the arguments of each of our commands on a page."""
     for piece in pieces(text):
         if found := re.search(r"-m (experiments\.[\w.]+)(.*)", piece):
             yield found[1], shlex.split(found[2].strip(), comments=True)
@@ -67,7 +67,9 @@ COMMANDS = [(name, *command) for name, text in SHOWN.items() for command in comm
 
 
 def of_command(name):
-    """The configs of which a command's flags are made, if any, and whether it takes words too."""
+    """The configs that a command's flags are made of, if any, and whether it also takes plain
+    arguments.
+    """
     module = importlib.import_module(name)
     calls = [
         node.value
@@ -93,11 +95,11 @@ def test_every_command_parses(page, module, words):
         swept = [word for word in given if word.startswith(("--sweep=", "--report"))]
         sweeps.axes([word.removeprefix("--sweep=") for word in swept if word != "--report"])
         given = [word for word in given if word not in swept]
-    made = flags.read(given, *configs)  # raises for what is no flag, or no value of one
+    made = flags.read(given, *configs)  # raises for unknown flags and wrong values
     assert takes_words or all(word.startswith("-") for word in words)
     if module in ("experiments.train", "experiments.sweep"):
         run = dataclasses.replace(made[0], track="")  # trackers are not installed everywhere
-        training.plan(run, *made[1:3])  # raises for what makes no sense
+        training.plan(run, *made[1:3])  # raises for settings that make no sense
         if run.env.startswith(("probe/", "tabular/", "native/")):
             algorithm = next(one for one in made if isinstance(one, AgentConfig)).algorithm
             agents.check_kind(algorithm, envs.spec(run.env))
@@ -124,7 +126,7 @@ def test_every_flag_that_a_page_speaks_of_is_one():
 
 
 def example(page, index, capsys, count):
-    """What a block of a page prints, of `count` blocks that it has."""
+    """The output of a code block of a page, which must have `count` such blocks."""
     blocks = re.findall(r"```python\n(.*?)```", TEXTS[f"docs/{page}.md"], re.S)
     assert len(blocks) == count
     exec(blocks[index], {})
@@ -160,14 +162,14 @@ def test_the_critic_of_the_guide_overshoots_when_the_page_says(capsys):
 
 
 class Drawn(np.ndarray):
-    """A tensor of PyTorch's, as far as the page knows one."""
+    """A stand-in for a PyTorch tensor, with the methods that the page uses."""
 
     detach = cpu = lambda self: self
     numpy = lambda self: np.asarray(self, np.float32)
 
 
 def torch_by_hand():
-    """What the page takes of PyTorch, which need not be installed."""
+    """A stand-in for those parts of PyTorch that the page uses, as it need not be installed."""
     rng = np.random.default_rng(0)
     draw = lambda *shape: rng.normal(size=shape).view(Drawn)
     linear = lambda into, out: {"weight": draw(out, into) / np.sqrt(into), "bias": 0 * draw(out)}
@@ -193,7 +195,9 @@ def test_what_mends_the_critic_of_the_guide_does_and_what_does_not_does_not():
     code = block[: block.index("for count in")]
 
     def beyond(bound, updates, *changes):
-        """The update by which |Q| is beyond it; the last where it stays within."""
+        """The number of updates after which |Q| is beyond the bound; all `updates` if it stays
+        within.
+        """
         changed = code
         for old, new in changes:
             assert old in changed
@@ -263,7 +267,7 @@ METRIC = r"(?:actor|critic|linesearch|solve|ntk|train|eval|time|diagnose|exact|r
 
 
 def recorded(algorithm, **options):
-    """The names of what an update and its agent report."""
+    """The names of the metrics of an update and of its agent's summary."""
     spec = Spec(3, 1, -np.ones(1), np.ones(1))
     if algorithm in agents.DISCRETE:
         spec = Spec(3, 1, np.zeros(1), np.full(1, 1.0), num_actions=2)
@@ -303,7 +307,7 @@ def numbers(text):
 
 @pytest.mark.parametrize("page", ["which-algorithm", "faq"])
 def test_numbers_of_a_page_are_those_of_the_results(page):
-    """Where a result is measured anew, the page that quotes it is named here."""
+    """When a result is measured anew, this names the page that quotes it."""
     known = [text for name, text in TEXTS.items() if name.startswith("docs/results/")]
     known += [TEXTS[name] for name in ("README.md", "docs/design.md", "docs/rivals.md")]
     known.append(f"{4 * (2 * 17 + 6 + 2)} MB, 17 observations, {memory.COPIES} copies")
@@ -316,7 +320,7 @@ def test_numbers_of_a_page_are_those_of_the_results(page):
 
 
 def slugs(text):
-    """Anchors of a page's headings, as GitHub makes them."""
+    """The anchors of a page's headings, as GitHub makes them."""
     titles = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
@@ -331,7 +335,7 @@ def test_links_lead_to_what_is_there(page):
 
 
 def found(path):
-    """What a dotted path names. Raises where it names nothing."""
+    """The object that a dotted path names. Raises if there is none."""
     parts = path.split(".")
     for end in range(len(parts), 0, -1):
         try:
@@ -345,7 +349,7 @@ def found(path):
 
 
 def documented():
-    """All that the directives of the reference show: objects, and the public names of modules."""
+    """All that the reference's directives show: objects, and the public names of modules."""
     for path in re.findall(r"^::: (\S+)$", "\n".join(REFERENCE), re.M):
         thing = importlib.import_module(path) if path.count(".") == 1 else found(path)
         yield thing
@@ -354,7 +358,7 @@ def documented():
 
 
 def _public(module):
-    """What `__all__` names, or without one what the module defines itself."""
+    """The names in `__all__`, or without it those that the module itself defines."""
     if names := getattr(module, "__all__", None):
         return [getattr(module, name) for name in names]
     return [value for value in vars(module).values() if _home(value) == module.__name__]

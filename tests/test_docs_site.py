@@ -1,5 +1,5 @@
-"""The site of `make docs`: it builds without a warning, takes nothing from elsewhere, and every
-link, formula and public name is in it.
+"""The site of `make docs`: it builds without a warning, loads nothing from other sites, and has
+every link, formula and public name.
 """
 
 import os
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 
 class Page(HTMLParser):
-    """What a page loads, where it links to, its anchors, and its text outside of code."""
+    """What a page loads, what it links to, its anchors, and its text without code."""
 
     def __init__(self, html):
         super().__init__()
@@ -62,7 +62,7 @@ def test_nothing_is_loaded_from_elsewhere(site):
 
 def test_every_link_and_picture_is_there(site):
     for path, page in site.items():
-        if path.name == "404.html":  # whose links are the server's
+        if path.name == "404.html":  # whose links are for the server
             continue
         for url in (*page.links, *page.loads):
             to, _, anchor = unquote(url).partition("#")

@@ -1,4 +1,4 @@
-"""The examples in docstrings do what they say, as they stand."""
+"""The examples in docstrings run as they are, and print what they say."""
 
 import doctest
 import importlib
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
-NAMES = {"jax": jax, "jnp": jnp, "np": np}  # for the examples of `tabular`, beside its own
+NAMES = {"jax": jax, "jnp": jnp, "np": np}  # for the examples of `tabular`, and its own
 ELSEWHERE = {"preqn_jax.training.trained", "preqn_jax.training.exported"}  # they need a run
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -22,7 +22,7 @@ MODULES = {
 @pytest.mark.parametrize("name", sorted(MODULES - ELSEWHERE))
 def test_examples_in_docstrings_run_as_they_say(name):
     module = importlib.import_module(name)
-    # All but these name what they import, as a reader who pastes them needs it.
+    # All others import what they use, for readers who paste them.
     globs = {**vars(module), **NAMES} if name == "preqn_jax.tabular" else {}
     tests = doctest.DocTestFinder(exclude_empty=True).find(module, globs=globs)
     assert any(test.examples for test in tests)

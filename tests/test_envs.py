@@ -265,7 +265,7 @@ ITSELF.append(ITSELF)
     ids=lambda value: type(value).__name__,
 )
 def test_json_refuses_what_it_cannot_hold(value):
-    """Also where what comes back would be another type, or lack a part."""
+    """Also values that would come back as another type, or incomplete."""
     with pytest.raises(TypeError):
         codec.encode([value])
 
@@ -286,7 +286,7 @@ def test_json_holds_random_generators(bits):
 
 
 class Walk(gymnasium.Env):
-    """Goes where random numbers of its own lead it; `more` are other things that it holds."""
+    """Moves by random numbers of its own; `more` are further things that it holds."""
 
     observation_space = action_space = gymnasium.spaces.Box(-9, 9, (1,), np.float32)
 
@@ -355,7 +355,7 @@ def test_what_is_no_plain_state_is_named_once_whatever_it_is_called(more, caplog
 
 
 def test_actions_end_within_their_bounds_whatever_computes_them():
-    """Rounded, centre and half the width add up to more than the bound."""
+    """In rounded numbers, centre plus half the width exceeds the bound."""
     rng = np.random.default_rng(0)
     for dtype in (np.float32, np.float64):
         low = rng.uniform(-3, 3, 200).astype(dtype)

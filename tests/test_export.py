@@ -1,4 +1,4 @@
-"""What is exported runs without the package, and is what was trained."""
+"""Exported policies and critics run without the package, and equal what was trained."""
 
 import doctest
 import json
@@ -40,7 +40,7 @@ def options(*args):
 
 
 def elsewhere(code):
-    """Runs `code` in a process that has no preqn_jax, in this folder."""
+    """Runs `code` in this folder, in a process that cannot import preqn_jax."""
     blocked = "import sys; sys.modules['preqn_jax'] = None\n"
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
@@ -81,7 +81,7 @@ def test_a_program_has_no_float64_and_no_callbacks(reacher, what):
     program = exported.program(reacher[1], what, platforms=exported.PLATFORMS)
     assert program.platforms == exported.PLATFORMS
     text = program.mlir_module()
-    assert ".py" not in text  # nor paths of the machine that it was made on
+    assert ".py" not in text  # nor paths of the machine where it was made
     text = re.sub(r"loc\(.*", "", text)  # which name functions
     assert "f64" not in text and "callback" not in text and "tensor<?x10xf32>" in text
 
@@ -97,14 +97,16 @@ def test_the_example_runs_as_it_says(reacher):
 
 
 def spread(leaf):
-    """None at its initial value, and what is positive stays so: variances are."""
+    """Random parameters: none has its initial value, and positive ones stay positive, as variances
+    are.
+    """
     if leaf.dtype != np.float32:
         return leaf
     return leaf * np.exp(0.3 * RNG.normal(size=leaf.shape)).astype(np.float32) + 0.1
 
 
 def documented(number):
-    """A block of Python of the page on this."""
+    """A Python block of the page on export."""
     page = (ROOT / "docs/after-training.md").read_text()
     return re.findall(r"```python\n(.*?)```", page, re.S)[number]
 
@@ -118,7 +120,7 @@ def documented(number):
     ],
 )
 def test_the_pages_lines_of_numpy_are_the_policy(algorithm, normalize):
-    """With an activation each, and bounds of another centre and width."""
+    """For each activation, and for bounds with another centre and width."""
     activation = {"preqn": "sin", "sac": "tanh"}.get(algorithm, "relu")
     sizes = (activation, (16, 8), (16, 8))
     config = agents.AgentConfig(algorithm, *sizes, normalize_observations=normalize)
@@ -148,7 +150,9 @@ def test_the_pages_lines_of_numpy_are_the_policy(algorithm, normalize):
 
 
 def test_a_feature_that_hardly_changes_costs_the_arrays_no_digits():
-    """Its spread is 1e-4, so that (s - mean) / std in the first layer is a difference of 1e7s."""
+    """Its deviation is 1e-4, so that (s - mean) / std in the first layer is a difference of numbers
+    near 1e7.
+    """
     config = agents.AgentConfig("td3", "relu", (16, 8), normalize_observations=True)
     agent = agents.make(config, SPEC)
     seen = RNG.normal([5, -3, 1000], [2, 0.5, 0], size=(50, 3)).astype(np.float32)
@@ -164,7 +168,7 @@ def test_a_feature_that_hardly_changes_costs_the_arrays_no_digits():
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.slow
 def test_of_finitely_many_actions_integers_are_exported(normalize):
-    """A program says them, and takes them; arrays are the values of all."""
+    """The program returns and takes integers; the arrays give the values of all actions."""
     config = agents.AgentConfig("dqn", "relu", (16, 8), normalize_observations=normalize)
     spec = actions.spec(3, 4, first=-1)
     agent = agents.make(config, spec)

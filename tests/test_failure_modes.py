@@ -1,4 +1,4 @@
-"""The four failure modes fail and their remedies work; the binary writes what it says."""
+"""The four failure modes fail, their remedies work, and the command writes its table and figure."""
 
 import json
 
@@ -25,7 +25,7 @@ def test_every_mode_crosses_its_line_and_every_remedy_works(tmp_path, capsys):
         2,
         4,
     ]
-    # At first the left side of Eq. 16 is alpha times one number; later K has grown.
+    # At first the left side of Eq. 16 is proportional to alpha; later K has grown.
     seen = {float(row["run"].split()[-1]): row["eq_16"] for row in rows if "eq_16" in row}
     np.testing.assert_allclose([one["first"] / a for a, one in seen.items()], 1.1, rtol=0.02)
     assert list(seen) == [0.3, 1.0, 0.003]
@@ -55,8 +55,8 @@ def test_the_quantity_is_below_its_line_on_the_safe_side(maker):
 
 
 def test_without_data_less_generalization_keeps_q_bounded_and_wrong():
-    """Both values move by the first's error alone, times 1 and 2c: from (1, 2) along (1, 1) to
-    where .9 Q_2 = Q_1, which is (9, 10). Q* is 0.
+    """The error of the first value moves both, times 1 and 2c: from (1, 2) along (1, 1), to where
+    .9 Q_2 = Q_1, which is (9, 10). Q* is 0.
     """
     runs = {run.name: run for run in section_3_2.extrapolation(300).runs}
     (bounded,) = [run for name, run in runs.items() if "bounded, wrong" in name]

@@ -1,4 +1,4 @@
-"""An environment that breaks its contract is named, and a healthy one is believed."""
+"""An environment that breaks its contract is named in an error, and a healthy one is accepted."""
 
 import re
 
@@ -195,7 +195,7 @@ def test_a_functional_one_that_makes_no_sense_is_refused(changed, words):
 
 
 def test_a_state_whose_fractions_would_be_cut_off_is_named():
-    """It begins as an integer, to which what `step` returns would be rounded for ever."""
+    """The state begins as an integer, and all results of `step` would be rounded to integers."""
     counts = {
         "reset": lambda key: jnp.int32(0),
         "step": lambda state, *x: (state + 0.6, Outcome(jnp.float32(1), np.False_)),

@@ -1,4 +1,4 @@
-"""How the runs of a plan are made: side by side, stopped, shared, and gone on with."""
+"""How the runs of a plan are made: side by side, stopped, shared between commands, continued."""
 
 import contextlib
 import fcntl
@@ -19,9 +19,8 @@ from experiments.kit import runs as kit
 from preqn_jax.training import lock
 
 # A stand-in for experiments.train, which writes four lines of records, and checkpoints at SIGTERM.
-# What it is to run into is in
-# the name of its environment: "bad" fails, "nan" diverges, "meet" goes on once three of them run,
-# "wait" once it was stopped.
+# Its environment's name says what happens to it: "bad" fails, "nan" diverges, "meet" goes on once
+# three of them run, "wait" once it was stopped.
 CHILD = """
 import json, os, pathlib, signal, sys, time
 folder, stopped = pathlib.Path(sys.argv[1]), []
@@ -124,7 +123,7 @@ def test_a_run_that_another_process_ends_before_we_hold_the_lock_is_not_made_aga
 
 
 def test_the_lock_is_the_runs_own_and_ends_with_it_even_if_we_are_killed(child):
-    """kill -9 of the plan leaves the run, and its lock; kill -9 of the run frees it."""
+    """kill -9 of the plan leaves the run, with its lock; kill -9 of the run frees the lock."""
     (run,) = fake_runs("wait")
     run.folder.mkdir(parents=True)
     job = kit.job(run, 1)
@@ -153,7 +152,7 @@ def test_a_signal_is_passed_on_and_the_same_call_goes_on(child, number):
 
     def strike():
         files = [run.folder / "metrics.jsonl" for run in runs[:2]]
-        # Before its first line a run has nothing to keep.
+        # Before its first record a run has nothing to keep.
         until(lambda: all(file.exists() and file.stat().st_size for file in files))
         os.kill(os.getpid(), number)
 
@@ -168,7 +167,7 @@ def test_a_signal_is_passed_on_and_the_same_call_goes_on(child, number):
         json.loads(line)["step"]
         for line in (runs[0].folder / "metrics.jsonl").read_text().splitlines()
     ]
-    assert lines == [100, 200, 300, 400]  # none twice: it went on from its checkpoint
+    assert lines == [100, 200, 300, 400]  # no line twice: it went on from its checkpoint
 
 
 def test_records_without_checkpoints_are_never_overwritten(child):
@@ -200,18 +199,18 @@ def test_progress_is_read_off_the_last_whole_line():
 def test_a_run_that_ended_where_it_ran_is_over_also_where_that_does_not_show_yet(
     child, monkeypatch
 ):
-    """As over a network, until a folder is listed again. One that was stopped is not."""
+    """As over a network, where new files may not show until a folder is listed again."""
     looked, finished = [], kit.directory.finished
     monkeypatch.setattr(kit.os, "listdir", looked.append)
     monkeypatch.setattr(kit.directory, "finished", lambda folder: False)
     runs = fake_runs("good", "more")
     assert states(plan.execute(runs, 2)) == ["done", "done"]
     assert [*map(kit.is_over, runs)] == [False, False] and all(finished(one.folder) for one in runs)
-    assert all(looked.count(one.folder) == 2 for one in runs)  # for its end, and for the report
+    assert all(looked.count(one.folder) == 2 for one in runs)  # when it ends, and for the report
 
 
 def test_a_run_that_is_over_though_with_an_error_is_told_by_where_it_ran(child):
-    """As one of whose seeds some diverged."""
+    """As when some of its seeds diverged."""
     (run,) = fake_runs("nan")
     job, here = kit.job(run, 1), launch.Local()
     run.folder.mkdir(parents=True)
@@ -247,8 +246,8 @@ while not os.path.exists("enough") and time.time() < deadline:
 def test_what_asks_us_to_end_is_passed_on_at_once_and_a_terminal_reaches_us_alone(
     bound, signals, end, monkeypatch
 ):
-    """Or a run that hears both, with a long look in between, takes ours for a second signal. A
-    second one of a terminal is passed on, and on a node, which may be asked often, none.
+    """Else a run that gets both, with a long look in between, would take ours for a second signal.
+    A second signal from a terminal is passed on; on a node, which may get many, it is not.
     """
     monkeypatch.setattr(launch.signals, "ECHO", -1.0)
     Path("a").mkdir()
@@ -270,7 +269,7 @@ def test_what_asks_us_to_end_is_passed_on_at_once_and_a_terminal_reaches_us_alon
 
 
 def test_records_that_cannot_be_read_for_a_moment_end_no_plan(child, monkeypatch):
-    """Those of a run that goes on, which replaces them, are stale over NFS."""
+    """Over NFS a file that a run replaces is stale for a moment."""
     (run,) = fake_runs("nan")
     plan.execute([run], 1)
     assert kit.state(run) == "diverged"
@@ -296,7 +295,7 @@ launch.run(launch.Local(), [job], 1, lambda running, ended: here("on").touch())
 
 
 def states_of(*pids):
-    """T for one that is paused."""
+    """The states of processes, as in /proc: T for one that is paused."""
     each = (Path(f"/proc/{pid}/stat").read_text() for pid in pids)
     return {text.rpartition(") ")[2][0] for text in each}
 
@@ -304,7 +303,7 @@ def states_of(*pids):
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells states")
 @pytest.mark.parametrize("last", [signal.SIGQUIT, signal.SIGTERM])
 def test_a_terminal_pauses_ends_and_goes_on_with_runs_too(last):
-    """SIGTERM ends also a run that somebody paused alone."""
+    """SIGTERM also ends a run that somebody paused."""
     Path("a").mkdir()
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen([sys.executable, "-c", PLAN], env=environment, process_group=0)

@@ -1,4 +1,4 @@
-"""Runs on other nodes: with Ray and with submitit, as far as one machine can be several."""
+"""Runs on other nodes, with Ray and with submitit, as far as one machine can stand for several."""
 
 import json
 import os
@@ -94,7 +94,7 @@ def test_a_node_gets_what_is_of_the_run_and_keeps_what_is_its_own(monkeypatch):
 
 
 def test_what_this_machine_chose_for_itself_is_no_nodes():
-    """In a process of its own, whose environment says how many devices and what BLAS may have."""
+    """In a separate process, whose environment sets the number of devices and BLAS's threads."""
     ours = """
 import json, os
 import experiments
@@ -124,7 +124,7 @@ def test_a_job_of_slurm_inherits_nothing_that_this_machine_chose(monkeypatch):
 
 
 class Fake:
-    """Ends jobs as they are told: the ends of each start in turn, None while it runs."""
+    """A launcher whose jobs end as given: `ends` has what `end` returns, None for a running job."""
 
     every, tries = 0.001, launch.TRIES
 
@@ -170,7 +170,7 @@ def ends(fake, *names, processes=2, look=lambda running: None):
 
 
 class Full(Fake):
-    """Refuses a job so many times."""
+    """A `Fake` that refuses job "b" so many times."""
 
     def __init__(self, refusals, **ends):
         super().__init__(**ends)
@@ -189,7 +189,7 @@ class Full(Fake):
 def test_what_a_queue_refuses_for_now_waits_and_stops_nobody(
     running, refusals, taken, monkeypatch, capsys
 ):
-    """As long as another runs, and some times after that."""
+    """It waits as long as another job runs, and is tried some more times after that."""
     monkeypatch.setattr(launch, "PAUSE", 0.0)
     fake = Full(refusals, a=[*[None] * running, "ended"], b=["ended"])
     if taken:
@@ -207,7 +207,7 @@ def test_a_queue_that_takes_nothing_is_said_at_once():
 
 
 def test_whoever_attends_to_a_job_leaves_signals_to_those_that_mean_something_by_them(monkeypatch):
-    """As submitit, which puts a job back into the queue at SIGUSR2."""
+    """Such as submitit, which queues a job again at SIGUSR2."""
     heard, (job,) = [], jobs("a")
     job.folder.mkdir()
     before = signal.signal(signal.SIGUSR2, lambda *_: heard.append(1))
@@ -231,9 +231,9 @@ time.sleep(60)
     [
         (PREEMPTED, "stopped"),
         ("sys.exit(75)", "stopped"),
-        ("os.kill(os.getpid(), signal.SIGTERM)", "stopped"),  # as it is being imported
+        ("os.kill(os.getpid(), signal.SIGTERM)", "stopped"),  # while it is being imported
         ("os.kill(os.getpid(), signal.SIGUSR1)", "stopped"),
-        ("sys.exit(128 + signal.SIGTERM)", "stopped"),  # at a second one
+        ("sys.exit(128 + signal.SIGTERM)", "stopped"),  # at a second signal
         ("os.kill(os.getpid(), signal.SIGKILL)", "failed"),
         ("sys.exit(1)", "failed"),
         ("sys.exit(0)", "ended"),
@@ -242,7 +242,7 @@ time.sleep(60)
 def test_a_run_that_is_told_to_end_on_its_node_is_for_whoever_made_the_job_to_go_on_with(
     script, end
 ):
-    """Or, of this machine, for whoever told it."""
+    """Its end is "stopped", so that the launcher that made the job may start it again."""
     (job,) = jobs("a")
     job.folder.mkdir()
     script = f"import os, signal, sys, time\n{script}"
@@ -301,7 +301,7 @@ def test_why_a_job_could_not_be_attended_to_is_the_last_line_of_its_log():
 def test_a_lock_that_outlives_its_host_is_waited_for_but_not_for_ever(
     lease, then, end, monkeypatch
 ):
-    """As that of NFS does for a while."""
+    """NFS may keep such a lock for a while."""
     (job,) = jobs("a")
     job.folder.mkdir()
     held, tried = lock.Lock(job.folder), []
@@ -354,13 +354,13 @@ RUNS = [
 
 
 def command(*args):
-    """In a session of its own, as that of a terminal."""
+    """Starts the command in a session of its own, as a terminal does."""
     return start(*args, module="experiments.benchmark", cwd=None, start_new_session=True)
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """The same runs by processes of this machine."""
+    """The folder of the same runs, made by processes of this machine."""
     root = tmp_path_factory.mktemp("straight")
     process = command(f"--root={root}", *RUNS)
     _, out, err = finished(process, 900)
@@ -377,7 +377,9 @@ def folders(root):
 
 
 def attendant(folder):
-    """The process whose child makes the run, with a checkpoint there; None where there is none."""
+    """The id of the process whose child makes the run in `folder`, once it has a checkpoint; else
+    None.
+    """
     if not any(path.name.isdigit() for path in folder.glob("checkpoints/*")):
         return None
     for process in Path("/proc").glob("[0-9]*"):
@@ -392,7 +394,7 @@ def attendant(folder):
 
 
 def strike(process, root, number, spared=()):
-    """Sends a signal to whoever attends to one of the runs. Returns the folder of this."""
+    """Sends a signal to the process that attends to one of the runs. Returns the run's folder."""
 
     def attended():
         for folder in folders(root):
@@ -417,8 +419,8 @@ def strike(process, root, number, spared=()):
 def test_runs_elsewhere_end_as_those_here_whatever_becomes_of_workers(
     name, losses, straight, tmp_path
 ):
-    """Ctrl-C at the first checkpoint; then the same command, which loses a worker by kill -9, and
-    has others preempted.
+    """Ctrl-C at the first checkpoint; then the same command again, which loses a worker to kill -9,
+    and other workers to preemption.
     """
     pytest.importorskip(name)
     args = [f"--root={tmp_path}/r", f"--launcher={name}", *RUNS]

@@ -1,4 +1,4 @@
-"""A sweep whose programs are processes of their own."""
+"""Sweeps whose programs are processes of their own."""
 
 import sys
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_what_makes_no_sense_is_one_sentence_and_nothing_is_written(config, toge
     ("end", "outcome"), [("ended", "done"), ("stopped", "stopped"), ("failed", "failed")]
 )
 def test_a_program_is_over_where_its_process_says_so(end, outcome, monkeypatch):
-    """Over a network that may not show here yet."""
+    """Over a network the files may not show it here yet."""
     monkeypatch.setattr(launch.Local, "start", lambda self, job: end)
     swept, config = planned("discount=0.5,0.9"), launch.LaunchConfig(processes=2)
     assert launch_sweep.train(swept, config, ProcessesConfig()) == outcome
@@ -70,7 +70,7 @@ def test_a_program_is_over_where_its_process_says_so(end, outcome, monkeypatch):
 
 @pytest.mark.slow
 def test_programs_side_by_side_leave_what_they_do_one_after_the_other(tmp_path):
-    """Where the first is stopped, and one program is in the hands of another command."""
+    """Even if the first is stopped, and another command holds one of the programs."""
     args = [*SMALL[1:5], *SMALL[6:], *OUTER]
     one, many = tmp_path / "one", tmp_path / "many"
     status, out, err = sweep(*args, f"--logdir={one}")

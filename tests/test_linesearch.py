@@ -10,7 +10,7 @@ from preqn_jax import linesearch
 
 
 def below(threshold):
-    """Accepts scales at or below a threshold; what it measures is the scale itself."""
+    """Accepts scales up to a threshold; what it measures is the scale itself."""
     return lambda scale: (scale <= threshold, scale)
 
 
@@ -35,8 +35,8 @@ def test_takes_the_first_scale_that_is_accepted(decay, threshold):
 
 
 def test_keeps_no_better_candidate_in_mind():
-    """The first one accepted, also where a longer step was refused and a shorter one would be
-    accepted as well.
+    """It takes the first accepted candidate, even if a longer step was rejected and a shorter one
+    would be accepted too.
     """
     found = linesearch.backtrack(lambda scale: ((scale == 0.25) | (scale == 0.0625), 10 * scale))
     assert found.scale == 0.25 and found.backtracks == 2 and found.aux == 2.5
@@ -53,7 +53,7 @@ def test_a_failed_search_takes_a_zero_step_and_says_so(max_steps):
 
 @pytest.mark.parametrize("max_steps", [1, 5])
 def test_the_bound_counts_candidates(max_steps):
-    """The last of them may still be accepted, the one after it is never tried."""
+    """The last candidate may still be accepted; no further one is tried."""
     last = 0.5 ** (max_steps - 1)
     found = linesearch.backtrack(below(last), max_steps=max_steps)
     assert found.accepted and found.scale == last and found.backtracks == max_steps - 1
@@ -101,7 +101,7 @@ def test_max_steps_out_of_range(max_steps):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("scale", [1.0, 1e25, 1e-25, 1e37])
 def test_cosine_equals_numpy(seed, scale):
-    """Scales whose squares leave float32 on either side."""
+    """With scales whose squares overflow or vanish in float32."""
     rng = np.random.default_rng(seed)
     a, b = (rng.uniform(-1, 1, size=20).astype(np.float32) for _ in range(2))
     a = a * np.float32(scale)
@@ -111,7 +111,7 @@ def test_cosine_equals_numpy(seed, scale):
     )  # 20 float32 products, each of at most 1
     np.testing.assert_allclose(linesearch.cosine(jnp.asarray(b), jnp.asarray(a)), got, atol=3e-7)
     np.testing.assert_allclose(linesearch.cosine(jnp.asarray(a), jnp.asarray(-a)), -1, atol=3e-7)
-    negative = jnp.asarray(-np.abs(a))  # whose largest entry is not the one of the largest size
+    negative = jnp.asarray(-np.abs(a))  # the largest entry is not the largest in size
     for cos in (
         linesearch.cosine(negative, jnp.asarray(b)),
         linesearch.cosine(jnp.asarray(b), negative),

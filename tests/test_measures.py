@@ -26,8 +26,8 @@ def test_row_ratio_equals_the_formula(seed):
 
 
 def test_row_ratio_divides_a_row_by_its_own_diagonal():
-    """2/N, 1/N: rows and columns of an asymmetric scaling are not exchanged, and N counts the
-    diagonal.
+    """2/N and 1/N: an asymmetric scaling shows that rows and columns are not exchanged, and N
+    counts the diagonal.
     """
     np.testing.assert_allclose(
         measures.row_ratio(jnp.asarray([[1.0, 2.0], [2.0, 4.0]])), [1.0, 0.25]
@@ -35,7 +35,7 @@ def test_row_ratio_divides_a_row_by_its_own_diagonal():
 
 
 def test_row_ratio_has_its_digits_where_k_is_nearly_diagonal():
-    """A sum with the diagonal and less it would leave none."""
+    """Subtracting the diagonal from a sum that contains it would leave no digits."""
     found = measures.row_ratio(jnp.asarray([[3e3, 1e-5], [1e-5, 3e3]], jnp.float32))
     np.testing.assert_allclose(found, 1e-5 / 3e3 / 2, rtol=1e-6)
 
@@ -95,7 +95,7 @@ def test_gain_is_the_share_of_the_errors_that_is_taken_away(seed, x64):
 
 
 def test_gain_with_a_diagonal_kernel_lies_between_the_least_and_the_largest_of_equation_16(x64):
-    """The mean of alpha K_ii / N, each counted with delta_i^2."""
+    """It is the mean of alpha K_ii / N, weighted by delta_i^2."""
     diagonal, alpha, rng = np.array([0.5, 2.0, 7.0]), 0.6, np.random.default_rng(0)
     slack = np.asarray(measures.overshoot_slack(jnp.diag(jnp.asarray(diagonal)), 1 / 3, alpha))
     np.testing.assert_allclose(slack, [0.9, 0.6, -0.4], rtol=1e-12)
@@ -110,7 +110,7 @@ def test_gain_with_a_diagonal_kernel_lies_between_the_least_and_the_largest_of_e
 
 @pytest.mark.parametrize("size", [1e-25, 1.0, 1e25])
 def test_gain_neither_overflows_nor_vanishes(size):
-    """In float32, where the square of 1e25 is infinite and that of 1e-25 is zero."""
+    """In float32 the square of 1e25 is infinite, and that of 1e-25 is zero."""
     delta = jnp.asarray([1.0, -2.0, 0.5], jnp.float32) * size
     np.testing.assert_allclose(jax.jit(measures.gain)(0.5 * delta, delta), 0.5, rtol=1e-6)
 
@@ -128,9 +128,7 @@ def test_interference_equals_the_formula(seed, x64):
 
 
 def test_interference_goes_from_opposition_to_unison(x64):
-    """-1 / (N - 1) where all semi-gradients cancel, 0 where none meets another, 1 where they are
-    one and the same.
-    """
+    """-1 / (N - 1) if all semi-gradients cancel, 0 if they are orthogonal, 1 if all are equal."""
     ones, opposed, same = np.ones(4), np.array([1.0, -1.0, 1.0, -1.0]), np.ones((4, 4))
     interference = jax.jit(measures.interference)
     np.testing.assert_allclose(interference(same, ones), 1, rtol=1e-12)
@@ -150,9 +148,7 @@ def test_without_errors_gain_and_interference_are_zero():
 
 
 def attributed(activation="sin", batch=7, places=4):
-    """A critic of 5 + 2 inputs at a minibatch and at other places, with Q and Phi at either in
-    NumPy.
-    """
+    """A critic of 5 + 2 inputs, a minibatch and other inputs, with Q and Phi at both in NumPy."""
     layers = oracles.random_layers(3, (7, 8, 1))
     params = jax.tree.map(jnp.asarray, oracles.critic_params(layers))
     x, y = (
@@ -173,7 +169,9 @@ def attributed(activation="sin", batch=7, places=4):
 
 @pytest.mark.parametrize("activation", sorted(oracles.ACTIVATIONS))
 def test_attribution_is_alpha_k_z(activation, x64):
-    """For every member, and over all of them: what Eq. 5 changes Q by at leading order (Eq. 8)."""
+    """For each member of the minibatch, and summed over all: the leading order of what Eq. 5
+    changes Q by (Eq. 8).
+    """
     q, params, (inputs, at), layers, (x, y), oracle = attributed(activation)
     (_, phi), (_, phi_y) = oracle(layers, x), oracle(layers, y)
     delta, theta = np.random.default_rng(5).normal(size=7), np.zeros(len(phi))
@@ -190,7 +188,7 @@ def test_attribution_is_alpha_k_z(activation, x64):
 
 
 def test_the_rows_of_an_attribution_are_the_change_of_q_to_second_order(x64):
-    """Half of the step leaves a quarter of what is not explained."""
+    """Half of the step leaves a quarter of the part that is not explained."""
     q, params, (inputs, at), layers, (x, y), oracle = attributed()
     (_, phi), (before, _) = oracle(layers, x), oracle(layers, y)
     z, left = np.random.default_rng(5).normal(size=7), []
@@ -232,8 +230,8 @@ def test_a_weight_for_each_member_or_none_at_all(shape):
 
 @pytest.mark.parametrize("dtype", ["int8", "int32", "float16", "bfloat16"])
 def test_measures_of_narrow_numbers_are_those_of_the_same_numbers(dtype):
-    """Whole numbers, whose sums and products leave int8 and the digits of the others; and a share
-    rho is no whole number.
+    """Integers, whose sums and products overflow int8 or the digits of other types; and a share
+    rho, which is no integer.
     """
     rng = np.random.default_rng(0)
     k = 13.0 * (np.abs(rng.integers(-8, 9, size=(9, 9))) + 9 * np.eye(9))

@@ -1,4 +1,6 @@
-"""Natural mistakes with the parts of the library: a sentence at once, and never a wrong number."""
+"""Natural mistakes with the parts of the library raise one sentence at once, and never give a wrong
+number.
+"""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Networks: their shapes, what they compute, and how they start."""
+"""Networks: their shapes, what they compute, and their initial weights."""
 
 import functools
 import itertools
@@ -101,8 +101,8 @@ def test_every_initializer_has_a_rule_here():
 
 @pytest.mark.parametrize("name", RULES)
 def test_initial_weights_and_biases_follow_their_rule(name):
-    """Bounds hold and are filled (uniform weights come within 1 % of theirs), variances are right,
-    means are zero.
+    """Bounds hold and are used to the full (uniform weights come within 1 % of theirs), variances
+    are right, means are zero.
     """
     layers = initial(name)
     assert [w.shape for w, _ in layers] == list(itertools.pairwise(SIZES))
@@ -129,7 +129,7 @@ def test_initial_parameters_repeat_with_their_key_and_differ_otherwise(name):
 
 
 def test_the_stacked_members_of_an_ensemble_start_with_their_own_fan_in():
-    """The member axis is not a fan: a bound of 1 / sqrt(6) would show it."""
+    """The member axis must not count as a fan: a bound of 1 / sqrt(6) would show that it does."""
     init = jit(jax.vmap(Critic((64,), initializer="pytorch").init, in_axes=(0, None, None)))
     params = init(jax.random.split(jax.random.key(0), 6), jnp.ones(60), jnp.ones(4))
     kernel = params["params"]["mlp"]["Dense_0"]["kernel"]
@@ -164,7 +164,7 @@ def test_unknown_names_are_answered_with_the_choices(make, names, text):
 
 @pytest.mark.parametrize("activation", networks.ACTIVATIONS)
 def test_bfloat16_is_for_hidden_layers_alone_and_K_is_in_float32(activation):
-    """K of a network in bfloat16 is that of float32 to bfloat16's three digits."""
+    """K of a network in bfloat16 equals that of float32, to the three digits of bfloat16."""
     wide, narrow = (networks.Critic((32, 32), activation, dtype=name) for name in networks.DTYPES)
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(24, 5)), rng.uniform(size=(24, 2))
@@ -213,7 +213,7 @@ def dense(params, i, x):
 
 
 def arbitrary(critic, *sizes):
-    """Parameters of all leaves' own, none at its special initial value, and inputs `[6, ...]`."""
+    """Random parameters, so that none has its special initial value, and inputs `[6, ...]`."""
     rng = np.random.default_rng(0)
     inputs = [jnp.asarray(rng.normal(size=(6, size))) for size in sizes]
     shapes = jax.eval_shape(critic.init, jax.random.key(0), *(x[0] for x in inputs))
@@ -272,7 +272,7 @@ def renormalized(x, mean, var, late):
 
 @pytest.mark.parametrize("late", [False, True])
 def test_batch_renormalization_its_gradient_and_its_statistics(late, x64):
-    """Bounds of r and d are met from both sides by these running statistics."""
+    """With these running statistics, r and d reach their bounds on both sides."""
     rng = np.random.default_rng(0)
     x, upstream = rng.normal(1, 2, size=(8, 5)), rng.normal(size=(8, 5))
     mean, var = np.array([0.5, -40, 60, 1, 1.5]), np.array([2.0, 1, 1, 900, 1e-3])
@@ -295,7 +295,7 @@ def test_batch_renormalization_its_gradient_and_its_statistics(late, x64):
     if late:
         assert r[3] == 1 / 3 and r[4] == 3 and 1 / 3 < r[0] < 3
     dx, dscale, dbias, dstats = pulled
-    g = upstream * scale * r / sigma_b  # of x - mu_B, over sigma_B; r and d are constants
+    g = upstream * scale * r / sigma_b  # of (x - mu_B) / sigma_B; r and d are constants
     plain = (x - mu) / sigma_b
     np.testing.assert_allclose(dx, g - g.mean(0) - plain * (g * plain).mean(0), atol=1e-10)
     np.testing.assert_allclose(dscale, (upstream * hat).sum(0), rtol=1e-10)
@@ -304,7 +304,7 @@ def test_batch_renormalization_its_gradient_and_its_statistics(late, x64):
     after: Any = moved["batch_stats"]
     np.testing.assert_allclose(after["mean"], MOMENTUM * mean + (1 - MOMENTUM) * mu, rtol=1e-10)
     np.testing.assert_allclose(after["var"], MOMENTUM * var + (1 - MOMENTUM) * variance, rtol=1e-10)
-    assert after["count"] == 1  # which is the warm-up: no more are counted
+    assert after["count"] == 1  # the end of the warm-up: no more are counted
 
 
 def test_in_evaluation_mode_running_statistics_are_constants(x64):

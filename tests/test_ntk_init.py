@@ -1,4 +1,6 @@
-"""Kernels at initialisation (section 5.1): the numbers, the data they are of, and resuming."""
+"""Kernels at initialisation (section 5.1): the numbers, the pairs they are computed on, and
+resuming.
+"""
 
 import dataclasses
 import json
@@ -34,7 +36,7 @@ def changed(**fields):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """The numbers of `SMALL`, as the text of its data.json."""
+    """The numbers of `SMALL`, as the text of their data.json."""
     out = tmp_path_factory.mktemp("small")
     ntk_init.run(changed(out=str(out)))
     return (out / "data.json").read_text()
@@ -42,7 +44,7 @@ def small(tmp_path_factory):
 
 @pytest.fixture
 def folder(small):
-    """The finished folder x in the current folder."""
+    """The finished folder x, in the current folder."""
     Path("x").mkdir()
     Path("x/data.json").write_text(small)
     return Path("x/data.json")
@@ -61,7 +63,9 @@ def folder(small):
 def test_a_cell_equals_the_formula_on_explicit_jacobians(
     activation, hidden_sizes, initializer, monkeypatch
 ):
-    """Eq. 9 and R_i in float64, averaged; with more than one block, the last of them not full."""
+    """Averages of Eq. 9 and R_i in float64; there are several blocks, the last of which is not
+    full.
+    """
     monkeypatch.setattr(ntk_init, "_BLOCK", 7)
     rng = np.random.default_rng(0)
     obs, action = (
@@ -87,8 +91,8 @@ def test_a_cell_equals_the_formula_on_explicit_jacobians(
 
 
 def test_pairs_are_of_the_rails_random_policy_and_of_whole_steps():
-    """Every action is a corner of the box, and every row the state the action was taken in, across
-    episodes.
+    """Every action is a corner of the box, and every row has the state in which its action was
+    taken, across episodes.
     """
     pairs = ntk_init.collect("Pendulum-v1", 203, seed=1)
     assert pairs.obs.shape == (203, 3) and pairs.action.shape == (203, 1) and pairs.episodes == 2
@@ -107,7 +111,7 @@ def test_pairs_are_of_the_rails_random_policy_and_of_whole_steps():
 
 
 def test_both_rails_are_equally_likely_in_every_entry_of_an_action():
-    """sgn(u) with u uniform over a box around 0: means within four standard errors."""
+    """sgn(u), with u uniform over a box around 0: means are within four standard errors of 0."""
     action = ntk_init.collect("HalfCheetah-v5", 600, seed=0).action
     assert abs(action.mean()) < 4 / np.sqrt(action.size) and action.size == 3600
     assert np.all(np.abs(action.mean(axis=0)) < 4 / np.sqrt(600))
@@ -131,7 +135,7 @@ def test_the_networks_are_the_papers():
 
 
 def test_no_two_cells_share_their_draws():
-    """Environments of one size would otherwise count the same critics twice."""
+    """Else environments of the same size would count the same critics twice."""
     keys = [jax.random.key_data(ntk_init._keys((0, 1), cell)) for cell in ("a/sin", "b/sin")]
     assert len(np.unique(np.concatenate(keys), axis=0)) == 4
 
@@ -257,7 +261,7 @@ def test_a_kernel_that_is_not_finite_is_said(monkeypatch):
 
 
 def test_the_command(folder, capsys):
-    """All of it by what a person types: table, figures, and the table as JSON."""
+    """All that a user sees: table, figures, and the table as JSON."""
     fields = {f.name: getattr(SMALL, f.name) for f in dataclasses.fields(SMALL)} | {
         "json": "table.json"
     }

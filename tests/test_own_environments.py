@@ -1,4 +1,4 @@
-"""An environment and a wrapper of one's own, in the current folder, through the commands."""
+"""A user's own environment and wrapper, in the current folder, through the commands."""
 
 import re
 from pathlib import Path
@@ -16,13 +16,13 @@ PAGE = (ROOT / "docs/extend.md").read_text()
 
 
 def block(words):
-    """The one block of Python of the page that has these words."""
+    """The only Python block of the page that contains these words."""
     (found,) = [one for one in re.findall(r"```python\n(.*?)```", PAGE, re.S) if words in one]
     return found
 
 
 def command(module, *args):
-    """A command as from a folder of somebody's own: code, and what it said."""
+    """Runs a command from a user's folder. Returns its exit status and output."""
     return finished(start(*args, module=module, cwd=None))
 
 
@@ -39,7 +39,7 @@ def test_a_module_of_the_current_folder_serves_every_command():
     for name, more, without in (
         ("play", ["--episodes=2"], 1),
         ("export", ["--out=p.npz"], 1),
-        ("diagnose", ["--out=d"], 0),  # who moved Q alone needs it
+        ("diagnose", ["--out=d"], 0),  # only the attribution needs it
     ):
         code, out, err = command(f"experiments.{name}", "x", *more)
         assert code == without and "module would be imported and run; if you trust it" in out + err
@@ -75,7 +75,7 @@ def test_the_agent_of_the_page_trains_where_actions_are_finitely_many(capsys):
 
 @pytest.mark.slow
 def test_the_control_suite_comes_by_way_of_shimmy():
-    """In an environment with MuJoCo 3, as the questions say: dm_control does not run with 4."""
+    """Needs MuJoCo 3, as the FAQ says: dm_control does not run with MuJoCo 4."""
     for name in ("shimmy", "dm_control"):
         pytest.importorskip(name)
     if not mujoco.__version__.startswith("3."):

@@ -1,4 +1,4 @@
-"""What the paper states of updates and kernels, held against the code with real networks.
+"""The paper's statements on updates and kernels, tested on the code with real networks.
 
 Achiam, Knight and Abbeel 2019, "Towards Characterizing Divergence in Deep Q-Learning". Everything
 here is float64.
@@ -24,11 +24,11 @@ pytestmark = pytest.mark.usefixtures("x64")
 PAIRS, OBS, ACT, HIDDEN = 9, 4, 3, (8,)  # a finite set of 9 state-action pairs
 COUNTS = np.array(
     [3, 1, 0, 2, 0, 1, 5, 4, 0]
-)  # how often each is in the buffer: 16 in all, and three pairs never
+)  # how often each is in the buffer: 16 in all; three pairs never are
 
 
 def network(seed=0, activation="sin") -> Any:
-    """q, its parameters, the whole finite set as inputs, and the oracle's Q and Phi there."""
+    """q, its parameters, the whole finite set as inputs, and Q and Phi there by the oracle."""
     layers = oracles.random_layers(seed, (OBS + ACT, *HIDDEN, 1))
     x = np.random.default_rng(seed + 100).normal(size=(PAIRS, OBS + ACT))
     values, phi = oracles.mlp(layers, activation, x)
@@ -43,7 +43,7 @@ def network(seed=0, activation="sin") -> Any:
 
 
 def linear(seed=0, features=20):
-    """Q = theta^T phi(s, a) with fixed nonlinear features."""
+    """A critic Q = theta^T phi(s, a) with fixed nonlinear features."""
     rng = np.random.default_rng(seed)
     basis = rng.normal(size=(OBS + ACT, features))
     x, theta = rng.normal(size=(PAIRS, OBS + ACT)), rng.normal(size=features)
@@ -62,12 +62,12 @@ def linear(seed=0, features=20):
 
 
 def drawn():
-    """Rows of a batch with the frequencies of COUNTS."""
+    """The rows of a batch that has the frequencies of COUNTS."""
     return np.repeat(np.arange(PAIRS), COUNTS)
 
 
 def backup(values, seed=0):
-    """T*Q: rewards and a discounted greatest value of some successors, as numbers."""
+    """T*Q of some random problem: rewards, plus the discounted largest values of successors."""
     rng = np.random.default_rng(seed)
     return rng.normal(size=PAIRS) + 0.99 * values[rng.integers(PAIRS, size=(PAIRS, 3))].max(axis=1)
 
@@ -94,10 +94,10 @@ def test_equation_9_the_kernel_is_of_inner_products_of_gradients(activation):
 
 @pytest.mark.parametrize(
     "activation", ["sin", "tanh"]
-)  # a relu has no second derivative to be of second order in
+)  # relu is left out: it has no second derivative
 def test_theorem_1_a_gradient_step_is_u_to_second_order(activation):
-    """Eq. 10: Q' = Q + alpha K D_rho (T*Q - Q) + O(alpha^2), on the whole set, pairs that rho never
-    meets included.
+    """Eq. 10: Q' = Q + alpha K D_rho (T*Q - Q) + O(alpha^2) on the whole set, including pairs that
+    are never in the buffer.
     """
     q, params, inputs, values, phi = network(activation=activation)
     batch, targets = jax.tree.map(lambda leaf: leaf[drawn()], inputs), backup(values)
@@ -112,8 +112,8 @@ def test_theorem_1_a_gradient_step_is_u_to_second_order(activation):
 
 
 def test_lemma_3_linear_features_have_no_higher_order_terms():
-    """Eq. 15 with a step as long as can be: Q' = Q + alpha K D_rho (T*Q - Q) exactly, and K stays
-    what it was.
+    """Eq. 15, even for a long step: Q' = Q + alpha K D_rho (T*Q - Q) exactly, and K does not
+    change.
     """
     q, theta, inputs, values, phi = linear()
     batch, targets = jax.tree.map(lambda leaf: leaf[drawn()], inputs), backup(values)
@@ -129,8 +129,8 @@ def test_lemma_3_linear_features_have_no_higher_order_terms():
 
 @pytest.mark.parametrize("alpha", [0.125, 1.0])
 def test_equation_21_attains_equation_20_where_q_is_linear(alpha):
-    """A kernel of full rank and no higher-order terms: Q' = Q + alpha (T*Q - Q), and its alignment
-    is 1.
+    """K has full rank and there are no higher-order terms: Q' = Q + alpha (T*Q - Q), with alignment
+    1.
     """
     q, theta, inputs, values, phi = linear()
     assert np.linalg.matrix_rank(oracles.kernel(phi)) == PAIRS
@@ -163,7 +163,9 @@ def test_with_fewer_parameters_than_pairs_equation_22_is_least_squares():
 
 @pytest.mark.parametrize("eta", [0.9, 0.97, 0.999])
 def test_equation_24_every_accepted_step_satisfies_its_criterion(eta):
-    """A run of steps towards moving targets, each judged from outside; some need the linesearch."""
+    """A sequence of steps towards moving targets, each checked from outside; some need the
+    linesearch.
+    """
     q, params, inputs, _, _ = network()
     step = steps.preconditioned(q, 1.0, eta, solve.cholesky(1e-6))
     searched = 0
@@ -212,8 +214,8 @@ def test_lemma_4_on_the_features_of_a_network(what):
 
 
 def test_section_4_1_preqn_and_natural_gradient_are_one_update():
-    """Eqs. 27 and 28 as the code takes them, from the same samples, over several steps that each
-    start where the last ended.
+    """Eqs. 27 and 28 as implemented, on the same samples, over several steps that each start where
+    the last one ended.
     """
     q, params, inputs, values, _ = network()
     preqn = steps.preconditioned(q, 0.25, -0.999, solve.eigh())
@@ -239,7 +241,7 @@ DATA = jnp.asarray([[0.5], [0.5], [0.0]])
 
 
 def far_apart(activation, seed):
-    """A critic on the three states, its parameters and its inputs."""
+    """A critic on the three states, with its parameters and inputs."""
     critic = Critic((32,), activation)
     inputs = jnp.asarray(PLACES)[:, None], jnp.zeros((3, 1))
     params = critic.init(jax.random.key(seed), inputs[0][0], inputs[1][0])
@@ -251,7 +253,7 @@ SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_section_5_2_preconditioned_steps_of_a_relu_kernel_diverge_unless_they_are_small(seed):
-    """To first order: K of a fresh network, and the step of Eqs. 21-23 with it."""
+    """To first order: K of a new network, and the step of Eqs. 21-23 with it."""
     q, params, inputs = far_apart("relu", seed)
     kernel = np.asarray(ntk.kernel(q, params, inputs))
     far = kernel[2, :2] @ np.linalg.inv(kernel[:2, :2])
@@ -272,8 +274,8 @@ def test_section_5_2_preconditioned_steps_of_a_relu_kernel_diverge_unless_they_a
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_section_5_2_preqn_relu_settles_at_a_smaller_rate_and_preqn_sin_at_the_papers(seed):
-    """With network and linesearch: at the paper's rate and eta TD errors of relu stay, though the
-    linesearch bounds them; at 0.01 they go, and those of sin go at 0.1.
+    """With network and linesearch. At the paper's rate and eta the TD errors of relu stay, though
+    the linesearch bounds them; at 0.01 they vanish, and those of sin vanish at 0.1.
     """
 
     def td_errors(activation, alpha, updates):

@@ -1,4 +1,4 @@
-"""Plans of runs: what they settle, and what the command does with real ones."""
+"""Plans of runs: how their settings are found, and what the command does with real runs."""
 
 import json
 import os
@@ -168,13 +168,13 @@ def test_a_wrapper_that_only_a_plan_names_is_not_imported(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("word", ["--flagfile=x", "--undefok=profile_file", "-undefok=a"])
 def test_flags_of_a_plan_are_those_of_a_run_alone(word):
-    """Others could make a run write where it should not, as --profile_file does."""
+    """Other flags, such as --profile_file, could make a run write where it should not."""
     with pytest.raises(UserError, match="unexpected argument"):
         settle("--envs=probe/delay", extra=[word, "--profile_file=/tmp/x"])
 
 
 def begin(run, **fields):
-    """Its config.json, as experiments.train writes it."""
+    """Writes the config.json of a run, as experiments.train does."""
     configs = flags.read((f"--num_steps={run.num_steps}", *run.flags), *training.CONFIGS)
     run.folder.mkdir(parents=True)
     described = {**training.plan(*configs).described, **fields}
@@ -236,7 +236,7 @@ def test_a_run_that_is_past_until_is_over_and_one_begun_for_more_is_refused():
 
 
 def test_a_run_has_diverged_where_no_seed_is_left_or_one_was_to_end_it():
-    """A kill may come before the seeds that go on have written another line."""
+    """After one seed has diverged, a kill may come before the others have written another line."""
     run, _ = settle("--envs=probe/delay", "--num_steps=100000", "--seeds=0,1")
     begin(run)
     (run.folder / "checkpoints").mkdir()
@@ -359,7 +359,7 @@ def test_the_command_stopped_anywhere_goes_on_and_ends_as_if_it_had_not(tmp_path
         tmp_path / "broken" / "Pendulum-v1" / variant for variant in ("preqn-sin", "td3-relu")
     ]
     until(lambda: any(directory.steps(one / "checkpoints") for one in folders), process=process)
-    if how == signal.SIGKILL:  # of the runs too, as when a machine dies
+    if how == signal.SIGKILL:  # the runs too, as when a machine dies
         for pid in children(process):
             os.kill(pid, signal.SIGKILL)
     process.send_signal(how)
@@ -409,7 +409,7 @@ def test_a_report_makes_no_run_and_says_so(given):
 
 
 def test_a_plan_asks_for_the_environment_with_its_wrappers(monkeypatch):
-    """Which may be what makes it one that there is a plan for."""
+    """Without them it may be an environment that no agent supports."""
     monkeypatch.setattr(sys, "path", [*sys.path, "."])
     Path("named_parts.py").write_text(
         "import gymnasium\nfrom gymnasium import spaces\n\n\n"

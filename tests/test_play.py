@@ -1,4 +1,4 @@
-"""Episodes of a run's newest checkpoint, and their pictures."""
+"""Playing episodes from a run's newest checkpoint, and drawing them."""
 
 import gc
 import importlib.util
@@ -28,7 +28,7 @@ def options(*args):
 
 
 def by_hand(path, seed, episode_seed):
-    """A return and a length by Gymnasium alone."""
+    """The return and the length of an episode, by Gymnasium alone."""
     policy, env = preqn_jax.load(path).policy(seed), gymnasium.make("Reacher-v5")
     obs, total, length, ended = *env.reset(seed=episode_seed)[:1], 0.0, 0, False
     while not ended:
@@ -59,7 +59,7 @@ def test_episodes_are_those_of_the_policy_and_the_same_each_time(reacher, capsys
 
 @pytest.mark.slow
 def test_a_run_that_is_going_on_can_be_played():
-    """Its lock is held."""
+    """Even while its lock is held."""
     small = {"hidden_sizes": (8, 8), "start_steps": 50, "update_after": 50, "batch_size": 8}
     every = {"checkpoint_every": 50, "eval_every": 100, "eval_episodes": 1}
     training = preqn_jax.train("ddpg", "probe/delay", num_steps=100, logdir="x", **small, **every)
@@ -77,7 +77,7 @@ def test_an_episode_is_cut_off(reacher):
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["gif", "mp4"])
 def test_a_video_shows_the_first_episode(reacher, ending):
-    """In a process of its own, as MuJoCo chooses what it draws with when it is imported."""
+    """In a process of its own, as MuJoCo chooses how to draw when it is imported."""
     if ending == "mp4" and not importlib.util.find_spec("imageio_ffmpeg"):
         pytest.skip("imageio-ffmpeg is not installed")
     out = Path(f"new/folder/x.{ending}").absolute()
@@ -115,7 +115,7 @@ def test_what_pygame_draws_is_filmed_too(monkeypatch, capfd):
 
 
 def test_the_camera_goes_along_with_what_runs():
-    """Hopper's names a body to track, and stands still (-1) all the same."""
+    """Hopper names a body to track, and yet its default camera (-1) stands still."""
     for env_id, moved in (("HalfCheetah-v5", 0), ("Hopper-v5", 0), ("Reacher-v5", -1)):
         env: Any = gymnasium.make(env_id)
         play._follow([env])
@@ -222,7 +222,7 @@ def test_what_is_no_json_object_is_one_sentence(text, words):
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 def test_a_picture_that_finds_no_room_is_an_error_and_prints_nothing():
-    """As imageio would, which writes once more where it is deleted."""
+    """imageio's own writer would write again when it is deleted, and print the error."""
     limits, noise = resource.getrlimit(resource.RLIMIT_FSIZE), np.random.default_rng(0)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:

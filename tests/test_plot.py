@@ -47,8 +47,8 @@ def test_plot_draws_any_runs(tmp_path):
 
 @pytest.fixture
 def rows(monkeypatch):
-    """`(*runs) -> [(name, seeds, return)]`: a figure's lines, by its table. Writing the picture
-    itself would take most of the time.
+    """`(*runs) -> [(name, seeds, return)]`: the lines of a figure, read from its table. The picture
+    is not written, which would take most of the time.
     """
     monkeypatch.setattr(
         learning_curves.output, "save_figure", lambda figure, out: plt.close(figure)
@@ -72,7 +72,7 @@ def test_plot_joins_seeds_of_one_configuration_and_tells_configurations_apart(tm
 
 
 def test_labels_name_what_differs_within_an_environment_and_changes_the_numbers(tmp_path, rows):
-    """Settings of a run's length and of looking at it do neither."""
+    """Settings of a run's length, and of evaluating it, do not change the numbers."""
     found = rows(
         fake_run(tmp_path / "a", "preqn", eta=0.9, log_every=10, num_steps=20),
         fake_run(tmp_path / "b", "preqn", eta=0.9, log_every=5, num_steps=40, seeds=(2,)),
@@ -87,8 +87,8 @@ def test_labels_name_what_differs_within_an_environment_and_changes_the_numbers(
 
 
 def test_no_seed_counts_twice(tmp_path, capsys, rows):
-    """The same folder counts once; where others hold the same seeds each is drawn apart, under its
-    name, in whatever order they come.
+    """A folder that is given twice counts once; if runs share seeds, each is drawn apart under its
+    name, whatever their order.
     """
     first, second = fake_run(tmp_path / "a", "preqn"), fake_run(tmp_path / "b", "preqn", seeds=(1,))
     third = fake_run(tmp_path / "c", "preqn", seeds=(2,))
@@ -106,14 +106,16 @@ def test_no_seed_counts_twice(tmp_path, capsys, rows):
 
 
 def of_seeds(*runs):
-    """The records of each of their seeds."""
+    """The records of each seed of these runs."""
     loaded = [curves.load(run) for run in runs]
     found = [curves.of_seeds(config["seeds"], lines).values() for config, lines in loaded]
     return [*itertools.chain(*found)]
 
 
 def test_seeds_that_were_looked_at_at_other_steps_leave_no_teeth(tmp_path):
-    """A mean over two seeds at one step, and over one of them at the next, would be a saw."""
+    """The mean would be a saw if it were over two seeds at one step, and over one of them at the
+    next.
+    """
     run = fake_run(tmp_path / "a", "preqn")
     dense = [{"step": s, "seed": 0, "critic/q_mean": 1.0} for s in (5, 10, 15, 20)]
     sparse = [{"step": s, "seed": 1, "critic/q_mean": 3.0} for s in (10, 20, 30)]
@@ -156,7 +158,7 @@ def test_a_band_is_the_samples_deviation_of_the_seeds_that_are_there():
 
 
 def test_the_table_is_of_the_seeds_that_go_on(tmp_path):
-    """At the step of their last evaluation, also where other numbers come later."""
+    """At the step of their last evaluation, even if other numbers come later."""
     run = fake_run(tmp_path / "a", "preqn")
     lines = [{"step": s, "seed": 0, "eval/return_mean": float(s)} for s in (10, 20, 30)]
     lines += [{"step": s, "seed": 0, "critic/q_mean": 1.0} for s in (10, 20, 30, 40)]
@@ -236,7 +238,7 @@ def test_a_field_that_an_earlier_version_had_not_tells_no_runs_apart(tmp_path, r
 
 
 def test_a_line_ends_where_the_first_seed_does(tmp_path):
-    """What is left of five seeds after four have ended would look like a collapse."""
+    """If four of five seeds ended, a mean of what is left would look like a collapse."""
     short = fake_run(tmp_path / "a", "preqn", seeds=(0, 1, 2, 3))
     long = fake_run(tmp_path / "b", "preqn", seeds=(4,), num_steps=40)
     more = [(30, 0.0), (40, 0.0), (10, 5.0), (20, 5.0)]

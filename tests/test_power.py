@@ -1,5 +1,5 @@
-"""The rule of "comparing favorably": its power, its level, what a no is worth, and when it is
-open.
+"""The rule of "comparing favorably": how often it says yes or no, wrongly or rightly, and when it
+leaves the question open.
 """
 
 import numpy as np
@@ -22,7 +22,9 @@ def test_the_rules_state_their_power_which_is_none_at_four_fifths(seeds):
 
 @pytest.mark.parametrize("share", [1.0, 1.1])
 def test_a_no_to_one_who_equals_its_rivals_is_as_likely_as_is_told(share):
-    """One task and three seeds, of which no quarter is left out: means are normal."""
+    """One task and three seeds, of which no quarter can be left out: the score is a mean, and
+    normal.
+    """
     own, *rivals = np.random.default_rng(5).normal(1, 0.3 / np.sqrt(3), size=(3, 200_000))
     needed = np.maximum(0.95 * np.maximum(*rivals), np.minimum(*rivals))
     found = power.odds(share, np.ones(1), np.full(1, 0.3), 3)
@@ -39,7 +41,7 @@ def test_the_words_are_of_a_yes_at_every_share_and_of_a_no_where_it_is_wrong():
 
 
 def drawn(rng, levels, spread, count=3):
-    """Scores `[S]` of each task."""
+    """Random scores `[S]` for each task."""
     return list((levels * (1 + spread * rng.normal(size=(count, len(levels))))).T)
 
 
@@ -50,8 +52,8 @@ def drawn(rng, levels, spread, count=3):
     ([0.42, 0.12, 0.55], [0.45, 0.15, 0.2]),
 ])  # fmt: skip
 def test_four_fifths_do_not_pass_however_scores_spread(levels, spread):
-    """The level of the rule, to which the spread is unknown; its thresholds alone would let 80 % of
-    both rivals pass more often where scores spread widely.
+    """The level of the rule, which does not know the true spread; by its thresholds alone, 80 % of
+    both rivals would pass more often if scores spread widely.
     """
     rng, levels, repeats = np.random.default_rng(6), np.array(levels), 150
     answers, above = [], 0
@@ -77,8 +79,8 @@ def test_what_passes_but_might_be_four_fifths_is_not_judged():
 
 
 def test_the_risk_is_that_four_fifths_lead_by_as_much(monkeypatch):
-    """One task and three seeds, of which no quarter is left out: a difference of two means, with
-    standard errors of .8 and 1 times 20 % / sqrt(3).
+    """One task and three seeds, of which no quarter can be left out: a difference of two means,
+    with standard errors of .8 and 1 times 20 % / sqrt(3).
     """
     monkeypatch.setattr(power, "DRAWS", 20_000)
     deviation = 0.2 * np.sqrt((0.8**2 + 1) / 3)
@@ -88,7 +90,7 @@ def test_the_risk_is_that_four_fifths_lead_by_as_much(monkeypatch):
 
 
 def test_a_score_near_zero_says_nothing_of_how_far_scores_spread():
-    """An environment on which PreQN attains nothing yet, with a small spread."""
+    """An environment on which PreQN attains nothing yet, so that its scores hardly spread."""
     rival = [np.array([1.0, 1.02, 0.98]), np.array([0.5, 0.51, 0.49])]
     own = [np.array([1.3, 1.31, 1.29]), np.array([-0.02, 0.0, 0.02])]
     np.testing.assert_allclose(power.deviations([own, rival]) ** 2, [0.00025, 0.00025])

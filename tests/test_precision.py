@@ -1,4 +1,4 @@
-"""The precision of K on a device, as a command tells it."""
+"""The command that measures the precision of K on a device."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_errors_are_those_of_float32_where_products_have_no_less(capsys):
 
 
 def test_an_error_of_k_and_a_wrong_alignment_are_seen(monkeypatch):
-    """Of a device whose layers keep eight bits, as TF32 and bfloat16 have some."""
+    """A device is imitated whose layers keep eight bits, similar to TF32 and bfloat16."""
 
     def coarse(q, params, inputs):
         lin = linearize(q, params, inputs)

@@ -1,4 +1,4 @@
-"""The classic problems do what the literature says of them, and run as environments."""
+"""The classic problems behave as the literature says, and run as environments."""
 
 import jax
 import jax.numpy as jnp
@@ -55,15 +55,15 @@ def test_bairds_star_diverges_with_the_gradient_and_converges_preconditioned():
 
 @x64
 def test_bairds_star_starts_where_the_literature_does():
-    """w = (1, ..., 1, 10) and w_0 = 1: 2 + 1 in the upper states, 10 + 2 in the seventh."""
+    """w = (1, ..., 1, 10) and w_0 = 1: Q is 2 + 1 in the upper states, 10 + 2 in the seventh."""
     np.testing.assert_allclose(problems.baird().start, [[0, 3]] * 6 + [[0, 12]])
 
 
 @x64
 @pytest.mark.parametrize("gamma", [0.75, 0.8, 0.87, 0.99])
 def test_w_to_2w_diverges_above_five_sixths_whatever_the_preconditioner(gamma):
-    """w' = w + alpha (6 gamma - 5) w / 2 by the gradient, w + alpha (6 gamma - 5) w / 5 by PreQN's
-    step: one sign.
+    """w' = w + alpha (6 gamma - 5) w / 2 by the gradient, and w + alpha (6 gamma - 5) w / 5 by
+    PreQN's step: the sign is the same.
     """
     problem = problems.w_to_2w(gamma)
     for operator, share in ((tabular.u3, 2), (tabular.preconditioned, 5)):
@@ -124,7 +124,7 @@ def test_the_chain_is_a_row_with_a_slip_and_overlapping_bells():
 
 @x64
 def test_a_move_of_the_gridworld_slips_in_a_random_direction():
-    """Any of the four, the intended one too; walls stay."""
+    """In any of the four, including the intended one; at a wall the state stays."""
     grid = problems.gridworld(3, slip=0.2).mdp.transition
     middle = np.zeros(9)
     middle[[1, 5, 7, 3]] = [0.85, 0.05, 0.05, 0.05]
@@ -182,8 +182,8 @@ def test_an_environment_has_the_transitions_and_rewards_of_its_table():
 
 
 def test_the_counterexamples_do_not_end():
-    """The second state of w-to-2w stays with reward 0; were it terminal, nothing would be
-    bootstrapped there.
+    """The second state of w-to-2w stays, with reward 0; if it were terminal, no target would
+    bootstrap there.
     """
     assert not problems.baird().terminal.any() and not problems.w_to_2w().terminal.any()
 

@@ -1,5 +1,5 @@
-"""The house rules that a machine can hold: imports point down, precision is pinned, every update
-lowers for every device.
+"""Rules of the project that can be checked by machine: imports point down, precision is fixed,
+every update lowers for every device.
 """
 
 import ast
@@ -17,7 +17,7 @@ from preqn_jax import agents, networks, steps
 from preqn_jax.types import Spec, Transition
 
 ROOT = Path(__file__).parent.parent
-# Each room, and the rooms it imports: no other, and none of these in vain.
+# Each part of a package (a room), and the parts it imports: no others, and all of these.
 LIBRARY = {
     "types": set(),
     "options": set(),
@@ -88,7 +88,7 @@ COMMANDS = {
     "cost": {"kit", "bench"},
     "throughput": {"kit", "bench"},
     "precision": {"kit", "bench"},
-    # It draws their figures again.
+    # It redraws their figures.
     "figures": {"kit", "judge", "bench", "benchmark", "alignment", "diagnose", "failure_modes"},
 }
 ROOMS = {"preqn_jax": LIBRARY, "experiments": COMMANDS}
@@ -96,7 +96,7 @@ EACH = [(package, name) for package, rooms in ROOMS.items() for name in rooms]
 
 
 def imported(path):
-    """Full names of the modules a file imports."""
+    """The full names of the modules that a file imports."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -106,7 +106,7 @@ def imported(path):
 
 
 def files(*packages):
-    """Without the `__init__.py` of a package, which is in no room."""
+    """The files of a package without its `__init__.py`, which belongs to no room."""
     return [
         path
         for package in packages
@@ -116,13 +116,13 @@ def files(*packages):
 
 
 def room(path):
-    """Its package and its name."""
+    """The room of a file: its package and its name."""
     package, first, *_ = path.relative_to(ROOT).parts
     return package, first.removesuffix(".py")
 
 
 def rooms_imported(path):
-    """The rooms of its package that a file imports, without its own."""
+    """The rooms of its own package that a file imports, except its own room."""
     package, own = room(path)
     names = [name.split(".") for name in imported(path) if name.startswith(f"{package}.")]
     return {name[1] for name in names} - {own}
@@ -195,8 +195,8 @@ def _adam(q):
 @pytest.mark.parametrize("precision", [None, "bfloat16"])
 @pytest.mark.parametrize("make", [steps.preconditioned, steps.natural_gradient, _adam])
 def test_products_of_a_step_are_pinned_to_full_precision(make, precision):
-    """Those of Q's own layers too: a step is judged by differences of Q, and where Q is 300 what
-    TF32 or bfloat16 rounds away is as large as they are.
+    """Those of Q's own layers too: a step is judged by differences of Q, and for a Q of 300 the
+    rounding of TF32 or bfloat16 is as large as these.
     """
     critic = networks.Critic((8, 8))
     params = jax.eval_shape(critic.init, jax.random.key(0), jnp.zeros(3), jnp.zeros(2))
@@ -213,8 +213,8 @@ CHOICES = Spec(3, 1, np.zeros(1), np.full(1, 3.0), num_actions=4)
 
 @pytest.mark.parametrize("name", ["crossq", "dqn", "preqn_discrete"])
 def test_products_of_other_critics_are_too(name):
-    """Whose passes are their own: CrossQ's over both batches at once, and the choice of an action.
-    A policy's products, which are left to the device, lead to a mean and its spread.
+    """Critics with their own passes: CrossQ's over both batches at once, and choosing an action. A
+    policy's products have the device's precision: they lead to a mean and its spread.
     """
     spec = Spec(3, 2, -np.ones(2), np.ones(2)) if name == "crossq" else CHOICES
     config = agents.AgentConfig(name, None, (8, 8), (12, 12))
@@ -253,7 +253,7 @@ def sources():
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_and_functions_are_short(path):
-    """400 lines a file; 60 a function, its docstring apart."""
+    """A file has at most 400 lines, and a function 60, without its docstring."""
     text = path.read_text()
     assert len(text.splitlines()) <= 400
     for node in ast.walk(ast.parse(text)):
@@ -274,7 +274,7 @@ def test_no_files_import_one_another_in_a_circle():
     }
     for name, path in names.items():  # `from package.module import thing`
         arrows[name] |= {other.rpartition(".")[0] for other in imported(path)} & set(names)
-    free = {name for name, path in names.items() if path.name == "__init__.py"}  # they hand on
+    free = {name for name, path in names.items() if path.name == "__init__.py"}  # passes names on
     left = {name: others - free - {name} for name, others in arrows.items() if name not in free}
     while ready := {name for name, others in left.items() if not others & set(left)}:
         left = {name: others for name, others in left.items() if name not in ready}

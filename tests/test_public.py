@@ -1,4 +1,4 @@
-"""The public face: what a notebook types, what it costs to import, and the README's example."""
+"""The public interface: what a notebook uses, the time of importing, and the README's example."""
 
 import os
 import re
@@ -25,7 +25,7 @@ TINY = {"hidden_sizes": (8, 8), "start_steps": 50, "update_after": 50, "batch_si
 
 
 def python(code, **environment):
-    """A process of its own that sees the package, and no more of this one than it must."""
+    """Runs code in a new process that can import the package. Returns what it prints."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -42,7 +42,7 @@ def test_every_public_name_is_there_and_found_by_tab():
 
 
 def test_the_library_needs_nothing_of_training_until_it_trains():
-    """And training a functional environment without a run directory needs nothing either."""
+    """Not even to train on a functional environment without a run directory."""
     heavy = "{'gymnasium', 'mujoco', 'orbax', 'tensorboardX', 'matplotlib', 'tqdm'}"
     options = ", ".join(f"{name}={value!r}" for name, value in TINY.items())
     code = f"""
@@ -101,7 +101,7 @@ def test_training_is_a_generator_that_returns_what_it_came_to():
 
 
 def asymmetric():
-    """An environment of one's own, with actions in [0, 4] and the best at 3."""
+    """A user's environment, with actions in [0, 4], of which 3 is best."""
     spec = Spec(1, 1, np.zeros(1), np.full(1, 4.0))
 
     def step(state, action, key):

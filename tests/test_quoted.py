@@ -1,4 +1,4 @@
-"""What documents quote is what the kept records give."""
+"""The numbers that documents quote are those of the stored records."""
 
 import json
 import re
@@ -16,7 +16,7 @@ DOCS = RESULTS.parent.parent / "docs" / "results"
 
 
 def rows(page, *columns):
-    """The table of a page whose header has these columns, a dictionary a row."""
+    """The table of a page whose header has these columns, as one dictionary per row."""
     tables = (DOCS / page).read_text().split("\n\n")
     (table,) = [one for one in tables if all(f"| {column} |" in one for column in columns)]
     lines = [line for line in table.split("\n") if line.startswith("|")]
@@ -30,8 +30,8 @@ def numbers(text):
 
 
 def kept(folder, end=100_000, updates=False):
-    """name -> values `[S, T]` of the records of a run up to a step, of its `updates` without the
-    line of the first.
+    """A function from a metric's name to its values `[S, T]` in a stored run up to a step; of its
+    `updates` alone, the first line of which is left out.
     """
     config, lines = curves.load(RESULTS / folder)
     first = config["update_after"] if updates else 0
@@ -135,7 +135,9 @@ def test_the_table_of_longer_runs_is_of_the_kept_records():
 
 
 def estimated(folder, step):
-    """As a page says it: the mean of the last ten evaluations up to a step, and its interval."""
+    """The mean of the last ten evaluations up to a step, with its interval, in the format of the
+    pages.
+    """
     return f"{scores.mean(last_ten(kept(folder, step)('eval/return_mean'))):,.0f}"
 
 
@@ -190,13 +192,14 @@ def test_the_interquartile_means_by_which_to_choose_are_those_of_the_reports():
 
 
 def fallen(*variants):
-    """Of all kept runs of these variants: seeds, who diverged, and where one lost its gain. A seed
-    that is another's over again, as far as both were evaluated, counts once.
+    """How many seeds the stored runs of these variants have, how many diverged, and the
+    environments where one lost its gain. A seed that repeats another's evaluations, as far as both
+    go, counts once.
     """
     seeds, diverged, lost = {}, set(), set()
     for root in ("paper", "scale", "scale_h200", "scale_300k"):
         for path in sorted((RESULTS / root).glob("*-v5/*")):
-            if path.name not in variants or path.is_symlink():  # another root's
+            if path.name not in variants or path.is_symlink():  # it belongs to another root
                 continue
             (run,), _ = curves.gather(RESULTS / root, [path.parent.name], [path.name])
             found, (steps, values) = stability.faults(run), run.metric("eval/return_mean")
@@ -402,7 +405,7 @@ def test_who_collapses_beside_preqn_is_told_as_in_reports(root, page, words):
 
 
 def collapses(variants, folders, middle=np.mean):
-    """How many seeds break rule (b), and of how many, where five evaluations count as `middle`."""
+    """How many seeds break rule (b), of how many, if `middle` sums up every five evaluations."""
     found = []
     for folder in (f"{folder}-v5/{variant}" for folder in folders for variant in variants):
         of = kept(folder, 300_000)

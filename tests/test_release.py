@@ -1,5 +1,5 @@
-"""What goes out, and on what it runs: versions in agreement, images, workflows and hooks that call
-what there is.
+"""What is released, and what it runs on: versions agree, and images, workflows and hooks call what
+exists.
 """
 
 import importlib.util
@@ -28,7 +28,7 @@ def text(name):
 
 
 def pythons():
-    """The minor versions that the classifiers name."""
+    """The minor versions of Python in the classifiers."""
     names = [name.rpartition(" :: ")[2] for name in PROJECT["classifiers"] if "Python ::" in name]
     return [name for name in names if "." in name]
 
@@ -66,7 +66,7 @@ def test_this_python_is_one_of_those_declared():
 
 
 def jobs():
-    """Every run of make in a workflow: its job, the values of its matrix, and its words."""
+    """Every call of make in a workflow: its job, the values of its matrix, and its arguments."""
     for path in WORKFLOWS:
         for job in yaml.safe_load(path.read_text())["jobs"].values():
             matrix = job["strategy"]["matrix"]
@@ -109,7 +109,7 @@ def test_hooks_before_a_commit_are_what_make_check_runs():
 
 
 def instructions():
-    """Each instruction of the Dockerfile and its words."""
+    """Each instruction of the Dockerfile, with its arguments."""
     lines = re.sub(r"^#.*\n|\\\n", "", DOCKERFILE, flags=re.M).splitlines()
     return [tuple(line.split(maxsplit=1)) for line in lines if line]
 
@@ -142,7 +142,7 @@ def test_the_image_starts_a_command_that_there_is():
 
 @pytest.mark.slow
 def test_what_is_released_is_the_library_alone_and_leaves_the_checkout_clean(tmp_path):
-    """By the recipe of `make dist`. That the wheel works is `test_public`'s."""
+    """By the recipe of `make dist`. `test_public` tests that the wheel works."""
     pytest.importorskip("build", reason="the extra `dev` has it")
     status = ["git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=all"]
     before = subprocess.run(status, capture_output=True, text=True, check=True).stdout

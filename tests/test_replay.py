@@ -19,7 +19,7 @@ def empty(capacity):
 
 
 def numbered(start, n):
-    """Transitions whose every entry is their number."""
+    """Transitions that have their number in every entry."""
     ids = np.arange(start, start + n, dtype=np.float32)
     return Transition(
         np.tile(ids[:, None], 3), np.tile(ids[:, None], 2), ids, ids, np.tile(ids[:, None], 3)
@@ -89,7 +89,7 @@ def test_what_is_skipped_leaves_the_buffer_as_it_is(skip):
 
 @pytest.mark.parametrize("field", ["obs", "action", "discount", "next_obs"])
 def test_transitions_of_another_shape_are_refused(field):
-    """One number would be written into all places of a row, or of all rows."""
+    """Else one number would be broadcast to a whole row, or to all rows."""
     rows = numbered(0, 2)
     wrong = rows._replace(**{field: jnp.asarray(getattr(rows, field))[:1]})
     with pytest.raises(ValueError, match="an array of the shape .*, expected"):

@@ -1,4 +1,4 @@
-"""Reports on runs: what is read, compared, printed, written and drawn."""
+"""Reports on runs: reading, comparing, printing, writing and drawing."""
 
 import dataclasses
 import json
@@ -96,7 +96,7 @@ def test_a_table_has_the_customary_steps_that_were_reached():
     expected = [1000 * np.mean(np.arange(11, 21) / 20) + 10 * seed for seed in (0, 1, 2)]
     np.testing.assert_allclose(rows[0]["scores"], expected)
     assert rows[0]["estimate"].value == pytest.approx(np.mean(expected))
-    assert curves.common_step(runs) == 125_000  # sac-relu ended before, and stands as it ended
+    assert curves.common_step(runs) == 125_000  # sac-relu ended before, and counts as it ended
     pooled = standing.together([run.cut(100_000) for run in runs])
     assert [row["variant"] for row in pooled] == ["preqn-sin", "td3-relu", "sac-relu"]
     # Of three values a quarter is none: the mean.
@@ -192,7 +192,7 @@ def test_nothing_to_report_is_a_sentence_that_names_the_command(binary):
 
 
 def _with_a_frozen_seed():
-    """Its last means are of a step that no other seed has."""
+    """A run with a frozen seed, whose last means are of a step that no other seed has."""
     end = {**frozen(22_350, 1), "critic/alignment": 0.1}
     write("b", "td3-relu", extra=[end])
     (run,), _ = curves.gather(Path("r"), ["b"], ["td3-relu"])

@@ -21,7 +21,9 @@ ENVS = ("HalfCheetah-v5", "Hopper-v5")
 
 
 def diagnoses(seeds=(0, 1, 2), **values):
-    """At every evaluation of a run of 20: each value a function of (seed, evaluation)."""
+    """Diagnoses at every evaluation of a run with 20: each value is a function of (seed,
+    evaluation).
+    """
     return [
         {
             "step": 5000 * i,
@@ -38,7 +40,7 @@ def diagnoses(seeds=(0, 1, 2), **values):
 
 @pytest.mark.parametrize("name", rivals.VARIANTS)
 def test_a_variant_is_a_command_of_train(name):
-    """Its flags are flags, they make an agent, and every evaluation comes with a diagnosis."""
+    """Its flags exist, they make an agent, and every evaluation comes with a diagnosis."""
     run, agent, loop = flags.read(rivals.KIND.variants[name], *training.CONFIGS)
     assert run.diagnose_every == plan.EVERY
     made = agents.resolve(agent)
@@ -141,7 +143,7 @@ def test_measurements_are_the_last_at_each_share_of_a_run():
 
 
 def test_a_measurement_that_orders_the_scores_has_rank_correlation_one():
-    """Within each task; between tasks it goes the other way, which must not matter."""
+    """Within each task; between tasks the order is reversed, which must not matter."""
     for env, level, sign in (("HalfCheetah-v5", 5000, -10), ("Hopper-v5", 0, 10)):
         for k, variant in enumerate(("preqn", "td3")):
             values = diagnoses(

@@ -1,4 +1,4 @@
-"""Scores, their intervals and what others published, against the formulas."""
+"""Scores, their intervals and published returns, against the formulas."""
 
 import math
 
@@ -112,7 +112,9 @@ def test_clearly_is_all_of_an_interval_beside_zero(interval, sign):
 
 
 def test_shares_are_the_same_as_likely_as_draws_without_replacement_say():
-    """Of the ways to have so many in all, those no likelier than what was found."""
+    """The probability of all outcomes with the same total that are at most as likely as the one
+    found.
+    """
     for (k, n), (j, m) in (((4, 12), (2, 24)), ((0, 5), (5, 9)), ((3, 3), (0, 3))):
         ways = [math.comb(n, i) * math.comb(m, k + j - i) for i in range(k + j + 1)]
         likely = sum(one for one in ways if one <= ways[k]) / sum(ways)

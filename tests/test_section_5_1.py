@@ -12,7 +12,7 @@ WIDTHS, DEPTHS, SEEDS = (32, 64, 128, 256), (1, 2, 3, 4), (0, 1, 2)
 
 
 def diagonal(activation, width, depth):
-    """Numbers that bear out all four findings."""
+    """Diagonals for which all four findings are borne out."""
     return {"tanh": 100, "relu": 600, "sin": 400}[activation] * (1 + np.log2(width) - depth)
 
 
@@ -135,7 +135,7 @@ def test_most_is_more_than_half():
 
 @pytest.mark.parametrize(("lost", "expected"), [(5, True), (6, False)])
 def test_commonly_is_three_quarters_of_all_pairs(lost, expected):
-    """Of 21; where relu falls behind, spread over the environments."""
+    """Of 21 pairs; those in which relu falls behind are spread over the environments."""
     data = made_up()
     relu = [cell for cell in data["cells"] if cell["activation"] == "relu"]
     for cell in sorted(relu, key=lambda cell: cell["hidden_sizes"])[:lost]:
@@ -202,8 +202,8 @@ def test_slopes_are_of_least_squares_with_their_standard_error_over_initialisati
 
 @pytest.mark.parametrize(("spread", "clear"), [(0.01, True), (0.5, False)])
 def test_a_line_that_fits_badly_is_clear_where_every_initialisation_has_it(spread, clear):
-    """Means of 5, 1, 6 and 4.5 rise by .35 a doubling. Their distances from the line would make an
-    error of .52 of it, whatever the spread.
+    """Means of 5, 1, 6 and 4.5 rise by .35 per doubling. By their distances from the line the error
+    would be .52, whatever the spread over initialisations.
     """
     at = dict(zip(WIDTHS, (500.0, 100.0, 600.0, 450.0), strict=True))
     data = made_up(spread=spread, diagonal=lambda a, w, d: at[w] * 2.0**-d)
@@ -232,7 +232,9 @@ def test_unfinished_numbers_are_not_drawn_or_judged():
 
 
 def test_a_slope_over_widths_is_against_their_logarithm():
-    """What is left of log2 width beside a line in width: that has no slope in width at all."""
+    """The residual of log2 width after a linear fit in width: it has no slope against width, but
+    one against log2 width.
+    """
     widths = 2 ** np.arange(5, 13)
     left = np.log2(widths) - np.polyval(np.polyfit(widths, np.log2(widths), 1), widths)
     at = dict(zip(widths.tolist(), left, strict=True))

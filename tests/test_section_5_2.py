@@ -1,4 +1,6 @@
-"""Section 5.2's rules: verdicts on made-up records both ways."""
+"""Section 5.2's rules: made-up records for which each verdict is yes, and others for which it is
+no.
+"""
 
 import json
 import shutil
@@ -16,7 +18,7 @@ ENVS = ("HalfCheetah-v5", "Swimmer-v5")
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch):
-    """Enough to tell where a rule says yes; verdicts here are far from its edges."""
+    """Few draws are enough, as the verdicts here are far from the thresholds."""
     monkeypatch.setattr(power, "DRAWS", 20)
 
 
@@ -30,13 +32,13 @@ def find(words, envs=ENVS):
 
 
 def collapse(seeds=(0, 1, 2)):
-    """Returns that fall to nothing after 60 % of the run, of these seeds."""
+    """Returns of which those of these seeds fall to nothing after 60 % of the run."""
     return lambda seed, t: 1000 * (0.0 if t >= 0.6 and seed in seeds else t) + seed
 
 
 STATEMENTS = {
-    # words of the statement -> what makes it so, and what makes it not so: {variant: fields of
-    # `write`}
+    # words of the statement -> records that make it true, and records that make it false: {variant:
+    # fields of `write`}
     "is stable": ({}, {"preqn-sin": {"q": 200.0}}),
     "comparing favorably": (
         {"preqn-sin": {"returns": better(-5)}, "td3-relu": {"returns": better(-20)}},
@@ -87,7 +89,7 @@ def test_statements_on_single_environments(by, env, words, so):
 
 @pytest.mark.parametrize(("sac", "so"), [(0, True), (500, None), (900, False)])
 def test_better_than_one_baseline_is_not_better_than_both(sac, so):
-    """Level with the other it is undecided; a clear defeat by it decides."""
+    """If it is level with the other, the verdict is open; a clear defeat by it decides."""
     for variant in SIX:
         returns = better({"preqn-sin": 500, "sac-relu": sac}.get(variant, 0))
         write("Swimmer-v5", variant, returns)
@@ -114,7 +116,7 @@ def test_where_nothing_is_clear_nothing_is_said_in_general():
 
 @pytest.mark.parametrize("by", [1, 0])
 def test_generally_is_by_the_mean_on_more_than_half(by):
-    """Clear on one of two, and on the other a little ahead, or level."""
+    """Clearly ahead on one of two, and a little ahead or level on the other."""
     for env, less in zip(ENVS, (-500, by), strict=True):
         write(env, "td3-relu")
         write(env, "td3-sin", returns=better(less))
@@ -123,7 +125,7 @@ def test_generally_is_by_the_mean_on_more_than_half(by):
 
 
 def test_a_seeds_alignment_is_the_mean_of_its_updates():
-    """Rejected ones count as 0: one line of 21 that is 0 takes .99 to .943."""
+    """Rejected updates count as 0: one line of 21 that is 0 turns .99 into .943."""
     for variant in ("preqn-sin", "preqn-relu"):
         rejected = {"step": 52_000, "seed": 1, "critic/alignment": 0.0}
         write("HalfCheetah-v5", variant, extra=[rejected] if variant == "preqn-sin" else [])
@@ -133,7 +135,7 @@ def test_a_seeds_alignment_is_the_mean_of_its_updates():
 
 
 def test_the_line_of_the_first_updates_is_no_part_of_a_mean():
-    """It may be of 50 updates, where the others are of 5,000."""
+    """It may cover 50 updates, while the others cover 5,000."""
     first = {"step": 5000, "seed": 1, "critic/alignment": 0.0}
     found = section_5_2.alignments(one(extra=[first], update_after=5000))
     np.testing.assert_allclose(found, [0.99] * 3)
@@ -174,7 +176,7 @@ def test_what_diverged_is_the_weaker_whatever_it_returned():
     ],
 )
 def test_what_is_less_stable_is_so_beyond_chance(relu, sin, so, p_value):
-    """5 of 7 beside 0 of 7: twice C(7, 5) of C(14, 5), for either could have them."""
+    """5 of 7 against 0 of 7: twice C(7, 5) of C(14, 5), as either side could have them."""
     for variant, count in (("preqn-relu", relu), ("preqn-sin", sin)):
         write("HalfCheetah-v5", variant, collapse(range(count)), seeds=range(7))
     half = find("PreQN-relu was", ["HalfCheetah-v5"]).halves[1]
@@ -183,7 +185,7 @@ def test_what_is_less_stable_is_so_beyond_chance(relu, sin, so, p_value):
 
 
 def test_beside_the_seeds_that_are_not_stable_stand_those_of_the_baselines():
-    """On the same tasks, as far as records tell; the verdict is on PreQN alone."""
+    """On the same tasks, as far as records tell; the verdict is about PreQN alone."""
     write("HalfCheetah-v5", "preqn-sin")
     write("HalfCheetah-v5", "td3-relu", collapse([1]), q=200.0)
     write("HalfCheetah-v5", "sac-relu", worth=None)
@@ -215,7 +217,7 @@ def test_the_p_value_beside_a_fault_is_of_both_baselines_together():
     (-500, 0, 0, "neither baseline"),
 ])  # fmt: skip
 def test_it_is_told_whose_intervals_overlap(preqn, td3, sac, words):
-    """Each is 20 wide."""
+    """Each interval is 20 wide."""
     for variant, by in (("preqn-sin", preqn), ("td3-relu", td3), ("sac-relu", sac)):
         write("HalfCheetah-v5", variant, better(by))
     half = find("comparing favorably", ["HalfCheetah-v5"]).halves[0]
@@ -247,7 +249,7 @@ def test_a_single_seed_leaves_open_what_has_to_be_clear():
 
 
 def test_a_clear_answer_stands_beside_what_is_open():
-    """A seed each on Swimmer; on HalfCheetah TD3-sin is clearly ahead, or behind."""
+    """Swimmer has one seed; on HalfCheetah TD3-sin is clearly ahead, or behind."""
     for by, so in ((500, False), (-500, None)):
         shutil.rmtree("r", ignore_errors=True)
         for env, seeds in zip(ENVS, ((0, 1, 2), (0,)), strict=True):
@@ -311,7 +313,7 @@ def test_a_statement_cannot_be_judged_while_a_run_is_missing():
 
 
 def test_comparing_favorably_is_by_thresholds_that_are_told():
-    """PreQN on each side of 95 % of the better baseline, and of the lesser one."""
+    """PreQN on either side of 95 % of the better baseline, and of the lesser baseline."""
     for share, td3, so in ((0.96, 0.9, True), (0.94, 0.9, False), (0.96, 0.97, False)):
         for variant, level in (("preqn-sin", share), ("td3-relu", td3), ("sac-relu", 1.0)):
             (Path("r") / "HalfCheetah-v5" / variant).exists() and shutil.rmtree(
@@ -349,7 +351,7 @@ def test_of_two_that_diverged_neither_is_the_weaker():
     lost = [{"step": 61_050, "seed": 2, "run/diverged": 1.0}]
     for variant in ("preqn-sin", "preqn-relu"):
         write("HalfCheetah-v5", variant, end=12, extra=lost)
-    write("HalfCheetah-v5", "td3-relu")  # all are judged where it stands
+    write("HalfCheetah-v5", "td3-relu")  # all are judged at its step
     half = find("PreQN-relu was", ["HalfCheetah-v5"]).halves[0]
     assert half.borne_out is None and "diverged" not in half.evidence
 

@@ -1,4 +1,4 @@
-"""The fast sine and cosine: their errors on every range, what has no fast way, and every
+"""The fast sine and cosine: their errors on every range, what has no fast way, and every JAX
 transformation.
 """
 
@@ -13,8 +13,8 @@ PAIRS = {"sin": (sine.sin, jnp.sin, np.sin), "cos": (sine.cos, jnp.cos, np.cos)}
 
 
 def points(kind):
-    """float32 numbers within LIMIT, as they come or right beside the zeros of sin and cos, where a
-    reduction shows its faults.
+    """float32 numbers within LIMIT, random or right beside the zeros of sin and cos, where a range
+    reduction shows its errors.
     """
     rng = np.random.default_rng(0)
     if kind == "multiples of pi/2":
@@ -35,8 +35,8 @@ def points(kind):
 
 @pytest.mark.parametrize("kind", [4.0, 100.0, sine.LIMIT, "multiples of pi/2", "logarithmic"])
 def test_errors_on_the_fast_range(kind):
-    """sin within 4 units in the last place everywhere, cos within 2.5e-7 of itself (it is not made
-    for its zeros).
+    """sin is within 4 units in the last place everywhere; cos is within a relative error of 2.5e-7
+    (it is not made for its zeros).
     """
     x = points(kind)
     exact_sin, exact_cos = np.sin(x.astype(np.float64)), np.cos(x.astype(np.float64))
@@ -49,23 +49,21 @@ def test_errors_on_the_fast_range(kind):
 
 
 def test_the_slope_is_as_good_as_the_cosine():
-    """Also next to the zeros of cos, where a sine's slope changes its sign."""
+    """Even next to the zeros of cos, where a sine's slope changes sign."""
     x = points("multiples of pi/2")
     slope = jax.jit(lambda x: jax.jvp(sine.sin, (x,), (jnp.ones_like(x),))[1])(jnp.asarray(x))
     assert np.max(np.abs(np.asarray(slope, np.float64) - np.cos(x.astype(np.float64)))) <= 2.5e-7
 
 
 def test_the_fast_way_is_taken():
-    """Not the same numbers as XLA's own throughout, or the module would be for nothing (CPU
-    only).
-    """
+    """On a CPU some numbers differ from XLA's own; else the module would have no use."""
     x = points(100.0)
     differ = np.asarray(jax.jit(sine.sin)(x)) != np.asarray(jax.jit(jnp.sin)(x))
     assert differ.any() == (jax.default_backend() == "cpu")
 
 
 def test_errors_up_to_the_largest_float():
-    """2,000 numbers of every exponent beyond LIMIT, both signs, and the ends of the range."""
+    """2,000 numbers for every exponent beyond LIMIT, of both signs, and the ends of the range."""
     rng = np.random.default_rng(3)
     limit, infinity = (int(np.float32(v).view(np.uint32)) for v in (sine.LIMIT, np.inf))
     exponents = np.arange(limit >> 23, infinity >> 23, dtype=np.uint32)[:, None] << 23
@@ -134,7 +132,7 @@ DERIVATIVES = {  # of sin and of cos, from the zeroth
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("order", range(4))
 def test_derivatives_of_every_order(name, order):
-    """By reverse mode of one element at a time, and by forward mode of the array."""
+    """By reverse mode, element by element, and by forward mode on the array."""
     fast = PAIRS[name][0]
     reverse, forward = fast, fast
     for _ in range(order):
@@ -197,7 +195,7 @@ def test_one_large_element_changes_no_other(name):
     ids=["sin", "slope", "curvature", "cos"],
 )
 def test_nothing_stands_between_it_and_its_neighbours(f):
-    """A branch, a reduction or a call would keep XLA from fusing it, which is most of its price."""
+    """A branch, a reduction or a call would keep XLA from fusing it, and make it much slower."""
     compiled = (
         jax.jit(jax.vmap(jax.vmap(lambda x: 2 * f(x + 1))))
         .lower(jnp.asarray(X))

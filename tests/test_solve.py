@@ -14,7 +14,7 @@ from preqn_jax import solve
 
 jit = partial(jax.jit, compiler_options=oracles.QUICK)
 DAMPING = 1e-3
-SOLVERS = {  # name -> (the solve, the matrix it inverts, given K)
+SOLVERS = {  # name -> (the solve, function from K to the matrix that it inverts)
     "eigh": (solve.eigh(), lambda k: k),
     "lstsq": (solve.lstsq(), lambda k: k),
     "cg": (solve.cg(tol=1e-13), lambda k: k),
@@ -35,7 +35,7 @@ BATCH = 10
 
 
 def positive(seed=0, batch=BATCH):
-    """A well-conditioned kernel: Phi^T Phi of more parameters than examples."""
+    """A well-conditioned kernel: Phi^T Phi with more parameters than examples."""
     phi = np.random.default_rng(seed).normal(size=(4 * batch, batch))
     return phi.T @ phi
 
@@ -66,7 +66,7 @@ def test_equals_numpy_on_a_well_conditioned_kernel(name, x64):
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_reports_residual_rank_and_damping(name, x64):
-    """The residual is |K z - delta| / |delta| with K as it came, so that damping shows in it."""
+    """The residual is |K z - delta| / |delta| with K itself, so that damping shows in it."""
     gram, delta = positive(), delta_for()
     z, info = run(name, gram, delta)
     residual = np.linalg.norm(gram @ np.asarray(z) - delta) / np.linalg.norm(delta)
@@ -81,8 +81,8 @@ def test_reports_residual_rank_and_damping(name, x64):
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_damping_is_relative_to_the_diagonal(name, x64):
-    """K -> s K and delta -> s delta leave z as it is, whatever the width of the network does to the
-    scale of K.
+    """K -> s K and delta -> s delta leave z as it is, so that the scale of K, which depends on the
+    network's width, does not matter.
     """
     gram, delta = positive(), delta_for()
     z, _ = run(name, gram, delta)
@@ -92,8 +92,8 @@ def test_damping_is_relative_to_the_diagonal(name, x64):
 
 @pytest.mark.parametrize("name", MINIMUM_NORM)
 def test_duplicate_rows_get_the_minimum_norm_solution(name, x64):
-    """Opposite targets on equal rows have no exact solution: the least-squares one, with nothing in
-    the null space.
+    """Opposite targets on equal rows have no exact solution: the least-squares one is found, with
+    nothing in the null space.
     """
     gram, delta = with_duplicates(), delta_for()
     z, info = run(name, gram, delta)
@@ -112,8 +112,8 @@ def test_duplicate_rows_get_the_minimum_norm_solution(name, x64):
 )
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_solvable_singular_system_is_solved(make, dtype, request):
-    """Delta in the range of K, that is duplicate rows that agree on their target; every solve as
-    its defaults have it.
+    """Delta is in the range of K, as duplicate rows agree on their target; every solve with its
+    defaults.
     """
     if dtype == "float64":
         request.getfixturevalue("x64")
@@ -166,8 +166,8 @@ def test_rcond_cuts_relative_to_the_largest(make, rcond, rank, x64):
 
 @pytest.mark.parametrize("make", [solve.eigh, solve.lstsq])
 def test_the_default_cut_is_of_the_kernels_own_precision_and_size(make, x64):
-    """One and the same matrix has full rank in float64 and not in float32; and the cut is B times
-    the precision, of the largest eigenvalue whatever that is.
+    """The same matrix has full rank in float64, but not in float32. The cut is B times the
+    precision, relative to the largest eigenvalue.
     """
     eps = np.finfo(np.float64).eps
     solver = jit(make())
@@ -205,7 +205,7 @@ def test_zero_kernel_has_the_zero_solution(name, delta):
     z, info = run(name, np.zeros((4, 4)), np.full(4, delta), jnp.float32)
     assert jnp.all(z == 0) and info.finite
     assert info.rank == 0
-    assert info.residual == delta  # nothing of delta was removed: 1, or 0 where there was nothing
+    assert info.residual == delta  # nothing of delta was removed: 1, or 0 if delta is zero
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -262,7 +262,7 @@ def test_one_bad_seed_spoils_no_other(x64):
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_no_product_leaves_its_precision_to_a_default(name):
-    """As in the kernel: a product in less than float32 is an error of 1e-3, times the condition of
+    """As in the kernel: a product in less than float32 has an error of 1e-3, times the condition of
     K.
     """
     text = str(jax.make_jaxpr(SOLVERS[name][0])(jnp.eye(BATCH), jnp.ones(BATCH)))
@@ -275,7 +275,7 @@ def test_no_product_leaves_its_precision_to_a_default(name):
 
 @pytest.mark.parametrize("damping", [0.0, DAMPING])
 def test_conjugate_gradients_end_where_there_is_no_curvature(damping):
-    """Their next step would divide by zero."""
+    """The next step would divide by zero."""
     z, info = jit(solve.cg(damping=damping))(jnp.zeros((4, 4)), jnp.ones(4))
     assert (z == 0).all() and info.finite and info.residual == 1
 
@@ -288,7 +288,7 @@ def test_conjugate_gradients_hide_no_nan(kind):
 
 
 def test_of_a_target_outside_of_the_range_the_best_iterate_stays():
-    """The first, by hand; the next direction has no curvature."""
+    """The first iterate, worked out by hand; the next direction has no curvature."""
     delta = jnp.asarray([0.0, 1.0, 2.0])
     z, info = jit(solve.cg())(jnp.ones((3, 3)), delta)
     np.testing.assert_allclose(z, 5 / 9 * delta, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Cholesky by blocks, of more rows than LAPACK takes at once on the CPU."""
+"""Cholesky by blocks, for more rows than LAPACK gets at once on the CPU."""
 
 import os
 import re
@@ -20,7 +20,7 @@ MANY = 230
 
 @pytest.fixture(scope="module")
 def many():
-    """K of 230 inputs of 60 directions, Delta, and the damped solution in float64."""
+    """K of 230 inputs in 60 directions, Delta, and the damped solution in float64."""
     phi = np.random.default_rng(0).normal(size=(60, MANY))
     gram, delta = phi.T @ phi, delta_for(batch=MANY)
     damped = gram + DAMPING * np.mean(np.diag(gram)) * np.eye(MANY)
@@ -29,7 +29,7 @@ def many():
 
 @pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-3), ("float64", 1e-11)])
 def test_many_rows_are_solved_as_exactly_as_few(dtype, error, many, request):
-    """In float32 the condition of the damped K, 1e4, times eps."""
+    """In float32 the error is eps times the condition of the damped K, 1e4."""
     if dtype == "float64":
         request.getfixturevalue("x64")
     gram, delta, expected = many
@@ -48,7 +48,7 @@ def test_many_rows_under_vmap_are_a_loop_and_a_bad_one_spoils_no_other(many, x64
 
 @pytest.mark.parametrize("row", [3, MANY - 3])
 def test_many_rows_that_cannot_be_factored_are_reported(row):
-    """In the first block, and in what is left of it."""
+    """Whether the first block fails, or what is left after it."""
     gram = np.eye(MANY)
     gram[row, row] = -1
     z, info = run("cholesky", gram, np.ones(MANY), jnp.float32)
@@ -66,8 +66,8 @@ def test_a_solve_of_many_rows_is_differentiable(many, x64):
 
 @pytest.mark.parametrize("batch", [97, 256, 1000])
 def test_no_call_of_lapack_is_large_enough_to_wake_its_threads(batch):
-    """OpenBLAS wakes its other threads, which fight XLA's for the cores, for a factorisation of
-    some 128 rows and for 1,024 right-hand numbers.
+    """For a factorisation of about 128 rows, and for 1,024 numbers on the right-hand side, OpenBLAS
+    wakes its other threads, which compete with XLA's for the cores.
     """
     shapes = jax.ShapeDtypeStruct((batch, batch), jnp.float32), jax.ShapeDtypeStruct((batch,), "f4")
     text = jax.jit(solve.cholesky()).lower(*shapes).as_text()
@@ -113,8 +113,8 @@ print(bool(info.finite.all()))
 def test_many_solves_side_by_side_do_not_wait_for_one_another_for_ever(
     method, devices, threads, members, calls
 ):
-    """Calls of LAPACK for a batch each held one of XLA's threads and waited for another, in one
-    program and on two devices.
+    """Batched LAPACK calls each held one of XLA's threads and waited for another, in one program on
+    two devices.
     """
     env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
     env |= {"PYTHONPATH": str(Path(__file__).parents[1]), "NPROC": str(threads)}
@@ -126,7 +126,7 @@ def test_many_solves_side_by_side_do_not_wait_for_one_another_for_ever(
 
 @pytest.mark.parametrize("method", ["cholesky", "eigh", "lstsq"])
 def test_no_call_of_lapack_is_for_a_batch(method):
-    """Its shares are handed out to threads that may all be waiting for such shares."""
+    """The parts of a batched call are given to threads that may all be waiting for such parts."""
     shapes = jax.ShapeDtypeStruct((3, 256, 256), "f4"), jax.ShapeDtypeStruct((3, 256), "f4")
     text = jax.jit(jax.vmap(getattr(solve, method)())).lower(*shapes).as_text()
     calls = [line for line in text.splitlines() if "@lapack_" in line or "@blas_" in line]
@@ -151,7 +151,7 @@ def test_a_damping_of_more_digits_than_k_solves_in_those_of_k(make, x64):
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("size", [2.0**66, 2.0**-66])
 def test_no_size_of_delta_overflows_or_vanishes(name, size):
-    """Its square would, in float32. A power of two changes no digit."""
+    """Its square would, in float32. Scaling by a power of two changes no digit."""
     gram, delta = np.float32(positive()), np.float32(np.arange(1, BATCH + 1))
     z, info = JITTED[name](gram, delta)
     huge, same = JITTED[name](gram, size * delta)

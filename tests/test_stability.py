@@ -21,7 +21,7 @@ def test_a_return_collapses_if_it_loses_half_of_what_it_gained():
         np.concatenate([rise, np.full(5, 40.0)]), spread=200.0
     )  # it never learned
     assert not stability.collapsed(np.array([0.0, 100.0, 0.0]), spread=1.0)  # too few to tell
-    # What comes after forgives nothing, so that a verdict stands wherever one cuts.
+    # What comes after does not mend a collapse, so that a later cut cannot change the verdict.
     again = np.concatenate([rise, np.full(5, 40.0), np.linspace(50, 200, 20)])
     assert stability.collapsed(again, spread=1.0)
 

@@ -1,4 +1,4 @@
-"""The command: what it leaves, prints, and refuses; two processes."""
+"""The sweep command: what it leaves, prints, and refuses; and two processes."""
 
 import contextlib
 import json
@@ -84,7 +84,7 @@ def test_the_report_alone_changes_no_run(whole):
 
 @pytest.mark.slow
 def test_a_sweep_killed_again_and_again_ends_bit_for_bit(whole, tmp_path):
-    """By SIGKILL, at five moments."""
+    """It is killed by SIGKILL, at five moments."""
     kills = 0
     while kills < 5:
         before = {*tmp_path.glob("s/*/checkpoints/[0-9]*")}
@@ -104,7 +104,7 @@ def test_a_sweep_killed_again_and_again_ends_bit_for_bit(whole, tmp_path):
 
 
 def two(*flags):
-    """The same command in two processes that meet."""
+    """Starts the same command in two processes that meet."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -131,9 +131,7 @@ def test_two_processes_train_what_one_does_and_one_goes_on_with_what_two_left(wh
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_a_process_that_ends_takes_no_other_with_it(sent, tmp_path):
-    """The first, which the others met at. One that is asked to end has a checkpoint; the other goes
-    on, as from a checkpoint of its own, where only the first is.
-    """
+    """The first process, the coordinator, ends; the other goes on until it is asked to end."""
     both = two(f"--logdir={tmp_path}/s", "--num_steps=20000", "--eval_every=10000")
     while all(one.poll() is None for one in both) and len(records(tmp_path / "s")) < 4:
         time.sleep(0.1)
@@ -179,7 +177,7 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(tmp_path, flags, sente
 @pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize("axes", [(), ("eta=0.5,0.9",)])
 def test_a_report_is_of_the_members_that_were_evaluated(axes, early, tmp_path, capsys):
-    """One has begun, and written nothing yet, or was not evaluated yet; another has not begun. The
+    """One member has begun, but has no records or no evaluation yet; another has not begun. The
     line of the first updates, at step 100, is no part of the mean alignment.
     """
     given = ("--env=probe/delay", "--seeds=0,1,2", "--update_after=100", "--start_steps=50")
@@ -234,7 +232,7 @@ def test_a_report_is_of_the_whole_sweep_whatever_the_command_says(words, flags_,
 
 
 def test_what_is_read_of_a_sweep_names_the_folders_that_it_has():
-    """A float of a million is 1e+06 in a folder's name, and no integer."""
+    """A float of a million stays a float when it is read: its folder is named 1e+06."""
     configs = flags.read(SWEPT, *training.CONFIGS)
     begun = sweeps.of(
         "s", configs[0], configs[1], configs[2], sweeps.axes(["exploration_noise=1,1000000"])
@@ -265,7 +263,7 @@ def test_processes_that_cannot_meet_are_one_sentence(given, sentence):
 
 
 def test_the_first_waits_as_long_as_others_record_and_no_longer(monkeypatch, capsys):
-    """Nine looks at which something was recorded, and then none."""
+    """At nine looks something new was recorded, and then nothing."""
     now, looks, folder = [0.0], [], Path("s/seed=0")
     folder.mkdir(parents=True)
     wind = lambda seconds: now.__setitem__(0, now[0] + seconds)
@@ -301,7 +299,7 @@ def row(setting, run):
 
 
 def test_a_row_tells_the_best_evaluation_and_who_is_stable():
-    """Seed 1 learns up to step 60,000 and forgets all of it."""
+    """Seed 1 learns up to step 60,000, and then forgets all of it."""
     run = one(returns=lambda seed, t: 100 * (t if seed != 1 or t < 0.6 else 0.0) + seed)
     found = row({"eta": 0.5}, run)
     assert found.best == 102 and found.stable == 2

@@ -1,4 +1,4 @@
-"""The study of the verdict: how a run ended, what is counted, and the table of the document."""
+"""The study of the verdict: how a run ended, what is counted, and the table in the document."""
 
 import itertools
 import json
@@ -19,7 +19,7 @@ KEPT = ROOT / "experiments/results/verdicts/runs.jsonl"
 
 
 def look(beyond, **numbers):
-    """A diagnosis with |Q| at so many times what rewards of 1 add up to with gamma .98."""
+    """A diagnosis with |Q| at so many times the sum of discounted rewards of 1, for gamma .98."""
     return {
         "q_largest": 50.0 * beyond,
         "soft_divergence": beyond,
@@ -43,7 +43,7 @@ ENDS = {
         run(*LOW, 0.5, 0.5, 0.5),
         run(*LOW[:5], 1.9, 1.09, 0.5, 0.5),
         run(*LOW, 0.5, 0.5, 0.5, bias=-2.9),
-        run(*LOW, 1.15, 1.15, 1.15, setting="sac-hopper"),  # entropy adds up too
+        run(*LOW, 1.15, 1.15, 1.15, setting="sac-hopper"),  # entropy counts too
     ],
     "fell back": [run(*LOW[:5], 2.1, 0.5, 0.5, 0.5), run(90.0, *LOW, 0.5, 0.5)],
     "unclear": [
@@ -73,8 +73,8 @@ def test_seeds_are_divided_by_parity():
 
 
 def test_a_separation_is_the_share_of_pairs_in_order():
-    """Of looks beyond the bound at those that diverged, and of all looks at sound ones; an overflow
-    is left out.
+    """Pairs of a diagnosis beyond the bound in a diverged run, and any diagnosis of a sound run; an
+    overflow is left out.
     """
     diverged, sound = run(*LOW, 3.0, 3.0, 3.0, 3.0), run(*LOW, 0.5, 0.5, 0.5)
     for one, gain in zip(diverged.looks, [9.0] * 6 + [0.1, 0.3, 0.3, math.inf], strict=True):
@@ -122,7 +122,9 @@ def test_signs_are_counted_where_they_are_beyond_their_lines():
 
 
 class Learning:
-    """A session of rounds of 50 steps, in which seeds are frozen; where none is left it says so."""
+    """A session with rounds of 50 steps, in which seeds are frozen; raises `Diverged` when none is
+    left.
+    """
 
     def __init__(self, frozen, steps=300):
         self.agent, self.learner, self._frozen, self._steps = None, None, frozen, steps

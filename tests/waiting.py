@@ -1,4 +1,4 @@
-"""What tests wait for, of other processes and threads; and whom there is to wait for."""
+"""Waiting for other processes and threads in tests, and finding them."""
 
 import contextlib
 import time
@@ -8,12 +8,13 @@ from preqn_jax.training import lock
 
 
 def until(happened, seconds=240, process=None):
-    """What `happened()` says once it is true. Generous: a test must not depend on the machine's
-    speed. It fails loudly where the time is over, or `process` has ended without.
+    """Waits until `happened()` returns something true, and returns that. The time is generous: a
+    test must not depend on the machine's speed. Fails loudly when the time is over, or if `process`
+    ends before.
     """
     deadline = time.monotonic() + seconds
     while True:
-        ended = process is not None and process.poll() is not None  # before the last look
+        ended = process is not None and process.poll() is not None  # asked before the last look
         if found := happened():
             return found
         assert not ended, ("ended before it happened", process.returncode, process.communicate())
@@ -22,7 +23,7 @@ def until(happened, seconds=240, process=None):
 
 
 def children(process):
-    """Process ids, whichever thread started them; none where it has ended."""
+    """Ids of the child processes, whichever thread started them; none if the process has ended."""
     found = []
     for task in Path(f"/proc/{process.pid}/task").glob("*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it is ending
@@ -35,7 +36,7 @@ def gone(pids):
 
 
 def free(folder):
-    """Whether nobody holds the lock of a run directory."""
+    """Whether no process holds the lock of a run directory."""
     try:
         lock.Lock(folder).release()
     except lock.Busy:

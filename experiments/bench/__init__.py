@@ -1,1 +1,1 @@
-"""Timing: rows in turn, how a step grows, and the agents of another library beside ours."""
+"""Timing: rows timed in turn, how the cost of a step grows, and agents of another library."""

@@ -1,12 +1,12 @@
-"""How a critic step grows with batch, width, depth and seeds, in time and in memory: `python -m
+"""How the time and the memory of a critic step grow with batch, width, depth and seeds: `python -m
 experiments.cost --grid`.
 
-One of the four numbers is varied at a time; the others stay as `--batch_size` and `--hidden_sizes`
-say, with one seed. A step is that of `steps`, from the forward pass to the moved parameters, of the
-same sin network; the linesearch takes its first candidate, as it nearly always does in training.
-Peak memory is XLA's own plan for the compiled steps (their arguments, results and scratch space),
-which is the same on every call. `ntk.kernel` on a thousand inputs, the analysis of section 5.1, is
-measured beside it.
+One of these four numbers is varied at a time; the others stay as `--batch_size` and
+`--hidden_sizes` say, with one seed. A step is one of `steps`, from the forward pass to the moved
+parameters, always of the same sin network; the linesearch takes its first candidate, as it nearly
+always does in training. Peak memory is XLA's own plan for the compiled steps (their arguments,
+results and scratch space), which is the same on every call. `ntk.kernel` on a thousand inputs, the
+analysis of section 5.1, is measured as well.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ MIB, GIB = 2**20, 2**30
 
 @dataclasses.dataclass(frozen=True)
 class GrowthConfig(timing.SizesConfig):
-    """What is timed, and where around the grids lie."""
+    """What is timed, and the point around which the grids lie."""
 
     members: tuple[int, ...] = option(
         (1, 2, 4, 8, 16), "with --grid: numbers of seeds side by side", at_least=1
@@ -49,7 +49,7 @@ class GrowthConfig(timing.SizesConfig):
 
 
 class Point(NamedTuple):
-    """A place in the grid."""
+    """A point of the grid."""
 
     batch: int
     width: int
@@ -79,10 +79,10 @@ STYLES = {  # colour, marker, line
     "gradient": (style.COLOURS[2], "^", ":"),
 }
 KERNEL = ("structured", "jacobian")  # methods of ntk.kernel
-BLOCKS = (100, 250, 1000)  # of its rows
-SAMPLE = 0.2  # seconds of work in one timing, about
+BLOCKS = (100, 250, 1000)  # numbers of rows in a block of ntk.kernel
+SAMPLE = 0.2  # about how many seconds of work make up one timing
 
-Run = Callable[[int], Any]  # so many updates
+Run = Callable[[int], Any]  # runs that many updates
 
 
 def run(
@@ -110,8 +110,8 @@ def measure(
 ) -> tuple[list[dict], list[dict]]:
     """Rows of the grids and of the kernel analysis.
 
-    A row has `method` and its place, and then either `ms`, `min`, `max` and `bytes`, or `needs`:
-    the bytes of a Jacobian over the limit, for which it was left out.
+    A row has `method` and its place in the grid, and then either `ms`, `min`, `max` and `bytes`, or
+    `needs`: the bytes of a Jacobian over the limit, for which it was left out.
     """
     centre = Point(config.batch_size, config.hidden_sizes[0], len(config.hidden_sizes), 1)
     grid = [
@@ -122,7 +122,7 @@ def measure(
     limit, runs, counts = config.jacobian_gib * GIB, {}, {}
     places: dict[
         Any, dict[str, Any]
-    ] = {}  # what is known of each (point or block, method) without timing it
+    ] = {}  # (point or block, method) -> what is known of it without timing
 
     def add(
         place: Any, method: str, jacobian: int, compile_: Callable[[], tuple[Run, int]]
@@ -159,7 +159,7 @@ def measure(
 
 
 def _count(go: Run) -> int:
-    """How many updates make up a timing. More than one: the first also waits for its memory."""
+    """How many updates make up a timing. At least two, as the first also waits for its memory."""
     jax.block_until_ready(go(1))
     return max(2, min(200, round(SAMPLE / timing.seconds(lambda: go(1)))))
 
@@ -172,7 +172,7 @@ def _critic(config: GrowthConfig, point: Point) -> tuple[QFunction, Callable[...
 
 
 def _parameters(config: GrowthConfig, point: Point) -> int:
-    """d, of one critic."""
+    """d, the number of parameters of one critic."""
     theta = jax.eval_shape(_critic(config, point)[1], jax.random.key(0))
     return sum(leaf.size for leaf in jax.tree.leaves(theta))
 
@@ -184,7 +184,7 @@ def _value_step(q: QFunction, method: str) -> steps.ValueStep:
 
 
 def _step(config: GrowthConfig, point: Point, method: str) -> tuple[Run, int]:
-    """A function that takes so many critic steps, and the bytes it needs."""
+    """A function that takes a given number of critic steps, and the bytes of memory it needs."""
     q, init = _critic(config, point)
     step = _value_step(q, method)
     theta = jax.vmap(init)(jax.random.split(jax.random.key(0), point.seeds))
@@ -195,8 +195,8 @@ def _step(config: GrowthConfig, point: Point, method: str) -> tuple[Run, int]:
         moved, state, _ = jax.vmap(step.update)(
             theta, state, (batch.obs, batch.action), jnp.asarray(batch.reward)
         )
-        # Every iteration needs the one before, and yet theta stays, so that the last costs what the
-        # first does.
+        # Every iteration depends on the one before, and yet theta hardly moves, so that the last
+        # one costs as much as the first.
         return jax.tree.map(lambda old, new: old + 1e-6 * (new - old), theta, moved), state
 
     return _compile(config, body, (theta, state), (point.seeds, point.batch))
@@ -205,7 +205,7 @@ def _step(config: GrowthConfig, point: Point, method: str) -> tuple[Run, int]:
 def _kernel(
     config: GrowthConfig, point: Point, method: str, points: int, block: int
 ) -> tuple[Run, int]:
-    """The same of so many kernels between `points` inputs."""
+    """A function that computes a given number of kernels between `points` inputs, and its bytes."""
     q, init = _critic(config, point)
 
     def body(data: Transition, carry: Any) -> Any:
@@ -221,8 +221,8 @@ def _kernel(
 def _compile(
     config: GrowthConfig, body: Callable, start: Any, sizes: tuple[int, ...]
 ) -> tuple[Run, int]:
-    """`body(transitions, carry)` as a loop over two batches of `sizes` in turn: with one, XLA would
-    compute X X^T only once.
+    """`body(transitions, carry)` as a compiled loop, and its bytes of memory. The loop takes two
+    batches of `sizes` in turn: with a single one XLA would compute X X^T only once.
     """
     flat = timing.transitions(config, 2 * math.prod(sizes))
     data = jax.tree.map(lambda leaf: jnp.reshape(leaf, (2, *sizes, *leaf.shape[1:])), flat)
@@ -299,12 +299,12 @@ def _line(value: int, by_method: dict[str, dict[str, Any]], methods: Iterable[st
 
 
 def redraw(path: Path, out: Path) -> None:
-    """The figure from a file that `--grid --json` wrote. Raises UserError if it is none."""
+    """Draws the figure from a file that `--grid --json` wrote. Raises UserError for other files."""
     with output.expecting(
         f"{str(path)!r} holds no rows of experiments.cost --grid; make it anew with its --json"
     ):
         data = json.loads(path.read_text())
-        rows, given = data["rows"], data["config"]  # which may be of before an option
+        rows, given = data["rows"], data["config"]  # which may lack newer options
         names = {field.name for field in dataclasses.fields(GrowthConfig)} & given.keys()
         config = GrowthConfig(**{name: given[name] for name in names})
         if not {"axis", "value", "method"} <= rows[0].keys():
@@ -313,8 +313,8 @@ def redraw(path: Path, out: Path) -> None:
 
 
 def draw(config: GrowthConfig, rows: list[dict], out: Path) -> None:
-    """Time above, memory below, a column for each axis of the grid. Raises UserError if `out`
-    cannot be written.
+    """Draws time above and memory below, with a column for each axis of the grid. Raises UserError
+    if `out` cannot be written.
     """
     axes = list(dict.fromkeys(row["axis"] for row in rows))
     size = (1.5 + 3.0 * len(axes), 6.2)

@@ -1,7 +1,7 @@
 """The parts of a PreQN-sin update, each by itself in a compiled scan, and a diagnosis beside one
 linearization.
 
-Each part feeds its result into the next iteration, so that none is hoisted.
+Each part feeds its result into the next iteration, so that XLA cannot move it out of the loop.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ LINEARIZATION, DIAGNOSIS = "one linearization, called", "diagnose, called"
 
 
 class _Update(NamedTuple):
-    """What the parts are of: networks, a batch, and the step that PreQN would take."""
+    """What the parts are computed from: networks, a minibatch, and PreQN's step for these."""
 
     q: QFunction
     policy: Callable[..., Any]
@@ -140,8 +140,8 @@ def _actor(update: _Update) -> Parts:
 def calls(
     hidden_sizes: tuple[int, ...], spec: Spec, stored: Transition, updates: int
 ) -> dict[str, Callable[[], Any]]:
-    """A diagnosis of a critic beside what it is made of; each is called from the host, `updates`
-    times.
+    """Functions that call a diagnosis of a critic, and for comparison the linearization in it, from
+    the host, `updates` times.
     """
     agent = agents.make(agents.AgentConfig(hidden_sizes=hidden_sizes), spec)
     batch = jax.tree.map(jnp.asarray, stored)

@@ -1,11 +1,11 @@
-"""The agents of Stable Baselines Jax (SBX, https://github.com/araffin/sbx), set up as ours are:
-what our figures stand beside.
+"""The agents of Stable Baselines Jax (SBX, https://github.com/araffin/sbx), set up as ours are: a
+reference for our times.
 
 SBX is not among the project's dependencies: BUILD.md, "Peers", says how to install it. Nothing of
 it is imported before an agent is asked for. All agents get `hidden_sizes` for actor and critic,
-CrossQ too, whose critics are 1,024 wide by default, and keep SBX's defaults in everything else.
-Each runs in a process of its own, under JAX's default settings, as its users run it, or under those
-that the binaries here choose (`SETTINGS`).
+even CrossQ, whose critics are 1,024 wide by default, and keep SBX's defaults in everything else.
+Each runs in a process of its own: under JAX's default settings, as its users run it, or under the
+settings that `experiments` chooses (`SETTINGS`).
 """
 
 import atexit
@@ -34,8 +34,8 @@ REFERENCE = "SBX TD3"
 HELP = f"agents of SBX to time beside ours, with commas between: {','.join(AGENTS)} (default: none)"
 SETTINGS = ("default", "ours")
 SETTINGS_HELP = "XLA flags and threads of the agents of SBX: default, as JAX has them, or ours"
-# What XLA and OpenBLAS do when nothing is said. Said, because importing `experiments` says
-# something else otherwise.
+# The defaults of XLA and OpenBLAS, written out because importing `experiments` would otherwise
+# set something else.
 _DEFAULTS = {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=true --xla_cpu_prefer_vector_width=256 "
     "--xla_force_host_platform_device_count=1",
@@ -44,7 +44,7 @@ _DEFAULTS = {
 
 
 def _bare() -> dict[str, str]:
-    """The environment as it was before `experiments` said anything."""
+    """The environment variables, with the defaults in place of what `experiments` sets."""
     given = {"NPROC": experiments.NPROC_GIVEN} if experiments.NPROC_GIVEN else {}
     rest = {name: value for name, value in os.environ.items() if name != "NPROC"}
     return {**rest, **_DEFAULTS, **given}
@@ -62,12 +62,12 @@ def parse(flag: str, settings: str) -> list[str]:
 
 
 def label(name: str) -> str:
-    """What a row of this agent is called."""
+    """The name of this agent's row."""
     return f"SBX {AGENTS[name]}"
 
 
 def versions() -> str:
-    """SBX and what it stands on."""
+    """The versions of SBX and of the packages it is built on, as text."""
     found = provenance.versions("sbx-rl", "stable-baselines3", "torch")
     return ", ".join(f"{package} {version}" for package, version in found.items())
 
@@ -79,18 +79,20 @@ def show(flag: str, settings: str) -> None:
 
 
 def references(first: str, rows: Collection[str]) -> list[str]:
-    """What all rows are divided by: the `first` of ours, and that of SBX if it is among them."""
+    """The rows that all rows are divided by: `first`, one of ours, and SBX's TD3 if it is in
+    `rows`.
+    """
     return [first, *({REFERENCE} & set(rows))]
 
 
 def apart(
     settings: str, make: Callable[..., Callable[..., Any]], *args: Any, **kwargs: Any
 ) -> Callable[..., None]:
-    """`make(*args, **kwargs)`, a function, living in a process of its own that runs it whenever it
-    is called here.
+    """Makes `make(*args, **kwargs)`, a function, in a process of its own. Returns a function that
+    runs it there at each call.
 
-    `make` is a function of a module, and what it is given pickles. What goes wrong there is raised
-    here, as a UserError.
+    `make` must be a function of a module, and its arguments must pickle. An error in that process
+    is raised here, as a UserError.
     """
     ours, theirs = multiprocessing.Pipe()
     default = settings == "default"
@@ -117,7 +119,7 @@ def apart(
 
 
 def _serve(pipe: Connection) -> None:
-    """The other end of `apart`."""
+    """The process of `apart`: it makes the function, and runs it whenever it is asked to."""
     run = None
     with contextlib.suppress(EOFError, OSError):  # nobody asks any more
         make, default = pipe.recv()
@@ -140,8 +142,8 @@ def updates(
     hidden_sizes: tuple[int, ...],
     count: int,
 ) -> Callable:
-    """A function that takes `count` gradient steps on minibatches from `stored` `[N]`, as SBX's
-    training does.
+    """A function that takes `count` gradient steps on minibatches from `stored` `[N]`, as SBX does
+    in training.
     """
     agent = peer(
         name,
@@ -170,8 +172,8 @@ def updates(
 
 
 def training(name: str, env_id: str, **settings: Any) -> Callable[[int], Any]:
-    """A function that goes on with a run on `env_id` for so many environment steps; `settings` are
-    those of `peer`.
+    """A function that continues a run on `env_id` by a given number of environment steps;
+    `settings` are those of `peer`.
     """
     agent = peer(name, gymnasium.make(env_id), **settings)
 
@@ -193,11 +195,11 @@ def peer(
     capacity: int,
     learning_starts: int = 0,
 ) -> Any:
-    """An SBX agent that takes `every` gradient steps after as many environment steps, and explores
-    as ours do.
+    """An SBX agent that takes `every` gradient steps after that many environment steps, and
+    explores as ours do.
     """
     settings: dict[str, Any] = {}
-    if name in ("td3", "ddpg"):  # the others' policies are random
+    if name in ("td3", "ddpg"):  # the others' policies are stochastic
         size = int(np.prod(env.action_space.shape or ()))
         noise = importlib.import_module("stable_baselines3.common.noise").NormalActionNoise
         settings["action_noise"] = noise(np.zeros(size), np.full(size, 0.1))
@@ -217,7 +219,7 @@ def peer(
 
 
 class _Still(gymnasium.Env):
-    """The sizes of an environment, never stepped."""
+    """An environment that has the right sizes, but is never stepped."""
 
     def __init__(self, spec: Spec):
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (spec.obs_size,))

@@ -1,4 +1,4 @@
-"""What the benchmarks share: agents, rows timed in turn, random data, results as JSON."""
+"""What the benchmarks share: the agents to time, timing in turn, random data, results as JSON."""
 
 import dataclasses
 import time
@@ -39,17 +39,17 @@ class SizesConfig:
 
     @property
     def spec(self) -> Spec:
-        """Of an environment of these sizes, whose actions are in [-1, 1]."""
+        """The spec of an environment of these sizes, with actions in [-1, 1]."""
         high = np.ones(self.action_size)
         return Spec(self.obs_size, self.action_size, -high, high)
 
 
 def in_turn(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each run, `repeats` times, in turn, so that a drift of the machine's speed hits
-    all alike.
+    """The seconds of each run, `repeats` times. The runs take turns, so that drift in the machine's
+    speed affects all alike.
 
     Each is called once before, untimed, to compile. A run returns arrays, and is over when they are
-    there.
+    computed.
     """
     for run in tqdm(runs.values(), desc="compiling"):
         jax.block_until_ready(run())
@@ -61,12 +61,12 @@ def in_turn(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[
 
 
 def several(name: str, seeds: int) -> str:
-    """What the row of an algorithm with so many seeds is called."""
+    """The name of the row of an algorithm with so many seeds."""
     return name if seeds == 1 else f"{name}, {seeds} seeds"
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """How long one call takes, until its arrays are there."""
+    """How long one call takes, until its arrays are computed."""
     start = time.perf_counter()
     jax.block_until_ready(run())
     return time.perf_counter() - start
@@ -93,7 +93,7 @@ def transitions(sizes: SizesConfig, n: int) -> Transition:
 
 
 def head(what: str, median: str, references: Sequence[str]) -> str:
-    """The line above those of `line`."""
+    """The header of the rows that `line` makes."""
     ratios = "   ".join(f"ratio to {name}" for name in references)
     return f"{what:<28} {median:>9} {'min':>9} {'max':>9}   {ratios}"
 
@@ -106,8 +106,8 @@ def line(name: str, cells: Sequence[str], ratios: Mapping[str, float]) -> str:
 
 
 def write(config: Any, **results: Any) -> None:
-    """Config, machine and results, but for None, as one JSON object in the file `config.json`, if
-    it names one. Raises UserError where the file cannot be written.
+    """Writes config, machine and results as one JSON object to the file `config.json`, if it names
+    one; a result that is None is left out. Raises UserError where the file cannot be written.
     """
     if config.json:
         made = {"config": dataclasses.asdict(config), "machine": provenance.machine()}

@@ -1,3 +1,3 @@
-"""Numbers of runs and what they say: returns with intervals, and the paper's statements, each with
-what would have made it no.
+"""What the numbers of runs say: returns with intervals, and verdicts on the paper's statements,
+each with what would have refuted it.
 """

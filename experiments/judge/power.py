@@ -1,4 +1,5 @@
-"""When PreQN "compares favorably" with its rivals, and how often that rule says so, or denies it.
+"""The rule by which PreQN "compares favorably" with its rivals, and how often the rule answers yes
+or no.
 
     python -m experiments.judge.power
 
@@ -12,26 +13,27 @@ import numpy as np
 
 from experiments.judge import scores
 
-MARGIN = 0.05  # of the better rival's interquartile mean
-TOO_LITTLE = 0.8  # of what the better rival attains: a yes must not come from this share of it
-LEVEL = 0.05  # but with this probability
-SHARES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1)  # of what its rivals attain
-WRONGED = (1.0, 1.1)  # by a no: who is as good as its rivals, or better
+MARGIN = 0.05  # PreQN may fall short of the better rival's interquartile mean by this share
+TOO_LITTLE = 0.8  # an agent that truly attains this share of the better rival should get no yes
+LEVEL = 0.05  # the greatest probability of such a yes
+SHARES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1)  # of the rivals' level that a simulated agent attains
+WRONGED = (1.0, 1.1)  # shares at which a no is wrong: as good as the rivals, or better
 DRAWS = 500
 
 Scores = Sequence[np.ndarray]  # `[S]` of each of T tasks
 
 
 def needed(rivals: Sequence[np.ndarray] | Sequence[float]) -> np.ndarray:
-    """The interquartile mean that compares favorably with those of the rivals, `[...]` each."""
+    """The least interquartile mean that compares favorably with the rivals', `[...]` each."""
     best = np.max(rivals, axis=0)
     return np.maximum(best - MARGIN * np.abs(best), np.min(rivals, axis=0))
 
 
 def favorable(own: Scores, rivals: Sequence[Scores]) -> bool | None:
-    """The rule; a score that is not finite, of a seed that diverged, is below all. None, "cannot be
-    judged": a rival has such a score, or it attains what is needed, but with scores that spread
-    like these so might one that truly attains TOO_LITTLE.
+    """The rule: whether `own` compares favorably; None where it cannot be judged. A score that is
+    not finite, of a seed that diverged, counts as below all others. It cannot be judged if a rival
+    has such a score, or if `own` attains what is needed, but an agent that truly attains only
+    TOO_LITTLE might do so too, given how these scores spread.
     """
     found, *others = (float(scores.middle(*one)) for one in (own, *rivals))
     if np.isfinite(found) and not np.isfinite(others).all():
@@ -44,8 +46,8 @@ def favorable(own: Scores, rivals: Sequence[Scores]) -> bool | None:
 
 
 def chance(lead: float, levels: np.ndarray, deviations: np.ndarray, seeds: int) -> float:
-    """The probability that one who truly attains TOO_LITTLE of a rival's `levels [T]` is found
-    ahead of it by `lead`, which may be negative, or more; 1 where the spread is not known.
+    """The probability that an agent that truly attains TOO_LITTLE of a rival's `levels [T]` is
+    found ahead of it by at least `lead`, which may be negative; 1 where the spread is not known.
     """
     rng = np.random.default_rng(0)
     own, rival = (_draw(rng, share, levels, deviations, seeds) for share in (TOO_LITTLE, 1))
@@ -61,10 +63,11 @@ class Odds(NamedTuple):
 
 
 def power(levels: np.ndarray, deviations: np.ndarray, seeds: int) -> dict[float, Odds]:
-    """What the rule says of one who truly attains each of SHARES of both its rivals.
+    """The `Odds` of an agent that truly attains a share of both its rivals, for each of SHARES.
 
     Scores are normal around the rivals' `levels [T]` on T tasks, with standard deviations over
-    seeds of `deviations [T]`; those of one who attains a share have this share of them.
+    seeds of `deviations [T]`; an agent that attains a share of the levels has that share of the
+    deviations.
     """
     return {share: odds(share, levels, deviations, seeds) for share in SHARES}
 
@@ -76,7 +79,7 @@ def odds(
     seeds: int,
     others: Sequence[float] = (1.0, 1.0),
 ) -> Odds:
-    """What the rule says of one who truly attains `share` of the `levels [T]`, where each rival
+    """The `Odds` of an agent that truly attains `share` of the `levels [T]`, where each rival
     attains its entry in `others`.
     """
     rng = np.random.default_rng(0)
@@ -94,14 +97,16 @@ def _draw(
     deviations: np.ndarray,
     seeds: int,
 ) -> np.ndarray:
-    """Scores `[DRAWS, S, T]`; of a level below zero one who attains less is further below."""
+    """Random scores `[DRAWS, S, T]` of an agent that attains `share` of the levels; below a
+    negative level, a smaller share means lower scores.
+    """
     attained = levels - (1 - share) * np.abs(levels)
     return attained + share * deviations * rng.normal(size=(DRAWS, seeds, len(levels)))
 
 
 def deviations(runs: Sequence[Scores]) -> np.ndarray:
-    """The standard deviation over seeds, by task `[T]`: its root mean square over the runs. NaN
-    where a task has a single seed.
+    """The standard deviation over seeds for each task, `[T]`: the root mean square over the runs.
+    NaN if any task has a single seed.
     """
     if seeds(runs) < 2:
         return np.full(len(runs[0]), np.nan)
@@ -109,12 +114,14 @@ def deviations(runs: Sequence[Scores]) -> np.ndarray:
 
 
 def seeds(runs: Sequence[Scores]) -> int:
-    """The fewest of any task."""
+    """The smallest number of seeds of any task."""
     return min(len(values) for one in runs for values in one)
 
 
 def words(found: dict[float, Odds]) -> str:
-    """Of what `power` returns: when a yes is to be had, and what a no is worth."""
+    """The result of `power` as text: the probability of a yes at each share, and of a no at
+    WRONGED.
+    """
     yes = ", ".join(f"{one.yes:.2f}" for one in found.values())
     no = ", ".join(f"{found[share].no:.2f}" for share in WRONGED)
     return f"a yes has probability {yes} at {_percent(found)}, and a no {no} at {_percent(WRONGED)}"

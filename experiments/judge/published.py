@@ -1,9 +1,9 @@
-"""Returns that others published for the same tasks, to stand beside ours.
+"""Returns that others published for the same tasks, for comparison with ours.
 
-Means and standard deviations over seeds; discount 0.99, one gradient step an environment step,
+Means and standard deviations over seeds; discount 0.99, one gradient step per environment step,
 noiseless test episodes unless a source says otherwise. The tasks are older versions (v1 to v4):
-Walker2d, Hopper and Ant of v5 pay differently. Two runs of one algorithm's ten seeds differ by up
-to 17 to 19 % (Ant, Walker2d).
+Walker2d, Hopper and Ant of v5 pay differently. Two runs of the same algorithm, with ten seeds each,
+differ by up to 17 to 19 % (Ant, Walker2d).
 """
 
 import re
@@ -22,7 +22,7 @@ class Return(NamedTuple):
     deviation: float | None = None
 
 
-SOURCES = {  # name -> repository and folder of the numbers, and how they were got
+SOURCES = {  # name -> repository and folder of the numbers, and how they were made
     "Spinning Up": "openai/spinningup, docs/images/plots: v3, batch 100, SAC with temperature 0.2; "
     "10 seeds",
     "tianshou": "thu-ml/tianshou, examples/mujoco: v3, batch 256, SAC with temperature 0.2; 10 "
@@ -114,12 +114,12 @@ RETURNS = (
 
 
 def of(env: str, step: int) -> list[Return]:
-    """What was published for an environment (with its version or without) at a step."""
+    """The returns published for an environment (with its version or without) at a step."""
     return [row for row in RETURNS if row.env == task(env) and row.step == step]
 
 
 def task(env: str) -> str:
-    """ "Hopper" of "Hopper-v5": the paper's tasks, in any version."""
+    """The task of an environment, in any version: "Hopper" for "Hopper-v5"."""
     return re.sub(r"-v\d+$", "", env)
 
 
@@ -135,7 +135,7 @@ Scores of several tasks are put on one scale: divided by Spinning Up's mean retu
 
 
 def scale(env: str) -> float | None:
-    """The return that counts as 1 where tasks are put together; None for a task without published
+    """The return that counts as 1 when tasks are combined; None for a task without published
     returns.
     """
     found = (

@@ -1,4 +1,4 @@
-"""Returns as one number a run, and how sure one can be of means over few runs."""
+"""Scores, one number for the returns of a seed, and intervals for means over a few seeds."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,8 +20,8 @@ with three seeds, 88 % with seven."""
 
 
 class Estimate(NamedTuple):
-    """A statistic of a few runs, and its bootstrap interval: None, where a single run has no
-    spread.
+    """A statistic over a few seeds, and its interval; None where there is none, as with a single
+    seed.
     """
 
     value: float
@@ -34,8 +34,8 @@ class Estimate(NamedTuple):
 
 
 def performances(run: Curves) -> np.ndarray:
-    """Scores `[S]` at the last step that a run reached; NaN of a seed that diverged, or has no
-    evaluation.
+    """The score of each seed, `[S]`, at the last step that the run reached; NaN for a seed that
+    diverged, or has no evaluation.
     """
     by_seed = zip(run.seeds, map(evaluations, run.cut(run.reached).lines), strict=True)
     return np.array(
@@ -47,37 +47,37 @@ def performances(run: Curves) -> np.ndarray:
 
 
 def mean(scores: np.ndarray) -> Estimate:
-    """Of `scores [S]`."""
+    """The mean of `scores [S]`."""
     return _estimate((scores,), np.mean)
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> Estimate:
-    """mean(a) - mean(b) of scores `[S]` and `[S']`, with Welch's interval, which keeps its level
-    with few seeds.
+    """mean(a) - mean(b) of scores `[S]` and `[S']`, with Welch's interval, whose level is right
+    even with few seeds.
     """
     value = float(np.mean(a) - np.mean(b))
     if min(len(a), len(b)) < 2 or not np.isfinite(value):
         return Estimate(value, None)
     spread, size = max(np.ptp(a), np.ptp(b)), max(np.abs(a).max(), np.abs(b).max())
-    if spread <= 1e-9 * size:  # none but rounding, of which Welch's formula makes nothing
+    if spread <= 1e-9 * size:  # only rounding errors, for which Welch's formula fails
         return Estimate(value, (value, value))
     low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval(LEVEL)
     return Estimate(value, (float(low), float(high)))
 
 
 def interquartile_mean(scores: Sequence[np.ndarray]) -> Estimate:
-    """Of the scores `[S]` of several tasks, all taken together (`middle`); the bootstrap is
-    stratified: seeds are resampled task by task.
+    """The interquartile mean of the scores `[S]` of several tasks, taken together (`middle`). The
+    bootstrap is stratified: seeds are resampled task by task.
     """
     return _estimate(scores, middle)
 
 
 def middle(*tasks: np.ndarray, axis: int = -1) -> np.ndarray:
-    """The interquartile mean of the scores of several tasks along an axis: the mean of what is left
-    without the least and the largest quarter (Agarwal et al. 2021, "Deep Reinforcement Learning at
-    the Edge of the Statistical Precipice").
+    """The interquartile mean of the scores of several tasks along an axis: the mean without the
+    smallest and the largest quarter (Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge
+    of the Statistical Precipice").
 
-    Every task weighs the same: of one with fewer seeds each is repeated.
+    Every task has the same weight: the scores of a task with fewer seeds are repeated.
 
     >>> import numpy as np
     >>> from experiments.judge import scores
@@ -90,9 +90,9 @@ def middle(*tasks: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def improvement(own: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> Estimate:
-    """How likely a score of `own` is above one of `other`, ties for a half: the mean over tasks, of
-    scores `[S]` and `[S']` each, with an interval stratified as in `interquartile_mean`. NaN, of a
-    seed that diverged, is below all others.
+    """The probability that a score of `own` is above one of `other`, where a tie counts as a half:
+    the mean over tasks, with scores `[S]` and `[S']` of each, and an interval stratified as in
+    `interquartile_mean`. NaN, the score of a seed that diverged, counts as below all others.
 
     Agarwal et al. 2021, whose probability of improvement is Mann and Whitney's U, scaled.
 
@@ -112,7 +112,9 @@ def improvement(own: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> Estim
 
 
 def _above(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The share of pairs of `[..., S]` and `[..., S']` in which the first is above."""
+    """The share of pairs of `[..., S]` and `[..., S']` in which the first is above, ties counting a
+    half.
+    """
     first, second = a[..., :, None], b[..., None, :]
     return np.mean((first > second) + 0.5 * (first == second), axis=(-2, -1))
 
@@ -135,7 +137,7 @@ def _estimate(samples: Sequence[np.ndarray], statistic: Callable[..., Any]) -> E
 
 
 def clearly(estimate: Estimate) -> int:
-    """1 or -1 where a whole interval is above or below zero, else 0."""
+    """1 where the whole interval is above zero, -1 where it is below, else 0."""
     if estimate.interval is None:
         return 0
     low, high = estimate.interval
@@ -143,8 +145,8 @@ def clearly(estimate: Estimate) -> int:
 
 
 def same_share(one: tuple[int, int], other: tuple[int, int]) -> float:
-    """Fisher's exact test, two-sided: how likely shares of (count, total) that differ this much or
-    more are, where the truth does not differ.
+    """Fisher's exact test, two-sided: the probability that two shares, each (count, total), differ
+    at least as much as these if the true shares are equal.
 
     >>> from experiments.judge import scores
     >>> round(scores.same_share((4, 12), (2, 24)), 3)

@@ -1,8 +1,8 @@
-"""The failure modes of section 3.2, each on a small problem where its quantity crosses its line, Q
-diverges, and a remedy works.
+"""The failure modes of section 3.2, each on a small problem where its quantity crosses its
+threshold, Q diverges, and a remedy works.
 
-Everything is exact and deterministic: whole problems, expected updates, no sampling but that of a
-network's first weights.
+Everything is exact and deterministic: whole problems and expected updates. Only a network's first
+weights are sampled.
 """
 
 import functools
@@ -20,10 +20,10 @@ from preqn_jax.types import Array, QFunction
 
 
 class Trajectory(NamedTuple):
-    """How one update went on."""
+    """How the error develops under one kind of update."""
 
     name: str
-    remedy: bool  # it makes Q right; to keep it bounded is not enough
+    remedy: bool  # whether it makes Q right; keeping Q bounded is not enough
     error: np.ndarray  # max |Q - Q*|, at the start and every so many updates; infinite: overflow
     # Where K moves with Q: max_i alpha K_ii rho_i (Eq. 16) at the same times.
     overshoot: np.ndarray | None = None
@@ -38,16 +38,17 @@ class Mode(NamedTuple):
     xs: np.ndarray  # `[n]`, values of the parameter
     ys: np.ndarray  # `[n]`, the quantity there, which should stay below 1
     bad: float  # the parameter of the failing run
-    good: float  # the parameter of the remedied run, `bad` where the remedy is another
+    good: float  # the parameter of the remedied run; `bad` if the remedy changes no parameter
     runs: list[Trajectory]
 
 
 def linearization(updates: int, seed: int) -> Mode:
-    """A critic on a chain with large rewards, Eq. 5 with the whole chain as its minibatch.
+    """A critic on a chain with large rewards, trained by Eq. 5 with the whole chain as its
+    minibatch.
 
-    The quantity is |Q' - U Q| / |U Q - Q| at the first step. Rewards scale it, but not the left
-    side of Eq. 16: at the first step they tell the two modes apart. Later they do not: theta grows
-    towards what it has to represent, and K with it.
+    The quantity is |Q' - U Q| / |U Q - Q| at the first step. Larger rewards increase it, but not
+    the left side of Eq. 16: so the first step tells the two modes apart. Later steps do not: theta
+    grows towards what it has to represent, and K with it.
     """
     problem = problems.chain(5)
     mdp = problem.mdp._replace(reward=100 * problem.mdp.reward)
@@ -106,8 +107,8 @@ def linearization(updates: int, seed: int) -> Mode:
 
 
 def overshooting(updates: int) -> Mode:
-    """A table on a chain, but for one entry of K's diagonal; alpha and rho give every other pair a
-    step of a half.
+    """A table on a chain: K is the identity but for one entry of its diagonal, and alpha and rho
+    move every other pair by half of its error.
     """
     problem = problems.chain(5, width=0.01)
     mdp, rho, size = problem.mdp, problem.rho, problem.rho.size
@@ -145,13 +146,13 @@ def overshooting(updates: int) -> Mode:
 
 
 def generalization(updates: int) -> Mode:
-    """Two states with K = [[1, 2c], [2c, 4]]: at c = 1 the one weight of w-to-2w."""
+    """Two states with K = [[1, 2c], [2c, 4]]; c = 1 is the kernel of the one weight of w-to-2w."""
     problem = problems.w_to_2w(gamma=0.9)
     mdp, rho = problem.mdp, problem.rho
     cs, bad = np.linspace(0, 0.95, 39), 0.95
     run = functools.partial(_run, problem, updates)
 
-    def ratio(c: float) -> float:  # of the two sides of Eq. 17, in the tightest row
+    def ratio(c: float) -> float:  # between the sides of Eq. 17, in the tightest row
         gamma, k = float(mdp.gamma), np.asarray(_two_states(c)) * np.asarray(rho).ravel()
         return float(np.max((1 + gamma) * k[[0, 1], [1, 0]] / ((1 - gamma) * np.diagonal(k))))
 
@@ -175,11 +176,11 @@ def generalization(updates: int) -> Mode:
 
 
 def extrapolation(updates: int) -> Mode:
-    """c = 0.6, which uniform data endure; the quantity is the spectral radius of the update, linear
-    with its one action.
+    """Two states with c = 0.6, which does no harm with uniform data. The quantity is the spectral
+    radius of the update, which is linear as there is a single action.
 
-    Without data on the second state it is 1 as long as 2 c gamma <= 1: with c = 0.5 the missing
-    value stays near its start, and Q ends, wrong, where the first state's error is zero.
+    Without data on the second state the radius is 1 as long as 2 c gamma <= 1: with c = 0.5 the
+    missing value stays near its start, and Q ends, wrong, where the first state's error is zero.
     """
     problem, kernel = problems.w_to_2w(gamma=0.9), _two_states(0.6)
     mdp = problem.mdp

@@ -1,7 +1,7 @@
-"""What the numbers of `experiments.ntk_init` say: the paper's findings of section 5.1, and its
-Figures 1 and 4 to 9.
+"""What the numbers of `experiments.ntk_init` say: verdicts on the paper's findings of section 5.1,
+and its Figures 1 and 4 to 9.
 
-Nothing is computed here: all of it is read off a data.json, by `load`.
+Nothing is computed here: all numbers are read from a data.json, by `load`.
 """
 
 import functools
@@ -24,7 +24,7 @@ WIDTH = 64  # hidden units of the networks of `depths`
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The data.json that experiments.ntk_init wrote. Raises UserError if it is none."""
+    """The data.json that experiments.ntk_init wrote. Raises UserError for any other file."""
     with output.expecting(
         f"{str(path)!r} does not hold numbers of experiments.ntk_init; give another --out"
     ):
@@ -33,7 +33,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def measured(data: dict[str, Any]) -> dict[tuple[str, str, tuple[int, ...], str], dict[str, Any]]:
-    """The cells there are, by (env, activation, hidden sizes, initializer)."""
+    """The cells of `data`, by (env, activation, hidden sizes, initializer)."""
     return {
         (one["env"], one["activation"], tuple(one["hidden_sizes"]), one["initializer"]): one
         for one in data["cells"]
@@ -95,8 +95,8 @@ def as_json(found: dict[str, list[Verdict]]) -> list[dict[str, Any]]:
 def _trend(
     data: dict[str, Any], initializer: str, sweep: str, quantity: str, direction: str | None
 ) -> Half:
-    """Whether `quantity` "rises" or "falls" along a sweep with every activation, or (None) does
-    neither with any.
+    """Whether `quantity` "rises" or "falls" with width or depth for every activation; or, with a
+    `direction` of None, does neither for any.
     """
     said = f"{_WORDS[quantity]} {direction or 'neither rises nor falls'} with {sweep}"
     does = "does not" if direction else "does either"
@@ -105,7 +105,7 @@ def _trend(
     if len(sizes) < 2:
         return Half(said, f"needs two {sweep}s", None, refuted_by)
     x = np.log2(list(sizes)) if sweep == "width" else np.array(list(sizes), np.float64)
-    ways, evidence = [], []  # of each activation
+    ways, evidence = [], []  # for each activation
     for activation in config["activations"]:
         series = [
             _values(data, env, activation, sizes.values(), initializer, quantity)
@@ -131,8 +131,8 @@ def _trend(
 def _lead(
     data: dict[str, Any], initializer: str, activation: str, quantity: str, place: str
 ) -> Half:
-    """Whether an activation's `quantity` has its `place` (of AHEAD) among the others' in most pairs
-    of an environment and a network size.
+    """Whether an activation's `quantity` holds `place` (a key of AHEAD) among the activations, in
+    most pairs of an environment and a network size.
     """
     said, config = f"{activation}'s {_WORDS[quantity]} is {place}", data["config"]
     refuted_by = f"it is so in less than {COMMON:.0%} of all, or in half of an environment's"
@@ -142,7 +142,7 @@ def _lead(
     sizes = {
         tuple(hidden) for sweep in ("width", "depth") for hidden in _sizes(data, sweep).values()
     }
-    won = []  # of each environment
+    won = []  # for each environment
     for env in config["envs"]:
         found = [
             _values(data, env, name, sorted(sizes), initializer, quantity)
@@ -173,17 +173,17 @@ AHEAD: dict[str, Callable[[np.ndarray, Sequence[np.ndarray]], bool]] = {  # (own
 
 def _slope(x: np.ndarray, values: np.ndarray) -> tuple[float, float]:
     """The least-squares slope of `values [sizes, S]` against `x [sizes]`, and its standard error
-    over initialisations: by the spread at each size, not by how far means lie from the line, which
-    no initialisation changes.
+    over initialisations. The error is computed from the spread at each size, not from how far the
+    means lie from the line, which other initialisations would not change.
     """
     weights = (x - x.mean()) / np.sum((x - x.mean()) ** 2)
     means, variances = values.mean(axis=1), values.var(axis=1, ddof=1) / values.shape[1]
-    slope = weights @ (means - means[0])  # exactly 0 of what is constant
+    slope = weights @ (means - means[0])  # exactly 0 if they are constant
     return float(slope), math.sqrt(weights**2 @ variances)
 
 
 def _sizes(data: dict[str, Any], sweep: str) -> dict[int, list[int]]:
-    """Width or depth -> the hidden sizes of its networks, smallest first."""
+    """Width or depth -> the hidden sizes of the network with it, smallest first."""
     if sweep == "width":
         return {width: [width] * DEPTH for width in sorted(data["config"]["widths"])}
     return {depth: [WIDTH] * depth for depth in sorted(data["config"]["depths"])}
@@ -197,7 +197,9 @@ def _values(
     initializer: str,
     quantity: str,
 ) -> np.ndarray:
-    """`[networks, S]`. Raises UserError where `data` is of an unfinished run."""
+    """A quantity for each network and initialisation, `[networks, S]`. Raises UserError where
+    `data` is that of an unfinished run.
+    """
     rows, cells = [], measured(data)
     for hidden_sizes in networks:
         cell = cells.get((env, activation, tuple(hidden_sizes), initializer))
@@ -233,7 +235,7 @@ _PAPER = {  # (sweep, environment without its version) -> the paper's figure
 
 
 def draw(data: dict[str, Any], out_dir: Path) -> list[Path]:
-    """Figures 1 and 4 to 9 from numbers that are there (`load`), and the like for other
+    """Draws Figures 1 and 4 to 9 from `data` (see `load`), and similar figures for other
     environments; nothing is computed.
 
     Returns the pictures' paths in `out_dir`. Raises UserError where one cannot be written, and for
@@ -264,7 +266,9 @@ def _figure(
     number: int | None,
     path: Path,
 ) -> Path:
-    """A panel for each initialisation (across) and quantity (down): bars by size and activation."""
+    """Draws a panel for each initialisation (across) and quantity (down): bars by size and
+    activation.
+    """
     config = data["config"]
     figure, axes = plt.subplots(
         len(quantities),

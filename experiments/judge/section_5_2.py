@@ -1,5 +1,5 @@
-"""What section 5.2 says of PreQN, judged one statement at a time on the records of runs, all cut at
-one step (`curves.common_step`).
+"""What section 5.2 says of PreQN, judged one statement at a time. The evidence is the records of
+runs, all cut at the same step (`curves.common_step`).
 """
 
 import sys
@@ -60,8 +60,8 @@ Runs = dict[tuple[str, str], Curves]  # (env, variant) -> its records
 
 
 def on_benchmark(found: Iterable[Curves], envs: Sequence[str]) -> list[Verdict]:
-    """The statements on Figure 2, on the runs that are there; `envs` are those that there should
-    be.
+    """Verdicts on the statements about Figure 2, from the runs `found`; `envs` are the environments
+    that should have runs.
     """
     runs = {(run.env, run.variant): run for run in found}
     return [
@@ -84,7 +84,7 @@ def on_benchmark(found: Iterable[Curves], envs: Sequence[str]) -> list[Verdict]:
 
 
 def on_alignment(found: Iterable[Curves], envs: Sequence[str]) -> list[Verdict]:
-    """The statements on sin and relu (Figures 3 and 10 to 14), likewise."""
+    """Verdicts on the statements about sin and relu (Figures 3 and 10 to 14), likewise."""
     runs = {(run.env, run.variant): run for run in found}
     return [
         Verdict(
@@ -111,7 +111,9 @@ def on_alignment(found: Iterable[Curves], envs: Sequence[str]) -> list[Verdict]:
 
 
 def show(judged: Iterable[Verdict], where: str, notes: Iterable[str]) -> None:
-    """Prints the verdicts, where they were judged, and the rules; what is not whole to stderr."""
+    """Prints the verdicts, the runs they are based on, and the rules; and `notes` on missing and
+    unfinished runs to stderr.
+    """
     print(f"\nSection 5.2 says, judged on {where}:")
     verdict.show(judged)
     print("\n" + RULES)
@@ -123,9 +125,9 @@ def show(judged: Iterable[Verdict], where: str, notes: Iterable[str]) -> None:
 
 
 def alignments(run: Curves) -> np.ndarray:
-    """Mean cos(Q'-Q, y-Q) of each seed's updates, `[S]`; NaN before any."""
+    """The mean alignment cos(Q'-Q, y-Q) of each seed's updates, `[S]`; NaN before any update."""
     steps, values = run.metric("critic/alignment")
-    later = values[:, steps > run.config.get("update_after", 0)]  # the first line is of one round
+    later = values[:, steps > run.config.get("update_after", 0)]  # the first line covers one round
     finite = [row[np.isfinite(row)] for row in later]
     return np.array([row.mean() if len(row) else np.nan for row in finite])
 
@@ -139,7 +141,7 @@ def normalised(runs: Iterable[Curves]) -> list[np.ndarray]:
 
 
 def _lacking(runs: Runs, envs: Iterable[str], variants: Iterable[str]) -> str:
-    """What keeps a statement on these runs from being judged; "" if nothing does."""
+    """Why a statement on these runs cannot be judged: the runs that are missing; "" if none is."""
     wanted = [(env, variant) for env in envs for variant in variants]
     missing = [f"{env}/{variant}" for env, variant in wanted if (env, variant) not in runs]
     return f"needs {', '.join(missing)}" if missing else "" if wanted else "needs runs"
@@ -177,11 +179,11 @@ def _stable(runs: Runs, envs: Sequence[str], variant: str) -> list[Half]:
 
 
 class Tally(NamedTuple):
-    """Who breaks a rule of stability, of one variant's seeds."""
+    """Which seeds of a variant break a rule of stability."""
 
     broken: dict[str, list[int] | None]  # env -> seeds; None where the records do not tell
     count: int
-    total: int  # without those of which they do not tell
+    total: int  # seeds, without those about which the records do not tell
 
     def __str__(self) -> str:
         return "; ".join(
@@ -199,8 +201,8 @@ def _tally(runs: Runs, envs: Sequence[str], variant: str, rule: str) -> Tally:
 
 
 def _beside(runs: Runs, rule: str, own: Tally) -> str:
-    """Which seeds of the baselines break a rule on the same tasks, without which nothing tells a
-    fault of PreQN from one of the task; "" without such runs.
+    """Which seeds of the baselines break a rule on the same tasks, as text; "" if there are no such
+    runs. Without it nothing would tell a fault of PreQN from one of the task.
     """
     told = [env for env, seeds in own.broken.items() if seeds is not None]
     found = {variant: _tally(runs, told, variant, rule) for variant in BASELINES}
@@ -236,8 +238,8 @@ Measure = Callable[[Curves], np.ndarray]
 
 
 def compare(one: Curves, other: Curves, measure: Measure) -> tuple[int | None, float, str]:
-    """Of two runs on one environment: 1, 0 or -1 (clearly more, neither, clearly less; None, there
-    is no interval to tell), the difference, and the numbers.
+    """Compares two runs on one environment. Returns 1, 0 or -1 (clearly more, neither, clearly
+    less; None where no interval can tell), the difference, and the numbers as text.
     """
     if measure is performances and bool(one.diverged) != bool(other.diverged):
         worse, way = (other, 1) if other.diverged else (one, -1)
@@ -293,7 +295,9 @@ def _favorable(runs: Runs, envs: Sequence[str]) -> Half:
 
 
 def _overlap(found: Mapping[str, scores.Estimate]) -> str:
-    """Whether the intervals of `_favorable` tell the first from the baselines; "" without any."""
+    """Which baselines' intervals overlap preqn-sin's, as text for `_favorable`; "" where one is
+    missing.
+    """
     intervals = [estimate.interval for estimate in found.values() if estimate.interval]
     if len(intervals) < len(found):
         return ""
@@ -307,7 +311,7 @@ def _overlap(found: Mapping[str, scores.Estimate]) -> str:
 
 
 def _power(own: power.Scores, rivals: Sequence[power.Scores]) -> str:
-    """What the rule of `_favorable` is worth with scores like these."""
+    """How much the rule of `_favorable` can tell with scores like these, as text."""
     deviations, seeds = power.deviations([own, *rivals]), power.seeds([own, *rivals])
     if seeds < 2:
         return "; a single seed has no spread"
@@ -319,8 +323,8 @@ def _power(own: power.Scores, rivals: Sequence[power.Scores]) -> str:
 
 
 def _somewhere(runs: Runs, envs: Sequence[str], name: str, direction: str) -> Half:
-    """An environment that the paper names: clearly better or worse than both baselines. A few seeds
-    leave wide intervals, and one that holds zero speaks for neither side.
+    """Whether PreQN is clearly better or worse than both baselines on an environment that the paper
+    names. With few seeds the intervals are wide, and one that holds zero decides nothing.
     """
     said = f"preqn-sin is clearly {direction} than {' and '.join(BASELINES)} on {name}"
     opposite = {"better": "worse", "worse": "better"}[direction]
@@ -331,7 +335,7 @@ def _somewhere(runs: Runs, envs: Sequence[str], name: str, direction: str) -> Ha
     )
     if lacking:
         return Half(said, lacking, None, refuted_by)
-    # DDPG is told too: it stands far above both on Swimmer.
+    # DDPG is shown too: it is far above both on Swimmer.
     others = [b for b in (*BASELINES, "ddpg-relu") if (versions[0], b) in runs]
     compared = {
         other: compare(runs[versions[0], "preqn-sin"], runs[versions[0], other], performances)
@@ -348,7 +352,9 @@ def _somewhere(runs: Runs, envs: Sequence[str], name: str, direction: str) -> Ha
 
 
 def _less_stable(runs: Runs, envs: Sequence[str]) -> Half:
-    """Seeds that break rule (a) or (b): (c) is no divergence yet."""
+    """Whether more of preqn-relu's seeds than of preqn-sin's break rule (a) or (b); breaking (c) is
+    not yet a divergence.
+    """
     said = "a larger share of preqn-relu's seeds than of preqn-sin's diverges or collapses (a, b)"
     alpha = 1 - scores.LEVEL
     refuted_by = f"preqn-sin's share is the larger one, with a p-value of at most {alpha:.2f}"

@@ -1,4 +1,4 @@
-"""What is wrong with the seeds of a run, by the rule of stability (`section_5_2.RULES`)."""
+"""Which seeds of a run break the rule of stability (`section_5_2.RULES`)."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ _FINITE = ("critic/q_mean", "critic/td_abs", "critic/norm", "actor/norm", "eval/
 
 
 class Faults(NamedTuple):
-    """The seeds of a run that break each part of the rule; None where the records do not tell."""
+    """The seeds of a run that break each part of the rule; None where the records cannot tell."""
 
     a: list[int]
     b: list[int] | None
@@ -19,7 +19,7 @@ class Faults(NamedTuple):
 
 
 def faults(run: Curves) -> Faults:
-    """Who breaks the rule of stability."""
+    """The seeds of a run that break the rule of stability."""
     returns, spreads = (run.metric(name)[1] for name in ("eval/return_mean", "eval/return_std"))
     a, b, c = [], [], []
     told, enough = True, True
@@ -29,8 +29,8 @@ def faults(run: Curves) -> Faults:
         ):
             a.append(seed)
         finite = returns[i][np.isfinite(returns[i])]
-        if seed not in a:  # else there is nothing more to tell
-            enough = enough and len(finite) > FEW  # or there is one mean, and none after it
+        if seed not in a:  # a seed that diverged needs no further test
+            enough = enough and len(finite) > FEW  # else there is one mean at most
         if collapsed(finite, spreads[i]):
             b.append(seed)
         q, worth = (_values(lines, name) for name in ("critic/q_mean", "eval/discounted_max"))
@@ -41,13 +41,13 @@ def faults(run: Curves) -> Faults:
 
 
 def collapsed(returns: np.ndarray, spread: np.ndarray | float) -> bool:
-    """Rule (b) on the evaluations of one seed: mean returns `[T]`, and the spreads over the
-    episodes of each, or the mean of these.
+    """Whether one seed breaks rule (b): from the mean returns `[T]` of its evaluations, and the
+    spread over the episodes of each, or the mean of these spreads.
     """
     if len(returns) < FEW:
         return False
     windows = np.convolve(returns, np.ones(FEW) / FEW, "valid")
-    gain = np.maximum.accumulate(windows) - returns[0]  # of the best so far
+    gain = np.maximum.accumulate(windows) - returns[0]  # of the best mean so far
     fallen = windows < returns[0] + gain / 2
     return bool(np.any((gain > np.nanmean(spread)) & fallen))
 

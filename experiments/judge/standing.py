@@ -1,5 +1,5 @@
-"""How the runs of a plan stand: returns with intervals beside what others published, pooled over
-tasks, and learning curves.
+"""The results of a plan's runs so far: returns with intervals, beside those that others published;
+returns pooled over tasks; and learning curves.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,12 +10,12 @@ from experiments.judge import published, scores, section_5_2
 from experiments.kit import curves, output, style
 from experiments.kit.curves import Curves
 
-STEPS = (100_000, 300_000, 500_000, 1_000_000)  # at which others publish
+STEPS = (100_000, 300_000, 500_000, 1_000_000)  # at which others publish returns
 
 
 def checkpoints(runs: Sequence[Curves]) -> list[int]:
-    """The customary steps that some run has reached, where the furthest stands, and the step at
-    which all are compared.
+    """The steps at which returns are listed: those of `STEPS` that some run has reached, the last
+    step of the furthest run, and the step at which all are compared.
     """
     furthest = max(run.reached for run in runs)
     customary = {step for step in STEPS if step <= furthest}
@@ -36,8 +36,8 @@ def table(runs: Iterable[Curves], at: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def together(standing: Sequence[Curves]) -> list[dict[str, Any]]:
-    """The interquartile mean over tasks of each variant, as its runs stand: over the tasks that
-    have a scale and runs of all variants.
+    """The interquartile mean over tasks of each variant, from its runs so far, over those tasks
+    that have a scale and runs of all variants.
     """
     there = {(run.env, run.variant): run for run in standing if published.scale(run.env)}
     envs, variants = (
@@ -53,7 +53,7 @@ def together(standing: Sequence[Curves]) -> list[dict[str, Any]]:
 
 
 def plain(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with an estimate, for a file."""
+    """A row with its estimate split into mean and interval, for a JSON file."""
     row = dict(row)
     value, interval = row.pop("estimate")
     return {**row, "mean": value, "interval": interval}
@@ -63,7 +63,7 @@ def plain(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def show(runs: Sequence[Curves], cells: Sequence[dict[str, Any]]) -> None:
-    """Prints a block for each environment, with what others published below it."""
+    """Prints a block for each environment, with published returns below it."""
     by_place = {(row["env"], row["variant"], row["step"]): row["estimate"] for row in cells}
     for env in dict.fromkeys(run.env for run in runs):
         steps = sorted({step for e, _, step in by_place if e == env})
@@ -113,8 +113,8 @@ def draw(
     title: str = "As Figure 2 of the paper: " + style.SPREAD,
     looks: style.Looks = style.PAPER,
 ) -> None:
-    """Figure 2: learning curves, a panel for each environment. Raises UserError where it cannot be
-    written.
+    """Draws Figure 2: learning curves, a panel for each environment. Raises UserError where it
+    cannot be written.
     """
     figure = style.by_environment(runs, envs, "eval/return_mean", style.RETURN, title, looks=looks)
     output.save_figure(figure, path)

@@ -1,4 +1,4 @@
-"""What came of a sweep: a table, `summary.json`, `summary.md` and `sweep.png`."""
+"""The report on a sweep: a table, `summary.json`, `summary.md` and `sweep.png`."""
 
 import math
 import sys
@@ -24,7 +24,7 @@ any."""
 
 
 class Row(NamedTuple):
-    """One setting, of all its seeds that have records."""
+    """One setting, with all its seeds that have records."""
 
     setting: dict[str, Any]
     run: curves.Curves
@@ -56,8 +56,8 @@ class Row(NamedTuple):
 
 
 def report(sweep: Sweep) -> dict[str, int]:
-    """Prints the table and writes the files, of the members that have records. Returns which of
-    them diverged, and at what step.
+    """Prints the table and writes the files, for the members that have records. Returns the members
+    that diverged, each with its step.
 
     Raises UserError where no member has been evaluated yet.
     """
@@ -84,8 +84,8 @@ def report(sweep: Sweep) -> dict[str, int]:
 
 
 def gather(sweep: Sweep) -> tuple[list[Row], int]:
-    """A row for each setting that has records, and the step that all members of these have
-    reached but for those that diverged.
+    """A row for each setting that has records, and the last step that all their members have
+    reached, not counting those that diverged.
     """
     found: dict[str, tuple[dict[str, Any], list[tuple[dict[str, Any], curves.Lines]]]] = {}
     for member, run in _recorded(sweep).values():
@@ -137,7 +137,7 @@ def _described(row: Row) -> dict[str, Any]:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    """In Markdown, the best first."""
+    """The table in Markdown, the best setting first."""
     names = list(rows[0].setting)
     head = [*names, "return", "best", "stable", "alignment", "diverged"]
     body = []
@@ -159,8 +159,8 @@ def _table(rows: Sequence[Row]) -> str:
 
 
 def draw(sweep: Sweep, rows: Sequence[Row], step: int) -> None:
-    """The return over each axis, and a map where there are two; a row of panels for each
-    environment. Learning curves where nothing but seeds was swept.
+    """Draws the return over each axis, and a map if there are two axes, with a row of panels for
+    each environment. If only seeds were swept, draws learning curves.
     """
     out = sweep.logdir / "sweep.png"
     names = [name for name in sweep.axes if name != "env"]
@@ -190,7 +190,7 @@ def draw(sweep: Sweep, rows: Sequence[Row], step: int) -> None:
 
 
 def _over(ax: Any, rows: Sequence[Row], name: str, names: Sequence[str]) -> None:
-    """Returns against one axis, a line for each setting of the others."""
+    """Plots returns against one axis, with a line for each setting of the other axes."""
     values = list(dict.fromkeys(row.setting[name] for row in rows))
     others = [other for other in names if other != name]
     lines = list(dict.fromkeys(tuple(row.setting[other] for other in others) for row in rows))
@@ -215,7 +215,7 @@ def _over(ax: Any, rows: Sequence[Row], name: str, names: Sequence[str]) -> None
 
 
 def _map(figure: Any, ax: Any, rows: Sequence[Row], names: Sequence[str]) -> None:
-    """Mean returns over two axes, each with its number."""
+    """Draws a map of mean returns over two axes, with the number in each cell."""
     across, up = (list(dict.fromkeys(row.setting[name] for row in rows)) for name in names)
     grid = np.full((len(up), len(across)), np.nan)
     for row in rows:

@@ -1,4 +1,4 @@
-"""One verdict: what the paper says, what was found, and what would have spoken against it."""
+"""One verdict: a statement of the paper, what was found, and what would have spoken against it."""
 
 import textwrap
 from collections.abc import Iterable
@@ -17,14 +17,14 @@ class Half(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """A statement of the paper, in the parts that it takes to judge it."""
+    """A statement of the paper, and the parts in which it is judged."""
 
     statement: str
     halves: list[Half]
 
     @property
     def borne_out(self) -> bool | None:
-        """No where a part is; yes where all are."""
+        """False if any part is refuted, True if all parts are borne out, else None."""
         known = [half.borne_out for half in self.halves]
         return False if False in known else None if None in known else True
 

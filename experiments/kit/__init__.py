@@ -1,1 +1,1 @@
-"""What the binaries share: flags, files, figures, curves of runs, and plans of many runs."""
+"""What the commands share: flags, files, figures, curves of runs, and plans of many runs."""

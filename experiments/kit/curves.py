@@ -1,4 +1,4 @@
-"""What finished and unfinished runs recorded, as arrays."""
+"""The records of finished and unfinished runs, as arrays."""
 
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ class Curves(NamedTuple):
     config: dict[str, Any]
     seeds: tuple[int, ...]  # S of them
     lines: list[Lines]  # `[S]`
-    diverged: dict[int, int]  # seed -> step, of those that did
+    diverged: dict[int, int]  # seed -> step, of those that diverged
 
     @property
     def name(self) -> str:
@@ -30,8 +30,8 @@ class Curves(NamedTuple):
 
     @property
     def reached(self) -> int:
-        """The last step at which every seed was evaluated, but for those that diverged if others
-        did not; 0 before that.
+        """The last step at which every seed was evaluated, 0 before that. Seeds that diverged do
+        not count, unless all did.
         """
         last = {
             seed: max((line["step"] for line in lines if "eval/return_mean" in line), default=0)
@@ -42,7 +42,7 @@ class Curves(NamedTuple):
 
     @property
     def ended(self) -> bool:
-        """Whether divergence was the end of all seeds: it came to each, or was to be the end."""
+        """Whether divergence ended all seeds: all diverged, or one did and was to end the run."""
         if set(self.seeds) <= set(self.diverged):
             return bool(self.seeds)
         return any(wanted_end(line) for lines in self.lines for line in lines)
@@ -52,7 +52,7 @@ class Curves(NamedTuple):
         return self.reached >= self.config["num_steps"]
 
     def cut(self, at: int) -> "Curves":
-        """The run as it stood at step `at`; one that ended before, by divergence, as it ended."""
+        """The run as it was at step `at`; if divergence ended it before, as it was at its end."""
         lines = [[line for line in mine if line["step"] <= at] for mine in self.lines]
         so_far = {s: step for s, step in self.diverged.items() if step <= at}
         if self.ended and self.reached < at:
@@ -65,8 +65,8 @@ class Curves(NamedTuple):
 
 
 def load(folder: Path) -> tuple[dict[str, Any], Lines]:
-    """The configuration and the records of a run directory. Raises UserError if it is none, or has
-    no records yet.
+    """The configuration and the records of a run directory. Raises UserError if it is no run
+    directory, or has no records yet.
     """
     with output.expecting(f"the run {str(folder)!r} cannot be read"):
         config = directory.config_of(folder, "run")
@@ -90,13 +90,13 @@ def of_seeds(seeds: Iterable[int], lines: Lines) -> dict[int, Lines]:
 
 
 def evaluations(lines: Lines) -> np.ndarray:
-    """The mean returns `[T]` of one seed's evaluations; a null, which was not finite, is NaN."""
+    """The mean returns `[T]` of one seed's evaluations; NaN for a null, which was not finite."""
     return np.array([x["eval/return_mean"] for x in lines if "eval/return_mean" in x], float)
 
 
 def ends(returns: np.ndarray) -> tuple[float, float, float]:
-    """Of one seed's mean returns `[T]` the last, the mean of the last three, and the best that is
-    finite; NaN where there is none.
+    """Of one seed's mean returns `[T]`: the last, the mean of the last three, and the best finite
+    one; NaN where there is none.
     """
     if not len(returns):
         return np.nan, np.nan, np.nan
@@ -105,19 +105,20 @@ def ends(returns: np.ndarray) -> tuple[float, float, float]:
 
 
 def mean(lines: Iterable[record.Line], name: str, after: int) -> float | None:
-    """Of a metric, past step `after`; None where it was not recorded there."""
+    """The mean of a metric past step `after`; None where it was not recorded there."""
     values = [line[name] for line in lines if line["step"] > after and line.get(name) is not None]
     return float(np.mean(values)) if values else None
 
 
 def diverged(lines: Iterable[record.Line]) -> dict[int, int]:
-    """seed -> step, of those that did."""
+    """seed -> step of its divergence, for the seeds that diverged."""
     return {line["seed"]: line["step"] for line in lines if line.get("run/diverged") is not None}
 
 
 def wanted_end(line: record.Line) -> bool:
-    """Whether a run was to end with this divergence (--stop_on_divergence), all its seeds with it.
-    Where a seed is frozen its line has the null that froze it.
+    """Whether this line records a divergence that ended the run with all its seeds
+    (--stop_on_divergence). Where a divergence only froze its seed, the line has the null that froze
+    it.
     """
     return line.get("run/diverged") is not None and not record.frozen([line])
 
@@ -135,14 +136,16 @@ def differing(
 
 
 def short(value: Any) -> str:
-    """A setting in few signs: sizes as 64x64."""
+    """A setting as a short text: sizes as 64x64."""
     if isinstance(value, list | tuple):
         return "x".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def variant(config: dict[str, Any]) -> str:
-    """ "preqn-sin"; of an agent of somebody's own parts its name."""
+    """The name of a run's variant: "preqn-sin"; without an activation for agents of a user's own
+    parts.
+    """
     words = [config["algorithm"], config.get("activation")]
     return "-".join(word for word in words if word)
 
@@ -158,9 +161,9 @@ def matrix(curves: Sequence[Lines], name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def level(curves: Sequence[Lines], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """As `matrix`, at the steps for which every seed has a line, but for those that diverged
-    before: one that was looked at less often than others, or ended between two looks, leaves no
-    tooth in their mean, and one that was made shorter ends it.
+    """As `matrix`, but only at the steps for which every seed has a line, seeds that diverged
+    before excepted. So the mean has no jump where a seed was evaluated less often than others or
+    ended between two evaluations, and it ends where the shortest run ends.
     """
     lines = [[line for line in mine if name in line] for mine in curves]
     steps, values = matrix(lines, name)
@@ -179,11 +182,11 @@ def level(curves: Sequence[Lines], name: str) -> tuple[np.ndarray, np.ndarray]:
 def gather(
     root: Path, envs: Iterable[str], variants: Iterable[str], seeds: Sequence[int] | None = None
 ) -> tuple[list[Curves], list[str]]:
-    """The runs `<root>/<env>/<variant>` that have been evaluated at all, or diverged before, and a
-    sentence on each that is not there, or not whole.
+    """The runs `<root>/<env>/<variant>` that have been evaluated, or ended by divergence before
+    that; and a sentence about each run that is missing or incomplete.
 
-    `seeds` picks some of a run's seeds; None takes them all, and it is told which are not there.
-    Raises UserError for a folder that is damaged.
+    `seeds` picks some of a run's seeds, with a sentence about those that are missing; None takes
+    all. Raises UserError for a folder that is damaged.
     """
     found, notes = [], []
     for env in envs:
@@ -219,8 +222,8 @@ def _select(
 
 
 def common_step(runs: Iterable[Curves]) -> int:
-    """The last step that every seed of all runs has reached; a run that ended by divergence holds
-    none back. Where all ended so, the last that one of them reached.
+    """The last step that every seed of all runs has reached, not counting runs that ended by
+    divergence. If all ended so, the last step that one of them reached.
     """
     runs = list(runs)
     going = [run.reached for run in runs if not run.ended]
@@ -228,23 +231,23 @@ def common_step(runs: Iterable[Curves]) -> int:
 
 
 def plural(count: int, thing: str) -> str:
-    """ "1 seed", "2 seeds"."""
+    """A count with its noun: "1 seed", "2 seeds"."""
     return f"{count} {thing}{'s' * (count != 1)}"
 
 
 def count_seeds(*counts: int) -> str:
-    """ "3 seeds", or "2 to 3 seeds"."""
+    """The least and the largest count, as text: "3 seeds", or "2 to 3 seeds"."""
     least, most = min(counts), max(counts)
     return ("" if least == most else f"{least} to ") + plural(most, "seed")
 
 
 def seeds_of(runs: Iterable[Curves]) -> str:
-    """How many the runs have."""
+    """How many seeds the runs have, as text."""
     return count_seeds(*(len(run.seeds) for run in runs))
 
 
 def judged_on(runs: Sequence[Curves], envs: Iterable[str]) -> str:
-    """Where runs are compared, in words."""
+    """Environments, seeds and step on which runs are compared, as text."""
     there = {run.env for run in runs}
     named = ", ".join(env for env in envs if env in there)
     return f"{named} with {seeds_of(runs)}, all at step {common_step(runs):,}"

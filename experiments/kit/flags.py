@@ -1,4 +1,6 @@
-"""Command-line flags derived from config dataclasses, and the manners all binaries share."""
+"""Command-line flags derived from config dataclasses, and what all commands do alike: --help, and
+errors as one sentence.
+"""
 
 import contextlib
 import dataclasses
@@ -26,7 +28,7 @@ from preqn_jax.training.config import RunConfig
 from preqn_jax.training.directory import CONFIGS
 
 Config = TypeVar("Config")
-# What the library calls an argument, and the flag for it.
+# The library's name of an argument, and the flag for it.
 FLAGS_OF_ARGUMENTS = {
     "(steps.preconditioned)": "(--critic_step=preconditioned)",
     "(target=)": "(--target_networks)",
@@ -34,7 +36,7 @@ FLAGS_OF_ARGUMENTS = {
     "(damping=)": "(--damping)",
     "(solve.eigh)": "(--solver=eigh)",
 }
-# Where a command has many flags these come first in --help, as a person thinks of them.
+# The flags that --help shows where a command has many, in the order in which one thinks of them.
 FIRST = (
     "algorithm",
     "env",
@@ -48,7 +50,7 @@ FIRST = (
     "eval_every",
     "diagnose_every",
 )
-_LIST = r"[]\[' ]"  # what a list of texts has around them
+_LIST = r"[]\[' ]"  # the brackets, quotes and spaces of a printed list of texts
 _groups: dict[str, list[str]] = {}  # title -> flags, in the order of --helpfull
 _DEBUG = flags.DEFINE_bool(
     "debug", False, "show the traceback behind an error's sentence", module_name="Manners"
@@ -56,10 +58,11 @@ _DEBUG = flags.DEFINE_bool(
 
 
 def define(*configs: type, values: flags.FlagValues = flags.FLAGS) -> None:
-    """One flag for each field of each dataclass, with its name, default and help; `--helpfull`
-    groups them by dataclass, whose first sentence is the title.
+    """Defines a flag for each field of each dataclass, with its name, default and help.
+    `--helpfull` groups the flags by dataclass; a group's title is the first sentence of the
+    dataclass's docstring.
 
-    They are those of the command line, or of other `values`.
+    The flags are those of the command line, or of other `values`.
     """
     for config in configs:
         if values is flags.FLAGS:
@@ -71,7 +74,7 @@ def define(*configs: type, values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def home(run: RunConfig, name: str) -> RunConfig:
-    """With the run directory that it has by default: named for what is trained, and on what."""
+    """`run`, with a default run directory if it has none, named after `name` and `run.env`."""
     if run.logdir is not None:
         return run
     env = re.sub(r"[^\w.-]", "-", run.env)
@@ -79,7 +82,7 @@ def home(run: RunConfig, name: str) -> RunConfig:
 
 
 def group(title: str, names: list[str]) -> None:
-    """Flags that a binary defined by itself, for `--helpfull`."""
+    """Gives flags that a command defined by itself a title in `--helpfull`."""
     _groups[title] = names
 
 
@@ -102,7 +105,7 @@ def _define_one(field: dataclasses.Field, kind: Any, group: str, values: flags.F
 
 
 class _Whole(flags.IntegerParser):
-    """Whole numbers, also as 1e6 and 1_000_000."""
+    """A parser of whole numbers, also in the forms 1e6 and 1_000_000."""
 
     def convert(self, argument: Any) -> int:
         return _whole(argument) if isinstance(argument, str) else super().convert(argument)
@@ -117,8 +120,8 @@ def _whole(text: str) -> int:
 
 
 def parse(config: type[Config], values: flags.FlagValues = flags.FLAGS) -> Config:
-    """The config that the flags describe. Raises UserError for a list entry that is not a
-    number, and for what is no JSON object.
+    """The config that the flags describe. Raises UserError for a list entry that is not a number,
+    and for text that is not the JSON object it should be.
     """
     hints = typing.get_type_hints(config)
     fields = {}
@@ -137,15 +140,17 @@ def parse(config: type[Config], values: flags.FlagValues = flags.FLAGS) -> Confi
 
 
 def read(arguments: Sequence[str], *configs: type) -> tuple[Any, ...]:
-    """The configs that `arguments` describe as a command line of their own would. Raises UserError
-    for what it would refuse.
+    """The configs that `arguments` describe, read like the command line of a command. Raises
+    UserError for what a command line would refuse.
     """
     values = _values(arguments, *configs)
     return tuple(parse(config, values) for config in configs)
 
 
 def given(arguments: Sequence[str], *configs: type) -> list[str]:
-    """The names of the settings that such a command line sets. Raises UserError likewise."""
+    """The names of the settings that `arguments` set, read in the same way. Raises UserError
+    likewise.
+    """
     values = _values(arguments, *configs)
     return [name for name in values if values[name].present]
 
@@ -153,7 +158,7 @@ def given(arguments: Sequence[str], *configs: type) -> list[str]:
 def _values(arguments: Sequence[str], *configs: type) -> flags.FlagValues:
     values = flags.FlagValues()
     define(*configs, values=values)
-    for word in arguments:  # absl's own, which let through any flag
+    for word in arguments:  # absl's own flags, which would let any flag through
         refuse([word] if word.lstrip("-").split("=")[0] in ("flagfile", "undefok") else [])
     try:
         rest = values(["", *arguments])[1:]
@@ -164,7 +169,7 @@ def _values(arguments: Sequence[str], *configs: type) -> flags.FlagValues:
 
 
 def refuse(words: Sequence[str]) -> None:
-    """Raises UserError for what is left of a command line that takes flags alone."""
+    """Raises UserError if `words` are left of a command line that takes only flags."""
     if words:
         raise UserError(
             f"unexpected argument {words[0]!r}; flags start with --, as in --env=Walker2d-v5"
@@ -184,7 +189,7 @@ def _integers(name: str, entries: Sequence[str]) -> tuple[int, ...]:
 
 
 def _texts(entries: Sequence[str]) -> tuple[str, ...]:
-    """Entries of which none ends within parentheses, where commas are its own."""
+    """The entries of a list, put together again where a comma within parentheses split one."""
     whole: list[str] = []
     for entry in entries:
         if whole and whole[-1].count("(") > whole[-1].count(")"):
@@ -195,7 +200,7 @@ def _texts(entries: Sequence[str]) -> tuple[str, ...]:
 
 
 def _arguments(name: str, text: str) -> dict[str, Any] | None:
-    """A JSON object; None of an empty one."""
+    """The arguments in a JSON object; None for an empty one. Raises UserError for anything else."""
     try:
         value = json.loads(text) if text else {}
         why = f"it is JSON's {text[:60]}" if not isinstance(value, dict) else ""
@@ -207,11 +212,11 @@ def _arguments(name: str, text: str) -> dict[str, Any] | None:
     raise UserError(f"{name} must be arguments by their names, as in {example}, but {why}")
 
 
-_LONGEST = 100_000  # range
+_LONGEST = 100_000  # the longest range
 
 
 def _range(entry: str) -> Sequence[int]:
-    """ "0:3" is 0, 1, 2, as in a slice."""
+    """The numbers of an entry: 0, 1, 2 for "0:3", as in a slice, and a single one for "5"."""
     first, colon, end = entry.partition(":")
     if colon and _whole(end) - _whole(first) > _LONGEST:
         raise UserError(
@@ -221,9 +226,9 @@ def _range(entry: str) -> Sequence[int]:
 
 
 def in_flags(text: str) -> str:
-    """A text of the library, as `diagnostics.Finding.remedy`, in the words of a command line. What
-    others quote in it, as Gymnasium does names of environments, stays as it is: names without a
-    value that are none of ours.
+    """A text of the library, such as `diagnostics.Finding.remedy`, with flags in place of
+    arguments. Names in it that have no value and are none of our flags stay as they are: they are
+    quoted from others, as Gymnasium quotes names of environments.
     """
     ours = {field.name for config in CONFIGS for field in dataclasses.fields(config)}
     ours.update(flags.FLAGS)
@@ -235,26 +240,26 @@ def in_flags(text: str) -> str:
         if not value and name not in ours:
             return match[0]
         if name == "logdir" and flags.FLAGS.is_parsed() and name not in flags.FLAGS:
-            return "run directory"  # which such a command takes as a word
-        if name == "wrappers" and value:  # whose parentheses are their own
+            return "run directory"  # which such a command takes without a flag
+        if name == "wrappers" and value:  # whose parentheses belong to the value
             return f"--{name}={shlex.quote(re.sub(_LIST, '', value[1:]))}"
         if name == "env_kwargs" and value:
             return f"--{name}={shlex.quote(value[1:])}"
         return f"--{name}" + re.sub(r"[() '\"]", "", value or "").rstrip(",")
 
-    return re.sub(r"`(\w+)(=[^`]*)?`", flag, text)  # the library quotes its arguments
+    return re.sub(r"`(\w+)(=[^`]*)?`", flag, text)  # arguments stand in backquotes
 
 
 def translated(record: logging.LogRecord) -> bool:
-    """A filter that lets every record through, the library's own in the words of a command line."""
+    """A log filter that lets every record through, and rewrites the library's own by `in_flags`."""
     if record.name.split(".")[0] == preqn_jax.__name__:
         record.msg, record.args = in_flags(record.getMessage()), None
     return True
 
 
 def run(main: Callable[[list[str]], int], takes_words: bool = False) -> None:
-    """`app.run`, with a person's mistakes as one sentence on stderr and exit status 1; one of them
-    is a word that is no flag, unless `main` takes them.
+    """Runs `main` by `app.run`, and reports a user's mistake as one sentence on stderr, with exit
+    status 1. Words that are not flags are such a mistake too, unless `takes_words`.
     """
     asked = {word.lstrip("-") for word in sys.argv[1:] if word.startswith("-")}
     if asked & {"help", "h", "helpshort", "helpfull"}:
@@ -265,7 +270,7 @@ def run(main: Callable[[list[str]], int], takes_words: bool = False) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    absl_logging.set_verbosity(absl_logging.WARNING)  # jax and orbax narrate
+    absl_logging.set_verbosity(absl_logging.WARNING)  # jax and orbax log a lot
     absl_logging.get_absl_handler().addFilter(translated)
 
     def checked(argv: list[str]) -> int:
@@ -276,7 +281,7 @@ def run(main: Callable[[list[str]], int], takes_words: bool = False) -> None:
 
 
 def _help(full: bool) -> str:
-    """Of all flags by group, or of the `FIRST` where there are more than twenty."""
+    """The help of all flags, by group; that of `FIRST` if there are more than twenty flags."""
     names = [name for group in _groups.values() for name in group]
     first = [name for name in FIRST if name in names]
     if full or len(names) <= 20 or len(first) < len(FIRST) // 2:
@@ -289,7 +294,7 @@ def _help(full: bool) -> str:
 
 
 def _meaning(name: str) -> str:
-    """A flag's name, with its default, and what it is."""
+    """The help of one flag: its name and default, and what it means."""
     flag = flags.FLAGS[name]
     value = flag.default
     if isinstance(value, list):
@@ -300,7 +305,7 @@ def _meaning(name: str) -> str:
 
 
 def guard(main: Callable[[list[str]], int], argv: list[str]) -> int:
-    """`main(argv)`; a UserError is printed, and 1 returned."""
+    """Returns `main(argv)`; or prints a UserError, and returns 1."""
     try:
         return main(argv)
     except KeyboardInterrupt:
@@ -319,7 +324,7 @@ def guard(main: Callable[[list[str]], int], argv: list[str]) -> int:
 
 
 def out_of_memory(error: Exception) -> str | None:
-    """What to say of an error of JAX's, if it is that; None of any other."""
+    """A message for JAX's error of a full memory; None for any other error."""
     first = (str(error).splitlines() or [""])[0]
     if not first.startswith("RESOURCE_EXHAUSTED"):
         return None

@@ -1,4 +1,4 @@
-"""The run directories that a command takes as words, and the options of all that open one."""
+"""The run directories that a command takes as words, and the options that such commands share."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,14 +8,16 @@ from preqn_jax.options import UserError, option
 
 
 def one(argv: Sequence[str], command: str) -> Path:
-    """The only word. Raises UserError for more, and without."""
+    """The only run directory that is given. Raises UserError if there is none, or several."""
     if len(argv) != 2:
         raise UserError(f"give one run directory, as in: python -m experiments.{command} runs/x")
     return Path(argv[1])
 
 
 def some(argv: Sequence[str], example: str) -> list[Path]:
-    """All words. Raises UserError without any, where it shows the `example` of a command line."""
+    """All run directories that are given. Raises UserError if there is none, and then shows the
+    `example` of a command line.
+    """
     if len(argv) < 2:
         raise UserError(
             f"no run given; name run directories, as in: python -m experiments.{example}"
@@ -24,8 +26,8 @@ def some(argv: Sequence[str], example: str) -> list[Path]:
 
 
 def trust() -> Any:
-    """The option of a command that makes the run's environment; a base class would set it before
-    all others in --help.
+    """The option `trust`, of commands that make the run's environment. It is a function, as a base
+    class would put the option before all others in --help.
     """
     return option(
         False, 'import, and so run, modules that the run names, as in --env="module:Env-v0"'
@@ -33,7 +35,7 @@ def trust() -> Any:
 
 
 def seed() -> Any:
-    """The option of a command that takes one of the run's policies."""
+    """The option `seed`, of commands that take one of the run's policies."""
     return option(
         None, "which of the run's policies, by its seed (the first)", at_least=0, below=2**32
     )

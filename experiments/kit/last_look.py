@@ -1,5 +1,5 @@
-"""What the newest checkpoint of a run says of its critics: the numbers of a diagnosis, and which
-members of a minibatch move Q where it is largest.
+"""What the newest checkpoint of a run says of its critics: the measurements of a diagnosis, and
+which members of a minibatch (its transitions) move Q most where |Q| is largest.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ LARGEST = 8  # members of a minibatch that are named
 
 
 class LastLook(NamedTuple):
-    """A look at each seed of a checkpoint."""
+    """A look at the critic of each seed, at one checkpoint."""
 
     step: int
     agent: agents.Agent
@@ -28,14 +28,14 @@ class LastLook(NamedTuple):
     discrete: bool  # whether actions are finitely many
 
     def measured(self) -> Iterator[dict[str, float]]:
-        """What a diagnosis of each seed says; nothing where Q is not finite."""
+        """The measurements of a diagnosis of each seed; none where Q is not finite."""
         given = self.discount, self.discrete
         return (monitor.measure(self.agent, look, *given) for look in self.looks)
 
 
 def take(run: Path, config: dict[str, Any], trust: bool) -> LastLook:
-    """At the newest whole checkpoint of a run. Raises UserError as `directory.source`, and where
-    there is none, or it is of an agent of somebody's own parts, which are not known here.
+    """A look at the newest whole checkpoint of a run. Raises UserError as `directory.source` does,
+    if there is no checkpoint, and for an agent of somebody's own parts, which are not known here.
     """
     if directory.own_parts(config):
         raise UserError("its agent is of somebody's own parts")
@@ -58,7 +58,7 @@ def take(run: Path, config: dict[str, Any], trust: bool) -> LastLook:
 
 
 def attribution(seen: LastLook) -> list[dict[str, Any]]:
-    """For each seed the members of a minibatch that move Q most where |Q| is largest in it. Shares
+    """For each seed, the members of a minibatch that move Q most where |Q| is largest in it. Shares
     are those of a plain step (Eq. 5): K_ij delta_j over the sum of its absolute values.
     """
     results, q = [], seen.agent.q

@@ -1,11 +1,12 @@
-"""Commands, so many at a time: what starts them and where, each under a lock, asked to end with us.
+"""Runs commands, so many at a time, on this machine or elsewhere: each under a lock, and each asked
+to end when we are asked to.
 
-A launcher starts a job, looks whether it has ended, and asks it to end; `run` does the rest. Here
-is the one for this machine. Those of `launch_ray` and `launch_submitit` have `attend` called on
-some node, which is the same thing again there: a pool of one job.
+A launcher starts a job, finds out whether it has ended, and asks it to end; `run` does the rest.
+The launcher of this machine is here. Those of `launch_ray` and `launch_submitit` call `attend` on
+some node, which does the same there, for a single job.
 
-The lock is the one that a run takes on its directory (`training.lock`), and it is passed on to the
-command: that holds it for just as long as it lives, even if whoever started it is killed.
+The lock is the one that a run takes on its directory (`training.lock`). It is passed on to the
+command, which holds it for just as long as it lives, even if the process that started it is killed.
 """
 
 import collections
@@ -25,10 +26,10 @@ from experiments.kit import signals
 from preqn_jax.options import UserError, option
 from preqn_jax.training.lock import INHERITED, Busy, Lock
 
-PAUSE = 30.0  # seconds before what was refused is tried again
+PAUSE = 30.0  # seconds before a refused job is tried again
 LOOK = 2.0  # seconds between looks at how far commands are, and between requests to end
 LEASE = 180.0  # seconds that a network's file system may keep the lock of a host that is gone
-TRIES = 10  # starts again of a job that was lost, as on a node that went down
+TRIES = 10  # restarts of a job that was lost, as on a node that went down
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,40 +57,43 @@ class LaunchConfig:
 
     @property
     def cpus(self) -> int | None:
-        """Of each run on another node; None on this machine, whose cores are shared."""
+        """The cores of each run on another node; None on this machine, where runs share them."""
         return None if self.launcher == "local" else self.cpus_per_run or 1
 
 
 class Job(NamedTuple):
-    """A command, for whoever holds its lock first."""
+    """A command, to be run by whichever process takes its lock first."""
 
     name: str
     command: Sequence[str]
-    # All of it here; on a node, what it has beyond the node's own.
+    # Variables: on this machine all of them; on a node, those added to the node's own.
     environment: Mapping[str, str]
-    log: Path  # what it prints is added there
+    log: Path  # its output is appended there
     folder: Path  # whose lock it takes
-    wanted: Callable[[], bool]  # asked once the lock is held: by then another may have run it
+    wanted: Callable[[], bool]  # asked once the lock is held: another may have run it by then
 
 
-# over, as seen where it ran; ended otherwise; was asked to end, by whomever, was lost, or never
-# started; runs in another process; was not wanted any more
+# "ended": nothing is left to do, as seen where it ran; "failed": it ended otherwise; "stopped": it
+# was asked to end, by whomever, was lost, or never started; "elsewhere": another process runs it;
+# "unwanted": nothing was left to do before it started
 End = Literal["ended", "failed", "stopped", "elsewhere", "unwanted"]
 Look = Callable[[Sequence[str], Sequence[tuple[str, End]]], Any]
 
 
 class Refused(UserError):
-    """A launcher does not take a job: for ever, or for now, as a queue that is full."""
+    """Raised if a launcher does not take a job: for ever, or for now, as when a queue is full."""
 
 
 class Launcher(Protocol):
-    """What starts jobs."""
+    """The interface of a launcher, which starts jobs."""
 
-    every: float  # seconds between questions whether jobs have ended
-    tries: int  # starts again of a job that was stopped or lost, and not by us
+    every: float  # seconds between looks whether jobs have ended
+    tries: int  # restarts of a job that was stopped or lost, and not by us
 
     def start(self, job: Job) -> Any:
-        """A handle, which is no string, or at once its end. Raises OSError, UserError, Refused."""
+        """Starts a job. Returns a handle, which is no string, or, if it ended at once, how. Raises
+        OSError, UserError, Refused.
+        """
         ...
 
     def end(self, job: Job, handle: Any) -> End | None:
@@ -97,27 +101,30 @@ class Launcher(Protocol):
         ...
 
     def stop(self, handle: Any) -> None:
-        """Asks it to checkpoint and end; may be asked more than once."""
+        """Asks a job to checkpoint and end; may be called more than once."""
         ...
 
     def pass_on(self, handles: Sequence[Any], again: bool) -> None:
-        """In a signal's handler, where little can be done: asks at once, and `again` at a second
-        one, which is to end things there and then.
+        """Called in a signal's handler, where little can be done. Asks jobs to end at once, with a
+        checkpoint; `again` is for a second signal, which ends them there and then.
         """
         ...
 
     def forward(self, handles: Sequence[Any], number: int) -> None:
-        """Likewise: gives a signal as it is to what a terminal would have given it to."""
+        """Also called in a signal's handler. Passes the signal on, unchanged, to the processes that
+        a terminal would have sent it to.
+        """
         ...
 
 
 def run(launcher: Launcher, jobs: Sequence[Job], processes: int, look: Look) -> None:
     """Runs all `jobs`, `processes` at a time, and waits. Signals that ask to end are passed on, and
-    nothing is started after them; so it is where something is raised here.
+    then nothing more is started; the same happens if an error is raised here.
 
     `look(running, ended)` is called with names now and then, and with each end once. Raises OSError
-    where a lock or a log cannot be written, and what the launcher raises; but once it has taken a
-    job, one that it refuses waits, and is asked for again as long as others run, and `TRIES` times.
+    where a lock or a log cannot be written, and what the launcher raises. But once the launcher has
+    taken a job, one that it refuses waits: it is tried again as long as others run, and then
+    `TRIES` times.
     """
     pool = _Pool(launcher, jobs, processes, look)
     with signals.handled(pool.ask), signals.handled(pool.forward, signal.SIGTSTP, signal.SIGQUIT):
@@ -138,14 +145,15 @@ class _Pool:
         self._waiting = collections.deque(jobs)
         self._running: dict[str, tuple[Job, Any]] = {}
         self._lost = collections.Counter[str]()
-        self._refused, self._taken = -math.inf, False  # when one was last; whether any was not
+        self._refused, self._taken = -math.inf, False  # when one was last; if one was ever taken
         self._refusals = 0  # in a row, while nothing runs
-        self._asked: float | None = None  # when
+        self._asked: float | None = None  # when we were asked to end
         self._looked = -math.inf
 
     def ask(self, *_: Any) -> None:
-        """To end; a signal's handler. A look may be long, and where all processes of a node get a
-        signal, what we pass on that much later would be a second one.
+        """Asks all jobs to end; a signal's handler. It does so at once, and not at the next look,
+        which may be much later: where all processes of a node get a signal, the jobs would take
+        that for a second one.
         """
         now, handles = time.monotonic(), [handle for _, handle in self._running.values()]
         if self._asked is None:
@@ -155,23 +163,25 @@ class _Pool:
             self._launcher.pass_on(handles, again=True)
 
     def forward(self, number: int, _: Any) -> None:
-        """Ctrl-Z, until fg or bg, and Ctrl-\\ are for the runs as well; a signal's handler."""
+        """Passes Ctrl-Z (until fg or bg) and Ctrl-\\ on to the runs as well; a signal's handler."""
         handles, paused = [handle for _, handle in self._running.values()], number == signal.SIGTSTP
         self._launcher.forward(handles, signal.SIGSTOP if paused else number)
         if paused:
-            os.kill(os.getpid(), signal.SIGSTOP)  # from which this comes back
+            os.kill(os.getpid(), signal.SIGSTOP)  # this returns when we are continued
             self._launcher.forward(handles, signal.SIGCONT)
         else:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
     def end(self) -> None:
-        """As at a first signal, if there was none."""
+        """Asks all jobs to end, as a first signal does, if there was none."""
         if self._asked is None:
             self.ask()
 
     def turn(self) -> bool:
-        """Starts, stops and looks. Returns whether anything is left."""
+        """Looks which jobs have ended, starts others, and asks jobs to end. Returns whether any is
+        left.
+        """
         ended: list[tuple[str, End]] = []
         for name, (job, handle) in list(self._running.items()):
             end = self._launcher.end(job, handle)
@@ -204,7 +214,7 @@ class _Pool:
         return bool(free) and self._asked is None and time.monotonic() - self._refused >= PAUSE
 
     def _start(self, job: Job) -> Any:
-        """What the launcher's `start` returns; None where it takes no job for now."""
+        """What the launcher's `start` returns; None if it takes no job for now."""
         try:
             handle = self._launcher.start(job)
         except Refused as error:
@@ -220,7 +230,9 @@ class _Pool:
         return handle
 
     def _again(self, job: Job) -> list[tuple[str, End]]:
-        """What was stopped, and not by us, as on a node that is taken away, goes on elsewhere."""
+        """Starts a job again that was stopped, and not by us, as on a node that is taken away.
+        Returns its end if it may not be started again.
+        """
         self._lost[job.name] += 1
         tries, asked = self._launcher.tries, self._asked is not None
         if asked or self._lost[job.name] > tries:
@@ -231,7 +243,7 @@ class _Pool:
 
 # --- on this machine ------------------------------------------------------------------------------
 
-# Before the command begins: the kernel kills it with its parent (prctl's PR_SET_PDEATHSIG).
+# Runs before the command: the kernel will kill it with its parent (prctl's PR_SET_PDEATHSIG).
 _WITH_PARENT = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -241,13 +253,13 @@ if os.getppid() == int(sys.argv[1]):
 
 
 class Local:
-    """Processes of this machine, each the first of a group of its own. A terminal's signals do not
-    reach these: we pass them on. Where this one is killed they go on, with their locks; or on
-    Linux, if they are `bound`, are killed with it.
+    """Processes of this machine, each the first of a process group of its own, which a terminal's
+    signals do not reach: we pass them on. If our process is killed, they go on, with their locks;
+    or, on Linux and if they are `bound`, they are killed with it.
     """
 
     every = 0.1
-    tries = 0  # who asks one to end means it; of a node's it is for whoever asked for the node
+    tries = 0  # what was asked to end is not restarted here; on a node, its launcher may do so
 
     def __init__(self, bound: bool = False):
         self._bound = bound and sys.platform == "linux"
@@ -296,7 +308,9 @@ class Local:
             _kill(handle)
 
     def pass_on(self, handles: Sequence[subprocess.Popen], again: bool) -> None:
-        """On a node it is not asked again: there signals repeat what was asked elsewhere."""
+        """On a node it does not ask again: there, later signals repeat a request that was made
+        elsewhere.
+        """
         for handle in handles:
             self.stop(handle)
             if again and not self._bound:
@@ -309,18 +323,18 @@ class Local:
 
 def _kill(handle: subprocess.Popen) -> None:
     _send(handle, os.kill, signal.SIGTERM)
-    _send(handle, os.killpg, signal.SIGCONT)  # one that somebody paused hears nothing else
+    _send(handle, os.killpg, signal.SIGCONT)  # a paused process hears nothing else
 
 
 def _send(handle: subprocess.Popen, send: Callable[[int, int], None], number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it is being waited for
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
         if handle.returncode is None:
             send(handle.pid, number)
 
 
 def _over(job: Job) -> bool:
-    """Whether nothing is left to do, though the job ended with an error, as where a seed diverged.
-    Asked where it ran: over a network others may see that later.
+    """Whether nothing is left to do although the job ended with an error, as when a seed diverged.
+    This is asked on the machine where it ran: over a network, others may see its files later.
     """
     with contextlib.suppress(OSError, UserError):
         return not job.wanted()
@@ -331,9 +345,9 @@ def _over(job: Job) -> bool:
 
 
 def attend(job: Job, folder: str, here: Local | None = None) -> End:
-    """Runs one job from `folder` on whichever node this is, and waits. The job is killed with this
-    process, so that it can go on elsewhere at once: its lock is free, or will be soon, for which
-    this waits.
+    """Runs one job from `folder` on the node where this is called, and waits. First it waits for
+    the job's lock, which is free or soon will be: a job is killed with the process that attends to
+    it, so that it can go on elsewhere at once.
     """
     os.chdir(folder)
     if not _may_be_free(job.folder):
@@ -349,8 +363,8 @@ def attend(job: Job, folder: str, here: Local | None = None) -> End:
 
 
 def _may_be_free(folder: Path) -> bool:
-    """Waits for a lock, but not for one that somebody has in hand. Returns False where we are asked
-    to end meanwhile.
+    """Waits until a lock is free, or for `LEASE` seconds: after that somebody really holds it.
+    Returns False if we are asked to end meanwhile.
     """
     asked: list[int] = []
     until = time.monotonic() + LEASE
@@ -367,7 +381,7 @@ def _may_be_free(folder: Path) -> bool:
 
 
 def note(job: Job, error: BaseException | str) -> None:
-    """Adds to a job's log, in its last line, why it could not be attended to."""
+    """Appends to a job's log, as its last line, why the job could not be attended to."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = f"error: {lines[-1] if lines else type(error).__name__}\n"
     with contextlib.suppress(OSError), job.log.open("ab") as log:

@@ -1,4 +1,4 @@
-"""Jobs as tasks of Ray, on any node of a cluster whose nodes share a file system."""
+"""A launcher whose jobs are tasks of Ray, on any node of a cluster with a shared file system."""
 
 import logging
 import os
@@ -16,8 +16,8 @@ _PROBE = "import sys, ray; ray.init(sys.argv[1], logging_level='CRITICAL', log_t
 
 
 class Ray:
-    """A task for each job. One whose worker dies is started again by Ray, with the same command,
-    which goes on from the run's checkpoint.
+    """A launcher with a Ray task for each job. If a task's worker dies, Ray starts it again with
+    the same command, which goes on from the run's checkpoint.
     """
 
     every = 0.5
@@ -25,7 +25,7 @@ class Ray:
 
     def __init__(self, config: LaunchConfig, timeout: float):
         """Joins the cluster, or starts a Ray on this machine that ends with this process. Raises
-        UserError where it does not answer within `timeout` seconds, or has too little.
+        UserError if the cluster does not answer within `timeout` seconds, or has too few resources.
         """
         cpus, own = config.cpus_per_run or 1, {}
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -71,14 +71,16 @@ class Ray:
         ray.cancel(handle)
 
     def pass_on(self, handles: Sequence[ray.ObjectRef], again: bool) -> None:
-        """A cluster is asked outside of the handler."""
+        """Does nothing: a cluster is asked later, by `stop`, outside of the handler."""
 
     def forward(self, handles: Sequence[ray.ObjectRef], number: int) -> None:
-        """A terminal is not a cluster's."""
+        """Does nothing: a terminal's signals are not for a cluster."""
 
 
 def _probe(address: str, timeout: float) -> None:
-    """In a process of its own: Ray's client may wait for longer, or end its process."""
+    """Raises UserError if no Ray cluster answers. It asks in a process of its own: Ray's client may
+    wait for longer, or end its process.
+    """
     command = [sys.executable, "-c", _PROBE, address]
     try:
         found = subprocess.run(command, timeout=timeout, capture_output=True, text=True)
@@ -94,7 +96,7 @@ def _probe(address: str, timeout: float) -> None:
 
 
 def _check_resources(wanted: dict[str, float]) -> None:
-    """Raises UserError where no node has as much: the task would wait for ever."""
+    """Raises UserError if no node has the `wanted` resources: the task would wait for ever."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(all(has.get(k, 0) >= n for k, n in wanted.items()) for has in nodes):
         words = ", ".join(f"{n:g} {k}" for k, n in wanted.items() if n)

@@ -1,5 +1,5 @@
-"""Jobs of SLURM through submitit, on nodes that share a file system; without SLURM, processes of
-this machine that submitit starts.
+"""A launcher of SLURM jobs through submitit, on nodes that share a file system; without SLURM, of
+processes of this machine that submitit starts.
 """
 
 import contextlib
@@ -22,20 +22,20 @@ from experiments.kit import signals
 from experiments.kit.launch import TRIES, End, Job, LaunchConfig, Local, Refused, attend, note
 from preqn_jax.options import UserError, choose
 
-_FOR_EVER = 1_000_000  # ends of a time limit after which a run is queued again
+_FOR_EVER = 1_000_000  # how often a run that meets its time limit is queued again
 
 
 class Submitit:
-    """A job of SLURM for each job. What is preempted, or meets its time limit, checkpoints and is
-    queued again under the same number.
+    """A launcher with a SLURM job for each job. One that is preempted, or meets its time limit,
+    checkpoints and is queued again under the same number.
     """
 
     every = 2.0
     tries = TRIES
 
     def __init__(self, config: LaunchConfig, folder: Path):
-        """Files of submitit go to `folder`, from the first start on. Raises UserError for flags
-        that make no sense.
+        """submitit's files go to `folder`, from the first start on. Raises UserError for flags that
+        make no sense.
         """
         cluster = choose("cluster", config.cluster, ("auto", "local", "slurm"))
         found = shutil.which("sbatch") is not None
@@ -71,7 +71,7 @@ class Submitit:
                     local_max_num_timeout=_FOR_EVER,
                 )
                 self._executor.update_parameters(**self._parameters)
-            # We hear Ctrl-C, and ask; sbatch hands all of the environment on.
+            # Ctrl-C is for us alone: we ask jobs to end. sbatch passes on the whole environment.
             with signals.handled(signal.SIG_IGN, signal.SIGINT), experiments.as_given():
                 return self._executor.submit(Task(job, os.getcwd()))
         except FailedJobError as error:  # of sbatch
@@ -96,19 +96,19 @@ class Submitit:
         if self._slurm:
             handle.cancel(check=False)
             return
-        # submitit's own kills the process a second later; a job's number is its process here.
+        # submitit's `cancel` would kill the process a second later; here a job's id is its process.
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(handle.job_id), signal.SIGTERM)
 
     def pass_on(self, handles: Sequence[submitit.Job], again: bool) -> None:
-        """A cluster is asked outside of the handler."""
+        """Does nothing: a cluster is asked later, by `stop`, outside of the handler."""
 
     def forward(self, handles: Sequence[submitit.Job], number: int) -> None:
-        """A terminal is not a cluster's."""
+        """Does nothing: a terminal's signals are not for a cluster."""
 
 
 class Task:
-    """What submitit calls on a node."""
+    """A job in the form in which submitit calls it on a node."""
 
     def __init__(self, job: Job, folder: str):
         self._job, self._folder = job, folder
@@ -118,8 +118,8 @@ class Task:
         return attend(self._job, self._folder, self._here)
 
     def checkpoint(self) -> DelayedSubmission:
-        """The rest of it, once the run has written its checkpoint; from a signal's handler, where
-        a lock of `subprocess` may be held.
+        """Returns the rest of the job, to be queued again, once the run has written its checkpoint.
+        It is called in a signal's handler, where a lock of `subprocess` may be held.
         """
         for process in list(self._here.running.values()):
             self._here.stop(process)

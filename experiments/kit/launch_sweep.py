@@ -1,4 +1,4 @@
-"""A sweep whose programs are trained side by side, a process each, here or on a cluster."""
+"""A sweep whose programs are trained side by side, a process for each, here or on a cluster."""
 
 import functools
 import sys
@@ -18,18 +18,18 @@ from preqn_jax.training.sweep import Sweep
 def train(
     sweep: Sweep, config: launch.LaunchConfig, together: ProcessesConfig
 ) -> Literal["done", "failed", "stopped"]:
-    """Trains whatever is left to do. A program that fails stops no other; one that another command
-    trains is left to it.
+    """Trains whatever is left of a sweep. A program that fails does not stop the others; one that
+    another command is training is left to that command.
 
-    Raises UserError as `launchers.launcher` and `sweeps.open_`, and where there is a coordinator:
-    the processes that meet there share the sweep themselves.
+    Raises UserError as `launchers.launcher` and `sweeps.open_` do, and if a coordinator is given:
+    processes that meet at one share the sweep by themselves.
     """
     if together.coordinator:
         raise UserError(
             "coordinator is given, but launcher or processes as well, which also share the sweep "
             "among processes; leave one of them out"
         )
-    jax.config.update("jax_platforms", "cpu")  # of this process: accelerators are the programs'
+    jax.config.update("jax_platforms", "cpu")  # of this process: accelerators are for the programs
     folder = sweep.logdir / "programs" / ".submitit"
     launcher = launchers.launcher(config, together.timeout, folder)
     sweeps.open_(sweep)
@@ -53,7 +53,9 @@ def train(
 
 
 def runs_of(sweep: Sweep) -> list[runs.Run]:
-    """For each program a folder, whose lock it takes, and its log beside it."""
+    """A run for each program of the sweep: a folder, whose lock the program takes, and a log beside
+    it.
+    """
     rest = ((), sweep.loop.seeds, sweep.loop.num_steps)
     names = [program.name or "program" for program in sweep.programs]
     return [runs.Run(name, sweep.logdir / "programs" / name, *rest) for name in names]
@@ -70,7 +72,7 @@ def _left(sweep: Sweep, index: int) -> bool:
 
 
 def _job(sweep: Sweep, index: int, config: launch.LaunchConfig) -> launch.Job:
-    """This command, for one program."""
+    """The job that trains one program, by this same command."""
     program = runs_of(sweep)[index]
     job = runs.job(program, config.processes, config.cpus)
     command = [sys.executable, "-m", "experiments.sweep", *sys.argv[1:], f"--only_program={index}"]

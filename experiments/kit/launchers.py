@@ -1,4 +1,4 @@
-"""The launcher that the flags name."""
+"""The choice of a launcher, by flags."""
 
 import dataclasses
 import importlib.util
@@ -20,7 +20,7 @@ _TAKEN_BY = {
 
 
 def launcher(config: LaunchConfig, timeout: float, folder: Path) -> Launcher:
-    """The one that the flags name.
+    """The launcher that the flags name.
 
     Args:
       timeout: seconds in which a Ray cluster must answer.
@@ -44,7 +44,7 @@ def launcher(config: LaunchConfig, timeout: float, folder: Path) -> Launcher:
     if importlib.util.find_spec(name) is None:
         raise UserError(f"launcher is {name}, which is not installed; {to_install(name)}")
     if name == "ray":
-        from experiments.kit.launch_ray import Ray  # seconds to import, and seldom there
+        from experiments.kit.launch_ray import Ray  # takes seconds, and is seldom installed
 
         return Ray(config, timeout)
     from experiments.kit.launch_submitit import Submitit

@@ -1,5 +1,5 @@
-"""A figure of any runs: learning curves, with panels of Q, alignment and TD error beside them, and
-the numbers at their ends in text.
+"""A figure of any runs: learning curves, with panels of Q, alignment and TD error beside them; and
+a table of the numbers at their ends.
 """
 
 import collections
@@ -17,14 +17,14 @@ from experiments.kit import curves, output, style
 from preqn_jax.training import directory
 from preqn_jax.training.config import RunConfig, named
 
-PANELS = (  # name, words, and a short one for the table
+PANELS = (  # metric, label, and a short label for the table
     ("eval/return_mean", "noiseless return", "return"),
     ("critic/q_mean", "mean Q of the minibatch", "Q"),
     ("critic/alignment", r"alignment $\cos(Q'-Q,\ y-Q)$", "alignment"),
     ("critic/td_abs", "mean |TD error|", "|TD error|"),
 )
-# How long a run is, how often it is looked at and who steps its environments change no number of
-# what it learns.
+# Settings that change no number of what a run learns: how long it is, how often it is evaluated,
+# who steps its environments.
 _LOOKING = {f.name for f in dataclasses.fields(RunConfig)} - {
     "env",
     "env_kwargs",
@@ -39,13 +39,14 @@ class Group(NamedTuple):
 
     config: dict[str, Any]
     folders: list[str]
-    seeds: dict[int, curves.Lines]  # each with its records
-    alone: bool = False  # whether others with the same settings hold the same seeds
+    seeds: dict[int, curves.Lines]  # seed -> its records
+    alone: bool = False  # whether runs with the same settings have a seed in common
 
 
 def draw(runs: Sequence[Path], out: Path, size: tuple[float, float] = (0, 0)) -> str:
-    """A figure of `runs`: the panels of one environment, or a column for each of several; a line
-    for each configuration. Returns its table. Raises UserError for what is no run.
+    """Draws a figure of `runs`: four panels if they are of one environment, else a column of panels
+    for each environment; a line for each configuration. Returns its table. Raises UserError for a
+    folder that is no run.
     """
     groups = _group(_given_once(runs))
     labels = _labels(groups)
@@ -67,7 +68,9 @@ def draw(runs: Sequence[Path], out: Path, size: tuple[float, float] = (0, 0)) ->
 
 
 def _panels(envs: Sequence[str], size: tuple[float, float]) -> tuple[Any, dict[str, list[Any]]]:
-    """A figure, and the axes of each environment for `PANELS`: two by two of one, else a column."""
+    """A figure, and for each environment the axes of `PANELS`: two by two for a single one, else a
+    column for each.
+    """
     alone = len(envs) == 1
     columns, rows = (2, 2) if alone else (len(envs), len(PANELS))
     needed = (9.5, 6.4) if alone else (1.2 + 3.6 * columns, 8.8)
@@ -94,7 +97,7 @@ def _panels(envs: Sequence[str], size: tuple[float, float]) -> tuple[Any, dict[s
 
 
 def _given_once(runs: Sequence[Path]) -> list[Path]:
-    """Each folder once; of another that is the same is told."""
+    """`runs` without repetitions, which are reported on stderr."""
     found: dict[Path, Path] = {}
     for run in runs:
         if found.setdefault(run.resolve(), run) is not run:
@@ -103,7 +106,7 @@ def _given_once(runs: Sequence[Path]) -> list[Path]:
 
 
 def _group(folders: Sequence[Path]) -> list[Group]:
-    """Runs with the same settings but for the seeds are one group."""
+    """Groups runs: those that have the same settings, except for the seeds, are one group."""
     alike: dict[str, list[Group]] = {}
     for folder in folders:
         made, lines = curves.load(folder)
@@ -115,7 +118,9 @@ def _group(folders: Sequence[Path]) -> list[Group]:
 
 
 def _joined(alike: Sequence[Group]) -> list[Group]:
-    """As one group, or, where any hold the same seeds, each alone: no seed counts twice."""
+    """Joins groups of the same settings into one; or, if any seed is in two of them, leaves each
+    alone, so that no seed counts twice.
+    """
     held = collections.Counter(seed for group in alike for seed in group.seeds)
     folders = [folder for group in alike for folder in group.folders]
     if shared := sorted(seed for seed, count in held.items() if count > 1):
@@ -130,8 +135,8 @@ def _joined(alike: Sequence[Group]) -> list[Group]:
 
 
 def _labels(groups: Sequence[Group]) -> list[str]:
-    """ "preqn-sin", and what else tells the groups of one environment apart: settings that change
-    the numbers, or the folder where these are the same.
+    """A label for each group: "preqn-sin", and what distinguishes the groups of one environment.
+    These are the settings that change the numbers, or the folders if such settings are the same.
     """
     labels, folders = [], _told_apart([group.folders[0] for group in groups])
     for group in groups:
@@ -148,7 +153,7 @@ def _labels(groups: Sequence[Group]) -> list[str]:
 
 
 def _told_apart(folders: Sequence[str]) -> dict[str, str]:
-    """Of each the last parts, two or as many as make them differ."""
+    """For each folder the last two parts of its path, or as many as it takes for all to differ."""
     parts = [Path(folder).absolute().parts for folder in folders]
     count = 2
     while len({one[-count:] for one in parts}) < len(parts):
@@ -157,8 +162,8 @@ def _told_apart(folders: Sequence[str]) -> dict[str, str]:
 
 
 def _table(groups: Sequence[Group], labels: Sequence[str]) -> str:
-    """Each group's numbers at the last step that all its seeds have but for those that diverged, in
-    text; the step is that of the first number.
+    """A text table of each group's numbers, each at the last step that all its seeds have, except
+    those that diverged; the "step" is that of the first number.
     """
     head = ("environment", "runs", "seeds", "diverged", "step")
     rows = [[*head, *(short for _, _, short in PANELS)]]

@@ -1,5 +1,5 @@
-"""Files that the binaries leave: JSON, all of it or nothing, and figures; what cannot be written is
-said in one sentence.
+"""The files that commands write: JSON, never half of it, and figures. An error in writing is
+reported in one sentence.
 """
 
 import contextlib
@@ -19,15 +19,15 @@ from matplotlib.figure import Figure
 from preqn_jax.options import UserError
 from preqn_jax.training import files
 
-matplotlib.use("Agg")  # a terminal is all that a binary needs
-# But for what needs TeX, and what nothing shows.
+matplotlib.use("Agg")  # commands need no display
+# All formats but those that need TeX, or that no program shows.
 PICTURES = sorted({*FigureCanvasAgg.get_supported_filetypes()} - {"pgf", "raw", "rgba"})
 
 
 def check(flag: str, path: str, *, picture: bool = False) -> None:
     """Raises UserError, before anything is measured, if the file of `--flag` could not be written:
-    it is a folder, or no folder can be made for it to lie in, or it is no kind of picture. An empty
-    path is none.
+    if it is a folder, if its own folder cannot be made or written to, or if it is no kind of
+    picture. An empty path is no file, and passes.
     """
     if not path:
         return
@@ -46,7 +46,7 @@ def check(flag: str, path: str, *, picture: bool = False) -> None:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table, aligned for whoever reads it as it is; ends with a new line."""
+    """A Markdown table, aligned so that it can also be read as plain text; ends with a new line."""
     cells = [[text.replace("|", r"\|") for text in line] for line in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in cells]
@@ -55,8 +55,9 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def aligned(lines: Sequence[Sequence[str]], columns: str) -> str:
-    """A table in text, each column as wide as it needs: to the left, "l", or to the right, "r"; the
-    last one named goes for all that follow. Ends with a new line.
+    """A table in text, whose columns are as wide as they need to be. `columns` has a letter for
+    each, "l" for left and "r" for right; the last letter is for all that follow. Ends with a new
+    line.
     """
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     columns = columns.ljust(len(widths), columns[-1])
@@ -69,7 +70,7 @@ def aligned(lines: Sequence[Sequence[str]], columns: str) -> str:
 
 
 def write_json(path: Path, content: Any, flag: str = "json") -> None:
-    """As `write`; what is not a finite number is null."""
+    """Writes JSON, as `write` does; numbers that are not finite become null."""
     write(path, (json.dumps(_finite(content), indent=1) + "\n").encode(), flag)
 
 
@@ -82,7 +83,9 @@ def _finite(content: Any) -> Any:
 
 
 def write(path: Path, content: bytes, flag: str = "out") -> None:
-    """`path` and its folder; `flag` is the one to mend where that fails, in a UserError."""
+    """Writes a file, and makes its folder. Where that fails, the UserError asks for another
+    `--flag`.
+    """
     with files.writing(repr(str(path)), f"; give another --{flag}", UserError):
         path.parent.mkdir(parents=True, exist_ok=True)
         files.replace(path, content)
@@ -90,8 +93,8 @@ def write(path: Path, content: bytes, flag: str = "out") -> None:
 
 @contextlib.contextmanager
 def expecting(sentence: str) -> Iterator[None]:
-    """What is read inside and is not there, or not what it should be, is a UserError with this
-    sentence.
+    """Turns an error within this context, from reading what is missing or malformed, into a
+    UserError with this sentence.
     """
     try:
         yield
@@ -104,8 +107,8 @@ def expecting(sentence: str) -> Iterator[None]:
 
 
 def save_figure(figure: Figure, path: Path, flag: str = "out", dpi: int = 120) -> None:
-    """Writes and closes a figure, and makes its folder. Raises UserError where that fails, or for
-    an unknown kind of picture.
+    """Writes and closes a figure, and makes its folder. Raises UserError if that fails, or for an
+    unknown kind of picture.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Many training runs as one command: what they are, which of them are over, and making the others.
+"""Many training runs as one command: lists them, finds out which are over, and makes the others.
 
-A plan may be stopped and started again at any time, also on another machine, and two at once on one
-root share the work.
+A plan may be stopped and started again at any time, also on another machine; two commands at once
+on one root share the work.
 """
 
 import dataclasses
@@ -65,16 +65,16 @@ class PlanConfig:
 
 
 class Kind(NamedTuple):
-    """What a command's plans have in common."""
+    """What the plans of one command have in common."""
 
     name: str  # of the command, and of the plan's file
-    # of each variant, by its name, the flags that make it one
+    # name of a variant -> the flags that make it
     variants: Mapping[str, tuple[str, ...]]
     seeds: tuple[int, ...]  # of the paper
 
 
 def by_activation(*names: str) -> dict[str, tuple[str, ...]]:
-    """The variants that are named `<algorithm>-<activation>`, and no more than that.
+    """The variants of these names, `<algorithm>-<activation>`, with those two flags and no other.
 
     >>> from experiments.kit import plan
     >>> plan.by_activation("td3-relu")
@@ -129,7 +129,7 @@ def settle(kind: Kind, config: PlanConfig, extra: Sequence[str]) -> list[Run]:
     for env in settings["envs"]:
         if env not in (config.envs or ()):
             directory.trusted(env, f"the plan {str(path)!r}", config.trust)
-    if not extra:  # the file's, if any
+    if not extra:  # then those of the plan's file, if any
         run, *_ = flags.read(settings["extra"], *training.CONFIGS)
         given = {**dataclasses.asdict(run), "env": ""}
         directory.source(given, f"the plan {str(path)!r}", config.trust)
@@ -138,7 +138,7 @@ def settle(kind: Kind, config: PlanConfig, extra: Sequence[str]) -> list[Run]:
         for env in settings["envs"]
         for variant in kind.variants.items()
     ]
-    choose(runs, config.only)  # or it would refuse once the plan is written
+    choose(runs, config.only)  # raises here, before the plan is written
     plan = {**settings, "runs": {run.name: list(run.flags) for run in runs}}
     if plan != old:
         output.write_json(path, plan, "root")
@@ -146,7 +146,7 @@ def settle(kind: Kind, config: PlanConfig, extra: Sequence[str]) -> list[Run]:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A plan's file. Raises UserError if it is none."""
+    """A plan, read from its file. Raises UserError for any other file."""
     with output.expecting(
         f"{str(path)!r} is not a plan of runs; move it away, or give another --root"
     ):
@@ -167,8 +167,8 @@ def _run(
     num_steps: int,
     extra: list[str],
 ) -> Run:
-    """The run of a variant, with Appendix B's settings. One that another plan has begun with these
-    seeds and more is taken as it is.
+    """The run of a variant, with Appendix B's settings. If another plan has begun it with these
+    seeds and more, it is taken as it is.
     """
     variant, own = named
     folder = root / env / variant
@@ -214,8 +214,8 @@ def _run(
 
 
 def choose(runs: Sequence[Run], patterns: Sequence[str]) -> list[Run]:
-    """Runs whose names match any of the patterns; all if there is none. Raises UserError for a
-    pattern that matches no run.
+    """The runs whose names match any of the patterns; all if there are no patterns. Raises
+    UserError for a pattern that matches no run.
     """
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(run.name, pattern) for run in runs):
@@ -247,9 +247,9 @@ def execute(
     launcher: launch.Launcher | None = None,
     cpus: int | None = None,
 ) -> list[Outcome]:
-    """Makes what is not over, `processes` at a time, and waits; Ctrl-C and SIGTERM are passed on,
-    and each run checkpoints. They are made by a launcher, on nodes with so many `cpus` for each, or
-    without one by processes of this machine.
+    """Makes the runs that are not over, `processes` at a time, and waits; Ctrl-C and SIGTERM are
+    passed on, and each run checkpoints. A launcher makes them, with so many `cpus` for each on its
+    nodes; without one they are processes of this machine.
 
     Returns the outcomes of all `runs`; a run that fails stops no other.
     """
@@ -267,8 +267,8 @@ def execute(
 
 
 def _ended(run: Run, end: launch.End) -> Outcome:
-    """The outcome of a run whose process is no more, or never was. That one is over is known where
-    it ran; here a network's file system may not show it yet.
+    """The outcome of a run whose process has ended, or never started. `end` knows from where it ran
+    that a run is over; here a network's file system may not show it yet.
     """
     if is_over(run):
         return _outcome(run, state(run))
@@ -276,7 +276,7 @@ def _ended(run: Run, end: launch.End) -> Outcome:
 
 
 def _outcome(run: Run, state: str) -> Outcome:
-    """With the last words of the log, where a run did not end well."""
+    """The outcome of a run in this state, with the last words of its log if it did not end well."""
     if state == "copied":
         words = "holds records without checkpoints; to make the run, give another --root"
         return Outcome(run, "failed", f"{str(run.folder)!r} {words}")
@@ -300,12 +300,12 @@ writes.
 
 
 def define() -> None:
-    """The flags of a plan."""
+    """Defines the flags of a plan."""
     flags.define(PlanConfig, launch.LaunchConfig)
 
 
 def parse() -> tuple[PlanConfig, launch.LaunchConfig]:
-    """What they say."""
+    """The configs that the flags of a plan describe."""
     return flags.parse(PlanConfig), flags.parse(launch.LaunchConfig)
 
 
@@ -332,9 +332,7 @@ def main(
     if config.report:
         _check_report(config, launching, extra)
     else:
-        jax.config.update(
-            "jax_platforms", "cpu"
-        )  # of this process: accelerators belong to the runs
+        jax.config.update("jax_platforms", "cpu")  # of this process: accelerators are for the runs
         launcher = launchers.launcher(launching, config.timeout, Path(config.root) / ".submitit")
         runs = choose(settle(kind, config, extra), config.only)
         outcomes = execute(runs, launching.processes, launcher, launching.cpus)
@@ -356,13 +354,13 @@ def main(
 
 
 def _check_some(name: str, values: Sequence[Any] | None) -> None:
-    """Raises UserError where none is left."""
+    """Raises UserError if a list of values is given, but empty."""
     if values is not None and not values:
         raise UserError(f"{name} is empty, but a plan needs some; leave --{name} out for its own")
 
 
 def _check_report(config: PlanConfig, launching: launch.LaunchConfig, extra: Sequence[str]) -> None:
-    """Raises UserError for what says how runs are made, where none is."""
+    """Raises UserError for flags about making runs, as --report makes none."""
     given = [f"--{name}" for name in ("num_steps", "until") if getattr(config, name) is not None]
     given += ["--only"] * bool(config.only)
     for field in dataclasses.fields(launching):
@@ -378,7 +376,7 @@ def _check_report(config: PlanConfig, launching: launch.LaunchConfig, extra: Seq
 def gather(
     kind: Kind, root: Path, envs: Sequence[str], seeds: Sequence[int] | None
 ) -> tuple[list[curves.Curves], list[str]]:
-    """As `curves.gather`. Raises UserError also if there is no run to report on."""
+    """As `curves.gather`, but raises UserError also if there is no run to report on."""
     runs, notes = curves.gather(root, envs, kind.variants, seeds)
     if not runs:
         raise UserError(
@@ -389,8 +387,8 @@ def gather(
 
 
 def remembered(kind: Kind, root: Path) -> tuple[Sequence[str], Sequence[int] | None]:
-    """Environments and seeds of the plan in root; without one, the paper's environments, and None
-    for all seeds there are.
+    """The environments and seeds of the plan in root. Without a plan: the paper's environments, and
+    None for all seeds that are there.
     """
     path = root / f"{kind.name}.json"
     known = load(path) if path.exists() else {}

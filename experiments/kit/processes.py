@@ -1,8 +1,9 @@
-"""One command on several machines: which process this is, and waiting for the others.
+"""One command in several processes, also on several machines: which process this is, and waiting
+for the others.
 
-`jax.distributed` makes them known to one another, and is left again before the work begins: as long
-as it runs, whoever holds it ends all others by ending. After that they share nothing but a folder:
-each has members of its own, and none waits for another until the end.
+`jax.distributed` tells the processes about one another, and is shut down before the work begins:
+while it runs, a process that ends takes all others down with it. After that they share nothing but
+a folder: each trains members of its own, and none waits for another until the end.
 """
 
 import contextlib
@@ -41,11 +42,11 @@ class ProcessesConfig:
 
 
 def meet(config: ProcessesConfig, begin: Callable[[], object]) -> None:
-    """Makes this process one of several, where the flags say so, and calls `begin` in the first
-    before any other goes on.
+    """Makes this process one of several, if the flags say so, and calls `begin` in the first
+    process before any other goes on.
 
-    Raises UserError for flags that do not fit one another, and in the first what `begin` does. One
-    that waits longer than `timeout` for the others ends the process, with one sentence.
+    Raises UserError for flags that do not fit one another, and in the first process what `begin`
+    raises. A process that waits longer than `timeout` for the others ends, with one sentence.
     """
     check(config)
     given = (config.num_processes, config.process_id)
@@ -73,13 +74,13 @@ def meet(config: ProcessesConfig, begin: Callable[[], object]) -> None:
             jax.distributed.initialize(
                 None if auto else config.coordinator,
                 *given,
-                initialization_timeout=int(config.timeout) + 60,  # it would abort, with a stack
+                initialization_timeout=int(config.timeout) + 60,  # JAX would abort, with a stack
                 shutdown_timeout_seconds=int(config.timeout) + 60,
             )
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0][:200]
             raise UserError(f"the processes cannot meet {where}: {reason}; {mend}") from error
-        jax.devices()  # of which each keeps how many processes there are, and which it is
+        jax.devices()  # made now, as they keep how many processes there are, and which this is
     words = f"{'another' if first() else 'the first'} process did not begin in time; {mend}"
     try:
         if first():
@@ -102,8 +103,8 @@ def _check_address(address: str) -> None:
 
 @contextlib.contextmanager
 def _ends_after(seconds: float, sentence: str) -> Iterator[None]:
-    """Ends the process with a sentence, if what is inside lasts longer: it may be in a call that
-    does not come back.
+    """Ends the process with a sentence if the code in this context takes longer, even if it is in a
+    call that does not return.
     """
 
     def end() -> None:
@@ -120,21 +121,22 @@ def _ends_after(seconds: float, sentence: str) -> Iterator[None]:
 
 
 def share(members: int) -> slice:
-    """Which of so many members are this process's."""
+    """The slice of so many members that this process trains."""
     index, count = jax.process_index(), jax.process_count()
     return slice(index * members // count, (index + 1) * members // count)
 
 
 def first() -> bool:
-    """Whether this is the process that writes what is of all."""
+    """Whether this is the first process, which writes what all have in common."""
     return jax.process_index() == 0
 
 
 def wait(
     config: ProcessesConfig, logdir: Path, left: Callable[[], bool], asked: Callable[[], bool]
 ) -> bool:
-    """In the first process, until nothing is `left` to do in `logdir`, or it is `asked` to end.
-    Returns False where the others' records have not grown for `patience` seconds, and says so.
+    """In the first process, waits until nothing is `left` to do in `logdir`, or until it is `asked`
+    to end. If the others' records have not grown for `patience` seconds, says so, and returns
+    False.
     """
     if jax.process_count() == 1:
         return True
@@ -156,7 +158,7 @@ def wait(
 
 @contextlib.contextmanager
 def _unless_unread() -> Iterator[None]:
-    """Passes over a file that could not be read, as one that another replaces, over a network."""
+    """Ignores that a file could not be read, as when another process replaces it over a network."""
     try:
         yield
     except OSError:

@@ -1,4 +1,4 @@
-"""Sessions with a progress bar, which signals reach."""
+"""Training sessions with a progress bar, which signals can stop."""
 
 import contextlib
 import dataclasses
@@ -30,7 +30,9 @@ class WatchConfig:
 
 
 def devices(members: int) -> str:
-    """ "2 cpu devices", or "1 of 2 cpu devices" where not all of this process's have a member."""
+    """The devices that so many members use, as text: "2 cpu devices", or "1 of 2 cpu devices" if
+    not all devices of this process have a member.
+    """
     there, used = jax.local_devices(), len(loop.devices_for(members))
     kind, platform = there[0].device_kind, there[0].platform
     words = f"{plural(len(there), f'{platform} device')}{f' ({kind})' * (kind != platform)}"
@@ -38,7 +40,9 @@ def devices(members: int) -> str:
 
 
 class Running:
-    """The session at hand, also before it is there."""
+    """Holds the current session, so that signals reach it; signals before it starts are kept for
+    it.
+    """
 
     session: Session | None = None
     stopping = False
@@ -49,7 +53,7 @@ class Running:
             output.check("profile", os.path.join(self._watch.profile, "trace"))
 
     def stop(self) -> None:
-        """A first signal: end after the round at hand, with a checkpoint."""
+        """The response to a first signal: end after the current round, with a checkpoint."""
         self.stopping = True
         if self.session is not None:
             self.session.stopping = True
@@ -59,7 +63,7 @@ class Running:
         session.stopping = self.stopping
 
     def kept(self) -> str:
-        """Which checkpoint there is, in words."""
+        """Which checkpoint there is, as text for a message."""
         try:
             steps = self.session.kept if self.session is not None else []
         except OSError as error:
@@ -72,18 +76,20 @@ class Running:
         print(f"ended at once, at a second signal; {self.kept()}", file=sys.stderr)
 
     def hung(self, error: EnvError) -> None:
-        """Its thread may never come back, so nothing can be closed."""
+        """Ends the process when an environment hangs: its thread may never return, so nothing can
+        be closed.
+        """
         words = flags.in_flags(f"error: {error}; {self.kept()}")
         signals.end(1, lambda: print(words, file=sys.stderr))
 
     def follow(
         self, session: Session, title: str, words: Callable[[Session], str] | None = None
     ) -> bool:
-        """Trains the session to the end, or to a signal, after which a checkpoint is written;
-        `words` are said as it begins. Returns whether it reached the end, as it also does where no
-        member of a sweep is left.
+        """Trains the session to the end, or to a signal, after which a checkpoint is written; the
+        text of `words` is printed as it begins. Returns whether it reached the end, which it also
+        does if no member of a sweep is left.
 
-        Raises UserError where it cannot go on, with the checkpoint that is kept.
+        Raises UserError if it cannot go on; the message names the checkpoint that is kept.
         """
         self.take(session)
         try:
@@ -138,7 +144,7 @@ def _follow(
 
 
 def _compiling() -> list[float]:
-    """Seconds of every compilation from here on."""
+    """A list to which the seconds of every compilation from now on are added."""
     seconds: list[float] = []
 
     def heard(event: str, duration_secs: float, **_: str | int) -> None:
@@ -150,7 +156,7 @@ def _compiling() -> list[float]:
 
 
 class Trace:
-    """What the device does in three rounds with updates, after those that compile."""
+    """A trace of what the device does in three rounds with updates, after those that compile."""
 
     FIRST, COUNT = 3, 3
 
@@ -158,7 +164,7 @@ class Trace:
         self._folder, self._rounds, self._open = folder, 0, False
 
     def round(self, updates: bool) -> None:
-        """After a round."""
+        """To be called after each round."""
         self._rounds += updates
         if not self._folder or not updates:
             return
@@ -169,7 +175,7 @@ class Trace:
             self._stop()
 
     def close(self) -> None:
-        """After the last round, whatever it ended with."""
+        """To be called after the last round, however it ended."""
         if self._open:
             self._stop()
         elif self._folder and self._rounds < self.FIRST:
@@ -181,13 +187,13 @@ class Trace:
         words = f"trace of {rounds}: {self._folder} (tensorboard or ui.perfetto.dev)"
         try:
             jax.profiler.stop_trace()
-        except (RuntimeError, OSError) as error:  # as of a full disk: it is not what a run is for
+        except (RuntimeError, OSError) as error:  # as for a full disk: no reason to end a run
             words = f"no trace: {str(error).splitlines()[0]}"
         tqdm.write(words, file=sys.stderr)
 
 
 class Clock:
-    """How long a run will take, once, as soon as the rate of its updates is known."""
+    """Says once how long a run will take, as soon as the rate of its updates is known."""
 
     WAIT = 5.0  # seconds of updates, after those that compile
 
@@ -196,7 +202,9 @@ class Clock:
         self._began = (0.0, 0)
 
     def first_words(self, step: int, updates: bool, now: float | None = None) -> str | None:
-        """After a round that ended at `step`; a round without updates tells nothing."""
+        """What to print after a round that ended at `step`, None for nothing. Only rounds with
+        updates count.
+        """
         now = time.monotonic() if now is None else now
         self._rounds += updates
         if self._said or not updates:
@@ -213,7 +221,9 @@ class Clock:
 
 
 def _state(session: Session, latest: np.ndarray) -> str:
-    """How many members are alive, where there are several, and their mean return."""
+    """The text beside the progress bar: how many members are alive, if there are several, and their
+    mean return.
+    """
     members, frozen = len(latest), len(session.counters.frozen)
     alive = f"{members - frozen} of {members} alive" if frozen else f"{members} members"
     words = [alive] if members > 1 else []

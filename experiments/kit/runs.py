@@ -1,7 +1,7 @@
 """One run of a plan: its folder, how far it is, and the command that makes it.
 
-A run is a run directory `<root>/<env>/<variant>` of `experiments.train`, all of its seeds in one
-program. Beside it lies `<variant>.log`, what it printed.
+A run is a run directory `<root>/<env>/<variant>` of `experiments.train`, with all of its seeds in
+one program. Its output is in `<variant>.log`, beside the directory.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from experiments.kit import curves, launch, streams
 from preqn_jax.options import UserError
 from preqn_jax.training import collect, directory, record
 
-# Variables of this process that runs on other nodes are to have.
+# Prefixes of the environment variables that runs on other nodes get from this process.
 _PASSED = ("JAX_", "XLA_", "NPROC", "OPENBLAS_", "MUJOCO_", "PYTHONPATH", "WANDB_", "MLFLOW_")
 
 
@@ -28,7 +28,7 @@ class Run(NamedTuple):
 
     name: str  # `<env>/<variant>`
     folder: Path
-    flags: tuple[str, ...]  # of experiments.train, but for num_steps, logdir and workers
+    flags: tuple[str, ...]  # of experiments.train, without num_steps, logdir and workers
     seeds: tuple[int, ...]
     num_steps: int  # to be reached now
 
@@ -38,8 +38,8 @@ class Run(NamedTuple):
 
 
 def state(run: Run) -> str:
-    """done, diverged, begun, new, or copied: records without the checkpoints that would let the run
-    go on.
+    """The state of a run: "done", "diverged", "begun", "new", or "copied", which has records but
+    not the checkpoints that would let it go on.
     """
     line, copied = last(run), not (run.folder / directory.CHECKPOINTS).exists()
     if line.get("run/diverged") is not None and (curves.wanted_end(line) or _none_left(run)):
@@ -52,14 +52,16 @@ def state(run: Run) -> str:
 
 
 def _none_left(run: Run) -> bool:
-    """Whether all seeds have diverged; where one has, the others may have written nothing since."""
+    """Whether all seeds have diverged. The last line does not tell: where one seed has diverged,
+    others may just have written nothing since.
+    """
     with contextlib.suppress(OSError):  # it was replaced, over a network: the next look tells
         return set(run.seeds) <= set(curves.diverged(record.read(run.folder / record.NAME)))
     return False
 
 
 def is_over(run: Run) -> bool:
-    """Whether nothing is left to do."""
+    """Whether nothing of the run is left to do."""
     return state(run) in ("done", "diverged")
 
 
@@ -95,8 +97,8 @@ def last(run: Run) -> dict[str, Any]:
 
 
 def job(run: Run, processes: int, cpus: int | None = None) -> launch.Job:
-    """What makes the run, or the rest of it, beside others: one of so many processes of this
-    machine, or with so many cores of another.
+    """The job that makes the run, or the rest of it: as one of so many processes of this machine,
+    or with so many cores of another.
     """
     share = cpus or cores(processes)
     return launch.Job(
@@ -114,7 +116,7 @@ def _wanted(run: Run) -> bool:
 
 
 def command(run: Run, cores: int) -> list[str]:
-    """What makes the run, with so many cores for stepping environments."""
+    """The command that makes the run, with so many cores for stepping environments."""
     here = (
         f"--num_steps={run.num_steps}",
         f"--logdir={run.folder}",
@@ -124,7 +126,7 @@ def command(run: Run, cores: int) -> list[str]:
 
 
 def environment(processes: int) -> dict[str, str]:
-    """That of a run of this machine: with its share of the cores as devices.
+    """The environment variables of a run on this machine, whose devices are its share of the cores.
 
     A run on one core has one thread as well: with more of them than cores the runs cost each other
     a fifth of their speed.
@@ -133,8 +135,8 @@ def environment(processes: int) -> dict[str, str]:
 
 
 def elsewhere(cpus: int) -> dict[str, str]:
-    """What a run on another node has beyond that node's own environment, which says which
-    accelerators are its.
+    """The environment variables that a run on another node gets beside that node's own, which say
+    which accelerators it may use.
     """
     passed = {k: v for k, v in experiments.given().items() if k.startswith(_PASSED)}
     return _shared(passed, cpus)
@@ -150,7 +152,7 @@ def _shared(passed: Mapping[str, str], cores: int) -> dict[str, str]:
 
 
 def cores(processes: int) -> int:
-    """The share of each of so many processes."""
+    """How many cores each of so many processes gets."""
     return max(1, collect.cores() // processes)
 
 
@@ -166,10 +168,10 @@ def follow(
     flag: str = "root",
 ) -> None:
     """Runs the jobs, which make `runs`, with a progress bar of these. `ended(name, end)` is called
-    for each job; what it returns is said. The folders of the jobs are made, and listed as they end:
-    a network's file system may hold on to which files were not there before.
+    for each job; what it returns is printed. The folders of the jobs are made before, and listed as
+    they end: else a network's file system may go on saying that files are not there.
 
-    Raises UserError where something cannot be written, and another `--flag` would help, or the
+    Raises UserError if something cannot be written, and another `--flag` would help, or if the
     launcher gives up.
     """
     folders = {one.name: one.folder for one in jobs}
@@ -204,11 +206,11 @@ def _list(folder: Path) -> None:
 
 def _bar(runs: Sequence[Run]) -> tqdm:
     total, initial = sum(run.num_steps * len(run.seeds) for run in runs), sum(map(progress, runs))
-    return streams.bar(total, initial, unit_scale=True, smoothing=0)  # the steps come in lumps
+    return streams.bar(total, initial, unit_scale=True, smoothing=0)  # steps come in lumps
 
 
 def last_words(log: Path) -> str:
-    """The last line of a log, without what every error begins with."""
+    """The last line of a log, without the "error: " that errors begin with."""
     with contextlib.suppress(OSError):
         lines = log.read_text(errors="replace").replace("\r", "\n").split("\n")
         words = next((line for line in reversed(lines) if line.strip()), "")

@@ -1,5 +1,5 @@
-"""SIGTERM, Ctrl-C, a closed terminal, and what batch systems send before a time limit (SIGUSR1,
-SIGUSR2): the first asks a command to stop, the next ends it.
+"""The signals that ask a command to stop: SIGTERM, Ctrl-C, a closed terminal, and what batch
+systems send before a time limit (SIGUSR1, SIGUSR2). The first asks it to stop, the next ends it.
 """
 
 import contextlib
@@ -14,17 +14,17 @@ from typing import Any
 _OF_USERS = (signal.SIGUSR1, signal.SIGUSR2)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *_OF_USERS)
 STOPPED = os.EX_TEMPFAIL  # the exit status, 75, of a command that stopped with work left to do
-# Of a command that was asked to end, in time or not: before it listens it dies of the signal, and
-# after a second one it says so.
+# Exit statuses of a command that was asked to end: 75, or the signal's, of which it dies if it
+# does not listen yet, or 128 + the signal, after a second one.
 ASKED = {STOPPED, *(status for s in _SIGNALS for status in (-s, 128 + s))}
-ECHO = 1.0  # seconds in which a second one is the same: terminals and batch systems send two
+ECHO = 1.0  # seconds in which another signal counts as the same: some systems send two
 
 
 @contextlib.contextmanager
 def handled(handler: Any, *numbers: int) -> Iterator[None]:
-    """Inside, signals (those that ask to end, unless told) have this handler; but one that is
-    ignored, as by nohup, stays so, and SIGUSR1 and 2 where they mean something to somebody, as to
-    submitit, which puts its job back into the queue.
+    """Sets a handler for signals (by default those that ask to end) within this context. A signal
+    that is ignored, as under nohup, stays so. By default SIGUSR1 and 2 also stay as they are where
+    they have a handler already, like that of submitit, which queues its job again.
     """
     old = {s: signal.getsignal(s) for s in numbers or _SIGNALS}
     old = {s: former for s, former in old.items() if former is not signal.SIG_IGN}
@@ -42,11 +42,11 @@ def handled(handler: Any, *numbers: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def heard(first: Callable[[], None], last: Callable[[], None]) -> Iterator[None]:
-    """Inside, the first signal calls `first`; the next calls `last` and ends the process and its
-    workers at once, with status 128 + its number.
+    """Within this context, the first signal calls `first`; the next calls `last` and ends the
+    process and its workers at once, with status 128 + its number.
 
     Both are called in a thread of their own: the main one may be in a computation, or in an
-    environment that does not come back.
+    environment that does not return.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -54,7 +54,7 @@ def heard(first: Callable[[], None], last: Callable[[], None]) -> Iterator[None]
     listener = threading.Thread(target=_listen, args=(reader, first, last), daemon=True)
     listener.start()
     try:
-        with handled(lambda *_: None):  # the pipe has it already
+        with handled(lambda *_: None):  # the pipe has received the signal
             yield
     finally:
         signal.set_wakeup_fd(woken)
@@ -76,7 +76,9 @@ def _listen(reader: int, first: Callable[[], None], last: Callable[[], None]) ->
 
 
 def end(status: int, last: Callable[[], None]) -> None:
-    """Ends the process and its workers at once, whatever its other threads do, after `last`."""
+    """Kills the worker processes, calls `last`, and ends the process, whatever its other threads
+    do.
+    """
     for process in multiprocessing.active_children():
         process.kill()
     try:

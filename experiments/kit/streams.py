@@ -1,4 +1,4 @@
-"""Output of long work; a command does it whether or not somebody listens."""
+"""Output of long work, which a command does whether or not anybody reads the output."""
 
 import contextlib
 import os
@@ -9,7 +9,9 @@ from tqdm import tqdm
 
 
 class Forgiving:
-    """A text stream that drops what cannot be written. A closed pipe is let go of for good."""
+    """A text stream that drops what cannot be written. A closed pipe is replaced by /dev/null, for
+    good.
+    """
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -34,7 +36,7 @@ class Forgiving:
     def _dropping(self):
         try:
             yield
-        except BrokenPipeError:  # or what is left in it would be tried again at the end
+        except BrokenPipeError:  # else Python would try again at its end to write the rest
             with contextlib.suppress(OSError):
                 _to_nowhere(self._stream.fileno())
         except (OSError, ValueError):  # a full disk; closed by somebody
@@ -45,7 +47,7 @@ class Forgiving:
 
 
 def forgive() -> None:
-    """From now on stdout and stderr of this process are forgiving, also where they were closed
+    """Makes stdout and stderr of this process forgiving from now on, even if they were closed
     before it began.
     """
     for name in ("stdout", "stderr"):
@@ -54,7 +56,7 @@ def forgive() -> None:
 
 
 def bar(total: int, initial: int, **more: Any) -> tqdm:
-    """How far steps are, often on a terminal and seldom in a log."""
+    """A progress bar of environment steps, updated often on a terminal and seldom in a log."""
     every = 0.5 if sys.stderr.isatty() else 30
     shown = {"unit": "step", "mininterval": every, "dynamic_ncols": True, **more}
     return tqdm(total=total, initial=initial, **shown)

@@ -20,11 +20,11 @@ COLOURS = (
 )  # Okabe and Ito, colour-blind safe
 SPREAD = "mean over seeds; bands: one standard deviation over seeds"
 RETURN = "mean return of noiseless episodes"
-LETTER = 0.075  # inches that a letter of 9 points takes, at most
+LETTER = 0.075  # the most inches that a letter of 9 points takes
 Looks = dict[str, dict[str, Any]]
 """The arguments of a line, by its label."""
 
-PAPER: Looks = {  # of its variants in every figure, told apart by dashes as well as by colour
+PAPER: Looks = {  # the paper's variants, in every figure; dashes differ as well as colours
     "preqn-sin": {"color": COLOURS[0], "ls": "-"},
     "td3-relu": {"color": COLOURS[1], "ls": "--"},
     "sac-relu": {"color": COLOURS[2], "ls": "-."},
@@ -35,14 +35,14 @@ PAPER: Looks = {  # of its variants in every figure, told apart by dashes as wel
 
 
 def tidy(ax: Any) -> None:
-    """A grid, and no frame."""
+    """Adds a grid, and removes the frame above and to the right."""
     ax.grid(alpha=0.3)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
 
 
 def looks(labels: Sequence[str]) -> Looks:
-    """A look for each of any labels: colours first, then dashes as well."""
+    """A look for each label: first the colours differ, then the dashes as well."""
     dashes = ("-", "--", ":", "-.")
     return {
         label: {
@@ -54,15 +54,15 @@ def looks(labels: Sequence[str]) -> Looks:
 
 
 def deviation(values: np.ndarray) -> np.ndarray:
-    """The sample's standard deviation over seeds, of `values [S, ...]` -> `[...]`; NaN is left out,
-    and of a single seed it is 0.
+    """The sample's standard deviation over seeds, `values [S, ...]` -> `[...]`. NaN is left out,
+    and the deviation of a single seed is 0.
     """
     count = np.isfinite(values).sum(axis=0)
     return np.nanstd(values, axis=0) * np.sqrt(count / np.maximum(count - 1, 1))
 
 
 def spread(ax: Any, steps: np.ndarray, values: np.ndarray, **look: Any) -> None:
-    """The mean of `values [S, T]` over seeds against `steps [T]`, in a band of one standard
+    """Draws the mean of `values [S, T]` over seeds against `steps [T]`, in a band of one standard
     deviation; NaN is left out.
     """
     mean, off = np.nanmean(values, axis=0), deviation(values)
@@ -71,7 +71,9 @@ def spread(ax: Any, steps: np.ndarray, values: np.ndarray, **look: Any) -> None:
 
 
 def panel(ax: Any, runs: Iterable[Curves], name: str, looks: Looks = PAPER) -> None:
-    """One metric of several variants against environment steps; a cross where a seed diverged."""
+    """Draws one metric of several variants against environment steps, with a cross where a seed
+    diverged.
+    """
     for run in runs:
         look = looks[run.variant]
         steps, values = level(run.lines, name)
@@ -83,7 +85,7 @@ def panel(ax: Any, runs: Iterable[Curves], name: str, looks: Looks = PAPER) -> N
 
 
 def crosses(ax: Any, steps: np.ndarray, values: np.ndarray, color: str) -> None:
-    """Where seeds diverged: at the last of each row of their `values [S, T]`."""
+    """Draws a cross where seeds diverged: at the last finite entry of each row `values [S, T]`."""
     for row in values:
         last = np.flatnonzero(np.isfinite(row))[-1:]
         ax.plot(steps[last], row[last], "x", color=color, ms=8, mew=2)
@@ -98,8 +100,8 @@ def by_environment(
     looks: Looks = PAPER,
     **options: Any,
 ) -> Any:
-    """A figure of one metric, called `words`: a panel for each of the environments that have runs,
-    three in a row. `looks` are those of `panel`, further options those of `plt.subplots`.
+    """A figure of one metric, with the label `words`: a panel for each environment that has runs,
+    three in a row. `looks` are those of `panel`; further options go to `plt.subplots`.
     """
     names = [env for env in envs if any(run.env == env for run in runs)]
     columns, rows = min(len(names), 3), -(-len(names) // 3)
@@ -119,7 +121,7 @@ def by_environment(
 
 
 def thousands(ax: Any) -> None:
-    """Environment steps along x, without clutter."""
+    """Labels the x axis as environment steps, in thousands or millions."""
     ax.set_xlabel("environment steps")
     ax.xaxis.set_major_formatter(
         lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k" if x >= 1e3 else f"{x:g}"
@@ -127,8 +129,8 @@ def thousands(ax: Any) -> None:
 
 
 def finish(figure: Any, axes: Any, title: str) -> None:
-    """One legend below all panels, with every label once and no wider than they are, and the title
-    above.
+    """Adds a legend below all panels, with every label once and no wider than the figure, and the
+    title above.
     """
     handles = {
         label: handle
@@ -151,7 +153,7 @@ def finish(figure: Any, axes: Any, title: str) -> None:
 
 
 def _columns(figure: Any, labels: Iterable[str]) -> int:
-    """Of a legend as wide as its figure at most."""
+    """How many columns a legend can have that is no wider than its figure."""
     widths, room = [LETTER * len(label) + 0.6 for label in labels], figure.get_figwidth()
     if sum(widths) <= room:
         return max(1, len(widths))

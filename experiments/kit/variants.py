@@ -1,4 +1,4 @@
-"""PreQN's variants and its rivals, each with the flags that make one."""
+"""PreQN's variants and its rivals, each with the flags that make it."""
 
 from preqn_jax.agents.config import ALGORITHMS, DISCRETE
 

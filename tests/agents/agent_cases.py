@@ -1,4 +1,4 @@
-"""Small agents, batches for them, and parts so simple that their values are worked by hand."""
+"""Small agents, batches for them, and networks so simple that values are worked out by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,9 @@ CHOICES = Spec(3, 1, np.zeros(1), np.full(1, 3.0), num_actions=4)
 
 
 def make(fields):
-    """One of finitely many actions learns from the first number of an action alone."""
+    """A small agent of this config. One with finitely many actions is trained on the first number
+    of each action alone.
+    """
     config = agents.AgentConfig(**{**SMALL, **fields})
     if config.algorithm not in agents.DISCRETE:
         return agents.make(config, SPEC)
@@ -29,7 +31,7 @@ def make(fields):
 
 
 def jitted(agent):
-    """The agent, each of whose functions is one program, and not one for every operation."""
+    """The agent with each of its functions compiled as one program, not operation by operation."""
     names = ("init", "act", "explore", "update", "inspect")
     return agent._replace(**{name: jax.jit(getattr(agent, name)) for name in names})
 
@@ -38,7 +40,7 @@ _made = {}
 
 
 def compiled(fields):
-    """An agent with its functions compiled once for all laws."""
+    """A small agent whose functions are compiled, shared by all tests that ask for it."""
     key = str(fields)
     if key not in _made:
         _made[key] = jitted(make(fields))
@@ -69,8 +71,8 @@ def same(a, b):
 
 
 class Affine:
-    """Stands in for a network: Q = c * (sum obs + 10 * sum action), mu = clip(m * obs[:2]), for
-    values worked by hand.
+    """A stand-in for a network, with one weight w: Q = w * (sum obs + 10 * sum action), or mu =
+    clip(w * obs[:2]), for values worked out by hand.
     """
 
     def __init__(self, value):
@@ -91,7 +93,7 @@ class HandActor(Affine):
 
 
 def recording(seen):
-    """A critic's step that notes its targets and leaves the parameters alone."""
+    """A critic's step that records its targets in `seen`, and leaves the parameters as they are."""
 
     def update(params, state, inputs, targets):
         seen.append(targets)
@@ -102,7 +104,7 @@ def recording(seen):
 
 
 def hand_agent(seen, actor=None, slow=None, members=1, **policy):
-    """An agent of hand-made parts; `slow` sets the weights of the critics' slow copies."""
+    """An agent of hand-made networks; `slow` sets the weights of the critics' target networks."""
     kind = agents.gaussian if isinstance(actor, HandGaussian) else agents.deterministic
     target = None if slow is None else 0.995
     if kind is agents.deterministic:
@@ -134,14 +136,14 @@ HAND_BATCH = Transition(
     obs=jnp.zeros((2, 3)),
     action=jnp.zeros((2, 2)),
     reward=jnp.array([1.0, 1.0]),
-    discount=jnp.array([0.0, 1.0]),  # a terminal, and a time limit: the second bootstraps
+    discount=jnp.array([0.0, 1.0]),  # a terminal state, and a time limit, which bootstraps
     next_obs=jnp.array([[1.0, 0.0, 0.0], [1.0, 0.4, 2.0]]),
 )
 
 
 class HandGaussian(Affine):
-    """Mean w * obs[:2], standard deviation all but zero: the action is tanh of the mean, up to
-    1e-6.
+    """A policy of mean w * obs[:2], and a standard deviation of nearly zero: the action is tanh of
+    the mean, up to 1e-6.
     """
 
     def apply(self, params, obs):

@@ -1,4 +1,4 @@
-"""One law table for every agent."""
+"""The laws that every agent must obey, in one table."""
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ TABLE = {
         "target_networks": False,
     },
 }
-# Every solver, option and mix keeps the laws; the fast tests hold one of each kind to them.
+# Every solver, option and mix obeys the laws; the fast tests check one of each kind.
 FAST = ("preqn", "sac-automatic-temperature")
 rows = [
     pytest.param(fields, id=name, marks=[pytest.mark.slow] * (name not in FAST))

@@ -1,4 +1,4 @@
-"""Defaults are the rows of Appendix B, settings reach the parts, and a wrong one is named."""
+"""Defaults are the rows of Appendix B, settings reach the parts, and an error names a wrong one."""
 
 import functools
 import re
@@ -54,7 +54,7 @@ def test_defaults_are_the_rows_of_appendix_b(row):
 
 
 def program(f, *args):
-    """What a function does, operation by operation, without addresses of memory."""
+    """The jaxpr of a function as text, without memory addresses: what it does, step by step."""
     return re.sub(r"0x[0-9a-f]+", "", str(jax.make_jaxpr(f)(*args)))
 
 
@@ -108,7 +108,7 @@ def default_program(algorithm):
 
 @pytest.mark.parametrize("case", STEPS)
 def test_a_setting_reaches_the_critics_step(case):
-    """The preset's step is the very program of the step written by hand, and not the default's."""
+    """The preset's step has the same jaxpr as the step written by hand, and not the default's."""
     fields, step = STEPS[case]
     assert step_program(preset_step(**fields)) == step_program(step)
     default = default_program("ngql" if fields.get("algorithm") == "ngql" else "preqn")
@@ -138,7 +138,7 @@ POLICIES = {
 
 
 def policy_program(policy):
-    """All that a policy does."""
+    """The jaxprs of all functions of a policy."""
     batch, key = transitions(n=4), jax.random.key(0)
     values = agents.Values(lambda obs, action: jnp.sum(action, axis=1), lambda obs, action: None)
     state = jax.eval_shape(policy.init, key, batch.obs[0])

@@ -1,4 +1,4 @@
-"""CrossQ: its update against float64 NumPy and SBX's, and what its statistics are to whom."""
+"""CrossQ: its update against float64 NumPy and SBX's, and where its running statistics are used."""
 
 import importlib
 
@@ -197,7 +197,7 @@ LARGE = transitions(n=24)._replace(
 
 @pytest.fixture(scope="module")
 def peer():
-    """SBX's CrossQ on an environment of `SPEC`, set up as ours."""
+    """SBX's CrossQ on an environment of `SPEC`, with the same settings as ours."""
     sbx = pytest.importorskip("sbx")
     gymnasium = importlib.import_module("gymnasium")
 
@@ -210,8 +210,9 @@ def peer():
 
 
 def ours(state, warm):
-    """Our parameters from SBX's state. Gammas are 100, as inputs are in `LARGE`, so that the place
-    of epsilon does not show: SBX adds it to var_B / r^2, Ioffe 2017 to var_B.
+    """Parameters and statistics for our critic, made from SBX's state. Gammas are 100, and inputs
+    are those of `LARGE`, so that it does not matter where epsilon is added: SBX adds it to var_B /
+    r^2, Ioffe 2017 to var_B.
     """
     rng = np.random.default_rng(0)
     name = "VmapCritic_0"
@@ -236,7 +237,7 @@ def ours(state, warm):
 
 
 def theirs(state, params, stats):
-    """SBX's state with our parameters."""
+    """SBX's state, with our parameters and statistics."""
     stats = {
         layer: {
             "mean": one["mean"],
@@ -253,7 +254,7 @@ def theirs(state, params, stats):
 
 
 def equal(found, expected):
-    """To 1e-5 of the largest of a leaf."""
+    """Asserts equality to 1e-5 of the largest entry of each leaf."""
     for a, b in zip(leaves(found), leaves(expected), strict=True):
         assert oracles.relative_error(a, b) < 1e-5
 
@@ -290,7 +291,7 @@ def test_the_critic_learns_what_sbxs_learns(peer, warm):
     joint = (jnp.concatenate([batch.obs, batch.next_obs]), jnp.concatenate([batch.action, action]))
     both = jax.vmap(values, in_axes=(0, None, None))(state.params, *joint)[0]
     squares = jnp.square(did.targets[None] - both[:, :24]).mean(axis=1)
-    np.testing.assert_allclose(0.5 * squares.sum(), loss, rtol=1e-5)  # so targets are the same
+    np.testing.assert_allclose(0.5 * squares.sum(), loss, rtol=1e-5)  # so that targets are the same
 
 
 @pytest.mark.parametrize("warm", [False, True])

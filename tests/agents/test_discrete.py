@@ -1,4 +1,6 @@
-"""Finitely many actions: targets, exploration and steps against NumPy, and the counterexamples."""
+"""Agents for finitely many actions: targets, exploration and steps against NumPy, and the
+counterexamples.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +36,7 @@ def transitions(seed=0, n=16):
 
 
 def linear(members=1, target=None, step=None, **options):
-    """An agent of `Linear` critics whose slow copies are others than they are."""
+    """An agent with `Linear` critics, whose target networks differ from them."""
     net = Linear()
     step = step or steps.gradient(net.apply, optax.sgd(0.1))
     critic = agents.critic(net, step, members=members, target=target)
@@ -47,7 +49,7 @@ def linear(members=1, target=None, step=None, **options):
 
 
 def values(weights, obs):
-    """`[B, A]` in float64; of several members the least."""
+    """Q `[B, A]` in float64; the smallest of several critics."""
     each = np.einsum("mao,bo->mba", np.float64(weights), np.float64(obs))
     return each.min(axis=0)
 
@@ -61,7 +63,7 @@ def targets(agent, state, batch):
 
 @pytest.mark.parametrize("members", [1, 2])
 def test_targets_take_the_largest_value_at_the_successor(members):
-    """Of the slow copies where there are some, and of the least of several critics."""
+    """The values are those of the target networks, if any, and the smallest of several critics."""
     batch = transitions()
     r, d = np.float64(batch.reward), np.float64(batch.discount)
     for target in (None, 0.5):
@@ -98,7 +100,7 @@ def test_an_update_is_a_step_towards_the_targets_and_its_copy_follows():
 
 
 def test_whole_copies_every_three_updates():
-    """As in Mnih et al.: a copy that keeps nothing, in its turn."""
+    """As in Mnih et al.: the target network becomes a copy of the online network."""
     agent, state = linear(1, 0.0, delay=3)
     copies, online = [], []
     for i in range(7):
@@ -252,7 +254,7 @@ def features(problem):
 
 
 def learned(problem, step_of, updates, size=64):
-    """max |Q| before each of so many updates, from transitions of the problem's rho."""
+    """max |Q| before each of so many updates, on transitions drawn from the problem's rho."""
     net, (states, count) = features(problem), problem.rho.shape
     spec = Spec(states, 1, np.zeros(1), np.full(1, count - 1.0), num_actions=count)
     critic = agents.critic(net, step_of(net.apply))
@@ -281,7 +283,7 @@ def dqn_without_copy(q):
 
 @pytest.mark.slow
 def test_preqn_solves_bairds_star_where_dqn_without_a_copy_diverges():
-    """Q* = 0. K has full rank there: PreQN's step is U1's."""
+    """Q* = 0. K has full rank there, so that PreQN's step is that of U1."""
     star = problems.baird()
     q = learned(star, dqn_without_copy, 4000)
     assert q[-1] > 100 * q[0] or not np.isfinite(q[-1])
@@ -290,7 +292,7 @@ def test_preqn_solves_bairds_star_where_dqn_without_a_copy_diverges():
 
 
 def test_preqn_stands_still_on_w_to_2w_where_dqn_without_a_copy_diverges():
-    """Its one weight can follow no backup: no step has an alignment of eta, and none is taken."""
+    """The single weight can follow no backup: no step has an alignment of eta, so none is taken."""
     problem = problems.w_to_2w()
     q = learned(problem, dqn_without_copy, 1000)
     assert q[-1] > 100 * q[0] or not np.isfinite(q[-1])
@@ -301,7 +303,7 @@ def test_preqn_stands_still_on_w_to_2w_where_dqn_without_a_copy_diverges():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["chain", "gridworld"])
 def test_preqn_finds_q_star_of_a_finite_problem(name):
-    """By a network, from what its own policy meets."""
+    """With a network, on the transitions that its own policy meets."""
     problem = getattr(problems, name)()
     gamma = float(problem.mdp.gamma)
     options = {"hidden_sizes": (32, 32), "batch_size": 64, "start_steps": 1000, "discount": gamma}
@@ -323,7 +325,9 @@ def test_preqn_finds_q_star_of_a_finite_problem(name):
 
 @pytest.mark.parametrize("name", ["dqn", "preqn_discrete"])
 def test_an_agent_that_is_first_made_while_jax_traces_serves_after_it(name):
-    """As for the shapes of its state; the same agent is remembered for all who ask for it."""
+    """As when only shapes of its state are wanted: agents are cached, and no tracer may stay in
+    one.
+    """
     make = lambda: agents.make(agents.AgentConfig(algorithm=name, hidden_sizes=(7, 5)), SPEC)
     key = jax.random.key(0)
     jax.eval_shape(lambda key: make().init(key), key)

@@ -1,4 +1,4 @@
-"""What networks start from: critics each from weights of its own, by the rule asked for."""
+"""Initial weights of several critics: each critic has its own, drawn by the rule that is set."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from preqn_jax.batching import batched
 
 @pytest.fixture(scope="module")
 def three():
-    """A critic of three members, and a state of it."""
+    """A critic with three members, and a state of it."""
     network = networks.Critic((8,), "relu")
     critic = agents.critic(network, steps.gradient(network.apply, optax.sgd(0.1)), members=3)
     return network, critic, jax.jit(critic.init)(jax.random.key(0), np.zeros(3), np.zeros(2))
@@ -35,7 +35,7 @@ def test_the_first_member_is_the_one_that_the_policy_climbs_and_the_least_is_ove
     member = lambda i: jax.tree.map(lambda leaf: np.asarray(leaf)[i], state.params)
     apply = jax.jit(batched(network.apply))
     each = np.stack([apply(member(i), (obs, action)) for i in range(3)])
-    assert len(set(each.argmin(axis=0))) > 1  # so the least is no one member's
+    assert len(set(each.argmin(axis=0))) > 1  # so that the smallest is not always the same member's
     values = critic.values(state)
     np.testing.assert_allclose(values.first(obs, action), each[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(values.least(obs, action), each.min(axis=0), rtol=1e-5, atol=1e-6)

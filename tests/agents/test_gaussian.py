@@ -1,5 +1,5 @@
-"""Stochastic policies: the gradients of policy and temperature against float64 oracles, and where
-both together end.
+"""Stochastic policies: gradients of policy and temperature against float64 oracles, and where
+training of both leads.
 """
 
 import jax
@@ -49,7 +49,7 @@ def test_gradients_of_policy_and_temperature_by_finite_differences(x64):
     phi, unravel = np.asarray(phi), jax.jit(unravel)
 
     def terms(phi):
-        """log pi(a|s) and Q `[2, B]`, both critics', at the policy's actions."""
+        """log pi(a|s), and Q `[2, B]` of both critics, at the policy's actions."""
         (w, b), (v, c) = oracles.layers_of(unravel(phi))
         mean, log_std = np.split(np.sin(np.asarray(batch.obs) @ w + b) @ v + c, 2, axis=1)
         inputs = np.concatenate([batch.obs, np.tanh(mean + np.exp(log_std) * noise)], axis=1)
@@ -62,7 +62,7 @@ def test_gradients_of_policy_and_temperature_by_finite_differences(x64):
         return np.mean(alpha * log_prob - values.min(axis=0))
 
     log_prob, values = terms(phi)
-    assert 0 < np.sum(values[0] < values[1]) < BATCH  # each critic is the least somewhere
+    assert 0 < np.sum(values[0] < values[1]) < BATCH  # each critic is the smaller one somewhere
     expected = [
         (loss(phi + step * e) - loss(phi - step * e)) / (2 * step) for e in np.eye(phi.size)
     ]
@@ -73,8 +73,8 @@ def test_gradients_of_policy_and_temperature_by_finite_differences(x64):
 
 @pytest.mark.slow
 def test_a_tuned_temperature_brings_the_entropy_to_its_target():
-    """With critics that stand still; the entropy starts above the target, and falls below it before
-    alpha has grown.
+    """The critics stay fixed; the entropy starts above the target, and falls below it before alpha
+    has grown.
     """
     target = -1.5
     rates = {

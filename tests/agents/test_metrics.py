@@ -1,4 +1,4 @@
-"""What an agent reports of itself, and the keys it hands to its parts, by hand."""
+"""The metrics of an agent, and the random keys it gives to its parts, worked out by hand."""
 
 import jax
 import jax.numpy as jnp

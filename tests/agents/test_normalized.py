@@ -1,4 +1,6 @@
-"""Normalized observations: units against float64, and an agent against itself in these units."""
+"""Normalized observations: mean and deviation against float64, and an agent against the same agent
+on observations that were normalized before.
+"""
 
 import dataclasses
 from functools import partial
@@ -20,20 +22,20 @@ LEAST = 1e-8
 
 
 def units(obs):
-    """Mean and standard deviation by the formula, in float64."""
+    """Mean and standard deviation, by the formula in float64."""
     obs = np.asarray(obs, np.float64)
     mean = sum(obs) / len(obs)
     return mean, np.sqrt(sum((obs - mean) ** 2) / len(obs) + LEAST)
 
 
 def after(rounds):
-    """Moments of rounds of observations `[T, n, obs]`, compiled."""
+    """The moments after rounds of observations `[T, n, obs]`, by a compiled function."""
     step = lambda moments, obs: (seen(moments, obs), None)
     return jax.jit(partial(jax.lax.scan, step))(empty(rounds.shape[-1]), rounds)[0]
 
 
 def test_units_are_those_of_all_that_was_seen_to_many_digits():
-    """Far from zero, in small units, in large ones, drifting, and one that never changes."""
+    """Observations far from zero, tiny, huge, or drifting; and one that never changes."""
     rng = np.random.default_rng(0)
     data = rng.normal(size=(4000, 50, 5))
     data[..., 0] += 1000
@@ -57,7 +59,9 @@ def test_before_anything_was_seen_observations_are_as_they_are():
 
 @pytest.fixture(scope="module")
 def pair():
-    """A normalized agent and its state after two rounds, the bare one and its, and the units."""
+    """A normalizing agent and its state after two rounds, the agent without, and a function that
+    normalizes.
+    """
     agent, bare = compiled(FIELDS), compiled({"algorithm": "ddpg"})
     state = agent.init(jax.random.key(0))
     rounds = [3 + 2 * np.asarray(transitions(i).obs) for i in range(2)]
@@ -83,7 +87,7 @@ def test_an_agent_sees_and_learns_in_units(pair):
     expected, theirs = bare.update(state.inner, plain, key, zero)
     close(moved.inner, expected)
     close(metrics, theirs)
-    assert same(moved.moments, state.moments)  # it stands still in updates
+    assert same(moved.moments, state.moments)  # updates do not change it
     assert not np.allclose(
         leaves(bare.update(state.inner, batch, key, zero)[1])[0], leaves(metrics)[0]
     )
@@ -149,7 +153,7 @@ def plan(logdir, env, seeds=(0, 1), **more):
 
 
 def trained(logdir, env, seeds=(0, 1)):
-    """To the end: states, and what lies in the replay."""
+    """Trains to the end. Returns the agents' states, and the transitions in the replay buffer."""
     with training.Session(plan(logdir, env, seeds)) as session:
         *_, last = session.rounds()
         assert last.step == STEPS

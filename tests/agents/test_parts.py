@@ -1,4 +1,4 @@
-"""Agents of parts that the package does not know, and numbers that are traced."""
+"""Agents whose parts are not the package's own, and settings that are traced by JAX."""
 
 from dataclasses import replace
 from functools import partial
@@ -19,7 +19,7 @@ FAST = {"start_steps": 100, "update_after": 100, "batch_size": 32, "discount": 0
 
 
 class Quadratic(NamedTuple):
-    """Q = c - w (a - a0(s))^2 with a0 linear in s: no Flax, and no layers."""
+    """Q = c - w (a - a0(s))^2 with a0 linear in s: a critic without Flax, and without layers."""
 
     def init(self, key, obs, action):
         del key
@@ -36,7 +36,7 @@ class Quadratic(NamedTuple):
 
 
 def normalised(q, rate):
-    """A step of one's own: each example moves Q by its own share of the TD error, in turn."""
+    """A user's own step: each example in turn moves Q by its own share of the TD error."""
 
     def update(params, state, inputs, targets):
         values = jax.vmap(q, (None, 0, 0))(params, *inputs)
@@ -59,7 +59,7 @@ def normalised(q, rate):
 
 
 def hill_climber(spec):
-    """A policy of one's own: one action for all states, moved to where Q is larger."""
+    """A user's own policy: one action for all states, moved to where Q is larger."""
 
     def upcoming(state, next_obs, key):
         action = jnp.broadcast_to(state["a"], (next_obs.shape[0], spec.action_size))
@@ -96,7 +96,7 @@ def own_agent(spec):
 
 
 def test_an_agent_of_unknown_parts_learns_a_probe():
-    """The best action is 0.5, where the reward is 1; nothing of the package is reached into."""
+    """The best action is 0.5, where the reward is 1; no internals of the package are used."""
     training = preqn_jax.train(own_agent, "probe/action", num_steps=1500, eval_every=500, **FAST)
     seen = list(training)
     assert {"own/step", "own/action", "critic/q_mean", "actor/norm"} <= set(seen[-1].metrics)
@@ -124,7 +124,7 @@ def test_an_agent_of_unknown_parts_can_be_diagnosed_and_gone_on_with(tmp_path):
 
 @pytest.mark.slow
 def test_a_critic_may_own_its_whole_update():
-    """Targets and values from one pass, as batch normalisation needs: no step is involved."""
+    """Targets and values come from one pass, as batch normalisation needs; there is no step."""
     spec = envs.spec("probe/delay")
 
     def update(state, batch, upcoming, discount):
@@ -208,7 +208,7 @@ TUNED = {"automatic_temperature": True, "temperature": 0.3, "target_entropy": -3
     ],
 )
 def test_numbers_may_be_traced_and_a_vmap_over_them_is_a_loop(algorithm, numbers, fixed):
-    """What a sweep is made of."""
+    """Sweeps depend on this."""
     config = agents.AgentConfig(algorithm, None, (8, 8), (8, 8), **fixed)
     plain = agents.resolve(config).config
     usual = {"rcond": 1e-5, "target_entropy": -2.0}

@@ -1,5 +1,5 @@
-"""LayerNorm and learned Fourier features as options: whose they are, where they reach, and that
-the control without either is plain DDPG.
+"""LayerNorm and learned Fourier features as options: which networks have them, where in these they
+are, and that without either the agent is plain DDPG.
 """
 
 import warnings
@@ -20,7 +20,7 @@ LAYER, FOURIER = {"critic_norm": "layer"}, {"critic_features": "fourier"}
 
 
 def shapes(fields):
-    """The layers of critic and policy, by their names."""
+    """The shapes of the layers of critic and policy, by their names."""
     agent = make(fields)
 
     def start(key):
@@ -51,7 +51,7 @@ def test_the_widths_of_the_critic_alone():
 
 @pytest.mark.slow
 def test_an_agent_without_these_options_is_what_it_was():
-    """The control: DDPG whose Q bootstraps from itself, by the parts."""
+    """The control: DDPG without target networks, compared part by part."""
     agent = make({"algorithm": "ddpg", "target_networks": False, "critic_hidden_sizes": None})
     q, mu = networks.Critic((16, 16), "relu"), networks.Actor(2, (16, 16), "relu")
     plain = agents.actor_critic(
@@ -69,7 +69,7 @@ def test_an_agent_without_these_options_is_what_it_was():
 
 
 def test_adams_b1_reaches_policy_and_critic():
-    """After one update the mean of gradients is (1 - b1) g."""
+    """After one update Adam's mean of gradients is (1 - b1) g."""
     means = []
     for b1 in (0.9, 0.5):
         agent = compiled({"algorithm": "ddpg", "adam_b1": b1})
@@ -82,7 +82,7 @@ def test_adams_b1_reaches_policy_and_critic():
 
 @pytest.mark.parametrize("fields", [LAYER, FOURIER])
 def test_the_structured_kernel_at_full_width_has_nothing_to_warn_of(fields):
-    """That it is exact is for the kernel's own tests."""
+    """The kernel's own tests show that it is exact."""
     made = agents.resolve(agents.AgentConfig(algorithm="td3", **fields))
     q, batch = networks.Critic(**made.critic), transitions(n=8)
     params = jax.eval_shape(q.init, jax.random.key(0), batch.obs[0], batch.action[0])
@@ -105,7 +105,7 @@ def test_a_diagnosis_of_a_critic_with_layer_norm():
 
 
 def test_the_bandwidth_may_be_swept():
-    """It is a number of the initial weights, which follow it under `vmap`."""
+    """Initial weights depend on it, also under `vmap`."""
 
     def start(bandwidth):
         fields = {"fourier_bandwidth": bandwidth, "fourier_ratio": 3, **FOURIER}
@@ -133,7 +133,7 @@ def test_a_wrong_option_is_named(fields, words):
 
 
 def test_presets_are_remembered_with_their_critics():
-    """Of two configurations that differ in the critic's network alone there are two agents."""
+    """Two configurations that differ only in the critic's network have an agent each."""
     configs = [agents.AgentConfig(algorithm="ddpg", **fields) for fields in ({}, LAYER, FOURIER)]
     made = [presets.make(config, SPEC) for config in configs]
     assert len({id(agent.q) for agent in made}) == 3

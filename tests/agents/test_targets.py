@@ -1,4 +1,4 @@
-"""Targets and the policy's step, worked by hand."""
+"""Targets and the policy's step, worked out by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +26,14 @@ from preqn_jax.batching import batched
 
 
 def test_targets_by_hand_at_a_terminal_and_at_a_time_limit():
-    """As DDPG's, from slow copies."""
+    """As DDPG's, from target networks."""
     agent, state = hand_agent(seen := [], slow=[3.0])
     # mu(s') = 0.5 * (1, 0.4) = (0.5, 0.2); the slow critic gives 3 * (3.4 + 10 * 0.7) = 31.2
     np.testing.assert_allclose(targets_of(agent, state, seen)[0], [1.0, 1 + 0.5 * 31.2], rtol=1e-6)
 
 
 def test_without_slow_copies_the_online_networks_bootstrap():
-    """As PreQN's."""
+    """As in PreQN."""
     agent, state = hand_agent(seen := [])
     assert state.critic.target is None and state.policy.target is None
     # the online critic gives 2 * (3.4 + 7) = 20.8
@@ -55,7 +55,7 @@ def test_the_next_action_is_the_slow_policys(algorithm):
 
 
 def test_the_slow_copies_follow_what_the_update_made():
-    """The policy steps first, its copy after."""
+    """The policy takes its step first, and then its target network follows."""
     agent = compiled({"algorithm": "ddpg"})
     start = agent.init(jax.random.key(0))
     end, _ = agent.update(start, transitions(), jax.random.key(1), jnp.int32(0))
@@ -69,7 +69,7 @@ def test_the_slow_copies_follow_what_the_update_made():
 
 
 def test_smoothed_targets_by_hand_take_the_least_critic_and_clipped_noise():
-    """As TD3's."""
+    """As in TD3."""
     smoothing = agents.Smoothing(noise=100.0, clip=0.25)
     agent, state = hand_agent(seen := [], slow=[3.0, 2.0], members=2, smoothing=smoothing)
     first, second = targets_of(agent, state, seen)[0]
@@ -137,7 +137,7 @@ def test_the_policy_climbs_the_first_critic():
 
 
 def test_gaussian_targets_by_hand_take_the_least_slow_critic_and_the_entropy():
-    """As SAC's."""
+    """As in SAC."""
     actor = HandGaussian(0.5)
     agent, state = hand_agent(seen := [], actor, slow=[3.0, 2.0], members=2, temperature=0.1)
     (first, second), metrics = targets_of(agent, state, seen)
@@ -154,7 +154,7 @@ def test_gaussian_targets_by_hand_take_the_least_slow_critic_and_the_entropy():
 
 
 def test_a_gaussian_policy_draws_anew_for_targets_and_for_its_own_step():
-    """Equal observations and an equal key would draw equal actions: the keys must differ."""
+    """With equal observations, equal keys would give equal actions: the keys must differ."""
     seen = []
     policy = agents.gaussian(HandGaussian(0.5), optax.sgd(0.0))
 
@@ -179,7 +179,7 @@ def test_a_gaussian_policy_draws_anew_for_targets_and_for_its_own_step():
 
 
 def test_the_policy_climbs_the_critic_as_it_is_after_its_step():
-    """Line 14 comes after line 13: the critic that it climbs is not the one of before."""
+    """Line 14 comes after line 13: the policy climbs the new critic, and not the old one."""
     agent = compiled({"algorithm": "preqn", "critic_learning_rate": 1.0, "eta": 0.0})
     start, batch, seen = agent.init(jax.random.key(0)), transitions(), []
     policy = agents.deterministic(networks.Actor(2, (16, 16)), optax.adam(1e-3))
@@ -232,7 +232,7 @@ def test_sac_policy_climbs_what_its_loss_says():
     ("target", "direction"), [(100.0, 1), pytest.param(-100.0, -1, marks=pytest.mark.slow)]
 )
 def test_the_temperature_moves_towards_the_target_entropy(target, direction):
-    """An entropy too low raises the temperature, one too high lowers it."""
+    """Too low an entropy raises the temperature, too high an entropy lowers it."""
     agent = compiled(
         {
             "algorithm": "sac",

@@ -1,4 +1,4 @@
-"""What tunes SAC's temperature where nobody says: Haarnoja et al. 2018b, Appendix D."""
+"""The defaults by which SAC's temperature is tuned: Haarnoja et al. 2018b, Appendix D."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ TUNED = {"algorithm": "sac", "automatic_temperature": True}
 
 
 def log_temperatures(updates, **fields):
-    """log alpha before, and after so many updates."""
+    """log alpha at the start, and after so many updates."""
     agent = compiled({**TUNED, **fields})
     start = agent.init(jax.random.key(0))
     end, _ = learn(agent, start, updates)
@@ -20,7 +20,7 @@ def log_temperatures(updates, **fields):
 
 @pytest.mark.slow
 def test_the_target_entropy_is_minus_the_number_of_actions():
-    """Another target leads elsewhere, as Adam's second step tells the size of a gradient."""
+    """Another target leads elsewhere, as Adam's second step depends on the size of a gradient."""
     assert SPEC.action_size == 2
     default = log_temperatures(3)
     assert default == log_temperatures(3, target_entropy=-2.0)

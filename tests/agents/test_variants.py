@@ -1,4 +1,4 @@
-"""PreQN's variants: what bootstraps between several critics, and the settings that choose it."""
+"""PreQN's variants: how targets combine several critics, and the settings that choose it."""
 
 import dataclasses
 from typing import Any
@@ -36,7 +36,9 @@ def test_exploitation_is_its_formula(members, shift):
 
 
 def test_exploitation_is_of_the_difference_alone():
-    """A constant between the critics is nobody's choice, and a scale changes nothing."""
+    """A constant difference between the critics is not due to the choice of actions, and has no
+    effect; nor has a scale.
+    """
     rng = np.random.default_rng(0)
     ahead, here = rng.normal(size=(2, 2, 64)).astype(np.float32)
     first, exploitation = np.float32([[1], [0]]), jax.jit(agents.exploitation)
@@ -51,7 +53,9 @@ def test_exploitation_is_of_the_difference_alone():
 
 @pytest.mark.parametrize("pessimism", [None, 0.0, 0.5, 1.0])
 def test_targets_lie_between_the_mean_and_the_least(pessimism):
-    """Worked from the critics' own values; where it is measured, by the formula in NumPy."""
+    """Computed from the critics' own values; a pessimism that is measured is that of NumPy's
+    formula.
+    """
     net, batch = networks.Critic((8,)), transitions()
     critic = agents.critic(net, recording([]), members=3, pessimism=pessimism)
     first = np.asarray(batch.obs)[0], np.asarray(batch.action)[0]
@@ -165,7 +169,7 @@ def test_what_has_nothing_to_work_on_is_refused(fields, message):
 
 @pytest.mark.parametrize("algorithm", agents.ALGORITHMS)
 def test_what_was_made_can_be_made_again(algorithm):
-    """As a run directory's own words are."""
+    """From the config in a run directory."""
     made = agents.resolve(agents.AgentConfig(algorithm))
     assert agents.resolve(made.config) == made
 
@@ -178,7 +182,7 @@ def test_a_function_is_no_name_and_a_schedule_is_a_rate():
 
 
 def test_a_variant_is_a_composition():
-    """The preset is PreQN with the options that its name stands for."""
+    """The preset is PreQN with the options in its name."""
     twin = agents.resolve(agents.AgentConfig(algorithm="preqn_twin"))
     options = {"num_critics": 2, "target_noise": 0.2}
     same = agents.resolve(agents.AgentConfig(algorithm="preqn", **options))
@@ -194,7 +198,7 @@ def test_a_variant_is_a_composition():
 
 @pytest.mark.slow
 def test_two_updates_that_differ_in_pessimism_alone_differ():
-    """Of the twin: with no smoothing all else is the same."""
+    """Those of the twin variant: without smoothing all else is the same."""
     batch, key = transitions(), jax.random.key(1)
     targets = {}
     for beta in (0.0, 1.0):

@@ -1,4 +1,4 @@
-"""What `diagnose` is called with, and every number by its formula: NumPy in float64, written from
+"""Cases for `diagnose`, and a formula for each of its numbers: NumPy in float64, written from
 `GLOSSARY`.
 """
 
@@ -15,8 +15,8 @@ from preqn_jax.types import Transition
 
 
 class Case(NamedTuple):
-    """What `diagnose` is called with; theta and `options["moved"]` are vectors, and `options` is
-    without what is not given.
+    """The arguments of a call of `diagnose`. Theta and `options["moved"]` are vectors; `options`
+    has only the arguments that are given.
     """
 
     make: Make
@@ -26,7 +26,7 @@ class Case(NamedTuple):
     options: dict[str, Any]
 
     def replace(self, **options):
-        """The same with other options, or another part of the batch."""
+        """This case with other options, or other parts of the batch."""
         parts = {name: options.pop(name) for name in Transition._fields if name in options}
         fields = {name: options.pop(name) for name in Case._fields if name in options}
         changed = self._replace(**fields)
@@ -36,8 +36,8 @@ class Case(NamedTuple):
 
 
 def draw_case(make, seed=0, size=BATCH, **options):
-    """Random parameters and transitions; some are terminal, and the largest reward is a negative
-    one.
+    """A case with random parameters and transitions. Some transitions are terminal, and the largest
+    reward is negative.
     """
     rng = np.random.default_rng(seed)
     theta = [
@@ -57,7 +57,7 @@ def draw_case(make, seed=0, size=BATCH, **options):
 
 
 def some_returns(seed):
-    """Of either sign, for five pairs that are not in the batch."""
+    """Five pairs that are not in the batch, and their returns, of either sign."""
     rng = np.random.default_rng(seed)
     return (rng.normal(size=(5, OBS)), np.tanh(rng.normal(size=(5, ACT)))), np.array(
         [1.0, -2.0, 4.0, 3.0, -0.5]
@@ -65,8 +65,8 @@ def some_returns(seed):
 
 
 def some_bonus(seed):
-    """Of either sign, more of it above zero; the largest is behind a terminal and so counts for
-    nothing.
+    """A bonus of either sign, more often positive. The largest one follows a terminal transition,
+    and so counts for nothing.
     """
     bonus = np.random.default_rng(seed).uniform(-0.5, 1, size=BATCH)
     bonus[[1, 4]] = 9, -9
@@ -81,7 +81,7 @@ def joined(case):
 
 
 def linearized(case):
-    """Q, Phi, and delta at X, without `targets` of its own."""
+    """Q, Phi and delta at X, for targets that are not given as an option."""
     x, ahead = joined(case)
     values, phi, _ = case.make(case.theta, x)
     worth = case.make(case.theta, ahead)[0] + case.options.get("bonus", 0)
@@ -90,7 +90,7 @@ def linearized(case):
 
 
 def updated(case, alpha, length, seed=0):
-    """theta after Eq. 5's step, and one of some length in some direction on top of it."""
+    """theta after the step of Eq. 5, and a further step of a given length in a random direction."""
     _, phi, delta = linearized(case)
     direction = np.random.default_rng(seed).normal(size=case.theta.size)
     return oracles.gradient_step(
@@ -99,8 +99,8 @@ def updated(case, alpha, length, seed=0):
 
 
 def with_idle_units(case, second=1.0):
-    """Two units of the first hidden layer, and one of the second, next to asleep; the second layer
-    as small as `second`.
+    """The case with two nearly dormant units in the first hidden layer, and one in the second; the
+    second layer is scaled by `second`.
     """
     b0, w0, b1, w1, b2, w2 = case.make.leaves(case.theta)
     b0[:2], w0[:, :2], b1[4], w1[:, 4] = 0.001, 0.001 * w0[:, :2], 0.001, 0.0001
@@ -124,7 +124,7 @@ def _own_step():
 
 
 def _moved_and_alpha():
-    """Half of its targets lie behind terminals, and all of Q is below zero."""
+    """A case in which half of the targets follow terminal states, and all of Q is below zero."""
     case = draw_case(MAKES["relu"], 3, gamma=0.8, alpha=0.05, returns=some_returns(3))
     case = with_idle_units(case, second=0.02)
     case.theta[-10] = -3.0  # the bias of the output
@@ -145,7 +145,7 @@ CASES = {
 
 
 def look(case, dtype="float64"):
-    """`diagnose` of a case, in float64 unless told; the caller's arrays are NumPy's."""
+    """The result of `diagnose` for a case, in float64 by default; its arrays are NumPy's."""
     with jax.enable_x64(dtype == "float64"):
         cast = lambda tree: jax.tree.map(lambda leaf: np.asarray(leaf, dtype), tree)
         options = dict(case.options)
@@ -162,8 +162,8 @@ def look(case, dtype="float64"):
 
 
 def formulas(case, alpha=None):
-    """Every number by its formula. `alpha` is the one that others are stated with; the formula's
-    own if None.
+    """Every number of `diagnose`, by its formula. `alpha` is the step size that the bounds are
+    computed for; None for the one that the formula itself gives.
     """
     batch, options = case.batch, case.options
     x, ahead_x = joined(case)

@@ -1,4 +1,4 @@
-"""Critics in NumPy and in JAX, to be diagnosed."""
+"""Critics to be diagnosed, each in NumPy and in JAX."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ OBS, ACT, BATCH = 5, 3, 12
 
 
 class Make(NamedTuple):
-    """A kind of critic. Its parameters as one vector theta `[d]` are the leaves of `treedef` in
+    """A kind of critic. Its parameters as one vector theta `[d]` are the leaves of `treedef`, in
     their order.
     """
 
@@ -59,8 +59,8 @@ def mlp(hidden, activation):
 
 
 class LayerNormCritic(nn.Module):
-    """Not of ours: two hidden layers, normalised before their activation, without a name for
-    anything.
+    """A critic that is not the project's own: two hidden layers, normalised before their
+    activation, and no layer has a name.
     """
 
     @nn.compact

@@ -1,4 +1,4 @@
-"""What a person may get wrong about a diagnosis."""
+"""Wrong arguments for a diagnosis, and the messages they get."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -123,7 +123,7 @@ def test_returns_that_are_no_numbers_are_named(which):
 
 
 def test_observations_may_be_of_several_parts_by_name():
-    """As any input of q; the numbers are those of one array with both."""
+    """Like any input of q; the numbers are those of a single array that holds both parts."""
     case = draw_case(MAKES["relu"], 0)
     params, batch = case.make.params(case.theta, "float32"), case.batch
 

@@ -1,4 +1,4 @@
-"""What the numbers of a diagnosis do, and at the edges."""
+"""How the numbers of a diagnosis behave, also in edge cases."""
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,8 @@ from preqn_jax.types import Transition
 
 @pytest.mark.parametrize("seed", range(3))
 def test_alpha_is_the_best_fit_of_equation_5s_step_to_a_short_update(seed):
-    """No other step of Eq. 5 comes closer. Short, for there the change of Q and its leading order
-    are the same.
+    """No other step of Eq. 5 comes closer. The update is short, as there the change of Q equals its
+    leading order.
     """
     case = CASES["moved"]()
     values, phi, delta = linearized(case)
@@ -43,7 +43,7 @@ def test_alpha_is_the_best_fit_of_equation_5s_step_to_a_short_update(seed):
 
 
 def test_the_linearization_breaks_in_proportion_to_the_step():
-    """Half of a small step halves what is of second order, as a share of what is of first."""
+    """Halving a small step halves the second-order terms relative to the first-order ones."""
     case = CASES["own step"]()
     errors = np.array(
         [look(case.replace(alpha=alpha))["linearization_error"] for alpha in (1e-3, 5e-4, 2.5e-4)]
@@ -54,8 +54,8 @@ def test_the_linearization_breaks_in_proportion_to_the_step():
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 0.9])
 def test_what_bootstraps_from_itself_does_not_excite_itself(gamma):
-    """With X* = X and no terminal, gamma K - K: the rightmost of its eigenvalues is that of the
-    least of K.
+    """With X* = X and no terminal the matrix is gamma K - K: its rightmost eigenvalue belongs to
+    the smallest of K.
     """
     case = CASES["moved"]()
     same = {
@@ -91,8 +91,8 @@ def test_twice_the_features_excite_above_a_discount_of_a_half(gamma):
 
 
 def test_the_rightmost_eigenvalue_of_a_large_batch():
-    """96 rows, more than are solved in full: near what bootstraps, far from it, beyond the data,
-    and all terminal.
+    """96 rows, more than are solved in full. The successors are near the states, far from them, or
+    beyond the data, or all transitions are terminal.
     """
     start = draw_case(MAKES["sin"], 0, 96, gamma=0.95)
     (obs, action, *_), scale = start.batch, np.mean(np.sum(linearized(start)[1] ** 2, axis=0))
@@ -118,7 +118,7 @@ def test_the_rightmost_eigenvalue_of_a_large_batch():
 
 
 def matrices():
-    """Of 8 to 256 rows: random, normal, with a rightmost pair of complex ones, zero."""
+    """Matrices of 8 to 256 rows: random, normal, with a complex rightmost pair, zero."""
     rng = np.random.default_rng(0)
     for size in (8, 64, 65, 256):
         yield rng.normal(size=(size, size))
@@ -149,7 +149,7 @@ def test_a_matrix_that_is_not_finite_has_no_rightmost_eigenvalue(size):
 
 
 def test_a_fitted_step_has_its_digits_where_q_is_huge():
-    """In float32 the square of a change of 1e20 is infinite."""
+    """In float32 the square of a change of 1e20 would be infinite."""
     case = draw_case(MAKES["linear"], 0, gamma=0.9)
     small = look(case.replace(moved=updated(case, 0.3, 0.3)), "float32")
     huge = case.replace(theta=1e20 * case.theta, reward=1e20 * case.batch.reward)
@@ -182,7 +182,7 @@ def test_duplicates_bring_the_condition_to_its_ceiling():
 
 
 def test_a_critic_with_nothing_to_learn_has_no_number_that_is_none():
-    """Q, rewards and TD errors of zero: every share of nothing is 0."""
+    """Q, rewards and TD errors are zero: every share of nothing is 0, and not NaN."""
     case = CASES["linear"]()
     found = look(case.replace(theta=np.zeros(OBS + ACT), reward=np.zeros(8)))
     zero = [
@@ -201,7 +201,7 @@ def test_a_critic_with_nothing_to_learn_has_no_number_that_is_none():
 
 
 def test_what_is_beyond_a_terminal_counts_for_nothing():
-    """No target bootstraps from there."""
+    """No target bootstraps from the state after a terminal transition."""
     case = CASES["own step"]()
     names, discount = ("extrapolation", "coadaptation", "self_excitation"), case.batch.discount
     assert 0 < discount.sum() < len(discount)
@@ -214,7 +214,7 @@ def test_what_is_beyond_a_terminal_counts_for_nothing():
 
 
 def test_two_looks_are_one_trace():
-    """Other numbers in every argument, of the same shapes."""
+    """Other numbers in every argument, of the same shapes, are no reason to trace again."""
     calls = []
 
     def q(params, obs, action):
@@ -249,7 +249,7 @@ def test_an_update_away_from_its_targets_is_no_contraction():
 
 
 def test_an_eigenvalue_that_repeats_is_found():
-    """One-hot features and terminals alone: -K = -1, all eigenvalues at -1."""
+    """One-hot features and only terminals: the matrix is -K, and all its eigenvalues are -1."""
     case = CASES["linear"]()
     eye = np.eye(8)
     case = case.replace(obs=eye[:, :OBS], action=eye[:, OBS:], discount=np.zeros(8))
@@ -265,7 +265,7 @@ def test_features_that_are_all_zero_have_a_low_rank():
 
 @pytest.mark.parametrize("seed", range(200))
 def test_the_rank_of_features_is_exact_in_float32(seed):
-    """32 rows of a last layer of few directions, all of them with a weight of their own."""
+    """32 rows of a last layer with few directions, each with a weight of its own."""
     rng = np.random.default_rng(seed)
     rank = int(rng.integers(1, 12))
     scales = 10.0 ** rng.uniform(-3, 0, size=rank)
@@ -291,9 +291,7 @@ def test_a_critic_that_does_not_depend_on_its_parameters_has_the_worst_condition
 
 
 def test_where_differences_have_no_digits_left_the_linearization_has_no_error():
-    """A linear critic in float32 with Q about 1e6: all that there is to see of an error is
-    rounding.
-    """
+    """A linear critic in float32 with Q of about 1e6: any error that is measured is rounding."""
     obs, action = (
         jnp.asarray(np.random.default_rng(0).uniform(1, 2, (16, 3)), jnp.float32),
         jnp.ones((16, 1)),

@@ -1,4 +1,6 @@
-"""Diagnoses at the edges: a dead layer, an error of some roundings, an eigenvalue on the right."""
+"""Diagnoses in edge cases: a dead layer, an error as small as rounding, a hidden rightmost
+eigenvalue.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +35,7 @@ def test_of_actions_whose_bounds_are_not_known_saturation_says_nothing(action, t
 
 
 def test_an_error_of_some_forty_roundings_is_seen():
-    """Q = 1 + p + 2e5 p^2 from 0 to 5e-6: as much beyond the first order as it."""
+    """Q = 1 + p + 2e5 p^2 from 0 to 5e-6: the second-order term is as large as the first."""
     rng = np.random.default_rng(0)
     obs, action = jnp.asarray(rng.normal(size=(8, 2)), jnp.float32), jnp.ones((8, 1))
     batch = Transition(obs, action, jnp.ones(8), jnp.ones(8), obs)
@@ -43,7 +45,7 @@ def test_an_error_of_some_forty_roundings_is_seen():
 
 
 def test_of_a_large_matrix_it_is_the_rightmost_and_not_the_largest():
-    """5i and -5i, and a real one to the right of them that is much smaller."""
+    """50i and -50i, and to the right of them a much smaller real eigenvalue."""
     matrix = np.diag(-1.0 - 0.01 * np.arange(100))
     matrix[:2, :2] = [[0, 50], [-50, 0]]
     matrix[2, 2] = 2.0

@@ -1,4 +1,4 @@
-"""One look at a critic: every number of `diagnose` against its formula."""
+"""A diagnosis of a critic: every number of `diagnose` against its formula."""
 
 import functools
 
@@ -24,7 +24,7 @@ def expected(name):
 
 
 def numbers_of(name):
-    """What there is to measure of a case."""
+    """The names of the numbers that can be measured in a case."""
     without = {"feature_rank", "dormant_share", "coadaptation"} if name == "linear" else set()
     without |= set() if name in ("own step", "moved and alpha") else {"bias", "bias_relative"}
     return [number for number in GLOSSARY if number not in without]
@@ -42,7 +42,7 @@ def test_every_number_equals_its_formula(name, number):
 
 
 def test_the_cases_can_tell_formulas_apart():
-    """Signs, terminals and thresholds that a wrong formula would get wrong."""
+    """They have the signs, terminals and thresholds for which wrong formulas give other numbers."""
     found = {name: expected(name) for name in CASES}
     moved, idle, own = found["moved"], found["moved and alpha"], found["own step"]
     assert idle["q_mean"] < 0 < idle["q_largest"]
@@ -52,7 +52,7 @@ def test_the_cases_can_tell_formulas_apart():
     assert moved["linearization_error"] > 0.01 and own["linearization_error"] > 0.01
     assert {np.sign(found[name]["self_excitation"]) for name in CASES} == {-1, 1}
     assert own["bias"] < 0 < own["alignment"] < 1
-    for name, side in (("bonus", 1), ("cost", -1)):  # what entropy adds counts on Q's own side
+    for name, side in (("bonus", 1), ("cost", -1)):  # a bonus counts if it has the sign of Q
         case = CASES[name]()
         without = formulas(case.replace(bonus=0 * case.options["bonus"]))["soft_divergence"]
         turned = formulas(case.replace(bonus=-case.options["bonus"]))["soft_divergence"]

@@ -1,4 +1,4 @@
-"""The exact numbers of a critic on a finite problem, against NumPy and every policy there is."""
+"""The exact measurements of a critic on a finite problem, against NumPy with every policy."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ ALPHA, SMALL = 0.7, {"hidden_sizes": (16,), "start_steps": 100, "update_after": 
 
 
 def linear(problem):
-    """Q = theta . phi(s, a), as a function of one-hot s and a number."""
+    """A critic Q = theta . phi(s, a), as a function of one-hot s and a number a."""
 
     def q(params, obs, action):
         index = actions.index(action[0], problem.rho.shape[1])
@@ -36,7 +36,9 @@ Q = linear(GARNET)  # compiled once
 
 
 def step_of(phi, rho, damping):
-    """alpha K D_rho, or alpha K (K + c I)^-1 of the pairs that are met."""
+    """The matrix from TD errors to changes of Q: alpha K D_rho, or alpha K (K + c I)^-1 of the
+    pairs with data.
+    """
     kernel = phi @ phi.T
     if damping is None:
         return ALPHA * kernel * rho[None, :]
@@ -49,7 +51,7 @@ def step_of(phi, rho, damping):
 
 
 def oracle(problem, theta, rho, gamma, damping):
-    """By value iteration, and by U's matrix for every policy."""
+    """The exact measurements, by value iteration, and from U's matrix under every policy."""
     states, count = np.shape(problem.rho)
     phi = np.float64(problem.features).reshape(states * count, -1)
     P = np.float64(problem.mdp.transition).reshape(states * count, states)
@@ -116,7 +118,7 @@ def test_preqns_modulus_is_lemma_1s_where_k_has_full_rank():
 
 @pytest.mark.parametrize("rcond", [pytest.param(None, marks=pytest.mark.slow), 0.1])
 def test_the_operator_cuts_off_what_the_solver_of_a_run_does(rcond):
-    """It expands where that is too much of K."""
+    """If too much of K is cut off, the operator expands."""
     chain, (states, count) = problems.chain(), (8, 2)
     agent = agents.make(
         agents.AgentConfig("preqn_discrete", None, (16,), (16,)), envs.spec("tabular/chain")
@@ -168,7 +170,7 @@ def test_a_damping_that_adapts_is_the_one_there_is():
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["preqn_discrete", "dqn"])
 def test_a_run_on_a_finite_problem_records_them(algorithm):
-    """With the replay's own pairs, the run's gamma, and its own step."""
+    """With the pairs in the replay buffer, the run's gamma, and its own step."""
     options = {**SMALL, "batch_size": 16, "num_steps": 200, "eval_every": 200, "discount": 0.8}
     training = preqn_jax.train(
         algorithm, "tabular/chain", diagnose_every=100, logdir="x", seeds=(0, 3), **options
@@ -191,7 +193,7 @@ def test_a_run_on_a_finite_problem_records_them(algorithm):
 
 
 def test_the_error_of_q_is_exact_however_close_to_1_gamma_is():
-    """Against the best of all policies, each solved for; backups would take a million."""
+    """Against the best of all policies, each by a linear solve; backups would take a million."""
     gamma, states = 0.99999, np.arange(STATES)
     P, r = (np.asarray(x, np.float64) for x in (GARNET.mdp.transition, GARNET.mdp.reward))
     values = [

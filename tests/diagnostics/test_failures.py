@@ -1,4 +1,4 @@
-"""The verdict: small problems whose failure is known, and where its lines are."""
+"""The verdict of `failure`: small problems whose failure mode is known, and its thresholds."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def linear(params, obs, action):
 
 
 def curved(params, obs, action):
-    """Second order as soon as steps are not short."""
+    """A critic with second-order terms that matter unless steps are short."""
     return jnp.dot(params**3, obs)
 
 
@@ -26,7 +26,7 @@ def batch(obs, next_obs, reward, discount=1.0):
 
 
 E, W, TWO = np.eye(4), [1.0], [2.0]
-PROBLEMS = {  # what fails: (q, first params, transitions, gamma, alpha of Eq. 5)
+PROBLEMS = {  # failure mode: (q, first params, transitions, gamma, alpha of Eq. 5)
     "linearization breaks": (
         curved,
         [0.5, 0.5],
@@ -61,8 +61,8 @@ PROBLEMS = {  # what fails: (q, first params, transitions, gamma, alpha of Eq. 5
 
 
 def first_failure(q, params, data, gamma, step, most=400):
-    """The first finding on the way of `step`, and |Q| by then; `step` is `(params, targets) ->
-    params`.
+    """The first finding while `step` is repeated, and the numbers it is based on; `step` is
+    `(params, targets) -> params`.
     """
     params = jnp.asarray(params, jnp.float32)
     for _ in range(most):
@@ -109,14 +109,14 @@ def test_preqn_mends_what_it_can_and_is_not_flagged(mode):
     assert finding is None
 
 
-# Each number is beyond its line, and no other sign is; |Q| is 3 times what rewards add up to.
+# Each number alone is beyond its line, while |Q| is 3 times what rewards can add up to.
 BEYOND = {"soft_divergence": 3.0, "q_largest": 30.0, "td_error": 2.0}
 CALM = {
     "linearization_error": 0.1,
     "gain": 0.1,
     "extrapolation": 0.1,
     "row_ratio": 0.1,
-    "alignment": 0.1,  # no signs, whatever they are
+    "alignment": 0.1,  # no signs, whatever their values
     "self_excitation": 9.0,
 }
 SIGNS = {
@@ -129,15 +129,15 @@ WILD = dict.fromkeys(CALM, 5.0)
 
 
 def test_within_a_margin_of_what_rewards_add_up_to_nothing_is_said():
-    """Q at half beyond it is still within."""
+    """The margin is a half: |Q| may be 1.5 times what rewards can add up to."""
     within = {"soft_divergence": 1.5, "q_largest": 15.0, "td_error": 2.0}
     assert diagnostics.failure({**WILD, **within}) is None
     assert diagnostics.failure({**WILD, **within, "soft_divergence": 1.501}) is not None
 
 
 def test_a_critic_without_errors_is_not_called_diverging():
-    """Those of a right critic are rounding, and so are its alignment and gain. Rewards add up to 10
-    here, of which 5 % are 0.5.
+    """The errors of a correct critic are rounding, and so are its alignment and gain. Rewards add
+    up to 10 here, of which 5 % are 0.5.
     """
     settled = {**WILD, "soft_divergence": 2.0, "q_largest": 20.0}
     for error, said in ((0.0, False), (0.5, False), (0.501, True)):

@@ -1,4 +1,4 @@
-"""What the glossary says, and how a binary says it."""
+"""The texts of the glossary, and how a command prints them."""
 
 import re
 

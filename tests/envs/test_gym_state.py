@@ -1,4 +1,4 @@
-"""What is kept of a Gymnasium environment, and what a new beginning leaves of it."""
+"""Which state of a Gymnasium environment is saved, and what a reset with a seed clears."""
 
 import functools
 import json
@@ -23,7 +23,7 @@ def through_json(vector: Any) -> Any:
 
 
 class Viewer(HopperEnv):
-    """Pays by an array of the simulation that it took once."""
+    """Its reward is computed from arrays of the simulation that it got once, when it was made."""
 
     def __init__(self):
         super().__init__()
@@ -49,7 +49,7 @@ def test_a_view_of_the_simulation_stays_one():
 
 
 class Counter(gymnasium.Env):
-    """Sees how many episodes and steps there were, by names that pictures use too."""
+    """Observes how many episodes and steps there were; one attribute is named like a renderer's."""
 
     observation_space = action_space = gymnasium.spaces.Box(-99, 99, (2,), np.float32)
 
@@ -70,7 +70,7 @@ STILL = np.zeros((1, 2), np.float32)
 
 
 class Parts(gymnasium.Env):
-    """What moves and what is seen are one memory."""
+    """The position, the speed and the observation are views of one array."""
 
     observation_space = action_space = gymnasium.spaces.Box(-99, 99, (2,), np.float32)
 
@@ -83,7 +83,7 @@ class Parts(gymnasium.Env):
         super().reset(seed=seed)
         self.all[:] = self.np_random.uniform(size=3)
         self.log.clear()
-        self.seen = self.all[:2]  # made anew, and not there before
+        self.seen = self.all[:2]  # a new view at each reset; there is none before
         self.resets = getattr(self, "resets", 0) + 1
         return np.float32(self.seen), {}
 
@@ -94,7 +94,7 @@ class Parts(gymnasium.Env):
 
 
 class Reader(gymnasium.Wrapper):
-    """Pays by what the environment writes down."""
+    """A wrapper whose reward depends on a list that the environment appends to."""
 
     def __init__(self, env: Any):
         super().__init__(env)
@@ -155,7 +155,7 @@ def test_a_generator_of_an_older_kind_cannot_be_saved_and_says_so(caplog):
 
 
 class Drift:
-    """Noise that goes on from what it was, as an object that is called."""
+    """Noise that accumulates, as an object that is called like a function."""
 
     x = 0.0
 
@@ -185,7 +185,7 @@ def test_a_callable_with_state_cannot_be_saved_and_functions_need_not_be(caplog)
 
 
 class Sampled(Counter):
-    """Draws from its own spaces, one of them within another."""
+    """Draws from its own spaces, of which one lies within another."""
 
     def __init__(self):
         super().__init__()
@@ -204,7 +204,7 @@ class Sampled(Counter):
 
 
 class Own(gymnasium.Wrapper):
-    """A wrapper with a space of its own, which it draws from."""
+    """A wrapper that has a space of its own, and draws from it."""
 
     def __init__(self, env):
         super().__init__(env)
@@ -223,12 +223,12 @@ def test_what_spaces_sample_goes_on_too(make):
     other.load(through_json(env))
     seen = [[one.step(STILL).obs.tolist() for _ in range(5)] for one in (env, other)]
     assert seen[0] == seen[1] and len({str(obs) for obs in seen[0]}) == 5
-    old = through_json(env)  # of a version that kept none of them
+    old = through_json(env)  # saved by a version that kept none of them
     for layer in old["envs"][0]["layers"]:
         for name in ("observation_space", "_observation_space", "noise"):
             layer.pop(name, None)
     other.load(old)
-    odd = through_json(env)  # of an environment that had other spaces
+    odd = through_json(env)  # saved for an environment with other spaces
     for layer in odd["envs"][0]["layers"]:
         layer["observation_space"] = layer["noise"] = ["none", None, None, None]
     other.load(odd)
@@ -250,7 +250,7 @@ def test_statistics_that_every_copy_gathers_for_itself_are_refused(wrapper, inst
 
 
 class Masses(HopperEnv):
-    """Draws masses and friction for each episode, the first by a view that it took once."""
+    """Draws masses and friction for each episode; masses by an array that it got at the start."""
 
     def __init__(self, drift: bool = False):
         super().__init__()
@@ -282,7 +282,7 @@ def test_what_an_episode_draws_for_its_model_is_kept_and_what_it_shares_is_share
 
 
 def test_an_episode_begins_with_the_model_as_it_was_made():
-    """Where each draws from what the last one left, too."""
+    """Even where each episode changes the masses that the last one left."""
     env = envs.make(lambda: Masses(drift=True), 1)
     seen = []
     for _ in range(3):
@@ -295,7 +295,7 @@ TABLE = np.arange(6.0).reshape(3, 2)
 
 
 class Shared(gymnasium.Env):
-    """Looks into a table that all copies share, and counts in a buffer that a function holds."""
+    """Reads a table that all copies share, and counts in a buffer that a partial function holds."""
 
     observation_space = action_space = gymnasium.spaces.Box(-99, 99, (2,), np.float32)
 
@@ -335,7 +335,7 @@ LEVEL, NOISE = [0], np.random.default_rng(0)
 
 
 class Curriculum(gymnasium.Env):
-    """Copies share a level that rises, and a generator."""
+    """All copies share a level that rises, and a random generator."""
 
     observation_space = action_space = gymnasium.spaces.Box(-99, 99, (2,), np.float32)
 
@@ -365,7 +365,7 @@ def test_what_copies_share_and_change_is_no_business_of_an_evaluation():
 
 
 class Rebuilt(HopperEnv):
-    """Makes its simulation anew as it begins an episode."""
+    """Makes its simulation anew at every reset."""
 
     def reset(self, **kwargs):
         self.model, self.data = self._initialize_simulation()
@@ -397,7 +397,7 @@ def test_a_function_with_an_empty_cell_does_no_harm():
 
 
 class Seeded(Counter):
-    """Follows its seed, or forgets to, or draws from what all share."""
+    """Follows its seed, forgets to, or draws from NumPy's global generator."""
 
     def __init__(self, how: str):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Brax's and MuJoCo Playground's environments, where these are installed."""
+"""Environments of Brax and MuJoCo Playground, where these are installed."""
 
 import importlib.util
 import json
@@ -44,7 +44,7 @@ def test_a_name_that_is_none_is_one_sentence(env_id, words):
 
 
 class State(NamedTuple):
-    """As these libraries have them."""
+    """A state like those of these libraries."""
 
     count: Any
     obs: Any
@@ -73,8 +73,8 @@ def counting():
 
 
 def test_only_reset_and_step_are_theirs():
-    """The step that ends an episode has the true successor, and is a terminal; one at the time
-    limit is none.
+    """The step that ends an episode has the true successor, and is terminal unless the time limit
+    ended it.
     """
     reset, step = counting()
     ends = []

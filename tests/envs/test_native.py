@@ -1,4 +1,4 @@
-"""Pendulum in JAX beside Gymnasium's."""
+"""The Pendulum in JAX against Gymnasium's."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ from preqn_jax.options import UserError
 
 ENV = envs.pure("native/pendulum")
 RNG = np.random.default_rng(0)
-STATES = RNG.uniform([-20, -8], [20, 8], (300, 2))  # angles go round more than once
-ACTIONS = RNG.uniform(-3, 3, (300, 1))  # beyond the bounds as well, which clip
+STATES = RNG.uniform([-20, -8], [20, 8], (300, 2))  # beyond a full turn
+ACTIONS = RNG.uniform(-3, 3, (300, 1))  # some beyond the bounds, where they are clipped
 
 
 def theirs():
-    """(state, observation, reward) after one step of Gymnasium's, from every state."""
+    """(state, observation, reward) after one step of Gymnasium's Pendulum, from every state."""
     env: Any = gymnasium.make("Pendulum-v1").unwrapped
     rows = []
     for state, action in zip(STATES, ACTIONS, strict=True):
@@ -62,7 +62,7 @@ def test_it_is_what_gymnasium_says_it_is():
 
 
 def test_episodes_are_cut_off_and_the_successor_is_the_true_one():
-    """A time limit is no terminal, and the observation to act from is a new episode's."""
+    """A time limit is not terminal, and the observation to act on next is that of a new episode."""
     vector = envs.make("native/pendulum", 3)
     vector.reset([1, 2, 3])
     for t in range(400):

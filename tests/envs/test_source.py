@@ -1,4 +1,4 @@
-"""Arguments and wrappers of environments, and spaces that need them."""
+"""Arguments and wrappers of environments, and spaces that need a wrapper."""
 
 import ast
 import json
@@ -48,7 +48,7 @@ def test_the_wrapper_that_a_refusal_names_helps(name):
     obs = env.reset([0, 1])
     assert obs.shape == (2, env.spec.obs_size) and np.isfinite(obs).all()
     rng = np.random.default_rng(0)
-    for _ in range(12):  # the environment says what is no action of its own
+    for _ in range(12):  # the environment refuses what is not an action
         action = rng.uniform(-1, 1, (2, env.spec.action_size)).astype(np.float32)
         out = env.step(action)
     assert (out.reward == 1).all() and (obs != out.obs).any()
@@ -100,7 +100,9 @@ class Told(odd_spaces.Odd):
 
 
 def test_discrete_actions_are_the_environments_own_integers():
-    """Numbers at the centres of five parts, and others in these, from `start` on."""
+    """Numbers at the centres of five intervals, and others within these, become integers from
+    `start` on.
+    """
     space = gymnasium.spaces.Discrete(5, start=-1)
     env = envs.make(lambda: Told(actions=space), 3)
     assert env.spec.num_actions == 5 and env.spec.action_size == 1
@@ -171,7 +173,7 @@ def test_arguments_reach_the_environment_and_wrappers_go_round_it_in_order():
 
 
 def test_a_saved_state_holds_that_of_wrappers():
-    """Stacked frames and a delay are deques, which end where they began."""
+    """Stacked frames and a delay are deques; after loading they are as they were saved."""
     wrappers = (
         "gymnasium.wrappers:DelayObservation(delay=2)",
         "gymnasium.wrappers:FrameStackObservation(stack_size=3)",

@@ -1,4 +1,4 @@
-"""The other way, other places, and the layers in between."""
+"""The pushforward, the kernel at other inputs, and the hidden layers."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def test_elsewhere_at_rows_of_the_batch_are_rows_of_the_kernel(name, x64):
 
 
 def mlp_case(activation, x):
-    """The library's critic on x `[B, 5]` split in two, with the oracle's layers."""
+    """The library's critic on inputs x `[B, 5]` split in two, and its layers for the oracle."""
     layers = oracles.random_layers(7, (5, 8, 9, 1))
     inputs = (jnp.asarray(x[:, :3]), jnp.asarray(x[:, 3:]))
     return (
@@ -55,7 +55,7 @@ def mlp_case(activation, x):
 @pytest.mark.parametrize("method", ntk.METHODS)
 @pytest.mark.parametrize("activation", sorted(oracles.ACTIVATIONS))
 def test_pushforward_and_elsewhere_equal_backpropagation_in_numpy(activation, method, x64):
-    """Phi^T v, and Q and k(y_i, x_j) at 4 other inputs, as `kernel` has them too."""
+    """Phi^T v; and Q and k(y_i, x_j) at 4 other inputs, which `kernel` gives too."""
     x, y = draw(1, BATCH, 5), draw(2, 4, 5)
     q, params, inputs, layers = mlp_case(activation, x)
     _, _, others, _ = mlp_case(activation, y)
@@ -150,7 +150,7 @@ def test_layers_of_stacked_members_are_the_first_ones(x64):
         (
             "layer_norm",
             [5, 9, 8],
-        ),  # what enters a dense layer is normalised; the scales are no layers
+        ),  # the inputs of dense layers are normalised; scales are no layers
         ("layer_used_twice", [5, 9]),  # the layer in between has two inputs an example
         (
             "set_of_11",

@@ -17,7 +17,7 @@ from zoo_base import BATCH, draw, jit
     "method, block", [("structured", 1), ("structured", 3), ("jacobian", 4), ("structured", 100)]
 )
 def test_rectangular_kernel_does_not_depend_on_the_block(method, block, x64):
-    """7 rows and 5 columns: 3 divides neither, 4 neither, 100 is more than both."""
+    """7 rows and 5 columns: blocks of 3 and 4 divide neither, and 100 is larger than both."""
     q, params, (x,) = ZOO["mlp_2_tanh_bias"]("float64")
     x, y = jnp.asarray(draw(1, 7, 5)), x[:5]
     phi_rows, phi_columns = (

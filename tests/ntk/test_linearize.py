@@ -1,4 +1,4 @@
-"""The kernel, the values and the pullback of every kind of network: structured, by Jacobians, and
+"""Kernel, values and pullback of every kind of network: by the structured kernel, by Jacobians, and
 by a loop of `jax.grad`.
 """
 
@@ -19,10 +19,10 @@ from zoo import TRAINED, ZOO
 from zoo_base import BATCH, Net, arrays, draw, flax_case, jit, loop_of_gradients, weights
 
 
-@functools.cache  # two tests look at it, and it is compiling that they cost
+@functools.cache  # two tests use it, and compiling is what takes time
 def by_both_methods(name, dtype):
     """`{method: (values, gram, pullback(z), pushforward of that, pushforward(v))}` under jit, with
-    the case, z and v; the pushforwards of the structured way alone.
+    the case, z and v; the pushforwards by the structured kernel alone.
     """
     q, params, inputs = ZOO[name](dtype)
     z = jnp.asarray(draw(99, BATCH), dtype)
@@ -45,7 +45,7 @@ def by_both_methods(name, dtype):
     with warnings.catch_warnings():
         warnings.simplefilter(
             "error", UserWarning
-        )  # every leaf of the zoo is small: no reason for a warning
+        )  # every leaf of the zoo is small, so that nothing warns
         return run(params, inputs, z, v), q, params, inputs, z, v
 
 
@@ -56,7 +56,7 @@ def check_gram(gram, tolerance):
 
 
 MLPS = ("mlp_2_tanh_bias", "mlp_4_relu_no_bias")
-# Of several of a kind one or two, fast; backpropagation in NumPy has more multilayer perceptrons.
+# The fast tests take one or two of each kind; NumPy's backpropagation is tested on more MLPs.
 LONG = {name for name in ZOO if name.startswith("mlp_")} - {*MLPS} | {
     *("ensemble_mean", "ensemble_each_its_input", "ensemble_over_positions", "lax_scan", "remat"),
     *("set_of_11", "layer_used_on_different_shapes", "weights_on_the_left", "critic_fourier"),
@@ -90,7 +90,7 @@ def test_values_kernel_and_pullback_equal_a_loop_of_gradients(name, x64):
 
 @pytest.mark.parametrize("name", EACH)
 def test_pushforward_is_the_adjoint_of_pullback(name, x64):
-    """<pushforward(v), z> = <v, pullback(z)>, and there and back is K z."""
+    """<pushforward(v), z> = <v, pullback(z)>; and the pushforward of a pullback is K z."""
     found, _, _, _, z, v = by_both_methods(name, "float64")
     _, gram, pulled, back, forward = found["structured"]
     assert forward.shape == back.shape == (BATCH,)
@@ -100,7 +100,7 @@ def test_pushforward_is_the_adjoint_of_pullback(name, x64):
     assert oracles.relative_error(back, np.asarray(gram) @ z) < 1e-12
 
 
-# Of each kind of layer one, fast; they are the paper's and the rivals' first.
+# The fast tests take one of each kind of layer; those of the paper and the rivals come first.
 FAST = ("critic", "critic_batch_norm", "critic_layer_norm", "convolutions")
 IN_FLOAT32 = [pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in TRAINED]
 
@@ -140,7 +140,9 @@ def test_vmap_over_seeds_equals_a_loop(name):
 
 
 def test_vmap_may_close_over_what_it_batches():
-    """A q that closes over one seed's own arrays (a tracer under vmap) keeps to that seed."""
+    """A q that closes over one seed's own arrays (a tracer under vmap) uses that seed's arrays
+    alone.
+    """
     bases = jnp.asarray(draw(0, 3, 5, 6), jnp.float32)
     params, inputs = (
         arrays("float32", {"w": weights(1, 6, 7)}),
@@ -164,7 +166,7 @@ def test_without_jit_and_after_it_the_same():
     assert oracles.relative_error(lin.values, again[0]) < 1e-5
     assert oracles.relative_error(lin.gram, again[1]) < 1e-5
     _, phi = loop_of_gradients(q, params, inputs)
-    for i in range(2):  # a pullback is a function: any z, any number of times, inside of jit too
+    for i in range(2):  # a pullback is a function: for any z, any number of times, also inside jit
         z = jnp.zeros(BATCH).at[i].set(1.0)
         for pull in (lin.pullback, jax.jit(lin.pullback)):
             assert oracles.relative_error(oracles.theta(jax.tree.leaves(pull(z))), phi[:, i]) < 1e-5
@@ -211,7 +213,7 @@ def test_equals_backpropagation_in_numpy(activation, use_bias, x64):
 
 @pytest.mark.parametrize("method", ntk.METHODS)
 def test_a_linearization_may_leave_jit_and_vmap(method):
-    """Also of a q that closes over what jit traces."""
+    """Even that of a q that closes over something jit traces."""
     x, w, z = (jnp.asarray(draw(i, *n), jnp.float32) for i, n in enumerate([(4, 5), (5, 3), (4,)]))
     params = {"w": w, "v": jnp.asarray(draw(3, 3), jnp.float32)}
 

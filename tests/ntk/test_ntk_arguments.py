@@ -1,4 +1,4 @@
-"""What a person may get wrong when asking for a kernel."""
+"""Wrong arguments for a kernel, and the messages they get."""
 
 import re
 
@@ -72,7 +72,7 @@ def test_elsewhere_refuses_what_shares_no_batch_axis(method):
 
 @pytest.mark.parametrize("call", [ntk.linearize, ntk.kernel, lambda q, p, x: batched(q)(p, x)])
 def test_inputs_are_a_tuple(call):
-    """An array alone would be taken for as many inputs as it has rows."""
+    """A bare array would be taken for as many inputs as it has rows."""
     q, params, (x,) = _critic_of(lambda y: y)
     for inputs, kind in ((x, "ArrayImpl"), ([x], "list"), ({"x": x}, "dict")):
         with pytest.raises(ValueError, match=rf"^inputs is of the type {kind}, expected a tuple"):
@@ -89,7 +89,7 @@ def test_batched_is_a_loop_over_examples():
 # --- what is no parameter -------------------------------------------------------------------------
 
 CLOSE_OVER, SPLIT = "let q close over it", "its real and its imaginary part two leaves"
-NO_PARAMETERS = {  # leaf -> its type in words, and what to do
+NO_PARAMETERS = {  # leaf -> its type as text, and the advice
     "a counter": (jnp.arange(3), "int32", CLOSE_OVER),
     "NumPy's integer": (np.int64(3), "int64", CLOSE_OVER),
     "a Python integer": (3, "int", CLOSE_OVER),
@@ -115,7 +115,7 @@ def test_a_leaf_that_is_no_real_parameter_is_named(name, call):
 
 
 def test_of_an_nnx_model_the_parameters_are_split_off():
-    """Its counters and keys are named; what is split off as the sentence says has the K of a plain
+    """The error names its counters and keys. What is split off as it advises has the K of a plain
     function.
     """
 
@@ -148,7 +148,7 @@ def test_of_an_nnx_model_the_parameters_are_split_off():
 
 
 def test_python_floats_are_parameters():
-    """Of `gain sin(x.w)`, whose derivative by the gain is sin(x.w)."""
+    """Q is `gain sin(x.w)`, whose derivative by the gain is sin(x.w)."""
     w, x = draw(1, 5), draw(2, 4, 5)
     params, inputs = {"gain": 0.5, "w": jnp.asarray(w, jnp.float32)}, (jnp.float32(x),)
     phi = np.vstack([np.sin(x @ w), 0.5 * np.cos(x @ w) * x.T])
@@ -226,7 +226,7 @@ def test_inputs_and_weights_without_features(method):
     ],
 )
 def test_inputs_elsewhere_have_the_form_of_the_others(other, words):
-    """q's mean over 2 rows would be one over 5 that is divided by 2, without a word."""
+    """Else the mean over q's 2 rows would silently become one over 5 rows, divided by 2."""
     q, params = (lambda p, x: jnp.tanh(jnp.mean(x, axis=0) @ p)), jnp.ones(3)
     inputs = (jnp.ones((4, 2, 3)),)
     with pytest.raises(ValueError, match=re.escape(words)):
@@ -236,7 +236,7 @@ def test_inputs_elsewhere_have_the_form_of_the_others(other, words):
 
 
 def test_arrays_of_numpy_are_taken_as_jax_takes_them():
-    """In float64, which JAX has as float32 here; and lists are none."""
+    """Float64 arrays become float32, as always in JAX here; lists are refused."""
     q, params, (x,) = _critic_of(lambda y: y)
     wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (params, x))
     gram = ntk.kernel(q, wide[0], (wide[1],), (x,))
@@ -280,7 +280,7 @@ def test_a_kernel_outside_of_jit_is_compiled_once(compiled):
 
 @pytest.mark.parametrize("varies", ["params", "inputs"])
 def test_a_shard_map_that_keeps_book_is_refused(varies):
-    """It would sum over devices what is of each: K was wrong there without a word."""
+    """It would sum over devices what belongs to each alone, and K would be wrong without a word."""
     q, params, inputs = ZOO["mlp_1_sin_bias"]("float32")
     axis = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh((1,), ("device",), axis, devices=jax.devices()[:1])

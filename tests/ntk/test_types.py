@@ -1,5 +1,5 @@
-"""The kernel on data and weights of every type, and of networks that compute in less than they
-hold.
+"""The kernel for data and weights of every type, and for networks that compute in a lower precision
+than that of their parameters.
 """
 
 import flax.linen as nn
@@ -12,7 +12,7 @@ import oracles
 from preqn_jax import ntk
 from zoo_base import BATCH, Net, arrays, draw, flax_case, jit, weights
 
-# The data's types with the largest number drawn in each: products of these leave the type.
+# Types of data, and the largest number drawn in each: products of these overflow the type.
 DATA = {
     "bool": 1,
     "int8": 127,
@@ -23,8 +23,8 @@ DATA = {
     "float32": 10,
     "float64": 10,
 }
-# The weights' types with the error of K: of the kernel's own products where q computes in float32
-# or more, and else of q's values and slopes, which have 11 or 8 bits.
+# Types of weights, and the error of K: that of the kernel's own products where q computes in
+# float32 or more, else that of q's values and slopes, which have 11 or 8 bits.
 WEIGHTS = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
 LARGEST = {"float16": 1_000}  # for weights whose products with more would overflow in q itself
 
@@ -40,7 +40,7 @@ def two_layers(p, x):
 
 
 def gradients(params, x):
-    """Q `[B]` and Phi `[d, B]` of `two_layers`, one example after the other, in float64."""
+    """Q `[B]` and Phi `[d, B]` of `two_layers`, example by example, in float64."""
     v, w = (np.asarray(params[name], np.float64) for name in ("v", "w"))
     values, columns = [], []
     for row in np.asarray(x, np.float64):
@@ -50,7 +50,7 @@ def gradients(params, x):
     return np.array(values), np.stack(columns, axis=1)
 
 
-# Of weights in other types than float32 some data, the rest in the slow tier.
+# For weights in other types than float32, some types of data; the rest is in the slow tier.
 SOME = {"float64": ("uint8",), "float16": ("float16",), "bfloat16": ("int8", "bfloat16")}
 PAIRS = [
     pytest.param(data, held, marks=[pytest.mark.slow] * (data not in SOME.get(held, DATA)))
@@ -61,7 +61,9 @@ PAIRS = [
 
 @pytest.mark.parametrize("data, held", PAIRS)
 def test_everything_equals_the_formula_whatever_the_types(data, held, x64):
-    """Values, K, K of other inputs and in blocks, both maps and the layers, by both methods."""
+    """Values, K, K at other inputs and in blocks, pullback and pushforward, and the layers, by both
+    methods.
+    """
     largest = min(DATA[data], LARGEST.get(held, np.inf))
     x, y = (
         drawn(data, seed, size, 5, largest=largest) for seed, size in ((1, BATCH), (2, BATCH - 2))
@@ -100,8 +102,8 @@ def test_everything_equals_the_formula_whatever_the_types(data, held, x64):
 
 
 def whole_numbers(dtype):
-    """relu(x W) v of whole numbers so small that every gradient is exact in 8 bits, and no product
-    of two is.
+    """relu(x W) v of integers so small that every gradient is exact in 8 bits, but no product of
+    two gradients is.
     """
     rng = np.random.default_rng(0)
     params = {"w": rng.integers(-3, 4, size=(5, 7)), "v": rng.integers(-3, 4, size=7)}
@@ -117,7 +119,7 @@ def whole_numbers(dtype):
 
 
 def check_exactly(q, params, x, z, phi):
-    """K, Phi z and Phi^T Phi z to the last bit: whole numbers below 2^24."""
+    """Compares K, Phi z and Phi^T Phi z bit by bit: they are integers below 2^24."""
 
     def run(params, x, z):
         lins = [ntk.linearize(q, params, (x,), method=method) for method in ntk.METHODS]
@@ -153,7 +155,7 @@ def test_layers_that_compute_in_less_than_they_hold(dtype):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_mixed_precision_equals_the_jacobian_and_is_near_the_full_one(dtype):
-    """LayerNorm, biases and tanh as well: what is left is the rounding of q itself."""
+    """With LayerNorm, biases and tanh as well; the only difference is the rounding of q itself."""
 
     def net(dtype):
         def body(x):

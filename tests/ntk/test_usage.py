@@ -1,4 +1,4 @@
-"""Which weights are taken apart, what that costs, and in which precision."""
+"""For which weights the structured kernel is used, at what cost, and in which precision."""
 
 import math
 import warnings
@@ -87,7 +87,9 @@ def test_only_a_big_leaf_on_the_slow_way_is_named_in_a_warning(width, warns):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_mixed_precision_is_taken_apart(dtype):
-    """Float32 parameters under layers of less: no Jacobian of a weight, and no warning."""
+    """Float32 parameters, and layers that compute in less: no weight has a Jacobian, and nothing
+    warns.
+    """
 
     def body(x):
         x = nn.LayerNorm(dtype=dtype)(nn.Dense(48, dtype=dtype)(x))
@@ -108,7 +110,7 @@ def test_mixed_precision_is_taken_apart(dtype):
 
 
 def equations(jaxpr):
-    """Every equation of a jaxpr, inner ones included."""
+    """All equations of a jaxpr, including those of inner jaxprs."""
     for eqn in jaxpr.eqns:
         yield eqn
         for inner in jex.jaxprs_in_params(eqn.params):
@@ -116,15 +118,15 @@ def equations(jaxpr):
 
 
 def largest_intermediate(jaxpr):
-    """Entries of the largest array that any equation makes."""
+    """The number of entries of the largest array that any equation makes."""
     return max(math.prod(v.aval.shape) for eqn in equations(jaxpr) for v in eqn.outvars)
 
 
 @pytest.mark.parametrize("method", ntk.METHODS)
 @pytest.mark.parametrize("positions", [1, 2, 11])
 def test_no_product_leaves_its_precision_to_a_default(positions, method):
-    """An accelerator's default puts errors of 1e-3 into K. The network here asks for HIGH, the
-    kernel for HIGHEST.
+    """The default of an accelerator would put errors of 1e-3 into K. Here the network asks for
+    HIGH, and the kernel for HIGHEST.
     """
     high, highest = jax.lax.Precision.HIGH, jax.lax.Precision.HIGHEST
 
@@ -149,8 +151,8 @@ def test_no_product_leaves_its_precision_to_a_default(positions, method):
 
 @pytest.mark.parametrize("what", ["gram and pullback", "kernel"])
 def test_no_per_example_gradient_of_a_weight_exists_on_the_structured_way(what):
-    """For 16 x 32 weights and a batch of 8 the smallest Jacobian has 8 * 16 * 32 entries; nothing
-    else comes near.
+    """For 16 x 32 weights and a batch of 8 the smallest Jacobian has 8 * 16 * 32 entries; all
+    arrays are much smaller.
     """
     batch, size_in, size_out = 8, 16, 32
 
@@ -175,7 +177,7 @@ def test_no_per_example_gradient_of_a_weight_exists_on_the_structured_way(what):
 
 
 def test_many_uses_are_summed_and_small_inputs_not_filled_up_to_a_block():
-    """Neither the pairs of 32 positions of 6 examples exist, nor 256 rows of 6."""
+    """There are no arrays of all pairs of 32 positions of 6 examples, nor of 256 rows for 6."""
     q = lambda p, x: jnp.sum(jnp.tanh(jnp.sin(x @ p["w"]) @ p["v"]))
     params, x = {"w": jnp.zeros((4, 5)), "v": jnp.zeros((5, 3))}, jnp.zeros((6, 32, 4))
     for call in (lambda p: ntk.linearize(q, p, (x,)).gram, lambda p: ntk.kernel(q, p, (x,))):
@@ -184,7 +186,7 @@ def test_many_uses_are_summed_and_small_inputs_not_filled_up_to_a_block():
 
 @pytest.mark.parametrize("method", ntk.METHODS)
 def test_a_leaf_that_q_does_not_read_has_no_jacobian(method):
-    """As the policy's parameters, where a whole agent's are handed in."""
+    """Such as the policy's parameters, where those of a whole agent are passed."""
     q = lambda p, x: jnp.sum(jnp.tanh(x @ p["w"]))
     params, x = {"w": jnp.ones((4, 5)), "policy": jnp.ones((50, 50))}, jnp.ones((6, 4))
 

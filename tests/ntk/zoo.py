@@ -1,16 +1,14 @@
-"""Every kind of network that the kernel is tried on, by name: `ZOO[name](dtype) -> (q, params,
-inputs)`.
-"""
+"""All networks that the kernel is tested on, by name: `ZOO[name](dtype) -> (q, params, inputs)`."""
 
-import zoo_flax  # noqa: F401  (they put theirs into ZOO)
+import zoo_flax  # noqa: F401  (they add their networks to ZOO)
 import zoo_functions  # noqa: F401
 import zoo_views  # noqa: F401
 from zoo_base import ZOO
 
 __all__ = ["TRAINED", "ZOO"]
 
-# Of the exotic layouts only the algebra is in question, and float64 shows it; float32 is for the
-# networks that people train.
+# Unusual layouts are there to test the algebra, for which float64 is enough; float32 is tested on
+# the networks that people train.
 TRAINED = [name for name in ZOO if name.startswith("mlp") and not name.endswith("no_bias")]
 TRAINED += [
     "critic",

@@ -1,4 +1,4 @@
-"""What the zoo is built from: its register, numbers to draw, and Flax modules as q."""
+"""What the zoo of networks is built from: its register, random numbers, and Flax modules as q."""
 
 from functools import partial
 from typing import Any
@@ -17,8 +17,8 @@ jit = partial(jax.jit, compiler_options=oracles.QUICK)
 
 
 def zoo(build):
-    """Registers a builder: `(dtype) -> (q, params, inputs)`. Sizes differ from one another, so that
-    no mixed-up axis fits.
+    """Registers a builder of a network: `(dtype) -> (q, params, inputs)`. All its sizes should
+    differ, so that axes that are mixed up do not fit.
     """
     ZOO[build.__name__.removeprefix("_")] = build
     return build
@@ -33,14 +33,14 @@ def arrays(dtype, tree):
 
 
 def weights(seed, *shape):
-    """Normal weights of about unit gain: variance 1 / (the axis before the last, or the only
-    one).
+    """Normal weights of about unit gain: their variance is 1 over the size of the axis before the
+    last, or of the only axis.
     """
     return draw(seed, *shape) / np.sqrt((shape[-2:] or (1,))[0])
 
 
 def flax_case(module, dtype, *shapes, out=lambda y: y[0]):
-    """A module as q, with normal parameters throughout: no bias or scale sits at its special
+    """A Flax module as q. All its parameters are normal, so that no bias or scale has its special
     initial value.
     """
     inputs = tuple(

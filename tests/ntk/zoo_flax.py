@@ -59,7 +59,7 @@ def _critic_fourier(dtype):
 def _critic_batch_norm(dtype):
     critic = networks.Critic((8, 9), "tanh", norm="batch")
     q, params, inputs = flax_case(critic, dtype, (4,), (3,), out=lambda y: y)
-    positive = jax.tree.map(jnp.exp, params["batch_stats"])  # variances are
+    positive = jax.tree.map(jnp.exp, params["batch_stats"])  # as variances are
     return q, {**params, "batch_stats": positive}, inputs
 
 
@@ -93,7 +93,7 @@ def _layer_used_on_different_shapes(dtype):
 
 def _set(
     positions,
-):  # few positions are summed over pairs of uses, many over the weight: both branches of the kernel
+):  # the kernel sums over pairs of uses for few positions, over the weight for many: test both
     def body(x):
         return nn.Dense(1)(jnp.mean(jnp.tanh(nn.Dense(8)(jnp.sin(nn.Dense(9)(x)))), axis=0))
 
@@ -140,7 +140,7 @@ ZOO["ensemble_each_its_input"] = _ensemble(0, jnp.sum)
 
 
 @zoo
-def _ensemble_over_positions(dtype):  # stacked members and several uses of each at once
+def _ensemble_over_positions(dtype):  # stacked members, each used several times
     def body(x):
         members = nn.vmap(
             MLP, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=0, axis_size=3

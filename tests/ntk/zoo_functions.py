@@ -1,4 +1,4 @@
-"""The plain functions of the zoo: every way to use, or misuse, a weight."""
+"""The networks of the zoo that are plain functions: every way to use, or misuse, a weight."""
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +89,7 @@ def _both_operands_are_weights(dtype):
 
 
 @zoo
-def _weight_that_is_the_data(dtype):  # x @ u is data to v, and u has a product of its own
+def _weight_that_is_the_data(dtype):  # x @ u is the input of v, and u has a product of its own
     def q(p, x):
         return (jnp.sin(x @ p["u"]) @ p["v"]) @ jnp.tanh(x @ p["u"]) + x @ p["u"] @ p["v"] @ p[
             "out"
@@ -250,7 +250,7 @@ def _vectors_and_scalars(dtype):
 
 
 @zoo
-def _returns_a_parameter(dtype):  # which a product takes too, for nothing
+def _returns_a_parameter(dtype):  # which is also in a product that is not used
     def q(p, x):
         jnp.tensordot(x, p["c"], axes=0)
         return p["c"]
@@ -284,7 +284,7 @@ def _branches(dtype):
 @zoo
 def _custom_derivative(
     dtype,
-):  # a wrong derivative on purpose: the kernel is of the gradients that `jax.grad` gives
+):  # wrong on purpose: the kernel is that of the gradients that `jax.grad` gives
     @jax.custom_jvp
     def layer(w, x):
         return jnp.tanh(x @ w)

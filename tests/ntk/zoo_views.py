@@ -1,4 +1,6 @@
-"""Weights of the zoo that products see through transposes, reshapes and casts, or seem to."""
+"""Networks of the zoo whose products use a weight through transposes, reshapes and casts, or seem
+to.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ def _transposed(dtype):  # as in PyTorch, `[out, in]`
 
 
 @zoo
-def _reshaped(dtype):  # heads that are held apart and computed together; unit axes that come and go
+def _reshaped(dtype):  # heads stored apart and computed together; axes of size 1 that come and go
     @jax.jit
     def layer(w, x):
         return jnp.tanh(x @ w.reshape(5, 6))
@@ -31,7 +33,7 @@ def _reshaped(dtype):  # heads that are held apart and computed together; unit a
 
 
 @zoo
-def _reshaped_by_columns(dtype):  # which is no view of rows: its axes are transposed first
+def _reshaped_by_columns(dtype):  # no view by rows: its axes are transposed first
     def q(p, x):
         by_rows, by_columns = p["w"].reshape(5, 6), jnp.reshape(p["w"], (5, 6), order="F")
         turned = jax.lax.reshape(p["v"], (5, 6), dimensions=(1, 0))
@@ -72,7 +74,7 @@ def _views_besides_products(dtype):  # a transpose in a product and in a penalty
 @zoo
 def _broadcast(
     dtype,
-):  # one row for all features: its gradient is a sum, and no view of a product's
+):  # one row for all features: its gradient is a sum, not a view of a product's
     def q(p, x):
         return jnp.sum(jnp.tanh(x @ jnp.broadcast_to(p["w"], (5, 7)))) + x @ jnp.full(5, p["c"])
 
@@ -81,7 +83,7 @@ def _broadcast(
 
 
 @zoo
-def _cast_to_integers(dtype):  # without a gradient there
+def _cast_to_integers(dtype):  # the cast weight has no gradient
     def q(p, x):
         return jnp.sum(jnp.tanh(x @ p["w"].astype(jnp.int32)) * (x @ p["v"]))
 

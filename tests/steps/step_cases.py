@@ -1,4 +1,4 @@
-"""Every step, a case for it, and what it should do to that in NumPy."""
+"""Every step, a case for it, and what NumPy says the step should do."""
 
 from functools import partial
 from typing import Any
@@ -14,9 +14,9 @@ from preqn_jax.networks import Critic
 
 jit = partial(jax.jit, compiler_options=oracles.QUICK)
 HIDDEN, OBS, ACT, BATCH = (9,), 4, 3, 8
-LAX = -0.999  # an alignment threshold that refuses next to nothing
+LAX = -0.999  # an alignment threshold that refuses almost nothing
 
-# For each: the step, given q. Between them they go through every function that makes a step.
+# name -> function from q to the step. Together they use every function that makes a step.
 STEPS = {
     "sgd": lambda q: steps.gradient(q, optax.sgd(0.05)),
     "adam": lambda q: steps.gradient(q, optax.adam(0.01)),
@@ -35,9 +35,7 @@ def critic(activation="sin") -> Any:
 
 
 def case(seed=0, dtype="float64", batch=BATCH):
-    """Parameters, inputs, and targets about 1 away, with the layers and joined inputs for the
-    oracle.
-    """
+    """Parameters, inputs and targets about 1 away from Q; and the joined inputs, for the oracle."""
     rng = np.random.default_rng(seed)
     layers = oracles.random_layers(seed, (OBS + ACT, *HIDDEN, 1))
     x = rng.normal(size=(batch, OBS + ACT))
@@ -60,13 +58,13 @@ def unflat(theta, params):
 
 
 def oracle(params, x, targets, activation="sin"):
-    """theta, Phi and Delta in NumPy."""
+    """theta, Phi and Delta, computed in NumPy."""
     values, phi = oracles.mlp(oracles.layers_of(params), activation, x)
     return flat(params), phi, np.asarray(targets, np.float64) - values
 
 
 def move_error(new, old, expected):
-    """How far the move is from the expected one, relative to it."""
+    """The error of the move from `old` to `new`, relative to the expected move."""
     return oracles.relative_error(flat(new) - flat(old), expected - flat(old))
 
 
@@ -82,7 +80,7 @@ def unchanged(new, old):
 
 
 def duplicated(inputs, x):
-    """The same batch with its first half twice."""
+    """The same batch, with its second half replaced by its first."""
     return jax.tree.map(lambda leaf: leaf.at[4:].set(leaf[:4]), inputs), np.concatenate(
         [x[:4], x[:4]]
     )
@@ -99,7 +97,7 @@ SOLVERS = {
 
 
 def check_members(new, state, info, each_alone):
-    """Member m of stacked results against the results of member m alone."""
+    """Checks the results of each member of a stack against those of the same member alone."""
     for m, (alone, alone_state, alone_info) in enumerate(each_alone):
         pick = partial(jax.tree.map, lambda leaf, m=m: np.asarray(leaf)[m])
         assert oracles.relative_error(flat(pick(new)), flat(alone)) < 1e-10

@@ -1,4 +1,4 @@
-"""Batches that have no good step, and what a person may get wrong."""
+"""Batches for which there is no good step, and wrong arguments."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def test_equal_inputs_with_opposite_targets_leave_theta_as_it_is(solver):
     new, _, info = take(step, params, inputs, values + jnp.concatenate([errors, -errors]))
     assert info.metrics["linesearch/accepted"] == 0
     assert info.metrics["linesearch/backtracks"] == 5
-    assert info.metrics["critic/alignment"] == 0  # of the step that was taken: none
+    assert info.metrics["critic/alignment"] == 0  # of the step that was taken, which is none
     assert unchanged(new, params)
     reported = [value for name, value in info.metrics.items() if not name.startswith("solve/")]
     assert jnp.all(jnp.isfinite(jnp.stack(reported)))
@@ -167,7 +167,7 @@ def test_a_q_that_returns_no_scalar_is_named(name):
 
 
 def test_a_natural_gradient_step_without_a_solution_moves_nothing():
-    """Inputs that move no parameter: K = 0, and F too."""
+    """Inputs on which Q depends on no parameter: K = 0, and F = 0 too."""
     step = steps.natural_gradient(lambda params, x: x @ params, 0.1)
     params = jnp.ones(2)
     new, _, info = step.update(params, (), (jnp.zeros((3, 2)),), jnp.ones(3))
@@ -188,8 +188,8 @@ def test_an_adaptive_damping_reads_errors_whose_square_overflows():
 
 
 def test_a_step_to_an_infinite_weight_is_not_accepted():
-    """Which Q on the minibatch does not show where an activation saturates. A float16 theta
-    overflows at 65,504, and momentum goes on in its direction.
+    """Where an activation saturates, Q on the minibatch does not show it. A float16 theta overflows
+    at 65,504, and momentum would go on in its direction.
     """
     q = lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"]
     step, accepted = steps.preconditioned(q, 0.1, momentum=0.9), []
@@ -214,7 +214,7 @@ def test_a_natural_gradient_step_to_an_infinite_weight_is_not_taken():
 
 
 def test_a_healthy_update_makes_no_nan_on_its_way():
-    """Or `jax_debug_nans`, which looks for where one comes from, stops at it."""
+    """Else `jax_debug_nans`, which looks for the origin of a NaN, would stop there."""
     step = steps.preconditioned(lambda p, x: x @ p, 0.1, solve=steps.Adaptive())
     with jax.debug_nans(True):
         z, _ = solve.cg()(jnp.eye(2), jnp.ones(2))

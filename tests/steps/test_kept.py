@@ -1,4 +1,4 @@
-"""Steps that keep something: momentum in the kernel solve, and a damping that adapts."""
+"""Steps with a state: momentum in the kernel solve, and a damping that adapts."""
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +23,15 @@ from step_cases import (
 
 
 def spring(phi, delta, last, mu, damping):
-    """Phi's minimiser of |Phi^T m - Delta|^2 + lambda |m - mu m'|^2, in parameter space."""
+    """The m that minimises |Phi^T m - Delta|^2 + lambda |m - mu m'|^2, in parameter space."""
     shift = damping * np.mean(np.sum(phi**2, axis=0))
     inverse = np.linalg.inv(phi @ phi.T + shift * np.eye(len(phi)))
     return inverse @ (phi @ delta + shift * mu * last)
 
 
 def test_momentum_is_the_regularised_least_squares_near_the_last_move(x64):
-    """Over three updates with batches of their own; the oracle solves in parameter space, where
-    the step solves with the kernel.
+    """Over three updates, each with its own batch. The oracle solves in parameter space, the step
+    with the kernel.
     """
     step = steps.preconditioned(critic(), 0.25, LAX, solve.cholesky(0.1), momentum=0.8)
     params = case()[0]
@@ -59,8 +59,8 @@ def test_momentum_of_zero_is_the_papers_algorithm(x64):
 
 
 def test_momentum_leaves_alone_what_an_earlier_batch_taught(x64):
-    """Disjoint pairs of a table's entries: the second batch's step moves on what the first left,
-    by mu, and its own entries as if there were no momentum.
+    """Two batches of different entries of a table: the second step moves the first batch's entries
+    on by mu, and its own as if there were no momentum.
     """
     step = steps.preconditioned(
         lambda table, i: table[i], 0.5, LAX, solve.cholesky(1e-9), momentum=0.5
@@ -116,7 +116,7 @@ ADAPTIVE = steps.Adaptive(start=0.1, least=1e-3, most=10.0, factor=2.0)
 
 @pytest.mark.parametrize("alpha", [1e-3, 1.0, 8.0], ids=["short", "whole", "long"])
 def test_the_damping_follows_the_gain(alpha, x64):
-    """Against the ratio of decreases worked out in NumPy, of three lengths of the same step."""
+    """Against the ratio of decreases, computed in NumPy, for three lengths of the same step."""
     params, inputs, targets, x = case()
     step = steps.preconditioned(critic(), alpha, LAX, ADAPTIVE, max_steps=1)
     _, memory, info = take(step, params, inputs, targets)
@@ -153,7 +153,7 @@ def test_the_next_damping(damping, gain, accepted, expected):
 
 
 def test_a_solve_that_fails_raises_the_damping_until_one_succeeds():
-    """Twice the same inputs: K is singular, and with no damping Cholesky ends in NaN."""
+    """Every input comes twice: K is singular, and without damping Cholesky gives NaN."""
     params, inputs, targets, x = case(dtype="float32")
     inputs, _ = duplicated(inputs, x)
     targets = targets.at[4:].set(targets[:4])

@@ -1,4 +1,4 @@
-"""Steps as pure functions: traced once, types kept, under vmap, with numbers that are traced."""
+"""Steps as pure functions: traced once, types kept, under vmap, and with traced settings."""
 
 from functools import partial
 
@@ -23,7 +23,7 @@ from step_cases import (
     take,
 )
 
-SWEEPS = {  # what a step is made with, and the numbers to try
+SWEEPS = {  # how a step is made, and the numbers to try
     "preqn, learning_rate": (lambda q, x: steps.preconditioned(q, x), [0.05, 0.1, 0.5]),
     "preqn, eta": (lambda q, x: steps.preconditioned(q, 1.0, x), [-0.999, 0.9, 0.999]),
     "preqn, decay": (lambda q, x: steps.preconditioned(q, 1.0, 0.999, decay=x), [0.2, 0.5, 0.9]),
@@ -49,7 +49,7 @@ SWEEPS = {  # what a step is made with, and the numbers to try
 }
 
 
-# What is traced goes through the search, or a solve that iterates.
+# The traced number is used in the linesearch, or in a solve that iterates.
 FAST = ("preqn, decay", "adam, learning_rate")
 
 
@@ -57,7 +57,7 @@ FAST = ("preqn, decay", "adam, learning_rate")
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in SWEEPS]
 )
 def test_vmap_over_a_number_equals_a_loop(name, x64):
-    """A sweep is one compiled call. Targets so far away that searches end differently."""
+    """A sweep is a single compiled call. Targets are so far that linesearches end differently."""
     make, numbers = SWEEPS[name]
     params, inputs, targets, _ = case()
     targets = 10 * targets
@@ -71,7 +71,7 @@ def test_vmap_over_a_number_equals_a_loop(name, x64):
     check_members(new, state, info, [one(number) for number in numbers])
     moves = [flat(jax.tree.map(lambda leaf, m=m: leaf[m], new)) for m in range(3)]
     assert all(oracles.relative_error(moves[m], moves[0]) > 1e-6 for m in (1, 2))
-    # A number of Python's own gives the same step.
+    # A Python number gives the same step.
     alone = take(make(critic(), numbers[1]), params, inputs, targets)
     assert oracles.relative_error(flat(alone[0]), moves[1]) < 1e-10
 
@@ -81,7 +81,7 @@ def test_vmap_over_a_number_equals_a_loop(name, x64):
     [name for name in SWEEPS if name.startswith(("preqn", "ngql"))],
 )
 def test_a_traced_number_keeps_the_types_of_the_parameters(name, x64):
-    """A float64 number and float32 parameters."""
+    """A float64 number, with float32 parameters."""
     make, numbers = SWEEPS[name]
     params, inputs, targets, _ = case(dtype="float32")
 
@@ -94,7 +94,7 @@ def test_a_traced_number_keeps_the_types_of_the_parameters(name, x64):
 
 @pytest.mark.parametrize("make", [steps.preconditioned, steps.natural_gradient])
 def test_a_schedule_is_called_with_the_number_of_updates_so_far(make, x64):
-    """0.4, 0.2, 0.1: each update as by a step with that rate."""
+    """0.4, 0.2, 0.1: each update equals that of a step with this rate."""
     params, inputs, targets, _ = case()
     step = make(critic(), optax.exponential_decay(0.4, 1, 0.5))
     state, update = step.init(params), jit(step.update)
@@ -127,9 +127,7 @@ OF_A_KIND = ("sgd", "preqn_eigh", "preqn_jacobian", "ngql")
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in OF_A_KIND)) for name in STEPS]
 )
 def test_two_updates_are_one_trace(name):
-    """Neither what a step returns nor other values of its arguments make `jax.jit` trace it
-    again.
-    """
+    """Neither results of a step nor other values of its arguments make `jax.jit` trace it again."""
     calls = []
 
     def q(params, obs, action):
@@ -149,7 +147,7 @@ def test_two_updates_are_one_trace(name):
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("dtype", ["float32", "float32 in float64", "float64"])
 def test_types_and_shapes_are_kept(name, dtype, request):
-    """Also where JAX would have made float64 of a float32 and a Python number."""
+    """Also where JAX would make float64 of a float32 and a Python number."""
     if dtype != "float32":
         request.getfixturevalue("x64")
     params, inputs, targets, _ = case(dtype=dtype.split()[0])
@@ -176,7 +174,7 @@ def test_vmap_over_seeds_equals_a_loop(name, x64):
 
 @pytest.mark.parametrize("name", ["preqn", "ngql"])
 def test_ensemble_equals_a_loop_over_members(name, x64):
-    """Three critics on one batch, with targets so far away that their searches end differently."""
+    """Three critics on one batch, with targets so far that their linesearches end differently."""
     step = STEPS[name](critic())
     members, (_, inputs, targets, _) = [case(seed)[0] for seed in range(3)], case(5)
     targets = 20 * targets

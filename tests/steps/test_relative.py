@@ -1,4 +1,4 @@
-"""Eq. 24 held against what the solve itself reaches."""
+"""The option `relative`: Eq. 24 with a threshold relative to the solve's own alignment."""
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ ETA, DAMPING, ALPHA = 0.97, 1e-3, 0.5
 
 
 def searched(params, x, targets, relative):
-    """(theta' - theta, cos(K Z, Delta)) of Algorithm 1, lines 10 to 13, in float64."""
+    """(theta' - theta, cos(K Z, Delta)) by Algorithm 1, lines 10 to 13, in float64."""
     theta, phi, delta = oracle(params, x, targets)
     gram = phi.T @ phi
     z = np.linalg.solve(gram + DAMPING * np.mean(np.diag(gram)) * np.eye(len(gram)), delta)
@@ -34,7 +34,7 @@ def searched(params, x, targets, relative):
     "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
 )
 def test_a_step_is_held_against_what_its_solve_reaches(seed, x64):
-    """Pairs that are the same, with different targets: no change of Q is aligned with Delta."""
+    """Equal pairs with different targets: no change of Q is well aligned with Delta."""
     params, inputs, targets, x = case(seed)
     inputs, x = duplicated(inputs, x)
     targets = targets + 3 * np.repeat([1.0, -1.0], len(targets) // 2)

@@ -1,4 +1,4 @@
-"""Steps that the linesearch shortens or refuses: what is carried, how damping moves."""
+"""Steps that the linesearch shortens or rejects: what momentum carries, how damping changes."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,7 @@ TWO = (np.array([0, 1]),)
 
 def test_the_gain_of_a_shortened_step_is_over_what_its_own_length_foretold():
     """Q_1 = p_1 + p_0^2 / 10: a quarter of the step is aligned, and gains 0.67 of what its first
-    order foretold. The whole step's foretells a loss.
+    order predicts. For the whole step that predicts a loss.
     """
     q = lambda p, i: p[i] + 0.1 * i * p[0] ** 2
     adaptive = steps.Adaptive(start=0.1, least=1e-3, factor=2.0)
@@ -23,7 +23,7 @@ def test_the_gain_of_a_shortened_step_is_over_what_its_own_length_foretold():
 
 
 def test_a_solve_that_leads_away_from_the_targets_takes_no_step_that_does():
-    """cos(K Z, Delta) = -1, while Q_1's curvature turns the whole step's to -0.01."""
+    """cos(K Z, Delta) = -1, though by the curvature of Q_1 the whole step's cosine is -0.01."""
     away = lambda gram, delta: (-delta, solve.cholesky()(gram, delta)[1])
     q = lambda p, i: p[i] + 100 * i * p[0] ** 2
     step = steps.preconditioned(q, 1.0, 0.5, away, relative=True)
@@ -33,7 +33,7 @@ def test_a_solve_that_leads_away_from_the_targets_takes_no_step_that_does():
 
 
 def test_where_there_is_no_td_error_a_carried_move_that_changes_q_is_refused():
-    """Q = p_0 + p_1 of the only pair: K = 2, damping leaves part of the carried change."""
+    """Q = p_0 + p_1 at the only pair: K = 2, and damping leaves a part of the carried change."""
     step = steps.preconditioned(lambda p, x: p @ x, 0.5, 0.97, solve.cholesky(0.5), momentum=0.9)
     params, ones = jnp.ones(2), (jnp.ones((1, 2)),)
     memory = jit(step.init)(params)._replace(move=jnp.ones(2))

@@ -1,5 +1,5 @@
-"""Steps on observations, targets and parameters of every type: what they learn is in the numbers,
-not in their type.
+"""Steps with observations, targets and parameters of every type: what they learn depends on the
+numbers, not on their type.
 """
 
 import jax
@@ -13,18 +13,18 @@ from preqn_jax import solve, steps
 from preqn_jax.batching import batched
 from step_cases import PREQN, SOLVERS, STEPS, flat, take
 
-SLOW = pytest.mark.slow  # of a kind with others
+SLOW = pytest.mark.slow  # similar to others
 OF_A_KIND = set(STEPS) - {"sgd", "preqn"}
 EACH = [pytest.param(name, marks=[SLOW] * (name in OF_A_KIND)) for name in STEPS]
 
 
 def pixels(p, x):
-    """A critic of one's own, which multiplies what it is given as it comes."""
+    """A user's critic, which multiplies its input without a cast."""
     return jnp.sin(x @ p["w"] / 50) @ p["v"] + p["b"]
 
 
 def drawn(dtype="uint8", size=8):
-    """Rows that are bright in a place each, so that K can be solved with, and dim elsewhere."""
+    """Rows that are bright in one place each, so that K is well conditioned, and dim elsewhere."""
     rng = np.random.default_rng(0)
     params = {"w": rng.normal(size=(size, 16)) / 5, "v": rng.normal(size=16), "b": np.zeros(())}
     x = 200 * np.eye(size) + rng.integers(0, 40, size=(size, size)) * (1 - np.eye(size))
@@ -49,7 +49,7 @@ def test_observations_of_any_type_are_learned_from_as_their_numbers(name, dtype)
 
 
 def test_preqn_fits_targets_of_uint8_observations():
-    """By a tenth of the errors an update."""
+    """Every update removes a tenth of the errors."""
     step = steps.preconditioned(pixels, 0.1)
     params, x, targets = drawn("uint8")
     update, errors = jax.jit(step.update), []
@@ -69,7 +69,7 @@ NARROW = [pytest.param(name, "bfloat16", marks=[SLOW] * (name in OF_A_KIND)) for
 
 @pytest.mark.parametrize("name, dtype", NARROW)
 def test_narrow_parameters_keep_their_type_and_move_as_wide_ones(name, dtype):
-    """Up to their own rounding, with everything between in float32."""
+    """Up to their own rounding; everything in between is computed in float32."""
     step = STEPS[name](pixels)
     params, x, targets = drawn("float32")
     params, x = jax.tree.map(lambda p: p.astype(dtype), params), x / 100
@@ -129,7 +129,9 @@ def test_solves_work_in_float32_at_least(make, dtype):
 
 
 def test_a_solve_is_as_precise_as_its_kernel(x64):
-    """Errors in float64 make no more of a kernel in float32: its rounding is no direction."""
+    """Float64 errors do not make a float32 kernel more precise: its rounding must not count as a
+    direction.
+    """
     gram, delta = np.diag(np.float32([1.0, 1e-3, 1e-10])), np.ones(3)
     for make in (solve.eigh, solve.lstsq):
         z, info = jax.jit(make())(gram, delta)
@@ -165,8 +167,8 @@ def test_a_bound_of_more_digits_than_q(x64):
 
 @pytest.mark.parametrize(("bits", "size", "accepted"), [(23, 300, 1), (10, 300, 0), (10, 10, 1)])
 def test_what_tf32_rounds_away_of_a_large_q_hides_the_step(bits, size, accepted):
-    """Why products of Q are pinned, and layers in bfloat16 refused: 10 bits of a Q of 300 are as
-    much as TD errors of 1 ask to move.
+    """Why products of Q have a fixed precision, and layers in bfloat16 are refused: what 10 bits
+    lose of a Q of 300 is as large as the changes for TD errors of 1.
     """
 
     def q(params, x):

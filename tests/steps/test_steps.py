@@ -1,4 +1,4 @@
-"""How each step moves the parameters: against NumPy and against one another."""
+"""How each step moves the parameters: against NumPy, and against other steps."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +42,7 @@ def test_gradient_of_one_sample_is_equation_4(x64):
 
 
 def test_a_bound_on_td_errors_is_the_gradient_of_hubers_loss(x64):
-    """Of each TD error what lies within the bound; what is reported is all of it."""
+    """The step uses TD errors clipped to the bound; the metrics report them unclipped."""
     params, inputs, targets, x = case()
     theta, phi, delta = oracle(params, x, targets)
     bound = float(np.median(np.abs(delta)))
@@ -57,7 +57,7 @@ def test_a_bound_on_td_errors_is_the_gradient_of_hubers_loss(x64):
 
 
 def test_gradient_keeps_the_optimizers_state(x64):
-    """Two steps with momentum: the second one's velocity holds half of the first one's."""
+    """Two steps with momentum: the second velocity holds half of the first."""
     params, inputs, targets, x = case()
     step = steps.gradient(critic(), optax.sgd(0.1, momentum=0.5))
     state, velocity, expected = step.init(params), 0.0, None
@@ -93,8 +93,8 @@ def test_preconditioned_is_equations_22_and_23(activation, method, x64):
 
 
 def test_preconditioned_in_float32_is_near_the_oracle():
-    """As agents run it: float32 sines, the default damping. Rounding of 1e-7 times a condition of
-    some 1e2.
+    """As agents run it: float32 sines, the default damping. The error is rounding of 1e-7, times a
+    condition of about 1e2.
     """
     params, inputs, targets, x = case(dtype="float32")
     theta, phi, delta = oracle(params, x.astype(np.float32), targets)
@@ -105,7 +105,7 @@ def test_preconditioned_in_float32_is_near_the_oracle():
 
 
 def test_learning_rate_is_kept_to_the_precision_of_the_parameters(x64):
-    """0.1 is not a float32 number: rounded to one, it is off by 1.5e-8 of itself."""
+    """0.1 is not a float32 number: rounded to one, it has a relative error of 1.5e-8."""
     params, inputs, targets, x = case()
     theta, phi, delta = oracle(params, x, targets)
     new, _, _ = take(
@@ -130,7 +130,7 @@ def test_preconditioned_attains_equation_20_to_second_order(x64):
 
 
 def test_the_linesearch_takes_the_first_candidate_that_satisfies_equation_24(x64):
-    """Targets too far for a full step: every candidate is recomputed from outside."""
+    """The targets are too far for a full step; the test computes every candidate itself."""
     eta, decay = 0.97, 0.5
     step = steps.preconditioned(critic(), 1.0, eta, solve.eigh(), decay=decay)
     for seed in range(4):
@@ -167,7 +167,7 @@ def test_the_alignment_is_that_of_the_new_values(name, x64):
 
 @pytest.mark.parametrize("solver", [solve.eigh(), solve.cholesky(1e-2)])
 def test_the_solves_own_alignment_is_that_of_the_linear_model(solver, x64):
-    """cos(K z, Delta): what Eq. 24 would see if Q were linear."""
+    """cos(K z, Delta): the left side of Eq. 24 if Q were linear."""
     params, inputs, targets, x = case()
     inputs, x = duplicated(inputs, x)
     _, phi, delta = oracle(params, x, targets)
@@ -182,7 +182,7 @@ def test_the_solves_own_alignment_is_that_of_the_linear_model(solver, x64):
 
 
 def test_undamped_natural_gradient_equals_preconditioned(x64):
-    """With a nonsingular K."""
+    """For a nonsingular K."""
     params, inputs, targets, x = case()
     preqn, _, info = take(
         steps.preconditioned(critic(), 0.25, LAX, solve.eigh()), params, inputs, targets
@@ -200,9 +200,7 @@ def test_undamped_natural_gradient_equals_preconditioned(x64):
 
 @pytest.mark.parametrize("damping", [1e-3, 1.0])
 def test_damped_natural_gradient_equals_preconditioned_with_cholesky(damping, x64):
-    """The push-through identity, with the same number on either side; it does not mind a singular
-    K.
-    """
+    """By the push-through identity, with the same damping on both sides; K may be singular."""
     preqn = steps.preconditioned(critic(), 0.25, LAX, solve.cholesky(damping))
     dual = steps.natural_gradient(critic(), 0.25, damping)
     params, inputs, targets, x = case()
@@ -216,7 +214,9 @@ def test_damped_natural_gradient_equals_preconditioned_with_cholesky(damping, x6
 
 
 def test_duplicate_rows_do_not_disturb_the_minimum_norm_step(x64):
-    """Eq. 28 with a singular K, where duplicates agree on their targets and where they do not."""
+    """Eq. 28 with a singular K, where duplicates have equal targets and where they have different
+    ones.
+    """
     params, inputs, targets, x = case()
     inputs, x = duplicated(inputs, x)
     step = steps.preconditioned(critic(), 0.25, LAX, solve.eigh())

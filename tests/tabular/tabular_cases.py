@@ -1,4 +1,4 @@
-"""Random finite random_mdps, and section 3's formulas in float64 NumPy."""
+"""Random finite MDPs, and section 3's formulas in float64 NumPy."""
 
 import itertools
 from functools import partial
@@ -16,8 +16,8 @@ jit = partial(jax.jit, compiler_options=oracles.QUICK)
 
 
 def random_mdps(seed, count, states=S, actions=A) -> Any:
-    """`count` random MDPs, stacked; discounts from 0.1 to 0.99, deterministic transitions among
-    them.
+    """`count` random MDPs, stacked, with discounts from 0.1 to 0.99; a quarter of them are
+    deterministic.
     """
     rng = np.random.default_rng(seed)
     spread = rng.choice([0.05, 1.0], size=count)
@@ -35,20 +35,20 @@ def one(mdps, k):
 
 
 def distributions(seed, count):
-    """rho `[count, S, A]`, no pair below a hundredth."""
+    """Random rho `[count, S, A]`, where no pair has less than a hundredth."""
     rho = np.random.default_rng(seed).dirichlet(np.ones(N), count).reshape(count, S, A)
     return 0.01 + (1 - 0.01 * N) * rho
 
 
 def kernels(seed, count, features=N):
-    """Positive semi-definite K `[count, N, N]`, of rank `features` at most."""
+    """Random positive semi-definite K `[count, N, N]`, of rank `features` at most."""
     phi = np.random.default_rng(seed).normal(size=(count, N, features))
     return phi @ phi.transpose(0, 2, 1)
 
 
 def conforming(seed, rho, gamma, margin):
-    """Kernels that satisfy Eq. 17 with `margin` times the allowed off-diagonal in the tightest row,
-    and a step for Eq. 16.
+    """Kernels that satisfy Eq. 17, and step sizes that satisfy Eq. 16. The off-diagonal sum of the
+    tightest row is `margin` times what is allowed.
     """
     rng = np.random.default_rng(seed)
     count, rho = len(rho), rho.reshape(len(rho), N)
@@ -67,7 +67,7 @@ def conforming(seed, rho, gamma, margin):
     return kernel, 0.9 / (diagonal * rho).max(axis=1)
 
 
-# Written from the formulas, one entry at a time.
+# The oracles below are written from the formulas, one entry at a time.
 
 
 def oracle_backup(mdp, q):
@@ -93,7 +93,7 @@ def oracle_beta(kernel, rho, alpha, gamma):
 
 
 def oracle_modulus(mdp, alpha, rho, kernel):
-    """The norm of the derivative under every deterministic policy, the largest."""
+    """The largest norm of the operator's derivative under any deterministic policy."""
     p, size = np.asarray(mdp.transition), rho.size
     kd, largest = kernel @ np.diag(rho.ravel()), 0.0
     for policy in itertools.product(range(p.shape[1]), repeat=p.shape[0]):

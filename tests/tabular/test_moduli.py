@@ -1,7 +1,7 @@
 """The lemmas and theorems of section 3 on random finite problems, with strict margins.
 
-So are their edges, where they fail to the letter: equality in Eq. 17, and moduli below 1 whose
-product does not vanish.
+Also their edge cases, in which they fail to the letter: equality in Eq. 17, and moduli below 1
+whose product does not vanish.
 """
 
 from functools import partial
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 @partial(jit, static_argnames="operator")
 def estimates(operator, key, *args):
-    """`estimate_modulus` for every instance of the stacked arguments."""
+    """`estimate_modulus` for each instance in the stacked arguments."""
 
     def single(key, *args):
         return tabular.estimate_modulus(lambda q: operator(*args, q), (S, A), key, 16)
@@ -105,14 +105,14 @@ def test_lemma_2_without_data_on_a_pair_u2_expands_nothing_and_is_no_contraction
         end = tabular.iterate(lambda q: tabular.u2(mdp, q, alpha, rho), jnp.asarray(start), 20_000)[
             -1
         ]
-        assert end[1, 0] == start[1, 0]  # the missing value stays
+        assert end[1, 0] == start[1, 0]  # the value without data stays
         np.testing.assert_allclose(end, tabular.u2(mdp, end, alpha, rho), atol=1e-9)
-        assert sup(end - star) > 0.99  # and another point is fixed
+        assert sup(end - star) > 0.99  # and the fixed point is another one
 
 
 def test_the_modulus_is_the_largest_over_policies_and_at_most_beta():
-    """Any K and alpha, those that overshoot and over-generalize among them; no search finds two
-    tables torn further apart.
+    """For any K and alpha, even those that overshoot and over-generalize; no search finds two
+    tables that move further apart.
     """
     mdps, rho, rng = random_mdps(10, COUNT), distributions(10, COUNT), np.random.default_rng(10)
     kernel = kernels(10, COUNT)
@@ -128,7 +128,7 @@ def test_the_modulus_is_the_largest_over_policies_and_at_most_beta():
     assert np.all(found > 0.8 * exact) and np.mean(found > (1 - 1e-9) * exact) > 0.8
     assert (
         np.mean(exact < 0.95 * beta) > 0.5
-    )  # the bound is one: on most instances the modulus stays well below
+    )  # it is a bound: in most instances the modulus is well below
     for k in range(0, COUNT, 20):
         one_of = one(mdps, k)
         np.testing.assert_allclose(
@@ -176,8 +176,8 @@ def test_slacks_are_equations_16_and_17():
 
 
 def test_theorem_2_at_equality_of_equation_17_the_bound_is_one():
-    """0 <= 0 in a pair without data and without generalization to it: both conditions hold, and U3
-    moves it nowhere.
+    """0 <= 0 for a pair without data and without generalization to it: both conditions hold, but U3
+    does not move it.
     """
     mdp, rho = one(random_mdps(13, 4), 3), np.full((S, A), 1 / (N - 1))
     rho[0, 0] = 0
@@ -189,8 +189,8 @@ def test_theorem_2_at_equality_of_equation_17_the_bound_is_one():
 
 
 def test_theorem_3_changing_kernels_with_one_fixed_point():
-    """Eq. 18 after every update of a random sequence of K and rho, and convergence, with betas kept
-    off 1.
+    """Eq. 18 holds after every update of a random sequence of K and rho, and Q converges, as betas
+    are kept away from 1.
     """
     length, mdps = 400, random_mdps(14, 3)
     for k in range(3):
@@ -214,8 +214,8 @@ def test_theorem_3_changing_kernels_with_one_fixed_point():
 
 
 def test_theorem_3_needs_more_than_moduli_below_one():
-    """Every U_k contracts, with modulus 1 - 1/(k + 2)^2, all share Q*, and the distance to it never
-    falls below a half.
+    """Every U_k contracts, with modulus 1 - 1/(k + 2)^2, and all share Q*, but the distance to it
+    never falls below a half.
     """
     mdp = one(random_mdps(15, 4), 3)._replace(gamma=jnp.asarray(0.5))
     star = optimal(mdp)

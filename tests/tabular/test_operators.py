@@ -70,7 +70,7 @@ def test_the_greedy_policy_takes_the_first_of_several_best_actions():
 
 
 def test_operators_are_equations_11_to_14():
-    """With a kernel that is not symmetric, so that a transpose shows."""
+    """The kernel is not symmetric, so that a wrong transpose shows."""
     rng = np.random.default_rng(3)
     mdp, rho, kernel = one(random_mdps(3, 4), 3), distributions(3, 1)[0], rng.normal(size=(N, N))
     q = rng.normal(size=(S, A))
@@ -124,7 +124,7 @@ def test_preconditioned_is_least_squares_on_the_data(features, missing):
 
 
 def pairs():
-    """Every pair of a problem as inputs of a critic: a state one-hot, an action as a number."""
+    """All pairs of a problem as inputs of a critic: a one-hot state, and the action as a number."""
     state, action = (index.ravel() for index in np.indices((S, A)))
     return jnp.eye(S)[state], jnp.linspace(-1, 1, A)[action][:, None]
 
@@ -132,8 +132,8 @@ def pairs():
 def expected_update(q, params, alpha, mdp, rho):
     """Q before and after Eq. 5, and the parameters after it.
 
-    `steps.gradient` weighs pairs alike; targets that lie N rho_i delta_i off stand for the weights
-    rho.
+    `steps.gradient` gives all pairs the same weight; targets that are off by N rho_i delta_i stand
+    in for the weights rho.
     """
     inputs = pairs()
     table = lambda p: batched(q)(p, inputs).reshape(S, A)
@@ -146,8 +146,8 @@ def expected_update(q, params, alpha, mdp, rho):
 
 @pytest.mark.parametrize("activation", ["sin", "tanh"])
 def test_theorem_1_the_remainder_is_quadratic_in_the_step(activation):
-    """Halving alpha leaves a quarter of |Q' - U Q|, with a network, a real T*, and rho of zero
-    somewhere.
+    """Half the alpha leaves a quarter of |Q' - U Q|, for a network, a real T*, and a rho that is
+    zero somewhere.
     """
     critic, mdp = Critic((8,), activation), one(random_mdps(5, 4), 3)
     rho = distributions(5, 1)[0]

@@ -1,4 +1,4 @@
-"""Eq. 3, Q-learning from samples: against a loop, and what its steps must do for it to converge."""
+"""Q-learning from samples (Eq. 3): against a loop, and which step sizes make it converge."""
 
 from functools import partial
 
@@ -50,7 +50,9 @@ def test_pairs_are_of_rho_and_successors_of_the_transition_kernel():
 
 
 def test_one_visit_is_u2_in_expectation():
-    """Eq. 13 has alpha D_rho (T*Q - Q): a pair is met with probability rho, and T* is the mean."""
+    """Eq. 13 is alpha D_rho (T*Q - Q): a pair is visited with probability rho, and T* is the mean
+    of the targets.
+    """
     mdp, rho, count = random_mdp(2), distributions(2, 1)[0], 40_000
     q = np.random.default_rng(2).normal(size=(S, A))
     learn = jit(jax.vmap(lambda key: tabular.q_learning(mdp, q, rho, key, 1, 0.5).q))
@@ -79,7 +81,7 @@ def errors():
 
 @pytest.mark.slow
 def test_with_decaying_steps_it_converges_to_q_star(errors):
-    """As the square root of the last step, n^-.4: by a factor of 3."""
+    """The error goes as the square root of the last step size, n^-.4: by a factor of 3."""
     early, late = errors[0.8]
     assert late < early / 2.5 and late < 0.03
 

@@ -1,4 +1,4 @@
-"""What a person may get wrong about a finite problem."""
+"""Wrong arguments for finite problems, and the messages they get."""
 
 import jax
 import jax.numpy as jnp

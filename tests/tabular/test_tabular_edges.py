@@ -1,4 +1,4 @@
-"""Operators at their edges: no discount, and no derivative."""
+"""Edge cases of the operators: no discount, and no derivative."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def test_the_modulus_of_a_constant_operator_is_zero():
 
 @pytest.mark.parametrize("gamma", [0.9, 0.99, 0.999, 0.9999])
 def test_the_error_told_in_float32_is_a_bound_of_the_error_there_is(gamma):
-    """Where rounded backups stand still Q is near Q*, and not Q*."""
+    """Where rounded backups stop changing, Q is near Q*, but not equal to it."""
     mdp = problems.garnet(gamma=gamma).mdp
     reward, transition = (np.asarray(x, np.float64) for x in (mdp.reward, mdp.transition))
     (states, choices), discount = reward.shape, float(mdp.gamma)

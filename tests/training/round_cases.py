@@ -1,4 +1,4 @@
-"""Small runs, round by round, of environments whose right values are known."""
+"""Small runs, round by round, on environments whose true values are known."""
 
 import dataclasses
 from functools import partial
@@ -14,7 +14,9 @@ EPISODES = 3  # of an evaluation
 
 
 def setup(env_id="probe/observation", agent_fields=None, workers=0, **loop_fields):
-    """Of DDPG, which compiles in a third of PreQN's time, where nothing else is said."""
+    """The parts of a run; of DDPG unless told otherwise, as that compiles in a third of PreQN's
+    time.
+    """
     config = dataclasses.replace(LOOP, **loop_fields)
     fields = {"algorithm": "ddpg", **NETS, **(agent_fields or {})}
     make_agent = partial(agents.make, agents.AgentConfig(**fields))
@@ -24,7 +26,7 @@ def setup(env_id="probe/observation", agent_fields=None, workers=0, **loop_field
 
 
 def run(*args):
-    """All rounds of a run; the learner of the last."""
+    """All rounds of a run, and the learner after the last."""
     done = list(loop.rounds(*args))
     return done, done[-1].learner
 
@@ -45,8 +47,8 @@ ALGORITHMS = {
         "algorithm": "crossq",
         "critic_hidden_sizes": (32, 32),
         "automatic_temperature": False,
-        # Of one state and all but one action statistics have no spread, and Q in evaluation mode
-        # wavers with them: noise that stays in the actions keeps it.
+        # With a single state and nearly a single action the batch statistics have no spread, and
+        # Q in evaluation mode wavers with them: lasting noise in the actions keeps them spread.
         "temperature": 0.03,
     },
 }

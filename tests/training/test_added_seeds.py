@@ -1,4 +1,4 @@
-"""Seeds that join a finished run: what comes of them is what a run of all of them leaves."""
+"""Seeds added to a finished run: the result is that of a run of all the seeds."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ FIELDS = {
     "batch_size": 8,
     "eval_every": 100,
     "eval_episodes": 2,
-    "log_every": 150,  # the last line is there for being the last alone
+    "log_every": 150,  # the last line is there only because it is the last
     "checkpoint_every": 100,
 }
 
@@ -48,7 +48,7 @@ def states(logdir):
 
 
 def assert_same_run(logdir, other):
-    """Records, in their order, and the newest checkpoint's agents, bit for bit."""
+    """Asserts equal records, in order, and equal agents in the newest checkpoints, bit for bit."""
     assert records(logdir) == records(other)
     mine, wanted = states(logdir), states(other)
     assert list(mine) == list(wanted)
@@ -94,7 +94,7 @@ def contents(logdir):
 
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory):
-    """A finished run, never interrupted."""
+    """The folder of a finished run of two seeds, which was never interrupted."""
     root = tmp_path_factory.mktemp("made")
     trained(root / "two", (0, 1))
     return root
@@ -102,7 +102,7 @@ def of_two(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(of_two):
-    """And one of five seeds beside it."""
+    """The same folder, with a run of five seeds beside it."""
     trained(of_two / "five", (0, 1, 4, 2, 3))
     return of_two
 
@@ -118,7 +118,7 @@ def two(of_two):
 
 @pytest.mark.slow
 def test_a_run_with_seeds_added_is_that_of_all_seeds(made, two):
-    """In any order, and it may look at the run at other steps: those of the run hold."""
+    """In any order, and with another log_every in the call: that of the finished run counts."""
     trained(two, (4, 1, 2, 0, 3), log_every=50)
     assert_same_run(two, made / "five")
     assert names(two) == names(made / "five")
@@ -139,7 +139,7 @@ def test_while_seeds_are_trained_the_run_is_the_finished_one_and_the_same_call_g
         if done.step == 150:
             break
     training.close()
-    trained(two, (0, 1))  # a command of the finished run finds it as it was
+    trained(two, (0, 1))  # the finished run's own command finds it as it was
     assert_same_run(two, made / "two")
     training = rounds(two, (3, 1, 0, 2, 4))
     assert next(training).step == 200
@@ -150,7 +150,7 @@ def test_while_seeds_are_trained_the_run_is_the_finished_one_and_the_same_call_g
 
 @pytest.mark.slow
 def test_one_seed_is_compiled_as_those_it_joins(made, two):
-    """Where there are several devices, one seed alone has one of them."""
+    """With several devices, a single seed still trains on one of them."""
     trained(two, (0, 1, 4))
     mine, wanted = states(two), states(made / "five")
     for seed, state in mine.items():
@@ -165,7 +165,7 @@ class Killed(BaseException):
 
 @pytest.mark.slow
 def test_what_is_killed_as_runs_become_one_goes_on_with_the_same_call(made, two, monkeypatch):
-    """Before any file or folder takes its place, or goes."""
+    """Killed before each replacement or removal of a file or folder."""
     run_through(next(added.stages(plan_of(two))))
     shutil.copytree(two, "before")
     real, left = {}, 0
@@ -259,7 +259,7 @@ def test_what_else_the_new_seeds_left_comes_with_them_and_again_after_a_kill(mon
 @pytest.mark.slow
 @pytest.mark.parametrize("together", [False, True])
 def test_a_run_with_seeds_added_is_made_longer_as_any(together):
-    """Also by the call that adds them."""
+    """Also by the same call that adds the seeds."""
     more = {"diagnose_every": 50}
     trained("x", (0, 1), **more)
     if not together:
@@ -372,7 +372,7 @@ def test_seeds_that_cannot_join_are_refused_in_a_sentence_and_nothing_is_touched
 
 
 def test_seeds_whose_training_did_not_reach_the_end_do_not_join(two):
-    """As where none of them is left."""
+    """As when all of the new seeds have diverged."""
     stages = added.stages(plan_of(two, (0, 1, 2)))
     next(stages)
     before = contents(two)

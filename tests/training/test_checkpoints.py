@@ -1,4 +1,4 @@
-"""Checkpoints under faults: every byte of one, every entry of its note, a disk without room."""
+"""Checkpoints that are damaged, in any byte of a file or entry of the note, and full disks."""
 
 import copy
 import dataclasses
@@ -32,7 +32,7 @@ CONFIG = loop.LoopConfig(seeds=(0, 3), num_steps=200, start_steps=50, update_aft
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A run that was left at step 150, and what a process that goes on with it has at hand."""
+    """A run that was left at step 150, and what a process needs to continue it."""
     folder = tmp_path_factory.mktemp("made") / "run"
     training = preqn_jax.train(
         "ddpg", "Hopper-v5", logdir=folder, seeds=(0, 3), num_steps=200, **SMALL, **EVERY
@@ -52,7 +52,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def at(made, tmp_path):
-    """A copy of its checkpoints."""
+    """A copy of that run's checkpoints."""
     return Path(shutil.copytree(made.folder, tmp_path / "checkpoints"))
 
 
@@ -72,14 +72,14 @@ def test_what_is_restored_is_what_was_saved(made, at):
     step, learner, counters, collector, extra = restored(made, at)
     assert step == 150 and counters == (3, 150, ()) and int(learner.replay.size[1]) == 150
     assert len(collector) == 2 and extra["seeds"] == [0, 3] and extra["records"] == 2
-    assert len(codec.decode(extra["pending"])) == 1  # of the round since step 100
+    assert len(codec.decode(extra["pending"])) == 1  # from the round since step 100
 
 
 # --- flipped, cut, missing, renamed ---------------------------------------------------------------
 
 
 def test_a_flipped_byte_in_any_file_is_noticed(made, at, caplog, capfd):
-    """It leads to the checkpoint before."""
+    """The checkpoint before is then used."""
     random = np.random.default_rng(0)
     (at / "150").rename("aside")
     expected = restored(made, at)
@@ -148,7 +148,7 @@ def test_what_a_kill_leaves_of_one_is_removed_and_a_reader_removes_nothing(made,
 
 
 def sign(folder, content):
-    """The note as a person with a text editor and sha256sum would leave it."""
+    """Writes a note with a valid checksum, as a person with a text editor and sha256sum would."""
     raw = content if isinstance(content, bytes) else json.dumps(content).encode()
     (folder / "note").write_bytes(hashlib.sha256(raw).hexdigest().encode() + b"\n" + raw)
 
@@ -235,7 +235,7 @@ WRONG = {
 }
 
 
-# One of each part of a note, fast.
+# The fast tests take one entry of each part of a note.
 FAST = ("another round", "no counters", "filled", "missing seed", "other seeds", "no records")
 FAST += ("pending of other shape", "pending episode", "observation of other type", "no JSON")
 FAST += ("environment seeds", "layers of lists", "a generator out of range", "MuJoCo's arrays")
@@ -266,10 +266,10 @@ def test_a_note_of_another_filled_part_is_refused_without_a_look_at_the_arrays(m
 
 
 def test_only_plain_state_of_a_fresh_environment_is_restored(made, at):
-    """A note may not reach what an environment is, only how far it is."""
+    """A note may set how far an environment is, but not what it is."""
 
     class Own(gymnasium.Wrapper):
-        beats = 0  # shadowed by the first step
+        beats = 0  # the first step shadows it
 
         def step(self, action):
             self.beats += 1
@@ -313,7 +313,7 @@ def save_again(made, at):
 
 
 def limited(monkeypatch, **fields):
-    """A file system that has as much room as `fields` of statvfs say."""
+    """Imitates a file system with as much room as `fields` of statvfs say."""
     real = os.statvfs
 
     def room(path):
@@ -345,7 +345,7 @@ def test_file_systems_that_count_no_files_have_room_for_them(made, at, monkeypat
 
 @pytest.mark.parametrize("limit", [100, 3000, 8000])
 def test_a_write_that_fails_midway_is_one_sentence_and_leaves_nothing(made, at, limit, capfd):
-    """As a quota would make it fail: no free space that can be asked for tells of it."""
+    """As for a quota, which free space does not show."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
     try:
@@ -361,7 +361,7 @@ def test_a_write_that_fails_midway_is_one_sentence_and_leaves_nothing(made, at, 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A tmpfs of 1 MB, where one may be mounted."""
+    """A tmpfs of 1 MB, if one may be mounted."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
@@ -379,7 +379,7 @@ def small_disk(tmp_path):
 def test_a_run_on_a_disk_that_fills_up_stops_in_a_sentence_and_goes_on_with_room(
     small_disk, looked, monkeypatch, capfd
 ):
-    """Whether it is noticed before the checkpoint is written (looked) or as it is."""
+    """Whether this is noticed before the checkpoint is written (looked) or during it."""
     if not looked:
         limited(monkeypatch, f_bavail=2**40)
     options = {"num_steps": 200, **SMALL, **EVERY, "logdir": small_disk / "run"}

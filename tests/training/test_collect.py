@@ -1,4 +1,4 @@
-"""Collecting in worker processes is collecting in this one."""
+"""Collecting in worker processes gives the same as collecting in this process."""
 
 import contextlib
 import json
@@ -71,7 +71,7 @@ def test_workers_give_the_same_numbers_and_go_on_from_one_another():
     assert all((seed[1:] <= seed[:-1]).all() for seed in alive)
     assert len({int(n) for seed in alive for n in seed.sum(axis=0)}) > 1
     here.load(json.loads(states[1])), there.load(json.loads(states[0]))
-    for process in processes(there):  # as Ctrl-C and the end of a batch job reach them
+    for process in processes(there):  # as at Ctrl-C, or at the end of a batch job
         os.kill(process.pid, signal.SIGINT), os.kill(process.pid, signal.SIGTERM)
     for i in (2, 3):
         assert_same(rounds[i], here.collect(actor, i))
@@ -105,7 +105,7 @@ def test_what_ends_a_worker_or_its_run_is_said_in_one_sentence():
 
 @pytest.mark.slow
 def test_a_script_that_its_workers_run_as_well_is_told_so(tmp_path):
-    """One that trains as it is imported, as each worker does."""
+    """A script that trains when it is imported, as each worker process does."""
     options = "env='probe/delay', workers=1, update_after=100, start_steps=50"
     text = f"import preqn_jax\nfor done in preqn_jax.train({options}): pass\n"
     (tmp_path / "own.py").write_text(text)
@@ -118,7 +118,9 @@ def test_a_script_that_its_workers_run_as_well_is_told_so(tmp_path):
 
 
 def test_imports_start_no_backend():
-    """Or a worker, which must keep off the accelerator, would be on it before it could say so."""
+    """Else a worker process, which must not use the accelerator, would have one before it can say
+    so.
+    """
     modules = "experiments.train, preqn_jax.envs.gym"
     code = (
         f"import jax, {modules}; jax.config.update('jax_platforms', 'none-such'); "
@@ -145,7 +147,7 @@ def test_fewer_than_no_workers_is_an_error():
 
 
 def test_every_seed_round_and_step_draws_its_own_noise():
-    """Else seeds would explore alike, which no comparison of a run with itself would show."""
+    """Else all seeds would explore alike, which no comparison of a run with itself would show."""
     config = loop.LoopConfig(num_envs=2, update_every=6)
     spec = envs.spec("probe/action")
     acting = make_acting(agents.make(agents.AgentConfig(hidden_sizes=(4,)), spec), spec, config)
@@ -158,7 +160,7 @@ def test_every_seed_round_and_step_draws_its_own_noise():
 
 
 def test_rows_of_the_actors_stay_as_they_are_whatever_becomes_of_the_actors():
-    """Which may be the learner's own arrays, and are donated then."""
+    """The actors' parameters may be the learner's own arrays, which are later donated."""
     params = {"w": jnp.arange(600.0).reshape(3, 200), "b": jnp.arange(3.0)}
     expected = jax.tree.map(np.array, params)
     collector: Any = SimpleNamespace(_members=2)
@@ -183,7 +185,7 @@ def test_an_episode_that_begins_anew_on_going_on_brings_no_return_with_it():
 
 
 def error_of(built, log, workers=0):
-    """What ends the rounds of a collector, once it is closed."""
+    """The error that ends the collector's rounds, once it is closed."""
     with pytest.raises(UserError) as caught:
         collector = collect.Collector(built, workers, log)
         try:
@@ -205,7 +207,7 @@ def test_what_an_environment_raises_is_said_with_step_and_seed_and_its_trace_is_
     )
     assert "in throw\n    raise error\nValueError: no such joint\nas the second" in log.read_text()
     error_of(recipe("tests.faulty:Construct-v0"), log)
-    error_of(recipe("tests.faulty:Four-v0"), log)  # has no trace of its own
+    error_of(recipe("tests.faulty:Four-v0"), log)  # it has no traceback of its own
     assert log.read_text().count("Traceback") == 2
 
 
@@ -221,7 +223,7 @@ def test_a_log_that_is_a_link_or_cannot_be_written_costs_no_more_than_the_trace(
 @pytest.mark.parametrize("fault", ["Broken", "Ended", "Construct"])
 @pytest.mark.slow
 def test_a_worker_says_of_an_environment_what_this_process_would(fault, tmp_path):
-    """An OSError too, which is no end of its pipe."""
+    """Also of an OSError, which must not be taken for the end of the worker's pipe."""
     built = recipe(f"tests.faulty:{fault}-v0", seeds=(7,))
     here, there = tmp_path / "here", tmp_path / "there"
     error = error_of(built, there, workers=1)
@@ -273,7 +275,7 @@ def test_a_nan_that_only_an_evaluation_meets_is_in_its_return(fault, caplog):
     collector = collect.Collector(built)
     (first,), (second,) = (collector.evaluate(actors(built), step) for step in (100, 200))
     assert (first.rewards == 1).all()
-    at = 2 if fault == "EvalNan" else 3  # what is seen is what the step before returned
+    at = 2 if fault == "EvalNan" else 3  # the observation is what the step before returned
     assert np.isnan(second.rewards[at]).all() and np.isfinite(second.rewards[:at]).all()
     assert np.isnan(attained(second, 0.9)) and np.isfinite(attained(first, 0.9))
     assert "2 of the evaluation's episodes met a NaN" in caplog.text
@@ -297,7 +299,7 @@ def test_an_environment_that_hangs_is_named(tmp_path):
 
     def hung(error):
         told.append(str(error))
-        if "from step" in told[-1]:  # and not a slow machine's construction
+        if "from step" in told[-1]:  # and not making it, on a slow machine
             faulty.RELEASED.set()
 
     collector = collect.Collector(built, log=tmp_path / "log", hung=hung)
@@ -314,14 +316,14 @@ def test_an_environment_that_hangs_is_named(tmp_path):
 
 
 class Broadcasts(gymnasium.Env):
-    """Computes with JAX, and pays for what JAX was told."""
+    """Computes with JAX; its rewards show whether JAX has float64 on."""
 
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32)
     action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        return np.asarray(jnp.ones((2, 3)) * jnp.ones(3), np.float32)[0], {}  # a rank is promoted
+        return np.asarray(jnp.ones((2, 3)) * jnp.ones(3), np.float32)[0], {}  # this promotes a rank
 
     def step(self, action):
         wide = jnp.asarray(np.ones(1)).dtype == jnp.float64
@@ -368,7 +370,7 @@ if __name__ == "__main__":
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
 @pytest.mark.parametrize("rounds", [1, 6])
 def test_workers_end_with_a_parent_that_is_killed(rounds, tmp_path):
-    """As they start, and while an environment hangs and gives no thread a turn."""
+    """As they start, and while an environment hangs without giving other threads a turn."""
     script = tmp_path / "script.py"
     script.write_text(ORPHANS)
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
@@ -376,7 +378,7 @@ def test_workers_end_with_a_parent_that_is_killed(rounds, tmp_path):
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     for _ in range(rounds):
         parent.stdout.readline()
-    with pytest.raises(subprocess.TimeoutExpired):  # it hangs, or its workers are being made
+    with pytest.raises(subprocess.TimeoutExpired):  # it hangs, or its workers are starting
         parent.wait(1)
     parent.kill()
     parent.wait()

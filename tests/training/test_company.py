@@ -1,5 +1,5 @@
-"""Seeds side by side: each is itself in any company, is frozen where it diverges, and goes on from
-a checkpoint as if nothing had been.
+"""Seeds side by side: each learns the same in any company, is frozen where it diverges, and
+continues from a checkpoint as if it had never stopped.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ def test_the_same_seeds_repeat_and_each_seed_is_itself_in_any_company():
 
 
 def side_by_side():
-    """TD3 of two seeds, and what a round's updates take."""
+    """TD3 with two seeds, and the arguments of a round's updates."""
     agent, collector, config, learner, _ = setup(agent_fields=ALGORITHMS["td3"], seeds=(3, 5))
     transitions, *_ = collector.collect(agent.policy(learner.agent), 0)
     args = config.seeds, transitions, np.zeros(2, bool), jnp.uint32(0), jnp.int32(0), 5
@@ -65,7 +65,7 @@ def test_seeds_side_by_side_learn_what_they_learn_in_turn():
 
 @pytest.mark.slow
 def test_a_nan_from_the_environment_stops_seeds_and_is_named():
-    """All of them here, at the same step: the last round has no transitions and changes nothing."""
+    """All seeds, at the same step: the last round has no transitions and changes nothing."""
     rounds = loop.rounds(*setup("probe/nan", seeds=(3, 5), num_steps=300))
     with pytest.raises(Diverged, match=r"reward is not finite at step 131, seed 5"):
         for done in rounds:
@@ -77,7 +77,7 @@ def test_a_nan_from_the_environment_stops_seeds_and_is_named():
 
 
 def test_a_seed_that_meets_a_nan_is_frozen_and_the_others_go_on_bit_for_bit():
-    """A seed's second round ends in NaN: it keeps the agent of its first."""
+    """Its second round ends in NaN, so that it keeps the agent of its first."""
     agent, *_ = setup()
 
     def update(state, batch, key, count):
@@ -94,7 +94,7 @@ def test_a_seed_that_meets_a_nan_is_frozen_and_the_others_go_on_bit_for_bit():
         _, collector, config, learner, counters = setup(seeds=(4, 9, 5), num_steps=300)
         fragile = np.resize(
             fragile, len(learner.replay.added)
-        )  # a fourth makes devices' shares equal
+        )  # a fourth makes the devices' shares equal
         noted = Noted(learner.agent, jax.device_put(fragile, loop.members_sharding(config)))
         learner = dataclasses.replace(learner, agent=noted)
         return [
@@ -120,16 +120,14 @@ def test_a_seed_that_meets_a_nan_is_frozen_and_the_others_go_on_bit_for_bit():
 
 @flax.struct.dataclass
 class Noted:
-    """An agent's state, and whether it will break."""
+    """An agent's state, and whether it is the one that will break."""
 
     inner: Any
     fragile: Any
 
 
 def save_and_load(tmp_path, stop_at, **kwargs):
-    """A run that is saved after a round and goes on from disk, and the same run straight
-    through.
-    """
+    """A run that is saved after a round and continued from disk, and the same run without this."""
     agent, collector, config, learner, counters = setup(**kwargs)
     checkpoints = Checkpointer(tmp_path / "checkpoints")
     for done in loop.rounds(agent, collector, config, learner, counters):
@@ -181,7 +179,7 @@ def checkpointed(tmp_path):
 
 
 def damage(folder, how):
-    """Spoil the biggest data file of a checkpoint."""
+    """Changes the largest data file of a checkpoint."""
     path = max(
         (p for p in folder.rglob("*") if p.is_file() and "agent" in p.parts),
         key=lambda p: p.stat().st_size,

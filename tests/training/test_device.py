@@ -1,5 +1,5 @@
-"""Training with collection and updates in one compiled call: beside the host's way, on the same
-environments.
+"""Training with collection and updates in one compiled call, against training on the host, on the
+same environments.
 """
 
 import dataclasses
@@ -32,8 +32,8 @@ EPISODES = 3
 
 
 def small(spec):
-    """An agent that compiles in no time: linear, and pushed about by what it samples. One for
-    equal sizes, so that runs of equal settings share their programs.
+    """An agent that compiles quickly: linear, and moved by what it samples. Equal sizes share one
+    agent, so that runs of equal settings share their programs.
     """
     return linear(spec.action_size, spec.obs_size)
 
@@ -86,7 +86,7 @@ def setup(env, resident=True, stops=(100,), make_agent=small, **fields) -> Any:
 
 
 def run(rounds):
-    """All rounds, with a copy of the learner where it is the round's."""
+    """All rounds, each with a copy of the learner if that is the round's own."""
     done = []
     for one in rounds:
         learner = jax.device_get(one.learner) if one.settled else None
@@ -106,8 +106,8 @@ KINDS = [
 
 @pytest.mark.parametrize(("env", "make_agent"), KINDS)
 def test_the_device_does_what_the_host_does(env, make_agent):
-    """The same episodes, transitions in the replay and evaluations, to the rounding of float32 and
-    what 250 updates make of it.
+    """The same episodes, replay buffer and evaluations, up to the rounding of float32 and what 250
+    updates make of it.
     """
     agent, hosts, host = setup(env, False, make_agent=make_agent)
     _, residents, on_device = setup(env, make_agent=make_agent)
@@ -132,15 +132,15 @@ close = partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3)
 
 @pytest.mark.slow
 def test_a_round_is_the_same_in_calls_of_any_length_and_after_a_resume():
-    """Bit for bit: the rounds one by one, several at once, and from what was saved in the middle
-    of episodes.
+    """Bit for bit: with rounds one by one, with several at once, and from a state saved in the
+    middle of episodes.
     """
     _, _, one_by_one = setup(PENDULUM, stops=(50,))
     alone = run(one_by_one)
     assert all(one.settled for one in alone)
     _, saver, rounds = setup(PENDULUM, stops=(400,))
     saver._pace.took(1, 1e-3)
-    saver._pace.took(3, 1e-3)  # rounds are known to be short
+    saver._pace.took(3, 1e-3)  # rounds are taken to be short
     together = []
     for one in rounds:
         together.append(one)
@@ -163,8 +163,8 @@ def test_a_round_is_the_same_in_calls_of_any_length_and_after_a_resume():
 
 
 def breaking(at):
-    """An environment whose reward is no number from a step on, where an episode's start was above
-    0; without that, where it begins.
+    """An environment whose reward is NaN from step `at` of an episode on, if the episode's start is
+    above 0.
     """
 
     def step(state, action, key):
@@ -263,7 +263,7 @@ def test_whole_rounds_of_seven_members_lower_for_accelerators():
     agent, env = small(spec), many(PENDULUM, "native/pendulum", axes=2)
     program = make_rounds(agent, env, spec, config, most=4, steps=30)
     like = jax.eval_shape(lambda: loop.init(agent, spec, config)[0])
-    rows = len(like.replay.added)  # of members, and what makes shares of devices equal
+    rows = len(like.replay.added)  # of members, and of those that make the devices' shares equal
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (rows, 5)))
     world = jax.eval_shape(program.start, keys)
     streams = Streams(jax.ShapeDtypeStruct((rows,), jnp.uint32), keys)
@@ -290,7 +290,7 @@ def test_an_evaluation_that_does_not_end_is_cut_off():
     agent = small(endless.spec)
     learner, _ = loop.init(agent, endless.spec, config)
     made = device.Resident(recipe)
-    made._chunk = 30  # fewer steps than there is room for
+    made._chunk = 30  # fewer steps than the buffer has room for
     found = made.evaluate(jax.vmap(agent.policy)(learner.agent), 0, (1,))
     assert found[1] is None and found[0].cut.all()
     assert (found[0].lengths == 70).all() and found[0].rewards.shape == (70, EPISODES)
@@ -299,7 +299,7 @@ def test_an_evaluation_that_does_not_end_is_cut_off():
 
 @pytest.mark.slow
 def test_a_run_that_is_stopped_and_goes_on_is_one_that_never_stopped(tmp_path):
-    """Records and learners, bit for bit; it is the device's way by the environment's name."""
+    """Records and learners, bit for bit; the environment's name chooses the device."""
     options = {
         "env": "native/pendulum", "seeds": (0, 1), "num_envs": 5, "num_steps": 1200,
         "start_steps": 100, "update_after": 100, "batch_size": 16, "replay_capacity": 500,
@@ -325,7 +325,7 @@ def test_a_run_that_is_stopped_and_goes_on_is_one_that_never_stopped(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("env", ["native/pendulum", "Pendulum-v1"])
 def test_every_process_compiles_the_same_program(env, tmp_path, monkeypatch):
-    """So that the second of them finds it in the cache, whatever order sets have in it."""
+    """So that a second process finds it in the cache, whatever the order of sets."""
     cache = tmp_path / "cache"
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -354,8 +354,8 @@ def test_what_makes_no_sense_on_the_device_is_refused(options, words, tmp_path):
 
 @pytest.mark.slow
 def test_preqn_learns_to_swing_up_a_pendulum():
-    """From some -1400 to one that is up soon, and stays there: the median of the last evaluations,
-    as single ones may fail.
+    """From about -1400, to a pendulum that is soon up and stays there: the median of the last
+    evaluations, as single ones may fail.
     """
     options = {"num_steps": 6000, "start_steps": 500, "update_after": 500, "log_every": 500}
     sizes = {"hidden_sizes": (64, 64), "batch_size": 128}
@@ -371,7 +371,7 @@ def test_preqn_learns_to_swing_up_a_pendulum():
 
 @pytest.mark.slow
 def test_a_member_learns_the_same_in_any_company(monkeypatch):
-    """Bit for bit, on one CPU: members take turns."""
+    """Bit for bit, on one CPU, where members take turns."""
     devices = jax.local_devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda *_, **__: devices)
 
@@ -390,7 +390,7 @@ def test_a_member_learns_the_same_in_any_company(monkeypatch):
 
 
 def odd():
-    """What it shows rounds otherwise in one program than in another."""
+    """An environment whose observations are rounded differently in different programs."""
 
     def reset(key):
         return jax.random.normal(key, (5,))
@@ -410,14 +410,14 @@ def test_what_was_seen_is_what_a_resumed_run_acts_from():
     _, saver, rounds = setup(odd())
     run(rounds)
     _, loader, _ = setup(odd())
-    seen = saver._world.obs + 1e-6  # as another program might have rounded it
+    seen = saver._world.obs + 1e-6  # as another program might round it
     saver._world = dataclasses.replace(saver._world, obs=seen)
     state = json.loads(json.dumps(saver.save()))
     loader.load(state)
     np.testing.assert_array_equal(loader._world.obs, seen)
     fresh = json.loads(json.dumps(loader.save()))
     for one in state:
-        del one["env"]["seen"]  # of a version before
+        del one["env"]["seen"]  # saved by an earlier version
     codec.check_form(fresh, state)
     loader.load(state)
     np.testing.assert_allclose(loader._world.obs, seen, atol=1e-5)

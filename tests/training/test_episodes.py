@@ -1,4 +1,4 @@
-"""Seeds and returns of environments, and what the numbers of a line of records are means of."""
+"""Seeds and returns of environments, and which values the numbers in a record are means of."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ given = []  # the seeds of resets
 
 
 class Short(gymnasium.Env):
-    """Episodes of 5 steps that pay 1 each."""
+    """An environment with episodes of 5 steps, and a reward of 1 for each."""
 
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32)
     action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
@@ -67,8 +67,8 @@ def test_a_line_of_records_holds_means_over_the_rounds_since_the_last_one(tmp_pa
 def test_a_rate_is_that_of_the_steps_since_the_last_line(
     eval_every, seconds, tmp_path, monkeypatch
 ):
-    """By a clock that shows 0, 1, 4, 9, ..., read once a line, and twice about an evaluation, which
-    is left out: of the second line 16 - 1 - (9 - 4).
+    """The clock shows 0, 1, 4, 9, ..., and is read once a line, and twice for an evaluation, whose
+    time is left out: for the second line 16 - 1 - (9 - 4).
     """
     squares = (n**2 for n in itertools.count())
     monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=lambda: next(squares)))
@@ -83,7 +83,7 @@ def test_a_rate_is_that_of_the_steps_since_the_last_line(
 
 @pytest.mark.slow
 def test_of_failed_solves_the_numbers_are_left_out_of_a_rounds_means():
-    """And of nothing else: a NaN elsewhere is one."""
+    """Any other NaN makes the mean NaN."""
     spec = Spec(3, 2, -np.ones(2), np.ones(2))
     made = agents.make(agents.AgentConfig(algorithm="ddpg", hidden_sizes=(4,)), spec)
 

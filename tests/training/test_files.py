@@ -1,4 +1,4 @@
-"""Files that are whole or as they were."""
+"""Writing files so that they are whole, or as they were before."""
 
 import os
 import time
@@ -30,7 +30,7 @@ def test_one_that_cannot_take_its_place_leaves_nothing_either():
 
 
 def test_several_may_write_one_file_at_once():
-    """The last to end stays, whole; none meets another's."""
+    """The last to finish wins, and its file is whole; no writer meets another's temporary file."""
     path = Path("x.json")
     with files.anew(path) as mine:
         mine.write(b"one")
@@ -47,7 +47,7 @@ def test_what_kills_leave_goes_once_it_is_nobodys_and_nothing_else_does():
     for name in [*old, *others]:
         Path(name).touch()
         os.utime(name, (0, time.time() - day - 60))
-    Path("x.json.fedcba98.tmp").touch()  # somebody is at it
+    Path("x.json.fedcba98.tmp").touch()  # somebody is writing it
     files.replace(path, b"{}")
     left = {entry.name for entry in Path().iterdir()}
     assert left == {"x.json", "x.json.fedcba98.tmp", *others}
@@ -72,7 +72,7 @@ def test_of_a_link_the_link_is_removed_and_not_what_it_points_to():
     files.remove(link)
     assert not link.is_symlink() and (folder / "file").exists()
     files.remove(folder)
-    files.remove(folder)  # what is gone stays gone
+    files.remove(folder)  # a deleted one stays deleted
     assert not folder.exists()
 
 

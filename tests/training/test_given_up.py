@@ -1,4 +1,6 @@
-"""An evaluation that is given up, as a run is to stop, comes first when the run goes on."""
+"""An evaluation that was given up, because the run was to stop, is made first when the run
+continues.
+"""
 
 import gc
 import json
@@ -23,7 +25,7 @@ EVERY = {"eval_every": 40, "log_every": 20, "checkpoint_every": 1000, "eval_epis
 
 
 def trained(logdir, env, give_up: tuple[int, ...] = (), **fields) -> Any:
-    """The states at the end; the run is stopped in the evaluations at these steps."""
+    """The states at the end of a run that is stopped in its evaluations at these steps."""
     run = RunConfig(env=env, logdir=str(logdir), **EVERY, **fields)
     plan = training.plan(run, agents.AgentConfig("ddpg", hidden_sizes=(8,)), LoopConfig(**LOOP))
     for step in (*give_up, None):
@@ -88,7 +90,7 @@ def test_a_finished_run_of_before_an_option_has_nothing_to_do(tmp_path, capsys):
 
 @pytest.mark.parametrize("env", ["probe/delay", "native/pendulum"])
 def test_a_run_that_is_over_is_gone_with_all_its_arrays(env, monkeypatch):
-    """At once: the next may need their memory."""
+    """Immediately, as the next run may need their memory."""
     made, init = [], Session.__init__
 
     def noted(self, *given):

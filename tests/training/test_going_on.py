@@ -1,4 +1,4 @@
-"""A run that is stopped, killed, spoilt or made longer goes on as one that never was."""
+"""A run that is stopped, killed, damaged or made longer ends as one that never was."""
 
 import json
 import os
@@ -46,7 +46,7 @@ PAPER = ["HalfCheetah-v5", "Walker2d-v5", "Hopper-v5", "Ant-v5", "Swimmer-v5"]
 def test_a_run_that_is_extended_equals_one_that_was_longer_from_the_start(
     env_id, first, more, capsys
 ):
-    """Also where its former end was neither a logged nor an evaluated step."""
+    """Even if its former end was neither a logged nor an evaluated step."""
     args = [
         f"--env={env_id}",
         *more,
@@ -93,8 +93,8 @@ def test_a_run_cannot_be_shortened_and_one_without_checkpoints_not_extended(caps
 
 
 def interrupted(tmp_path, env_id, strike, *extra):
-    """A run that `strike` hits after its first checkpoint: its exit status, stderr, folder and
-    arguments.
+    """A run that `strike` interrupts after its first checkpoint: its exit status, stderr, folder
+    and arguments.
     """
     args = [f"--env={env_id}", "--seeds=0,1", *SMALL, *extra]
     broken = tmp_path / "broken"
@@ -107,8 +107,8 @@ def interrupted(tmp_path, env_id, strike, *extra):
 
 
 def killed_and_resumed(tmp_path, env_id, how, *extra):
-    """The records of a run that is stopped after its first checkpoint and run again, and of one
-    that is not.
+    """The records of a run that is stopped after its first checkpoint and continued, and those of a
+    run that is not stopped.
     """
     code, err, broken, args = interrupted(
         tmp_path, env_id, lambda process: process.send_signal(how), *extra
@@ -235,7 +235,7 @@ def test_a_run_goes_on_with_other_records_and_learns_the_same():
 
 @pytest.mark.slow
 def test_a_seed_that_diverges_is_frozen_and_no_other_is_touched(capsys, caplog):
-    """Also over a stop and a resume."""
+    """Also if the run is stopped and continued."""
     args = [*SMALL, "--seeds=0,1,2"]
     unlucky, healthy = (f"--env=tests.faulty:{name}-v0" for name in ("Unlucky", "Endless"))
     limit = "--eval_max_steps=20"
@@ -244,7 +244,7 @@ def test_a_seed_that_diverges_is_frozen_and_no_other_is_touched(capsys, caplog):
     said = "the environment's reward is not finite at step 260, seed 1; this seed is frozen"
     assert caplog.text.count(said) == 1
     assert call(unlucky, "--logdir=x", limit, *args) == 1
-    assert caplog.text.count(said) == 1  # it was before the resume
+    assert caplog.text.count(said) == 1  # only before the resume
     out = capsys.readouterr().out
     assert "seed 1 diverged at step 260, where the environment's reward was not finite" in out
     others = lambda logdir: [line for line in records(logdir) if line["seed"] != 1]
@@ -279,10 +279,10 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(capsys, caplog):
     ("line", "pending", "eval_every", "stays"),
     [
         ({"time/steps_per_s": 1.0}, [], 100, True),
-        ({"time/steps_per_s": 1.0}, [{}], 100, False),  # of the end alone: the interval goes on
+        ({"time/steps_per_s": 1.0}, [{}], 100, False),  # only the end's: the interval continues
         ({"eval/return_mean": 1.0}, [{}], 100, True),
         ({"eval/return_mean": 1.0}, [], 150, False),
-        ({"critic/q_mean": 1.0}, [{}], 100, False),  # of a divergence that is to come again
+        ({"critic/q_mean": 1.0}, [{}], 100, False),  # of a divergence that will come again
         ({"diagnose/failure": 0}, [], 150, True),
         ({"run/diverged": 1.0}, [], 150, True),
     ],
@@ -328,7 +328,7 @@ def test_a_run_that_is_stopped_between_rounds_keeps_the_one_at_hand():
     run = RunConfig("probe/delay", "x", workers=0, checkpoint_every=300, eval_every=300)
     for stop, there in ((100, []), (200, [100])):
         with Session(training.plan(run, agent, loop)) as session:
-            assert session.kept == there  # also before its environments are made
+            assert session.kept == there  # even before its environments are made
             for progress in session.rounds():
                 session.stopping = progress.step == stop
             assert progress.step == stop

@@ -1,4 +1,6 @@
-"""What a diagnosis in training is of: the replay's rewards, an evaluation's returns."""
+"""What a diagnosis during training is based on: rewards in the replay buffer, returns of an
+evaluation.
+"""
 
 from types import SimpleNamespace
 from typing import Any
@@ -42,7 +44,7 @@ def test_that_is_the_largest_of_either_sign():
 
 
 def test_a_bias_is_q_less_the_discounted_return():
-    """2 from the first step, 2 from the second: 1 + 0.5 * 2, and 2."""
+    """Discounted returns are 1 + 0.5 * 2 = 2 from the first step, and 2 from the second."""
     agent: Any = SimpleNamespace(q=lambda p, obs, action: p)
     rewards, seen = np.array([[1.0, 1.0], [2.0, 2.0]]), np.zeros((2, 2, 1), np.float32)
     episodes = Evaluation(rewards, seen, seen, np.array([2, 2]), np.ones(2, bool))

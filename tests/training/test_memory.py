@@ -1,4 +1,4 @@
-"""Whether a run fits into memory: a bound written from the sizes of what a run holds."""
+"""Whether a run fits into memory: the bound, computed from the sizes of all that a run holds."""
 
 from types import SimpleNamespace
 
@@ -49,7 +49,7 @@ def test_a_run_is_refused_where_it_needs_a_byte_more_than_there_is(
     ("seeds", "devices", "share"), [(8, 8, 1), (9, 8, 2), (6, 2, 3), (1, 8, 1)]
 )
 def test_a_device_needs_room_for_its_share_of_the_members(seeds, devices, share, monkeypatch):
-    """Whose kernels are there side by side."""
+    """Their kernels exist at the same time."""
     config = LoopConfig(
         seeds=tuple(range(seeds)), replay_capacity=500, num_steps=500, batch_size=90, **STARTS
     )

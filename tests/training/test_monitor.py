@@ -1,4 +1,4 @@
-"""Diagnoses in training: the monitor, and the report on a run."""
+"""Diagnoses during training: the monitor, and the report on a run."""
 
 import json
 import shutil
@@ -60,7 +60,7 @@ def test_what_is_inspected_is_what_an_update_does(algorithm):
     data = Transition(normal(3), action, normal(), np.ones(12, np.float32), normal(3))
     inspect, update = jax.jit(agent.inspect), jax.jit(agent.update)
     state = jax.jit(agent.init)(jax.random.key(0))
-    for i in range(3):  # optimisers have moments by then
+    for i in range(3):  # by then optimisers have moments
         key = jax.random.key(i)
         seen = inspect(state, data, key)
         before = state
@@ -82,7 +82,7 @@ def test_what_is_inspected_is_what_an_update_does(algorithm):
 
 @pytest.mark.slow
 def test_what_the_targets_add_counts_as_a_reward():
-    """A bonus of 4 beside rewards of 1, on the side that Q is on: a bound 1 + 0.9 * 4 as high."""
+    """A bonus of 4 beside rewards of 1, with the sign of Q, multiplies the bound by 1 + 0.9 * 4."""
     spec = Spec(3, 2, -np.ones(2), np.ones(2))
     agent = agents.make(agents.AgentConfig(algorithm="sac", hidden_sizes=(8, 8)), spec)
     ones = lambda *shape: np.ones(shape, np.float32)
@@ -101,7 +101,7 @@ def test_what_the_targets_add_counts_as_a_reward():
 
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory):
-    """A diagnosed run of two seeds: its folder, and the arguments but for it."""
+    """A diagnosed run of two seeds: its folder, and its other arguments."""
     folder = tmp_path_factory.mktemp("healthy") / "run"
     args = ["--algorithm=ddpg", "--seeds=0,5", "--diagnose_every=100", "--discount=0.9", *SMALL]
     assert call(f"--logdir={folder}", *args) == 0
@@ -154,8 +154,8 @@ def test_a_run_of_a_version_without_a_monitor_goes_on():
 
 @pytest.fixture(scope="module")
 def diverging(tmp_path_factory):
-    """The folder of a run whose Q diverges and that stops there, its exit status, and the arguments
-    but for the two.
+    """A run whose Q diverges, and which stops there: its folder, its exit status, and its other
+    arguments.
     """
     folder = tmp_path_factory.mktemp("diverging") / "run"
     args = [*SMALL, *DIVERGING, "--diagnose_every=50"]
@@ -168,7 +168,7 @@ def test_divergence_ends_the_run_if_wanted_with_the_checkpoint_before_it_kept(di
     assert status == 1 and not (folder / "DONE").exists()
     last = read(folder / "metrics.jsonl")[-1]
     assert last == {"step": last["step"], "seed": 0, "run/diverged": 1.0}
-    # What was measured up to there stands there, and no step is told of twice.
+    # Measurements up to there are recorded, and no step is recorded twice.
     means = [line["step"] for line in read(folder / "metrics.jsonl") if "critic/td_abs" in line]
     assert means == sorted(set(means)) and means[-1] == last["step"]
     kept = max(int(path.name) for path in (folder / "checkpoints").iterdir())
@@ -185,7 +185,7 @@ def test_divergence_ends_the_run_if_wanted_with_the_checkpoint_before_it_kept(di
     )
     assert f"the checkpoint of step {kept} is kept in x" in err
     assert read("x/metrics.jsonl")[-1] == last
-    assert call("--logdir=x", *args) == 0  # one may look on all the same
+    assert call("--logdir=x", *args) == 0  # a diagnosis is possible all the same
     err = capsys.readouterr().err
     assert err.count(f"step {last['step']}, seed 0: {mode}: |Q| is") == 1 and "error:" not in err
 
@@ -297,7 +297,7 @@ def test_a_step_without_a_linesearch_rejects_nothing():
 
 
 def test_the_cause_that_is_named_is_the_one_there_is():
-    """Damping that leaves K Z off Delta, against a step that is long and searched but once."""
+    """A damping that leaves K Z far from Delta, or a long step with a single candidate."""
     q = lambda params, x: jnp.tanh(x @ params["w"]) @ params["v"]
     rng = np.random.default_rng(0)
     normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
@@ -372,7 +372,7 @@ def test_a_healthy_run_is_called_so_and_needs_no_checkpoint(healthy, capsys):
 
 @pytest.mark.parametrize(("algorithm", "env"), [("ddpg", "probe/delay"), ("dqn", "CartPole-v1")])
 def test_a_run_that_was_not_diagnosed_is_so_at_its_last_checkpoint(algorithm, env, capsys):
-    """Without saturation, where actions have no bounds to sit at."""
+    """Without saturation if actions have no bounds."""
     tiny = {"hidden_sizes": (8, 8), "batch_size": 8, "start_steps": 50, "update_after": 50}
     options = {**tiny, "logdir": "x", "seeds": (0, 1), "num_steps": 100}
     for _ in preqn_jax.train(algorithm, env, **options):
@@ -389,7 +389,7 @@ def test_a_run_that_was_not_diagnosed_is_so_at_its_last_checkpoint(algorithm, en
 
 
 def test_an_agent_of_own_parts_is_diagnosed_without_an_attribution(capsys):
-    """And of a seed that was never diagnosed is told why: it is the one that was asked about."""
+    """And the report says why a seed was never diagnosed, as it may be the one in question."""
     config = {
         "algorithm": "mine",
         "discount": 0.9,

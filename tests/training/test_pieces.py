@@ -1,4 +1,4 @@
-"""A replay that is written and read in pieces, and what memory that takes."""
+"""A replay buffer that is written and read in pieces, and the memory that this takes."""
 
 import asyncio
 import logging
@@ -28,7 +28,7 @@ SEEDS, CAPACITY, ROW = 2, 20, 4 * 2 * (3 + 2 + 1 + 1 + 3)  # bytes of a row of b
 
 
 def learner(filled):
-    """Rings whose first rows are random, and whose others are zero as in a fresh one."""
+    """A learner whose replay buffer has random first rows; the others are zero, as in a new one."""
     rng = np.random.default_rng(0)
 
     def ring(leaf):
@@ -42,7 +42,7 @@ def learner(filled):
 
 
 def save(folder, filled, rows, monkeypatch, step=50):
-    """A checkpoint of a replay with so many rows filled, in pieces of so many rows."""
+    """Saves a replay buffer with so many rows filled, in pieces of so many rows."""
     monkeypatch.setattr(checkpoint, "_PIECE", rows * ROW + ROW - 1)
     Checkpointer(folder).save(step, learner(filled), Counters(1, step, ()), [], {})
     return Path(folder) / str(step)
@@ -67,7 +67,7 @@ def test_what_is_read_is_what_was_written_in_pieces_of_any_size(
     assert list(forms) == ["agent", *names]
     assert [forms[name]["data.obs"] for name in names] == [[[2, n, 3], "float32"] for n in sizes]
     assert sorted(path.name for path in at.iterdir()) == sorted(["agent", "note", *names])
-    monkeypatch.setattr(checkpoint, "_PIECE", 3 * ROW)  # whoever reads has pieces of its own
+    monkeypatch.setattr(checkpoint, "_PIECE", 3 * ROW)  # the reader has pieces of another size
     expected = jax.tree.map(np.asarray, learner(filled))
     jax.tree.map(np.testing.assert_array_equal, restored(tmp_path)[1], expected)
 
@@ -90,7 +90,7 @@ def test_a_replay_that_is_read_takes_the_place_of_the_fresh_one(tmp_path, monkey
 
 
 def test_the_rings_that_are_saved_can_still_be_donated(tmp_path, monkeypatch):
-    """A view of theirs that the host kept would make the next round copy all of them."""
+    """A view of them that the host kept would make the next round copy all of them."""
     like = learner(17)
     Checkpointer(tmp_path).save(50, like, Counters(1, 50, ()), [], {})
     where = [ring.unsafe_buffer_pointer() for ring in jax.tree.leaves(like.replay.data)]
@@ -165,7 +165,7 @@ def test_a_note_of_other_pieces_leads_to_the_checkpoint_before(
 
 
 def test_room_is_looked_for_for_every_piece(tmp_path, monkeypatch):
-    """Files: the limit of these grows with the pieces."""
+    """Every piece needs files, of which there may be few left."""
     real = os.statvfs
 
     def limited(path):
@@ -258,7 +258,7 @@ def test_of_several_folders_the_one_with_the_damage_is_named(caplog):
 
 
 def test_threads_have_orbax_one_after_the_other():
-    """What it sets is the whole process's: who came second would leave what the first had set."""
+    """Its settings are global: a second thread would keep those that the first had set."""
     logger, inside, most = logging.getLogger("absl"), [], []
     before = logger.disabled, type(asyncio.get_event_loop_policy())
 

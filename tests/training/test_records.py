@@ -1,4 +1,4 @@
-"""metrics.jsonl and TensorBoard files under faults: what is damaged, deleted, or has no room."""
+"""metrics.jsonl and TensorBoard files when they are damaged or deleted, or the disk is full."""
 
 import errno
 import os
@@ -105,7 +105,7 @@ def test_a_disk_that_fills_up_stops_the_run_with_every_line_whole(monkeypatch):
     recorder, write = record.Recorder(folder, (0,), 500), os.write
 
     def short(fd, content):
-        """Half of it, and then there is no room: what write(2) does."""
+        """Writes one half, and then has no room, as write(2) does."""
         monkeypatch.setattr(os, "write", full)
         return write(fd, content[: len(content) // 2])
 

@@ -1,4 +1,4 @@
-"""Rounds, replay and evaluation, on probes whose right values are known."""
+"""Rounds, replay buffer and evaluation, on probe environments whose true values are known."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ HALF = {"discount": 0.5}
 
 
 def q_at(agent_fields):
-    """`(learner, obs [N], action [N]) -> Q [N]` of its first seed and critic."""
+    """`(learner, obs [N], action [N]) -> Q [N]`, for the first seed and its first critic."""
     made = agents.resolve(agents.AgentConfig(**{**NETS, **agent_fields}))
     many = jax.jit(jax.vmap(networks.Critic(**made.critic).apply, in_axes=(None, 0, 0)))
 
@@ -43,7 +43,7 @@ def mu_at(agent, learner, obs):
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_finds_the_right_values_of_the_probes(name):
     fields = {**ALGORITHMS[name], **HALF}
-    # Q of CrossQ in evaluation mode wavers as its statistics do, and so it is a median of rounds.
+    # Q of CrossQ in evaluation mode wavers with its statistics: a median over rounds is taken.
     steps, close = {"crossq": (5000, 0.1), "preqn": (800, 0.05)}.get(name, (1500, 0.05))
     q = q_at(fields)
     for env_id, checks in (
@@ -52,7 +52,7 @@ def test_every_algorithm_finds_the_right_values_of_the_probes(name):
         (
             "probe/time-limit",
             [(0.0, 2.0)],
-        ),  # taking the time limit for a terminal would give at most 1.94
+        ),  # with the time limit as a terminal it would be at most 1.94
     ):
         agent, collector, config, learner, counters = setup(env_id, fields, num_steps=steps)
         obs, values = np.repeat(np.array(checks), 2, axis=0).T
@@ -69,7 +69,7 @@ def test_every_algorithm_finds_the_right_values_of_the_probes(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_finds_the_best_action(name):
-    # The tanh of a mean is the best action once its spread is small.
+    # The tanh of the mean is the best action once the spread is small.
     steps = 5000 if name in ("sac", "crossq", "layer-norm") else 800 if name == "preqn" else 1500
     agent, collector, config, learner, counters = setup(
         "probe/action", {**ALGORITHMS[name], **HALF}, num_steps=steps
@@ -95,7 +95,7 @@ def test_a_round_collects_and_updates_one_for_one_after_update_after():
 @pytest.mark.slow
 @pytest.mark.parametrize("num_envs", [1, 5])
 def test_start_steps_act_uniformly_and_then_the_policy_does(num_envs):
-    """They count steps of all environments together, and may end within a round."""
+    """Steps of all environments count together, and start_steps may end within a round."""
     agent, collector, config, learner, counters = setup(
         agent_fields={"exploration_noise": 0.0},
         num_steps=400,
@@ -136,8 +136,8 @@ def test_several_environments_feed_one_seed():
 
 
 def test_every_round_and_update_draws_anew():
-    """Of an agent that learns nothing and notes what it was given: the minibatch, a draw from its
-    key, and the count. The replay holds one round, so that equal keys would draw equal rows.
+    """For an agent that learns nothing and records what it gets: the minibatch, a draw from its
+    key, and the count. The replay buffer holds one round, so that equal keys would draw equal rows.
     """
     config = dataclasses.replace(
         LOOP, num_steps=12, update_every=4, update_after=4, replay_capacity=4, seeds=(0, 1)
@@ -164,12 +164,12 @@ def test_every_round_and_update_draws_anew():
         learner, _ = learn(learner, config.seeds, transitions, np.zeros(2, bool), *at, 4)
     log = np.asarray(learner.agent)
     assert (log[..., -1] == np.arange(12)).all()
-    assert len(np.unique(log[..., -2])) == 24  # of two seeds
+    assert len(np.unique(log[..., -2])) == 24  # for two seeds
     assert len(np.unique(log[..., :-2].reshape(24, -1), axis=0)) == 24
 
 
 def test_rounds_compile_nothing_after_those_that_are_the_first_of_their_kind(compiled):
-    """At random, by the policy, and with updates, from step 150."""
+    """Kinds are: random actions, actions of the policy, and updates, from step 150."""
     rounds = loop.rounds(*setup())
     assert [done.step for _, done in zip(range(4), rounds, strict=False)][-1] == 200
     assert compiled
@@ -214,7 +214,7 @@ def test_the_largest_discounted_return_is_that_of_the_best_state_on_the_way():
     ("length", "ended", "first"), [(1000, False, 299), (200, False, 200), (200, True, 1)]
 )
 def test_a_task_that_costs_alone_attains_no_0_at_its_time_limit(length, ended, first):
-    """Where 0.99^left is above 5 % nobody knows the rest, but of an episode that has ended."""
+    """While 0.99^left is above 5 % the rest of a return is unknown, unless the episode ended."""
     costs = -np.ones((length, 1))
     found = Evaluation(costs, costs, costs, np.array([length]), np.array([ended]))
     worth = -(1 - 0.99**first) / (1 - 0.99)

@@ -1,4 +1,4 @@
-"""Rows of members, cut from and put into arrays that devices share."""
+"""Cutting rows of members from arrays that devices share, and putting them in."""
 
 import os
 import subprocess
@@ -34,14 +34,14 @@ def test_what_is_cut_is_no_view():
 
 
 def test_one_program_cuts_any_count_from_anywhere():
-    """Another for each count would be compiled at each checkpoint, and stay in memory."""
+    """Else each count would need its own program, compiled at a checkpoint and kept in memory."""
     ring = jnp.arange(3.0 * 11 * 2).reshape(3, 11, 2)
     before = rows._slice._cache_size()  # pyright: ignore
     for start, count in ((0, 5), (5, 5), (10, 1), (4, 3), (6, 5)):
         found = rows.cut_ring(ring, range(1, 3), start, count, most=5)
         np.testing.assert_array_equal(found, ring[1:3, start : start + count])
     assert rows._slice._cache_size() == before + 1  # pyright: ignore
-    found = rows.cut_ring(ring, range(1), 2, 9, most=50)  # of more than there is
+    found = rows.cut_ring(ring, range(1), 2, 9, most=50)  # of more than there are
     np.testing.assert_array_equal(found, ring[:1, 2:])
 
 
@@ -53,7 +53,7 @@ def test_rings_are_filled_member_by_member_and_what_was_not_put_is_zero():
         for start, count in ((0, 2), (2, 1)):
             piece = [one[members.start : members.stop, start : start + count] for one in whole]
             made.put(members, start, Transition(*piece))
-    assert like.reward.is_deleted()  # or memory would hold both
+    assert like.reward.is_deleted()  # else memory would hold both
     for found, one in zip(made.taken(), whole, strict=True):
         np.testing.assert_array_equal(found[:, :3], one[:, :3])
         assert not found[:, 3:].any()

@@ -1,4 +1,4 @@
-"""The run directory under faults: its lock, its files, what is refused and in which words."""
+"""The run directory under faults: its lock, its files, and what is refused, with which message."""
 
 import contextlib
 import errno
@@ -36,7 +36,7 @@ EVALUATED = {"step": 10_000, "seed": 0, "eval/return_mean": 1.5}
 
 
 def open_(folder="x", **changes):
-    """Opens a run directory, and lets go of it."""
+    """Opens a run directory, and releases its lock."""
     directory.open_(folder, {**RUN, **changes})[1].release()
 
 
@@ -102,7 +102,7 @@ def test_a_lock_that_was_passed_on_is_not_passed_on_again(monkeypatch):
 
 
 def test_a_lock_that_was_removed_meanwhile_is_none(monkeypatch):
-    """Who waits at the door while the holder takes the door away must not hold an unlinked file."""
+    """A process that waits while the holder removes the lock file must not get the removed file."""
     folder = begun()
     first, flock = lock.Lock(folder), lock._flock
 
@@ -266,7 +266,7 @@ def test_a_finished_seed_that_diverged_needs_no_last_evaluation(monkeypatch):
 
 
 def test_a_run_that_cannot_be_made_longer_stays_finished(monkeypatch):
-    """Where there is no room for its config.json."""
+    """If there is no room for its new config.json."""
     folder = begun(lines=[*LINES, EVALUATED])
     (folder / "DONE").touch(), (folder / "checkpoints" / "10000").mkdir(parents=True)
     before, settle = contents(folder), os.fsync
@@ -293,7 +293,7 @@ def test_what_a_kill_leaves_before_config_json_is_accepted(left):
 
 
 def test_what_another_takes_away_as_we_look_is_not_missed(monkeypatch):
-    """As its lock, or a file that has taken its place."""
+    """Such as its lock, or a temporary file that has replaced a file."""
     listed = Path.iterdir
     monkeypatch.setattr(Path, "iterdir", lambda path: [*listed(path), path / "config.json.tmp"])
     open_()
@@ -362,7 +362,7 @@ def test_a_module_that_only_a_run_names_is_not_imported(tmp_path, capsys, monkey
     with pytest.raises(UserError, match="whose module would be imported and run"):
         preqn_jax.load(folder)
     capsys.readouterr()
-    assert report("x") == 0  # all but what needs the environment
+    assert report("x") == 0  # everything that does not need the environment
     out = capsys.readouterr().out
     assert "who moved Q cannot be said: the run 'x' names the environment 'evil:E-v0'" in out
     assert "say --trust=True" in out and not Path("executed").exists()
@@ -417,7 +417,7 @@ def test_a_run_says_which_command_and_commit_made_it(monkeypatch, tmp_path):
     package.parent.mkdir(parents=True)
     package.touch()
     monkeypatch.setattr(provenance, "__file__", str(package))
-    asked = provenance.commit.__wrapped__  # which asks once a process
+    asked = provenance.commit.__wrapped__  # it looks once in a process
     assert asked() is None  # installed
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *words], check=True)

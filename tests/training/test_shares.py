@@ -1,4 +1,6 @@
-"""Members divided among devices: any number of them, on any number, with the same numbers."""
+"""Members divided among devices: any number of members, on any number of devices, with the same
+results.
+"""
 
 import dataclasses
 import os
@@ -76,8 +78,8 @@ def test_as_many_devices_as_make_the_largest_share_smallest(
 
 @pytest.mark.slow
 def test_uneven_shares_of_eight_devices_learn_what_one_device_does():
-    """With nothing exchanged among them. To rounding, as XLA compiles for several devices by
-    another way; bit for bit among several, and whatever a member's company.
+    """Devices exchange nothing. Results are equal up to rounding, as XLA compiles differently for
+    several devices; with several devices they are bit for bit the same in any company.
     """
     flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
     path = f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests/training'}"

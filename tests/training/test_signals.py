@@ -1,4 +1,4 @@
-"""Signals and broken streams, as a run meets them from its first moment to its last."""
+"""Signals and broken streams, from the first moment of a run to its last."""
 
 import json
 import os
@@ -22,7 +22,7 @@ proc = pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
 
 @pytest.fixture
 def ended(monkeypatch):
-    """What `heard` would have ended this process with."""
+    """Exit statuses with which `heard` would have ended this process, recorded instead of that."""
     statuses, done = [], threading.Event()
 
     def end(status, last):
@@ -67,7 +67,7 @@ def test_a_signal_that_is_ignored_stays_so():
         with signals.heard(lambda: pytest.fail("asked"), lambda: None):
             os.kill(os.getpid(), signal.SIGHUP)
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-        with signals.handled(lambda *_: pytest.fail("asked")):  # of a plan, and what it starts
+        with signals.handled(lambda *_: pytest.fail("asked")):  # for a plan, and what it starts
             os.kill(os.getpid(), signal.SIGHUP)
             said = "import signal; print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)"
             assert subprocess.check_output([sys.executable, "-c", said]) == b"True\n"
@@ -85,7 +85,7 @@ def test_a_stream_whose_reader_has_gone_is_written_to_in_vain(monkeypatch):
     print("lost")
     sys.stdout.flush()
     print("lost too", file=sys.stderr)
-    broken.close()  # would raise BrokenPipeError for what it still held
+    broken.close()  # would raise BrokenPipeError for what it still holds
 
 
 def test_what_a_reader_is_there_for_arrives(monkeypatch, tmp_path):
@@ -98,7 +98,7 @@ def test_what_a_reader_is_there_for_arrives(monkeypatch, tmp_path):
 
 
 def test_what_a_stream_has_no_letters_for_is_written_in_others(monkeypatch, tmp_path):
-    """A line is not lost to one letter in it."""
+    """A line must not be lost for a single letter."""
     with (tmp_path / "out").open("w", encoding="ascii") as file:
         monkeypatch.setattr(sys, "stdout", file)
         streams.forgive()
@@ -144,14 +144,16 @@ def test_a_cut_evaluation_is_recorded_and_in_the_summary(capsys):
     assert "with eval_max_steps=9, but this command says 10" in capsys.readouterr().err
     assert call(*args, "--eval_max_steps=9", "--env_timeout=5") == 0
     config = json.loads(Path("x/config.json").read_text())
-    del config["config"]["eval_max_steps"]  # as of a run directory from before there was one
+    del config["config"]["eval_max_steps"]  # as in a run directory from before there was one
     Path("x/config.json").write_text(json.dumps(config))
     capsys.readouterr()
     assert call(*args) == 0 and "nothing to do" in capsys.readouterr().out
 
 
 def kill_until_it_ends(process, number):
-    """The first signal asks, and one of the next ends it, however fast this machine is."""
+    """Sends the signal until the process ends: the first asks, and a later one ends it, however
+    fast this machine is.
+    """
 
     def ended():
         process.send_signal(number)

@@ -1,4 +1,4 @@
-"""Sweeps: what their members are, and that each learns what a run of it alone does."""
+"""Sweeps: which members they have, and that each learns what its own run would learn."""
 
 import itertools
 import json
@@ -33,7 +33,9 @@ def planned(logdir, words, seeds=(3, 5), agent=AGENT, **loop):
 
 
 def trained(swept, until=None):
-    """Trains what is left, to its end or to where it is cut off; the sessions' starts."""
+    """Trains what is left of a sweep, up to step `until` if given. Returns members and first step
+    of each session.
+    """
     sweep.open_(swept)
     starts = []
     for program in swept.programs:
@@ -49,7 +51,9 @@ def trained(swept, until=None):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Three rates, the last of which explodes, of two seeds: never interrupted."""
+    """A sweep of three learning rates, the last of which explodes, and two seeds; never
+    interrupted.
+    """
     swept = planned(tmp_path_factory.mktemp("sweep") / "s", ["critic_learning_rate=.001,.01,1e38"])
     assert trained(swept) == [(6, 0)]
     return swept
@@ -179,8 +183,8 @@ def test_the_trackers_of_all_runs_hear_of_the_end_before_one_is_waited_for(tmp_p
         ([[], []], [[0, 1]]),
         ([[10, 20], [10, 20], [10]], [[0, 1, 2]]),  # killed between two folders' checkpoints
         ([[20, 30], [20, 30], [10, 20]], [[0, 1, 2]]),
-        ([[10], [], [10]], [[0, 1, 2]]),  # nobody loses more than to the first
-        ([[30, 40], [10, 20], []], [[2], [1], [0]]),  # two processes, and a seed more
+        ([[10], [], [10]], [[0, 1, 2]]),  # no member loses more than up to the first
+        ([[30, 40], [10, 20], []], [[2], [1], [0]]),  # two processes, and one more seed
         ([[30, 40], [30, 40], []], [[2], [0, 1]]),
         ([], []),
     ],
@@ -190,7 +194,7 @@ def test_members_go_on_with_those_that_stand_at_their_step(steps, groups):
 
 
 def folder_of(path, steps, num_steps, done=True, every=10_000):
-    """As a member leaves it, without what is in its checkpoints."""
+    """Makes a member's folder as training leaves it, with empty checkpoints."""
     for step in steps:
         (path / "checkpoints" / str(step)).mkdir(parents=True)
     said = {**BEGUN, "num_steps": num_steps, "checkpoint_every": every}
@@ -204,7 +208,7 @@ BEGUN = {"env": "probe/delay", "seeds": [3], "algorithm": "ddpg"}
 
 @pytest.mark.parametrize("done", [True, False])
 def test_a_finished_member_never_begins_anew(tmp_path, done):
-    """Neither as its sweep gets seeds and steps, nor where a stop left that halfway."""
+    """Neither when its sweep gets more seeds and steps, nor when a stop left that halfway."""
     swept = planned(tmp_path, ["eta=.5"], seeds=(3, 5), num_steps=2000)
     folder_of(tmp_path / "eta=0.5,seed=3", [1000], 1000 if done else 2000, done)
     groups = [plan.loop.seeds for plan in sweep.plans(swept, swept.programs[0])]
@@ -218,7 +222,7 @@ def test_a_program_whose_members_all_diverged_has_nothing_left_to_do(tmp_path):
     records = tmp_path / "eta=0.5,seed=3" / "metrics.jsonl"
     records.write_text(json.dumps({**line, "the environment's reward": None}) + "\n")
     assert not sweep.plans(swept, swept.programs[0])
-    records.write_text(json.dumps(line) + "\n")  # a run that was to end at a finding goes on
+    records.write_text(json.dumps(line) + "\n")  # a run that was to stop on divergence goes on
     assert len(sweep.plans(swept, swept.programs[0])) == 1
 
 
@@ -230,7 +234,7 @@ def test_no_member_of_a_sweep_may_end_the_others(tmp_path):
 
 @pytest.mark.slow
 def test_a_member_is_kept_as_the_run_of_it_alone(whole, tmp_path):
-    """The settings are traced, so numbers round otherwise: here over 250 updates to 1e-3."""
+    """Its settings are traced, so that numbers are rounded otherwise: over 250 updates by 1e-3."""
     member = "critic_learning_rate=0.01,seed=5"
     there = whole.logdir / member
     list(

@@ -1,4 +1,4 @@
-"""Trackers beside a run: what they get, and that nothing of theirs reaches training."""
+"""Trackers of a run: what they receive, and that their faults never reach training."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from waiting import until
 from preqn_jax.training import tracker_process, trackers
 from preqn_jax.training.record import Recorder, read
 
-# In place of the package, on the path of the tracker's process: it writes down what it is told.
+# Stands in for the package, in the tracker's process: it writes down what it gets.
 WANDB = """
 import json, os, sys, time
 
@@ -43,8 +43,8 @@ def init(**given):
 
 @pytest.fixture
 def fake(monkeypatch, tmp_path):
-    """Puts a wandb where the processes look, whose `log` ends in a statement; returns what it was
-    told so far.
+    """A function that installs a stand-in for wandb, whose `log` ends with a given statement. It
+    returns a function that lists what the stand-in has got so far.
     """
 
     def install(statement="pass"):
@@ -96,13 +96,13 @@ def test_a_tracker_gets_every_record_by_its_name_and_goes_on_with_the_run(fake):
     assert [one[2] for one in said() if one[1] == "finish"] == [1, 1]  # there is no DONE yet
 
     ids, before = {one[0] for one in said()}, len(said())
-    recorder = begin(start=200)  # from the checkpoint of this step; what came after comes again
+    recorder = begin(start=200)  # from the checkpoint of this step; what came later comes again
     write(recorder, [250, 300, 300, 400])
     (Path("x") / "DONE").touch()
     recorder.close()
     new = said()[before:]
     assert {one[0] for one in new} == ids  # the same runs of the tracker
-    # Of two records at 300 the second is new.
+    # There are two records at 300, of which the second is new.
     assert [one[2] for one in new if one[0] == three and one[1] == "log"] == [300, 400]
     assert [one[2] for one in new if one[1] == "finish"] == [0, 0]
 
@@ -189,7 +189,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.mark.slow
 def test_a_run_is_the_same_with_a_tracker_and_without(fake, capsys):
-    """Which is none of its settings, so that it may go on without as well."""
+    """The tracker is no setting of the run, which may also go on without it."""
     said = fake()
     args = ["--algorithm=ddpg", "--env=probe/delay", *SMALL]
     assert call(*args, "--logdir=with", "--track=wandb") == 0
@@ -226,7 +226,7 @@ def test_a_tracker_that_makes_no_sense_touches_nothing(args, words, capsys, monk
 
 
 def offline(path):
-    """The records in a .wandb file: LevelDB's log of protocol buffers."""
+    """The records in a .wandb file, which is a LevelDB log of protocol buffers."""
     from wandb.proto import wandb_internal_pb2  # pyright: ignore[reportMissingImports]
 
     raw, at, part = path.read_bytes(), 7, b""
@@ -236,7 +236,7 @@ def offline(path):
             continue
         _, size, kind = struct.unpack("<IHB", raw[at : at + 7])
         part, at = part + raw[at + 7 : at + 7 + size], at + 7 + size
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4):  # a whole record, or its last part
             record = wandb_internal_pb2.Record()
             record.ParseFromString(part)
             yield record
@@ -259,7 +259,7 @@ def test_wandb_keeps_the_records_offline(monkeypatch):
 
 @pytest.mark.slow
 def test_mlflow_keeps_the_records_in_a_file(monkeypatch):
-    """Over a run that goes on."""
+    """Also of a run that was continued."""
     mlflow = pytest.importorskip("mlflow", reason="the extra `mlflow` is not installed")
     pytest.importorskip("sqlalchemy")
     store = f"sqlite:///{Path('m.db').absolute()}"
@@ -280,12 +280,12 @@ def test_mlflow_keeps_the_records_in_a_file(monkeypatch):
 
 
 def test_tensorboards_own_reader_reads_our_files():
-    """Of a run that went on from a checkpoint: what came after it is there once."""
+    """After a run went on from a checkpoint, what came later is there once."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     recorder = begin(track="")
     write(recorder, [100, 200, 300])
     recorder.close()
-    time.sleep(1.1)  # tensorboard takes files in the order of their names, which have the second
+    time.sleep(1.1)  # tensorboard orders files by their names, which have the second
     recorder = begin(track="", start=200)
     write(recorder, [300, 400])
     recorder.close()

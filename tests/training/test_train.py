@@ -1,4 +1,4 @@
-"""The training binary, as a person uses it."""
+"""The training command, as a user runs it."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ RUN = ["--env=Pendulum-v1", "--seeds=0,3", *SMALL]
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """The folder of a run, and what the command printed."""
+    """The folder of a finished run, and what its command printed."""
     folder, said = tmp_path_factory.mktemp("ended") / "x", io.StringIO()
     with contextlib.redirect_stdout(said):
         assert call(*RUN, f"--logdir={folder}") == 0
@@ -156,7 +156,7 @@ def test_another_configuration_in_the_same_logdir_is_refused_and_the_field_is_na
     before = times(ended[0])
     assert call(*RUN, f"--logdir={ended[0]}", "--eta=0.5") == 1
     assert "holds a run with eta=0.97, but this command says 0.5" in capsys.readouterr().err
-    for other in ("--workers=3", "--log_every=50", "--eval_every=600"):  # they touch no number
+    for other in ("--workers=3", "--log_every=50", "--eval_every=600"):  # they change no number
         assert call(*RUN, f"--logdir={ended[0]}", other) == 0
     assert times(ended[0]) == before
 
@@ -225,7 +225,7 @@ def test_a_mistyped_flag_points_to_a_help_that_lists_flags():
 
 
 def test_a_run_says_how_long_it_will_take_once_its_rate_is_known():
-    """The first two rounds with updates compile; 50 steps a second from there."""
+    """The first two rounds with updates compile; from there the rate is 50 steps a second."""
     clock = running.Clock(100_000)
     rounds = [(50, False, 0), (100, True, 90), (150, True, 99), (200, True, 100), (450, True, 105)]
     said = [clock.first_words(*one) for one in [*rounds, (500, True, 106)]]

@@ -18,12 +18,12 @@ from preqn_jax.training import trained
 from preqn_jax.types import Spec
 
 reacher = after_cases.reacher
-# Of another centre and width in either dimension.
+# Bounds with another centre and width in each dimension.
 SPEC = Spec(3, 2, np.array([0.0, -3.0]), np.array([4.0, -1.0]))
 
 
 def fresh(algorithm, seeds=(4, 2)):
-    """Agents that have learned nothing yet."""
+    """Trained agents, but without any learning."""
     agent = agents.make(agents.AgentConfig(algorithm=algorithm, hidden_sizes=(8, 8)), SPEC)
     states = jax.jit(jax.vmap(agent.init))(jax.random.split(jax.random.key(0), len(seeds)))
     return trained.Trained(agent, states, SPEC, seeds, 0)
@@ -31,7 +31,7 @@ def fresh(algorithm, seeds=(4, 2)):
 
 @pytest.mark.parametrize("algorithm", ["td3", pytest.param("sac", marks=pytest.mark.slow)])
 def test_policy_and_critic_speak_the_environments_own_units(algorithm):
-    """By NumPy in float64, from the parameters."""
+    """Against NumPy in float64, from the parameters."""
     run = fresh(algorithm)
     state, relu = run.state(2), lambda x: np.maximum(x, 0)
     rng = np.random.default_rng(0)
@@ -58,7 +58,9 @@ def test_policy_and_critic_speak_the_environments_own_units(algorithm):
 
 @pytest.mark.slow
 def test_of_finitely_many_actions_a_policy_says_integers_and_a_critic_takes_them():
-    """By NumPy in float64: the largest output, from the environment's first integer on."""
+    """Against NumPy in float64: the action with the largest output, counted from the environment's
+    first integer.
+    """
     spec = actions.spec(3, 4, first=-1)
     agent = agents.make(agents.AgentConfig(algorithm="dqn", hidden_sizes=(8, 8)), spec)
     states = jax.jit(jax.vmap(agent.init))(jax.random.split(jax.random.key(0), 1))
@@ -103,7 +105,7 @@ def test_a_run_directory_gives_back_its_critic_and_its_configuration(reacher):
 
 
 def test_the_examples_run_as_they_say(reacher):
-    """Where "runs/x" is a run."""
+    """In a folder in which "runs/x" is a run."""
     pytest.importorskip("pandas", reason="the extra `analysis` is not installed")
     Path("runs").mkdir()
     Path("runs/x").symlink_to(reacher[0])
@@ -148,7 +150,7 @@ def test_records_that_are_not_there_are_said_in_a_sentence(monkeypatch):
         without.setitem(sys.modules, "pandas", None)
         with pytest.raises(UserError, match=r"pip install -e '\.\[analysis\]'"):
             preqn_jax.records("x")
-    monkeypatch.setitem(sys.modules, "pandas", sys)  # any: it is not reached
+    monkeypatch.setitem(sys.modules, "pandas", sys)  # any value: it is not used
     with pytest.raises(UserError, match="'x' is not a run directory: it has no config.json"):
         preqn_jax.records("x")
     Path("x").mkdir()
@@ -189,7 +191,7 @@ def test_what_is_gone_with_the_next_round_says_so(tmp_path):
     last = preqn_jax.load(tmp_path / "run", agent=own)
     for policy in (kept[-1][1], kept[-1][0].policy()):
         np.testing.assert_array_equal(policy(obs), last.policy()(obs))
-    assert kept[0][1](obs).shape == (1,)  # taken in its round, it stays
+    assert kept[0][1](obs).shape == (1,)  # taken in its round, it stays as it is
     with pytest.raises(UserError, match="agent is 'td3', expected a function"):
         preqn_jax.load(tmp_path / "run", agent="td3")
     with pytest.raises(UserError, match=r"of another kind\); give the `agent` that `train` was"):

@@ -1,5 +1,5 @@
-"""Observations in uint8, as images come, and critics written outside of the package: an update, a
-training and a diagnosis.
+"""Observations in uint8, as images have, and critics written by users: an update, a training and a
+diagnosis.
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ SPEC = Spec(OBS, ACT, -np.ones(ACT), np.ones(ACT))
 
 
 class Pixels(NamedTuple):
-    """Q of raw bytes: products with what comes, in no library's layers."""
+    """A critic of raw bytes: products with the input as it comes, without any library's layers."""
 
     def init(self, key, obs, action):
         keys = jax.random.split(key, 3)
@@ -84,7 +84,7 @@ def test_an_update_on_uint8_is_the_one_on_the_same_numbers(critic, step):
 @pytest.mark.parametrize("critic", CRITICS)
 @pytest.mark.slow
 def test_a_diagnosis_of_uint8_is_the_one_of_the_same_numbers(critic):
-    """With rewards and terminals of other types too."""
+    """Also for other types of rewards and terminals."""
     agent = agent_of(critic, "adam")
     params = agent.critic(jax.jit(agent.init)(jax.random.key(0)))
     found = {}
@@ -105,7 +105,7 @@ def test_a_diagnosis_of_uint8_is_the_one_of_the_same_numbers(critic):
 
 @pytest.mark.slow
 def test_rewards_of_the_least_int8_are_no_negative_bound():
-    """|-128| is -128 there."""
+    """|-128| is -128 in int8."""
     agent = agent_of("own", "adam")
     params = agent.critic(jax.jit(agent.init)(jax.random.key(0)))
     batch = transitions("uint8")._replace(reward=jnp.full(BATCH, -128, jnp.int8))
@@ -133,7 +133,9 @@ def test_a_diagnosis_of_narrow_parameters_is_near_that_of_wide_ones(dtype):
 
 
 def left_or_right():
-    """One step, reward -1 where the image's left is bright and 1 where its right is."""
+    """Episodes of one step; the reward is -1 if the image's left half is bright, and 1 if its right
+    half is.
+    """
 
     def observe(state):
         right = jnp.arange(OBS) >= OBS // 2
@@ -162,8 +164,8 @@ def test_preqn_with_a_critic_of_ones_own_learns_from_images():
 
 
 def test_what_a_narrow_critic_cannot_resolve_is_no_linearization_error():
-    """Of a linear Q, whose update is its linearization: what differs is the rounding of Q's own 8
-    bits.
+    """For a linear Q, whose update is its linearization: the difference is the rounding of Q's own
+    8 bits.
     """
     q = lambda params, obs, action: obs @ params["w"] + params["b"]
     rng = np.random.default_rng(0)

@@ -1,10 +1,10 @@
-"""What counts as a call that does not come back, look by look."""
+"""When a call counts as one that does not return, look by look."""
 
 from preqn_jax.training import watch
 
 
 def told(*looks):
-    """What a watch tells that finds these places, one a look."""
+    """What a watch reports if it finds these places, one at each look."""
     place, heard, left = watch.nowhere(), [], list(looks)
     watching = watch.Watch([], 1.0, lambda i, at: heard.append((i, tuple(at))))
 
@@ -26,7 +26,7 @@ def call(count, what=watch.STEP):
 
 
 def test_one_call_for_as_long_as_the_limit_is_told_of_and_once():
-    assert told(*[call(1)] * 10) == []  # the first look finds it, nine find it still there
+    assert told(*[call(1)] * 10) == []  # the first look finds it, and nine more find it still there
     assert told(*[call(1)] * 11) == [(0, call(1))]
     assert told(*[call(1)] * 40) == [(0, call(1))]
 
