@@ -214,7 +214,7 @@ def test_helpfull_names_every_flag():
     assert code == 0
     for name in ("algorithm", "eta", "critic_learning_rate", "seeds", "logdir", "update_every"):
         assert f"--{name}" in out or f"--[no]{name}" in out
-    for words in ("What a person says of an algorithm:", "gamma", "alpha_q", "Eq. 24", "debug"):
+    for words in ("The settings of an agent", "gamma", "alpha_q", "Eq. 24", "debug"):
         assert words in out
 
 
