@@ -261,12 +261,12 @@ def run(main: Callable[[list[str]], int], takes_words: bool = False) -> None:
     """Runs `main` by `app.run`, and reports a user's mistake as one sentence on stderr, with exit
     status 1. Words that are not flags are such a mistake too, unless `takes_words`.
     """
+    streams.forgive()
     asked = {word.lstrip("-") for word in sys.argv[1:] if word.startswith("-")}
     if asked & {"help", "h", "helpshort", "helpfull"}:
         print(sys.modules["__main__"].__doc__)
         print(_help("helpfull" in asked))
         return
-    streams.forgive()
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     jax.config.update("jax_numpy_rank_promotion", "raise")

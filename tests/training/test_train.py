@@ -208,6 +208,18 @@ def test_help_names_the_flags_that_matter(capsys, monkeypatch):
     assert places == sorted(places)
 
 
+def test_help_that_nobody_reads_to_its_end_is_no_fault(monkeypatch):
+    """As in `--help | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with monkeypatch.context() as patch, open(writer, "w", buffering=1) as nobody:
+        patch.setattr(sys, "argv", ["train", "--help"])
+        patch.setattr(sys, "stdout", nobody)
+        patch.setattr(sys, "stderr", sys.stderr)  # which a command replaces
+        defined()
+        flags.run(train.main)
+
+
 @pytest.mark.slow
 def test_helpfull_names_every_flag():
     code, out, _ = finished(start("--helpfull"))
