@@ -122,7 +122,7 @@ def test_what_cannot_be_trained_on_is_said_as_it_is_made(source, words):
 def test_bounds_that_are_swapped_are_said_with_both():
     swapped = box([-1, -1], [1, 1])
     swapped.low[1], swapped.high[1] = 2, -2
-    with pytest.raises(UserError, match="number 1 goes from 2 to -2, but the first must be below"):
+    with pytest.raises(UserError, match="entry 1 goes from 2 to -2, but the lower bound must be"):
         envs.make(faulty.spaces(action_space=swapped), 1)
 
 

@@ -60,7 +60,7 @@ def test_a_device_needs_room_for_its_share_of_the_members(seeds, devices, share,
     assert len(loop.devices_for(seeds)) <= devices
     memory.check(SPEC, config, {"critic_step": "preconditioned"})
     limit = needs - 1
-    with pytest.raises(UserError, match="of memory of its devices each at its peak"):
+    with pytest.raises(UserError, match="of memory on each device at its peak"):
         memory.check(SPEC, config, {"critic_step": "preconditioned"})
 
 
