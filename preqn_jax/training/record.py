@@ -100,7 +100,7 @@ class Recorder:
             words = "was replaced"
         except OSError:
             words = "is gone"
-        raise Stopped(f"{self._path}, to which this run was writing, {words}")
+        raise Stopped(f"{self._path} {words}, but this run was still writing to it")
 
     def flush(self) -> None:
         """Force what was written to the disk: a checkpoint must not be ahead of its records. Raises

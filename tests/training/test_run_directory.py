@@ -185,11 +185,11 @@ DAMAGES = {
         )
         for name in ("algorithm", "num_steps")
     },
-    "config.json a folder": (instead("config.json", "folder"), "config.json' is no file"),
-    "checkpoints a file": (instead("checkpoints", "file"), "checkpoints' is no folder"),
-    "tensorboard a file": (instead("tensorboard", "file"), "tensorboard' is no folder"),
-    "metrics a folder": (instead("metrics.jsonl", "folder"), "metrics.jsonl' is no file"),
-    "DONE a folder": (instead("DONE", "folder"), "DONE' is no file"),
+    "config.json a folder": (instead("config.json", "folder"), "config.json' should be a file"),
+    "checkpoints a file": (instead("checkpoints", "file"), "checkpoints' should be a folder"),
+    "tensorboard a file": (instead("tensorboard", "file"), "tensorboard' should be a folder"),
+    "metrics a folder": (instead("metrics.jsonl", "folder"), "metrics.jsonl' should be a file"),
+    "DONE a folder": (instead("DONE", "folder"), "DONE' should be a file"),
     "DONE, no metrics": (done(None), "a finished run without its records"),
     "DONE, empty metrics": (done(b""), "a finished run without its records"),
     "DONE, other metrics": (done(text(LINES)), "a finished run without its records"),
@@ -237,7 +237,7 @@ def test_a_finished_run_needs_the_records_of_all_its_seeds(monkeypatch):
     early = {**EVALUATED, "seed": 1, "step": 5000}
     for other, whole in ((early, False), ({**EVALUATED, "seed": 1}, True)):
         (folder / "metrics.jsonl").write_bytes(text([*LINES, EVALUATED, other]))
-        with contextlib.nullcontext() if whole else pytest.raises(UserError, match="not whole"):
+        with contextlib.nullcontext() if whole else pytest.raises(UserError, match="incomplete"):
             open_()
 
 
