@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
         (run, agent, loop), axes = sweeps.as_begun(
             Path(run.logdir or ""), (run, agent, loop), axes, said
         )
-    sweep = sweeps.of(run.logdir, run, agent, loop, axes)
+    sweep = sweeps.make(run.logdir, run, agent, loop, axes)
     if given.report and given.only_program is not None:
         raise UserError("--report trains nothing: leave out --only_program")
     if given.report:

@@ -104,11 +104,11 @@ def _settings(configs: Sequence[dict[str, Any]]) -> list[str]:
     """For each run the settings that tell it from others of its algorithm and activation, as text:
     "eta=0.9, ...".
     """
-    whole = [directory.whole(config) for config in configs]
-    variants = [curves.variant(config) for config in whole]
+    complete = [directory.with_defaults(config) for config in configs]
+    variants = [curves.variant(config) for config in complete]
     texts = []
-    for config, variant in zip(whole, variants, strict=True):
-        twins = [c for c, other in zip(whole, variants, strict=True) if other == variant]
+    for config, variant in zip(complete, variants, strict=True):
+        twins = [c for c, other in zip(complete, variants, strict=True) if other == variant]
         names = sorted(curves.differing(config, twins, _SAID))
         texts.append(", ".join(f"{name}={config.get(name)}" for name in names))
     return texts

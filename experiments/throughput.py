@@ -43,7 +43,7 @@ class ThroughputConfig:
     batch_size: int = option(256, "B, transitions in a minibatch", at_least=1)
     hidden_sizes: tuple[int, ...] = option((256, 256), "widths of the hidden layers", at_least=1)
     update_every: int = option(
-        50, "steps between occasions of updating, and updates at each", at_least=1
+        50, "steps between two blocks of updates, and updates in each", at_least=1
     )
     update_after: int = option(1000, "steps before the first update, taken at random", at_least=1)
     on_device: bool = option(False, "step functional environments on the device")

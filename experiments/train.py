@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
                 raise UserError("logdir is empty; name a run directory, as in --logdir=runs/x")
             trained = not run.finished
             if not trained and not joined:
-                begun = directory.whole(directory.config_of(logdir))
+                begun = directory.with_defaults(directory.config_of(logdir))
                 other = [
                     name for name in directory.MAY_CHANGE if begun[name] != plan.described[name]
                 ]

@@ -48,14 +48,14 @@ def own(spec: Spec, number: Any) -> Any:
     return (centre + half * number.clip(-1, 1)).astype(np.float32).clip(*_float32_bounds(spec))
 
 
-def inside(spec: Spec, own: Any) -> Any:
-    """The inverse of `own`: numbers in [-1, 1] for the environment's actions `own`. For finitely
-    many actions it is the centre of each action's part.
+def inside(spec: Spec, action: Any) -> Any:
+    """The inverse of `own`: numbers in [-1, 1] for the environment's own actions. For finitely many
+    actions it is the centre of each action's part.
     """
     if spec.num_actions is not None:
-        return number(_int32(own) - _first(spec), spec.num_actions)
+        return number(_int32(action) - _first(spec), spec.num_actions)
     centre, half = _middle(spec)
-    return (own - centre) / half
+    return (action - centre) / half
 
 
 def spec(obs_size: int, count: int, first: int = 0) -> Spec:
@@ -71,8 +71,8 @@ def check(spec: Spec, whose: str, how: str = "") -> None:
     for what, size in (("observations", spec.obs_size), ("actions", spec.action_size)):
         if not isinstance(size, numbers.Integral):
             raise UserError(
-                f"{whose} has {what} of size {size!r}, expected how many numbers "
-                "there are in one, as observation_space.shape[0]"
+                f"{whose} has {what} of size {size!r}, expected an integer, as "
+                "observation_space.shape[0]"
             )
         if size < 1:
             raise UserError(
@@ -82,8 +82,8 @@ def check(spec: Spec, whose: str, how: str = "") -> None:
     words = f"{whose} has"
     if spec.num_actions is not None and (spec.num_actions < 1 or spec.action_size != 1):
         raise UserError(
-            f"{words} num_actions={spec.num_actions} and action_size={spec.action_size}, but of "
-            "finitely many actions there is one at least, and one is chosen at a time"
+            f"{words} num_actions={spec.num_actions} and action_size={spec.action_size}, but "
+            "num_actions must be at least 1 and action_size 1"
         )
     low, high = spec.bounds
     if low.shape != (spec.action_size,) or high.shape != low.shape:
@@ -96,20 +96,20 @@ def check(spec: Spec, whose: str, how: str = "") -> None:
     if not (ranges <= np.finfo(np.float32).max).all():  # numbers that mean "no bound" are larger
         raise UserError(
             f"{words} unbounded actions, from {low.min():g} to {high.max():g}, but actions are "
-            f"scaled from [-1, 1] to their bounds: give finite ones{how}"
+            f"scaled from [-1, 1] to their bounds: give finite bounds{how}"
         )
     if spec.num_actions is not None:
         if high[0] - low[0] != spec.num_actions - 1 or low[0] != int(low[0]):
             raise UserError(
-                f"{words} {spec.num_actions} actions, from {low[0]:g} to {high[0]:g}, but they are "
-                "successive integers"
+                f"{words} {spec.num_actions} actions, from {low[0]:g} to {high[0]:g}, but they "
+                "must be successive integers"
             )
         return
     if not (low < high).all():
         i = int(np.argmin(low < high))
         raise UserError(
-            f"{words} an action whose number {i} goes from {low[i]:g} to {high[i]:g}, but the "
-            "first must be below the second"
+            f"{words} actions whose entry {i} goes from {low[i]:g} to {high[i]:g}, but the lower "
+            "bound must be below the upper"
         )
 
 

@@ -44,7 +44,7 @@ def _of_a_batch(change: Array, delta: Array) -> tuple[Array, Array]:
     """Both arrays, in float32 at least. Raises ValueError unless they are vectors of one size."""
     if np.ndim(change) != 1 or np.shape(change) != np.shape(delta):
         raise ValueError(
-            f"got numbers of the shapes {np.shape(change)} and {np.shape(delta)}, expected [B] "
+            f"got arrays of the shapes {np.shape(change)} and {np.shape(delta)}, expected [B] "
             "for both"
         )
     return wide(change), wide(delta)
@@ -102,7 +102,7 @@ def attribution(
     size = batch_size(inputs)
     if np.shape(z) != (size,):
         raise ValueError(
-            f"z has the shape {np.shape(z)}, expected {(size,)}: a weight for each member of inputs"
+            f"z has the shape {np.shape(z)}, expected {(size,)}: a weight for each example"
         )
     return alpha * ntk.kernel(q, params, at, inputs) * wide(z)[None, :]
 
@@ -156,7 +156,7 @@ def _square(gram: Array) -> Array:
     """K, in float32 at least. Raises ValueError where it is not `[N, N]`."""
     gram = wide(gram)
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
-        raise ValueError(f"got K of the shape {gram.shape}, expected [N, N], of N with themselves")
+        raise ValueError(f"got K of the shape {gram.shape}, expected [N, N]")
     return gram
 
 
@@ -165,8 +165,8 @@ def _weighted(gram: Array, rho: Array | float) -> tuple[Array, Array]:
     gram = _square(gram)
     if np.shape(rho) not in ((), gram.shape[:1]):
         raise ValueError(
-            f"got rho of the shape {np.shape(rho)} beside K {gram.shape}, expected [] or [N]; of "
-            "rho [S, A] give rho.ravel()"
+            f"got rho of the shape {np.shape(rho)} beside K {gram.shape}, expected [] or [N]; if "
+            "rho is [S, A], give rho.ravel()"
         )
     weighted = gram * jnp.broadcast_to(jnp.asarray(rho, gram.dtype), gram.shape[:1])[None, :]
     diagonal = jnp.diagonal(weighted)

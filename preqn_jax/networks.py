@@ -63,7 +63,7 @@ INITIALIZERS: dict[str, tuple[Initializer, BiasRule]] = {
 DTYPES = ("float32", "bfloat16")
 NORMS = ("none", "layer", "batch")
 BATCH = "batch"
-"""The name of the axis that batch statistics are of: `jax.vmap(..., axis_name=BATCH)`."""
+"""The `vmap` axis over which batch statistics are taken: `jax.vmap(..., axis_name=BATCH)`."""
 
 _STATISTICS = "batch_stats"
 
@@ -196,9 +196,11 @@ def _mlp(network: Any, output_size: int) -> MLP:
     if not isinstance(sizes, Sequence) or not all(
         isinstance(n, int | np.integer) and n > 0 for n in sizes
     ):
-        raise ValueError(f"hidden_sizes is {sizes!r}, expected positive sizes, as (256, 256)")
+        raise ValueError(f"hidden_sizes is {sizes!r}, expected positive integers, as (256, 256)")
     if output_size < 1:
-        raise ValueError("a network of no outputs: expected an action or more")
+        raise ValueError(
+            f"a network has {output_size} outputs, expected at least 1, as for one action"
+        )
     shared = {name: getattr(network, name) for name in names if hasattr(network, name)}
     return MLP(output_size=output_size, name="mlp", **shared)
 
@@ -209,7 +211,7 @@ def _check_one(network: nn.Module, **given: Array) -> None:
         if jnp.ndim(value) != 1:
             raise ValueError(
                 f"{type(network).__name__} got {name} of the shape {jnp.shape(value)}, expected "
-                f"one example's [{name}]; of a batch call it in jax.vmap"
+                f"[{name}], of one example; for a batch use jax.vmap"
             )
 
 

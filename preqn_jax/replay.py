@@ -56,7 +56,7 @@ def add(replay: Replay, transitions: Transition, skip: bool | Array = False) -> 
         )
     capacity, n = replay.data.reward.shape[0], len(transitions.reward)
     if n > capacity:
-        raise ValueError(f"{n} transitions do not fit into a replay of capacity {capacity}")
+        raise ValueError(f"{n} transitions do not fit into a replay buffer of capacity {capacity}")
     rows = (replay.added + jnp.arange(n)) % capacity
     rows = jnp.where(skip, capacity + jnp.arange(n), rows)  # beyond the end: nothing is written
 
@@ -64,7 +64,7 @@ def add(replay: Replay, transitions: Transition, skip: bool | Array = False) -> 
         if np.shape(new) != (n, *ring.shape[1:]):
             raise ValueError(
                 f"transitions have an array of the shape {np.shape(new)}, expected "
-                f"{(n, *ring.shape[1:])}: as many as rewards, each as the replay holds it"
+                f"{(n, *ring.shape[1:])}: one for each reward, as the buffer holds them"
             )
         return ring.at[rows].set(jnp.asarray(new, ring.dtype), unique_indices=True, mode="drop")
 

@@ -138,7 +138,7 @@ def _check_finite(name: str, values: np.ndarray) -> None:
     numeric = values.dtype.kind in "fiub"
     if not numeric or not np.isfinite(values).all():
         at = f" at {np.argwhere(~np.isfinite(values))[0].tolist()}" if numeric else ""
-        raise ValueError(f"{name} holds a value that is no finite number{at}, expected finite ones")
+        raise ValueError(f"{name} holds a value that is not a finite number{at}")
 
 
 def _fit(name: str, array: Array | np.ndarray, expected: tuple[int, ...], words: str) -> None:

@@ -19,16 +19,16 @@ Key = jax.Array
 """A typed key of `jax.random.key`. A function that takes one consumes it."""
 
 Number = Array | float
-"""A scalar: a person's, which is checked, or one that may be traced, which is not."""
+"""A scalar. Python numbers are checked; arrays, which may be traced, are not."""
 
 Params = Any
-"""A pytree of parameters: theta for a critic, phi for an actor. Of a critic all leaves are real
-floating-point arrays of any precision; `batching.parameters` names one that is not.
+"""A pytree of parameters: theta for a critic, phi for an actor. A critic's leaves must all be real
+floating-point arrays, of any precision; `batching.parameters` raises ValueError otherwise.
 """
 
 Inputs = tuple[Any, ...]
-"""Arguments of a Q-function after `params`, each a pytree whose arrays lead with `[B]`. They are
-data, of any type that q takes.
+"""Arguments of a Q-function after `params`, each a pytree whose arrays lead with `[B]`. Their
+types are whatever q takes.
 """
 
 Metrics = dict[str, Array]

@@ -193,7 +193,7 @@ def test_throughput_on_the_device_counts_the_steps_of_all_members(capsys, monkey
     assert rows[0]["ratios"] == {"TD3 relu, 3 seeds": 1}
     wrong = dataclasses.replace(config, env="Pendulum-v1")
     assert guarded(throughput.run, wrong) == 1
-    assert "is stepped by the host, but --on_device=True is for" in capsys.readouterr().err
+    assert "cannot be stepped on the device: --on_device=True is for" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

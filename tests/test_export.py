@@ -228,7 +228,7 @@ def test_critics_of_other_layers_have_programs_alone(fields):
 
 def test_networks_of_somebodys_own_have_no_arrays(reacher):
     own = reacher[1]._replace(config={"algorithm": "own", "env": "E-v1"})
-    with pytest.raises(UserError, match="this agent has its own; export it as a program"):
+    with pytest.raises(UserError, match="this agent has others; export it as a program"):
         exported.arrays(own)
 
 

@@ -102,7 +102,7 @@ DICT = gymnasium.spaces.Dict({"joints": faulty.BOX})
         ("tests.faulty:LessThanNone-v0", "'max_episode_steps' to be positive, actually: -1"),
         (lambda: None, "returned NoneType, expected a gymnasium.Env"),
         (lambda x: x, "in its construction, raised TypeError: "),
-        (faulty.spaces(action_space=box([-1, 0], [1, 0])), "number 1 goes from 0 to 0"),
+        (faulty.spaces(action_space=box([-1, 0], [1, 0])), "entry 1 goes from 0 to 0"),
         (faulty.spaces(action_space=box([0, -np.inf], [1, 1])), "unbounded actions, from -inf to"),
         (faulty.spaces(action_space=box([-3.4e38], [3.4e38])), "unbounded actions"),
         (gymnasium.make("Pendulum-v1"), "give its id, or a function that makes one"),
@@ -122,7 +122,7 @@ def test_what_cannot_be_trained_on_is_said_as_it_is_made(source, words):
 def test_bounds_that_are_swapped_are_said_with_both():
     swapped = box([-1, -1], [1, 1])
     swapped.low[1], swapped.high[1] = 2, -2
-    with pytest.raises(UserError, match="number 1 goes from 2 to -2, but the first must be below"):
+    with pytest.raises(UserError, match="entry 1 goes from 2 to -2, but the lower bound must be"):
         envs.make(faulty.spaces(action_space=swapped), 1)
 
 
@@ -180,7 +180,7 @@ def test_a_functional_one_is_checked_likewise(part, function, words):
     ("changed", "words"),
     [
         ({"spec": SPEC._replace(obs_size=0)}, "observations of size 0"),
-        ({"spec": SPEC._replace(obs_size=(2,))}, "observations of size (2,), expected how many"),
+        ({"spec": SPEC._replace(obs_size=(2,))}, "observations of size (2,), expected an integer"),
         ({"spec": SPEC._replace(action_low=np.full(2, -1.0))}, "of the shapes (2,) and (1,)"),
         ({"spec": SPEC._replace(action_high=np.full(1, np.inf))}, "unbounded actions"),
         ({"time_limit": -1}, "time_limit=-1, but it must be at least 0"),

@@ -20,7 +20,7 @@ OUTER = ("--sweep=activation=relu,sin", "--sweep=env=probe/delay,probe/constant"
 def planned(*axes, args=()):
     given = ("--algorithm=ddpg", "--seeds=0,1", *args)
     run, agent, loop = flags.read(given, *training.CONFIGS)
-    return sweeps.of("s", run, agent, loop, sweeps.axes(axes))
+    return sweeps.make("s", run, agent, loop, sweeps.axes(axes))
 
 
 def test_each_program_is_this_command_with_its_number(monkeypatch):

@@ -190,9 +190,9 @@ def test_bfloat16_is_for_hidden_layers_alone_and_K_is_in_float32(activation):
 
 @pytest.mark.parametrize("sizes", [16, (0,), (8, -1), (8.5,)])
 def test_sizes_that_are_none_are_refused(sizes):
-    with pytest.raises(ValueError, match="hidden_sizes is .*, expected positive sizes"):
+    with pytest.raises(ValueError, match="hidden_sizes is .*, expected positive integers"):
         networks.Critic(sizes).init(jax.random.key(0), jnp.zeros(3), jnp.zeros(1))
-    with pytest.raises(ValueError, match="a network of no outputs"):
+    with pytest.raises(ValueError, match="a network has 0 outputs, expected at least 1"):
         networks.Actor(0, (8,)).init(jax.random.key(0), jnp.zeros(3))
 
 

@@ -134,7 +134,7 @@ def test_a_gymnasium_factory_is_an_environment():
         (("preqn", "probe/delay"), {"hidden_sizes": []}, r"as in `hidden_sizes=\(256, 256\)`"),
         ((agents.preqn, "probe/delay"), {"eta": 0.9}, "unknown option 'eta'"),
         (("td3", "probe/delay"), {"actor_learning_rate": lambda step: 1e-3}, "is function, but an"),
-        (("td3", "probe/delay"), {"discount": np.ones(2)}, "is ndarray, but an option is a value"),
+        (("td3", "probe/delay"), {"discount": np.ones(2)}, "is ndarray, but an option must be a"),
         (("preqn", "probe/delay"), {"seeds": "a"}, r"whole numbers, as in `\(0,\)`"),
         (("preqn", "probe/delay"), {"eta": np.inf}, "eta is inf, but it must be finite and above"),
     ],
@@ -157,7 +157,7 @@ def test_a_run_of_own_parts_is_loaded_by_who_has_its_function(tmp_path):
     small = {k: v for k, v in TINY.items() if k != "hidden_sizes"}
     list(preqn_jax.train(own, "probe/delay", num_steps=100, logdir=tmp_path / "x", **small))
     assert preqn_jax.load(tmp_path / "x", agent=own).step == 100
-    with pytest.raises(UserError, match=r"of its own parts, .* say preqn_jax\.load\(.*, agent="):
+    with pytest.raises(UserError, match=r"made by a function, .* call preqn_jax\.load\(.*, agent="):
         preqn_jax.load(tmp_path / "x")
 
 

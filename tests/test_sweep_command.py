@@ -182,7 +182,7 @@ def test_a_report_is_of_the_members_that_were_evaluated(axes, early, tmp_path, c
     """
     given = ("--env=probe/delay", "--seeds=0,1,2", "--update_after=100", "--start_steps=50")
     run, agent, loop = flags.read(given, *training.CONFIGS)
-    swept = sweeps.of(str(tmp_path), run, agent, loop, sweeps.axes(axes))
+    swept = sweeps.make(str(tmp_path), run, agent, loop, sweeps.axes(axes))
     *others, empty, _ = swept.members
     for member in [*others, empty]:
         (tmp_path / member.name).mkdir()
@@ -220,13 +220,13 @@ SWEPT = ("--env=probe/delay", "--seeds=0,1", "--hidden_sizes=8,4")
 )
 def test_a_report_is_of_the_whole_sweep_whatever_the_command_says(words, flags_, sentence):
     configs = flags.read(SWEPT, *training.CONFIGS)
-    begun = sweeps.of("s", configs[0], configs[1], configs[2], sweeps.axes(["eta=0.5,0.9"]))
+    begun = sweeps.make("s", configs[0], configs[1], configs[2], sweeps.axes(["eta=0.5,0.9"]))
     sweeps.open_(begun)
     said = flags.given(flags_, *training.CONFIGS)
     given, axes = flags.read(flags_, *training.CONFIGS), sweeps.axes(words)
     (run, agent, loop), axes = sweeps.as_begun(Path("s"), given, axes, said)
     with pytest.raises(UserError, match=sentence) if sentence else contextlib.nullcontext():
-        whole = sweeps.of("s", run, agent, loop, axes)
+        whole = sweeps.make("s", run, agent, loop, axes)
         sweeps.check_begun(whole)
         assert whole == begun
 
@@ -234,12 +234,12 @@ def test_a_report_is_of_the_whole_sweep_whatever_the_command_says(words, flags_,
 def test_what_is_read_of_a_sweep_names_the_folders_that_it_has():
     """A float of a million stays a float when it is read: its folder is named 1e+06."""
     configs = flags.read(SWEPT, *training.CONFIGS)
-    begun = sweeps.of(
+    begun = sweeps.make(
         "s", configs[0], configs[1], configs[2], sweeps.axes(["exploration_noise=1,1000000"])
     )
     sweeps.open_(begun)
     again, axes = sweeps.as_begun(Path("s"), configs, {}, ())
-    whole = sweeps.of("s", again[0], again[1], again[2], axes)
+    whole = sweeps.make("s", again[0], again[1], again[2], axes)
     folders = [[member.name for member in each.members] for each in whole.programs]
     assert folders == [[member.name for member in each.members] for each in begun.programs]
 

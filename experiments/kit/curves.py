@@ -70,7 +70,7 @@ def load(folder: Path) -> tuple[dict[str, Any], Lines]:
     """
     with output.expecting(f"the run {str(folder)!r} cannot be read"):
         config = directory.config_of(folder, "run")
-        if lines := record.of(folder):
+        if lines := record.of_run(folder):
             return config, lines
     raise UserError(f"the run {str(folder)!r} has no records yet")
 

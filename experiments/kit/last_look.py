@@ -40,7 +40,7 @@ def take(run: Path, config: dict[str, Any], trust: bool) -> LastLook:
     if directory.own_parts(config):
         raise UserError("its agent is of somebody's own parts")
     agent_config, loop_config = (
-        directory.of(kind, config) for kind in (agents.AgentConfig, loop.LoopConfig)
+        directory.as_config(kind, config) for kind in (agents.AgentConfig, loop.LoopConfig)
     )
     found = None
     if (run / directory.CHECKPOINTS).is_dir():

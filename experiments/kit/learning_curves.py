@@ -110,7 +110,7 @@ def _group(folders: Sequence[Path]) -> list[Group]:
     alike: dict[str, list[Group]] = {}
     for folder in folders:
         made, lines = curves.load(folder)
-        config = directory.whole(made)
+        config = directory.with_defaults(made)
         key = json.dumps({k: v for k, v in config.items() if k not in _LOOKING}, sort_keys=True)
         one = Group(config, [str(folder)], curves.of_seeds(config["seeds"], lines))
         alike.setdefault(key, []).append(one)

@@ -68,7 +68,7 @@ def stages(plan: Plan) -> Iterator[Plan]:
         return
     home = Path(str(plan.run.logdir))
     if _halfway(home, there):
-        _go_on(home)
+        _finish_join(home)
         there = directory.read_config(home / directory.CONFIG)
     old = there["seeds"]
     new = [seed for seed in plan.loop.seeds if seed not in old]
@@ -95,8 +95,8 @@ def stages(plan: Plan) -> Iterator[Plan]:
         yield _in_company(second) if alone else second
     if not _finished(apart, steps):
         raise UserError(
-            f"{named(new)} did not come to step {steps} in {str(apart)!r}, whose {record.NAME} "
-            f"says why, and cannot join the others; remove {str(apart)!r} to give it up"
+            f"{named(new)} did not reach step {steps} and cannot be added to the run: "
+            f"{record.NAME} in {str(apart)!r} says why; remove that folder to give up"
         )
     places = (
         Place(home, first.described, range(len(old))),
@@ -123,27 +123,27 @@ def _check(home: Path, old: list[int], new: list[int], steps: int) -> list[int]:
     cannot join the run.
     """
     words, where = named(new), repr(str(home))
-    if set(old) <= set(record.frozen(record.of(home))):
+    if set(old) <= set(record.frozen(record.of_run(home))):
         raise UserError(
-            f"logdir {where} holds a run whose every seed diverged, which {words} cannot join; "
+            f"logdir {where} holds a run in which every seed diverged, so {words} cannot be added; "
             "give another `logdir`"
         )
     if not directory.finished(home):
         raise UserError(
-            f"logdir {where} holds an unfinished run, and seeds can join a finished one alone; "
-            f"finish it first, with `seeds={tuple(old)}`, and then add {words} by this command"
+            f"logdir {where} holds an unfinished run, but seeds can be added only to a finished "
+            f"one; finish it first, with `seeds={tuple(old)}`, then add {words} with this command"
         )
     if steps not in _checkpoints(home):
         raise UserError(
-            f"logdir {where} holds a run of {steps} steps without its last checkpoint, so there is "
-            f"nothing that {words} could join; give another `logdir` to make it anew"
+            f"logdir {where} holds a run of {steps} steps without its last checkpoint, so {words} "
+            "cannot be added; give another `logdir` to train all seeds anew"
         )
     path = home / NAME / directory.CONFIG
     begun = directory.read_config(path)["seeds"] if path.is_file() else new
     if set(begun) != set(new):
         raise UserError(
-            f"logdir {where} holds {named(begun)} on the way into its run, but this command adds "
-            f"{words}; finish that first, with `seeds={(*old, *begun)}`, or remove "
+            f"logdir {where} holds a run to which an earlier command adds {named(begun)}, but this "
+            f"command adds {words}; finish that first, with `seeds={(*old, *begun)}`, or remove "
             f"{str(home / NAME)!r} to give it up"
         )
     return begun
@@ -222,7 +222,7 @@ def _halfway(home: Path, there: dict[str, Any]) -> bool:
     return named or (home / _GONE).exists()
 
 
-def _go_on(home: Path) -> None:
+def _finish_join(home: Path) -> None:
     """Finishes a join that a kill cut off. Raises Stopped, Busy."""
     with files.writing(f"to {home}"):
         held = lock.Lock(home)

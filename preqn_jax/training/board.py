@@ -59,7 +59,7 @@ class Boards:
         try:
             yield
         except OSError as error:
-            _log.warning("no more TensorBoard files: %s", error.strerror or error)
+            _log.warning("TensorBoard files are no longer written: %s", error.strerror or error)
             self.close()
 
     def close(self) -> None:

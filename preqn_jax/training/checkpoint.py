@@ -180,7 +180,7 @@ class Checkpointer:
         if found is None:
             return None
         step, ((learner, *rest),) = found
-        return step, whole(like, [learner], rings), *rest
+        return step, join_learners(like, [learner], rings), *rest
 
     def read(
         self,
@@ -230,7 +230,7 @@ class Checkpointer:
         types than `like`.
         """
         if content["arrays"][part] != _forms(_named(like)):
-            raise ValueError(f"its {part} is of another kind")
+            raise ValueError(f"its {part} has other names, shapes or types than expected")
         note.verify(self._folder / str(content["step"]), content, part)
 
     def _load(self, part: str, like: Any, content: Note) -> Any:
@@ -239,11 +239,11 @@ class Checkpointer:
         with _orbax() as orbax:
             arrays = orbax.restore(folder / part, args=ocp.args.StandardRestore())
         if _forms(arrays) != forms:  # given others, orbax would cut or fill up what is there
-            raise ValueError(f"its {part} is not as its note says")
+            raise ValueError(f"its {part} does not match its note")
         return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in forms])
 
 
-def whole(like: Learner, parts: Sequence[Learner], rings: rows.Rings) -> Learner:
+def join_learners(like: Learner, parts: Sequence[Learner], rings: rows.Rings) -> Learner:
     """The learner of all members, in the form of `like`. Its first rows are those of `parts`, in
     order, which are as `read` returns them; the others are those of `like`.
     """
@@ -289,7 +289,7 @@ def newest(
     if cure is None and any(set(directory.steps(one)) - set(steps) for one in bad):
         # one of them has steps that other folders lack
         cure = f"move the folders of {'these steps' if steps[1:] else 'this step'} out of there, "
-        cure += "and the same command goes on from what else there is"
+        cure += "and the same command resumes from the other checkpoints"
     cure = cure or "move the run directory away, or give another `logdir`, to start anew"
     raise UserError(
         f"none of the checkpoints in {where} can be read (steps {steps}; {reason}); {cure}"
@@ -334,7 +334,7 @@ def _pieces(content: Note, replay: Replay) -> dict[str, Replay]:
         pieces[part] = replace(replay, data=jax.tree.map(short, replay.data))
         filled += count
     if filled != content["filled"]:
-        raise ValueError(f"its replay of {filled} rows is not that of {content['filled']}")
+        raise ValueError(f"its replay has {filled} rows, not {content['filled']}")
     return pieces
 
 

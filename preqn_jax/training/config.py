@@ -22,19 +22,19 @@ def stream(key: Key, purpose: int, count: Any) -> Key:
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """How a run is conducted; steps are environment steps of one seed."""
+    """How training proceeds; steps are environment steps of one seed."""
 
     seeds: tuple[int, ...] = option(
         (0,), "seeds, trained side by side in one program", at_least=0, below=2**32
     )
     num_steps: int = option(1_000_000, "environment steps of each seed", at_least=1)
-    num_envs: int = option(1, "environments of each seed, stepped as one vector", at_least=1)
+    num_envs: int = option(1, "environments of each seed, stepped together", at_least=1)
     start_steps: int = option(
-        5000, "steps at the beginning that act uniformly at random", at_least=0
+        5000, "steps at the beginning with uniformly random actions", at_least=0
     )
     update_after: int = option(5000, "steps before the first update", at_least=1)
     update_every: int = option(
-        50, "steps between occasions of updating, and updates at each", at_least=1
+        50, "steps between two blocks of updates, and updates in each", at_least=1
     )
     batch_size: int = option(256, "B, transitions in a minibatch", at_least=1)
     replay_capacity: int = option(1_000_000, "transitions the replay buffer D holds", at_least=1)
@@ -62,7 +62,7 @@ def validate(config: LoopConfig) -> None:
     """Raises UserError where numbers are out of range or do not fit one another."""
     check(config)
     if not config.seeds:
-        raise UserError("seeds is empty, but a run has at least one, as in `seeds=(0,)`")
+        raise UserError("seeds is empty, but a run needs at least one, as in `seeds=(0,)`")
     if config.num_steps < config.update_after:
         raise UserError(
             f"num_steps is {config.num_steps}, below update_after ({config.update_after}): nothing "
@@ -80,27 +80,27 @@ def validate(config: LoopConfig) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """What to run on, and what to keep of it."""
+    """The environment, and what is recorded."""
 
     env: str = option(
         "HalfCheetah-v5",
         "a Gymnasium environment with Box observations and Box or Discrete actions "
-        "(module:Env-v0 for one that the module registers), one for the device (native/pendulum, "
+        "(module:Env-v0 for one that the module registers), one on the device (native/pendulum, "
         "brax/halfcheetah, playground/CheetahRun), a finite problem (tabular/chain), or a probe "
         "(probe/delay)",
     )
     logdir: str | None = option(
         None,
-        "the run directory; an unfinished run in it goes on (runs/<algorithm>-<env>, and "
+        "the run directory; an unfinished run in it is resumed (runs/<algorithm>-<env>, and "
         "runs/sweep-... for a sweep)",
     )
     env_kwargs: Mapping[str, Any] | None = option(
         None,
-        'arguments that a Gymnasium environment is made with, as JSON: {"frame_skip": 2} (none)',
+        'arguments of a Gymnasium environment, as JSON: {"frame_skip": 2} (none)',
     )
     wrappers: tuple[str, ...] = option(
         (),
-        "wrappers around a Gymnasium environment, from the inside out, as "
+        "wrappers around a Gymnasium environment, the innermost first, as "
         "gymnasium.wrappers:FlattenObservation or module:Wrapper(name=value,...) (none)",
     )
     eval_every: int = option(5000, "steps between noiseless evaluations", at_least=1)
@@ -121,27 +121,26 @@ class RunConfig:
         at_least=0,
     )
     stop_on_divergence: bool = option(
-        False, "end the run when a diagnosis finds that Q diverges, with the checkpoints before it"
+        False, "end the run when a diagnosis finds that Q diverges; earlier checkpoints are kept"
     )
     on_device: bool | None = option(
         None,
-        "step the environments on the device as well, many rounds in one compiled call, where they "
-        "are functional (by default those of native/, brax/ and playground/)",
+        "step functional environments on the device too, many rounds in one compiled call "
+        "(by default those of native/, brax/ and playground/)",
     )
     workers: int | None = option(
         None,
-        "processes that step the environments, each for whole seeds; 0 for none, with the same "
-        "numbers "
-        "(as many as there are cores or seeds; 0 for one seed)",
+        "processes that step the environments, each for whole seeds; 0 for none; results do not "
+        "depend on their number (one for each core or seed, whichever are fewer; 0 for one seed)",
         at_least=0,
     )
     env_timeout: float = option(
         600.0,
-        "seconds after which an environment whose call has not come back is taken for hung; 0 for "
-        "never",
+        "seconds after which an environment that has not returned from a call counts as hung; "
+        "0 for never",
         at_least=0,
     )
-    track: str = option("", "a tracker that gets the records as well: wandb or mlflow (none)")
+    track: str = option("", "a tracker to which records are sent too: wandb or mlflow (none)")
 
     @property
     def source(self) -> envs.Source:

@@ -51,13 +51,13 @@ def wanted(run: RunConfig, env: envs.Source) -> bool:
         on = isinstance(env, str) and env.startswith(envs.FOR_DEVICES)
     if on and envs.pure(env) is None:
         raise UserError(
-            f"environment {envs.name(env)!r} is stepped by the host, but `on_device=True` is for "
-            f"functional ones: leave it out, or name one of {', '.join(envs.FOR_DEVICES)}"
+            f"environment {envs.name(env)!r} cannot be stepped on the device: `on_device=True` is "
+            f"for functional ones; leave it out, or use one of {', '.join(envs.FOR_DEVICES)}"
         )
     if on and run.workers:
         raise UserError(
-            f"workers is {run.workers}, but environments on the device are stepped there: leave it "
-            "out, or say `on_device=False`"
+            f"workers is {run.workers}, but environments on the device need no worker processes: "
+            "leave it out, or say `on_device=False`"
         )
     return on
 

@@ -112,13 +112,13 @@ def _look(logdir: Path) -> None:
         known, is_folder = name in _FILES or name.split("/")[0] in _FOLDERS, name in _FOLDERS
         if known and stat.S_ISLNK(mode):
             raise UserError(
-                f"{str(logdir / name)!r} is a symbolic link, but a run writes to its directory "
-                "alone; put what it points to in its place, or give another `logdir`"
+                f"{str(logdir / name)!r} is a symbolic link, but a run writes only to its own "
+                "directory; replace the link by what it points to, or give another `logdir`"
             )
         if known and "/" not in name and not (stat.S_ISDIR if is_folder else stat.S_ISREG)(mode):
             raise UserError(
-                f"{str(logdir / name)!r} is no {'folder' if is_folder else 'file'}, as a run keeps "
-                "one by that name; move it away, or give another `logdir`"
+                f"{str(logdir / name)!r} should be a {'folder' if is_folder else 'file'} of the "
+                "run, but is not one; move it away, or give another `logdir`"
             )
     others = [name for name in there if not files.is_temporary(name, CONFIG)]
     if CONFIG not in there and not set(others) <= _FIRST:
@@ -161,13 +161,13 @@ def _check_records(logdir: Path, config: dict[str, Any]) -> None:
     end = config["num_steps"]
     told = {
         line["seed"]
-        for line in record.of(logdir)
+        for line in record.of_run(logdir)
         if "run/diverged" in line or ("eval/return_mean" in line and line["step"] == end)
     }
     if not told >= set(config["seeds"]):
         raise UserError(
             f"logdir {str(logdir)!r} holds a finished run without its records: {record.NAME} is "
-            "missing or not whole; put it back, or give another `logdir` to make the run anew"
+            "missing or incomplete; put it back, or give another `logdir` to train the run anew"
         )
 
 
@@ -177,11 +177,11 @@ def _check_checkpoints(logdir: Path, every: int) -> None:
     """
     if any((logdir / CHECKPOINTS).glob("*")):
         return
-    reached = max((line["step"] for line in record.of(logdir)), default=0)
+    reached = max((line["step"] for line in record.of_run(logdir)), default=0)
     if reached > every:
         raise UserError(
             f"logdir {str(logdir)!r} holds records to step {reached} without their checkpoints, so "
-            "there is nothing to go on from; give another `logdir` to make the run anew"
+            "it cannot be resumed; give another `logdir` to start anew"
         )
 
 
@@ -196,7 +196,7 @@ def _check_extension(logdir: Path, begun: dict[str, Any]) -> None:
     if not any((logdir / CHECKPOINTS).glob("*")):
         raise UserError(
             f"logdir {str(logdir)!r} holds a run of {begun['num_steps']} steps without its "
-            "checkpoints, so there is nothing to go on from; give another `logdir` to make it anew"
+            "checkpoints, so it cannot be made longer; give another `logdir` to start anew"
         )
 
 
@@ -275,7 +275,7 @@ def source(config: Mapping[str, Any], where: str, trust: bool) -> envs.Source:
     for name, value in {} if trust or not kwargs else kwargs.items():
         if _has_text(value):
             given = f"{where} gives its environment {name}={value!r:.60}"
-            raise _untrusted(given, "a text, which may name a file or a module")
+            raise _untrusted(given, "a string, which may name a file or a module")
     return envs.described(env, kwargs, wrappers)
 
 
@@ -285,7 +285,7 @@ def _has_text(value: Any) -> bool:
     return any(map(_has_text, value)) if isinstance(value, list) else isinstance(value, str)
 
 
-def of(kind: Any, config: Mapping[str, Any]) -> Any:
+def as_config(kind: Any, config: Mapping[str, Any]) -> Any:
     """The config of class `kind`, one of `CONFIGS`, with the settings of a config.json; those that
     it lacks have their defaults.
     """
@@ -299,7 +299,7 @@ def own_parts(config: Mapping[str, Any]) -> bool:
     return "activation" not in config
 
 
-def whole(config: Mapping[str, Any]) -> dict[str, Any]:
+def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a config.json, and for those that were added to this package after it was
     written, the values that its algorithm has.
     """
@@ -308,7 +308,7 @@ def whole(config: Mapping[str, Any]) -> dict[str, Any]:
     fields = {field.name: field.default for one in CONFIGS for field in dataclasses.fields(one)}
     fields = describe({**fields, **config})
     with contextlib.suppress(UserError, TypeError):  # settings that can no longer be trained
-        filled = describe(agents.resolve(of(agents.AgentConfig, fields)).config)
+        filled = describe(agents.resolve(as_config(agents.AgentConfig, fields)).config)
         fields |= {name: filled[name] for name in filled.keys() - config.keys()}
     return fields
 
@@ -322,7 +322,7 @@ def compare(path: Path, config: dict[str, Any], flag: str = "logdir") -> dict[st
     """
     try:
         said = read_config(path, flag)
-        old = {k: v for k, v in whole(said).items() if k in config or k in said}
+        old = {k: v for k, v in with_defaults(said).items() if k in config or k in said}
     except FileNotFoundError as error:
         raise UserError(f"{path} is gone; give another `{flag}`") from error
     if old["num_steps"] > config["num_steps"]:
@@ -346,6 +346,6 @@ def _check_ways(path: Path) -> None:
     for name, now in provenance.ways().items():
         if begun.get(name, now) != now:
             raise UserError(
-                f"{path} says {name}={begun[name]}, but here it is {now}, so that the run would go "
-                f"on with other numbers: set {name.upper()}={begun[name]}, or give another `logdir`"
+                f"{path} says {name}={begun[name]}, but here it is {now}, so the run would resume "
+                f"with other numbers: set {name.upper()}={begun[name]}, or give another `logdir`"
             )

@@ -48,7 +48,7 @@ class Flag:
 
 
 Asked = Callable[[], bool]
-"""Whether a run is to stop, as those look who wait for an evaluation."""
+"""Returns whether a run is to stop; polled during an evaluation."""
 
 
 def never() -> bool:

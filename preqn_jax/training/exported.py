@@ -108,10 +108,10 @@ def arrays(
     weights = {name.split("mlp.")[-1]: np.asarray(x) for name, x in named.items()}
     own = directory.own_parts(trained.config) or not all(map(_LAYERS.match, named))
     if own or not all(name.startswith(("Dense_", "BatchRenorm_")) for name in weights):
-        why = "this agent has its own" if own else "this critic has layers that are not dense"
+        why = "this agent has others" if own else "this critic has layers that are not dense"
         raise UserError(
-            f"arrays tell only of dense layers that are this package's, and {why}; export it as a "
-            "program, --format=stablehlo"
+            f"only dense layers of this package's networks can be exported as arrays, but {why}; "
+            "export it as a program, --format=stablehlo"
         )
     weights = _without_norms(weights)
     about = {

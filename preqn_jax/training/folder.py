@@ -117,7 +117,7 @@ class Folder:
 
     def evaluated(self, step: int) -> set[int]:
         """The seeds whose evaluation at a step is recorded."""
-        lines = (line for line in record.of(self.logdir) if line["step"] == step)
+        lines = (line for line in record.of_run(self.logdir) if line["step"] == step)
         return {line["seed"] for line in lines if "eval/return_mean" in line}
 
     def end_records(self) -> None:
@@ -212,15 +212,15 @@ def restore(
     `like` is deleted. Raises UserError where there are such steps but none is whole, or where there
     are none although a run is finished.
     """
-    from preqn_jax.training.checkpoint import newest, whole
+    from preqn_jax.training.checkpoint import join_learners, newest
 
     steps = sorted(set.intersection(*(set(folder.steps()) for folder in folders)))
     if not steps:
         for done in (one.logdir for one in folders if one.finished):
             raise UserError(
-                f"{str(done)!r} holds a finished run without its checkpoints, so there is no "
-                "learner to be had of it; its records can be read (`preqn_jax.records`), or give "
-                "another `logdir` to make it anew"
+                f"{str(done)!r} holds a finished run without its checkpoints, so its learner "
+                "cannot be restored; its records can be read (`preqn_jax.records`), or give "
+                "another `logdir` to train it anew"
             )
         return None
     rings = Rings(like.replay.data)
@@ -234,6 +234,6 @@ def restore(
     if found is None:
         return None
     step, parts = found
-    learner = whole(like, [moment.learner for moment, _ in parts], rings)
+    learner = join_learners(like, [moment.learner for moment, _ in parts], rings)
     moments = [(f.members, m) for f, (m, _) in zip(folders, parts, strict=True)]
     return step, _joined(moments, learner), [noted for _, noted in parts]

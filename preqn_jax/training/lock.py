@@ -89,7 +89,9 @@ def _flock(fd: int) -> None:
     except BlockingIOError:
         raise
     except OSError as error:  # some network file systems have no locks
-        _log.warning("no lock on the run directory (%s): start one process alone", error.strerror)
+        _log.warning(
+            "cannot lock the run directory (%s): let only one process use it", error.strerror
+        )
 
 
 def _here() -> str:
@@ -99,5 +101,5 @@ def _here() -> str:
 def _busy(folder: Path, holder: str) -> str:
     words = f"logdir {str(folder)!r} is in use by {holder or 'another process'}"
     if holder.startswith(f"{_here()} "):
-        return f"{words}, which is this one: close its former `train` first"
+        return f"{words}, which is this process: close its earlier `train` first"
     return f"{words}; wait for it, end it, or give another `logdir`"

@@ -324,7 +324,7 @@ def learn_one(
 
 
 VITAL = ("critic/q_mean", "critic/td_abs", "critic/norm", "actor/norm")
-"""Metrics without which a member cannot go on."""
+"""Metrics that must be finite: a member is frozen once one of them is not."""
 
 
 def froze(

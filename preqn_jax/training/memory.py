@@ -49,7 +49,7 @@ def check(spec: Spec, config: LoopConfig, described: dict[str, Any]) -> None:
     """
     step = STEPS.get(described.get("critic_step", ""))
     kernel = step is not None and step.solves
-    there, where = _least(), "memory of its devices each"
+    there, where = _least(), "memory on each device"
     if there is None:
         there, where = _machine(), "memory"
     else:  # each device holds its share of the members
@@ -75,8 +75,8 @@ def make_room_for_files(folders: int) -> None:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise UserError(
-            f"this run would need some {needed} open files, but the system allows {hard} a process "
-            "(`ulimit -Hn`); train fewer `seeds` or settings at once"
+            f"this run would need some {needed} open files, but the system allows {hard} per "
+            "process (`ulimit -Hn`); train fewer `seeds` or settings at once"
         )
     with contextlib.suppress(OSError, ValueError):  # a failure shows when files are opened
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

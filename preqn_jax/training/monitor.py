@@ -100,8 +100,8 @@ def measure(agent: Agent, look: Look, discount: float, discrete: bool = False) -
 
 
 Exactly = Callable[[Learner, int, float, float | None], dict[str, float]]
-"""`(learner [P], index of a member, alpha of Eq. 5, damping where it adapts) -> diagnostics.exact`
-by "exact/...".
+"""`(learner [P], index of a member, alpha of Eq. 5, damping) -> {"exact/...": value}`, the results
+of `diagnostics.exact`; damping is None unless it adapts.
 """
 
 
@@ -165,22 +165,22 @@ def stuck(means: dict[str, float], eta: float) -> str | None:
     >>> from preqn_jax.training import monitor
     >>> means = {"critic/alignment": 0.0, "critic/td_abs": 1.0, "solve/finite": 0.0}
     >>> monitor.stuck(means, eta=0.97)
-    'every solve failed, as where K is singular; use a `damping` above 0, or `solver=eigh`'
+    'every solve failed, as when K is singular; use a `damping` above 0, or `solver=eigh`'
     """
     if means.get("critic/alignment") != 0 or not means.get("critic/td_abs", 0):
         return None
     if means["critic/td_abs"] > _HUGE:
         size = f"TD errors are of the size {means['critic/td_abs']:.2g}"
-        return f"{size}, which float32 has no room for; scale the environment's rewards"
+        return f"{size}, too large for sums of squares in float32; scale the rewards down"
     if means.get("solve/finite") == 0:
         return (
-            "every solve failed, as where K is singular; use a `damping` above 0, or `solver=eigh`"
+            "every solve failed, as when K is singular; use a `damping` above 0, or `solver=eigh`"
         )
     if "linesearch/accepted" in means:
         return _too_far(means, eta)
     return (
-        "a step is too small for float32 to tell it beside Q; scale the environment's rewards, or "
-        "raise `critic_learning_rate`"
+        "the steps are too small to change Q in float32; scale the environment's rewards, or raise "
+        "`critic_learning_rate`"
     )
 
 
@@ -195,7 +195,7 @@ def rejecting(means: dict[str, float], eta: float) -> str | None:
     >>> from preqn_jax.training import monitor
     >>> means = {"linesearch/accepted": 0.3, "solve/alignment": 0.95, "critic/alignment": 0.29}
     >>> monitor.rejecting(means, eta=0.97).partition(":")[0]
-    'the solve itself is aligned to 0.95 on average, below eta = 0.97'
+    'the solve itself has an alignment of 0.95 on average, below eta = 0.97'
     """
     return _too_far(means, eta) if 0 < means.get("linesearch/accepted", 1.0) < 0.5 else None
 
@@ -204,12 +204,14 @@ def _too_far(means: dict[str, float], eta: float) -> str:
     """Which of two causes keeps the linesearch from finding a step, and what to do."""
     reached = means.get("solve/alignment", 1.0)
     if reached < eta:
-        words = f"the solve itself is aligned to {reached:.2g} on average, below eta = {eta:.2g}"
+        words = (
+            f"the solve itself has an alignment of {reached:.2g} on average, below eta = {eta:.2g}"
+        )
         return f"{words}: use `relative_eta`, or lower `damping` or `eta`"
     return (
-        f"the solve is aligned to {reached:.3g}, but Q bends before a step is short enough: lower "
-        f"`critic_learning_rate`, raise `linesearch_max_steps`, or, where layers of Q compute in "
-        f"less than float32, have them do so in it"
+        f"the solve has an alignment of {reached:.3g}, but Q is too nonlinear for the shortest "
+        "step tried: lower `critic_learning_rate`, raise `linesearch_max_steps`, or, where layers "
+        "of Q compute in less than float32, use `network_dtype=float32`"
     )
 
 

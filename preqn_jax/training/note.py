@@ -40,7 +40,7 @@ def read(folder: Path, step: int) -> dict[str, Any]:
         raise ValueError("its note does not match its checksum")
     content = json.loads(text)
     if content["format"] != FORMAT:
-        raise ValueError(f"its format is {content['format']}, and not {FORMAT}")
+        raise ValueError(f"its format is {content['format']}, not {FORMAT}")
     if content["step"] != step:
         raise ValueError(f"its note says that it is of step {content['step']}")
     return content
@@ -72,15 +72,15 @@ def check(note: dict[str, Any], config: LoopConfig, fresh: list[Any]) -> None:
     filled, full = note["filled"], min(step, config.replay_capacity)
     stood = len(frozen) == len(seeds) and 0 <= filled < full  # frozen members' replay gets no more
     if filled != full and not stood:
-        raise ValueError(f"its replay of {filled} is not that of step {step}")
+        raise ValueError(f"its replay of {filled} transitions is not that of step {step}")
     extra = note["extra"]
     if extra["seeds"] != seeds or len(note["collector"]) != len(seeds):
         raise ValueError(f"its seeds {extra['seeds']} are not {seeds}")
     if type(extra["records"]) is not int:
-        raise ValueError("its number of records is none")
+        raise ValueError("its number of records is not an integer")
     every = extra.get("eval_every")
     if every is not None and (type(every) is not int or every < 1):
-        raise ValueError(f"its eval_every of {every!r} is none")
+        raise ValueError(f"its eval_every of {every!r} is not a positive integer")
     _check_pending(codec.decode(extra["pending"]), len(seeds))
     codec.check_form(fresh, note["collector"], "its collector")
 
@@ -90,11 +90,13 @@ def _check_pending(pending: list[dict[str, Any]], seeds: int) -> None:
     records.
     """
     if not isinstance(pending, list):
-        raise ValueError("its pending metrics are no list")
+        raise ValueError("its pending metrics are not a list")
     for noted in pending:
         for name, values in noted["metrics"].items():
             if np.shape(values) != (seeds,) or np.asarray(values).dtype.kind not in "fiu":
                 raise ValueError(f"its pending {name} is not {seeds} numbers")
         for i, total in noted["episodes"]:
             if i not in range(seeds) or not isinstance(total, float):
-                raise ValueError(f"its pending episode ({i!r}, {total!r}) is none")
+                raise ValueError(
+                    f"its pending episode ({i!r}, {total!r}) is not a member and a return"
+                )

@@ -48,7 +48,7 @@ class Recorder:
 
         self._path, self.count = Path(logdir) / NAME, 0  # lines in the file
         with files.writing(str(self._path)):
-            there = self._go_on(resume_at, keep) if self._path.exists() else 0
+            there = self._resume(resume_at, keep) if self._path.exists() else 0
             if there < expected:
                 _log.warning(
                     "%d of the %d records up to step %d are missing from %s",
@@ -58,13 +58,13 @@ class Recorder:
         self._boards = Boards(Path(logdir) / "tensorboard", seeds, resume_at)
         self._tracker = Tracker(track, Path(logdir))
 
-    def _go_on(self, resume_at: int, keep: Callable[[Line], bool]) -> int:
+    def _resume(self, resume_at: int, keep: Callable[[Line], bool]) -> int:
         """Leaves only records to keep in the file; returns how many up to `resume_at` it had."""
         found = scan(self._path)
         if found.damaged:
             aside = self._path.with_name(DAMAGED)
             files.add(aside, b"".join(raw + b"\n" for _, raw in found.damaged))
-            _log.warning("%s, and put aside in %s", _damage(self._path, found), aside)
+            _log.warning("%s: moved to %s", _damage(self._path, found), aside)
         before = [(raw, line) for raw, line in found.lines if line["step"] <= resume_at]
         kept = [raw + b"\n" for raw, line in before if keep(line)]
         if b"".join(kept) != self._path.read_bytes():  # else no room on the disk is needed
@@ -100,7 +100,7 @@ class Recorder:
             words = "was replaced"
         except OSError:
             words = "is gone"
-        raise Stopped(f"{self._path} {words}, which this run was writing to")
+        raise Stopped(f"{self._path} {words}, but this run was still writing to it")
 
     def flush(self) -> None:
         """Force what was written to the disk: a checkpoint must not be ahead of its records. Raises
@@ -164,11 +164,11 @@ def read(path: str | Path) -> list[Line]:
     """
     found = scan(path)
     if len(found.damaged) > found.cut:
-        _log.warning("%s, and left out", _damage(Path(path), found))
+        _log.warning("%s: ignored", _damage(Path(path), found))
     return [line for _, line in found.lines]
 
 
-def of(logdir: Path) -> list[Line]:
+def of_run(logdir: Path) -> list[Line]:
     """As `read`, for a run directory; empty before it has any records."""
     return read(logdir / NAME) if (logdir / NAME).is_file() else []
 
@@ -188,7 +188,6 @@ def frozen(lines: Iterable[Line]) -> dict[int, int]:
 def _damage(path: Path, found: Found) -> str:
     numbers = [str(number) for number, _ in found.damaged]
     shown = ", ".join(numbers[:5]) + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")
-    one = len(numbers) == 1
-    return (
-        f"line{'' if one else 's'} {shown} of {path} {'is no record' if one else 'are no records'}"
-    )
+    if len(numbers) == 1:
+        return f"line {shown} of {path} is not a record"
+    return f"lines {shown} of {path} are not records"

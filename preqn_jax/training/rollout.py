@@ -241,7 +241,7 @@ class Rollout:
         self._returns = codec.decode(state["returns"])
 
 
-def attained(evaluation: Evaluation, discount: float) -> float:
+def discounted_max(evaluation: Evaluation, discount: float) -> float:
     """The largest discounted return from any state of an evaluation's episodes; NaN where a reward
     is NaN.
 

@@ -49,7 +49,7 @@ def plan(
     usual = agents.AgentConfig()
     for name in sorted(unread(made)):
         if (value := getattr(made.config, name)) != getattr(usual, name):
-            words = "`%s=%s` changes nothing: %s, as set here, does not read it"
+            words = "`%s=%s` has no effect: %s does not use it with these settings"
             _log.warning(words, name, value, made.config.algorithm)
     described = directory.describe(run, made.config, loop_config)
     make = partial(agents.make, made)
@@ -174,9 +174,9 @@ def configs(
     for name, value in given.items():
         if callable(value) or hasattr(value, "shape"):
             raise UserError(
-                f"{name} is {type(value).__name__}, but an option is a value that config.json "
-                f"holds; for {name} of another kind give an agent of your own parts, as "
-                "docs/extend.md shows, or, for one of several numbers each, a sweep"
+                f"{name} is {type(value).__name__}, but an option must be a plain value, which "
+                f"config.json can hold; for {name} of another kind give an agent of your own "
+                "parts, as docs/extend.md shows; to try several values, use a sweep"
             )
     for name, value in given.items():
         if inner(HINTS[name]) is int and isinstance(value, float) and value.is_integer():

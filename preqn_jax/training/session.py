@@ -21,7 +21,7 @@ from preqn_jax.training.errors import Diverged, Diverging, Flag, Interrupted
 from preqn_jax.training.folder import Folder
 from preqn_jax.training.monitor import advice, bias, make_exact, make_looks, measure
 from preqn_jax.training.plan import Plan, Progress
-from preqn_jax.training.rollout import Evaluation, attained
+from preqn_jax.training.rollout import Evaluation, discounted_max
 from preqn_jax.training.trained import Trained, agent_of
 
 _log = logging.getLogger(__name__)
@@ -128,14 +128,14 @@ class Session:
         self.learner, counters = loop.init(self.agent, self.spec, config, plan.settings)
         self.counters = counters._replace(frozen=plan.resting)
         if self._folders:
-            self._go_on()
+            self._resume()
         self._looks = make_looks(self.agent, config)
         told = self._discounts, plan.described, plan.settings
         self._exact = make_exact(self.agent, envs.problem(plan.env), *told)
         self._acting = loop.each(self.agent.policy)
         self._begun = True
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         """Restores the newest checkpoint that all folders have, if there is one, and opens the
         records.
         """
@@ -310,7 +310,7 @@ class Session:
                 "eval/return_mean": returns.mean(),
                 "eval/return_std": returns.std(),
                 "eval/episodes": len(returns),
-                "eval/discounted_max": attained(evaluation, discount),
+                "eval/discounted_max": discounted_max(evaluation, discount),
             }
             if np.any(evaluation.cut):
                 line["eval/cut"] = np.sum(evaluation.cut)

@@ -32,7 +32,7 @@ NUMERIC = tuple(
     for field in dataclasses.fields(AgentConfig)
     if "float" in str(directory.HINTS[field.name]) and field.name not in _OTHER_AT_ZERO
 )
-"""What may differ inside one program."""
+"""Settings whose values can differ between members of one program."""
 _FIXED = {"seeds", "num_steps", *(f.name for f in dataclasses.fields(RunConfig))} - {"env"}
 
 _NAME = 255  # bytes that file systems take as a name
@@ -169,7 +169,7 @@ def _value(name: str, text: str) -> Any:
         raise UserError(f"the axis {name} has {text!r}, but it must be {words}") from None
 
 
-def of(
+def make(
     logdir: str | Path | None, run: RunConfig, agent: AgentConfig, loop: LoopConfig, axes: Axes
 ) -> Sweep:
     """The sweep of these settings and axes. Raises UserError where those of a member make no
@@ -182,8 +182,8 @@ def of(
         validate_run(program.run, program.loop)
         if program.run.stop_on_divergence:
             raise UserError(
-                "stop_on_divergence is on, which ends a whole run, but no member of a sweep ends "
-                "another; leave it out: findings are recorded (`diagnose_every`)"
+                "stop_on_divergence is on, but it would end the other members of the sweep too; "
+                "leave it out: findings are recorded (`diagnose_every`)"
             )
         for member in program.members:
             agents.resolve(_replace(program.agent, member.setting))
@@ -191,7 +191,7 @@ def of(
     if (size := len(longest.encode())) > _NAME:
         raise UserError(
             f"sweep has {len(axes)} axes, which would give a member a folder with a name of {size} "
-            f"bytes, {longest:.60}..., but file systems take {_NAME}: vary fewer at once"
+            f"bytes, {longest:.60}..., but file systems allow {_NAME}: vary fewer at once"
         )
     return sweep
 
@@ -208,8 +208,8 @@ def _check_axes(sweep: Sweep) -> None:
     for name in sweep.axes:
         if name in idle:
             raise UserError(
-                f"sweep varies {name}, which changes nothing of {', '.join(algorithms)} as set "
-                "here: leave it out"
+                f"sweep varies {name}, which has no effect on {', '.join(algorithms)} with these "
+                "settings: leave it out"
             )
 
 
@@ -234,7 +234,7 @@ def open_(sweep: Sweep, write: bool = True) -> None:
         elif not write:
             raise UserError(
                 f"logdir {str(sweep.logdir)!r} has no {NAME}, which the first process writes: see "
-                "what that one said"
+                "its output"
             )
         elif not all(files.is_temporary(name, NAME) for name in there):
             raise UserError(
@@ -271,14 +271,14 @@ def check_begun(sweep: Sweep) -> None:
 
 
 def as_begun(
-    logdir: Path, configs: Sequence[Any], axes: Axes, said: Collection[str]
+    logdir: Path, configs: Sequence[Any], axes: Axes, given: Collection[str]
 ) -> tuple[list[Any], Axes]:
-    """`configs` and `axes` as the sweep's file has them, except for the settings that this command
-    `said`, and for its own axes if it gives any. Raises UserError if there is no such file.
+    """`configs` and `axes` as the sweep's file has them, except for the settings `given`
+    to this command and for its own axes if it gives any. Raises UserError if there is no such file.
     """
     there = read(logdir)
     kept = {**there["config"], "seeds": there["seeds"]}
-    kept = {k: directory.tupled(v) for k, v in kept.items() if k not in {*said, *there["axes"]}}
+    kept = {k: directory.tupled(v) for k, v in kept.items() if k not in {*given, *there["axes"]}}
     old = {name: tuple(map(directory.tupled, v)) for name, v in there["axes"].items()}
     return [_replace(config, kept) for config in configs], axes or old
 
@@ -289,7 +289,7 @@ def _check_kept(name: str, old: list[Any], new: list[Any]) -> None:
         raise UserError(
             f"the sweep in this logdir has {name}={','.join(map(str, old)) or 'one value'}, but "
             f"this command says {','.join(map(str, new)) or 'one value'}; a sweep may get more "
-            f"values of an axis, and keeps those it has: name them too, or give another `logdir`"
+            f"values of an axis, but keeps those it has: name them too, or give another `logdir`"
         )
 
 
@@ -360,7 +360,7 @@ def _is_whole(folder: Path, num_steps: int) -> bool:
 
 
 def _diverged(folder: Path) -> bool:
-    return bool(record.frozen(record.of(folder)))
+    return bool(record.frozen(record.of_run(folder)))
 
 
 def _plan(sweep: Sweep, program: Program, members: Sequence[Member]) -> Plan:

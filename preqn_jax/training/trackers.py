@@ -96,7 +96,7 @@ class Tracker:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)  # and what it started
             self._process.wait()
-            self._say(f"it was not done {WAIT:.0f} s after the run")
+            self._say(f"it had not finished {WAIT:.0f} s after the run")
         self._process = None
 
     def _give_up(self) -> None:
@@ -108,5 +108,5 @@ class Tracker:
         self._say(said[-1][:200] or "it ended")
 
     def _say(self, why: str) -> None:
-        words = "no more records for %s: %s; the run is whole without, and %s says more"
+        words = "no more records are sent to %s: %s; the run itself is unaffected; see %s"
         _log.warning(words, self._track, why, self._log)

@@ -27,7 +27,7 @@ def check_function(agent: Any) -> None:
     if not callable(agent):
         words = repr(agent) if isinstance(agent, str) else f"of the type {type(agent).__name__}"
         raise UserError(
-            f"agent is {words}, expected a function that makes an agent of a spec, as "
+            f"agent is {words}, expected a function that makes an agent from a spec, as "
             "`lambda spec: agents.td3(spec)`"
         )
 
@@ -67,8 +67,8 @@ class Trained(NamedTuple):
             raise UserError(f"there is no seed {seed}; this run has {known}")
         if any(getattr(leaf, "is_deleted", bool)() for leaf in jax.tree.leaves(self.states)):
             raise UserError(
-                f"these states, of step {self.step}, are gone: the next round made its own of "
-                "them; take `policy()`, `q()` or `state()` of a round before going on to the next"
+                f"these states, of step {self.step}, are gone: the next round has reused their "
+                "memory; take `policy()`, `q()` or `state()` of a round before going on to the next"
             )
         return jax.tree.map(lambda leaf: leaf[self.seeds.index(seed)], self.states)
 
@@ -107,7 +107,7 @@ class Trained(NamedTuple):
         """
         params, q, spec = self.agent.critic(self.state(seed)), precise(self.agent.q), self.spec
         sizes = {"obs": spec.obs_size, "action": spec.action_size}
-        ask = _compiled(lambda obs, own: q(params, obs, actions.inside(spec, own)), **sizes)
+        ask = _compiled(lambda obs, action: q(params, obs, actions.inside(spec, action)), **sizes)
         if spec.num_actions is None:
             return ask
         return lambda obs, action: ask(obs, jnp.asarray(action)[..., None])
@@ -168,11 +168,11 @@ def load(
     if agent is None and directory.own_parts(config):
         own = config["algorithm"]
         raise UserError(
-            f"the run {str(logdir)!r} was trained with an agent of its own parts, {own!r}, which "
-            f"no file holds: in Python say preqn_jax.load({str(logdir)!r}, agent=...) with it"
+            f"the run {str(logdir)!r} was trained with an agent made by a function, {own!r}, which "
+            f"no file holds: in Python call preqn_jax.load({str(logdir)!r}, agent=...) with it"
         )
     spec, seeds = envs.spec(env), tuple(config["seeds"])
-    named = partial(agents.make, directory.of(agents.AgentConfig, config))
+    named = partial(agents.make, directory.as_config(agents.AgentConfig, config))
     whole = agent_of(named if agent is None else agent, spec)
     cure = None if agent is None else "give the `agent` that `train` was given"
     step, states = _restore(logdir, whole, len(seeds), cure)
@@ -203,7 +203,7 @@ def records(logdir: str | Path) -> Any:
         ) from error
     logdir = Path(logdir)
     directory.config_of(logdir)
-    if not (lines := record.of(logdir)):
+    if not (lines := record.of_run(logdir)):
         raise UserError(f"the run {str(logdir)!r} has no records yet")
     rows: dict[tuple[int, int], record.Line] = {}
     for line in lines:

@@ -7,8 +7,8 @@ OUTSIDE, CONSTRUCTION, RESET, STEP, EVAL_RESET, EVAL_STEP, LOAD, CLOSE = range(8
 _CALLS = ("", "its construction", "reset", "step", "reset", "step", "reset", "close")
 
 Place = MutableSequence[int]
-"""Where a process is: a call, or OUTSIDE of all; the seed; the step of the run; and a count that
-makes two calls differ. It may be memory that processes share.
+"""Where a process is: `[call or OUTSIDE, seed, step of the run, count that tells two calls apart]`.
+It may be memory that processes share.
 """
 _TICKS = 10  # looks that must find the same call before it counts as hung
 
@@ -32,8 +32,8 @@ def hung(name: str, place: Sequence[int], seconds: float) -> str:
     """The message that environment `name` has not left the call at `place` for so many seconds."""
     known = "" if place[0] in (CONSTRUCTION, CLOSE) else f" ({when(place)})"
     return (
-        f"environment {name!r} has not come back from {_CALLS[place[0]]} for {seconds:g} "
-        f"seconds{known}; give more if it needs them, as in `env_timeout={2 * seconds:g}`"
+        f"environment {name!r} has not returned from {_CALLS[place[0]]} for {seconds:g} "
+        f"seconds{known}; if it needs more time, use `env_timeout={2 * seconds:g}`"
     )
 
 

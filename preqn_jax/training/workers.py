@@ -76,10 +76,10 @@ class Workers:
         seeds, self._asked = recipe.config.seeds, asked
         self._workers: list[_Worker] = []
         # Workers that may be killed with nothing lost: at first all.
-        self._busy = set(range(min(count, len(seeds))))
+        self._killable = set(range(min(count, len(seeds))))
         self._hung: dict[int, EnvError] = {}
         self._end = weakref.finalize(
-            self, _end, self._workers, self._busy
+            self, _end, self._workers, self._killable
         )  # at exit too, before multiprocessing waits for them
         bound = threading.current_thread() is threading.main_thread()
         with _signals_held():
@@ -105,7 +105,7 @@ class Workers:
             last = first + len(worker.seeds)
             with self._deaths(i):
                 worker.pipe.send((method, None if arguments is None else arguments[first:last]))
-            self._busy.add(i)
+            self._killable.add(i)
             first = last
         results, failed = [], []
         for i, worker in enumerate(self._workers):
@@ -114,7 +114,7 @@ class Workers:
                     if method == "evaluate" and self._asked():
                         raise Interrupted
                 reply = worker.pipe.recv()
-            self._busy.discard(i)
+            self._killable.discard(i)
             if isinstance(reply, _Failure):
                 failed.append(reply)
             else:
@@ -141,12 +141,12 @@ class Workers:
             guard = ""
             if code == 1 and not any(worker.place):  # it died before any call of an environment
                 guard = (
-                    " before its first step; a script that starts processes does so below "
-                    "'if __name__ == \"__main__\":', as they read it too"
+                    " before its first step; put the script's code under "
+                    '`if __name__ == "__main__":`, because workers import it'
                 )
             raise Stopped(
                 f"the worker process that steps {named(worker.seeds)} {how}{guard}; `workers=0` "
-                "does without such processes"
+                "runs without worker processes"
             ) from error
 
     def close(self) -> None:
@@ -157,12 +157,12 @@ class Workers:
             raise _unpacked(failed[0])
 
 
-def _end(workers: list[_Worker], busy: set[int]) -> list[_Failure]:
-    """Ends the workers, and kills those that are busy. Returns what environments raised as the
-    others closed them.
+def _end(workers: list[_Worker], killable: set[int]) -> list[_Failure]:
+    """Ends the workers, and kills those that are `killable`. Returns what environments raised as
+    the others closed them.
     """
     for i, worker in enumerate(workers):
-        if i in busy:
+        if i in killable:
             worker.process.kill()
         else:
             with contextlib.suppress(OSError):  # the worker is dead
@@ -172,7 +172,7 @@ def _end(workers: list[_Worker], busy: set[int]) -> list[_Failure]:
         if not connection.wait([worker.pipe, worker.process.sentinel], _PATIENCE):
             worker.process.kill()
         with contextlib.suppress(EOFError, OSError):
-            if i not in busy and isinstance(reply := worker.pipe.recv(), _Failure):
+            if i not in killable and isinstance(reply := worker.pipe.recv(), _Failure):
                 failed.append(reply)
         worker.pipe.close()
         worker.process.join(_PATIENCE)
@@ -216,7 +216,7 @@ def _pickling() -> Iterator[None]:
     except Exception as error:  # whatever the pickling of somebody's object raises
         raise UserError(
             f"the agent or the environment cannot be sent to worker processes ({error}); define "
-            "what makes it at the top level of a module, or do without them, by `workers=0`"
+            "the function that makes it at the top level of a module, or use `workers=0`"
         ) from error
 
 
@@ -293,7 +293,7 @@ def _failure(error: Exception) -> _Failure:
     if isinstance(error, UserError):
         cause = error.__cause__
         return _Failure(error, "".join(traceback.format_exception(cause)) if cause else "")
-    told = RuntimeError(f"a worker process met {type(error).__name__}: {error}")
+    told = RuntimeError(f"a worker process raised {type(error).__name__}: {error}")
     return _Failure(told, "".join(traceback.format_exception(error)))
 
 

@@ -285,7 +285,7 @@ def test_a_function_that_makes_one_takes_arguments():
             'names the wrapper "gymnasium.wrappers:RecordVideo(',
         ),
         ({"env_kwargs": {"xml_file": "evil.xml"}}, "gives its environment xml_file='evil.xml', a"),
-        ({"env_kwargs": {"deep": [[{"x": 1}]]}}, "a text, which may name a file or a module"),
+        ({"env_kwargs": {"deep": [[{"x": 1}]]}}, "a string, which may name a file or a module"),
     ],
 )
 def test_what_only_a_run_names_is_neither_imported_nor_handed_on(changed, words, monkeypatch):

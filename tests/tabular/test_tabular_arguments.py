@@ -47,11 +47,11 @@ def edited(array, index, value):
         ),
         (
             GOOD._replace(reward=edited(GOOD.reward, (0, 1), np.inf)),
-            r"reward holds .* at \[0, 1\], expected finite",
+            r"reward holds .* at \[0, 1\]",
         ),
         (
             GOOD._replace(reward=np.full((S, A), "1")),
-            "reward holds a value that is no finite number",
+            "reward holds a value that is not a finite number",
         ),
         (GOOD._replace(gamma=1.0), r"gamma is 1.0, expected a number in \[0, 1\)"),
         (GOOD._replace(gamma=-0.1), "gamma is -0.1"),

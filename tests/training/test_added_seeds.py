@@ -331,12 +331,12 @@ REFUSED = {
     "all diverged": (
         all_diverged,
         {"seeds": (0, 1, 2)},
-        "a run whose every seed diverged, which seed 2 cannot join; give another `logdir`",
+        "a run in which every seed diverged, so seed 2 cannot be added; give another `logdir`",
     ),
     "unfinished": (
         lost("DONE"),
         {"seeds": (0, 1, 2, 3)},
-        r"an unfinished run, .*; finish it first, with `seeds=\(0, 1\)`, and then add seeds 2, 3",
+        r"an unfinished run, .*; finish it first, with `seeds=\(0, 1\)`, then add seeds 2, 3",
     ),
     "fewer": (lost(), {"seeds": (1,)}, r"holds a run with seeds=\[0, 1\], .* says \[1\]; use the"),
     "others": (lost(), {"seeds": (1, 2)}, r"a run with seeds=\[0, 1\], .* says \[1, 2\]"),
@@ -349,14 +349,14 @@ REFUSED = {
     "no checkpoint": (
         lost("checkpoints"),
         {"seeds": (0, 1, 2)},
-        "a run of 200 steps without its last checkpoint, so there is nothing that seed 2 could",
+        "a run of 200 steps without its last checkpoint, so seed 2 cannot be added",
     ),
     "no records": (lost("metrics.jsonl"), {"seeds": (0, 1, 2)}, "run without its records"),
     "others on their way": (
         begun,
         {"seeds": (0, 1, 2)},
-        r"holds seeds 5, 6 on the way .*, but this command adds seed 2; finish that first, with "
-        r"`seeds=\(0, 1, 5, 6\)`, or remove 'x/added' to give it up",
+        r"an earlier command adds seeds 5, 6, but this command adds seed 2; finish that first, "
+        r"with `seeds=\(0, 1, 5, 6\)`, or remove 'x/added' to give it up",
     ),
 }
 
@@ -376,7 +376,7 @@ def test_seeds_whose_training_did_not_reach_the_end_do_not_join(two):
     stages = added.stages(plan_of(two, (0, 1, 2)))
     next(stages)
     before = contents(two)
-    with pytest.raises(UserError, match=r"seed 2 did not come to step 200 in 'x/added', whose "):
+    with pytest.raises(UserError, match="seed 2 did not reach step 200 and cannot be added"):
         next(stages)
     assert contents(two) == before
 

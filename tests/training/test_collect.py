@@ -24,7 +24,7 @@ from preqn_jax.envs import EnvError, codec
 from preqn_jax.options import UserError
 from preqn_jax.training import collect, loop, watch
 from preqn_jax.training.errors import Stopped
-from preqn_jax.training.rollout import Rollout, attained, make_acting
+from preqn_jax.training.rollout import Rollout, discounted_max, make_acting
 from tests import faulty
 
 STEPS = {"num_steps": 600, "start_steps": 50, "update_after": 100}
@@ -114,7 +114,7 @@ def test_a_script_that_its_workers_run_as_well_is_told_so(tmp_path):
     ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     *_, last = ended.stderr.splitlines()
     assert ended.returncode == 1 and "ended with status 1 before its first step" in last
-    assert """below 'if __name__ == "__main__":', as they read it too; `workers=0`""" in last
+    assert """under `if __name__ == "__main__":`, because workers import it; `workers=0`""" in last
 
 
 def test_imports_start_no_backend():
@@ -277,7 +277,7 @@ def test_a_nan_that_only_an_evaluation_meets_is_in_its_return(fault, caplog):
     assert (first.rewards == 1).all()
     at = 2 if fault == "EvalNan" else 3  # the observation is what the step before returned
     assert np.isnan(second.rewards[at]).all() and np.isfinite(second.rewards[:at]).all()
-    assert np.isnan(attained(second, 0.9)) and np.isfinite(attained(first, 0.9))
+    assert np.isnan(discounted_max(second, 0.9)) and np.isfinite(discounted_max(first, 0.9))
     assert "2 of the evaluation's episodes met a NaN" in caplog.text
 
 
@@ -308,8 +308,8 @@ def test_an_environment_that_hangs_is_named(tmp_path):
         collector.collect(actor, i)
     collector.close()
     assert told and told[-1] == (
-        "environment 'tests.faulty:Wait-v0' has not come back from step for 1 seconds (step 260, "
-        "seed 7); give more if it needs them, as in `env_timeout=2`; its traceback is in "
+        "environment 'tests.faulty:Wait-v0' has not returned from step for 1 seconds (step 260, "
+        "seed 7); if it needs more time, use `env_timeout=2`; its traceback is in "
         f"{tmp_path / 'log'}"
     )
     assert "RELEASED.wait(120)" in (tmp_path / "log").read_text()
@@ -348,7 +348,7 @@ def test_workers_do_as_jax_was_told_in_this_process(x64):
 def test_a_worker_whose_environment_hangs_is_named_and_ended(fault, tmp_path):
     built = recipe(f"tests.faulty:{fault}-v0", seeds=(7,))._replace(env_timeout=20.0)
     error = error_of(built, tmp_path / "log", workers=1)
-    assert "has not come back from step for 20 seconds (step 260, seed 7)" in str(error)
+    assert "has not returned from step for 20 seconds (step 260, seed 7)" in str(error)
     assert "tests/faulty.py" in (tmp_path / "log").read_text()
 
 

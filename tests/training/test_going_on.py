@@ -88,7 +88,7 @@ def test_a_run_cannot_be_shortened_and_one_without_checkpoints_not_extended(caps
     shutil.rmtree("x/checkpoints")
     kept = Path("x/metrics.jsonl").read_bytes()
     assert call("--num_steps=800", *args) == 1
-    assert "without its checkpoints, so there is nothing to go on from" in capsys.readouterr().err
+    assert "without its checkpoints, so it cannot be made longer" in capsys.readouterr().err
     assert Path("x/metrics.jsonl").read_bytes() == kept and Path("x/DONE").exists()
 
 

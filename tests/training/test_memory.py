@@ -60,7 +60,7 @@ def test_a_device_needs_room_for_its_share_of_the_members(seeds, devices, share,
     assert len(loop.devices_for(seeds)) <= devices
     memory.check(SPEC, config, {"critic_step": "preconditioned"})
     limit = needs - 1
-    with pytest.raises(UserError, match="of memory of its devices each at its peak"):
+    with pytest.raises(UserError, match="of memory on each device at its peak"):
         memory.check(SPEC, config, {"critic_step": "preconditioned"})
 
 
@@ -104,7 +104,7 @@ def test_members_may_have_more_files_open_than_a_shell_allows_at_first(monkeypat
     memory.make_room_for_files(300)
     assert limits == [(4 * 300 + 128, 4096)]
     now[0] = (256, 1024)
-    with pytest.raises(UserError, match="1328 open files, but the system allows 1024 a process"):
+    with pytest.raises(UserError, match="1328 open files, but the system allows 1024 per process"):
         memory.make_room_for_files(300)
     now[0] = memory.resource.RLIM_INFINITY, memory.resource.RLIM_INFINITY
     memory.make_room_for_files(300)

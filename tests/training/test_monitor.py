@@ -264,7 +264,7 @@ STILL = {"critic/alignment": 0.0, "critic/td_abs": 1.0}
         ({**STILL, "linesearch/accepted": 0.0, "solve/alignment": 0.9}, "`relative_eta`"),
         (
             STILL,
-            "too small for float32 to tell it beside Q; scale the environment's rewards, or ra",
+            "too small to change Q in float32; scale the environment's rewards, or raise `cr",
         ),
     ],
 )
@@ -278,7 +278,7 @@ def test_what_holds_q_in_its_place_is_named(means, words):
     [
         (0.6, 0.9, None),
         (0.0, 0.9, None),  # said by `stuck`
-        (0.49, 0.95, "aligned to 0.95 on average, below eta = 0.97: use `relative_eta`, or lower"),
+        (0.49, 0.95, "alignment of 0.95 on average, below eta = 0.97: use `relative_eta`, or"),
         (
             0.3,
             0.999,

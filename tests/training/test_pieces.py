@@ -133,15 +133,15 @@ def rows(value):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (drop_last, "its replay of 15 rows is not that of 17"),
-        (lambda content: content.update(filled=18), "its replay of 17 rows is not that of 18"),
+        (drop_last, "its replay has 15 rows, not 17"),
+        (lambda content: content.update(filled=18), "its replay has 17 rows, not 18"),
         (rows(-5), r"its replay\.1 has -5 rows"),
         *(
             pytest.param(rows(x), rf"its replay\.1 has {x!r} rows", marks=pytest.mark.slow)
             for x in (0, 5.0, True, "5")
         ),
-        (swap, "its replay is not as its note says"),
-        (lambda content: content["arrays"].pop("replay"), "its replay of 0 rows is not that of 17"),
+        (swap, "its replay does not match its note"),
+        (lambda content: content["arrays"].pop("replay"), "its replay has 0 rows, not 17"),
     ],
 )
 def test_a_note_of_other_pieces_leads_to_the_checkpoint_before(

@@ -47,7 +47,7 @@ def test_a_damaged_line_is_put_aside_and_nothing_else_is_lost(bad, caplog):
     raw = text(LINES[:2]) + bad + b"\n\n  \n" + text(LINES[2:])
     (folder / "metrics.jsonl").write_bytes(raw)
     assert record.read(folder / "metrics.jsonl") == LINES
-    assert "line 3 of x/metrics.jsonl is no record, and left out" in caplog.text
+    assert "line 3 of x/metrics.jsonl is not a record: ignored" in caplog.text
     caplog.clear()
     recorder = record.Recorder(folder, (0,), resume_at=400)
     recorder.write(500, 0, {"x": 1.0})
@@ -56,7 +56,7 @@ def test_a_damaged_line_is_put_aside_and_nothing_else_is_lost(bad, caplog):
     expected = text([*LINES[:4], {"step": 500, "seed": 0, "x": 1.0}])
     assert (folder / "metrics.jsonl").read_bytes() == expected
     assert (folder / "metrics.damaged.jsonl").read_bytes() == bad + b"\n"
-    words = "line 3 of x/metrics.jsonl is no record, and put aside in x/metrics.damaged.jsonl"
+    words = "line 3 of x/metrics.jsonl is not a record: moved to x/metrics.damaged.jsonl"
     assert words in caplog.text
 
 
@@ -141,7 +141,9 @@ def test_a_dead_tensorboard_is_said_once_and_ends_nothing(monkeypatch, caplog):
         recorder.write(step, 0, {"x": 1.0})
         recorder.write(step, 1, {"x": 1.0})
     recorder.close()
-    assert caplog.text.count("no more TensorBoard files: No space left on device") == 1
+    assert (
+        caplog.text.count("TensorBoard files are no longer written: No space left on device") == 1
+    )
     assert len(record.read(folder / "metrics.jsonl")) == 5 + 2 * 34
     monkeypatch.setattr(board, "EventsWriter", Full)
     record.Recorder(folder, (0,), 500).close()
@@ -176,4 +178,4 @@ def test_a_damaged_line_is_said_also_where_the_last_record_has_no_end(caplog):
     folder = begun()
     (folder / "metrics.jsonl").write_bytes(b"nonsense\n" + text(LINES).rstrip(b"\n"))
     assert record.read(folder / "metrics.jsonl") == LINES
-    assert "line 1 of x/metrics.jsonl is no record, and left out" in caplog.text
+    assert "line 1 of x/metrics.jsonl is not a record: ignored" in caplog.text

@@ -11,7 +11,7 @@ from preqn_jax import agents, envs, networks
 from preqn_jax.options import UserError
 from preqn_jax.training import loop
 from preqn_jax.training.config import RunConfig, validate_run
-from preqn_jax.training.rollout import Evaluation, attained
+from preqn_jax.training.rollout import Evaluation, discounted_max
 from preqn_jax.types import Transition
 from round_cases import ALGORITHMS, EPISODES, LOOP, NETS, run, setup
 
@@ -207,7 +207,7 @@ def test_the_largest_discounted_return_is_that_of_the_best_state_on_the_way():
         sum(0.9**k * rewards[t + k, e] for k in range(12 - t)) for t in range(12) for e in range(3)
     ]
     found = Evaluation(rewards, rewards, rewards, np.full(3, 12), np.zeros(3, bool))
-    np.testing.assert_allclose(attained(found, 0.9), max(to_go), rtol=1e-12)
+    np.testing.assert_allclose(discounted_max(found, 0.9), max(to_go), rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -218,13 +218,13 @@ def test_a_task_that_costs_alone_attains_no_0_at_its_time_limit(length, ended, f
     costs = -np.ones((length, 1))
     found = Evaluation(costs, costs, costs, np.array([length]), np.array([ended]))
     worth = -(1 - 0.99**first) / (1 - 0.99)
-    np.testing.assert_allclose(attained(found, 0.99), worth, rtol=1e-12)
+    np.testing.assert_allclose(discounted_max(found, 0.99), worth, rtol=1e-12)
 
 
 def test_after_its_end_an_episode_went_through_no_state():
     rewards, lengths = np.array([[-1.0, -2.0], [-1.0, 0.0]]), np.array([2, 1])
     found = Evaluation(rewards, rewards, rewards, lengths, np.ones(2, bool))
-    assert attained(found, 0.5) == -1.0
+    assert discounted_max(found, 0.5) == -1.0
 
 
 @pytest.mark.parametrize(

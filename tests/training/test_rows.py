@@ -69,7 +69,7 @@ def test_rings_that_were_cleared_hold_nothing_of_before():
 FOUR = """
 import jax, numpy as np
 from preqn_jax.training import loop, rows
-from preqn_jax.training.checkpoint import Checkpointer, whole
+from preqn_jax.training.checkpoint import Checkpointer, join_learners
 from preqn_jax.training.loop import Counters
 from preqn_jax import agents
 from preqn_jax.types import Spec
@@ -99,7 +99,7 @@ assert set(seen) == {1}, seen
 like = fresh(7)
 rings = rows.Rings(like.replay.data)
 read = [Checkpointer(f"c/{i}").read(50, like, rings, members=m)[0] for i, m in enumerate(parts)]
-found = whole(like, read, rings)
+found = join_learners(like, read, rings)
 assert found.replay.data.obs.sharding == like.replay.data.obs.sharding
 rows_there = int(expected.replay.added[:7].min())
 def same(a, b, name):

@@ -84,7 +84,7 @@ time.sleep(60)
 
 def test_a_process_that_holds_it_itself_is_told_so_and_train_takes_it_too():
     held = lock.Lock(begun(lines=[])).sign()
-    with pytest.raises(lock.Busy, match=r"which is this one: close its former `train` first"):
+    with pytest.raises(lock.Busy, match=r"which is this process: close its earlier `train` first"):
         next(preqn_jax.train("preqn", "probe/delay", logdir="x"))
     held.release()
 
@@ -124,7 +124,7 @@ def test_a_file_system_without_locks_is_said_and_the_run_goes_on(monkeypatch, ca
 
     monkeypatch.setattr(lock.fcntl, "flock", none)
     open_()
-    assert "no lock on the run directory (No locks available)" in caplog.text
+    assert "cannot lock the run directory (No locks available)" in caplog.text
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -185,11 +185,11 @@ DAMAGES = {
         )
         for name in ("algorithm", "num_steps")
     },
-    "config.json a folder": (instead("config.json", "folder"), "config.json' is no file"),
-    "checkpoints a file": (instead("checkpoints", "file"), "checkpoints' is no folder"),
-    "tensorboard a file": (instead("tensorboard", "file"), "tensorboard' is no folder"),
-    "metrics a folder": (instead("metrics.jsonl", "folder"), "metrics.jsonl' is no file"),
-    "DONE a folder": (instead("DONE", "folder"), "DONE' is no file"),
+    "config.json a folder": (instead("config.json", "folder"), "config.json' should be a file"),
+    "checkpoints a file": (instead("checkpoints", "file"), "checkpoints' should be a folder"),
+    "tensorboard a file": (instead("tensorboard", "file"), "tensorboard' should be a folder"),
+    "metrics a folder": (instead("metrics.jsonl", "folder"), "metrics.jsonl' should be a file"),
+    "DONE a folder": (instead("DONE", "folder"), "DONE' should be a file"),
     "DONE, no metrics": (done(None), "a finished run without its records"),
     "DONE, empty metrics": (done(b""), "a finished run without its records"),
     "DONE, other metrics": (done(text(LINES)), "a finished run without its records"),
@@ -237,7 +237,7 @@ def test_a_finished_run_needs_the_records_of_all_its_seeds(monkeypatch):
     early = {**EVALUATED, "seed": 1, "step": 5000}
     for other, whole in ((early, False), ({**EVALUATED, "seed": 1}, True)):
         (folder / "metrics.jsonl").write_bytes(text([*LINES, EVALUATED, other]))
-        with contextlib.nullcontext() if whole else pytest.raises(UserError, match="not whole"):
+        with contextlib.nullcontext() if whole else pytest.raises(UserError, match="incomplete"):
             open_()
 
 
@@ -442,7 +442,7 @@ def test_a_run_of_before_a_setting_there_is_now_had_what_its_algorithm_has(algor
     for name in ("adam_b1", "critic_hidden_sizes", "pessimism"):  # filled in, or None
         del told["config"][name]
     path.write_text(json.dumps(told))
-    assert directory.whole(told["config"]) == now
+    assert directory.with_defaults(told["config"]) == now
     directory.open_("x", now)[1].release()
     with pytest.raises(UserError, match=r"holds a run with adam_b1=0\.[59], but .* says 0\.7"):
         directory.open_("x", {**now, "adam_b1": 0.7})

@@ -194,7 +194,7 @@ def test_a_hung_environment_ends_the_command_with_its_name(tmp_path):
     args = [ENV.format("Spin"), f"--logdir={logdir}", *SMALL, "--eval_every=600"]
     code, _, err = finished(start(*args, "--env_timeout=20"))
     assert code == 1 and "Traceback" not in err
-    assert "error: environment 'tests.faulty:Spin-v0' has not come back from step for 20 s" in err
+    assert "error: environment 'tests.faulty:Spin-v0' has not returned from step for 20 s" in err
     assert "--env_timeout=40; its traceback is in" in err and "the checkpoint of step 200" in err
     assert "in spin" in (logdir / "environment.log").read_text()
 

@@ -29,7 +29,7 @@ def planned(logdir, words, seeds=(3, 5), agent=AGENT, **loop):
         agents.AgentConfig(**agent),
         LoopConfig(**{**LOOP, **loop}, seeds=seeds),
     )
-    return sweep.of(logdir, *configs, sweep.axes(words))
+    return sweep.make(logdir, *configs, sweep.axes(words))
 
 
 def trained(swept, until=None):
@@ -117,7 +117,7 @@ def test_an_algorithm_for_other_actions_is_refused_before_there_is_a_folder(
     tmp_path, env, algorithm, fits
 ):
     configs = RunConfig(env=env), agents.AgentConfig(algorithm), LoopConfig()
-    swept = sweep.of(tmp_path / "s", *configs, sweep.axes(["discount=.9,.99"]))
+    swept = sweep.make(tmp_path / "s", *configs, sweep.axes(["discount=.9,.99"]))
     with pytest.raises(UserError, match=fits):
         sweep.open_(swept)
     assert not (tmp_path / "s").exists()
@@ -228,8 +228,8 @@ def test_a_program_whose_members_all_diverged_has_nothing_left_to_do(tmp_path):
 
 def test_no_member_of_a_sweep_may_end_the_others(tmp_path):
     configs = flags.read(("--stop_on_divergence", "--diagnose_every=50"), *training.CONFIGS)
-    with pytest.raises(UserError, match="stop_on_divergence is on, which ends a whole run"):
-        sweep.of(tmp_path, configs[0], configs[1], configs[2], {})
+    with pytest.raises(UserError, match="stop_on_divergence is on, but it would end the other"):
+        sweep.make(tmp_path, configs[0], configs[1], configs[2], {})
 
 
 @pytest.mark.slow
@@ -329,9 +329,7 @@ def test_values_that_differ_in_the_last_digit_have_folders_of_their_own():
 )
 def test_an_axis_that_no_member_reads_is_refused(tmp_path, algorithm, word):
     name = word.partition("=")[0]
-    with pytest.raises(
-        UserError, match=f"sweep varies {name}, which changes nothing of {algorithm}"
-    ):
+    with pytest.raises(UserError, match=f"sweep varies {name}, which has no effect on {algorithm}"):
         sweep.open_(planned(tmp_path / "s", [word], agent={"algorithm": algorithm}))
     assert not (tmp_path / "s").exists()
     other = {"eta": "preqn", "solver": "preqn", "linesearch_decay": "preqn", "damping": "ngql"}
