@@ -201,7 +201,7 @@ def test_another_type_of_networks_is_refused():
         agents.resolve(agents.AgentConfig(network_dtype="float16"))
     made = agents.resolve(agents.AgentConfig("td3", network_dtype="bfloat16"))
     assert made.network["dtype"] == "bfloat16"
-    with pytest.raises(UserError, match="bfloat16, but a preconditioned step is judged by diff"):
+    with pytest.raises(UserError, match="bfloat16, but its 8 bits are too few for the diff"):
         agents.resolve(agents.AgentConfig("preqn", network_dtype="bfloat16"))
 
 

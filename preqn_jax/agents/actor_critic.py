@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from preqn_jax import networks
-from preqn_jax.agents.base import Agent, Inspection, check_batch, every
+from preqn_jax.agents.base import Agent, Inspection, check_batch, delayed
 from preqn_jax.agents.critic import Critic, Upcoming, Update
 from preqn_jax.agents.policies import Policy
 from preqn_jax.options import require
@@ -78,7 +78,7 @@ def actor_critic(
         target_key, policy_key = jax.random.split(key)
         moved, did, upcoming = learn(state, batch, target_key)
         state = ActorCriticState(state.policy, moved)
-        state = every(delay, count, turn, state, batch, policy_key)
+        state = delayed(delay, count, turn, state, batch, policy_key)
         return state, {**did.metrics, **upcoming.metrics}
 
     def summary(state: ActorCriticState) -> Metrics:

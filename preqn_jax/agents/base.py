@@ -61,7 +61,7 @@ def check_batch(batch: Transition, spec: Spec) -> None:
     chex.assert_shape([batch.reward, batch.discount], (size,))
 
 
-def every(delay: Any, count: Array, turn: Callable[..., Any], state: Any, *given: Any) -> Any:
+def delayed(delay: Any, count: Array, turn: Callable[..., Any], state: Any, *given: Any) -> Any:
     """`turn(state, *given)` at every `delay`-th update, and the unchanged `state` at all others."""
     if isinstance(delay, numbers.Integral) and delay == 1:  # delay may be traced
         return turn(state, *given)

@@ -94,44 +94,48 @@ class AgentConfig:
     algorithm: str = option(
         "preqn",
         f"the algorithm: {_listed([name for name in ALGORITHMS if name not in DISCRETE], 'or')}; "
-        f"of finitely many actions {_listed(list(DISCRETE), 'or')}",
+        f"for discrete actions {_listed(list(DISCRETE), 'or')}",
     )
     activation: str | None = option(
         None,
-        f"hidden layers of actor and critic: sin, relu or tanh ({_own('activation')})",
+        f"activation function of actor and critic: sin, relu or tanh ({_own('activation')})",
     )
     hidden_sizes: tuple[int, ...] = option(
         (256, 256), "widths of the hidden layers of actor and critic", at_least=1
     )
     critic_hidden_sizes: tuple[int, ...] | None = option(
         None,
-        f"widths of the critic's alone ({_own('critic_hidden_sizes', 'hidden_sizes')})",
+        f"widths of the critic's hidden layers ({_own('critic_hidden_sizes', 'hidden_sizes')})",
         at_least=1,
     )
     critic_norm: str | None = option(
         None,
-        "of the critic's hidden layers: none, layer (LayerNorm before each activation), or batch "
-        "(batch renormalization: crossq, and only there)",
+        "normalization of the critic's hidden layers: none, layer (LayerNorm before each "
+        "activation), or batch (batch renormalization: for crossq, and only there)",
     )
     critic_features: str = option(
-        "none", "the critic's first layer: none of its own, or fourier (learned Fourier features)"
+        "none",
+        "features of the critic's inputs, before its hidden layers: none, or fourier (learned "
+        "Fourier features)",
     )
     fourier_bandwidth: float = option(
-        1e-3, "scale of the initial frequencies of critic_features=fourier", above=0
+        1e-3, "scale of the initial frequencies, with critic_features=fourier", above=0
     )
     fourier_ratio: int = option(
-        40, "features for each number in (s, a), of critic_features=fourier", at_least=1
+        40, "Fourier features for each number in (s, a), with critic_features=fourier", at_least=1
     )
     initializer: str = option(
         "glorot", "initial weights: glorot (zero biases), lecun, pytorch or siren"
     )
     network_dtype: str = option(
         "float32",
-        "what hidden layers compute in: float32, or, but for a preconditioned step, bfloat16 "
+        "data type in hidden layers: float32, or bfloat16, which preconditioned steps do not allow "
         "(parameters, K and its solve stay in float32)",
     )
     normalize_observations: bool = option(
-        False, "subtract the running mean of all observations collected, and divide by their spread"
+        False,
+        "subtract the running mean of all collected observations, and divide by their standard "
+        "deviation",
     )
     discount: float = option(0.99, "gamma, the discount factor", at_least=0, below=1)
     actor_learning_rate: float = option(
@@ -145,14 +149,14 @@ class AgentConfig:
     )
     critic_learning_rate: float | None = option(
         None,
-        "alpha_q: of Eq. 23 for preconditioned and natural steps (0.1), Adam's for gradient steps "
-        "(0.001)",
+        "alpha_q: the step size of preconditioned and natural_gradient steps (0.1), or Adam's for "
+        "gradient steps (0.001)",
         above=0,
         schedule=True,
     )
     critic_step: str | None = option(
         None,
-        f"how Q moves: preconditioned, natural_gradient or gradient ({_own('critic_step')})",
+        f"update of Q: preconditioned, natural_gradient or gradient ({_own('critic_step')})",
     )
     kernel: str = option(
         "structured", "how K (Eq. 9) is computed: structured, or jacobian (the reference, slow)"
@@ -178,66 +182,68 @@ class AgentConfig:
         0.5, "factor between candidates of the linesearch", above=0, below=1
     )
     linesearch_max_steps: int = option(
-        12, "candidates of the linesearch at most; if none passes, theta stays", at_least=1
+        12, "maximal number of linesearch candidates; if none passes, Q is not updated", at_least=1
     )
     num_critics: int | None = option(
         None,
-        f"critics, of which the least bootstraps, or see pessimism ({_own('num_critics')})",
+        f"number of critics; targets use their minimum, or see pessimism ({_own('num_critics')})",
         at_least=1,
     )
     pessimism: float | None = option(
         None,
-        "of several critics, what bootstraps: 0 for their mean, 1 for their least "
+        "with several critics, targets use their mean (0), their minimum (1) or a value between "
         f"({_own('pessimism')})",
         at_least=0,
     )
     measured_pessimism: bool | None = option(
         None,
-        "measure the pessimism in each minibatch, as how far the policy exploits the critic that "
-        f"it climbs ({_own('measured_pessimism')})",
+        "set pessimism in each minibatch to how far the policy exploits errors of the critic that "
+        f"it maximizes ({_own('measured_pessimism')})",
     )
     momentum: float | None = option(
         None,
-        f"share of the last preconditioned move that the next one begins with ({_own('momentum')})",
+        f"share of the last preconditioned step carried over to the next ({_own('momentum')})",
         at_least=0,
         below=1,
     )
     adaptive_damping: bool | None = option(
         None,
-        "let the damping, from there, follow how well the linearization foretells each step "
-        f"({_own('adaptive_damping')})",
+        "adapt the damping to how well the linearization predicts each step; the option damping "
+        f"is its first value ({_own('adaptive_damping')})",
     )
     relative_eta: bool | None = option(
         None,
-        "hold a step's alignment against eta times that of its solve, in place of eta "
+        "require eta times the alignment of the solve itself, instead of eta "
         f"({_own('relative_eta')})",
     )
     target_networks: bool | None = option(
-        None, f"bootstrap from slowly moving copies ({_own('target_networks')})"
+        None, f"compute targets with target networks ({_own('target_networks')})"
     )
     polyak: float = option(
         0.995, "share of a target network that an update keeps", at_least=0, below=1
     )
     exploration_noise: float = option(
         0.1,
-        "standard deviation of the action noise, actions in [-1, 1]; policies with a temperature "
-        "sample instead",
+        "standard deviation of the action noise in data collection, for actions in [-1, 1]; "
+        "policies with a temperature sample instead",
         at_least=0,
     )
     target_noise: float | None = option(
         None,
-        f"standard deviation of target policy smoothing ({_own('target_noise')})",
+        f"standard deviation of the target policy smoothing noise ({_own('target_noise')})",
         at_least=0,
     )
     target_noise_clip: float = option(0.5, "bound on the target policy smoothing noise", at_least=0)
     policy_delay: int | None = option(
         None,
-        f"critic updates for one update of policy and targets ({_own('policy_delay')})",
+        "critic updates for each update of the policy and the target networks "
+        f"({_own('policy_delay')})",
         at_least=1,
     )
     huber: float | None = option(
         None,
-        f"TD errors count up to this in a gradient step, 0 for no bound ({_own('huber', '0')})",
+        "bound to which a gradient step clips TD errors (Huber's loss), 0 for none "
+        f"({_own('huber', '0')})",
         at_least=0,
     )
     epsilon_start: float | None = option(
@@ -247,14 +253,18 @@ class AgentConfig:
         at_least=0,
     )
     epsilon_end: float | None = option(
-        None, f"and at the end ({_own('epsilon_end', 'none')})", at_least=0
+        None,
+        f"share of random actions after epsilon_decay updates ({_own('epsilon_end', 'none')})",
+        at_least=0,
     )
     epsilon_decay: int | None = option(
-        None, f"updates from the first to the second ({_own('epsilon_decay', 'none')})", at_least=1
+        None,
+        f"updates over which the share of random actions falls ({_own('epsilon_decay', 'none')})",
+        at_least=1,
     )
     double_q: bool | None = option(
         None,
-        "of finitely many actions the critic chooses and its slow copy says what that is worth "
+        "in targets, the critic chooses the action and the target network evaluates it "
         f"({_own('double_q')})",
     )
     temperature: float | None = option(
@@ -264,10 +274,11 @@ class AgentConfig:
     )
     automatic_temperature: bool | None = option(
         None,
-        f"tune alpha, from there, towards the target entropy ({_own('automatic_temperature')})",
+        "tune alpha, which starts at temperature, towards the target entropy "
+        f"({_own('automatic_temperature')})",
     )
     target_entropy: float | None = option(
-        None, "entropy that tuning alpha should reach (minus the dimension of actions)"
+        None, "entropy towards which alpha is tuned (minus the dimension of actions)"
     )
     temperature_learning_rate: float | None = option(
         None,

@@ -105,7 +105,9 @@ def critic(
     """
     require(members, lambda m: m >= 1, "members must be at least 1")
     if pessimism is None and members < 2:
-        raise ValueError("pessimism is measured between critics, expected members of at least 2")
+        raise ValueError(
+            "pessimism=None measures it by comparing critics, expected members of at least 2"
+        )
     targets.check(target)
     q: QFunction = precise(network.apply)
     together = steps.ensemble(step)

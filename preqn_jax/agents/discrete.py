@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from preqn_jax import actions
-from preqn_jax.agents.base import Agent, Inspection, check_batch, every
+from preqn_jax.agents.base import Agent, Inspection, check_batch, delayed
 from preqn_jax.agents.critic import Critic, Upcoming, Update, Values
 from preqn_jax.batching import precise
 from preqn_jax.options import require
@@ -102,7 +102,7 @@ def discrete(
     """
     if spec.num_actions is None:
         raise ValueError(
-            "spec has no num_actions, expected how many there are: an agent for boxes is "
+            "spec.num_actions is None, expected the number of actions: for continuous actions use "
             "agents.actor_critic"
         )
     require(delay, lambda x: x >= 1, "delay must be at least 1")
@@ -130,7 +130,7 @@ def discrete(
         state: DiscreteState, batch: Transition, key: Key, count: Array
     ) -> tuple[DiscreteState, Metrics]:
         moved, did = learn(state, batch)
-        moved = every(delay, count, critic.follow, moved)
+        moved = delayed(delay, count, critic.follow, moved)
         return DiscreteState(moved, state.updates + 1), did.metrics
 
     def summary(state: DiscreteState) -> Metrics:

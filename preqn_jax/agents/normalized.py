@@ -134,7 +134,7 @@ def normalized(agent: Agent, spec: Spec) -> Agent:
         if jnp.ndim(obs) != 2 or jnp.shape(obs)[1] != spec.obs_size:
             raise ValueError(
                 f"obs has the shape {jnp.shape(obs)}, expected [n, {spec.obs_size}]: "
-                "observations, one in each row"
+                "one observation in each row"
             )
         if not len(obs):
             return state

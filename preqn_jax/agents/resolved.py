@@ -136,13 +136,13 @@ def _check_choices(config: AgentConfig) -> None:
     if config.measured_pessimism or config.num_critics == 1:
         usual = {**PLAIN, **ALGORITHMS[config.algorithm]}["pessimism"]
         if isinstance(config.pessimism, numbers.Real) and config.pessimism != usual:
-            measured = "measured_pessimism finds its own"
-            why = measured if config.measured_pessimism else "there is one critic"
+            measured = "measured_pessimism sets it"
+            why = measured if config.measured_pessimism else "there is only one critic"
             raise UserError(f"pessimism is {config.pessimism}, but {why}: leave it out")
     if config.rcond is not None and config.solver in DAMPED:
         raise UserError(
-            f"rcond is {config.rcond}, but the solver {config.solver} cuts nothing off: use "
-            "`solver=eigh`, or `damping`"
+            f"rcond is {config.rcond}, but the solver {config.solver} cuts no eigenvalues off: "
+            "use `solver=eigh`, or `damping` instead"
         )
 
 
@@ -150,8 +150,8 @@ def _check_variants(config: AgentConfig, step: str) -> None:
     """Raises UserError for an option of PreQN's variants that the rest of the config rules out."""
     if step == "preconditioned" and config.network_dtype == "bfloat16":
         raise UserError(
-            "network_dtype is bfloat16, but a preconditioned step is judged by differences of Q, "
-            "of which its 8 bits leave nothing where Q is large: leave it out"
+            "network_dtype is bfloat16, but its 8 bits are too few for the differences of Q that a "
+            "preconditioned step compares: leave it out"
         )
     if step != "preconditioned":
         why = f"it is for preconditioned steps, and critic_step is {step}: leave it out, or use "
@@ -167,19 +167,19 @@ def _check_variants(config: AgentConfig, step: str) -> None:
     if known and not limits.least <= damping <= limits.most:  # pyright: ignore[reportOperatorIssue]
         raise UserError(
             f"damping is {damping}, but adaptive_damping keeps it between {limits.least} and "
-            f"{limits.most}: begin with one in between"
+            f"{limits.most}: give a value in between"
         )
     if not config.measured_pessimism:
         return
     if cast(int, config.num_critics) < 2:
         raise UserError(
-            f"measured_pessimism is on, but num_critics is {config.num_critics}, and it is "
-            "measured between critics: use `num_critics=2`"
+            f"measured_pessimism is on, but num_critics is {config.num_critics}, and it compares "
+            "two or more: use `num_critics=2`"
         )
     if config.temperature is not None or config.algorithm in DISCRETE:
         raise UserError(
-            f"measured_pessimism is on, but the policy of {config.algorithm} climbs the least of "
-            "the critics, not the first: use `pessimism=0.5` or the like"
+            f"measured_pessimism is on, but the policy of {config.algorithm} maximizes the minimum "
+            "of the critics, not the first critic: set it yourself, as in `pessimism=0.5`"
         )
 
 
@@ -190,8 +190,8 @@ def _huber(config: AgentConfig, step: str) -> float | Array | None:
         if ALGORITHMS[config.algorithm].get("huber") == config.huber:
             return None  # the algorithm's default: no effect on another step
         raise UserError(
-            f"huber is {config.huber}, but it bounds the TD errors of gradient steps, and this one "
-            f"is {step}: leave it out"
+            f"huber is {config.huber}, but it bounds the TD errors of gradient steps, and "
+            f"critic_step is {step}: leave it out"
         )
     return config.huber
 
@@ -204,8 +204,8 @@ def _critic(config: AgentConfig) -> dict[str, Any]:
         _check_crossq(config)
     elif norm == "batch":
         raise UserError(
-            f"critic_norm is batch, but the critic of {config.algorithm} has no pass over (s, a) "
-            "and (s', a') together, which that needs: use `algorithm=crossq`, or "
+            "critic_norm is batch, but that needs one forward pass over (s, a) and (s', a') "
+            f"together, which {config.algorithm} does not make: use `algorithm=crossq`, or "
             "`critic_norm=layer`"
         )
     features = networks.Fourier(config.fourier_ratio, config.fourier_bandwidth)
@@ -219,9 +219,9 @@ def _critic(config: AgentConfig) -> dict[str, Any]:
 def _check_crossq(config: AgentConfig) -> None:
     if config.critic_step != "gradient":
         raise UserError(
-            f"critic_step is {config.critic_step}, but crossq trains its critic with the "
-            "statistics of each batch, where Q of one example depends on the others and has no "
-            "kernel: use `critic_step=gradient`, or `algorithm=sac` with `critic_norm=layer`"
+            f"critic_step is {config.critic_step}, but crossq normalizes by the statistics of each "
+            "minibatch, so that Q of one example depends on the others and has no kernel: use "
+            "`critic_step=gradient`, or `algorithm=sac` with `critic_norm=layer`"
         )
     fixed = {"critic_norm": "batch", "critic_features": "none", "pessimism": 1}
     for name, value in fixed.items():
@@ -243,23 +243,23 @@ def _policy(config: AgentConfig) -> Deterministic | Gaussian | Choice:
     for name in ("target_entropy", "temperature_learning_rate"):
         if getattr(config, name) is not None and not config.automatic_temperature:
             raise UserError(
-                f"{name} is {getattr(config, name)}, but nothing tunes the temperature: "
-                "add `automatic_temperature`"
+                f"{name} is {getattr(config, name)}, but the temperature is not tuned: "
+                "add `automatic_temperature=True`"
             )
     if config.algorithm in DISCRETE:
         return _choice(config)
-    why = f"it is for finitely many actions ({', '.join(DISCRETE)}): leave it out"
+    why = f"it is for discrete actions ({', '.join(DISCRETE)}): leave it out"
     _refuse(config, CHOICE, why)
     if "temperature" not in ALGORITHMS[config.algorithm]:
-        why = f"the policy of {config.algorithm} is deterministic: use `algorithm=sac`, whose "
-        why += "critics may take other steps, as in `critic_step=preconditioned`"
+        why = f"the policy of {config.algorithm} is deterministic: use `algorithm=sac`, with "
+        why += "`critic_step=preconditioned` for PreQN's step"
         _refuse(config, ("temperature", "automatic_temperature"), why)
         smoothing = Smoothing(cast(Any, config.target_noise), config.target_noise_clip)
         return Deterministic(config.exploration_noise, smoothing if smooth else None)
     if smooth:
         raise UserError(
-            f"target_noise is {config.target_noise}, but smoothing is for deterministic policies, "
-            f"and that of {config.algorithm} is stochastic: leave it out"
+            f"target_noise is {config.target_noise}, but target policy smoothing is for "
+            f"deterministic policies, and {config.algorithm}'s is stochastic: leave it out"
         )
     assert config.temperature is not None
     return Gaussian(config.temperature, config.temperature_learning_rate, config.target_entropy)
@@ -275,8 +275,8 @@ def _choice(config: AgentConfig) -> Choice:
             raise UserError(f"{name} is {value}, but it is a share and must be at most 1")
     if config.double_q and not config.target_networks:
         raise UserError(
-            "double_q is on, but there is no slow copy, and so the critic chooses and says what "
-            "that is worth: add `target_networks=True`, or leave it out"
+            "double_q is on, but there is no target network to evaluate the chosen action: add "
+            "`target_networks=True`, or leave it out"
         )
     epsilon = Epsilon(given.epsilon_start, given.epsilon_end, given.epsilon_decay)
     return Choice(epsilon, bool(config.double_q))

@@ -16,7 +16,7 @@ Polyak = float | jax.Array | None
 
 def check(polyak: Polyak) -> None:
     """Raises ValueError for a `polyak` outside of [0, 1): with 1 the copy would never move."""
-    words = "target is the share that the slow copy keeps, in [0, 1), or None for no copy"
+    words = "target, the share of a target network that is kept, must lie in [0, 1) or be None"
     require(polyak, lambda x: x is not True and 0 <= x < 1, words)
 
 

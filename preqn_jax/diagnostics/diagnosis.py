@@ -35,19 +35,19 @@ class Case(NamedTuple):
 
     params: Params  # theta
     batch: Transition  # transitions `[B]`
-    next_action: Any  # `[B, act]`, what the policy would do at `batch.next_obs`
+    next_action: Any  # `[B, act]`, the policy's actions at `batch.next_obs`
     targets: Any = None  # y `[B]` of the update; r + gamma (1 - d) (Q(s', a') + bonus) if None
     moved: Params | None = None  # theta after the update; Eq. 5's with `alpha` if None
     gamma: float = 0.99  # the discount, in [0, 1)
     alpha: float | None = None
-    """The step size of Eq. 5. None, with `moved`: the one whose Eq. 5 update changes Q most like
-    that to `moved`; without `moved`: 1e-3.
+    """The step size of Eq. 5. If None: 1e-3 without `moved`; with `moved`, the step size at which
+    Eq. 5 changes Q most like the update to `moved`.
     """
     reward_bound: float | None = None  # r_max, the largest |r| there can be; the batch's if None
     bonus: Any = None  # `[B]`, what y adds to Q(s', a'), as SAC's -alpha log pi(a'|s'); 0 if None
     returns: tuple[Inputs, Any] | None = None
-    """((obs `[M, obs]`, action `[M, act]`), G `[M]`), discounted Monte-Carlo returns of the policy,
-    if there are any.
+    """State-action pairs and the policy's discounted Monte-Carlo returns G from there, if known:
+    ((obs `[M, obs]`, action `[M, act]`), G `[M]`).
     """
 
 
@@ -92,8 +92,8 @@ def diagnose(q: QFunction, case: Case) -> dict[str, float]:
     for name in _PARTS:
         if not finite[name]:
             raise ValueError(
-                f"{name} holds a NaN or an infinity, expected finite numbers: a diagnosis is for "
-                f"the time before that"
+                f"{name} holds a NaN or an infinity, expected finite numbers: diagnose the critic "
+                f"before it holds any"
             )
     scale = measured.pop("scale")
     if np.isnan(measured["saturation"]):

@@ -64,7 +64,7 @@ def exact(
     tabular.check_update(problem.mdp, 1.0, rho)
     require(gamma, lambda x: 0 <= x < 1, "gamma must lie in [0, 1)")
     require(damping, lambda x: x >= 0, "damping must not be negative")
-    require(rcond, lambda x: 0 <= x < 1, "rcond is a share of the largest, in [0, 1)")
+    require(rcond, lambda x: 0 <= x < 1, "rcond is a share of the largest eigenvalue, in [0, 1)")
     goes_on = np.asarray(~problem.terminal)
     mdp = problem.mdp if gamma is None else problem.mdp._replace(gamma=gamma)
     reward = tabular.expected_reward(mdp)[goes_on]

@@ -13,7 +13,7 @@ FAILURES = (
     "extrapolation error",
     "an unnamed cause",
 )
-"""The paper's four (section 3.2), in its order, and what no number here tells."""
+"""The paper's four failures (section 3.2), in its order, and one that no number here names."""
 
 
 class Finding(NamedTuple):
@@ -26,16 +26,16 @@ class Finding(NamedTuple):
 
 # These thresholds were chosen on the even seeds of experiments.verdicts, and confirmed on the odd.
 MARGIN = 1.5
-"""Of soft divergence: a sound critic whose Q* is at the bound goes beyond it by its errors."""
+"""Soft divergence above which Q may diverge; not 1, since a sound Q at its bound has errors."""
 NEGLIGIBLE = 0.05
-"""Of mean |delta| over what rewards add up to: below, Q is where its targets want it."""
+"""Mean |TD error|, as a share of r_max / (1 - gamma), up to which Q counts as settled."""
 # The signs of a failure, the surest first: the number, its threshold, the mode, words for it.
 SIGNS = (
     (
         "linearization_error",
         1.0,
         FAILURES[0],
-        "updates change Q by {:.2g} times their first order beside it",
+        "updates change Q {:.2g} times as much beyond first order as to first order",
     ),
     ("gain", 1.0, FAILURES[1], "updates change Q by {:.2g} times the TD errors"),
     (
@@ -48,12 +48,12 @@ SIGNS = (
         "row_ratio",
         1.0,
         FAILURES[2],
-        "a step at any other example moves a value {:.2g} times as far as one at its own",
+        "a step for another example moves Q {:.2g} times as far as one for the example itself",
     ),
 )
 
 _NOT_THE_STEP_ALONE = (
-    "; if that only puts it off, as it may where self-excitation is above 0: "
+    "; if that only delays it, as it may where self-excitation is above 0: "
     f"{GLOSSARY['self_excitation'].remedy}, or sin instead of relu"
 )
 
@@ -66,7 +66,7 @@ def failure(measured: Mapping[str, float]) -> Finding | None:
     >>> rest = {"linearization_error": 0.1, "extrapolation": 0.0, "row_ratio": 0.5}
     >>> finding = diagnostics.failure({**measured, **rest})
     >>> finding.mode, finding.evidence.split(" and ")[0]
-    ('overshooting', '|Q| is 2 times what rewards as large as any seen add up to,')
+    ('overshooting', '|Q| is 2 times the most that the rewards seen allow, r_max / (1 - gamma),')
 
     Q counts as diverging if max |Q| exceeds 1.5 r_max / (1 - gamma) and the mean |TD error| is
     above 5 % of r_max / (1 - gamma). The first is the soft divergence of van Hasselt et al. 2018;
@@ -90,8 +90,8 @@ def failure(measured: Mapping[str, float]) -> Finding | None:
     if share <= NEGLIGIBLE:
         return None
     beyond = (
-        f"|Q| is {excess:.3g} times what rewards as large as any seen add up to, and its TD errors "
-        f"are {share:.2g} times that"
+        f"|Q| is {excess:.3g} times the most that the rewards seen allow, r_max / (1 - gamma), and "
+        f"its TD errors are {share:.2g} times that"
     )
     for name, line, mode, words in SIGNS:
         if line < measured[name] < math.inf:  # an infinity is an overflow

@@ -18,9 +18,12 @@ class Entry(NamedTuple):
 
 _SMALLER = "take smaller steps, or PreQN's (steps.preconditioned)"
 _PRECONDITION = "precondition (steps.preconditioned), or use sin instead of relu"
-_SLOW = "bootstrap from slow copies (target=) or from the least of two critics (members=2)"
+_SLOW = "use target networks (target=) or the minimum of two critics (members=2)"
 _DATA = "collect data where the policy acts, or keep the policy near the data"
-_PLASTIC = "fewer updates for each environment step, a smaller learning rate, or a fresh last layer"
+_PLASTIC = (
+    "fewer updates for each environment step, a smaller learning rate, or a re-initialized last "
+    "layer"
+)
 
 GLOSSARY: dict[str, Entry] = {
     "q_mean": Entry("mean Q(X)", "", "alone it says little: see soft_divergence and bias", _SLOW),
@@ -30,29 +33,29 @@ GLOSSARY: dict[str, Entry] = {
     "td_error": Entry(
         "mean |delta|, delta = y - Q(X)",
         "section 2.2",
-        "Q runs after targets that it moves itself",
+        "Q chases targets that its own updates move",
         _SLOW,
     ),
     "diagonal_mean": Entry(
-        "mean K_ii", "Eq. 9; section 5.1", "a given step moves Q far: overshooting", _SMALLER
+        "mean K_ii", "Eq. 9; section 5.1", "a given step size moves Q far: overshooting", _SMALLER
     ),
     "row_ratio": Entry(
         "mean_i sum_{j != i} |K_ij| / (N K_ii)",
         "section 5.1",
-        "a step at one place moves Q at all others",
+        "a step for one pair moves Q at all others",
         _PRECONDITION,
     ),
     "alpha": Entry(
         "argmin_a |dQ - a K delta / B|, dQ to first order, unless given",
         "Eq. 5",
-        "it takes a long Eq. 5 step to change Q as this update does",
+        "Eq. 5 would need a large step size to change Q as this update does",
         _SMALLER,
     ),
     "contraction_bound": Entry(
         "beta(K) = max_i sum_j (|1_ij - alpha K_ij / B| + |alpha| gamma |K_ij| / B)",
         "proof of Theorem 2",
-        "above 1 Theorem 2 is silent, as for nearly all networks; below it the update contracts, "
-        "if these pairs bootstrap from one another alone, which a minibatch's do not",
+        "above 1 Theorem 2 says nothing, as for nearly all networks; below 1 the update contracts, "
+        "if these pairs bootstrap from one another alone, as those of a minibatch do not",
         _PRECONDITION,
     ),
     "overshoot_slack": Entry(
@@ -65,7 +68,7 @@ GLOSSARY: dict[str, Entry] = {
     "generalization_slack": Entry(
         "min_i ((1 - gamma) K_ii - (1 + gamma) sum_{j != i} |K_ij|) / B",
         "Eq. 17",
-        "low: below 0 others may undo the share 1 - gamma by which i's own step contracts",
+        "low: below 0 steps for other pairs may cancel the contraction of a pair's own step",
         _PRECONDITION,
     ),
     "alignment": Entry(
@@ -84,8 +87,8 @@ GLOSSARY: dict[str, Entry] = {
         "|dQ - grad Q (theta' - theta)| / |grad Q (theta' - theta)|, for Eq. 5 |dQ - alpha K delta "
         "/ B| / |alpha K delta / B|",
         "Eq. 6",
-        "at 1 the second-order change is as large as the first: U (Eq. 11) no longer tells what an "
-        "update does",
+        "at 1 the change beyond first order is as large as the first-order one: U (Eq. 11) no "
+        "longer describes the update",
         _SMALLER,
     ),
     "effective_rank": Entry(
@@ -103,14 +106,14 @@ GLOSSARY: dict[str, Entry] = {
     "self_excitation": Entry(
         "max Re eig(gamma (1 - d) K(X*, X) - K(X, X)) / mean K_ii",
         "Yue et al. 2023",
-        "above 0 a rise of Q raises its own targets by more: it grows by itself",
-        _SLOW + "; LayerNorm in the critic",
+        "above 0 a rise of Q raises its own targets by more, so that Q grows by itself",
+        _SLOW + ", or LayerNorm in the critic",
     ),
     "soft_divergence": Entry(
-        "max |Q(X)| / (r_max / (1 - gamma)), r_max the largest |r| seen, or there can be, and the "
-        "largest gamma (1 - d) bonus of Q's sign with it",
+        "max |Q(X)| / (r_max / (1 - gamma)), r_max the largest |r| seen, or the given "
+        "reward_bound, plus the largest gamma (1 - d) bonus of Q's sign",
         "van Hasselt et al. 2018",
-        "above 1 Q is more than rewards as large as any seen add up to",
+        "above 1 Q is larger than rewards as large as any seen can add up to",
         _SLOW,
     ),
     "interference": Entry(
@@ -122,19 +125,19 @@ GLOSSARY: dict[str, Entry] = {
     "extrapolation": Entry(
         "mean (Q(X*) - Q(X)) / std Q(X), the mean without terminals",
         "section 3.2, failure mode 4; Fujimoto et al. 2018",
-        "above 1 what targets bootstrap from, (s', a'), is valued beyond the data's pairs",
+        "above 1 Q at (s', a'), which targets use, is far above Q on the data",
         _DATA,
     ),
     "saturation": Entry(
         "share of the coordinates of a' with |a'| > 0.95, actions being in [-1, 1]",
         "",
-        "the policy sits at its bounds, where its tanh has next to no slope, and hardly moves on; "
-        "no harm where the best actions are there",
-        "a smaller learning rate of the policy, or observations of size 1",
+        "actions are at their bounds, where tanh is flat, so the policy hardly learns; no harm "
+        "if the best actions are there",
+        "a smaller learning rate of the policy, or observations scaled to size 1",
     ),
     "feature_rank": Entry(
-        "least k with sum_{i <= k} sigma_i >= 0.99 sum_i sigma_i, sigma of the last hidden layer "
-        "`[N, width]`",
+        "smallest k with sum_{i <= k} sigma_i >= 0.99 sum_i sigma_i, sigma of the last hidden "
+        "layer `[N, width]`",
         "Kumar et al. 2021",
         "low: the features have collapsed",
         _PLASTIC,
@@ -147,18 +150,18 @@ GLOSSARY: dict[str, Entry] = {
     ),
     "coadaptation": Entry(
         "mean cos(h(s, a), h(s', a')) of the last hidden layer, without terminals",
-        "Kumar et al. 2022, whose inner product is divided by the lengths here",
+        "Kumar et al. 2022, who use the inner product instead of the cosine",
         "near 1 Q cannot tell a pair from the one it bootstraps from",
         _PRECONDITION,
     ),
     "bias": Entry(
         "mean (Q(s, a) - G), G the discounted Monte-Carlo return from (s, a)",
         "Fujimoto et al. 2018",
-        "Q overestimates; with an entropy bonus Q holds up to gamma mean bonus / (1 - gamma) that "
-        "G does not",
+        "Q overestimates; with an entropy bonus Q includes up to gamma mean bonus / (1 - gamma) "
+        "that the return G leaves out",
         _SLOW,
     ),
     "bias_relative": Entry(
-        "bias / mean |G|", "", "at 1 Q is off by as much as there is to earn", _SLOW
+        "bias / mean |G|", "", "at 1 the bias is as large as the returns", _SLOW
     ),
 }

@@ -44,12 +44,12 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 Source = str | FunctionalEnv | GymSource | Callable[[], Any]
-"""Where environments come from: a Gymnasium id, the name of a functional environment (a probe, a
-finite problem, "brax/halfcheetah"), one itself, a function without arguments that makes a
-`gymnasium.Env`, or one of these with arguments and wrappers.
+"""The ways to give an environment: a Gymnasium id, the name of a functional environment (a probe, a
+finite problem, "brax/halfcheetah"), a `FunctionalEnv`, a function without arguments that makes a
+`gymnasium.Env`, or a `GymSource`, which adds arguments and wrappers.
 """
 FOR_DEVICES = ("native/", brax.PREFIX, playground.PREFIX)
-"""How the names of environments begin that are fastest next to the learner, on its device."""
+"""Prefixes of the names of environments that are fastest on the device of the learner."""
 
 
 def described(
@@ -75,8 +75,8 @@ def described(
     if isinstance(env, FunctionalEnv) or pure(env) is not None:
         given = "env_kwargs" if kwargs else "wrappers"
         raise UserError(
-            f"{given} is for environments of Gymnasium's, and {name(env)!r} is a functional one, "
-            f"which takes none: leave it out"
+            f"{given} is for Gymnasium environments, and {name(env)!r} is a functional one, which "
+            "takes none: leave it out"
         )
     return GymSource(env, json.loads(json.dumps(kwargs or {})), tuple(wrappers))
 
@@ -140,8 +140,8 @@ def spec(source: Source, ask: Callable[[], None] | None = None) -> Spec:
     follows = getattr(env, "follows_its_seed", lambda _: True)  # a functional one always does
     if ask is not None and not follows(ask):
         _log.warning(
-            "environment %r does not follow its seed, as by super().reset(seed=seed) and "
-            "self.np_random: its runs cannot be repeated, nor resumed exactly",
+            "environment %r does not follow its seed, so its runs cannot be repeated, nor resumed "
+            "exactly: in its reset, call super().reset(seed=seed), and draw from self.np_random",
             name(source),
         )
     try:

@@ -7,7 +7,7 @@ wrappers replace the true successor by the first observation of a new episode.
 import warnings
 
 from preqn_jax.envs import contract
-from preqn_jax.envs.functional import FunctionalEnv, of_states, their_ways
+from preqn_jax.envs.functional import FunctionalEnv, allow_rank_promotion, of_states
 from preqn_jax.options import UserError, choose, to_install
 
 PREFIX = "brax/"
@@ -37,7 +37,7 @@ def make(env_id: str) -> FunctionalEnv:
 
     route_mujoco_warnings()
     try:
-        with warnings.catch_warnings(), their_ways():
+        with warnings.catch_warnings(), allow_rank_promotion():
             warnings.simplefilter("ignore")  # that Brax is not actively maintained
             env = env_class(backend=physics)
         return of_states(env.reset, env.step, env.action_size, TIME_LIMIT)

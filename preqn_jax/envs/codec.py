@@ -171,7 +171,7 @@ def check_form(like: Any, tree: Any, where: str = "it") -> None:
         raise ValueError(f"{where} is of the type {type(tree).__name__}")
     elif isinstance(like, dict):
         if not set(like) - _LATER <= set(tree) <= set(like):
-            raise ValueError(f"{where} has not the entries {', '.join(sorted(like))}")
+            raise ValueError(f"{where} does not have the entries {', '.join(sorted(like))}")
         for name in tree:
             _check_entry(name, like[name], tree[name], f"{where}/{name}")
     elif isinstance(like, list):

@@ -57,11 +57,11 @@ def of_states(reset: Callable, step: Callable, action_size: int, time_limit: int
         return state.obs["state"] if isinstance(state.obs, Mapping) else state.obs
 
     def begin(key: Key) -> EnvState:
-        with their_ways():
+        with allow_rank_promotion():
             return reset(jax.random.key_data(key))  # raw data: a state must not hold keys
 
     def advance(state: EnvState, action: Array, key: Key) -> tuple[EnvState, Outcome]:
-        with their_ways():
+        with allow_rank_promotion():
             after = step(state, action)
         return after, Outcome(after.reward, after.done > 0)
 
@@ -72,7 +72,7 @@ def of_states(reset: Callable, step: Callable, action_size: int, time_limit: int
     )
 
 
-def their_ways() -> contextlib.AbstractContextManager[Any]:
+def allow_rank_promotion() -> contextlib.AbstractContextManager[Any]:
     """A context in which JAX may promote ranks, which these libraries need and ours does not."""
     return jax.numpy_rank_promotion("allow")
 
@@ -86,8 +86,8 @@ def checked(env: FunctionalEnv, name: str) -> FunctionalEnv:
     actions.check(env.spec, f"environment {name!r}")
     if env.time_limit < 0:
         raise UserError(
-            f"environment {name!r} has time_limit={env.time_limit}, but it must be at least 0, "
-            "for none"
+            f"environment {name!r} has time_limit={env.time_limit}, but it must be at least 0 "
+            "(0 for no limit)"
         )
 
     def whole(state: EnvState, action: Array, key: Key) -> tuple[EnvState, Outcome]:
@@ -111,7 +111,7 @@ def checked(env: FunctionalEnv, name: str) -> FunctionalEnv:
         if any(jnp.issubdtype(kind, jax.dtypes.prng_key) for kind in kinds):
             raise EnvError(
                 f"environment {name!r} has a random key in its state, which cannot be saved: keep "
-                "jax.random.key_data(key), and make a key of it by jax.random.wrap_key_data"
+                "jax.random.key_data(key), and turn it into a key by jax.random.wrap_key_data"
             )
         return state
 
@@ -127,7 +127,7 @@ def _as(name: str, new: Any, old: Array) -> Array:
     if jnp.issubdtype(new.dtype, jnp.inexact) and not jnp.issubdtype(old.dtype, jnp.inexact):
         raise EnvError(
             f"environment {name!r}, in step, returned {words} of {new.dtype}, expected {old.dtype} "
-            "as from its reset: begin with numbers that may have fractions, as 0.0 and not 0"
+            "as from its reset: begin with floating-point numbers, such as 0.0 instead of 0"
         )
     return new.astype(old.dtype)
 

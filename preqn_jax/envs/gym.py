@@ -45,7 +45,7 @@ class GymVector:
         self._name = name = called(source)
         self._envs = [single(source) for _ in range(num_envs)]
         _check_layers(name, self._envs[0])
-        self._new = gym_state.beginnings(self._envs)
+        self._initial = gym_state.initial_attributes(self._envs)
         self.num_envs = num_envs
         self.spec = _spec(name, self._envs[0])
         bounding = "`wrappers=['preqn_jax.envs.gym:BoundAction(low=-1,high=1)']`"
@@ -62,9 +62,9 @@ class GymVector:
         to what it was made with, if it can be saved.
         """
         self._seeds, self._steps = list(seeds), 0
-        for i, (env, seed, new) in enumerate(zip(self._envs, seeds, self._new, strict=True)):
-            if new is not None:
-                new.restore(env)
+        for i, (env, seed) in enumerate(zip(self._envs, seeds, strict=True)):
+            if (initial := self._initial[i]) is not None:
+                initial.restore(env)
             self._obs[i] = self._first(env, int(seed))
         return self._obs.copy()
 
@@ -73,14 +73,14 @@ class GymVector:
         generator alone; True if this cannot be told, as when a reset raises. `ask` is called before
         each reset.
         """
-        env, new = self._envs[0], self._new[0]
-        if new is None:
+        env, initial = self._envs[0], self._initial[0]
+        if initial is None:
             return True
         found, before = [], _global_generator()
         for _ in range(2):
             ask()
             try:
-                new.restore(env)
+                initial.restore(env)
                 found.append(self._first(env, 0))
             except EnvError:
                 return True  # a run will raise it too
@@ -171,8 +171,8 @@ def single(source: str | Callable[[], Any] | GymSource) -> gymnasium.Env:
     name, kwargs = called(source), dict(source.kwargs)
     if isinstance(source.env, gymnasium.Env):
         raise UserError(
-            f"env is an environment, {name}, of which several are needed: give its id, or a "
-            "function that makes one, as in `env=lambda: Own()`"
+            f"env is an environment, {name}, but several copies are needed: give its id, or a "
+            "function that makes one, as in `env=lambda: MyEnv()`"
         )
     try:
         if isinstance(source.env, str):
@@ -194,13 +194,14 @@ def single(source: str | Callable[[], Any] | GymSource) -> gymnasium.Env:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if isinstance(error, TypeError) and unknown and unknown[1] in kwargs:
             if unknown[1] == "render_mode":
-                raise UserError(f"environment {name!r} has no picture: no render_mode") from error
+                words = f"environment {name!r} has no picture: it takes no render_mode"
+                raise UserError(words) from error
             raise UserError(
                 f"environment {name!r} has no argument {unknown[1]!r}, which env_kwargs gives it; "
-                "leave it out, or see what the environment's own documentation calls it"
+                "leave it out, or look up its name in the documentation of the environment"
             ) from error
         raise contract.raised(name, "its construction", error) from error
-    _check_env(env, f"what makes environment {name!r}")
+    _check_env(env, f"the function that makes environment {name!r}")
     for text in source.wrappers:
         env = _wrapped(env, name, text)
     return env
@@ -229,11 +230,11 @@ def _check_layers(name: str, env: gymnasium.Env) -> None:
     for layer in gym_state.layers(env):
         if isinstance(layer, _RUNNING):
             of_obs = isinstance(layer, gymnasium.wrappers.NormalizeObservation)
-            instead = ", and say `normalize_observations=True`" if of_obs else ""
+            instead = ", and use `normalize_observations=True`" if of_obs else ""
             raise UserError(
-                f"environment {name!r} has the wrapper {type(layer).__name__}, whose statistics "
-                "each copy of an environment gathers for itself, so that training, evaluation and "
-                f"a resumed run would see other units: leave it out{instead}"
+                f"environment {name!r} has the wrapper {type(layer).__name__}, whose running "
+                "statistics differ from copy to copy of the environment, so that training and "
+                f"evaluation would see different units: leave it out{instead}"
             )
 
 
@@ -261,10 +262,10 @@ def _advice_on_actions(space: Any) -> str:
         return ""
     inner = getattr(space, "spaces", ())  # of a Dict or a Tuple
     parts = list(inner.values() if isinstance(inner, dict) else inner)
-    needs = "these algorithms need a Box of floats, or a choice among finitely many, Discrete"
+    needs = "these algorithms need a Box of floats, or Discrete actions"
     if parts and all(_box(part, np.floating) for part in parts):
-        return f"{needs}: make one of it by `wrappers=['preqn_jax.envs.gym:FlattenAction']`"
-    return f"{needs}, as in HalfCheetah-v5 or CartPole-v1: choose one, or wrap this into one"
+        return f"{needs}: convert it by `wrappers=['preqn_jax.envs.gym:FlattenAction']`"
+    return f"{needs}, as in HalfCheetah-v5 or CartPole-v1: choose such, or write a wrapper"
 
 
 def _advice_on_observations(space: Any) -> str:
@@ -277,12 +278,12 @@ def _advice_on_observations(space: Any) -> str:
         first = "gymnasium.wrappers:GrayscaleObservation"
         words = f"'{first}', '{flat}'" if grey else f"'{flat}'"
         return (
-            f"it is an image, and {needs}: make one of it by `wrappers=[{words}]`, and smaller by "
-            "gymnasium.wrappers:ResizeObservation before that"
+            f"it is an image, and {needs}: convert it by `wrappers=[{words}]`, and make it smaller "
+            "by gymnasium.wrappers:ResizeObservation before that"
         )
     if getattr(space, "is_np_flattenable", False):
-        return f"{needs}, a Box: make one of it by `wrappers=['{flat}']`"
-    return f"{needs}, a Box: write a wrapper that makes one of it, as docs/extend.md shows"
+        return f"{needs}, a Box: convert it by `wrappers=['{flat}']`"
+    return f"{needs}, a Box: write a wrapper that converts it, as docs/extend.md shows"
 
 
 def _box(space: Any, kind: type) -> bool:

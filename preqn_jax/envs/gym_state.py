@@ -161,13 +161,13 @@ def _set(model: mujoco.MjModel, saved: Any) -> None:
             setattr(holder, name, value)
 
 
-def beginnings(envs: Sequence[gymnasium.Env]) -> list["Beginning | None"]:
-    """The `Beginning` of each environment; None for one with state that cannot be saved."""
-    found: list[Beginning | None] = []
+def initial_attributes(envs: Sequence[gymnasium.Env]) -> list["InitialAttributes | None"]:
+    """The `InitialAttributes` of each environment; None for one with state that cannot be saved."""
+    found: list[InitialAttributes | None] = []
     held: dict[int, Any] = {}
     for env in envs:
         try:
-            found.append(Beginning(env, held))
+            found.append(InitialAttributes(env, held))
         except TypeError:
             found.append(None)
     return found
@@ -176,7 +176,7 @@ def beginnings(envs: Sequence[gymnasium.Env]) -> list["Beginning | None"]:
 _copies: collections.Counter[int] = collections.Counter()  # object id -> number of its holders
 
 
-class Beginning:
+class InitialAttributes:
     """What an environment was made with: the objects in its plain attributes, and their contents.
 
     `restore` puts the contents back into these same objects, so that other references to them in

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from preqn_jax.envs import contract
-from preqn_jax.envs.functional import FunctionalEnv, of_states, their_ways
+from preqn_jax.envs.functional import FunctionalEnv, allow_rank_promotion, of_states
 from preqn_jax.options import UserError, choose, to_install
 
 PREFIX = "playground/"
@@ -40,7 +40,7 @@ def make(env_id: str) -> FunctionalEnv:
     choose("environment of MuJoCo Playground", name, registry.ALL_ENVS)
     try:
         config = registry.get_default_config(name)
-        with their_ways():
+        with allow_rank_promotion():
             env = registry.load(name, config, {"impl": "jax"})
         times = config.action_repeat
         step = repeated(env.step, times) if times > 1 else env.step

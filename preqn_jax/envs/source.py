@@ -73,7 +73,7 @@ class Wrapper(NamedTuple):
         except (AttributeError, SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
             pass
         raise UserError(
-            f"wrappers has {text!r}, but a wrapper is its module and its class, as in "
+            f"wrappers has {text!r}, but a wrapper is given as module:Class, as in "
             "`wrappers=['gymnasium.wrappers:RescaleAction(min_action=-1,max_action=1)']`"
         )
 
@@ -84,8 +84,8 @@ class Wrapper(NamedTuple):
             module = importlib.import_module(self.module)
         except ImportError as error:
             raise UserError(
-                f"{named} ({error}); modules are looked for in the current folder and among what "
-                "is installed"
+                f"{named} ({error}); modules are looked for in the current folder and among "
+                "installed packages"
             ) from error
         except contract.RAISED as error:
             raise UserError(f"{named}: its module raised {contract.said(error)}") from error
@@ -122,7 +122,7 @@ def check(kwargs: Any, wrappers: Sequence[str]) -> None:
         isinstance(kwargs, dict) and all(isinstance(name, str) for name in kwargs)
     ):
         raise UserError(
-            f"env_kwargs is {kwargs!r:.80}, but it must be arguments by their names, as in {as_in}"
+            f"env_kwargs is {kwargs!r:.80}, but it must be a dict of arguments, as in {as_in}"
         )
     for name, value in (kwargs or {}).items():
         try:
@@ -130,9 +130,9 @@ def check(kwargs: Any, wrappers: Sequence[str]) -> None:
         except (TypeError, ValueError):
             raise UserError(
                 f"env_kwargs has {name}={value!r:.60}, which JSON cannot hold; give numbers, "
-                f"texts, lists of these, as in {as_in}, or a function that makes the environment"
+                f"strings, lists of these, as in {as_in}, or a function that makes the environment"
             ) from None
     if isinstance(wrappers, str):
-        raise UserError(f"wrappers is the text {wrappers!r}, but it must be a list of such texts")
+        raise UserError(f"wrappers is the string {wrappers!r}, but it must be a list of strings")
     for text in wrappers:
         Wrapper.parse(text)

@@ -27,12 +27,12 @@ class Linearization(NamedTuple):
     pushforward: Callable[[Params], Array]
     """A change of params -> grad Q(x_i) . change, `[B]` (Eq. 6's first order)."""
     elsewhere: Callable[[Inputs], "Elsewhere"]
-    """Other inputs `[M]`, shapes and types of an example as here, for one more forward and backward
-    pass.
+    """Other inputs `[M]` -> `Elsewhere`, by one more forward and backward pass. One example of them
+    must have the same shapes and types as here.
     """
     layers: list[Array]
-    """What enters each weight matrix, in the order of evaluation, `[B, in]`: the inputs first, then
-    the hidden layers; see `factored.layers`.
+    """The input `[B, in]` of each weight matrix, in the order of evaluation: the inputs of q first,
+    then the hidden layers; see `factored.layers`.
     """
 
 
@@ -174,7 +174,7 @@ def _check_whole(*trees: Any) -> None:
     if axes := usage.varying(trees):
         raise ValueError(
             f"params or inputs vary over {', '.join(sorted(axes))} of the mesh, in a shard_map "
-            "that keeps book of this; give it check_vma=False"
+            "that tracks this, where K would be wrong: give it check_vma=False"
         )
 
 
@@ -185,8 +185,8 @@ def _like(ys: Inputs, expected: Inputs) -> Inputs:
     seen = one_example(ys)
     if seen != expected:
         raise ValueError(
-            f"one example of these inputs is {_form(seen)}, of the others it is "
-            f"{_form(expected)}: bring both to the same shapes and types"
+            f"one example of these inputs is {_form(seen)}, one of the others is "
+            f"{_form(expected)}: give both the same shapes and types"
         )
     return ys
 

@@ -24,8 +24,8 @@ class Gradients(NamedTuple):
 
     values: Array  # `[B]`
     dense: list[tuple[Array, Array]]
-    """For each weight that is taken apart: X `[B, G, U, in]` and D `[B, G, U, out]`, U uses and G
-    stacked members.
+    """X `[B, G, U, in]` and D `[B, G, U, out]` for each weight that is taken apart: its inputs, and
+    the gradients of Q with respect to its products, in U uses and G stacked members.
     """
     direct: list[Array]  # the per-example Jacobian of every other leaf, `[B, leaf size]`
 
@@ -128,7 +128,8 @@ def pushforward(program: usage.Program, grads: Gradients, change: Params) -> Arr
     """grad Q(x_i) . change, by one product per layer. Raises ValueError if it is unlike params."""
     if jax.tree.structure(change) != program.treedef:
         raise ValueError(
-            f"change is {jax.tree.structure(change)}, expected what params are: {program.treedef}"
+            f"change has the structure {jax.tree.structure(change)}, expected that of params, "
+            f"{program.treedef}"
         )
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(change)]
     if shapes != [tuple(shape) for shape in program.shapes]:

@@ -125,7 +125,7 @@ def read(q: QFunction, params: Params, inputs: Inputs, *, apart: bool) -> Progra
             raise
         raise ValueError(
             f"q of one example depends on its batch ({error}), as a network in training mode does, "
-            "and such a Q has no kernel; give the network in evaluation mode"
+            "and such a Q has no kernel; use the network in evaluation mode"
         ) from None
     check_scalar([out.shape for out in jaxpr.out_avals])
     if not _is_real(jaxpr.out_avals[0].dtype):
@@ -277,8 +277,8 @@ def _warn_of_slow_leaves(params: Params, other: dict[int, str]) -> None:
     ]
     if slow:
         warnings.warn(
-            "the structured kernel takes the per-example Jacobian of these parameters, exact but "
-            "slow: " + ", ".join(slow),
+            "the structured kernel takes the per-example Jacobian of these parameters, which is "
+            "exact but slow: " + ", ".join(slow),
             stacklevel=4,
         )
 

@@ -15,10 +15,10 @@ from preqn_jax.options import require
 from preqn_jax.types import Array, Inputs, Metrics, Number, Params, QFunction
 
 Memory = Any
-"""What a step keeps from one update to the next."""
+"""The state that a step carries from one update to the next."""
 
 LearningRate = Number | optax.Schedule
-"""A number, or `updates so far -> number`."""
+"""A number, or a schedule: a function `number of updates so far -> number`."""
 
 
 class StepInfo(NamedTuple):
@@ -110,7 +110,7 @@ def schedule(
             if not hasattr(count, "dtype"):
                 raise ValueError(
                     f"memory is {count!r}, expected what step.init(params) returns: with a "
-                    f"schedule as learning rate it counts the updates"
+                    f"schedule as learning rate, the count of updates"
                 )
             return learning_rate(count), optax.safe_increment(count)
 
@@ -129,7 +129,7 @@ def checked(params: Params, inputs: Inputs, targets: Array) -> Params:
     """
     seen, expected = jnp.shape(targets), (batch_size(inputs),)
     if expected == (0,):
-        raise ValueError("inputs hold no example, expected one at least to learn from")
+        raise ValueError("inputs hold no example, expected at least one to learn from")
     if seen != expected:
         cure = ", as targets[:, 0] is" if seen == (*expected, 1) else ""
         raise ValueError(

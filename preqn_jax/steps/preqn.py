@@ -226,9 +226,9 @@ def _gain(delta: Array, change: Array, linear: Array) -> Array:
         c = change / unit
         return dot(c, 2 * off - c)
 
-    real, foretold = decrease(change), decrease(linear)
-    none = foretold == 0
-    return jnp.where(none, jnp.where(real == 0, 1, -jnp.inf), real / jnp.where(none, 1, foretold))
+    real, predicted = decrease(change), decrease(linear)
+    none = predicted == 0
+    return jnp.where(none, jnp.where(real == 0, 1, -jnp.inf), real / jnp.where(none, 1, predicted))
 
 
 def _checked_solve(solve: Any) -> Any:
@@ -239,7 +239,7 @@ def _checked_solve(solve: Any) -> Any:
         return solve
     name = getattr(solve, "__name__", solve)
     raise ValueError(
-        f"solve is {solve!r}, expected a function (gram, delta) -> (z, info), as "
+        f"solve is {solve!r}, expected a function (gram, delta) -> (z, info), or an Adaptive, as "
         f"preqn_jax.{'steps' if name == 'Adaptive' else 'solve'}."
-        f"{name if name in list(makers) else 'cholesky'}() makes one"
+        f"{name if name in list(makers) else 'cholesky'}() returns"
     )

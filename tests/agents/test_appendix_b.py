@@ -206,7 +206,7 @@ def test_a_setting_reaches_the_agent(fields):
         ({"temperature": 0.0, "algorithm": "sac"}, "temperature is 0.0, but it must be above 0"),
         ({"algorithm": "sac", "target_noise": 0.2}, "target_noise is 0.2.*deterministic"),
         ({"automatic_temperature": True}, "policy of preqn is deterministic"),
-        ({"algorithm": "sac", "target_entropy": -3.0}, "nothing tunes the temperature"),
+        ({"algorithm": "sac", "target_entropy": -3.0}, "the temperature is not tuned"),
     ],
 )
 def test_a_wrong_setting_is_named(fields, words):

@@ -188,13 +188,13 @@ def test_presets_are_rows_of_settings():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"algorithm": "preqn_discrete", "double_q": True}, "there is no slow copy"),
+        ({"algorithm": "preqn_discrete", "double_q": True}, "there is no target network"),
         ({"algorithm": "preqn_discrete", "huber": 2.0}, "bounds the TD errors of gradient steps"),
         ({"algorithm": "dqn", "temperature": 0.1}, "acts greedily in Q: leave it out"),
         ({"algorithm": "dqn", "target_noise": 0.1}, "acts greedily in Q: leave it out"),
         ({"algorithm": "dqn", "epsilon_end": 1.5}, "is a share and must be at most 1"),
-        ({"algorithm": "td3", "epsilon_end": 0.1}, r"for finitely many actions \(preqn_discrete"),
-        ({"algorithm": "ddpg", "double_q": True}, "for finitely many actions"),
+        ({"algorithm": "td3", "epsilon_end": 0.1}, r"for discrete actions \(preqn_discrete"),
+        ({"algorithm": "ddpg", "double_q": True}, "for discrete actions"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(fields, words):
@@ -230,7 +230,7 @@ def test_an_algorithm_for_other_actions_is_refused(algorithm, spec, words):
 def test_parts_that_make_no_agent_are_refused():
     net = Linear()
     critic = agents.critic(net, steps.gradient(net.apply, optax.sgd(0.1)))
-    with pytest.raises(ValueError, match="spec has no num_actions, expected how many there are"):
+    with pytest.raises(ValueError, match="spec.num_actions is None, expected the number"):
         agents.discrete(SPEC._replace(num_actions=None), critic)
     with pytest.raises(ValueError, match="delay must be at least 1, got 0"):
         agents.discrete(SPEC, critic, delay=0)

@@ -100,7 +100,7 @@ def test_the_numbers_are_those_of_every_policy(damping, gamma, lacking):
         ({"rho": np.ones(STATES)}, "rho has the shape"),
         ({"gamma": 1.0}, r"gamma must lie in \[0, 1\), got 1.0"),
         ({"damping": -1.0}, "damping must not be negative"),
-        ({"rcond": 1.0}, r"rcond is a share of the largest, in \[0, 1\)"),
+        ({"rcond": 1.0}, r"rcond is a share of the largest eigenvalue, in \[0, 1\)"),
     ],
 )
 def test_arguments_that_mean_nothing_are_refused(wrong, words):

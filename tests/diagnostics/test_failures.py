@@ -91,7 +91,7 @@ def test_each_of_the_papers_failures_is_named_where_it_is_the_only_one(mode):
     finding, measured = first_failure(q, params, data, gamma, step)
     assert finding.mode == mode and finding.mode in diagnostics.FAILURES
     assert finding.remedy and (
-        f"{measured['soft_divergence']:.3g} times what rewards as large as any seen add up to"
+        f"{measured['soft_divergence']:.3g} times the most that the rewards seen allow"
         in finding.evidence
     )
 
@@ -171,8 +171,8 @@ def test_the_first_sign_that_is_there_names_the_failure():
 def test_the_evidence_says_how_far_q_is_and_how_large_its_errors_are():
     finding = diagnostics.failure({**CALM, **BEYOND})
     assert finding.evidence == (
-        "|Q| is 3 times what rewards as large as any seen add up to, and its TD errors are 0.2 "
-        "times that"
+        "|Q| is 3 times the most that the rewards seen allow, r_max / (1 - gamma), and its TD "
+        "errors are 0.2 times that"
     )
     assert finding.remedy == diagnostics.GLOSSARY["soft_divergence"].remedy
     assert finding.mode == diagnostics.FAILURES[-1]

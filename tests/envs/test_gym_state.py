@@ -238,15 +238,15 @@ def test_what_spaces_sample_goes_on_too(make):
 @pytest.mark.parametrize(
     ("wrapper", "instead"),
     [
-        ("NormalizeObservation", ", and say `normalize_observations=True`"),
+        ("NormalizeObservation", ", and use `normalize_observations=True`"),
         ("NormalizeReward", ""),
     ],
 )
 def test_statistics_that_every_copy_gathers_for_itself_are_refused(wrapper, instead):
     source = envs.described("Pendulum-v1", None, [f"gymnasium.wrappers:{wrapper}"])
-    with pytest.raises(UserError, match=f"has the wrapper {wrapper}, whose statistics") as caught:
+    with pytest.raises(UserError, match=f"has the wrapper {wrapper}, whose running") as caught:
         envs.make(source, 1)
-    assert str(caught.value).endswith(f"other units: leave it out{instead}")
+    assert str(caught.value).endswith(f"different units: leave it out{instead}")
 
 
 class Masses(HopperEnv):
@@ -379,7 +379,7 @@ def test_a_simulation_that_was_made_anew_stays_whole():
         assert inside(env).data.model.nq == inside(env).model.nq
         before = inside(env).model
         inside(env).model.body_mass[1] = 9.0
-        env._new[0].restore(env._envs[0])  # pyright: ignore
+        env._initial[0].restore(env._envs[0])  # pyright: ignore
         assert inside(env).model is before and before.body_mass[1] == 9.0
 
 

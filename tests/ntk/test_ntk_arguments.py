@@ -220,9 +220,9 @@ def test_inputs_and_weights_without_features(method):
 @pytest.mark.parametrize(
     "other, words",
     [
-        (jnp.ones((4, 2, 3), jnp.uint8), "(uint8[2, 3],), of the others it is (float32[2, 3],)"),
-        (jnp.ones((4, 5, 3)), "(float32[5, 3],), of the others it is (float32[2, 3],)"),
-        ({"x": jnp.ones((4, 2, 3))}, "({x: float32[2, 3]},), of the others it is (float32[2, 3],)"),
+        (jnp.ones((4, 2, 3), jnp.uint8), "(uint8[2, 3],), one of the others is (float32[2, 3],)"),
+        (jnp.ones((4, 5, 3)), "(float32[5, 3],), one of the others is (float32[2, 3],)"),
+        ({"x": jnp.ones((4, 2, 3))}, "({x: float32[2, 3]},), one of the others is (float32[2, 3]"),
     ],
 )
 def test_inputs_elsewhere_have_the_form_of_the_others(other, words):

@@ -114,9 +114,9 @@ def test_damping_out_of_range():
         ({"method": "x"}, "unknown method 'x'; choose one of jacobian, structured"),
         (
             {"solve": "cholesky"},
-            r"solve is 'cholesky', expected a function .*cholesky\(\) makes",
+            r"solve is 'cholesky', expected a function .*cholesky\(\) returns",
         ),
-        ({"solve": solve.eigh}, r"solve is <function eigh.* preqn_jax.solve.eigh\(\) makes one"),
+        ({"solve": solve.eigh}, r"solve is <function eigh.* preqn_jax.solve.eigh\(\) returns"),
         ({"learning_rate": "0.1"}, "learning_rate is '0.1', expected a number, or an optax sch"),
     ],
 )

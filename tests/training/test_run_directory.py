@@ -342,7 +342,7 @@ def test_one_number_is_taken_where_there_may_be_several():
         "ddpg", "E-v1", "", {"seeds": 3, "hidden_sizes": 64, "num_steps": 1e6}
     )
     assert (loop.seeds, agent.hidden_sizes, run.wrappers) == ((3,), (64,), ())
-    with pytest.raises(UserError, match="wrappers has 3, but a wrapper is its module"):
+    with pytest.raises(UserError, match="wrappers has 3, but a wrapper is given as module"):
         list(preqn_jax.train("ddpg", wrappers=3))
     assert loop.num_steps == 1_000_000 and isinstance(loop.num_steps, int)
 
