@@ -235,7 +235,7 @@ def _inverse(lower: Array) -> Array:
 
 
 def _check_share(rcond: Number | None) -> None:
-    require(rcond, lambda x: 0 <= x < 1, "rcond must lie in [0, 1)")
+    require(rcond, lambda x: 0 <= x < 1, "rcond is a share of the largest eigenvalue, in [0, 1)")
 
 
 def _in_one_type(gram: Array, delta: Array) -> tuple[Array, Array]:
