@@ -51,7 +51,7 @@ def define() -> None:
     absl_flags.DEFINE_multi_string(
         "sweep",
         [],
-        "a setting and its values, as critic_learning_rate=0.03,0.1,0.3; one --sweep for each",
+        "a setting and its values, as critic_learning_rate=0.03,0.1,0.3",
         module_name=_GROUP,
     )
     absl_flags.DEFINE_bool(

@@ -229,7 +229,7 @@ def test_throughput_on_the_device_counts_the_steps_of_all_members(capsys, monkey
         (
             cost.run,
             cost.CostConfig(json="/dev/null/cost.json"),
-            "cannot write '/dev/null/cost.json': '/dev/null' is no folder",
+            "cannot write '/dev/null/cost.json': '/dev/null' is not a folder",
         ),
         (
             cost.run,
@@ -242,7 +242,7 @@ def test_throughput_on_the_device_counts_the_steps_of_all_members(capsys, monkey
             (
                 cost.run,
                 cost.CostConfig(grid=True, **{name: value}),
-                f"{name} is {value!r}, but says",
+                f"{name} is {value!r}, but has no",
             )
             for name, value in {
                 "updates": 7,

@@ -201,7 +201,7 @@ def test_what_a_queue_refuses_for_now_waits_and_stops_nobody(
         with pytest.raises(UserError, match="rejects the job"):
             ends(fake, "a", "b", processes=1)
     assert fake.refusals == 0 and fake.stopped == []
-    assert capsys.readouterr().err.count("SLURM does not take") == 1
+    assert capsys.readouterr().err.count("SLURM rejects") == 1
 
 
 def test_a_queue_that_takes_nothing_is_said_at_once():

@@ -44,7 +44,7 @@ class LaunchConfig:
     )
     ray_address: str = option(
         "",
-        "with ray: address of the cluster, as 10.0.0.1:6379, or auto (a new Ray on this machine)",
+        "with ray: address of the cluster, as 10.0.0.1:6379, or auto; empty: a Ray on this machine",
     )
     cpus_per_run: int | None = option(
         None, "with ray or submitit: cores for each run (1)", at_least=1

@@ -47,7 +47,7 @@ class PlanConfig:
     )
     until: int | None = option(
         None,
-        "train every run only up to this step (num_steps); a later call goes on from there",
+        "train every run only up to this step (by default num_steps); a later call goes on",
         at_least=1,
     )
     only: tuple[str, ...] = option(

@@ -293,7 +293,10 @@ def test_a_device_without_room_is_a_sentence_with_the_checkpoint(monkeypatch, ca
     assert "memory: Out of memory while trying to allocate 8589934592 bytes; lower --batch" in line
     assert line.endswith("there was no checkpoint yet")
     monkeypatch.undo()
-    assert flags.guard(follow, []) == 1 and "error: the device has no" in capsys.readouterr().err
+    assert (
+        flags.guard(follow, []) == 1
+        and "error: the device has too little" in capsys.readouterr().err
+    )
 
 
 def test_a_home_folder_is_meant_where_a_shell_leaves_its_sign(monkeypatch):
