@@ -58,7 +58,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 NPROC_GIVEN = os.environ.get("NPROC", "")
 if NPROC_GIVEN and not (NPROC_GIVEN.isascii() and NPROC_GIVEN.isdecimal() and int(NPROC_GIVEN)):
-    sys.exit(f"error: NPROC is {NPROC_GIVEN!r}, but it is a number of threads, as in NPROC=2")
+    sys.exit(f"error: NPROC is {NPROC_GIVEN!r}, but it must be a number of threads, as in NPROC=2")
 os.environ["NPROC"] = NPROC_GIVEN or str(threads(_cores or 1))
 
 

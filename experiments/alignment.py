@@ -50,7 +50,7 @@ def report(root: Path, envs: Sequence[str], seeds: Sequence[int] | None, out: Pa
     runs, notes = plan.gather(KIND, root, envs, seeds)
     standing = [run.cut(curves.common_step(runs)) for run in runs]
     rows, judged = table(standing), section_5_2.on_alignment(standing, envs)
-    lines = [["mean alignment", "variant", "mean over seeds", "least line", "steps"]]
+    lines = [["mean alignment", "variant", "mean over seeds", "smallest line", "steps"]]
     for row in rows:
         mean = format(scores.Estimate(row["mean"], row["interval"]), ".4f")
         lines.append([row["env"], row["variant"], mean, f"{row['least']:.4f}", f"{row['step']:,}"])

@@ -37,16 +37,16 @@ from preqn_jax.types import Transition
 class CostConfig(growth.GrowthConfig):
     """What is timed."""
 
-    updates: int = option(50, "updates in a scan", at_least=1)
+    updates: int = option(50, "updates in one compiled scan", at_least=1)
     many: tuple[int, ...] = option(
-        (4,), "numbers of seeds to time in one program beside a single one", at_least=1
+        (4,), "numbers of seeds to time in one program, beside a single seed", at_least=1
     )
     peers_settings: str = option("default", peers.SETTINGS_HELP)
     peers: str = option("", peers.HELP)
-    rivals: bool = option(False, "and the variants of experiments.rivals, by their names there")
+    rivals: bool = option(False, "also time the variants of experiments.rivals")
     grid: bool = option(
         False,
-        "instead: a critic step over grids of batch, width, depth and seeds, in time and memory",
+        "instead: time and memory of a critic step, by batch size, width, depth and seeds",
     )
 
 
@@ -92,7 +92,8 @@ def _refuse_ignored(config: CostConfig) -> None:
         value = getattr(config, name)
         if value != getattr(CostConfig, name):
             raise UserError(
-                f"{name} is {value!r}, but says nothing {way} --grid: {mend}, or leave --{name} out"
+                f"{name} is {value!r}, but has no effect {way} --grid: {mend}, or leave "
+                f"--{name} out"
             )
 
 

@@ -49,7 +49,7 @@ class DiagnoseConfig:
 
 
 def main(argv: list[str]) -> int:
-    run = given_runs.one(argv, "diagnose")
+    run = given_runs.parse_one(argv, "diagnose")
     given = flags.parse(DiagnoseConfig)
     out = Path(given.out or run)
     config, seeds, looks = read(run)
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
     reports = reported(run, config, seeds, looks, why)
     print(
         f"{curves.variant(config)} on {config['env']}, {curves.count_seeds(len(reports))}, "
-        f"as far as {str(run)!r} goes{', by its last checkpoint alone' * alone}"
+        f"in {str(run)!r}{': its last checkpoint alone' * alone}"
     )
     for one in reports:
         show(one)
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
         print(f"\nseed {seed}: diverged at step {step:,}, before its first diagnosis")
     moved = last_look.attribution(seen) if seen else []
     if why:
-        print(f"\nwho moved Q cannot be said: {why}")
+        print(f"\nthe transitions that moved Q cannot be named: {why}")
     show_attribution(moved)
     output.write_json(
         out / "diagnosis.json",
@@ -129,12 +129,12 @@ def reported(
     every, why = config.get("diagnose_every"), "was not diagnosed"
     why += f", and {blind}" * bool(blind)
     lost = curves.diverged(line for mine in seeds for line in mine).values()
-    cure = "train it on, by the same command with {}, and a larger --num_steps if it has ended"
+    cure = "train it further by the same command with {}, and a larger --num_steps if it has ended"
     if every:
-        ended = f"diverged at step {max(lost):,}" if lost else "did not come so far yet"
+        ended = f"diverged at step {max(lost):,}" if lost else "has not come that far yet"
         why = f"is diagnosed every {every:,} steps, and {ended}"
     if len(lost) == len(seeds):
-        cure = "train it anew with {} and another --logdir"
+        cure = "train it again with {} and another --logdir"
     option = f"--diagnose_every={max(1, min(1000, (every or 2000) // 2))}"
     raise UserError(f"the run {str(run)!r} {why}; {cure.format(option)}")
 
@@ -214,12 +214,12 @@ def show(one: dict[str, Any]) -> None:
                 f"seen, {one['best_return']:.4g}"
             )
         print(f"  what to do: {one['remedy']}")
-        print(f"  of {one['diagnoses']} diagnoses: {shares}")
+        print(f"  failures in {one['diagnoses']} diagnoses: {shares}")
     if one["diverged"] is not None:
-        print(f"  it diverged at step {one['diverged']:,}, and took no further part")
+        print(f"  it diverged at step {one['diverged']:,}, and was not trained further")
     by_step = {look["step"]: look for look in one["looks"]}
     steps = list(dict.fromkeys(one["at"].values()))
-    lines = [["", *(f"step {step:,}" for step in steps), "what it means, if high or as it says"]]
+    lines = [["", *(f"step {step:,}" for step in steps), "meaning of a high value, or as it says"]]
     for name, entry in diagnostics.GLOSSARY.items():
         values = [by_step[step].get(name) for step in steps]
         if any(value is not None for value in values):
@@ -234,10 +234,9 @@ def show(one: dict[str, Any]) -> None:
 def show_attribution(moved: Sequence[dict[str, Any]]) -> None:
     for one in moved:
         print(
-            f"\nseed {one['seed']}, checkpoint of step {one['step']:,}: what a plain step (Eq. 5) "
-            f"would do where |Q| is largest, "
-            f"Q = {one['q']:.4g}. Its own TD error has {one['own_share']:+.1%} of it; the largest "
-            f"shares:"
+            f"\nseed {one['seed']}, checkpoint of step {one['step']:,}: how a plain step (Eq. 5) "
+            f"would move Q where |Q| is largest, Q = {one['q']:.4g}. Its own TD error has a share "
+            f"of {one['own_share']:+.1%}; the largest shares:"
         )
         print(
             f"  {'member':>8}{'share':>9}{'TD error':>12}{'Q':>12}"

@@ -26,12 +26,12 @@ FORMATS = ("npz", "stablehlo")
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """What to export, and as what."""
+    """What to export, and in which format."""
 
-    out: str = option("", "the file to write (policy.stablehlo, as it is called for)")
-    what: str = option("policy", "policy or critic; of several critics the first")
+    out: str = option("", "the file to write (policy.stablehlo, or as --what and --format say)")
+    what: str = option("policy", "policy or critic; the first of several critics")
     format: str | None = option(
-        None, "stablehlo, or npz for arrays (npz where --out ends in it, else stablehlo)"
+        None, "stablehlo, or npz for arrays (npz if --out ends in .npz, else stablehlo)"
     )
     platforms: tuple[str, ...] = option(
         ("cpu", "cuda", "tpu"), "where the program should run: cpu, cuda, rocm, tpu"
@@ -41,7 +41,7 @@ class ExportConfig:
 
 
 def main(argv: list[str]) -> int:
-    run = given_runs.one(argv, "export")
+    run = given_runs.parse_one(argv, "export")
     print(export(run, flags.parse(ExportConfig)))
     return 0
 
@@ -72,8 +72,8 @@ def _stablehlo(trained: Trained, given: ExportConfig) -> bytes:
         return bytes(program.serialize())
     except ImportError as error:
         raise UserError(
-            "a program is written by flatbuffers, which is not installed: pip install flatbuffers, "
-            "or export arrays, --format=npz"
+            "a program needs flatbuffers, which is not installed: pip install flatbuffers, or "
+            "export arrays with --format=npz"
         ) from error
 
 

@@ -34,10 +34,10 @@ EVERY = 5  # updates between the errors that --json keeps
 
 @dataclasses.dataclass(frozen=True)
 class FailureModesConfig:
-    """What is run, and where it goes."""
+    """The experiment, and the files it writes."""
 
     updates: int = option(1000, "updates in every run", at_least=1)
-    seed: int = option(0, "of the network's first weights", at_least=0)
+    seed: int = option(0, "random seed of the network's initial weights", at_least=0)
     out: str = option("failure_modes.png", "the picture to write: .png, .pdf or .svg")
     json: str = option("", "also write the table to this file")
 
@@ -95,8 +95,8 @@ def _overshoot(values: np.ndarray) -> dict[str, float | int]:
 
 def _print(table: list[dict[str, Any]], config: FailureModesConfig) -> None:
     print(
-        f"max |Q - Q*| at the start and after {config.updates} updates; the quantity is the "
-        f"failing setting's, its line 1"
+        f"max |Q - Q*| at the start and after {config.updates} updates; the quantity is that of "
+        f"the failing setting, with a threshold of 1"
     )
     print(f"{'':<26}{'quantity':>9}  {'':<38}{'start':>10}{'end':>10}")
     for row in table:
@@ -105,7 +105,7 @@ def _print(table: list[dict[str, Any]], config: FailureModesConfig) -> None:
             f"{row['mode']:<26}{row['quantity']:>9.3g}  "
             f"{row['run']:<38}{row['first']:>10.3g}{end:>10}"
         )
-    print("\nmax alpha K_ii rho_i (Eq. 16), where K moves: at first, at most, updates above 1")
+    print("\nmax alpha K_ii rho_i (Eq. 16), where K changes: first, largest, updates above 1")
     for row in table:
         if seen := row.get("eq_16"):
             numbers = f"{seen['first']:>9.3g}{seen['largest']:>10.3g}{seen['updates_above_1']:>7}"
@@ -204,7 +204,7 @@ def redraw(path: Path, out: Path) -> None:
     file.
     """
     with output.expecting(
-        f"{str(path)!r} holds no curves of experiments.failure_modes; make it anew with its --json"
+        f"{str(path)!r} holds no curves of experiments.failure_modes; make it again with its --json"
     ):
         data = json.loads(path.read_text())
         modes = [

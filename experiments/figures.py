@@ -22,10 +22,10 @@ from preqn_jax.options import UserError, option
 
 @dataclasses.dataclass(frozen=True)
 class FiguresConfig:
-    """Where from, and where to."""
+    """The folders of the data and of the pictures."""
 
-    results: str = option("experiments/results", "the folder of the data")
-    out: str = option("figures", "the folder of the pictures")
+    results: str = option("experiments/results", "the folder that holds the data")
+    out: str = option("figures", "the folder to write the pictures to")
 
 
 Draw = Callable[[Path, Path], list[Path]]

@@ -57,13 +57,13 @@ class NtkInitConfig:
     )
     points: int = option(1000, "N, state-action pairs from each environment", at_least=2)
     seeds: tuple[int, ...] = option(
-        (0, 1, 2), "initialisations of each critic, two at the least", at_least=0
+        (0, 1, 2), "random seeds of the initialisations of each critic, at least two", at_least=0
     )
     data_seed: int = option(
         0, "the seed of the environments and the rails-random policy", at_least=0
     )
     out: str = option(
-        "runs/ntk_init", "the folder of data.json and the figures; unfinished numbers in it go on"
+        "runs/ntk_init", "the folder of data.json, whose missing numbers are computed, and figures"
     )
     json: str = option("", "also write the table of findings to this file")
 
@@ -222,7 +222,7 @@ def _validate(config: NtkInitConfig) -> None:
         value = getattr(config, field.name)
         if isinstance(value, tuple) and len(set(value)) < len(value):
             raise UserError(
-                f"{field.name} is {','.join(map(str, value))!r}, but each entry may be there only "
+                f"{field.name} is {','.join(map(str, value))!r}, but each entry may appear only "
                 f"once"
             )
         if value == () and field.name not in ("widths", "depths"):

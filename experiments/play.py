@@ -56,20 +56,20 @@ class PlayConfig:
     episodes: int = option(10, "episodes to play", at_least=1)
     seed: int | None = given_runs.seed()
     episode_seed: int = option(
-        0, "seed of the first episode; each further one has the next", at_least=0
+        0, "seed of the first episode; the seed of episode i is larger by i", at_least=0
     )
     max_steps: int = option(10_000, "steps after which an episode is cut off", at_least=1)
-    video: str = option("", "the video of the first episode to write: .mp4 or .gif")
-    video_steps: int = option(1000, "steps of it to show", at_least=1)
+    video: str = option("", "write a video of the first episode to this file, .mp4 or .gif")
+    video_steps: int = option(1000, "steps that the video shows", at_least=1)
     human: bool = option(False, "show the episodes in a window")
     trust: bool = given_runs.trust()
     env_kwargs: Mapping[str, Any] | None = option(
-        None, "arguments for the environment, as JSON, beside or in place of the run's (none)"
+        None, "arguments for the environment, as JSON, added to or replacing the run's (none)"
     )
 
 
 def main(argv: list[str]) -> int:
-    run = given_runs.one(argv, "play")
+    run = given_runs.parse_one(argv, "play")
     play(run, flags.parse(PlayConfig))
     return 0
 
@@ -158,7 +158,7 @@ def _check(given: PlayConfig) -> None:
     """Raises UserError for what could not be shown or written, before anything is played."""
     check(given)
     if given.video and given.human:
-        raise UserError("an environment draws for a video or for a window; give --video or --human")
+        raise UserError("episodes go to a video or to a window; give --video or --human, not both")
     if given.video and Path(given.video).suffix.lower() not in ENDINGS:
         raise UserError(f"cannot write {given.video!r}: videos end in .mp4 or .gif")
     output.check("video", given.video)
@@ -300,7 +300,7 @@ def _choose_gl() -> bool:
             os.environ["MUJOCO_GL"] = name
             return True
     if given:
-        raise UserError(f"MUJOCO_GL is {given!r}, by which MuJoCo cannot draw here; unset it")
+        raise UserError(f"MUJOCO_GL is {given!r}, with which MuJoCo cannot draw here; unset it")
     return False
 
 

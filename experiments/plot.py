@@ -15,18 +15,20 @@ from preqn_jax.options import UserError, check, choose, option
 
 @dataclasses.dataclass(frozen=True)
 class PlotConfig:
-    """Where the figure goes."""
+    """The file and the size of the figure."""
 
     out: str = option("curve.png", "the picture to write: .png, .pdf or .svg")
-    format: str = option("", "png, pdf or svg, in place of the ending of --out")
+    format: str = option("", "png, pdf or svg, instead of the ending of --out")
     width: float = option(
-        0.0, "of the picture, in inches; 0 for what its panels need", at_least=0, below=200
+        0.0, "width of the picture in inches; 0: what its panels need", at_least=0, below=200
     )
-    height: float = option(0.0, "likewise", at_least=0, below=200)
+    height: float = option(
+        0.0, "height of the picture in inches; 0: what its panels need", at_least=0, below=200
+    )
 
 
 def main(argv: list[str]) -> int:
-    runs = given_runs.some(argv, "plot runs/x --out=curve.png")
+    runs = given_runs.parse_several(argv, "plot runs/x --out=curve.png")
     config = flags.parse(PlotConfig)
     check(config)
     if not config.out:

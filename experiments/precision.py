@@ -32,7 +32,7 @@ PRECISIONS = ("default", "tensorfloat32", "highest")
 class PrecisionConfig(timing.SizesConfig):
     """The update that is measured."""
 
-    activation: str = option("sin", "of the critic")
+    activation: str = option("sin", "activation of the critic")
     json: str = option("", "also write the table to this file")
 
 

@@ -33,9 +33,9 @@ from preqn_jax.options import UserError, option
 
 @dataclasses.dataclass(frozen=True)
 class RivalsConfig:
-    """What the report takes from elsewhere."""
+    """A file that the report reads besides the runs."""
 
-    cost: str = option("", "a file of `experiments.cost --rivals --json=FILE`, for the report")
+    cost: str = option("", "times of updates, in a file of `experiments.cost --rivals --json=FILE`")
 
 
 BASE = "preqn"  # what the others are compared with
@@ -69,13 +69,13 @@ def _costs(path: str) -> dict[str, float]:
     """Milliseconds per update, by variant. Raises UserError for a file that does not hold them."""
     if not path:
         return {}
-    words = f"{path!r} is not what `experiments.cost --rivals --json={path}` writes"
+    words = f"{path!r} is not a file of `experiments.cost --rivals --json={path}`"
     with output.expecting(words):
         rows = json.loads(Path(path).read_text())["rows"]
         found = {row["name"]: float(row["ms"]) for row in rows}
     found = {name: found[name] for name in VARIANTS if name in found}
     if not found:
-        raise UserError(f"{words}: it has none of the variants")
+        raise UserError(f"{words}: it has no row of any variant")
     return found
 
 

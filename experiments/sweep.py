@@ -51,16 +51,16 @@ def define() -> None:
     absl_flags.DEFINE_multi_string(
         "sweep",
         [],
-        "an axis and its values, as critic_learning_rate=0.03,0.1,0.3; one flag for each axis",
+        "a setting and its values, as critic_learning_rate=0.03,0.1,0.3",
         module_name=_GROUP,
     )
     absl_flags.DEFINE_bool(
-        "report", False, "train nothing, report on what is there", module_name=_GROUP
+        "report", False, "train nothing, only report on the runs that are there", module_name=_GROUP
     )
     absl_flags.DEFINE_integer(
         "only_program",
         None,
-        "train this program alone, counted from 0, and report nothing: what --launcher starts",
+        "train only this program, counted from 0, without a report; used by --launcher",
         lower_bound=0,
         module_name=_GROUP,
     )

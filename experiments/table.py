@@ -39,7 +39,7 @@ class TableConfig:
 
 
 def main(argv: list[str]) -> int:
-    runs = given_runs.some(argv, "table runs/x runs/y")
+    runs = given_runs.parse_several(argv, "table runs/x runs/y")
     given = flags.parse(TableConfig)
     write = WRITERS[choose("format", given.format, WRITERS)]
     output.check("out", given.out)

@@ -45,12 +45,14 @@ class ThroughputConfig:
     update_every: int = option(
         50, "steps between two blocks of updates, and updates in each", at_least=1
     )
-    update_after: int = option(1000, "steps before the first update, taken at random", at_least=1)
+    update_after: int = option(
+        1000, "steps before the first update, with random actions", at_least=1
+    )
     on_device: bool = option(False, "step functional environments on the device")
     members: tuple[int, ...] = option(
-        (1,), "numbers of seeds in one program, a row each", at_least=1
+        (1,), "numbers of seeds in one program, with a row for each", at_least=1
     )
-    segment: int = option(500, "steps in a timing", at_least=1)
+    segment: int = option(500, "steps that are timed together", at_least=1)
     repeats: int = option(11, "times each row is timed; medians are printed", at_least=1)
     json: str = option("", "also write the table to this file")
 

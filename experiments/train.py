@@ -54,8 +54,8 @@ def main(argv: list[str]) -> int:
                     name for name in directory.MAY_CHANGE if begun[name] != plan.described[name]
                 ]
                 words = ", ".join(f"{name}={begun[name]}" for name in other)
-                as_it_was = f", as it was made, with {words}" * bool(other)
-                print(f"{logdir} holds a finished run of this command{as_it_was}; nothing to do")
+                made_with = f", made with {words}" * bool(other)
+                print(f"{logdir} holds a finished run of this command{made_with}; nothing to do")
             elif trained and not running.follow(run, plan.run.env, _intention):
                 return signals.STOPPED
     diverged, picture = _summarize(logdir, plan), logdir / directory.PICTURE
@@ -88,7 +88,7 @@ def _addition(session: training.Session) -> str:
     new = sorted(set(session.config.seeds))
     return (
         f"adding {named(new)} to the finished run of "
-        f"{curves.count_seeds(len(there))}, by way of {session.where}"
+        f"{curves.count_seeds(len(there))}, trained in {session.where}"
     )
 
 
@@ -115,7 +115,7 @@ def _summarize(logdir: Path, plan: training.Plan) -> list[int]:
                 names = [name for name, value in line.items() if value is None]
                 notes.append(
                     f"seed {seed} diverged at step {line['step']}, where {' and '.join(names)} was "
-                    f"not finite, and stands as it was before; the others are whole"
+                    f"not finite, and is frozen as it was before; the other seeds are unaffected"
                 )
     print("\n".join(notes), end="\n" * bool(notes))
     for name, words in (

@@ -106,13 +106,13 @@ SETTINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class VerdictsConfig:
-    """Where the records are, and what becomes of them."""
+    """The records, and what to do with them."""
 
     data: str = option(
-        "experiments/results/verdicts/runs.jsonl", "records of the runs, a line each"
+        "experiments/results/verdicts/runs.jsonl", "records of the runs, one line for each"
     )
-    make: bool = option(False, "make the runs that the records lack")
-    only: tuple[str, ...] = option(tuple(SETTINGS), "settings to make")
+    make: bool = option(False, "train the runs that are missing from the records")
+    only: tuple[str, ...] = option(tuple(SETTINGS), "settings to train, with --make")
     json: str = option("", "also write the tables to this file")
 
 
@@ -236,10 +236,10 @@ def load(data: Path) -> list[Trial]:
     """The runs in the records. Raises UserError where there are none."""
     with output.expecting(f"{str(data)!r} holds no runs of experiments.verdicts; add --make"):
         first, *others = data.read_text().splitlines()
-        return [_run(json.loads(line)) for line in (first, *others)]
+        return [_trial(json.loads(line)) for line in (first, *others)]
 
 
-def _run(kept: dict[str, Any]) -> Trial:
+def _trial(kept: dict[str, Any]) -> Trial:
     """The trial of one record, where a null stands for an overflow and becomes infinity."""
     columns = {
         name: [math.inf if value is None else value for value in values]
@@ -329,7 +329,7 @@ def main(argv: list[str]) -> int:
     output.check("json", config.json)
     data, only = Path(config.data), [choose("setting", name, SETTINGS) for name in config.only]
     if not config.make and config.only != VerdictsConfig.only:
-        raise UserError("--only names settings to make: add --make, or leave it out")
+        raise UserError("--only has no effect without --make: add --make, or leave --only out")
     if config.make:
         output.check("data", config.data)
         _make_missing(data, only)
@@ -339,7 +339,7 @@ def main(argv: list[str]) -> int:
     for half in HALVES:
         show([row for row in rows if row["half"] == half], half)
         print(
-            f"\n{half}: looks beyond a sign's line: at sound runs, at diverged ones with a finding"
+            f"\n{half}: diagnoses beyond a sign's threshold: of sound, of diverged and flagged runs"
         )
         lines = [[name, *ends.values()] for name, ends in crossed[half].items()]
         print(output.aligned(lines, "lr"), end="")
@@ -373,7 +373,7 @@ def _separations(runs: Sequence[Trial]) -> dict[str, dict[str, float | None]]:
 
 
 def show(rows: Sequence[dict[str, Any]], half: str) -> None:
-    print(f"\n{half}: runs with a finding, of all of that end (looks)")
+    print(f"\n{half}: runs with a finding, of all that ended so (diagnoses)")
     lines = [["", *ENDS, "modes where it diverged"]]
     for algorithm in ALGORITHMS:
         mine = {row["end"]: row for row in rows if row["algorithm"] == algorithm}

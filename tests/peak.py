@@ -35,8 +35,8 @@ CHUNK = 100  # rows that are filled at once
 class PeakConfig:
     """The replay buffer."""
 
-    megabytes: int = option(440, "of all seeds", at_least=1)
-    seeds: int = option(1, "that share these", at_least=1)
+    megabytes: int = option(440, "size of the replay buffer of all seeds, in MB", at_least=1)
+    seeds: int = option(1, "number of seeds that share the replay buffer", at_least=1)
 
 
 def memory(name: str) -> int:
@@ -114,13 +114,13 @@ def training(folder: str, seeds: int, rows: int) -> float:
 STAGES = {
     "training": training,
     "writing a checkpoint": writing,
-    "going on from it": reading,
+    "resuming from it": reading,
 }
 
 
 def measured(stage: str, seeds: int, rows: int, folder: str) -> float:
     with tempfile.TemporaryDirectory() as other:  # a first time, to load and compile
-        for name in STAGES if stage == "going on from it" else (stage,):
+        for name in STAGES if stage == "resuming from it" else (stage,):
             STAGES[name](other, seeds, CHUNK)
     return STAGES[stage](folder, seeds, rows)
 
@@ -130,7 +130,7 @@ def main(argv: list[str]) -> None:
     check(config)
     row = 4 * config.seeds * (2 * SPEC.obs_size + SPEC.action_size + 2)
     rows = config.megabytes * 1_000_000 // row // CHUNK * CHUNK
-    print(f"memory at its peak, in replays of {rows * row / 1e6:.0f} MB")
+    print(f"peak memory, in multiples of the replay buffer's {rows * row / 1e6:.0f} MB")
     spawn = multiprocessing.get_context("spawn")
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -30,11 +30,11 @@ KINDS = [f"--algorithm={name}" for name in ("preqn", "td3", "sac")]
 
 @dataclasses.dataclass(frozen=True)
 class SoakConfig:
-    """How long to soak."""
+    """The trials."""
 
     trials: int = option(20, "trials of each fault", at_least=1)
-    seed: int = option(0, "of what is met, where and when", at_least=0)
-    only: tuple[str, ...] | None = option(None, "faults to meet: kill, damage, disk, reader (all)")
+    seed: int = option(0, "random seed of the runs and their faults", at_least=0)
+    only: tuple[str, ...] | None = option(None, "faults to try: kill, damage, disk, reader (all)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ def whole(
         logdir, began = folder / f"whole-{len(made)}", time.monotonic()
         code, _, err = finished(start(*args, f"--logdir={logdir}"), timeout=3600)
         if code:
-            raise UserError(f"a run that nothing happened to ended with {code}: {err}")
+            raise UserError(f"an undisturbed run ended with status {code}: {err}")
         made[key] = records(logdir), time.monotonic() - began
     return made[key]
 

@@ -43,7 +43,7 @@ def test_what_cannot_be_trained_touches_nothing(args, words, capsys):
 @pytest.mark.parametrize(
     ("variable", "value", "words"),
     [
-        ("NPROC", "x", "NPROC is 'x', but it is a number of threads"),
+        ("NPROC", "x", "NPROC is 'x', but it must be a number of threads"),
         ("NPROC", "0", "NPROC is '0'"),
         pytest.param("JAX_PLATFORMS", "foo", "unset JAX_PLATFORMS=foo", marks=pytest.mark.slow),
         pytest.param("JAX_PLATFORMS", "cuda", "unset JAX_PLATFORMS=cuda", marks=pytest.mark.slow),
@@ -99,8 +99,8 @@ def test_what_the_library_warns_of_names_flags_on_a_command_line(name, words):
         ("run", True, "pictures end in"),
         ("folder", True, "it is a folder"),
         ("folder", False, "it is a folder"),
-        ("/dev/null/x", False, "'/dev/null' is no folder to write to; give another --json"),
-        ("file/x/y.json", False, "file' is no folder to write to"),
+        ("/dev/null/x", False, "'/dev/null' is not a folder to write to; give another --json"),
+        ("file/x/y.json", False, "file' is not a folder to write to"),
     ],
 )
 def test_what_could_not_be_written_is_said_before_any_work(path, picture, words):
@@ -176,7 +176,9 @@ def test_seeds_that_a_sentence_names_are_taken_by_the_flag(seeds):
 
 
 def test_a_range_beyond_all_bounds_is_refused_before_it_is_made():
-    with pytest.raises(UserError, match="0:1e12 is 1,000,000,000,000 numbers, more than 100,000"):
+    with pytest.raises(
+        UserError, match="0:1e12 has 1,000,000,000,000 numbers, but at most 100,000"
+    ):
         flags.read(["--seeds=0:1e12"], LoopConfig)
 
 
@@ -206,4 +208,4 @@ def test_a_run_that_goes_on_past_its_random_steps_is_not_said_to_wait(tmp_path, 
     assert call("--env=probe/delay", *CHEAP, where) == 0
     assert "without updates" not in capsys.readouterr().err
     assert call("--env=probe/delay", *CHEAP, "--log_every=200", where) == 0
-    assert "as it was made, with log_every=100; nothing to do" in capsys.readouterr().out
+    assert "made with log_every=100; nothing to do" in capsys.readouterr().out

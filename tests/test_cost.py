@@ -229,20 +229,20 @@ def test_throughput_on_the_device_counts_the_steps_of_all_members(capsys, monkey
         (
             cost.run,
             cost.CostConfig(json="/dev/null/cost.json"),
-            "cannot write '/dev/null/cost.json': '/dev/null' is no folder",
+            "cannot write '/dev/null/cost.json': '/dev/null' is not a folder",
         ),
         (
             cost.run,
             cost.CostConfig(figure="growth.png"),
-            "figure is 'growth.png', but says nothing without --grid: add --grid, or leave",
+            "figure is 'growth.png', but has no effect without --grid: add --grid, or leave",
         ),
-        (cost.run, cost.CostConfig(members=(1,)), "members is (1,), but says nothing without"),
-        (cost.run, cost.CostConfig(jacobian_gib=1.0), "jacobian_gib is 1.0, but says nothing"),
+        (cost.run, cost.CostConfig(members=(1,)), "members is (1,), but has no effect without"),
+        (cost.run, cost.CostConfig(jacobian_gib=1.0), "jacobian_gib is 1.0, but has no effect"),
         *(
             (
                 cost.run,
                 cost.CostConfig(grid=True, **{name: value}),
-                f"{name} is {value!r}, but says",
+                f"{name} is {value!r}, but has no",
             )
             for name, value in {
                 "updates": 7,

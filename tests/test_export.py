@@ -242,7 +242,7 @@ def test_networks_of_somebodys_own_have_no_arrays(reacher):
         (["--seed=7"], "there is no seed 7; this run has 0, 1"),
         (["--seed=-1"], "seed is -1, but it must be at least 0"),
         (["--out=folder"], "cannot write 'folder': it is a folder; give another --out"),
-        (["--out=/dev/null/x.npz"], "'/dev/null' is no folder to write to; give another --out"),
+        (["--out=/dev/null/x.npz"], "'/dev/null' is not a folder to write to; give another --out"),
     ],
 )
 def test_what_cannot_be_exported_is_one_sentence(reacher, args, words):
@@ -258,7 +258,7 @@ def test_a_program_without_its_writer_is_one_sentence(reacher, monkeypatch):
         raise ImportError("no flatbuffers")
 
     monkeypatch.setattr(jax.export.Exported, "serialize", serialize)
-    with pytest.raises(UserError, match="pip install flatbuffers, or export arrays, --format=npz"):
+    with pytest.raises(UserError, match="flatbuffers, or export arrays with --format=npz"):
         export.export(reacher[0], options())
 
 

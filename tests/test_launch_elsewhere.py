@@ -46,7 +46,7 @@ def test_what_makes_no_sense_is_one_sentence(flags, words, monkeypatch):
     [
         ({"cluster": "slrm"}, "unknown cluster 'slrm'"),
         ({"cluster": "slurm"}, "there is no sbatch on this machine"),
-        ({"gpus_per_run": 0.5}, "gpus_per_run is 0.5, but SLURM gives whole ones"),
+        ({"gpus_per_run": 0.5}, "gpus_per_run is 0.5, but SLURM gives only whole GPUs"),
         ({"slurm_options": ("account",)}, "slurm_options has 'account'"),
     ],
 )
@@ -66,7 +66,10 @@ def test_flags_of_submitit_are_checked_before_anything_is_written(flags, words, 
             ["--ray_address=127.0.0.1:9", "--timeout=5"],
             "--ray_address='127.0.0.1:9' did not answer",
         ),
-        (["--gpus_per_run=99"], "a run asks for 1 CPU, 99 GPU, but no node of this Ray has that"),
+        (
+            ["--gpus_per_run=99"],
+            "a run asks for 1 CPU, 99 GPU, but no node of this cluster has that",
+        ),
     ],
 )
 def test_a_ray_that_does_not_answer_or_has_too_little_is_one_sentence(flags, words):
@@ -99,7 +102,7 @@ def test_what_this_machine_chose_for_itself_is_no_nodes():
 import json, os
 import experiments
 from experiments.kit import runs
-before, passed = dict(os.environ), runs.elsewhere(3)
+before, passed = dict(os.environ), runs.variables_elsewhere(3)
 with experiments.as_given():
     inside = dict(os.environ)
 assert os.environ == before and "NPROC" in before and "JAX_COMPILATION_CACHE_DIR" in before
@@ -179,7 +182,7 @@ class Full(Fake):
     def start(self, job):
         if job.name == "b" and self.refusals:
             self.refusals -= 1
-            raise launch.Refused("SLURM does not take the job: too many")
+            raise launch.Refused("SLURM rejects the job: too many")
         return super().start(job)
 
 
@@ -195,14 +198,14 @@ def test_what_a_queue_refuses_for_now_waits_and_stops_nobody(
     if taken:
         assert ends(fake, "a", "b") == {"a": "ended", "b": "ended"}
     else:
-        with pytest.raises(UserError, match="does not take the job"):
+        with pytest.raises(UserError, match="rejects the job"):
             ends(fake, "a", "b", processes=1)
     assert fake.refusals == 0 and fake.stopped == []
-    assert capsys.readouterr().err.count("SLURM does not take") == 1
+    assert capsys.readouterr().err.count("SLURM rejects") == 1
 
 
 def test_a_queue_that_takes_nothing_is_said_at_once():
-    with pytest.raises(UserError, match="does not take the job"):
+    with pytest.raises(UserError, match="rejects the job"):
         ends(Full(1, b=["ended"]), "b")
 
 

@@ -230,7 +230,7 @@ def test_numbers_of_other_pairs_are_refused(folder, small):
         ({"widths": (), "depths": ()}, "widths and depths are both empty"),
         ({"envs": ()}, "envs is empty"),
         ({"seeds": (1,)}, "needs at least two"),
-        ({"seeds": (1, 1)}, "seeds is '1,1', but each entry may be there only once"),
+        ({"seeds": (1, 1)}, "seeds is '1,1', but each entry may appear only once"),
         ({"points": 1}, "points is 1, but it must be at least 2"),
     ],
 )

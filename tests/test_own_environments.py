@@ -44,7 +44,7 @@ def test_a_module_of_the_current_folder_serves_every_command():
         code, out, err = command(f"experiments.{name}", "x", *more)
         assert code == without and "module would be imported and run; if you trust it" in out + err
         code, out, err = command(f"experiments.{name}", "x", "--trust", *more)
-        assert code == 0 and "who moved Q cannot be said" not in out, err
+        assert code == 0 and "the transitions that moved Q cannot be named" not in out, err
     assert Path("p.npz").exists() and Path("d/diagnosis.json").exists()
 
 

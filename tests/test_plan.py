@@ -261,7 +261,8 @@ def test_only_names_runs_by_patterns():
     ]
     assert plan.choose(runs, []) == runs
     with pytest.raises(
-        UserError, match=r"only names 'Ant\*', but the runs of this plan are probe/delay/preqn-sin"
+        UserError,
+        match=r"only is 'Ant\*', which matches none of the runs of this plan: probe/delay/preqn",
     ):
         plan.choose(runs, ["probe/nan/*", "Ant*"])
 
@@ -285,14 +286,16 @@ def test_devices_share_the_cores_unless_the_environment_says_so(monkeypatch):
     monkeypatch.setattr(collect, "cores", lambda: 8)
     monkeypatch.setattr(experiments, "XLA_FLAGS_GIVEN", "--xla_x=1")
     monkeypatch.setattr(experiments, "NPROC_GIVEN", "")
-    assert kit.environment(1) == dict(os.environ)
-    assert kit.environment(3)["XLA_FLAGS"] == "--xla_x=1 --xla_force_host_platform_device_count=2"
-    assert [kit.environment(n)["NPROC"] for n in (3, 5)] == ["4", "1"]
+    assert kit.variables_here(1) == dict(os.environ)
+    assert (
+        kit.variables_here(3)["XLA_FLAGS"] == "--xla_x=1 --xla_force_host_platform_device_count=2"
+    )
+    assert [kit.variables_here(n)["NPROC"] for n in (3, 5)] == ["4", "1"]
     monkeypatch.setattr(experiments, "NPROC_GIVEN", "7")
-    assert kit.environment(5)["NPROC"] == "7"
+    assert kit.variables_here(5)["NPROC"] == "7"
     monkeypatch.setattr(experiments, "XLA_FLAGS_GIVEN", "--xla_force_host_platform_device_count=5")
-    assert kit.environment(3)["XLA_FLAGS"] == "--xla_force_host_platform_device_count=5"
-    assert kit.environment(3)["NPROC"] == os.environ["NPROC"]
+    assert kit.variables_here(3)["XLA_FLAGS"] == "--xla_force_host_platform_device_count=5"
+    assert kit.variables_here(3)["NPROC"] == os.environ["NPROC"]
 
 
 def test_a_root_that_cannot_be_written_to_is_a_sentence():
@@ -404,7 +407,7 @@ def test_a_report_makes_no_run_and_says_so(given):
     args, extra = ([], [given]) if "eta" in given else ([given], [])
     read = flags.read(["--report", *args], plan.PlanConfig, launch.LaunchConfig)
     name = given if extra else given.split("=")[0]
-    with pytest.raises(UserError, match=f"--report makes no run, .*; leave out {name}$"):
+    with pytest.raises(UserError, match=f"--report trains nothing, .*; leave out {name}$"):
         plan.main(KIND, (read[0], read[1]), extra, lambda *_: None)
 
 

@@ -125,7 +125,7 @@ def test_the_camera_goes_along_with_what_runs():
 
 def test_what_draws_is_found_out_in_another_process(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "nonsense")
-    with pytest.raises(UserError, match="MUJOCO_GL is 'nonsense', by which MuJoCo cannot draw"):
+    with pytest.raises(UserError, match="MUJOCO_GL is 'nonsense', with which MuJoCo cannot draw"):
         play._choose_gl()
     monkeypatch.delenv("MUJOCO_GL")
     monkeypatch.setattr(play, "_DRAW", "import os, sys; sys.exit(os.environ['MUJOCO_GL'] == 'egl')")
@@ -150,7 +150,10 @@ def test_without_anything_to_draw_with_the_package_is_named(reacher, monkeypatch
         (["--episode_seed=-1"], "episode_seed is -1, but it must be at least 0"),
         (["--video=x.avi"], "cannot write 'x.avi': videos end in .mp4 or .gif"),
         (["--video=x"], "cannot write 'x': videos end in"),
-        (["--video=/dev/null/x.gif"], "'/dev/null' is no folder to write to; give another --video"),
+        (
+            ["--video=/dev/null/x.gif"],
+            "'/dev/null' is not a folder to write to; give another --video",
+        ),
         (["--video=x.gif", "--human"], "give --video or --human"),
         (["--human"], "there is no display for a window; give a file instead"),
     ],
@@ -209,13 +212,13 @@ def test_arguments_that_change_what_is_seen_are_one_sentence():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{bad", "but it is no JSON \\(Expecting property name"),
-        ("[1, 2]", "but it is JSON's \\[1, 2\\]"),
-        ("3", "but it is JSON's 3"),
+        ("{bad", "but it is not JSON \\(Expecting property name"),
+        ("[1, 2]", "but \\[1, 2\\] is not an object"),
+        ("3", "but 3 is not an object"),
     ],
 )
 def test_what_is_no_json_object_is_one_sentence(text, words):
-    with pytest.raises(UserError, match=f"must be arguments by their names, as in .*, {words}"):
+    with pytest.raises(UserError, match=f"must be a JSON object of arguments, as in .*, {words}"):
         options(f"--env_kwargs={text}")
     assert options("--env_kwargs={}").env_kwargs is None is options().env_kwargs
 

@@ -93,7 +93,7 @@ def test_no_seed_counts_twice(tmp_path, capsys, rows):
     first, second = fake_run(tmp_path / "a", "preqn"), fake_run(tmp_path / "b", "preqn", seeds=(1,))
     third = fake_run(tmp_path / "c", "preqn", seeds=(2,))
     assert rows(third, tmp_path / ".." / tmp_path.name / "c") == [("preqn-sin", 1, "60")]
-    assert "is given twice, and counts once" in capsys.readouterr().err
+    assert "is given twice, but is drawn once" in capsys.readouterr().err
     name = f"preqn-sin ({tmp_path.name}/{{}})".format
     told = [(name("a"), 2, "30 +- 14.14"), (name("b"), 1, "40"), (name("c"), 1, "60")]
     for runs in itertools.permutations([first, second, third]):
@@ -120,12 +120,12 @@ def test_seeds_that_were_looked_at_at_other_steps_leave_no_teeth(tmp_path):
     dense = [{"step": s, "seed": 0, "critic/q_mean": 1.0} for s in (5, 10, 15, 20)]
     sparse = [{"step": s, "seed": 1, "critic/q_mean": 3.0} for s in (10, 20, 30)]
     (run / "metrics.jsonl").write_bytes(text(dense + sparse))
-    steps, values = curves.level(of_seeds(run), "critic/q_mean")
+    steps, values = curves.at_common_steps(of_seeds(run), "critic/q_mean")
     np.testing.assert_array_equal(steps, [10, 20])  # at 30 the first has ended: no mean of one
     np.testing.assert_array_equal(values, [[1, 1], [3, 3]])
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 22, "seed": 0, "run/diverged": 1.0}) + "\n")
-    steps, values = curves.level(of_seeds(run), "critic/q_mean")
+    steps, values = curves.at_common_steps(of_seeds(run), "critic/q_mean")
     np.testing.assert_array_equal(steps, [10, 20, 30])  # one that diverged holds none back
     np.testing.assert_array_equal(values, [[1, 1, np.nan], [3, 3, 3]])
 
@@ -244,7 +244,7 @@ def test_a_line_ends_where_the_first_seed_does(tmp_path):
     more = [(30, 0.0), (40, 0.0), (10, 5.0), (20, 5.0)]
     lines = [{"step": s, "seed": 4, "eval/return_mean": value} for s, value in more]
     (long / "metrics.jsonl").write_bytes(text(lines))
-    steps, values = curves.level(of_seeds(short, long), "eval/return_mean")
+    steps, values = curves.at_common_steps(of_seeds(short, long), "eval/return_mean")
     assert steps.tolist() == [10, 20] and np.isfinite(values).all()
 
 

@@ -105,7 +105,7 @@ def test_below_zero_who_attains_less_is_further_below(monkeypatch):
 
 
 def test_what_is_needed_below_zero_is_further_below():
-    assert power.needed([-1.0, -2.0]) == -1.05 and power.needed([1.0, 0.5]) == 0.95
+    assert power.threshold([-1.0, -2.0]) == -1.05 and power.threshold([1.0, 0.5]) == 0.95
 
 
 def test_seeds_are_the_fewest_of_any_task_and_a_single_one_has_no_spread():

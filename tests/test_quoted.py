@@ -239,11 +239,11 @@ def test_the_table_of_alignments_in_longer_runs_is_of_the_kept_report():
     found = {(row["env"], row["variant"]): row for row in report["alignment"]}
     text = (DOCS / "alignment.md").read_text()
     assert f"at step {report['step']:,}" in text
-    table = rows("alignment.md", "environment", "its least line")
+    table = rows("alignment.md", "environment", "its smallest line")
     assert {row["environment"] for row in table} == {env for env, _ in found}
     for row in table:
         own = found[row["environment"], "preqn-sin"]
-        assert [row["PreQN-sin"], row["its least line"]] == [
+        assert [row["PreQN-sin"], row["its smallest line"]] == [
             f"{own[name]:.4f}" for name in ("mean", "least")
         ]
         other = found.get((row["environment"], "td3-relu"))
@@ -439,7 +439,7 @@ def test_verdicts_on_kernels_are_those_of_the_kept_numbers():
             one = found[initializer][i]
             assert row[column].startswith({True: "yes", False: "no"}[bool(one.borne_out)])
             if i > 1:  # of 21 pairs
-                counts = [float(re.findall(r"in (\d+) of 21", h.evidence)[0]) for h in one.halves]
+                counts = [float(re.findall(r"in (\d+) of 21", h.evidence)[0]) for h in one.parts]
                 assert numbers(row[column])[:2] == counts
 
 

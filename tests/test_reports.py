@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fabricated import SIX, frozen, write
 
-from experiments import alignment, benchmark, figures
+from experiments import alignment, benchmark, figures, rivals
 from experiments.bench import growth
 from experiments.judge import section_5_2, standing
 from experiments.kit import curves, flags, launch, output, plan, style
@@ -185,7 +185,7 @@ def test_a_run_without_updates_yet_has_no_alignment(capsys):
 def test_nothing_to_report_is_a_sentence_that_names_the_command(binary):
     with pytest.raises(
         UserError,
-        match=rf"nothing to report in 'r'; make runs with: python -m {binary.__name__} --root=r",
+        match=rf"no runs to report on in 'r'; .* with: python -m {binary.__name__} --root=r",
     ):
         binary.report(Path("r"), ENVS, None, Path("out"))
     assert not Path("out").exists()
@@ -290,3 +290,10 @@ def test_a_place_for_reports_that_is_none_is_refused_before_any_run():
     with pytest.raises(UserError, match="cannot write 'file/report.json'"):
         plan.main(benchmark.KIND, (read[0], read[1]), [], lambda *_: None)
     assert not Path("new").exists()
+
+
+def test_the_help_of_seeds_says_what_a_new_plan_has():
+    words = {field.name: field.metadata["help"] for field in dataclasses.fields(plan.PlanConfig)}
+    assert "0:7 for benchmark, 0:3 for alignment and rivals" in words["seeds"]
+    found = [kind.KIND.default_seeds for kind in (benchmark, alignment, rivals)]
+    assert found == [tuple(range(7)), tuple(range(3)), tuple(range(3))]

@@ -184,7 +184,7 @@ def test_the_report_is_printed_written_and_drawn(capsys):
 
 
 def test_nothing_to_report_is_a_sentence():
-    with pytest.raises(UserError, match="there is nothing to report in 'r'"):
+    with pytest.raises(UserError, match="there are no runs to report on in 'r'"):
         rivals.report(Path("r"), ENVS, None, Path("out"))
 
 
@@ -194,7 +194,7 @@ def test_costs_are_those_of_variants(tmp_path):
     assert rivals._costs(str(path)) == {"preqn": 2.0}
     for text in ("{}", "no json", json.dumps({"rows": [{"name": "x", "ms": 1}]})):
         path.write_text(text)
-        with pytest.raises(UserError, match="is not what `experiments.cost --rivals"):
+        with pytest.raises(UserError, match="is not a file of `experiments.cost --rivals"):
             rivals._costs(str(path))
 
 

@@ -59,8 +59,8 @@ def verdicts(data):
     return [verdict.borne_out for verdict in section_5_1.findings(data)["glorot"]]
 
 
-def halves(data, finding):
-    return [half.borne_out for half in section_5_1.findings(data)["glorot"][finding - 1].halves]
+def parts(data, finding):
+    return [part.borne_out for part in section_5_1.findings(data)["glorot"][finding - 1].parts]
 
 
 def test_findings_that_hold():
@@ -120,7 +120,7 @@ def test_findings_that_hold():
 )
 def test_findings_that_do_not(finding, expected, change):
     data = made_up(**change)
-    assert halves(data, finding) == expected and verdicts(data)[finding - 1] == all(expected)
+    assert parts(data, finding) == expected and verdicts(data)[finding - 1] == all(expected)
 
 
 def test_most_is_more_than_half():
@@ -130,7 +130,7 @@ def test_most_is_more_than_half():
         for cell in data["cells"]:
             if cell["env"] == "c":
                 cell["diagonal"] = [100.0 - cell["hidden_sizes"][0] / 10, 100.0, 100.0]
-        assert halves(data, 1)[0] is expected
+        assert parts(data, 1)[0] is expected
 
 
 @pytest.mark.parametrize(("lost", "expected"), [(5, True), (6, False)])
@@ -140,7 +140,7 @@ def test_commonly_is_three_quarters_of_all_pairs(lost, expected):
     relu = [cell for cell in data["cells"] if cell["activation"] == "relu"]
     for cell in sorted(relu, key=lambda cell: cell["hidden_sizes"])[:lost]:
         cell["diagonal"] = [1.0, 1.01, 1.02]
-    assert halves(data, 3) == [expected, True]
+    assert parts(data, 3) == [expected, True]
 
 
 def test_commonly_is_in_every_environment():
@@ -148,7 +148,7 @@ def test_commonly_is_in_every_environment():
     for cell in data["cells"]:
         if cell["env"] == "c" and cell["activation"] == "relu" and cell["hidden_sizes"][0] == 64:
             cell["diagonal"] = [1.0, 1.01, 1.02]  # 4 of its 7 sizes, 4 of all 21
-    assert halves(data, 3) == [False, True]
+    assert parts(data, 3) == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_where_three_quarters_and_half_begin(lost, expected):
     for cell in data["cells"]:
         if cell["activation"] == "relu" and cell["hidden_sizes"] in lost.get(cell["env"], []):
             cell["diagonal"] = [1.0, 1.01, 1.02]
-    assert halves(data, 3) == [expected, True]
+    assert parts(data, 3) == [expected, True]
 
 
 def test_clear_is_more_than_two_standard_errors():
@@ -175,12 +175,12 @@ def test_clear_is_more_than_two_standard_errors():
 
 def test_what_is_constant_neither_rises_nor_falls():
     data = made_up(spread=0.0, row_ratio=lambda a, w, d: 0.25 * d, diagonal=lambda a, w, d: 4.0)
-    assert halves(data, 2) == [True, True] and halves(data, 1) == [False, False]
+    assert parts(data, 2) == [True, True] and parts(data, 1) == [False, False]
 
 
-def test_every_half_says_what_makes_it_a_no():
+def test_every_part_says_what_makes_it_a_no():
     rows = section_5_1.as_json(section_5_1.findings(made_up()))
-    assert all(half["refuted_by"] for row in rows for half in row["halves"])
+    assert all(part["refuted_by"] for row in rows for part in row["halves"])
     assert [row["finding"] for row in rows] == [1, 2, 3, 4]
 
 
@@ -207,7 +207,7 @@ def test_a_line_that_fits_badly_is_clear_where_every_initialisation_has_it(sprea
     """
     at = dict(zip(WIDTHS, (500.0, 100.0, 600.0, 450.0), strict=True))
     data = made_up(spread=spread, diagonal=lambda a, w, d: at[w] * 2.0**-d)
-    assert halves(data, 1)[0] is clear
+    assert parts(data, 1)[0] is clear
 
 
 def test_figures_are_named_after_the_papers(tmp_path):
@@ -239,4 +239,4 @@ def test_a_slope_over_widths_is_against_their_logarithm():
     left = np.log2(widths) - np.polyval(np.polyfit(widths, np.log2(widths), 1), widths)
     at = dict(zip(widths.tolist(), left, strict=True))
     data = made_up(diagonal=lambda a, w, d: 10 + at[w] - d, spread=1e-4, widths=widths.tolist())
-    assert halves(data, 1) == [True, True]
+    assert parts(data, 1) == [True, True]

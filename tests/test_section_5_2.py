@@ -27,7 +27,7 @@ def find(words, envs=ENVS):
     standing = [run.cut(curves.common_step(runs)) for run in runs]
     both = section_5_2.on_benchmark(standing, envs) + section_5_2.on_alignment(standing, envs)
     (found,) = [one for one in both if words in one.statement]
-    assert all(half.refuted_by for half in found.halves)
+    assert all(part.refuted_by for part in found.parts)
     return found
 
 
@@ -81,10 +81,10 @@ def test_a_statement_is_borne_out_or_not(words, so):
 def test_statements_on_single_environments(by, env, words, so):
     for variant in SIX:
         write(env, variant, **({"returns": better(by)} if variant == "preqn-sin" else {}))
-    half = find(f" {words}", [env]).halves[0]
-    assert half.borne_out is so and "over ddpg-relu" in half.evidence
-    assert ("undecided: the interval holds zero" in half.evidence) == (so is None)
-    assert find(" outperforms", [env]).halves[1][1:3] == ("needs runs on Ant", None)
+    part = find(f" {words}", [env]).parts[0]
+    assert part.borne_out is so and "over ddpg-relu" in part.evidence
+    assert ("undecided: the interval holds zero" in part.evidence) == (so is None)
+    assert find(" outperforms", [env]).parts[1][1:3] == ("needs runs on Ant", None)
 
 
 @pytest.mark.parametrize(("sac", "so"), [(0, True), (500, None), (900, False)])
@@ -93,9 +93,9 @@ def test_better_than_one_baseline_is_not_better_than_both(sac, so):
     for variant in SIX:
         returns = better({"preqn-sin": 500, "sac-relu": sac}.get(variant, 0))
         write("Swimmer-v5", variant, returns)
-    half = find(" outperforms", ["Swimmer-v5"]).halves[0]
-    assert half.borne_out is so and half.refuted_by == "it is clearly worse than one of the two"
-    told = [part for part in half.evidence.split("; ") if "the interval holds zero" in part]
+    part = find(" outperforms", ["Swimmer-v5"]).parts[0]
+    assert part.borne_out is so and part.refuted_by == "it is clearly worse than one of the two"
+    told = [one for one in part.evidence.split("; ") if "the interval holds zero" in one]
     assert [part.split(" over ")[1].split(",")[0] for part in told] == ["sac-relu"] * (so is None)
 
 
@@ -130,8 +130,8 @@ def test_a_seeds_alignment_is_the_mean_of_its_updates():
         rejected = {"step": 52_000, "seed": 1, "critic/alignment": 0.0}
         write("HalfCheetah-v5", variant, extra=[rejected] if variant == "preqn-sin" else [])
     found = find("regardless of architecture", ["HalfCheetah-v5"])
-    assert [half.borne_out for half in found.halves] == [False, True]
-    assert f"{0.99 * 20 / 21:.4f}" in found.halves[0].evidence
+    assert [part.borne_out for part in found.parts] == [False, True]
+    assert f"{0.99 * 20 / 21:.4f}" in found.parts[0].evidence
 
 
 def test_the_line_of_the_first_updates_is_no_part_of_a_mean():
@@ -158,7 +158,7 @@ def test_what_diverged_is_the_weaker_whatever_it_returned():
         end=12,
         extra=[{"step": 61_050, "seed": 2, "run/diverged": 1.0}],
     )
-    stronger, less_stable = find("PreQN-relu was", ["HalfCheetah-v5"]).halves
+    stronger, less_stable = find("PreQN-relu was", ["HalfCheetah-v5"]).parts
     assert stronger.borne_out is True and "preqn-relu diverged" in stronger.evidence
     assert less_stable.borne_out is None  # one seed of three
 
@@ -179,9 +179,9 @@ def test_what_is_less_stable_is_so_beyond_chance(relu, sin, so, p_value):
     """5 of 7 against 0 of 7: twice C(7, 5) of C(14, 5), as either side could have them."""
     for variant, count in (("preqn-relu", relu), ("preqn-sin", sin)):
         write("HalfCheetah-v5", variant, collapse(range(count)), seeds=range(7))
-    half = find("PreQN-relu was", ["HalfCheetah-v5"]).halves[1]
-    assert half.borne_out is so and half.evidence.endswith(f"equal shares: p = {p_value}")
-    assert f"preqn-relu {relu} of 7" in half.evidence and f"preqn-sin {sin} of 7" in half.evidence
+    part = find("PreQN-relu was", ["HalfCheetah-v5"]).parts[1]
+    assert part.borne_out is so and part.evidence.endswith(f"equal shares: p = {p_value}")
+    assert f"preqn-relu {relu} of 7" in part.evidence and f"preqn-sin {sin} of 7" in part.evidence
 
 
 def test_beside_the_seeds_that_are_not_stable_stand_those_of_the_baselines():
@@ -190,7 +190,7 @@ def test_beside_the_seeds_that_are_not_stable_stand_those_of_the_baselines():
     write("HalfCheetah-v5", "td3-relu", collapse([1]), q=200.0)
     write("HalfCheetah-v5", "sac-relu", worth=None)
     write("Swimmer-v5", "td3-relu", collapse())  # where PreQN has no runs
-    finite, falls, overvalued = find("is stable", ["HalfCheetah-v5"]).halves
+    finite, falls, overvalued = find("is stable", ["HalfCheetah-v5"]).parts
     assert finite.evidence == (
         "3 of 3 seeds; of the baselines td3-relu 0 of 3 and sac-relu 0 of 3 break it; "
         "equal shares: p = 1"
@@ -205,7 +205,7 @@ def test_the_p_value_beside_a_fault_is_of_both_baselines_together():
     write("HalfCheetah-v5", "preqn-sin", collapse(range(4)), seeds=range(7))
     for variant in ("td3-relu", "sac-relu"):
         write("HalfCheetah-v5", variant, seeds=range(7))
-    falls = find("is stable", ["HalfCheetah-v5"]).halves[1]
+    falls = find("is stable", ["HalfCheetah-v5"]).parts[1]
     expected = 4 * 5 * 6 * 7 / (18 * 19 * 20 * 21)  # all four faults among 7 of 21
     assert falls.borne_out is False and falls.evidence.endswith(f"p = {expected:.2g}")
 
@@ -220,8 +220,8 @@ def test_it_is_told_whose_intervals_overlap(preqn, td3, sac, words):
     """Each interval is 20 wide."""
     for variant, by in (("preqn-sin", preqn), ("td3-relu", td3), ("sac-relu", sac)):
         write("HalfCheetah-v5", variant, better(by))
-    half = find("comparing favorably", ["HalfCheetah-v5"]).halves[0]
-    assert f"; its interval overlaps that of {words}; with 3 seeds" in half.evidence
+    part = find("comparing favorably", ["HalfCheetah-v5"]).parts[0]
+    assert f"; its interval overlaps that of {words}; with 3 seeds" in part.evidence
 
 
 @pytest.mark.filterwarnings("ignore:Precision loss")  # scores without any spread
@@ -244,8 +244,8 @@ def test_a_single_seed_leaves_open_what_has_to_be_clear():
         for variant in SIX:
             write(env, variant, better(-900) if variant == "td3-sin" else better(0), seeds=(0,))
     for words in ("better-aligned", "TD3-sin was", " outperforms", " underperforms"):
-        halves = find(words, (*ENVS, "Hopper-v5")).halves
-        assert {half.borne_out for half in halves} == {None}
+        parts = find(words, (*ENVS, "Hopper-v5")).parts
+        assert {part.borne_out for part in parts} == {None}
 
 
 def test_a_clear_answer_stands_beside_what_is_open():
@@ -272,12 +272,12 @@ def test_a_seed_that_diverged_has_no_score(lost, so):
             for i in range(4, 21):
                 line = {"step": 5000 * i, "seed": 0, "eval/return_mean": 1.0}
                 file.write(f"{json.dumps(line)}\n")
-    (half,) = find("comparing favorably", ["HalfCheetah-v5"]).halves
+    (part,) = find("comparing favorably", ["HalfCheetah-v5"]).parts
     assert (
-        half.borne_out is so
-        and f"not every seed of {' and '.join(lost)} has a score" in half.evidence
+        part.borne_out is so
+        and f"not every seed of {' and '.join(lost)} has a score" in part.evidence
     )
-    assert "nan" not in half.evidence + half.refuted_by
+    assert "nan" not in part.evidence + part.refuted_by
 
 
 def test_a_run_that_diverged_holds_back_no_other_and_stands_as_it_ended():
@@ -290,7 +290,7 @@ def test_a_run_that_diverged_holds_back_no_other_and_stands_as_it_ended():
     assert curves.common_step(runs) == 75_000 and curves.common_step([diverged]) == 60_000
     assert diverged.cut(75_000).diverged == {2: 61_050} and diverged.cut(75_000).reached == 60_000
     assert not diverged.cut(60_000).diverged and diverged.cut(50_000).reached == 50_000
-    assert find("is stable", ["HalfCheetah-v5"]).halves[0].borne_out is False
+    assert find("is stable", ["HalfCheetah-v5"]).parts[0].borne_out is False
 
 
 def test_seeds_that_all_diverged_before_an_evaluation_are_not_stable():
@@ -300,16 +300,16 @@ def test_seeds_that_all_diverged_before_an_evaluation_are_not_stable():
     runs, notes = curves.gather(Path("r"), ["HalfCheetah-v5"], SIX[:3])
     assert [run.reached for run in runs] == [0, 100_000, 100_000] and len(notes) == 3
     assert curves.common_step(runs) == 100_000
-    stable = find("is stable", ["HalfCheetah-v5"]).halves[0]
+    stable = find("is stable", ["HalfCheetah-v5"]).parts[0]
     assert stable.borne_out is False and "0 of 3 seeds" in stable.evidence
-    assert find("comparing favorably", ["HalfCheetah-v5"]).halves[0].borne_out is False
+    assert find("comparing favorably", ["HalfCheetah-v5"]).parts[0].borne_out is False
 
 
 def test_a_statement_cannot_be_judged_while_a_run_is_missing():
     for env, variant in ((ENVS[0], "td3-sin"), (ENVS[0], "td3-relu"), (ENVS[1], "td3-relu")):
         write(env, variant)
     found = find("better-aligned")
-    assert found.borne_out is None and found.halves[0].evidence == "needs Swimmer-v5/td3-sin"
+    assert found.borne_out is None and found.parts[0].evidence == "needs Swimmer-v5/td3-sin"
 
 
 def test_comparing_favorably_is_by_thresholds_that_are_told():
@@ -320,23 +320,23 @@ def test_comparing_favorably_is_by_thresholds_that_are_told():
                 Path("r") / "HalfCheetah-v5" / variant
             )
             write("HalfCheetah-v5", variant, returns=lambda seed, t, x=level: x * (9755 + seed))
-        (half,) = find("comparing favorably", ["HalfCheetah-v5"]).halves
-        assert half.borne_out is so and f"below {max(0.95, td3):.3f}" in half.refuted_by
-        assert "a yes has probability" in half.evidence and "td3-relu" in half.evidence
-        assert "and a no " in half.evidence and "its interval overlaps" in half.evidence
+        (part,) = find("comparing favorably", ["HalfCheetah-v5"]).parts
+        assert part.borne_out is so and f"below {max(0.95, td3):.3f}" in part.refuted_by
+        assert "a yes has probability" in part.evidence and "td3-relu" in part.evidence
+        assert "and a no " in part.evidence and "its interval overlaps" in part.evidence
 
 
 def test_environments_without_a_scale_are_not_put_together():
     for variant in SIX:
         write("probe/delay", variant)
-    assert find("comparing favorably", ["probe/delay"]).halves[0][1:3] == ("needs runs", None)
+    assert find("comparing favorably", ["probe/delay"]).parts[0][1:3] == ("needs runs", None)
 
 
-def test_one_half_that_fails_decides_even_where_another_cannot_be_judged():
-    half = verdict.Half("x", "y", None, "z")
-    assert verdict.Verdict("s", [half, half._replace(borne_out=False)]).borne_out is False
-    assert verdict.Verdict("s", [half, half._replace(borne_out=True)]).borne_out is None
-    assert verdict.Verdict("s", [half._replace(borne_out=True)]).borne_out is True
+def test_one_part_that_fails_decides_even_where_another_cannot_be_judged():
+    part = verdict.Part("x", "y", None, "z")
+    assert verdict.Verdict("s", [part, part._replace(borne_out=False)]).borne_out is False
+    assert verdict.Verdict("s", [part, part._replace(borne_out=True)]).borne_out is None
+    assert verdict.Verdict("s", [part._replace(borne_out=True)]).borne_out is True
 
 
 @pytest.mark.parametrize(("by", "so"), [(-500, False), (500, None)])
@@ -344,7 +344,7 @@ def test_a_baseline_that_cannot_be_told_does_not_hide_a_clear_defeat_by_the_othe
     write("Swimmer-v5", "preqn-sin", better(by))
     write("Swimmer-v5", "sac-relu")
     write("Swimmer-v5", "td3-relu", seeds=(0,))
-    assert find(" outperforms", ["Swimmer-v5"]).halves[0].borne_out is so
+    assert find(" outperforms", ["Swimmer-v5"]).parts[0].borne_out is so
 
 
 def test_of_two_that_diverged_neither_is_the_weaker():
@@ -352,8 +352,8 @@ def test_of_two_that_diverged_neither_is_the_weaker():
     for variant in ("preqn-sin", "preqn-relu"):
         write("HalfCheetah-v5", variant, end=12, extra=lost)
     write("HalfCheetah-v5", "td3-relu")  # all are judged at its step
-    half = find("PreQN-relu was", ["HalfCheetah-v5"]).halves[0]
-    assert half.borne_out is None and "diverged" not in half.evidence
+    part = find("PreQN-relu was", ["HalfCheetah-v5"]).parts[0]
+    assert part.borne_out is None and "diverged" not in part.evidence
 
 
 def test_where_all_ended_by_divergence_the_step_is_the_last_that_one_reached():
@@ -366,8 +366,8 @@ def test_where_all_ended_by_divergence_the_step_is_the_last_that_one_reached():
 
 def test_a_seed_that_breaks_the_rule_refutes_it_whatever_is_missing():
     write("HalfCheetah-v5", "preqn-sin", q=200.0)  # above all it attained; Swimmer is not there
-    halves = find("is stable").halves
-    told = {half.words.partition(": ")[2]: half for half in halves}
+    parts = find("is stable").parts
+    told = {part.words.partition(": ")[2]: part for part in parts}
     overvalued = told["no seed's mean Q is above what its evaluations attained"]
     assert overvalued.borne_out is False and "needs Swimmer-v5/preqn-sin" in overvalued.evidence
     assert told["finite in every seed"].borne_out is None

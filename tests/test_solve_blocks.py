@@ -168,7 +168,7 @@ def test_no_size_of_delta_overflows_or_vanishes(name, size):
         (lambda: solve.cg(max_steps=0), "max_steps must be at least 1, got 0"),
         (lambda: solve.cg(tol=-1.0), "tol must not be negative, got -1.0"),
         (lambda: solve.eigh(1.0), "rcond is a share of the largest eigenvalue, in [0, 1), got 1.0"),
-        (lambda: solve.lstsq(-0.1), "rcond is a share of the largest eigenvalue, in [0, 1), got -0.1"),
+        (lambda: solve.lstsq(-0.1), "the largest eigenvalue, in [0, 1), got -0.1"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused_as_a_solve_is_made(make, words):

@@ -86,9 +86,9 @@ def test_a_collapse_is_a_fault_of_its_seed():
 def test_a_collapse_takes_more_evaluations_than_one_mean(end):
     run = one(returns=lambda seed, t: 100.0 * t, end=end)
     assert stability.faults(run).b == (None if end == 5 else [])
-    halves = section_5_2.on_benchmark([run], ["HalfCheetah-v5"])[0].halves
-    assert [half.borne_out for half in halves] == [True, None if end == 5 else True, True]
-    assert ("5 evaluations or fewer" in halves[1].evidence) == (end == 5)
+    parts = section_5_2.on_benchmark([run], ["HalfCheetah-v5"])[0].parts
+    assert [part.borne_out for part in parts] == [True, None if end == 5 else True, True]
+    assert ("5 evaluations or fewer" in parts[1].evidence) == (end == 5)
 
 
 def test_q_above_what_evaluations_attained_is_a_fault():

@@ -163,7 +163,7 @@ def test_where_the_first_process_cannot_begin_each_says_so_in_one_sentence(tmp_p
         (["--sweep=eta"], "sweep is 'eta', but an axis is a name and its values, as in --sweep="),
         (
             ["--coordinator=127.0.0.1:9", "--num_processes=2", "--process_id=1", "--timeout=1"],
-            "no meeting of all processes at 127.0.0.1:9 in 1 s",
+            "not all processes met at 127.0.0.1:9 in 1 s",
         ),
     ],
 )
@@ -254,7 +254,7 @@ def test_a_report_on_no_sweep_is_one_sentence():
     [
         ({"num_processes": 2}, "but no coordinator"),
         ({"coordinator": "here", "num_processes": 2, "process_id": 0}, "it must be host:port"),
-        ({"coordinator": "a:1", "num_processes": 2}, "each process says how many there are"),
+        ({"coordinator": "a:1", "num_processes": 2}, "a coordinator needs both"),
     ],
 )
 def test_processes_that_cannot_meet_are_one_sentence(given, sentence):
@@ -287,7 +287,7 @@ def test_the_first_waits_as_long_as_others_record_and_no_longer(monkeypatch, cap
     assert wait(left, lambda: False) and not looks  # it is alone
     monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
     assert not wait(left, lambda: False) and 10 < len(looks) < 15
-    assert "others recorded nothing in 5 s" in capsys.readouterr().err
+    assert "the other processes recorded nothing in 5 s" in capsys.readouterr().err
     with pytest.raises(UserError):
         wait(broken, lambda: False)
     assert wait(lambda: False, lambda: False) and wait(left, lambda: True)

@@ -129,7 +129,7 @@ def test_the_command_prints_or_writes(capsys):
         (["nowhere"], "'nowhere' is not a run directory: it has no config.json"),
         (["a", "--format=html"], "unknown format 'html'; choose one of csv, md, tex"),
         (["a", "--out=a"], "cannot write 'a': it is a folder; give another --out"),
-        (["a", "--out=/dev/null/x"], "'/dev/null' is no folder to write to; give another --out"),
+        (["a", "--out=/dev/null/x"], "'/dev/null' is not a folder to write to; give another --out"),
     ],
 )
 def test_what_makes_no_table_is_one_sentence(args, words, capsys):

@@ -179,7 +179,7 @@ def test_a_nan_ends_its_own_seed_and_no_other(monkeypatch, frozen, overflow, exp
     ("given", "words"),
     [
         ({"make": True, "only": ("nonsense",)}, "unknown setting 'nonsense'; choose one of"),
-        ({"make": True, "data": "/dev/null/runs.jsonl"}, "is no folder to write to"),
+        ({"make": True, "data": "/dev/null/runs.jsonl"}, "is not a folder to write to"),
         ({"data": "empty.jsonl"}, "holds no runs of experiments.verdicts; add --make"),
     ],
 )

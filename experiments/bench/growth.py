@@ -42,9 +42,9 @@ class GrowthConfig(timing.SizesConfig):
     )
     repeats: int = option(11, "times each row is timed; medians are printed", at_least=1)
     json: str = option("", "also write the table to this file")
-    figure: str = option("", "with --grid: also draw it, to a .png, .pdf or .svg")
+    figure: str = option("", "with --grid: also draw the results, to this .png, .pdf or .svg")
     jacobian_gib: float = option(
-        4.0, "with --grid: leave out what would hold a Jacobian of more GiB than this", above=0
+        4.0, "with --grid: leave out rows that hold a Jacobian of more GiB than this", above=0
     )
 
 
@@ -301,7 +301,7 @@ def _line(value: int, by_method: dict[str, dict[str, Any]], methods: Iterable[st
 def redraw(path: Path, out: Path) -> None:
     """Draws the figure from a file that `--grid --json` wrote. Raises UserError for other files."""
     with output.expecting(
-        f"{str(path)!r} holds no rows of experiments.cost --grid; make it anew with its --json"
+        f"{str(path)!r} holds no rows of experiments.cost --grid; make it again with its --json"
     ):
         data = json.loads(path.read_text())
         rows, given = data["rows"], data["config"]  # which may lack newer options

@@ -31,9 +31,9 @@ from preqn_jax.types import Spec, Transition
 
 AGENTS = {"td3": "TD3", "sac": "SAC", "ddpg": "DDPG", "crossq": "CrossQ"}
 REFERENCE = "SBX TD3"
-HELP = f"agents of SBX to time beside ours, with commas between: {','.join(AGENTS)} (default: none)"
+HELP = f"agents of SBX to time beside ours, separated by commas: {','.join(AGENTS)} (default: none)"
 SETTINGS = ("default", "ours")
-SETTINGS_HELP = "XLA flags and threads of the agents of SBX: default, as JAX has them, or ours"
+SETTINGS_HELP = "XLA flags and threads of the agents of SBX: default (those of JAX) or ours"
 # The defaults of XLA and OpenBLAS, written out because importing `experiments` would otherwise
 # set something else.
 _DEFAULTS = {

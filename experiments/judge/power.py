@@ -23,7 +23,7 @@ DRAWS = 500
 Scores = Sequence[np.ndarray]  # `[S]` of each of T tasks
 
 
-def needed(rivals: Sequence[np.ndarray] | Sequence[float]) -> np.ndarray:
+def threshold(rivals: Sequence[np.ndarray] | Sequence[float]) -> np.ndarray:
     """The least interquartile mean that compares favorably with the rivals', `[...]` each."""
     best = np.max(rivals, axis=0)
     return np.maximum(best - MARGIN * np.abs(best), np.min(rivals, axis=0))
@@ -32,13 +32,13 @@ def needed(rivals: Sequence[np.ndarray] | Sequence[float]) -> np.ndarray:
 def favorable(own: Scores, rivals: Sequence[Scores]) -> bool | None:
     """The rule: whether `own` compares favorably; None where it cannot be judged. A score that is
     not finite, of a seed that diverged, counts as below all others. It cannot be judged if a rival
-    has such a score, or if `own` attains what is needed, but an agent that truly attains only
+    has such a score, or if `own` attains the `threshold`, but an agent that truly attains only
     TOO_LITTLE might do so too, given how these scores spread.
     """
     found, *others = (float(scores.middle(*one)) for one in (own, *rivals))
     if np.isfinite(found) and not np.isfinite(others).all():
         return None
-    if not found >= needed(others):
+    if not found >= threshold(others):
         return False
     levels = np.array([values.mean() for values in rivals[int(np.argmax(others))]])
     risk = chance(found - max(others), levels, deviations([own, *rivals]), seeds([own, *rivals]))
@@ -85,7 +85,7 @@ def odds(
     rng = np.random.default_rng(0)
     own, *rivals = (_draw(rng, one, levels, deviations, seeds) for one in (share, *others))
     middles = [scores.middle(one.reshape(DRAWS, -1)) for one in (own, *rivals)]
-    above = np.flatnonzero(middles[0] >= needed(middles[1:]))  # the rest is a no, and cheap
+    above = np.flatnonzero(middles[0] >= threshold(middles[1:]))  # the rest is a no, and cheap
     yes = sum(favorable(own[i].T, [one[i].T for one in rivals]) is True for i in above)
     return Odds(yes / DRAWS, 1 - len(above) / DRAWS)
 

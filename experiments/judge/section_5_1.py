@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments.judge import published, verdict
-from experiments.judge.verdict import Half, Verdict
+from experiments.judge.verdict import Part, Verdict
 from experiments.kit import output, style
 from preqn_jax.options import UserError
 
@@ -94,7 +94,7 @@ def as_json(found: dict[str, list[Verdict]]) -> list[dict[str, Any]]:
 
 def _trend(
     data: dict[str, Any], initializer: str, sweep: str, quantity: str, direction: str | None
-) -> Half:
+) -> Part:
     """Whether `quantity` "rises" or "falls" with width or depth for every activation; or, with a
     `direction` of None, does neither for any.
     """
@@ -103,7 +103,7 @@ def _trend(
     refuted_by = f"one activation {does} in most environments"
     sizes, config = _sizes(data, sweep), data["config"]
     if len(sizes) < 2:
-        return Half(said, f"needs two {sweep}s", None, refuted_by)
+        return Part(said, f"needs two {sweep}s", None, refuted_by)
     x = np.log2(list(sizes)) if sweep == "width" else np.array(list(sizes), np.float64)
     ways, evidence = [], []  # for each activation
     for activation in config["activations"]:
@@ -125,12 +125,12 @@ def _trend(
             or "no clear trend"
         )
         evidence.append(f"{activation} x{factor:.2f}, {counts} of {len(series)}")
-    return Half(said, "; ".join(evidence), all(way == direction for way in ways), refuted_by)
+    return Part(said, "; ".join(evidence), all(way == direction for way in ways), refuted_by)
 
 
 def _lead(
     data: dict[str, Any], initializer: str, activation: str, quantity: str, place: str
-) -> Half:
+) -> Part:
     """Whether an activation's `quantity` holds `place` (a key of AHEAD) among the activations, in
     most pairs of an environment and a network size.
     """
@@ -138,7 +138,7 @@ def _lead(
     refuted_by = f"it is so in less than {COMMON:.0%} of all, or in half of an environment's"
     others = [name for name in config["activations"] if name != activation]
     if activation not in config["activations"] or not others:
-        return Half(said, f"needs {activation} and another activation", None, refuted_by)
+        return Part(said, f"needs {activation} and another activation", None, refuted_by)
     sizes = {
         tuple(hidden) for sweep in ("width", "depth") for hidden in _sizes(data, sweep).values()
     }
@@ -154,7 +154,7 @@ def _lead(
     evidence = (
         f"in {sum(won)} of {total}, at the least in {min(won)} of an environment's {len(sizes)}"
     )
-    return Half(said, evidence, good, refuted_by)
+    return Part(said, evidence, good, refuted_by)
 
 
 def _clear(a: np.ndarray, b: np.ndarray) -> bool:

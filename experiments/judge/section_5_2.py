@@ -11,7 +11,7 @@ import numpy as np
 from experiments.judge import power, published, scores, verdict
 from experiments.judge.scores import performances
 from experiments.judge.stability import FEW, faults
-from experiments.judge.verdict import Half, Verdict
+from experiments.judge.verdict import Part, Verdict
 from experiments.kit.curves import Curves
 
 ETA = 0.97  # Appendix B
@@ -147,7 +147,7 @@ def _lacking(runs: Runs, envs: Iterable[str], variants: Iterable[str]) -> str:
     return f"needs {', '.join(missing)}" if missing else "" if wanted else "needs runs"
 
 
-def _stable(runs: Runs, envs: Sequence[str], variant: str) -> list[Half]:
+def _stable(runs: Runs, envs: Sequence[str], variant: str) -> list[Part]:
     rules = {
         "a": ("finite in every seed", "one seed diverges, or has a number that is not finite"),
         "b": (
@@ -161,21 +161,21 @@ def _stable(runs: Runs, envs: Sequence[str], variant: str) -> list[Half]:
     }
     few, worth = f"a seed has {FEW} evaluations or fewer", "the records have no eval/discounted_max"
     untold = {"a": "", "b": few, "c": worth}
-    lacking, halves = _lacking(runs, envs, [variant]), []
+    lacking, parts = _lacking(runs, envs, [variant]), []
     for rule, (said, refuted_by) in rules.items():
         said = f"{variant}: {said}"
         own = _tally(runs, envs, variant, rule)
         untold_of = [env for env, seeds in own.broken.items() if seeds is None]
         if not own.count and (lacking or untold_of):
             evidence = lacking or untold[rule]
-            halves.append(Half(said, evidence, None, refuted_by))
+            parts.append(Part(said, evidence, None, refuted_by))
             continue
         evidence = f"{own.total - own.count} of {own.total} seeds"
         evidence += f", not {own}" * bool(own.count)
         evidence += _beside(runs, rule, own) + f"; {lacking}" * bool(lacking)
         evidence += f"; on {', '.join(untold_of)} {untold[rule]}" * bool(untold_of)
-        halves.append(Half(said, evidence, not own.count, refuted_by))
-    return halves
+        parts.append(Part(said, evidence, not own.count, refuted_by))
+    return parts
 
 
 class Tally(NamedTuple):
@@ -218,7 +218,7 @@ def _beside(runs: Runs, rule: str, own: Tally) -> str:
     return f"; of the baselines {counts} break it; equal shares: p = {p_value:.2g}"
 
 
-def _aligned(runs: Runs, envs: Sequence[str], variant: str) -> Half:
+def _aligned(runs: Runs, envs: Sequence[str], variant: str) -> Part:
     said = (
         f"{variant}: alignment at least {ETA} in every seed, which the linesearch nearly ensures: "
         f"it takes no step below that, and only rejected ones, as 0, can lower the mean"
@@ -226,12 +226,12 @@ def _aligned(runs: Runs, envs: Sequence[str], variant: str) -> Half:
     refuted_by = f"one seed's mean is below {ETA}: some {1 - ETA:.0%} of its updates are rejected"
     lacking = _lacking(runs, envs, [variant])
     if lacking:
-        return Half(said, lacking, None, refuted_by)
+        return Part(said, lacking, None, refuted_by)
     least = {env: float(alignments(runs[env, variant]).min()) for env in envs}
     if np.isnan(list(least.values())).any():
-        return Half(said, "a seed has no updates yet", None, refuted_by)
+        return Part(said, "a seed has no updates yet", None, refuted_by)
     evidence = "least: " + ", ".join(f"{env} {value:.4f}" for env, value in least.items())
-    return Half(said, evidence, min(least.values()) >= ETA, refuted_by)
+    return Part(said, evidence, min(least.values()) >= ETA, refuted_by)
 
 
 Measure = Callable[[Curves], np.ndarray]
@@ -252,7 +252,7 @@ def compare(one: Curves, other: Curves, measure: Measure) -> tuple[int | None, f
 
 def _generally(
     runs: Runs, envs: Sequence[str], one: str, other: str, words: str, measure: Measure
-) -> Half:
+) -> Part:
     said = f"{one} is generally {words} {other}"
     refuted_by = (
         f"{one} is clearly behind on one environment, or clearly ahead on one and by the mean "
@@ -260,16 +260,16 @@ def _generally(
     )
     lacking = _lacking(runs, envs, [one, other])
     if lacking:
-        return Half(said, lacking, None, refuted_by)
+        return Part(said, lacking, None, refuted_by)
     compared = [compare(runs[env, one], runs[env, other], measure) for env in envs]
     ways, means = [way for way, _, _ in compared], [mean for _, mean, _ in compared]
     good = 1 in ways and -1 not in ways and 2 * sum(mean > 0 for mean in means) > len(means)
     open_ = -1 not in ways and (None in ways or 1 not in ways)
     evidence = "; ".join(text for _, _, text in compared)
-    return Half(said, evidence, None if open_ else good, refuted_by)
+    return Part(said, evidence, None if open_ else good, refuted_by)
 
 
-def _favorable(runs: Runs, envs: Sequence[str]) -> Half:
+def _favorable(runs: Runs, envs: Sequence[str]) -> Part:
     said = (
         f"preqn-sin's interquartile mean over tasks is at least {1 - power.MARGIN:.0%} of the "
         f"better baseline's, and at least the lesser's"
@@ -278,7 +278,7 @@ def _favorable(runs: Runs, envs: Sequence[str]) -> Half:
     variants = ("preqn-sin", *BASELINES)
     lacking = _lacking(runs, envs, variants)
     if lacking:
-        return Half(said, lacking, None, "that interquartile mean is below either of the two")
+        return Part(said, lacking, None, "that interquartile mean is below either of the two")
     own, *rivals = ([*normalised(runs[env, v] for env in envs)] for v in variants)
     estimates = map(scores.interquartile_mean, (own, *rivals))
     found: dict[str, scores.Estimate] = dict(zip(variants, estimates, strict=True))
@@ -287,11 +287,11 @@ def _favorable(runs: Runs, envs: Sequence[str]) -> Half:
     lost = [variant for variant, estimate in found.items() if not np.isfinite(estimate.value)]
     if lost:
         evidence = f"{evidence}; not every seed of {' and '.join(lost)} has a score"
-        return Half(said, evidence, borne_out, "preqn-sin has no score, or one below either of two")
-    needed = float(power.needed([found[name].value for name in BASELINES]))
-    refuted_by = f"that interquartile mean is below {needed:.3f}"
+        return Part(said, evidence, borne_out, "preqn-sin has no score, or one below either of two")
+    threshold = float(power.threshold([found[name].value for name in BASELINES]))
+    refuted_by = f"that interquartile mean is below {threshold:.3f}"
     evidence = f"{evidence}{_overlap(found)}{_power(own, rivals)}"
-    return Half(said, evidence, borne_out, refuted_by)
+    return Part(said, evidence, borne_out, refuted_by)
 
 
 def _overlap(found: Mapping[str, scores.Estimate]) -> str:
@@ -322,7 +322,7 @@ def _power(own: power.Scores, rivals: Sequence[power.Scores]) -> str:
     )
 
 
-def _somewhere(runs: Runs, envs: Sequence[str], name: str, direction: str) -> Half:
+def _somewhere(runs: Runs, envs: Sequence[str], name: str, direction: str) -> Part:
     """Whether PreQN is clearly better or worse than both baselines on an environment that the paper
     names. With few seeds the intervals are wide, and one that holds zero decides nothing.
     """
@@ -334,7 +334,7 @@ def _somewhere(runs: Runs, envs: Sequence[str], name: str, direction: str) -> Ha
         _lacking(runs, versions, ["preqn-sin", *BASELINES]) if versions else f"needs runs on {name}"
     )
     if lacking:
-        return Half(said, lacking, None, refuted_by)
+        return Part(said, lacking, None, refuted_by)
     # DDPG is shown too: it is far above both on Swimmer.
     others = [b for b in (*BASELINES, "ddpg-relu") if (versions[0], b) in runs]
     compared = {
@@ -348,10 +348,10 @@ def _somewhere(runs: Runs, envs: Sequence[str], name: str, direction: str) -> Ha
     wanted = 1 if direction == "better" else -1
     ways = {compared[baseline][0] for baseline in BASELINES}
     borne_out = False if -wanted in ways else True if ways == {wanted} else None
-    return Half(said, evidence, borne_out, refuted_by)
+    return Part(said, evidence, borne_out, refuted_by)
 
 
-def _less_stable(runs: Runs, envs: Sequence[str]) -> Half:
+def _less_stable(runs: Runs, envs: Sequence[str]) -> Part:
     """Whether more of preqn-relu's seeds than of preqn-sin's break rule (a) or (b); breaking (c) is
     not yet a divergence.
     """
@@ -360,13 +360,13 @@ def _less_stable(runs: Runs, envs: Sequence[str]) -> Half:
     refuted_by = f"preqn-sin's share is the larger one, with a p-value of at most {alpha:.2f}"
     lacking = _lacking(runs, envs, ["preqn-sin", "preqn-relu"])
     if lacking:
-        return Half(said, lacking, None, refuted_by)
+        return Part(said, lacking, None, refuted_by)
     shares, evidence = [], []
     for variant in ("preqn-relu", "preqn-sin"):
         found = [faults(runs[env, variant]) for env in envs]
         if any(one.b is None for one in found):
             words = f"{variant} has a seed with {FEW} evaluations or fewer"
-            return Half(said, words, None, refuted_by)
+            return Part(said, words, None, refuted_by)
         bad = sum(len({*one.a, *(one.b or ())}) for one in found)
         total = sum(len(runs[env, variant].seeds) for env in envs)
         shares.append((bad, total))
@@ -377,4 +377,4 @@ def _less_stable(runs: Runs, envs: Sequence[str]) -> Half:
     relu, sin = (bad / total for bad, total in shares)
     evidence.append(f"equal shares: p = {p_value:.2g}")
     borne_out = relu > sin if p_value <= alpha else None
-    return Half(said, "; ".join(evidence), borne_out, refuted_by)
+    return Part(said, "; ".join(evidence), borne_out, refuted_by)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 ANSWERS = {True: "yes", False: "no", None: "cannot be judged"}
 
 
-class Half(NamedTuple):
+class Part(NamedTuple):
     """A part of a statement that is judged by itself."""
 
     words: str
@@ -20,23 +20,23 @@ class Verdict(NamedTuple):
     """A statement of the paper, and the parts in which it is judged."""
 
     statement: str
-    halves: list[Half]
+    parts: list[Part]
 
     @property
     def borne_out(self) -> bool | None:
         """False if any part is refuted, True if all parts are borne out, else None."""
-        known = [half.borne_out for half in self.halves]
+        known = [part.borne_out for part in self.parts]
         return False if False in known else None if None in known else True
 
     def as_json(self) -> dict[str, Any]:
-        halves = [half._asdict() for half in self.halves]
-        return {"statement": self.statement, "borne_out": self.borne_out, "halves": halves}
+        parts = [part._asdict() for part in self.parts]
+        return {"statement": self.statement, "borne_out": self.borne_out, "halves": parts}
 
 
 def show(verdicts: Iterable[Verdict]) -> None:
     """Prints each statement with its answer, and its parts below it."""
     for verdict in verdicts:
         print(f'  "{verdict.statement}": {ANSWERS[verdict.borne_out]}')
-        for words, evidence, borne_out, refuted_by in verdict.halves:
+        for words, evidence, borne_out, refuted_by in verdict.parts:
             found = f"{words}: {ANSWERS[borne_out]} ({evidence}). No, if: {refuted_by}."
             print(textwrap.fill(found, 100, initial_indent=" " * 6, subsequent_indent=" " * 10))

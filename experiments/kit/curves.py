@@ -160,7 +160,7 @@ def matrix(curves: Sequence[Lines], name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(steps), np.array([[row.get(step, np.nan) for step in steps] for row in rows])
 
 
-def level(curves: Sequence[Lines], name: str) -> tuple[np.ndarray, np.ndarray]:
+def at_common_steps(curves: Sequence[Lines], name: str) -> tuple[np.ndarray, np.ndarray]:
     """As `matrix`, but only at the steps for which every seed has a line, seeds that diverged
     before excepted. So the mean has no jump where a seed was evaluated less often than others or
     ended between two evaluations, and it ends where the shortest run ends.

@@ -53,7 +53,7 @@ FIRST = (
 _LIST = r"[]\[' ]"  # the brackets, quotes and spaces of a printed list of texts
 _groups: dict[str, list[str]] = {}  # title -> flags, in the order of --helpfull
 _DEBUG = flags.DEFINE_bool(
-    "debug", False, "show the traceback behind an error's sentence", module_name="Manners"
+    "debug", False, "also show the traceback of an error", module_name="Manners"
 )
 
 
@@ -116,7 +116,7 @@ def _whole(text: str) -> int:
         with contextlib.suppress(ValueError, OverflowError):  # infinity is no whole number
             if (number := kind(text)) == int(number):
                 return int(number)
-    raise ValueError(f"{text!r} is no whole number")
+    raise ValueError(f"{text!r} is not a whole number")
 
 
 def parse(config: type[Config], values: flags.FlagValues = flags.FLAGS) -> Config:
@@ -183,8 +183,8 @@ def _integers(name: str, entries: Sequence[str]) -> tuple[int, ...]:
         raise
     except ValueError:
         raise UserError(
-            f"{name} is {','.join(entries)!r}, but it must be whole numbers with commas between, "
-            f"as in 0,1,2, or a range, as 0:3"
+            f"{name} is {','.join(entries)!r}, but it must be whole numbers separated by commas, "
+            f"as in 0,1,2, or a range, as in 0:3"
         ) from None
 
 
@@ -203,13 +203,13 @@ def _arguments(name: str, text: str) -> dict[str, Any] | None:
     """The arguments in a JSON object; None for an empty one. Raises UserError for anything else."""
     try:
         value = json.loads(text) if text else {}
-        why = f"it is JSON's {text[:60]}" if not isinstance(value, dict) else ""
+        why = f"{text[:60]} is not an object" if not isinstance(value, dict) else ""
     except (ValueError, RecursionError) as error:
-        value, why = None, f"it is no JSON ({error})"
+        value, why = None, f"it is not JSON ({error})"
     if not why:
         return value or None
     example = f"--{name}='{json.dumps({'frame_skip': 2})}'"
-    raise UserError(f"{name} must be arguments by their names, as in {example}, but {why}")
+    raise UserError(f"{name} must be a JSON object of arguments, as in {example}, but {why}")
 
 
 _LONGEST = 100_000  # the longest range
@@ -220,7 +220,8 @@ def _range(entry: str) -> Sequence[int]:
     first, colon, end = entry.partition(":")
     if colon and _whole(end) - _whole(first) > _LONGEST:
         raise UserError(
-            f"{entry} is {_whole(end) - _whole(first):,} numbers, more than {_LONGEST:,}"
+            f"the range {entry} has {_whole(end) - _whole(first):,} numbers, but at most "
+            f"{_LONGEST:,} are allowed"
         )
     return range(_whole(first), _whole(end)) if colon else (_whole(entry),)
 
@@ -285,10 +286,10 @@ def _help(full: bool) -> str:
     names = [name for group in _groups.values() for name in group]
     first = [name for name in FIRST if name in names]
     if full or len(names) <= 20 or len(first) < len(FIRST) // 2:
-        groups, more = {**_groups, "Of every command": ["debug"]}, ""
+        groups, more = {**_groups, "Flag of every command": ["debug"]}, ""
     else:
-        more = f"\n--helpfull has all {len(names) + 1} flags."
-        groups = {"The flags that matter first": first}
+        more = f"\n--helpfull shows all {len(names) + 1} flags."
+        groups = {"The most important flags": first}
     parts = [f"{title}:\n" + "\n".join(map(_meaning, group)) for title, group in groups.items()]
     return "\n\n".join(parts) + "\n" + more
 
@@ -320,7 +321,9 @@ def guard(main: Callable[[list[str]], int], argv: list[str]) -> int:
             raise
         named = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
         words = "JAX finds no device to compute on"
-        return _refused(error, f"{words}; unset {named}, or name what is there: JAX_PLATFORMS=cpu")
+        return _refused(
+            error, f"{words}; unset {named}, or give one of this machine: JAX_PLATFORMS=cpu"
+        )
 
 
 def out_of_memory(error: Exception) -> str | None:
@@ -330,8 +333,8 @@ def out_of_memory(error: Exception) -> str | None:
         return None
     what = first.partition(": ")[2].rstrip(".") or "out of memory"
     return (
-        f"the device has no room: {what}; lower `batch_size`, `replay_capacity` or how many seeds "
-        "and settings are trained at once, or see who else computes there"
+        f"the device has too little memory: {what}; lower `batch_size`, `replay_capacity` or the "
+        "number of seeds and settings trained at once, or look for other processes on the device"
     )
 
 

@@ -7,14 +7,14 @@ from typing import Any
 from preqn_jax.options import UserError, option
 
 
-def one(argv: Sequence[str], command: str) -> Path:
+def parse_one(argv: Sequence[str], command: str) -> Path:
     """The only run directory that is given. Raises UserError if there is none, or several."""
     if len(argv) != 2:
         raise UserError(f"give one run directory, as in: python -m experiments.{command} runs/x")
     return Path(argv[1])
 
 
-def some(argv: Sequence[str], example: str) -> list[Path]:
+def parse_several(argv: Sequence[str], example: str) -> list[Path]:
     """All run directories that are given. Raises UserError if there is none, and then shows the
     `example` of a command line.
     """
@@ -30,12 +30,12 @@ def trust() -> Any:
     class would put the option before all others in --help.
     """
     return option(
-        False, 'import, and so run, modules that the run names, as in --env="module:Env-v0"'
+        False, 'import, and thereby run, modules named by the run, as in --env="module:Env-v0"'
     )
 
 
 def seed() -> Any:
-    """The option `seed`, of commands that take one of the run's policies."""
+    """The option `seed`, of commands that use the networks of one of the run's seeds."""
     return option(
-        None, "which of the run's policies, by its seed (the first)", at_least=0, below=2**32
+        None, "the seed whose networks are used (the run's first)", at_least=0, below=2**32
     )

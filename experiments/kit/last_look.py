@@ -38,7 +38,7 @@ def take(run: Path, config: dict[str, Any], trust: bool) -> LastLook:
     if there is no checkpoint, and for an agent of somebody's own parts, which are not known here.
     """
     if directory.own_parts(config):
-        raise UserError("its agent is of somebody's own parts")
+        raise UserError("its agent has parts that this command does not know")
     agent_config, loop_config = (
         directory.as_config(kind, config) for kind in (agents.AgentConfig, loop.LoopConfig)
     )

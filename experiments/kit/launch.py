@@ -34,25 +34,32 @@ TRIES = 10  # restarts of a job that was lost, as on a node that went down
 
 @dataclasses.dataclass(frozen=True)
 class LaunchConfig:
-    """What starts the runs, and where."""
+    """How and where runs are started."""
 
     launcher: str = option(
-        "local", "local: processes of this machine; ray: a Ray cluster; submitit: SLURM"
+        "local", "local (processes of this machine), ray (a Ray cluster) or submitit (SLURM)"
     )
-    processes: int = option(1, "runs at a time, a process each", at_least=1)
+    processes: int = option(
+        1, "runs, or programs of a sweep, to train at a time, each in its own process", at_least=1
+    )
     ray_address: str = option(
-        "", "Ray cluster, as 10.0.0.1:6379 or auto (a Ray of this machine, for this command)"
+        "",
+        "with ray: address of the cluster, as 10.0.0.1:6379, or auto; empty: a Ray on this machine",
     )
-    cpus_per_run: int | None = option(None, "cores of each run, elsewhere (1)", at_least=1)
-    gpus_per_run: float = option(0.0, "GPUs of each run, elsewhere", at_least=0)
-    tpus_per_run: int = option(0, "TPU chips of each run: what Ray knows as TPU", at_least=0)
-    cluster: str = option("auto", "of submitit: slurm, local, or auto: slurm where there is sbatch")
-    slurm_partition: str = option("", "SLURM's partition (the cluster's default)")
+    cpus_per_run: int | None = option(
+        None, "with ray or submitit: cores for each run (1)", at_least=1
+    )
+    gpus_per_run: float = option(0.0, "with ray or submitit: GPUs for each run", at_least=0)
+    tpus_per_run: int = option(0, "with ray: TPU chips for each run", at_least=0)
+    cluster: str = option("auto", "with submitit: slurm, local, or auto (slurm if there is sbatch)")
+    slurm_partition: str = option("", "the SLURM partition (the cluster's default)")
     slurm_minutes: int = option(
-        720, "time limit of a job; at its end the run checkpoints and is queued again", at_least=1
+        720,
+        "time limit of a SLURM job; at its end the run checkpoints and is queued again",
+        at_least=1,
     )
     slurm_options: tuple[str, ...] = option(
-        (), "more for sbatch, as in account=physics,constraint=a100"
+        (), "further options for sbatch, as in account=physics,constraint=a100"
     )
 
     @property
@@ -222,8 +229,8 @@ class _Pool:
             if not self._taken or self._refusals > TRIES:
                 raise
             if self._refused == -math.inf:
-                words = f"as long as others run, and {TRIES} times after that"
-                print(f"{error}; it is asked again {words}", file=sys.stderr)
+                words = f"as long as other jobs run, and {TRIES} times after that"
+                print(f"{error}; the job is submitted again {words}", file=sys.stderr)
             self._refused = time.monotonic()
             return None
         self._refusals, self._taken = 0, True

@@ -86,12 +86,12 @@ def _probe(address: str, timeout: float) -> None:
         found = subprocess.run(command, timeout=timeout, capture_output=True, text=True)
         if found.returncode == 0:
             return
-        words = "did not let us in" if "RuntimeError" in found.stderr else "did not answer"
+        words = "refused the connection" if "RuntimeError" in found.stderr else "did not answer"
     except subprocess.TimeoutExpired:
         words = f"did not answer in {timeout:g} s"
     raise UserError(
         f"the Ray cluster at ray_address={address!r} {words}; start one with `ray start --head`, "
-        f"give its address, or leave ray_address out for a Ray of this machine"
+        f"give its address, or leave ray_address out for a Ray on this machine"
     )
 
 
@@ -102,6 +102,6 @@ def _check_resources(wanted: dict[str, float]) -> None:
         words = ", ".join(f"{n:g} {k}" for k, n in wanted.items() if n)
         ray.shutdown()
         raise UserError(
-            f"a run asks for {words}, but no node of this Ray has that; lower cpus_per_run, "
+            f"a run asks for {words}, but no node of this cluster has that; lower cpus_per_run, "
             f"gpus_per_run or tpus_per_run, or give the `ray_address` of a cluster that has it"
         )

@@ -41,13 +41,13 @@ class Submitit:
         found = shutil.which("sbatch") is not None
         if cluster == "slurm" and not found:
             raise UserError(
-                "cluster is slurm, but there is no sbatch on this machine; run the command where "
-                "there is, or give `cluster=local`"
+                "cluster is slurm, but there is no sbatch on this machine; run the command on a "
+                "machine with sbatch, or give `cluster=local`"
             )
         if config.gpus_per_run % 1:
             raise UserError(
-                f"gpus_per_run is {config.gpus_per_run:g}, but SLURM gives whole ones; give a "
-                "whole number, or `launcher=ray`"
+                f"gpus_per_run is {config.gpus_per_run:g}, but SLURM gives only whole GPUs; give "
+                "a whole number, or `launcher=ray`"
             )
         self._slurm = found if cluster == "auto" else cluster == "slurm"
         self._folder, self._executor = folder, None
@@ -77,7 +77,7 @@ class Submitit:
         except FailedJobError as error:  # of sbatch
             reason = [*filter(None, str(error).splitlines()), "no reason given"]
             raise Refused(
-                f"SLURM does not take the job: {reason[0]}; see slurm_partition, slurm_minutes and "
+                f"SLURM rejects the job: {reason[0]}; check slurm_partition, slurm_minutes and "
                 "slurm_options"
             ) from error
 
@@ -132,7 +132,7 @@ def _option(word: str) -> tuple[str, str]:
     name, equals, value = word.partition("=")
     if not (name and equals and value):
         raise UserError(
-            f"slurm_options has {word!r}, but each is a name and a value, as in "
+            f"slurm_options has {word!r}, but each entry must be name=value, as in "
             "`slurm_options=account=physics`"
         )
     return name.lstrip("-").replace("-", "_"), value

@@ -26,8 +26,8 @@ def train(
     """
     if together.coordinator:
         raise UserError(
-            "coordinator is given, but launcher or processes as well, which also share the sweep "
-            "among processes; leave one of them out"
+            "coordinator is given, but launcher or processes as well: both divide the sweep among "
+            "processes; leave one of them out"
         )
     jax.config.update("jax_platforms", "cpu")  # of this process: accelerators are for the programs
     folder = sweep.logdir / "programs" / ".submitit"
@@ -40,7 +40,9 @@ def train(
 
     def ended(name: str, end: launch.End) -> str:
         ends.append(end)
-        words = runs.last_words(programs[number[name]].log) if end == "failed" else ""
+        words = "another process trains it" if end == "elsewhere" else ""
+        if end == "failed":
+            words = runs.last_words(programs[number[name]].log)
         return f"{name}: {end}{': ' * bool(words)}{words}"
 
     sizes = f"{plural(len(sweep.members), 'member')} in {plural(len(programs), 'program')}"

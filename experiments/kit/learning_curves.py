@@ -54,7 +54,7 @@ def draw(runs: Sequence[Path], out: Path, size: tuple[float, float] = (0, 0)) ->
     looks = style.looks(sorted(set(labels)))
     for group, label in zip(groups, labels, strict=True):
         for ax, (name, _, _) in zip(axes[group.config["env"]], PANELS, strict=True):
-            steps, values = curves.level([*group.seeds.values()], name)
+            steps, values = curves.at_common_steps([*group.seeds.values()], name)
             if len(steps):
                 style.spread(ax, steps, values, label=label, **looks[label])
                 lost = [bool(curves.diverged(mine)) for mine in group.seeds.values()]
@@ -101,7 +101,7 @@ def _given_once(runs: Sequence[Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for run in runs:
         if found.setdefault(run.resolve(), run) is not run:
-            print(f"{str(run)!r} is given twice, and counts once", file=sys.stderr)
+            print(f"{str(run)!r} is given twice, but is drawn once", file=sys.stderr)
     return list(found.values())
 
 
@@ -126,7 +126,7 @@ def _joined(alike: Sequence[Group]) -> list[Group]:
     if shared := sorted(seed for seed, count in held.items() if count > 1):
         print(
             f"{', '.join(map(repr, folders))} have the same settings, and {named(shared)} more "
-            "than once: each is drawn apart",
+            "than once: each run gets a line of its own",
             file=sys.stderr,
         )
         return [group._replace(alone=True) for group in alike]

@@ -37,7 +37,7 @@ def check(flag: str, path: str, *, picture: bool = False) -> None:
     if file.is_dir():
         why = "it is a folder"
     elif not folder.is_dir() or not os.access(folder, os.W_OK):
-        why = f"{str(folder)!r} is no folder to write to"
+        why = f"{str(folder)!r} is not a folder to write to"
     elif picture and file.suffix[1:].lower() not in kinds:
         why = f"pictures end in {', '.join(f'.{kind}' for kind in kinds)}"
     else:
@@ -117,7 +117,7 @@ def save_figure(figure: Figure, path: Path, flag: str = "out", dpi: int = 120) -
             figure.savefig(file, dpi=dpi, format=path.suffix[1:] or "png")
     except UserWarning:
         raise UserError(
-            "the panels do not fit into a picture of {:g} x {:g} inches; give it more".format(
+            "the panels do not fit into a picture of {:g} x {:g} inches; make it larger".format(
                 *figure.get_size_inches()
             )
         ) from None

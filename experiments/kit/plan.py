@@ -32,34 +32,35 @@ class PlanConfig:
 
     root: str = option(
         "runs/paper",
-        "the folder of all runs, <root>/<env>/<variant>; what is there is not made again",
+        "the folder of all runs, <root>/<env>/<variant>; finished runs are not trained again",
     )
     seeds: tuple[int, ...] | None = option(
-        None, "seeds of every run (the plan in root's; a new one has the paper's many)"
+        None,
+        "seeds of every run (those of the plan in root; in a new plan 0:7 for benchmark, 0:3 for "
+        "alignment and rivals)",
     )
     num_steps: int | None = option(
-        None, "environment steps of each seed (the plan in root's; 1,000,000 in a new one)"
+        None, "environment steps of each seed (that of the plan in root; 1,000,000 in a new plan)"
     )
     envs: tuple[str, ...] | None = option(
-        None, "environments (the plan in root's; the paper's five in a new one)"
+        None, "environments (those of the plan in root; the paper's five in a new plan)"
     )
     until: int | None = option(
         None,
-        "make every run to this step and none past it (to num_steps); a later call goes on from "
-        "there",
+        "train every run only up to this step (by default num_steps); a later call goes on",
         at_least=1,
     )
     only: tuple[str, ...] = option(
-        (), "make only these runs now, as in HalfCheetah-v5/preqn-sin,Swimmer-v5/*"
+        (), "train only these runs now, as in HalfCheetah-v5/preqn-sin,Swimmer-v5/*"
     )
-    report: bool = option(False, "make nothing, report on what is there")
+    report: bool = option(False, "train nothing, only report on the runs that are there")
     trust: bool = option(
         False,
-        "import, and so run, modules that only the plan in root names among its environments, as "
-        'in "module:Env-v0"',
+        "import, and thereby run, modules of environments that only the plan in root names, as in "
+        '"module:Env-v0"',
     )
     out: str = option(
-        "", "folder for figures and tables (a folder in root with the command's name)"
+        "", "folder for figures and tables (the folder in root with the command's name)"
     )
     timeout: float = option(60.0, "seconds in which a Ray cluster must answer", above=0)
 
@@ -70,7 +71,7 @@ class Kind(NamedTuple):
     name: str  # of the command, and of the plan's file
     # name of a variant -> the flags that make it
     variants: Mapping[str, tuple[str, ...]]
-    seeds: tuple[int, ...]  # of the paper
+    default_seeds: tuple[int, ...]  # of a new plan
 
 
 def by_activation(*names: str) -> dict[str, tuple[str, ...]]:
@@ -104,7 +105,7 @@ def settle(kind: Kind, config: PlanConfig, extra: Sequence[str]) -> list[Run]:
         "envs": config.envs,
         "extra": tuple(extra) or None,
     }
-    defaults = {"seeds": kind.seeds, "num_steps": 1_000_000, "envs": ENVS, "extra": ()}
+    defaults = {"seeds": kind.default_seeds, "num_steps": 1_000_000, "envs": ENVS, "extra": ()}
     settings: dict[str, Any] = {}
     for name, default in defaults.items():
         value = wanted[name] if wanted[name] is not None else old.get(name, default)
@@ -115,7 +116,7 @@ def settle(kind: Kind, config: PlanConfig, extra: Sequence[str]) -> list[Run]:
     if left:
         raise UserError(
             f"{str(path)!r} has {', '.join(left)} among its envs, but --envs leaves it out; to "
-            f"make a part of a plan use --only"
+            f"train a part of a plan use --only"
         )
     if old:
         free = {"envs": None, "runs": None}
@@ -124,7 +125,7 @@ def settle(kind: Kind, config: PlanConfig, extra: Sequence[str]) -> list[Run]:
     if until > settings["num_steps"]:
         raise UserError(
             f"until is {until}, beyond the num_steps of the plan ({settings['num_steps']}); give "
-            f"at most that"
+            f"at most {settings['num_steps']}"
         )
     for env in settings["envs"]:
         if env not in (config.envs or ()):
@@ -189,8 +190,8 @@ def _run(
     run, described = configs[0], training.plan(*configs).described
     if num_steps % run.eval_every:  # runs of whichever plans are compared at evaluations
         raise UserError(
-            f"runs end at step {num_steps}, but are evaluated every {run.eval_every}: give a "
-            f"multiple as until or num_steps"
+            f"runs end at step {num_steps}, but are evaluated every {run.eval_every} steps; "
+            f"give a multiple of that as until or num_steps"
         )
     alone = flags.read((f"--num_steps={num_steps}", *own), *training.CONFIGS)
     fixed = directory.describe(*alone)
@@ -220,7 +221,7 @@ def choose(runs: Sequence[Run], patterns: Sequence[str]) -> list[Run]:
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(run.name, pattern) for run in runs):
             raise UserError(
-                f"only names {pattern!r}, but the runs of this plan are "
+                f"only is {pattern!r}, which matches none of the runs of this plan: "
                 f"{', '.join(run.name for run in runs)}"
             )
     return [
@@ -276,10 +277,12 @@ def _ended(run: Run, end: launch.End) -> Outcome:
 
 
 def _outcome(run: Run, state: str) -> Outcome:
-    """The outcome of a run in this state, with the last words of its log if it did not end well."""
+    """The outcome of a run in this state, with the log's last line if it diverged or failed."""
     if state == "copied":
-        words = "holds records without checkpoints; to make the run, give another --root"
+        words = "holds records without checkpoints; to train the run, give another --root"
         return Outcome(run, "failed", f"{str(run.folder)!r} {words}")
+    if state == "elsewhere":
+        return Outcome(run, state, "another process trains it")
     return Outcome(run, state, last_words(run.log) if state in ("diverged", "failed") else "")
 
 
@@ -356,7 +359,7 @@ def main(
 def _check_some(name: str, values: Sequence[Any] | None) -> None:
     """Raises UserError if a list of values is given, but empty."""
     if values is not None and not values:
-        raise UserError(f"{name} is empty, but a plan needs some; leave --{name} out for its own")
+        raise UserError(f"{name} is empty, but a plan needs at least one; leave --{name} out")
 
 
 def _check_report(config: PlanConfig, launching: launch.LaunchConfig, extra: Sequence[str]) -> None:
@@ -368,8 +371,8 @@ def _check_report(config: PlanConfig, launching: launch.LaunchConfig, extra: Seq
             given.append(f"--{field.name}")
     if given := [*given, *extra]:
         raise UserError(
-            f"--report makes no run, and judges those that are there at the last step that all "
-            f"have reached; leave out {' '.join(given)}"
+            f"--report trains nothing, and judges the runs that are there, at the last step that "
+            f"all have reached; leave out {' '.join(given)}"
         )
 
 
@@ -380,7 +383,7 @@ def gather(
     runs, notes = curves.gather(root, envs, kind.variants, seeds)
     if not runs:
         raise UserError(
-            f"there is nothing to report in {str(root)!r}; make runs with: python -m "
+            f"there are no runs to report on in {str(root)!r}; train some with: python -m "
             f"experiments.{kind.name} --root={root}"
         )
     return runs, notes

@@ -31,12 +31,12 @@ class ProcessesConfig:
         "host:port of process 0, where the processes of one command meet; auto on a TPU pod and "
         "under srun, which know it",
     )
-    num_processes: int | None = option(None, "how many processes there are", at_least=1)
-    process_id: int | None = option(None, "which of them this is, from 0", at_least=0)
+    num_processes: int | None = option(None, "number of processes", at_least=1)
+    process_id: int | None = option(None, "index of this process, from 0", at_least=0)
     timeout: float = option(300.0, "seconds in which all processes must have started", above=0)
     patience: float = option(
         3600.0,
-        "seconds for which the first process waits at the end while no other records anything",
+        "seconds that the first process waits at the end without any new record of another",
         above=0,
     )
 
@@ -53,8 +53,8 @@ def meet(config: ProcessesConfig, begin: Callable[[], object]) -> None:
     if not config.coordinator:
         if given != (None, None):
             raise UserError(
-                "num_processes or process_id is given, but no coordinator: add where process 0 "
-                "listens, as in `coordinator=10.0.0.1:1234`"
+                "num_processes or process_id is given, but no coordinator: add the address of "
+                "process 0, as in `coordinator=10.0.0.1:1234`"
             )
         begin()
         return
@@ -64,10 +64,10 @@ def meet(config: ProcessesConfig, begin: Callable[[], object]) -> None:
         if None in given or int(config.process_id or 0) >= int(config.num_processes or 0):
             raise UserError(
                 f"num_processes is {config.num_processes} and process_id {config.process_id}, but "
-                "with a coordinator each process says how many there are, and which it is, from 0"
+                "a coordinator needs both, with process_id from 0 to num_processes - 1"
             )
     where = "where SLURM or the TPU pod says" if auto else f"at {config.coordinator}"
-    words = f"no meeting of all processes {where} in {config.timeout:g} s"
+    words = f"not all processes met {where} in {config.timeout:g} s"
     mend = "start all of them, or give a longer --timeout, or another --coordinator"
     with _ends_after(config.timeout, f"error: {words}; {mend}"):
         try:
@@ -149,8 +149,8 @@ def wait(
             if now != seen:
                 seen, since = now, time.monotonic()
         if time.monotonic() - since > config.patience:
-            words = f"others recorded nothing in {config.patience:g} s"
-            print(f"{words}: the report is of what is there", file=sys.stderr)
+            words = f"the other processes recorded nothing in {config.patience:g} s"
+            print(f"{words}: the report is of the records so far", file=sys.stderr)
             return False
         time.sleep(_LOOK)
     return True

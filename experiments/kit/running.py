@@ -22,7 +22,7 @@ from preqn_jax.training.run import Session
 
 @dataclasses.dataclass(frozen=True)
 class WatchConfig:
-    """How a command is watched."""
+    """How a run is profiled."""
 
     profile: str = option(
         "", "a folder for a trace of three rounds with updates, by jax.profiler (none)"
@@ -67,7 +67,7 @@ class Running:
         try:
             steps = self.session.kept if self.session is not None else []
         except OSError as error:
-            return f"which checkpoints there are cannot be read ({error.strerror})"
+            return f"the list of checkpoints cannot be read ({error.strerror})"
         if self.session is None or not steps:
             return "there was no checkpoint yet"
         return f"the checkpoint of step {steps[-1]} is kept in {self.session.where}"
@@ -179,8 +179,8 @@ class Trace:
         if self._open:
             self._stop()
         elif self._folder and self._rounds < self.FIRST:
-            words = f"no trace: it begins after {self.FIRST} rounds with updates, of which there "
-            tqdm.write(f"{words}were {self._rounds}", file=sys.stderr)
+            words = f"no trace: it begins after {self.FIRST} rounds with updates, but there "
+            tqdm.write(f"{words}were only {self._rounds}", file=sys.stderr)
 
     def _stop(self) -> None:
         self._open, rounds = False, plural(self._rounds - self.FIRST, "round")

@@ -104,7 +104,7 @@ def job(run: Run, processes: int, cpus: int | None = None) -> launch.Job:
     return launch.Job(
         run.name,
         command(run, share),
-        environment(processes) if cpus is None else elsewhere(cpus),
+        variables_here(processes) if cpus is None else variables_elsewhere(cpus),
         run.log,
         run.folder,
         functools.partial(_wanted, run),
@@ -125,7 +125,7 @@ def command(run: Run, cores: int) -> list[str]:
     return [sys.executable, "-m", "experiments.train", *run.flags, *here]
 
 
-def environment(processes: int) -> dict[str, str]:
+def variables_here(processes: int) -> dict[str, str]:
     """The environment variables of a run on this machine, whose devices are its share of the cores.
 
     A run on one core has one thread as well: with more of them than cores the runs cost each other
@@ -134,7 +134,7 @@ def environment(processes: int) -> dict[str, str]:
     return dict(os.environ) if processes == 1 else _shared(os.environ, cores(processes))
 
 
-def elsewhere(cpus: int) -> dict[str, str]:
+def variables_elsewhere(cpus: int) -> dict[str, str]:
     """The environment variables that a run on another node gets beside that node's own, which say
     which accelerators it may use.
     """

@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.kit.curves import Curves, level, seeds_of
+from experiments.kit.curves import Curves, at_common_steps, seeds_of
 
 COLOURS = (
     "#0072B2",
@@ -76,7 +76,7 @@ def panel(ax: Any, runs: Iterable[Curves], name: str, looks: Looks = PAPER) -> N
     """
     for run in runs:
         look = looks[run.variant]
-        steps, values = level(run.lines, name)
+        steps, values = at_common_steps(run.lines, name)
         spread(ax, steps, values, label=run.variant, **look)
         lost = [seed in run.diverged for seed in run.seeds]
         crosses(ax, steps, values[lost], look["color"])

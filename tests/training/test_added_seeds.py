@@ -407,7 +407,7 @@ def test_the_command_says_what_it_adds_sums_up_all_seeds_and_stops_when_asked(
     (two / "curve.png").touch()
     assert call(*ARGS, "--seeds=4,0,1,2,3") == 0
     out, err = capsys.readouterr()
-    assert "adding seeds 2, 3, 4 to the finished run of 2 seeds, by way of x/added" in err
+    assert "adding seeds 2, 3, 4 to the finished run of 2 seeds, trained in x/added" in err
     assert re.findall(r"^ +(\d) ", out, re.M) == ["0", "1", "4", "2", "3"]
     assert "nothing to do" not in out and (two / "curve.png").stat().st_size
     assert list(states(two)) == [0, 1, 4, 2, 3] and not (two / "added").exists()

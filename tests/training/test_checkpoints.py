@@ -261,7 +261,7 @@ def test_a_note_of_another_filled_part_is_refused_without_a_look_at_the_arrays(m
     content = note.read(at / "150", 150)
     made.check(content)
     for filled in (0, 149, 151):
-        with pytest.raises(ValueError, match=f"its replay of {filled} is not that of step 150"):
+        with pytest.raises(ValueError, match=f"its replay of {filled} transitions is not that of"):
             made.check({**content, "filled": filled})
 
 

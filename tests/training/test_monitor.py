@@ -353,7 +353,7 @@ def test_a_report_says_when_a_run_went_wrong_and_who_moved_q(diverging, capsys):
     (moved,) = content["attribution"]
     shares = [abs(member["share"]) for member in moved["members"]]
     assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1 + 1e-6
-    assert "what a plain step (Eq. 5) would do where |Q| is largest" in out
+    assert "how a plain step (Eq. 5) would move Q where |Q| is largest" in out
 
 
 @pytest.mark.slow
@@ -379,7 +379,7 @@ def test_a_run_that_was_not_diagnosed_is_so_at_its_last_checkpoint(algorithm, en
         pass
     assert report("x", "--out=there") == 0
     out = capsys.readouterr().out
-    assert "2 seeds" in out and "goes, by its last checkpoint alone" in out
+    assert "2 seeds" in out and "x': its last checkpoint alone" in out
     content = json.loads(Path("there/diagnosis.json").read_text())
     for one, moved in zip(content["seeds"], content["attribution"], strict=True):
         (look,) = one["looks"]
@@ -426,12 +426,12 @@ def test_what_is_no_diagnosed_run_is_one_sentence(capsys):
         (["empty"], "'empty' is not a run directory"),
         (
             ["x"],
-            "the run 'x' was not diagnosed, and it has no checkpoint; train it on, by the same "
+            "the run 'x' was not diagnosed, and it has no checkpoint; train it further by the same "
             "command with --diagnose_every=1000, and a larger --num_steps if it has ended",
         ),
         (
             ["early"],
-            "is diagnosed every 800 steps, and diverged at step 300; train it anew with "
+            "is diagnosed every 800 steps, and diverged at step 300; train it again with "
             "--diagnose_every=400 and another --logdir",
         ),
     ):

@@ -196,7 +196,7 @@ def test_memory_peaks_at_no_more_than_1_5_replays(seeds):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     told = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     peaks = dict(line.rsplit(maxsplit=1) for line in told.stdout.splitlines()[1:])
-    for name in ("writing a checkpoint", "going on from it"):
+    for name in ("writing a checkpoint", "resuming from it"):
         assert 1 <= float(peaks[name]) <= 1.5
     assert 1 <= float(peaks["training"]) <= memory.COPIES
 

@@ -364,7 +364,10 @@ def test_a_module_that_only_a_run_names_is_not_imported(tmp_path, capsys, monkey
     capsys.readouterr()
     assert report("x") == 0  # everything that does not need the environment
     out = capsys.readouterr().out
-    assert "who moved Q cannot be said: the run 'x' names the environment 'evil:E-v0'" in out
+    assert (
+        "transitions that moved Q cannot be named: the run 'x' names the environment 'evil:E-v0'"
+        in out
+    )
     assert "say --trust=True" in out and not Path("executed").exists()
     assert json.loads((folder / "diagnosis.json").read_text())["attribution"] == []
     assert report("x", "--trust") == 0  # it holds no such environment

@@ -203,7 +203,7 @@ def test_help_names_the_flags_that_matter(capsys, monkeypatch):
     defined()
     flags.run(train.main)
     out = capsys.readouterr().out
-    assert "--update_every" not in out and "--helpfull has all" in out
+    assert "--update_every" not in out and "--helpfull shows all" in out
     places = [out.index(f"\n  --{name}") for name in ("algorithm", "env", "seeds", "num_steps")]
     assert places == sorted(places)
 
@@ -255,7 +255,7 @@ def test_a_run_that_goes_on_says_how_long_the_rest_of_it_will_take():
 @pytest.mark.parametrize(
     ("rounds", "asked", "words"),
     [
-        (2, [], "no trace: it begins after 3 rounds with updates, of which there were 2"),
+        (2, [], "no trace: it begins after 3 rounds with updates, but there were only 2"),
         (4, ["start", "stop"], "trace of 1 round: there"),
         (9, ["start", "stop"], "trace of 3 rounds: there"),
     ],
@@ -302,10 +302,13 @@ def test_a_device_without_room_is_a_sentence_with_the_checkpoint(monkeypatch, ca
     monkeypatch.setattr(running, "_follow", follow)
     assert call("--env=probe/delay", *CHEAP, "--logdir=x") == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "no room: Out of memory while trying to allocate 8589934592 bytes; lower --batch" in line
+    assert "memory: Out of memory while trying to allocate 8589934592 bytes; lower --batch" in line
     assert line.endswith("there was no checkpoint yet")
     monkeypatch.undo()
-    assert flags.guard(follow, []) == 1 and "error: the device has no" in capsys.readouterr().err
+    assert (
+        flags.guard(follow, []) == 1
+        and "error: the device has too little" in capsys.readouterr().err
+    )
 
 
 def test_a_home_folder_is_meant_where_a_shell_leaves_its_sign(monkeypatch):
@@ -325,9 +328,7 @@ def test_checkpoints_that_cannot_be_read_hide_no_sentence(monkeypatch):
         following.take(session)
         assert following.kept() == "the checkpoint of step 600 is kept in x"
         monkeypatch.setattr(directory, "steps", lambda _: _no_more_files())
-        assert (
-            following.kept() == "which checkpoints there are cannot be read (Too many open files)"
-        )
+        assert following.kept() == "the list of checkpoints cannot be read (Too many open files)"
         raise UserError("mine")
 
 

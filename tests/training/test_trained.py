@@ -194,7 +194,7 @@ def test_what_is_gone_with_the_next_round_says_so(tmp_path):
     assert kept[0][1](obs).shape == (1,)  # taken in its round, it stays as it is
     with pytest.raises(UserError, match="agent is 'td3', expected a function"):
         preqn_jax.load(tmp_path / "run", agent="td3")
-    with pytest.raises(UserError, match=r"of another kind\); give the `agent` that `train` was"):
+    with pytest.raises(UserError, match=r"than expected\); give the `agent` that `train` was"):
         preqn_jax.load(tmp_path / "run", agent=lambda spec: agents.td3(spec, hidden_sizes=(16,)))
 
 
