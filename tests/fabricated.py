@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from experiments.kit import curves
+from experiments.kit import curves, flags
+from preqn_jax.training import run as training
 
 SIX = ("preqn-sin", "td3-relu", "sac-relu", "ddpg-relu", "preqn-relu", "td3-sin")
 
@@ -51,6 +52,14 @@ def write(
                 {**step, **evaluation, **({} if worth is None else {"eval/discounted_max": worth})}
             )
     put(Path("r") / env / variant, config, [*lines, *extra])
+
+
+def begin(run, **fields):
+    """Writes the config.json of a plan's run, as experiments.train does."""
+    configs = flags.read((f"--num_steps={run.num_steps}", *run.flags), *training.CONFIGS)
+    run.folder.mkdir(parents=True)
+    described = {**training.plan(*configs).described, **fields}
+    (run.folder / "config.json").write_text(json.dumps({"config": described}))
 
 
 def frozen(step, seed):

@@ -14,7 +14,7 @@ import pytest
 from waiting import children, free, gone, until
 
 import experiments
-from experiments.kit import launch, plan
+from experiments.kit import launch
 from experiments.kit import runs as kit
 from preqn_jax.training import lock
 
@@ -75,11 +75,11 @@ def states(outcomes):
 
 def test_a_run_that_fails_or_diverges_stops_no_other_and_what_is_over_is_not_made_again(child):
     runs = fake_runs("good", "bad", "nan", "fine")
-    outcomes = plan.execute(runs, 2)
+    outcomes = kit.execute(runs, 2)
     assert states(outcomes) == ["done", "failed", "diverged", "done"]
     assert outcomes[1].words == "the disk is full" and outcomes[2].words == "Q is not finite"
     assert [kit.progress(run) for run in runs] == [800, 200, 800, 800]
-    assert states(plan.execute(runs, 1)) == ["done", "failed", "diverged", "done"]
+    assert states(kit.execute(runs, 1)) == ["done", "failed", "diverged", "done"]
     starts = [len((run.folder / "starts").read_text().split()) for run in runs]
     assert starts == [1, 2, 1, 1]
 
@@ -87,7 +87,7 @@ def test_a_run_that_fails_or_diverges_stops_no_other_and_what_is_over_is_not_mad
 @pytest.mark.parametrize("processes", [1, 2])
 def test_no_more_run_at_once_than_asked_for(child, processes):
     runs = fake_runs(*"abcd")
-    plan.execute(runs, processes)
+    kit.execute(runs, processes)
     spans = [
         tuple(float((run.folder / name).read_text()) for name in ("starts", "ends")) for run in runs
     ]
@@ -95,17 +95,17 @@ def test_no_more_run_at_once_than_asked_for(child, processes):
 
 
 def test_as_many_run_at_once_as_asked_for(child):
-    assert states(plan.execute(fake_runs("meet1", "meet2", "meet3"), 3)) == ["done"] * 3
+    assert states(kit.execute(fake_runs("meet1", "meet2", "meet3"), 3)) == ["done"] * 3
 
 
 def test_a_run_that_another_process_makes_is_left_to_it(child):
     runs = fake_runs("a", "b")
     runs[0].folder.mkdir(parents=True)
     held = lock.Lock(runs[0].folder)
-    assert states(plan.execute(runs, 1)) == ["elsewhere", "done"]
+    assert states(kit.execute(runs, 1)) == ["elsewhere", "done"]
     assert [path.name for path in runs[0].folder.iterdir()] == ["lock"]
     held.release()
-    assert states(plan.execute(runs, 1)) == ["done", "done"]
+    assert states(kit.execute(runs, 1)) == ["done", "done"]
 
 
 def test_a_run_that_another_process_ends_before_we_hold_the_lock_is_not_made_again(
@@ -119,7 +119,7 @@ def test_a_run_that_another_process_ends_before_we_hold_the_lock_is_not_made_aga
         (run.folder / "DONE").touch()
 
     monkeypatch.setattr(fcntl, "flock", lock_after_it_ended)
-    assert states(plan.execute([run], 1)) == ["done"] and not (run.folder / "starts").exists()
+    assert states(kit.execute([run], 1)) == ["done"] and not (run.folder / "starts").exists()
 
 
 def test_the_lock_is_the_runs_own_and_ends_with_it_even_if_we_are_killed(child):
@@ -158,11 +158,11 @@ def test_a_signal_is_passed_on_and_the_same_call_goes_on(child, number):
 
     thread = threading.Thread(target=strike, daemon=True)
     thread.start()
-    assert states(plan.execute(runs, 2)) == ["stopped"] * 3
+    assert states(kit.execute(runs, 2)) == ["stopped"] * 3
     thread.join()
     assert signal.getsignal(number) is before
     assert [len(list(run.folder.glob("checkpoints/*"))) > 0 for run in runs] == [True, True, False]
-    assert states(plan.execute(runs, 2)) == ["done"] * 3
+    assert states(kit.execute(runs, 2)) == ["done"] * 3
     lines = [
         json.loads(line)["step"]
         for line in (runs[0].folder / "metrics.jsonl").read_text().splitlines()
@@ -175,7 +175,7 @@ def test_records_without_checkpoints_are_never_overwritten(child):
     for run, last in ((whole, 400), (part, 300)):
         run.folder.mkdir(parents=True)
         (run.folder / "metrics.jsonl").write_text(json.dumps({"step": last, "seed": 0}) + "\n")
-    outcomes = plan.execute([whole, part], 1)
+    outcomes = kit.execute([whole, part], 1)
     assert (
         states(outcomes) == ["done", "failed"]
         and "holds records without checkpoints" in outcomes[1].words
@@ -204,7 +204,7 @@ def test_a_run_that_ended_where_it_ran_is_over_also_where_that_does_not_show_yet
     monkeypatch.setattr(kit.os, "listdir", looked.append)
     monkeypatch.setattr(kit.directory, "finished", lambda folder: False)
     runs = fake_runs("good", "more")
-    assert states(plan.execute(runs, 2)) == ["done", "done"]
+    assert states(kit.execute(runs, 2)) == ["done", "done"]
     assert [*map(kit.is_over, runs)] == [False, False] and all(finished(one.folder) for one in runs)
     assert all(looked.count(one.folder) == 2 for one in runs)  # when it ends, and for the report
 
@@ -271,7 +271,7 @@ def test_what_asks_us_to_end_is_passed_on_at_once_and_a_terminal_reaches_us_alon
 def test_records_that_cannot_be_read_for_a_moment_end_no_plan(child, monkeypatch):
     """Over NFS a file that a run replaces is stale for a moment."""
     (run,) = fake_runs("nan")
-    plan.execute([run], 1)
+    kit.execute([run], 1)
     assert kit.state(run) == "diverged"
 
     def stale(path):

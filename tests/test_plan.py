@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from commands import SMALL, finished, records, start
-from fabricated import frozen
+from fabricated import begin, frozen
 from waiting import children, until
 
 import experiments
@@ -17,7 +17,6 @@ from experiments.kit import runs as kit
 from experiments.kit.signals import STOPPED
 from preqn_jax.options import UserError
 from preqn_jax.training import collect, directory
-from preqn_jax.training import run as training
 
 KIND = plan.Kind("benchmark", plan.by_activation("preqn-sin", "td3-relu"), (0, 1, 2))
 
@@ -74,7 +73,7 @@ def test_a_plan_is_remembered_and_may_get_more_environments():
             [],
             r"says seeds=\[0, 4\], but this command says \[0, 1\]; use the same seeds",
         ),
-        (["--num_steps=200000"], [], "says num_steps=100000, but this command says 200000"),
+        (["--num_steps=50000"], [], "says num_steps=100000, but this command says 50000"),
         (["--envs=probe/nan"], [], "has probe/delay among its envs, but --envs leaves it out"),
         ([], ["--eta=0.5"], r"says extra=\[\], but this command says \['--eta=0.5'\]"),
     ],
@@ -173,15 +172,7 @@ def test_flags_of_a_plan_are_those_of_a_run_alone(word):
         settle("--envs=probe/delay", extra=[word, "--profile_file=/tmp/x"])
 
 
-def begin(run, **fields):
-    """Writes the config.json of a run, as experiments.train does."""
-    configs = flags.read((f"--num_steps={run.num_steps}", *run.flags), *training.CONFIGS)
-    run.folder.mkdir(parents=True)
-    described = {**training.plan(*configs).described, **fields}
-    (run.folder / "config.json").write_text(json.dumps({"config": described}))
-
-
-def test_two_plans_share_the_runs_of_more_seeds_and_refuse_those_of_fewer():
+def test_two_plans_share_the_runs_of_more_seeds_and_refuse_those_of_others():
     small = ["--envs=probe/delay", "--num_steps=100000"]
     (run, _) = settle(*small, "--seeds=0,1,2,3")
     begin(run)

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.kit import curves, flags, launch, launchers, output, signals
-from experiments.kit.runs import Run, begun, follow, is_over, job, last, last_words, state
+from experiments.kit.runs import Run, begun, execute, last
 from preqn_jax import agents, envs
 from preqn_jax.options import UserError, check, check_same, option
 from preqn_jax.training import directory
 from preqn_jax.training import run as training
-from preqn_jax.training.config import RunConfig
+from preqn_jax.training.config import RunConfig, named
 
 ENVS = ("HalfCheetah-v5", "Walker2d-v5", "Hopper-v5", "Ant-v5", "Swimmer-v5")
 EVERY = 5000  # steps between evaluations, and between lines of records
@@ -119,8 +119,7 @@ def settle(kind: Kind, config: PlanConfig, extra: Sequence[str]) -> list[Run]:
             f"train a part of a plan use --only"
         )
     if old:
-        free = {"envs": None, "runs": None}
-        check_same(f"{str(path)!r} says", {**old, **free}, {**settings, **free}, "root")
+        _check_growth(path, old, settings)
     until = settings["num_steps"] if config.until is None else config.until
     if until > settings["num_steps"]:
         raise UserError(
@@ -146,6 +145,21 @@ def settle(kind: Kind, config: PlanConfig, extra: Sequence[str]) -> list[Run]:
     return runs
 
 
+def _check_growth(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raises UserError unless the plan at `path` stays as it is, or gets only more environments,
+    seeds and steps.
+    """
+    if new["num_steps"] < old["num_steps"]:
+        raise UserError(
+            f"{str(path)!r} says num_steps={old['num_steps']}, but this command says "
+            f"{new['num_steps']}; a plan can be made longer, not shorter: use "
+            f"`until={new['num_steps']}` to stop there for now, or give another `root`"
+        )
+    more = {"seeds": None} if set(old["seeds"]) <= set(new["seeds"]) else {}
+    free = {"envs": None, "runs": None, "num_steps": None, **more}
+    check_same(f"{str(path)!r} says", {**old, **free}, {**new, **free}, "root")
+
+
 def load(path: Path) -> dict[str, Any]:
     """A plan, read from its file. Raises UserError for any other file."""
     with output.expecting(
@@ -163,17 +177,17 @@ def load(path: Path) -> dict[str, Any]:
 def _run(
     root: Path,
     env: str,
-    named: tuple[str, tuple[str, ...]],
+    variant: tuple[str, tuple[str, ...]],
     seeds: list[int],
     num_steps: int,
     extra: list[str],
 ) -> Run:
     """The run of a variant, with Appendix B's settings. If another plan has begun it with these
-    seeds and more, it is taken as it is.
+    seeds and more, it is taken as it is; if it is finished with fewer, the others are to be added.
     """
-    variant, own = named
-    folder = root / env / variant
-    there = begun(Run(f"{env}/{variant}", folder, (), (), num_steps)).get("seeds", ())
+    name, own = variant
+    folder = root / env / name
+    there = begun(Run(f"{env}/{name}", folder, (), (), num_steps)).get("seeds", ())
     seeds = there if set(seeds) <= set(there) else seeds
     given = (
         *own,
@@ -185,7 +199,7 @@ def _run(
         f"--checkpoint_every={CHECKPOINT_EVERY}",
         *extra,
     )
-    planned = Run(f"{env}/{variant}", folder, given, tuple(seeds), num_steps)
+    planned = Run(f"{env}/{name}", folder, given, tuple(seeds), num_steps)
     configs = flags.read((f"--num_steps={num_steps}", *given), *training.CONFIGS)
     run, described = configs[0], training.plan(*configs).described
     if num_steps % run.eval_every:  # runs of whichever plans are compared at evaluations
@@ -195,9 +209,9 @@ def _run(
         )
     alone = flags.read((f"--num_steps={num_steps}", *own), *training.CONFIGS)
     fixed = directory.describe(*alone)
-    fixed = {name: fixed[name] for name in flags.given(own, *training.CONFIGS)}
+    fixed = {option: fixed[option] for option in flags.given(own, *training.CONFIGS)}
     fixed |= {"env": env, "seeds": seeds, "num_steps": num_steps}
-    changed = [name for name, value in fixed.items() if described[name] != value]
+    changed = [option for option, value in fixed.items() if described[option] != value]
     if changed or (run.logdir, run.workers) != (RunConfig.logdir, RunConfig.workers):
         names = ", ".join(changed) or "logdir or workers"
         raise UserError(
@@ -205,9 +219,16 @@ def _run(
             f"it out"
         )
     if (folder / directory.CONFIG).exists():
-        made = last(planned).get("step", 0) >= num_steps
+        grows = set(there) < set(seeds)
+        copied = not (folder / directory.CHECKPOINTS).exists()
+        if grows and not copied and not directory.finished(folder):
+            raise UserError(
+                f"{str(folder)!r} holds an unfinished run of {named(there)}, but seeds can be "
+                f"added only to a finished one; finish it with `seeds={tuple(there)}` first"
+            )
+        made = not grows and last(planned).get("step", 0) >= num_steps
         past = max(num_steps, begun(planned).get("num_steps", 0)) if made else num_steps
-        wanted = {**described, "num_steps": past}
+        wanted = {**described, "num_steps": past, "seeds": there if grows else seeds}
         directory.compare(folder / directory.CONFIG, wanted, flag="root")
     else:
         agents.check_kind(described["algorithm"], envs.spec(run.source))
@@ -229,68 +250,6 @@ def choose(runs: Sequence[Run], patterns: Sequence[str]) -> list[Run]:
         for run in runs
         if not patterns or any(fnmatch.fnmatchcase(run.name, pattern) for pattern in patterns)
     ]
-
-
-# --- making them ----------------------------------------------------------------------------------
-
-
-class Outcome(NamedTuple):
-    """What became of a run in this call."""
-
-    run: Run
-    state: str  # done, diverged, stopped, failed, or elsewhere: another process makes it
-    words: str  # the sentence it ended with, if it says more than the state
-
-
-def execute(
-    runs: Sequence[Run],
-    processes: int,
-    launcher: launch.Launcher | None = None,
-    cpus: int | None = None,
-) -> list[Outcome]:
-    """Makes the runs that are not over, `processes` at a time, and waits; Ctrl-C and SIGTERM are
-    passed on, and each run checkpoints. A launcher makes them, with so many `cpus` for each on its
-    nodes; without one they are processes of this machine.
-
-    Returns the outcomes of all `runs`; a run that fails stops no other.
-    """
-    outcomes = {run.name: _outcome(run, state(run)) for run in runs}
-    to_make = {run.name: run for run in runs if outcomes[run.name].state in ("new", "begun")}
-
-    def ended(name: str, end: launch.End) -> str:
-        outcomes[name] = _ended(to_make[name], end)
-        said = end in ("ended", "failed", "stopped")
-        return _sentence(outcomes[name]) if said else ""
-
-    jobs = [job(run, processes, cpus) for run in to_make.values()]
-    follow(runs, jobs, launcher or launch.Local(), processes, ended)
-    return list(outcomes.values())
-
-
-def _ended(run: Run, end: launch.End) -> Outcome:
-    """The outcome of a run whose process has ended, or never started. `end` knows from where it ran
-    that a run is over; here a network's file system may not show it yet.
-    """
-    if is_over(run):
-        return _outcome(run, state(run))
-    return _outcome(run, "done" if end in ("ended", "unwanted") else end)
-
-
-def _outcome(run: Run, state: str) -> Outcome:
-    """The outcome of a run in this state, with the log's last line if it diverged or failed."""
-    if state == "copied":
-        words = "holds records without checkpoints; to train the run, give another --root"
-        return Outcome(run, "failed", f"{str(run.folder)!r} {words}")
-    if state == "elsewhere":
-        return Outcome(run, state, "another process trains it")
-    return Outcome(run, state, last_words(run.log) if state in ("diverged", "failed") else "")
-
-
-def _sentence(outcome: Outcome) -> str:
-    words = f"{outcome.run.name}: {outcome.state}{': ' if outcome.words else ''}{outcome.words}"
-    return words + (
-        f" ({outcome.run.log})" if outcome.state == "failed" and outcome.run.log.exists() else ""
-    )
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -346,7 +305,7 @@ def main(
         )
         for outcome in outcomes:
             if outcome.state in ("diverged", "failed", "elsewhere"):
-                print(_sentence(outcome))
+                print(outcome.sentence)
         if "stopped" in states:
             print("stopped; the same command goes on from there")
             return signals.STOPPED

@@ -17,7 +17,7 @@ from tqdm import tqdm
 import experiments
 from experiments.kit import curves, launch, streams
 from preqn_jax.options import UserError
-from preqn_jax.training import collect, directory, record
+from preqn_jax.training import added, collect, directory, record
 
 # Prefixes of the environment variables that runs on other nodes get from this process.
 _PASSED = ("JAX_", "XLA_", "NPROC", "OPENBLAS_", "MUJOCO_", "PYTHONPATH", "WANDB_", "MLFLOW_")
@@ -44,8 +44,10 @@ def state(run: Run) -> str:
     line, copied = last(run), not (run.folder / directory.CHECKPOINTS).exists()
     if line.get("run/diverged") is not None and (curves.wanted_end(line) or _none_left(run)):
         return "diverged"
-    reached = line.get("step", 0) >= run.num_steps
-    longer = begun(run).get("num_steps", 0) > run.num_steps
+    there = begun(run)
+    whole = set(run.seeds) <= set(there.get("seeds", run.seeds))
+    reached = whole and line.get("step", 0) >= run.num_steps
+    longer = there.get("num_steps", 0) > run.num_steps
     if reached and (copied or longer or directory.finished(run.folder)):
         return "done"
     return "new" if not line else "copied" if copied else "begun"
@@ -66,9 +68,15 @@ def is_over(run: Run) -> bool:
 
 
 def progress(run: Run) -> int:
-    """Environment steps of all seeds so far; a run that is over counts as whole."""
-    step = run.num_steps if is_over(run) else min(last(run).get("step", 0), run.num_steps)
-    return step * len(run.seeds)
+    """Environment steps of all seeds so far, also of those that are being added; a run that is over
+    counts as whole.
+    """
+    if is_over(run):
+        return run.num_steps * len(run.seeds)
+    new = len(set(run.seeds) - set(begun(run).get("seeds", run.seeds)))
+    apart = run._replace(folder=run.folder / added.NAME)
+    step, of_new = (min(last(one).get("step", 0), run.num_steps) for one in (run, apart))
+    return step * (len(run.seeds) - new) + of_new * new
 
 
 def begun(run: Run) -> dict[str, Any]:
@@ -156,7 +164,64 @@ def cores(processes: int) -> int:
     return max(1, collect.cores() // processes)
 
 
-# --- watching several -----------------------------------------------------------------------------
+# --- making several -------------------------------------------------------------------------------
+
+
+class Outcome(NamedTuple):
+    """What became of a run in this call."""
+
+    run: Run
+    state: str  # done, diverged, stopped, failed, or elsewhere: another process makes it
+    words: str  # the sentence it ended with, if it says more than the state
+
+    @property
+    def sentence(self) -> str:
+        words = f"{self.run.name}: {self.state}{': ' if self.words else ''}{self.words}"
+        logged = self.state == "failed" and self.run.log.exists()
+        return words + f" ({self.run.log})" * logged
+
+
+def execute(
+    runs: Sequence[Run],
+    processes: int,
+    launcher: launch.Launcher | None = None,
+    cpus: int | None = None,
+) -> list[Outcome]:
+    """Makes the runs that are not over, `processes` at a time, and waits; Ctrl-C and SIGTERM are
+    passed on, and each run checkpoints. A launcher makes them, with so many `cpus` for each on its
+    nodes; without one they are processes of this machine.
+
+    Returns the outcomes of all `runs`; a run that fails stops no other.
+    """
+    outcomes = {run.name: _outcome(run, state(run)) for run in runs}
+    to_make = {run.name: run for run in runs if outcomes[run.name].state in ("new", "begun")}
+
+    def ended(name: str, end: launch.End) -> str:
+        outcomes[name] = _ended(to_make[name], end)
+        return outcomes[name].sentence if end in ("ended", "failed", "stopped") else ""
+
+    jobs = [job(run, processes, cpus) for run in to_make.values()]
+    follow(runs, jobs, launcher or launch.Local(), processes, ended)
+    return list(outcomes.values())
+
+
+def _ended(run: Run, end: launch.End) -> Outcome:
+    """The outcome of a run whose process has ended, or never started. `end` knows from where it ran
+    that a run is over; here a network's file system may not show it yet.
+    """
+    if is_over(run):
+        return _outcome(run, state(run))
+    return _outcome(run, "done" if end in ("ended", "unwanted") else end)
+
+
+def _outcome(run: Run, state: str) -> Outcome:
+    """The outcome of a run in this state, with the log's last line if it diverged or failed."""
+    if state == "copied":
+        words = "holds records without checkpoints; to train the run, give another --root"
+        return Outcome(run, "failed", f"{str(run.folder)!r} {words}")
+    if state == "elsewhere":
+        return Outcome(run, state, "another process trains it")
+    return Outcome(run, state, last_words(run.log) if state in ("diverged", "failed") else "")
 
 
 def follow(
