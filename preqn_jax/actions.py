@@ -65,14 +65,15 @@ def spec(obs_size: int, count: int, first: int = 0) -> Spec:
 
 
 def check(spec: Spec, whose: str, how: str = "") -> None:
-    """Raises UserError for sizes below 1, and for action bounds that [-1, 1] cannot be scaled to.
-    For the message, `whose` names the environment, and `how` says how to give other bounds.
+    """Raises UserError for sizes that are not positive integers, and for action bounds that [-1, 1]
+    cannot be scaled to. For the message, `whose` names the environment, and `how` says how to give
+    other bounds.
     """
     for what, size in (("observations", spec.obs_size), ("actions", spec.action_size)):
         if not isinstance(size, numbers.Integral):
             raise UserError(
-                f"{whose} has {what} of size {size!r}, expected an integer, as "
-                "observation_space.shape[0]"
+                f"{whose} has {what} of size {size!r}, expected an integer, such "
+                "as observation_space.shape[0]"
             )
         if size < 1:
             raise UserError(

@@ -48,7 +48,7 @@ def backtrack(accept: Accept, *, decay: Number = 0.5, max_steps: int = 12) -> Se
     Args:
       accept: judges one scale; usually one forward pass.
       decay: factor between candidates, in (0, 1); may be traced.
-      max_steps: candidates at most, at least 1.
+      max_steps: the largest number of candidates to try, at least 1.
 
     Raises:
       ValueError: `decay` or `max_steps` out of range.

@@ -67,8 +67,8 @@ def interference(gram: Array, delta: Array) -> Array:
     1].
 
     TD interference (Bengio et al. 2020): the mean inner product of two examples' semi-gradients,
-    divided by the mean inner product of an example's with itself. At 1 every example pulls the
-    parameters the same way. It is 0 where there is one example, or all TD errors are 0.
+    divided by the mean of their squared norms. At 1 every example pulls the parameters the same
+    way. It is 0 where there is one example, or all TD errors are 0.
     """
     gram, delta = _square(gram), wide(delta)
     _of_a_batch(jnp.diagonal(gram), delta)
@@ -112,7 +112,7 @@ def overshoot_slack(gram: Array, rho: Array | float, alpha: Array | float) -> Ar
     mode 2, overshooting.
 
     `gram` is K `[N, N]`; `rho` is the data's distribution `[N]`, or 1 / N for a minibatch of N.
-    `alpha` is the step of Eq. 5.
+    `alpha` is the step size of Eq. 5.
     """
     return 1 - alpha * _weighted(gram, rho)[0]
 

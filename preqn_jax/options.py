@@ -83,7 +83,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def inner(hint: Any) -> Any:
-    """`X` where the type is `X | None`; any other type as it is, unless it is a union."""
+    """`X` for the type `X | None`; a type that is not a union is returned as it is."""
     if not isinstance(hint, types.UnionType):
         return hint
     return next(one for one in typing.get_args(hint) if one is not type(None))
@@ -124,8 +124,8 @@ def choose(kind: str, name: str, choices: Iterable[str]) -> str:
 
 def check_same(begun: str, old: Mapping[str, Any], new: Mapping[str, Any], elsewhere: str) -> None:
     """Raises UserError for the first setting that differs between `old`, with which the work was
-    begun, and `new`, those of this command. For the message, `begun` introduces the old value, as
-    "'plan.json' says", and `elsewhere` is the argument that would name another place.
+    begun, and `new`, the settings of this command. For the message, `begun` introduces the old
+    value, as "'plan.json' says", and `elsewhere` is the argument that would name another place.
     """
     for name in sorted({*old, *new}):
         if old.get(name) != new.get(name):

@@ -35,8 +35,8 @@ class Problem(NamedTuple):
     features: Array  # `[S, A, d]`, phi(s, a)
     rho: Array  # `[S, A]`, the distribution of the data
     theta: Array  # `[d]`, the initial weights of the literature, or zeros
-    # The states in which an episode ends. Only absorbing states with reward 0 can be such, and the
-    # counterexamples need even theirs to go on.
+    # The states in which an episode ends. Only absorbing states with reward 0 can be terminal; in
+    # the counterexamples even these are not.
     terminal: Array  # `[S]` bool
 
     @property
@@ -140,7 +140,7 @@ def chain(states: int = 8, width: float = 1.0, gamma: float = 0.9, slip: float =
 
     With probability `slip` a step goes the other way. phi(s, a) is a Gaussian bell of `width`
     states around s, of unit length; both actions have the same bells, on weights of their own. K_ij
-    falls with the distance of the states, and the wider the bell, the more Eq. 17 is violated.
+    falls with the distance between states, and the wider the bell, the more Eq. 17 is violated.
     """
     require(width, lambda x: x > 0, "width must be positive")
     transition, reward = np.zeros((states, 2, states)), np.zeros((states, 2, states))

@@ -19,7 +19,7 @@ from preqn_jax.types import Array, Number, dot, power_of_two, wide
 
 # On the CPU: the rows of K that LAPACK factors at once, the rows of a triangle that it inverts at
 # once, and the size of K above which its threads are worth waking. OpenBLAS wakes its other threads
-# for a Cholesky factorisation of some 128 rows, or for 1,024 numbers on the right-hand side
+# for a Cholesky factorization of some 128 rows, or for 1,024 numbers on the right-hand side
 # (docs/results/performance.md).
 _BLOCK, _LEAF, _LARGE = 96, 24, 2048
 
@@ -47,9 +47,9 @@ def eigh(rcond: Number | None = None) -> Solve:
 
     Where the cut drops directions that hold much of Delta, alignment is lost that no shorter step
     can bring back: at rcond = 1e-3 the linesearch fails for most batches. Derivatives with respect
-    to K go forward alone (`jax.jvp`).
+    to K exist in forward mode only (`jax.jvp`).
 
-    Raises ValueError: an rcond that is no share below 1.
+    Raises ValueError: an rcond outside of [0, 1).
     """
     _check_share(rcond)
 
@@ -68,7 +68,7 @@ def eigh(rcond: Number | None = None) -> Solve:
 
 
 def cholesky(damping: Number = 1e-3) -> Solve:
-    """``(K + damping * mean(diag K) * I) z = delta`` by a Cholesky factorisation: the cheapest, and
+    """``(K + damping * mean(diag K) * I) z = delta`` by a Cholesky factorization: the cheapest, and
     differentiable.
 
     On the CPU it works by blocks, small enough that LAPACK starts no threads, which would compete
@@ -106,9 +106,9 @@ def lstsq(rcond: Number | None = None) -> Solve:
       rcond: singular values below ``rcond`` times the largest count as zero; None is eps * B
         of K's type.
 
-    Derivatives with respect to K go forward alone (`jax.jvp`).
+    Derivatives with respect to K exist in forward mode only (`jax.jvp`).
 
-    Raises ValueError: an rcond that is no share below 1.
+    Raises ValueError: an rcond outside of [0, 1).
     """
     _check_share(rcond)
 
@@ -122,7 +122,7 @@ def lstsq(rcond: Number | None = None) -> Solve:
 
 def cg(tol: Number = 1e-5, max_steps: int = 100, damping: Number = 0.0) -> Solve:
     """Conjugate gradients from zero, whose iterates stay in the range of K; stopping early is the
-    regularisation.
+    regularization.
 
     Args:
       tol: stops at ``|(K + c I) z - delta| <= tol * |delta|``, with c the damping;
@@ -131,8 +131,8 @@ def cg(tol: Number = 1e-5, max_steps: int = 100, damping: Number = 0.0) -> Solve
       damping: as for `cholesky`.
 
     Without damping, on a singular K and a delta outside of its range, the iterates end up growing
-    without bound: z is the best of them, or 0, which shows as a residual of 1. Derivatives go
-    forward alone (`jax.jvp`).
+    without bound: z is the best of them, or 0, which shows as a residual of 1. Derivatives
+    exist in forward mode only (`jax.jvp`).
 
     Raises ValueError: an argument out of range.
     """

@@ -289,7 +289,7 @@ def u1(mdp: MDP, q: Array, alpha: Number) -> Array:
 
 @jax.jit
 def u2(mdp: MDP, q: Array, alpha: Number, rho: Array) -> Array:
-    """U2 Q = Q + alpha D_rho (T*Q - Q), Eq. 13: each pair moves by its share of the data."""
+    """U2 Q = Q + alpha D_rho (T*Q - Q), Eq. 13: a pair's step is weighted by its rho."""
     return q + alpha * _table(mdp, "rho", rho) * (backup(mdp, q) - q)
 
 

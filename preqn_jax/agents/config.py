@@ -88,7 +88,8 @@ def _listed(names: list[str], link: str = "and") -> str:
 class AgentConfig:
     """The settings of an agent; None stands for the algorithm's own value.
 
-    Numbers may be traced, so `jax.vmap` over them is a sweep. `resolve` checks all but arrays.
+    Numbers may be traced, so `jax.vmap` over them is a sweep. `resolve` checks all but arrays and
+    schedules.
     """
 
     algorithm: str = option(

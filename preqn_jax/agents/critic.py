@@ -93,7 +93,8 @@ def critic(
       target: share of the target network that an update keeps (`polyak`); None for none.
       pessimism: beta in the value at s', mean_i Q_i + beta (min_i Q_i - mean_i Q_i): 1 for the
         minimum. None measures it in each minibatch by `exploitation`, and logs it as
-        "critic/pessimism"; this needs two members, and a policy that maximizes the first critic.
+        "critic/pessimism"; this needs at least two members, and a policy that maximizes the first
+        critic.
 
     Raises:
       ValueError: no member, a measured pessimism with one, or a target out of range.

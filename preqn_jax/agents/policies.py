@@ -167,7 +167,7 @@ def gaussian(
       optimizer: of phi.
       temperature: alpha, or its initial value if it is tuned.
       tuning: None for a fixed temperature.
-      training: for a network with batch normalization `networks.training(network)`, so that the
+      training: for a network with batch normalization, `networks.training(network)`, so that the
         policy's gradient step is in training mode (Bhatt et al. 2024); None for any other.
 
     Raises ValueError: a negative temperature, or one of 0 that is to be tuned.

@@ -179,7 +179,7 @@ def _check_variants(config: AgentConfig, step: str) -> None:
     if config.temperature is not None or config.algorithm in DISCRETE:
         raise UserError(
             f"measured_pessimism is on, but the policy of {config.algorithm} maximizes the minimum "
-            "of the critics, not the first critic: set it yourself, as in `pessimism=0.5`"
+            "of the critics, not the first critic: use a fixed pessimism, as in `pessimism=0.5`"
         )
 
 

@@ -172,7 +172,7 @@ def _measure(q: QFunction, case: Case) -> tuple[dict[str, Array], Array, dict[st
     """All numbers of a minibatch but "self_excitation": its eigenvalue problem is not symmetric,
     and so is solved on the host.
 
-    Returns the numbers, the matrix of that problem, and for each part of the case if it is finite.
+    Returns the numbers, the matrix of that problem, and whether each part of the case is finite.
     """
     batch, gamma, reward = case.batch, case.gamma, wide(case.batch.reward)
     inputs, bootstrapped = (batch.obs, batch.action), (batch.next_obs, case.next_action)
@@ -256,7 +256,8 @@ def _of_hidden_layers(hidden: list[Array], ahead: list[Array], goes: Array) -> d
     if not hidden:
         return {}
     last, after = hidden[-1], ahead[-1]
-    # Not of its Gram matrix, whose squares would lose half of the digits, and so the rank.
+    # Of the layer, not of its Gram matrix, whose squares would lose half of the digits, and so the
+    # rank.
     sigma = jnp.linalg.svd(last, compute_uv=False)
     total = jnp.sum(sigma)
     rank = 1 + jnp.sum(jnp.cumsum(sigma) < (1 - _SRANK) * total)

@@ -25,8 +25,8 @@ def exact(
     gamma: float | None = None,
     rho: Array | np.ndarray | None = None,
 ) -> dict[str, float]:
-    """The error of Q against Q*, and how the update U, with the kernel of `params` (Eq. 9),
-    contracts: over all state-action pairs of a problem.
+    """The error of Q against Q*, and how far the update U with the kernel of `params` (Eq. 9) is
+    from a contraction, over all state-action pairs of a problem.
 
     Args:
       q: `q(params, obs [S], action [1]) -> []`, of one-hot states and of actions as numbers

@@ -26,7 +26,7 @@ class Finding(NamedTuple):
 
 # These thresholds were chosen on the even seeds of experiments.verdicts, and confirmed on the odd.
 MARGIN = 1.5
-"""Soft divergence above which Q may diverge; not 1, since a sound Q at its bound has errors."""
+"""Soft divergence above which Q may diverge; not 1, since errors take a sound Q past its bound."""
 NEGLIGIBLE = 0.05
 """Mean |TD error|, as a share of r_max / (1 - gamma), up to which Q counts as settled."""
 # The signs of a failure, the surest first: the number, its threshold, the mode, words for it.

@@ -1,5 +1,5 @@
 """Environments: `make(env_id, num_envs)` builds a vector of any Gymnasium environment, of a probe,
-of a finite problem, or of one in JAX for the device: our own, Brax's, MuJoCo Playground's.
+of a finite problem, or of one written in JAX: our own (`native/`), Brax's, MuJoCo Playground's.
 """
 
 import functools

@@ -45,8 +45,9 @@ class VectorEnv(Protocol):
 
     def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> Step:
         """Advance all environments, or only those where `active [n]` is true. The others do not
-        change; their rows are zero, in `obs` without meaning. With `active`, as in an evaluation,
-        no new episode needs to begin where one ended: there is no next step before a `reset`.
+        change; their rows are zero, but those of `obs` mean nothing. With `active`, as in an
+        evaluation, no new episode needs to begin where one ended: there is no next step before a
+        `reset`.
         """
         ...
 

@@ -160,8 +160,9 @@ def check_form(like: Any, tree: Any, where: str = "it") -> None:
     """Raises ValueError, or what `decode` raises, if the encoded state `tree` has other keys,
     types, dtypes or shapes than `like`, the state of a fresh environment of the same kind.
 
-    Two differences are allowed: the attributes of an environment ("layers") may change their types
-    as it is stepped, and an environment that could not be saved is None. Seeds must be equal.
+    These differences are allowed: the attributes of an environment ("layers") may change their
+    types as it is stepped, an environment that could not be saved is None, and older states lack
+    "seen". Seeds must be equal.
     """
     if isinstance(like, dict) and _ARRAY in like:
         old, new = decode(like), decode(tree) if isinstance(tree, dict) else None

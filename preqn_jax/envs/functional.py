@@ -73,7 +73,7 @@ def of_states(reset: Callable, step: Callable, action_size: int, time_limit: int
 
 
 def allow_rank_promotion() -> contextlib.AbstractContextManager[Any]:
-    """A context in which JAX may promote ranks, which these libraries need and ours does not."""
+    """A context in which JAX may promote ranks, as Brax and Playground need; ours does not."""
     return jax.numpy_rank_promotion("allow")
 
 
@@ -133,8 +133,8 @@ def _as(name: str, new: Any, old: Array) -> Array:
 
 
 class Many(NamedTuple):
-    """A vector of a functional environment as pure functions. Its state holds, for each
-    environment, the state of that, the number of steps in the episode, and a counter for its keys.
+    """A vector of a functional environment as pure functions. Its state holds each environment's
+    own state, the number of steps in its episode, and a counter for its keys.
 
     start: `keys -> state`, from one key for each environment.
     advance: `(state, actions in the spec's bounds, keys) -> (state, Step)`.

@@ -1,4 +1,4 @@
-"""Gymnasium environments, also MuJoCo's. Only this file and `gym_state` import either library.
+"""Gymnasium environments, including MuJoCo's. Only this file and `gym_state` import either library.
 
 An environment whose state cannot be saved logs a warning, and starts a new episode on resume.
 """
@@ -265,7 +265,7 @@ def _advice_on_actions(space: Any) -> str:
     needs = "these algorithms need a Box of floats, or Discrete actions"
     if parts and all(_box(part, np.floating) for part in parts):
         return f"{needs}: convert it by `wrappers=['preqn_jax.envs.gym:FlattenAction']`"
-    return f"{needs}, as in HalfCheetah-v5 or CartPole-v1: choose such, or write a wrapper"
+    return f"{needs}, as in HalfCheetah-v5 or CartPole-v1: choose one, or write a wrapper"
 
 
 def _advice_on_observations(space: Any) -> str:

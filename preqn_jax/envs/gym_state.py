@@ -135,7 +135,9 @@ def _within(array: np.ndarray, base: gymnasium.Env) -> bool:
 
 
 def _settings(model: mujoco.MjModel) -> dict[str, Any]:
-    """The arrays of a model, and the arrays and numbers of its options. Arrays are not copies."""
+    """The arrays of a model, except textures, and the arrays and numbers of its options. Arrays are
+    not copies.
+    """
     found = {}
     for prefix, holder in (("", model), (_OPTIONS, model.opt)):
         for name in dir(type(holder)):

@@ -114,8 +114,8 @@ def name(source: Any) -> str:
 
 
 def check(kwargs: Any, wrappers: Sequence[str]) -> None:
-    """Raises UserError if `kwargs` is no dict of JSON values by name (or None), or if `wrappers` is
-    no list of texts for `Wrapper.parse`.
+    """Raises UserError if `kwargs` is neither None nor a dict of JSON values by name, or if
+    `wrappers` is not a list of strings that `Wrapper.parse` can read.
     """
     as_in = '`env_kwargs={"max_episode_steps": 200}`'
     if kwargs is not None and not (

@@ -19,7 +19,7 @@ function; a matrix that has to take the slow way is named in a warning.
 
 q computes in its own dtypes, and its inputs may have any. The kernel's products are taken in
 float32, or in float64 if a parameter is float64. Every leaf of the parameters must be real and
-floating-point; for any other an error names it, and q should close over it instead.
+floating-point; any other leaf raises an error that names it, and q should close over it instead.
 
 `usage` reads the jaxpr, `factored` does the algebra, `api` holds the public functions.
 """

@@ -160,7 +160,7 @@ def kernel(
 
 def _each(function: Callable[[Inputs], Array], blocks: Inputs) -> Array:
     """`jax.lax.map`, but a single block is called directly: outside of `jit`, every `lax.map` is
-    compiled anew, and the result kept in memory.
+    compiled anew, and its program stays in memory.
     """
     if batch_size(blocks) == 1:
         return function(jax.tree.map(lambda leaf: leaf[0], blocks))[None]
@@ -169,7 +169,8 @@ def _each(function: Callable[[Inputs], Array], blocks: Inputs) -> Array:
 
 def _check_whole(*trees: Any) -> None:
     """Raises ValueError in a `shard_map` that tracks what varies over its mesh. K would be wrong
-    there: JAX sums gradients by values that do not vary, as the zeros in `factored`, over devices.
+    there: JAX sums, over the devices, gradients with respect to values that do not vary, such as
+    the zeros in `factored`.
     """
     if axes := usage.varying(trees):
         raise ValueError(

@@ -125,7 +125,7 @@ def _dense_pullback(x: Array, d: Array, z: Array) -> Array:
 
 
 def pushforward(program: usage.Program, grads: Gradients, change: Params) -> Array:
-    """grad Q(x_i) . change, by one product per layer. Raises ValueError if it is unlike params."""
+    """grad Q(x_i) . change, by one product per layer. Raises ValueError for other shapes."""
     if jax.tree.structure(change) != program.treedef:
         raise ValueError(
             f"change has the structure {jax.tree.structure(change)}, expected that of params, "

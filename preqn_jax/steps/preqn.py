@@ -98,7 +98,8 @@ def preconditioned(
         of the step's memory.
       method: how K is computed, see `ntk`.
       decay: factor between successive candidates of the linesearch.
-      max_steps: candidates at most; if none passes, theta stays and "linesearch/accepted" is 0.
+      max_steps: the largest number of candidates; if none passes, theta stays and
+        "linesearch/accepted" is 0.
       momentum: mu in [0, 1), the share of the last move m' that this one begins with, as in SPRING
         for variational Monte Carlo (Goldshlager, Abrahamsen and Lin 2024): m = mu m' + Phi Z, where
         K Z = Delta - mu Phi^T m' replaces Eq. 22. Only that part of m' remains which this

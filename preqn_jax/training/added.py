@@ -61,7 +61,7 @@ def stages(plan: Plan) -> Iterator[Plan]:
     Ask for each once the session before has ended. A join that a kill left halfway is finished
     first.
 
-    Raises UserError where the seeds cannot join the run, Busy.
+    Raises UserError where the seeds cannot join the run, and Busy where its lock is held.
     """
     there = _begun(plan)
     if there is None:

@@ -19,8 +19,8 @@ FLUSH = 60.0  # seconds between flushes, each of which is an fsync
 
 
 class Boards:
-    """Writes TensorBoard files. A run can do without them: where one cannot be written, that is
-    warned of once, and no more are written.
+    """Writes TensorBoard files. A run can do without them: where one cannot be written, a warning
+    is logged once, and no more are written.
     """
 
     def __init__(self, folder: Path, seeds: tuple[int, ...], resume_at: int):

@@ -1,8 +1,8 @@
 """Checkpoints of a whole run, by orbax: written atomically, verified when read.
 
-The checkpoint of a step is a folder: arrays (parameters, optimisers, the filled part of the replay)
-in orbax's format, the replay in pieces of some rows each, so that memory need not hold it twice;
-and a note (`training.note`) with environment states, counters and a checksum of
+The checkpoint of a step is a folder: arrays (parameters, optimizers, the filled part of the replay
+buffer) in orbax's format, the replay buffer in pieces of some rows each, so that memory need not
+hold it twice; and a note (`training.note`) with environment states, counters and a checksum of
 every file. It is read as arrays and JSON: no file of it is unpickled, imported or run. (The
 environment's name, by which a module may be imported, is in config.json; see `directory.trusted`.)
 """
@@ -35,10 +35,10 @@ from preqn_jax.types import Array, Transition
 
 _log = logging.getLogger(__name__)
 KEEP = 2  # the newest, and the one before it should the newest be damaged
-_FILES = 32  # files at most in a part of a checkpoint: the agent, or a piece of the replay
+_FILES = 32  # files at most in a part of a checkpoint: the agent, or a piece of the replay buffer
 _SLACK = 50_000  # bytes that the files of a part take beside their contents
 _PIECE = 16_000_000  # bytes of a piece at most, unless one row has more
-_NOWHERE: Any = ()  # in the place of a replay's rings, where these are kept elsewhere
+_NOWHERE: Any = ()  # in place of a replay buffer's rings, where these are kept elsewhere
 
 Note = dict[str, Any]
 
@@ -130,8 +130,8 @@ class Checkpointer:
 
     @contextlib.contextmanager
     def _complaints(self, step: int, size: int, parts: int) -> Iterator[None]:
-        """Where a checkpoint cannot be written, raises Stopped, and leaves nothing of it; where
-        there is no room for it, before any of it is written.
+        """Raises Stopped where a checkpoint cannot be written, and leaves nothing of it. Where
+        there is no room, it raises before anything is written.
         """
         needed = int(size * self._ratio) + parts * _SLACK
         what = f"the checkpoint of step {step} to {self._folder}, which needs {files.size(needed)}"
@@ -192,7 +192,7 @@ class Checkpointer:
     ) -> tuple[Learner, Counters, Any, Any]:
         """Read a step's checkpoint of these `members` of `like`, all if None. Returns what
         `restore` does but the step; the learner's leaves are `[len(members), ...]` on the host, and
-        its replay goes into `rings`. Raises whatever a damaged file makes the reader raise.
+        its replay buffer goes into `rings`. Raises whatever a damaged file makes the reader raise.
         """
         members = _all(like) if members is None else members
         form = jax.eval_shape(partial(jax.tree.map, lambda leaf: leaf[: len(members)]), like)
@@ -213,8 +213,8 @@ class Checkpointer:
         return learner, counters, content["collector"], content["extra"]
 
     def restore_agent(self, like: Any, cure: str | None = None) -> tuple[int, Any] | None:
-        """(step, the agent's state) of the newest whole checkpoint, without its replay; otherwise
-        as `restore`. `cure` says what to do if none can be read.
+        """(step, the agent's state) of the newest whole checkpoint, without the replay buffer;
+        otherwise as `restore`. `cure` says what to do if none can be read.
         """
 
         def read(step: int) -> Any:
@@ -304,12 +304,12 @@ def _write(folder: Path, tree: Any) -> dict[str, list[Any]]:
     return _forms(named)
 
 
-# --- the replay, in pieces ------------------------------------------------------------------------
+# --- the replay buffer, in pieces -----------------------------------------------------------------
 
 
 def _part(i: int) -> str:
-    """The name of the replay's i-th piece. The first has no number, as in earlier versions of the
-    format, which kept the replay in one piece.
+    """The name of the replay buffer's i-th piece. The first has no number, as in earlier versions
+    of the format, which kept the buffer in one piece.
     """
     return f"replay.{i}" if i else "replay"
 
@@ -319,8 +319,8 @@ def _bytes(tree: Any) -> int:
 
 
 def _pieces(content: Note, replay: Replay) -> dict[str, Replay]:
-    """The pieces of the replay that a note lists: the form of each by its name. Raises ValueError
-    where they do not make up the replay, or whatever a malformed note leads to.
+    """The pieces of the replay buffer that a note lists: the form of each by its name. Raises
+    ValueError where they do not make up the buffer, or whatever a malformed note leads to.
     """
     pieces, filled = {}, 0
     while (part := _part(len(pieces))) in content["arrays"]:

@@ -131,9 +131,9 @@ class Collector:
     ) -> list[Evaluation | None]:
         """Evaluate the actors `[P]` in noiseless episodes; None for members that are frozen.
 
-        The episodes depend on nothing but the actor, its seed and the step. Episodes that are cut
-        off, or whose return is not finite, are warned of once. Raises Interrupted where the run is
-        asked to stop, after which workers can only be closed.
+        The episodes depend on nothing but the actor, its seed and the step. A warning is logged,
+        once each, where episodes are cut off, and where a return is not finite. Raises Interrupted
+        where the run is asked to stop, after which workers can only be closed.
         """
         found = self._call("evaluate", self._arguments(params, step, frozen))
         warn(found, step, self._limit, self._said)

@@ -202,7 +202,7 @@ def _fault(transitions: Transition) -> tuple[Array, Array]:
     members, n = transitions.reward.shape
     fault, row = jnp.zeros((2, members), jnp.int32)
     for number, value in (
-        (1, transitions.obs),  # for that of a reset
+        (1, transitions.obs),  # also those of resets
         (2, transitions.reward),
         (1, transitions.next_obs),
     ):

@@ -96,8 +96,8 @@ def writing_to(logdir: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def _look(logdir: Path) -> None:
-    """Raises UserError for a directory that holds other files, or where a file or folder of the run
-    should be, a link or something else.
+    """Raises UserError for a directory with other files and no config.json, and for a link, or
+    anything of the wrong kind, in the place of a file or folder of the run.
     """
     there = {}
     for path in logdir.iterdir():
@@ -236,8 +236,8 @@ def tupled(value: Any) -> Any:
 
 
 def _read(value: Any) -> Any:
-    """A JSON value as a field has it: lists become tuples, and whole floats ints, as earlier
-    versions may have written 1e6 steps.
+    """A JSON value as a field has it: lists become tuples, and floats that are whole numbers become
+    ints, as earlier versions may have written 1e6 steps.
     """
     value = tupled(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -281,7 +281,7 @@ def source(config: Mapping[str, Any], where: str, trust: bool) -> envs.Source:
 
 def _has_text(value: Any) -> bool:
     if isinstance(value, dict):
-        return True  # its keys are texts
+        return True  # its keys are strings
     return any(map(_has_text, value)) if isinstance(value, list) else isinstance(value, str)
 
 

@@ -38,7 +38,7 @@ class Interrupted(Exception):
 
 class Flag:
     """Is set once a run is to stop, also by a signal handler. An object that holds the flag does
-    not hold the run, whose memory can so be freed.
+    not hold the run, so the run's memory can be freed.
     """
 
     up = False

@@ -208,9 +208,9 @@ def restore(
     """The newest step whose checkpoint is whole in every folder: (step, moment of all members, what
     each folder's says about its records), or None where no step is in all folders.
 
-    A damaged checkpoint is skipped with a warning. Where some step is in all folders, the replay of
-    `like` is deleted. Raises UserError where there are such steps but none is whole, or where there
-    are none although a run is finished.
+    A damaged checkpoint is skipped with a warning. Where some step is in all folders, the replay
+    buffer of `like` is deleted. Raises UserError where there are such steps but none is whole, or
+    where there are none although a run is finished.
     """
     from preqn_jax.training.checkpoint import join_learners, newest
 

@@ -1,9 +1,9 @@
 """The training loop as a generator of rounds.
 
-A round is: act for `update_every` steps with a frozen policy, add what happened to the replay, and
-take as many gradient steps in one compiled call (Appendix B's "update frequency"). Every random
-number comes from a key folded from (seed, purpose, round), so a run can go on from any round with
-nothing but the counters. All arrays lead with an axis of members `[M]`, which learn in one program.
+A round is: act for `update_every` steps with a frozen policy, add them to the replay buffer, and
+make as many updates in one compiled call (Appendix B's "update frequency"). Every random number
+comes from a key folded from (seed, purpose, round), so a run can go on from any round with nothing
+but the counters. All arrays lead with an axis of members `[M]`, which learn in one program.
 Each has a seed and, in a sweep, settings of its own.
 """
 

@@ -15,8 +15,8 @@ from preqn_jax.training import files, loop
 from preqn_jax.training.config import LoopConfig
 from preqn_jax.types import Spec
 
-# Copies of the replay buffer in memory at the peak: up to 1.5 in training, at a checkpoint and on
-# resuming from some (tests/peak.py), on one device or several.
+# Copies of the replay buffer in memory at the peak: up to 1.5 in training, at a checkpoint and when
+# resuming from one (tests/peak.py), on one device or several.
 COPIES = 1.5
 _FILES, _OTHERS = 4, 128  # open files: of each run directory (lock, records, board), and others
 _KERNEL = 4 * 4  # bytes for each entry of K: a solve holds four matrices B x B at once

@@ -34,7 +34,7 @@ class Look(NamedTuple):
 
     batch: Transition  # `[B]`, drawn for the diagnosis alone
     step: Inspection
-    reward_bound: float  # the largest |r| in the replay
+    reward_bound: float  # the largest |r| in the replay buffer
 
 
 @functools.lru_cache(maxsize=16)
@@ -78,7 +78,7 @@ def make_looks(agent: Agent, config: LoopConfig) -> Callable[[Learner, int], lis
 
 def measure(agent: Agent, look: Look, discount: float, discrete: bool = False) -> dict[str, float]:
     """What `diagnostics.diagnose` measures of a look: of the first critic, and of the step that
-    `update` would take with it. It is empty where a number of the look is not finite.
+    `update` would take with it. It is empty where a number of `look.step` is not finite.
     """
     step = look.step
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(step))):
@@ -211,7 +211,7 @@ def _too_far(means: dict[str, float], eta: float) -> str:
     return (
         f"the solve has an alignment of {reached:.3g}, but Q is too nonlinear for the shortest "
         "step tried: lower `critic_learning_rate`, raise `linesearch_max_steps`, or, where layers "
-        "of Q compute in less than float32, use `network_dtype=float32`"
+        "of Q compute in less than float32, let them compute in float32"
     )
 
 

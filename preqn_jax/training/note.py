@@ -70,7 +70,7 @@ def check(note: dict[str, Any], config: LoopConfig, fresh: list[Any]) -> None:
     if left or not 0 < step <= config.num_steps or note["counters"] != counters:
         raise ValueError(f"its counters {note['counters']} are not those of step {step}")
     filled, full = note["filled"], min(step, config.replay_capacity)
-    stood = len(frozen) == len(seeds) and 0 <= filled < full  # frozen members' replay gets no more
+    stood = len(frozen) == len(seeds) and 0 <= filled < full  # frozen members' buffers get no more
     if filled != full and not stood:
         raise ValueError(f"its replay of {filled} transitions is not that of step {step}")
     extra = note["extra"]

@@ -45,7 +45,7 @@ class Plan(NamedTuple):
     settings: Settings = {}  # noqa: RUF012 (`[M]` each, what an agent of `agents.swept` takes)
     places: tuple[Place, ...] | None = None  # where members are kept; in `run.logdir` if None
     resting: tuple[int, ...] = ()  # members that take no part, by index
-    ended: Callable[[Any], None] = lambda session: None  # called with the session that ended
+    ended: Callable[[Any], None] = lambda session: None  # called with a finished session
 
     def homes(self) -> tuple[Place, ...]:
         """The run directories of all members; none for a run that keeps nothing."""

@@ -68,7 +68,7 @@ def of_process() -> dict[str, Any]:
     """Command, versions, device and precision of this process."""
     device = jax.local_devices()[0]
     return {
-        "command": [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]],  # without the private path
+        "command": [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]],  # without Python's path
         "commit": commit(),
         "versions": {"python": sys.version.split()[0], **versions(*_PACKAGES)},
         "device": {

@@ -44,7 +44,7 @@ class Recorder:
 
         Raises Stopped where a file cannot be written.
         """
-        from preqn_jax.training.board import Boards  # with tensorboardX, not for readers
+        from preqn_jax.training.board import Boards  # imports tensorboardX: not for readers
 
         self._path, self.count = Path(logdir) / NAME, 0  # lines in the file
         with files.writing(str(self._path)):

@@ -193,7 +193,7 @@ class Rollout:
         for quantity, value in (
             ("the environment's observation", transitions.next_obs),
             ("the environment's reward", transitions.reward),
-            ("the environment's observation", transitions.obs),  # for that of a reset
+            ("the environment's observation", transitions.obs),  # also those of resets
         ):
             bad = ~np.isfinite(value).reshape(len(value), -1).all(axis=1)
             if bad.any():

@@ -101,7 +101,8 @@ def train(
       UserError: an option that makes no sense, an environment that cannot be made, a run directory
         that holds another run.
       Stopped: the run cannot go on; what it has saved so far is good.
-      envs.EnvError: likewise, as an environment raised, or returned what its spaces do not hold.
+      envs.EnvError: likewise, because an environment raised, or returned what does not fit its
+        spaces.
 
     Example:
       >>> import preqn_jax

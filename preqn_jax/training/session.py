@@ -294,8 +294,8 @@ class Session:
     def _evaluate(
         self, step: int, members: Sequence[int] | None = None
     ) -> list[Evaluation | None] | None:
-        """Evaluates the members, and records it for these `members`, or all if None; None where it
-        was given up.
+        """Evaluates all members that are not frozen, and records the evaluations of `members`, of
+        all if None. Returns None where it was given up.
         """
         acting, frozen = self._acting(self.learner.agent), self.counters.frozen
         try:

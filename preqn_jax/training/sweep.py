@@ -217,8 +217,8 @@ def open_(sweep: Sweep, write: bool = True) -> None:
     """Opens the folder of the sweep, where it may begin, go on, or get more members, and writes its
     file. Of several processes only one should `write`, before the others open it.
 
-    Raises UserError: an algorithm does not fit its environment's actions, or nothing reads an axis;
-    the folder holds another sweep, or other files; it cannot be written to.
+    Raises UserError: an algorithm does not fit its environment's actions, or no member reads an
+    axis; the folder holds another sweep, or other files; it cannot be written to.
     """
     for program in sweep.programs:
         agents.check_kind(program.agent.algorithm, envs.spec(program.run.source))
@@ -273,8 +273,8 @@ def check_begun(sweep: Sweep) -> None:
 def as_begun(
     logdir: Path, configs: Sequence[Any], axes: Axes, given: Collection[str]
 ) -> tuple[list[Any], Axes]:
-    """`configs` and `axes` as the sweep's file has them, except for the settings `given`
-    to this command and for its own axes if it gives any. Raises UserError if there is no such file.
+    """`configs` and `axes` as the sweep's file has them, except for the settings `given` to this
+    command, and for its axes if it gives any. Raises UserError if there is no such file.
     """
     there = read(logdir)
     kept = {**there["config"], "seeds": there["seeds"]}

@@ -3,7 +3,7 @@
     python tracker_process.py wandb RUN
 
 It reads metrics.jsonl until its standard input is closed, which the end of the run does, whatever
-ends it. Each seed is a run of its own in the tracker, and metrics have their names in
+ends it. Each seed is a run of its own in the tracker, and metrics are named as in
 metrics.jsonl. tracker.json keeps the ids of these runs and how far they have come, for when the run
 is resumed. An error ends this process only, and not the run; it imports nothing but the tracker.
 """

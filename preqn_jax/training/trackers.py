@@ -42,8 +42,8 @@ def check(track: str, logdir: str) -> None:
 
 
 class Tracker:
-    """The tracker's process, if there is one. A run can do without it: where it fails, that is
-    warned of once, and no more is sent.
+    """The tracker's process, if there is one. A run can do without it: where it fails, a
+    warning is logged once, and no more is sent.
     """
 
     def __init__(self, track: str, logdir: Path):

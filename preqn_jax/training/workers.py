@@ -190,7 +190,7 @@ def _end_hung(
     i: int,
     place: Sequence[int],
 ) -> None:
-    """Notes in `hung` where worker `i` hangs, and kills it, so that who waits for it goes on."""
+    """Notes in `hung` where worker `i` hangs, and kills it, so that no one waits for it longer."""
     worker, text = workers[i], b""
     error = EnvError(watch.hung(name, place, seconds))
     with contextlib.suppress(OSError):

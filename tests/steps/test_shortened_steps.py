@@ -9,7 +9,7 @@ from step_cases import jit
 TWO = (np.array([0, 1]),)
 
 
-def test_the_gain_of_a_shortened_step_is_over_what_its_own_length_foretold():
+def test_the_gain_of_a_shortened_step_is_over_what_its_own_length_predicted():
     """Q_1 = p_1 + p_0^2 / 10: a quarter of the step is aligned, and gains 0.67 of what its first
     order predicts. For the whole step that predicts a loss.
     """
