@@ -63,7 +63,7 @@ class NtkInitConfig:
         0, "the seed of the environments and the rails-random policy", at_least=0
     )
     out: str = option(
-        "runs/ntk_init", "the folder of data.json, whose missing numbers are computed, and figures"
+        "runs/ntk_init", "the folder of the figures and data.json; its missing numbers are computed"
     )
     json: str = option("", "also write the table of findings to this file")
 

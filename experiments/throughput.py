@@ -133,7 +133,7 @@ def _run(config: ThroughputConfig, fields: dict[str, Any], members: int) -> Call
     agent, recipe = make_agent(spec), collect.Recipe(make_agent, config.env, loop_config, 1)
     start = loop.init(agent, spec, loop_config)
     if config.on_device:
-        ends = math.gcd(config.update_after, config.segment)  # calls end at multiples of both
+        ends = math.gcd(config.update_after, config.segment)  # calls end at all multiples of either
         rounds = device.Resident(recipe, [ends]).rounds(*start)
     else:
         rounds = loop.rounds(agent, collect.Collector(recipe), loop_config, *start)

@@ -298,8 +298,8 @@ def score(runs: Sequence[Trial]) -> list[dict[str, Any]]:
 
 
 def crossings(runs: Sequence[Trial], held_out: bool) -> dict[str, dict[str, str]]:
-    """In how many diagnoses, of how many, each sign is beyond its line: among all diagnoses of
-    sound runs, and among those of diverged runs that have a finding.
+    """In how many diagnoses, of how many, each sign is beyond its threshold: among all diagnoses
+    of sound runs, and among those of diverged runs that have a finding.
     """
     mine = [run for run in runs if run.held_out == held_out]
     looks = {

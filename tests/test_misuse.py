@@ -5,6 +5,7 @@ number.
 import itertools
 import math
 import typing
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -139,9 +140,10 @@ def test_the_delay_of_a_policy_may_be_traced():
         agent = made("preqn", policy_delay=delay)
         return agent.update(state, Transition(*rows), jax.random.key(1), jnp.int32(0))[0].policy
 
-    both = jax.vmap(moved)(jnp.array([1, 2]))
+    both = jax.jit(jax.vmap(moved))(jnp.array([1, 2]))
     for i, delay in enumerate((1, 2)):
-        for one, leaf in zip(jax.tree.leaves(moved(delay)), jax.tree.leaves(both), strict=True):
+        alone = jax.jit(partial(moved, delay))()
+        for one, leaf in zip(jax.tree.leaves(alone), jax.tree.leaves(both), strict=True):
             np.testing.assert_allclose(leaf[i], one, rtol=1e-5, atol=1e-6)
 
 

@@ -277,9 +277,9 @@ def test_the_table_of_what_bootstraps_is_of_the_kept_records():
     folders = {
         "one critic": "scale/HalfCheetah-v5/preqn-sin",
         "mean of two": "pessimism_study/mean",
-        "least of two": "pessimism_study/least",
+        "minimum of two": "pessimism_study/least",
         "one critic, smoothed": "pessimism_study/smoothed",
-        "least of two, smoothed": "rivals/HalfCheetah-v5/preqn-twin",
+        "minimum of two, smoothed": "rivals/HalfCheetah-v5/preqn-twin",
         "between, measured, smoothed": "pessimism_study/measured",
         "TD3": "scale/HalfCheetah-v5/td3-relu",
     }

@@ -85,7 +85,9 @@ def panel(ax: Any, runs: Iterable[Curves], name: str, looks: Looks = PAPER) -> N
 
 
 def crosses(ax: Any, steps: np.ndarray, values: np.ndarray, color: str) -> None:
-    """Draws a cross where seeds diverged: at the last finite entry of each row `values [S, T]`."""
+    """Draws a cross at the last finite entry of each row of `values [S, T]`, the curves of those
+    seeds that diverged.
+    """
     for row in values:
         last = np.flatnonzero(np.isfinite(row))[-1:]
         ax.plot(steps[last], row[last], "x", color=color, ms=8, mew=2)

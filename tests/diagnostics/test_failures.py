@@ -109,7 +109,7 @@ def test_preqn_mends_what_it_can_and_is_not_flagged(mode):
     assert finding is None
 
 
-# Each number alone is beyond its line, while |Q| is 3 times what rewards can add up to.
+# Each number alone is beyond its threshold, while |Q| is 3 times what rewards can add up to.
 BEYOND = {"soft_divergence": 3.0, "q_largest": 30.0, "td_error": 2.0}
 CALM = {
     "linearization_error": 0.1,
