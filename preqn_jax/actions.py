@@ -37,7 +37,7 @@ def number(index: Any, count: int) -> Any:
     return (2 * _int32(index) + 1) / count - 1
 
 
-def own(spec: Spec, number: Any) -> Any:
+def to_environment(spec: Spec, number: Any) -> Any:
     """The environment's own actions for numbers `[..., act]` in [-1, 1]: float32, scaled to its
     bounds (the same numbers where these are [-1, 1]). Finitely many actions are int32 integers from
     `action_low` on.
@@ -48,9 +48,9 @@ def own(spec: Spec, number: Any) -> Any:
     return (centre + half * number.clip(-1, 1)).astype(np.float32).clip(*_float32_bounds(spec))
 
 
-def inside(spec: Spec, action: Any) -> Any:
-    """The inverse of `own`: numbers in [-1, 1] for the environment's own actions. For finitely many
-    actions it is the centre of each action's part.
+def from_environment(spec: Spec, action: Any) -> Any:
+    """The inverse of `to_environment`: numbers in [-1, 1] for the environment's own actions. For
+    finitely many actions it is the centre of each action's part.
     """
     if spec.num_actions is not None:
         return number(_int32(action) - _first(spec), spec.num_actions)

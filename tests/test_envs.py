@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from preqn_jax import envs
-from preqn_jax.actions import own
+from preqn_jax.actions import to_environment
 from preqn_jax.envs import codec, gym
 from preqn_jax.options import UserError
 from preqn_jax.types import Spec
@@ -101,7 +101,7 @@ def test_actions_are_scaled_to_the_bounds():
 
 def test_a_box_that_is_not_about_zero_is_scaled_to_its_own_ends():
     spec = Spec(1, 2, np.array([0.0, -1.0]), np.array([4.0, 3.0]))
-    got = own(spec, np.array([[-1.0, -1.0], [0.0, 0.5], [1.0, 2.0]]))
+    got = to_environment(spec, np.array([[-1.0, -1.0], [0.0, 0.5], [1.0, 2.0]]))
     np.testing.assert_allclose(got, [[0, -1], [2, 2], [4, 3]])
 
 
@@ -361,7 +361,7 @@ def test_actions_end_within_their_bounds_whatever_computes_them():
         low = rng.uniform(-3, 3, 200).astype(dtype)
         high = low + rng.uniform(0.1, 3, 200).astype(dtype)
         spec = Spec(1, 200, np.float64(low), np.float64(high))
-        ours = partial(own, spec)
+        ours = partial(to_environment, spec)
         for compute in (ours, jax.jit(ours)):
             for end, bound in ((-1.0, low), (1.0, high)):
                 found = np.asarray(compute(np.full(200, end, np.float32)))

@@ -197,7 +197,9 @@ def test_numbers_of_narrow_integers_do_not_wrap_around(kind):
     assert actions.index(actions.number(index, 100), 100).tolist() == index.tolist()
     spec = actions.spec(3, 100, first=-28)
     own = (index.astype(int) - 28).astype(np.int8)
-    assert actions.own(spec, actions.inside(spec, own)).tolist() == own.tolist()
+    assert (
+        actions.to_environment(spec, actions.from_environment(spec, own)).tolist() == own.tolist()
+    )
 
 
 def test_small_ones():

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from preqn_jax import actions
-from preqn_jax.actions import own
+from preqn_jax.actions import to_environment
 from preqn_jax.envs import codec, contract
 from preqn_jax.envs.base import EnvError, Step
 from preqn_jax.options import UserError
@@ -212,7 +212,7 @@ class FunctionalVector:
         return self._obs
 
     def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> Step:
-        actions = own(self.spec, actions)
+        actions = to_environment(self.spec, actions)
         state, outcome = contract.ask(
             self._name, "step", self._advance, self._state, actions, self._keys
         )

@@ -18,7 +18,7 @@ import mujoco
 import numpy as np
 
 from preqn_jax import actions
-from preqn_jax.actions import own
+from preqn_jax.actions import to_environment
 from preqn_jax.envs import codec, contract, gym_state
 from preqn_jax.envs.base import EnvError, Step, derive_seed
 from preqn_jax.envs.source import GymSource, Wrapper
@@ -99,7 +99,7 @@ class GymVector:
             np.zeros((2, n), bool),
             np.zeros_like(self._obs),
         )
-        actions = own(self.spec, actions)
+        actions = to_environment(self.spec, actions)
         for i, env in enumerate(self._envs):
             if active is not None and not active[i]:
                 continue

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from preqn_jax import replay as replays
-from preqn_jax.actions import own
+from preqn_jax.actions import to_environment
 from preqn_jax.agents import Agent
 from preqn_jax.envs.functional import Many
 from preqn_jax.training import loop
@@ -156,7 +156,7 @@ def _make_collect(agent: Agent, env: Many, spec: Spec, config: LoopConfig) -> Ca
     """
     acting, count = make_acting(agent, spec, config), config.num_envs
     explore, draw = jax.vmap(acting.explore), jax.vmap(acting.draw, in_axes=(0, None))
-    in_units = jax.vmap(jax.vmap(partial(own, spec)))
+    in_units = jax.vmap(jax.vmap(partial(to_environment, spec)))
 
     def collect(params: Params, world: World, streams: Streams, round_: Array):
         start = round_ * config.update_every
@@ -251,7 +251,7 @@ def _make_learn(agent: Agent, config: LoopConfig) -> Callable:
 def _make_evaluation(agent: Agent, env: Many, spec: Spec, steps: int) -> tuple[Callable, Callable]:
     """`begin` and `act` of a DeviceRounds."""
     act = jax.vmap(jax.vmap(agent.act, in_axes=(None, 0)))
-    in_units = jax.vmap(jax.vmap(partial(own, spec)))
+    in_units = jax.vmap(jax.vmap(partial(to_environment, spec)))
 
     def begin(keys: Key) -> Episodes:
         state, none = env.start(keys), jnp.zeros(keys.shape, bool)

@@ -89,7 +89,9 @@ class Trained(NamedTuple):
           True
         """
         params, act, spec = self.agent.policy(self.state(seed)), self.agent.act, self.spec
-        own = _compiled(lambda obs: actions.own(spec, act(params, obs)), obs=spec.obs_size)
+        own = _compiled(
+            lambda obs: actions.to_environment(spec, act(params, obs)), obs=spec.obs_size
+        )
         return own if spec.num_actions is None else lambda obs: _plain(own(obs)[..., 0])
 
     def q(self, seed: int | None = None) -> Callable[[Any, Any], Array]:
@@ -107,7 +109,9 @@ class Trained(NamedTuple):
         """
         params, q, spec = self.agent.critic(self.state(seed)), precise(self.agent.q), self.spec
         sizes = {"obs": spec.obs_size, "action": spec.action_size}
-        ask = _compiled(lambda obs, action: q(params, obs, actions.inside(spec, action)), **sizes)
+        ask = _compiled(
+            lambda obs, action: q(params, obs, actions.from_environment(spec, action)), **sizes
+        )
         if spec.num_actions is None:
             return ask
         return lambda obs, action: ask(obs, jnp.asarray(action)[..., None])

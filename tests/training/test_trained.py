@@ -203,6 +203,6 @@ def test_bounds_of_actions_may_be_lists_or_jaxs(kind):
     spec = SPEC._replace(action_low=kind([0.0, -3.0]), action_high=kind([4.0, -1.0]))
     action = np.asarray([0.5, -1.0], np.float32)
     assert hash(spec) == hash(SPEC) and spec == SPEC
-    there = jax.jit(lambda action: actions.own(spec, action))(action)
-    np.testing.assert_array_equal(there, actions.own(SPEC, action))
-    np.testing.assert_allclose(actions.inside(spec, there), action)
+    there = jax.jit(lambda action: actions.to_environment(spec, action))(action)
+    np.testing.assert_array_equal(there, actions.to_environment(SPEC, action))
+    np.testing.assert_allclose(actions.from_environment(spec, there), action)
