@@ -223,7 +223,7 @@ def test_a_run_in_which_nothing_moves_q_says_so_once_with_the_cause(agent, caplo
         pass
     (said,) = [record.message for record in caplog.records if "moved Q" in record.message]
     assert said.startswith("no update of seed 0 moved Q from step 0 to 100: TD errors are of the")
-    assert said.endswith("scale the environment's rewards")
+    assert said.endswith("scale the rewards down")
 
 
 @pytest.mark.parametrize(
