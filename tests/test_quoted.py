@@ -134,6 +134,17 @@ def test_the_table_of_longer_runs_is_of_the_kept_records():
         assert tuple(numbers(told)) in quoted
 
 
+def test_what_is_on_its_way_to_a_million_is_told_by_its_records():
+    of = kept("scale_1m/Ant-v5/preqn-sin", 500_000)
+    q, attained = of("critic/q_mean")[:, -1].mean(), of("eval/discounted_max").max(axis=1).mean()
+    told = estimated("scale_1m/Ant-v5/preqn-sin", 500_000)
+    text = flat("benchmark.md")
+    assert f"have {told} at 500,000, where mean Q is {q:.0f} and {attained:.0f} is attained" in text
+    at = [one for one in published.of("Ant-v5", 1_000_000) if one.source == "Spinning Up"]
+    means = {one.algorithm: f"{one.mean:,.0f}" for one in at}
+    assert f"Published at a million are {means['td3']} of TD3 and {means['sac']} of SAC" in text
+
+
 def estimated(folder, step):
     """The mean of the last ten evaluations up to a step, with its interval, in the format of the
     pages.
