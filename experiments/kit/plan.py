@@ -209,9 +209,9 @@ def _run(
         )
     alone = flags.read((f"--num_steps={num_steps}", *own), *training.CONFIGS)
     fixed = directory.describe(*alone)
-    fixed = {option: fixed[option] for option in flags.given(own, *training.CONFIGS)}
+    fixed = {setting: fixed[setting] for setting in flags.given(own, *training.CONFIGS)}
     fixed |= {"env": env, "seeds": seeds, "num_steps": num_steps}
-    changed = [option for option, value in fixed.items() if described[option] != value]
+    changed = [setting for setting, value in fixed.items() if described[setting] != value]
     if changed or (run.logdir, run.workers) != (RunConfig.logdir, RunConfig.workers):
         names = ", ".join(changed) or "logdir or workers"
         raise UserError(
