@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import io
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from fabricated import text
 
 import preqn_jax
 from experiments import diagnose
-from experiments.kit import curves, streams
+from experiments.kit import curves
 from preqn_jax.options import UserError
 from preqn_jax.training import directory, files, lock, provenance, record
 from preqn_jax.training import run as training
@@ -372,41 +371,6 @@ def test_a_module_that_only_a_run_names_is_not_imported(tmp_path, capsys, monkey
     assert json.loads((folder / "diagnosis.json").read_text())["attribution"] == []
     assert report("x", "--trust") == 0  # it holds no such environment
     assert "cannot make environment" in capsys.readouterr().out and Path("executed").exists()
-
-
-# --- streams --------------------------------------------------------------------------------------
-
-TALK = """
-import os, sys
-from experiments.kit import streams
-streams.forgive()
-for _ in range(3000):
-    print("words" * 10)
-    print("words" * 10, file=sys.stderr, flush=True)
-with open("made", "w") as file:
-    file.write(str(file.fileno() > 2))
-"""
-
-
-@pytest.mark.parametrize(
-    "how", ["<&- >&- 2>&-", pytest.param("2>&1 | head -1", marks=pytest.mark.slow)]
-)
-def test_a_command_does_not_depend_on_a_reader(how, tmp_path):
-    script = f"set -o pipefail; '{sys.executable}' -c '{TALK}' {how}"
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True)
-    assert (ended.returncode, Path("made").read_text()) == (0, "True"), ended.stderr
-    assert "Error" not in ended.stdout + ended.stderr
-
-
-def test_a_stream_on_a_full_disk_drops_what_it_cannot_hold():
-    class Full(io.StringIO):
-        def write(self, text):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    stream = streams.Forgiving(Full())
-    print("words", file=stream, flush=True)
-    assert stream.isatty() is False
 
 
 def test_a_run_says_which_command_and_commit_made_it(monkeypatch, tmp_path):

@@ -3,13 +3,11 @@
 import contextlib
 import io
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from commands import CHEAP, ROOT, SMALL, call, defined, finished, records, start
+from commands import CHEAP, SMALL, call, defined, finished, records, start
 
 from experiments import train
 from experiments.kit import flags, running
@@ -90,18 +88,6 @@ def test_the_same_command_gives_the_same_numbers():
     for logdir in ("a", "b"):
         assert call("--env=Pendulum-v1", f"--logdir={logdir}", *SMALL) == 0
     assert records("a") == records("b")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["<&- >&- 2>&-", "2>&1 | head -1", ">/dev/full 2>&1"])
-def test_training_does_not_depend_on_a_reader(tmp_path, how):
-    args = ["--env=probe/delay", f"--logdir={tmp_path / 'run'}", *SMALL]
-    words = " ".join([sys.executable, "-m", "experiments.train", *args, how])
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(["bash", "-c", f"set -o pipefail; {words}"], env=env, cwd=tmp_path)
-    assert ended.returncode == 0
-    assert (tmp_path / "run/DONE").exists() and (tmp_path / "run/curve.png").exists()
-    assert len(read(tmp_path / "run/metrics.jsonl")) == len(records(tmp_path / "run")) == 8
 
 
 @pytest.mark.parametrize(
@@ -206,18 +192,6 @@ def test_help_names_the_flags_that_matter(capsys, monkeypatch):
     assert "--update_every" not in out and "--helpfull shows all" in out
     places = [out.index(f"\n  --{name}") for name in ("algorithm", "env", "seeds", "num_steps")]
     assert places == sorted(places)
-
-
-def test_help_that_nobody_reads_to_its_end_is_no_fault(monkeypatch):
-    """As in `--help | head -1`."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    with monkeypatch.context() as patch, open(writer, "w", buffering=1) as nobody:
-        patch.setattr(sys, "argv", ["train", "--help"])
-        patch.setattr(sys, "stdout", nobody)
-        patch.setattr(sys, "stderr", sys.stderr)  # which a command replaces
-        defined()
-        flags.run(train.main)
 
 
 @pytest.mark.slow
