@@ -131,7 +131,7 @@ def test_the_lock_is_the_runs_own_and_ends_with_it_even_if_we_are_killed(child):
 from pathlib import Path
 from experiments.kit import launch
 log, folder = Path({str(job.log)!r}), Path({str(job.folder)!r})
-job = launch.Job("x", {job.command!r}, {{}}, log, folder, lambda: True)
+job = launch.Job("x", {job.command!r}, {{}}, log, folder, lambda: True, lambda: 0)
 launch.run(launch.Local(), [job], 1, print)
 """
     env = {**os.environ, "PYTHONPATH": str(Path(experiments.__file__).parent.parent)}
@@ -252,7 +252,9 @@ def test_what_asks_us_to_end_is_passed_on_at_once_and_a_terminal_reaches_us_alon
     monkeypatch.setattr(launch.signals, "ECHO", -1.0)
     Path("a").mkdir()
     command, ends = [sys.executable, "-I", "-S", "-c", HEARS], []
-    job = launch.Job("a", command, dict(os.environ), Path("a.log"), Path("a"), lambda: True)
+    job = launch.Job(
+        "a", command, dict(os.environ), Path("a.log"), Path("a"), lambda: True, lambda: 0
+    )
 
     def look(running, ended):
         ends.extend(ended)
@@ -289,7 +291,7 @@ for number in (signal.SIGTSTP, signal.SIGQUIT):  # which a shell in the backgrou
     signal.signal(number, signal.SIG_DFL)
 command = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(120)"]
 here = pathlib.Path
-job = launch.Job("a", command, dict(os.environ), here("a.log"), here("a"), lambda: True)
+job = launch.Job("a", command, dict(os.environ), here("a.log"), here("a"), lambda: True, lambda: 0)
 launch.run(launch.Local(), [job], 1, lambda running, ended: here("on").touch())
 """
 

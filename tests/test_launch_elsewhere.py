@@ -157,7 +157,9 @@ class Fake:
 
 
 def jobs(*names):
-    return [launch.Job(n, [], {}, Path(f"{n}.log"), Path(n), lambda: True) for n in names]
+    return [
+        launch.Job(n, [], {}, Path(f"{n}.log"), Path(n), lambda: True, lambda: 0) for n in names
+    ]
 
 
 def ends(fake, *names, processes=2, look=lambda running: None):
@@ -264,6 +266,22 @@ def test_a_job_that_is_lost_again_and_again_has_failed():
     assert ends(fake, "a") == {"a": "failed"} and len(fake.starts) == 1 + launch.TRIES
 
 
+def test_a_job_may_be_lost_any_number_of_times_as_long_as_it_writes_checkpoints():
+    run = kit.Run("e/v", Path("v"), (), (0,), 10**6)
+    fake = Fake(v=["stopped"] * 99)
+    (job,) = [one._replace(reached=kit.job(run, 1).reached) for one in jobs("v")]
+
+    def start(job):
+        if len(fake.starts) % 8 == 7 and len(fake.starts) < 50:
+            Path("v", "checkpoints", str(len(fake.starts))).mkdir(parents=True)
+        return Fake.start(fake, job)
+
+    fake.start = start
+    seen = []
+    launch.run(fake, [job], 1, lambda _, ended: seen.extend(ended))
+    assert seen == [("v", "failed")] and len(fake.starts) == 48 + launch.TRIES
+
+
 def test_a_signal_asks_what_runs_to_end_and_starts_nothing_more():
     fake = Fake(a=[None] * 10**6, b=[None] * 10**6, c=["ended"])
     looks = []
@@ -333,7 +351,7 @@ import sys
 from pathlib import Path
 from experiments.kit import launch, launchers
 sleep = [sys.executable, "-S", "-c", "import time; print(1, flush=True); time.sleep(60)"]
-job = launch.Job("a", sleep, {}, Path("a.log"), Path("a"), lambda: True)
+job = launch.Job("a", sleep, {}, Path("a.log"), Path("a"), lambda: True, lambda: 0)
 launch.attend(job, ".")
 """
     env = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -70,7 +70,7 @@ def test_specs_that_are_equal_do_not_differ():
 
 
 @pytest.mark.parametrize("target", [True, 1.0, 1.5, -0.1])
-def test_a_slow_copy_that_would_never_move_is_refused(target):
+def test_a_target_network_that_would_never_move_is_refused(target):
     step = steps.preconditioned(NET.apply, 0.1)
     with pytest.raises(ValueError, match="target, the share of a target network that is kept"):
         agents.critic(NET, step, target=target)

@@ -29,7 +29,7 @@ from preqn_jax.training.lock import INHERITED, Busy, Lock
 PAUSE = 30.0  # seconds before a refused job is tried again
 LOOK = 2.0  # seconds between looks at how far commands are, and between requests to end
 LEASE = 180.0  # seconds that a network's file system may keep the lock of a host that is gone
-TRIES = 10  # restarts of a job that was lost, as on a node that went down
+TRIES = 10  # restarts in a row of a job that was lost, without a new checkpoint between them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +78,7 @@ class Job(NamedTuple):
     log: Path  # its output is appended there
     folder: Path  # whose lock it takes
     wanted: Callable[[], bool]  # asked once the lock is held: another may have run it by then
+    reached: Callable[[], int]  # environment steps of its checkpoints, which a restart goes on from
 
 
 # "ended": nothing is left to do, as seen where it ran; "failed": it ended otherwise; "stopped": it
@@ -95,7 +96,9 @@ class Launcher(Protocol):
     """The interface of a launcher, which starts jobs."""
 
     every: float  # seconds between looks whether jobs have ended
-    tries: int  # restarts of a job that was stopped or lost, and not by us
+    # restarts, without a new checkpoint between them, of a job that was stopped or lost, and not
+    # by us
+    tries: int
 
     def start(self, job: Job) -> Any:
         """Starts a job. Returns a handle, which is no string, or, if it ended at once, how. Raises
@@ -151,7 +154,8 @@ class _Pool:
         self._launcher, self._processes, self._look = launcher, processes, look
         self._waiting = collections.deque(jobs)
         self._running: dict[str, tuple[Job, Any]] = {}
-        self._lost = collections.Counter[str]()
+        self._lost = collections.Counter[str]()  # restarts of a job since its newest checkpoint
+        self._reached = {job.name: job.reached() for job in jobs}
         self._refused, self._taken = -math.inf, False  # when one was last; if one was ever taken
         self._refusals = 0  # in a row, while nothing runs
         self._asked: float | None = None  # when we were asked to end
@@ -238,8 +242,11 @@ class _Pool:
 
     def _again(self, job: Job) -> list[tuple[str, End]]:
         """Starts a job again that was stopped, and not by us, as on a node that is taken away.
-        Returns its end if it may not be started again.
+        Returns its end if it may not be started again. A run of days may lose any number of nodes,
+        as long as it gets further on each.
         """
+        if (reached := job.reached()) != self._reached[job.name]:
+            self._reached[job.name], self._lost[job.name] = reached, 0
         self._lost[job.name] += 1
         tries, asked = self._launcher.tries, self._asked is not None
         if asked or self._lost[job.name] > tries:

@@ -7,7 +7,10 @@ import sys
 from collections.abc import Sequence
 
 import ray  # pyright: ignore[reportMissingImports]
-from ray.exceptions import TaskCancelledError  # pyright: ignore[reportMissingImports]
+from ray.exceptions import (  # pyright: ignore[reportMissingImports]
+    RayTaskError,
+    TaskCancelledError,
+)
 
 from experiments.kit.launch import TRIES, End, Job, LaunchConfig, attend, note
 from preqn_jax.options import UserError
@@ -16,8 +19,8 @@ _PROBE = "import sys, ray; ray.init(sys.argv[1], logging_level='CRITICAL', log_t
 
 
 class Ray:
-    """A launcher with a Ray task for each job. If a task's worker dies, Ray starts it again with
-    the same command, which goes on from the run's checkpoint.
+    """A launcher with a Ray task for each job. Where a task's worker or node is lost, another task
+    goes on from the run's checkpoint.
     """
 
     every = 0.5
@@ -49,7 +52,7 @@ class Ray:
             num_cpus=cpus,
             num_gpus=config.gpus_per_run,
             resources={"TPU": config.tpus_per_run} if config.tpus_per_run else None,
-            max_retries=TRIES,
+            max_retries=0,  # lost jobs are restarted here, where it is seen how far they came
         )
 
     def start(self, job: Job) -> ray.ObjectRef:
@@ -62,9 +65,10 @@ class Ray:
             return ray.get(handle)
         except TaskCancelledError:  # before it began
             return "stopped"
-        except Exception as error:  # those of the task are of its own kinds
+        except Exception as error:
             note(job, error)
-            return "failed"
+            # What the task raised would be raised again; any other error is of its worker or node.
+            return "failed" if isinstance(error, RayTaskError) else "stopped"
 
     def stop(self, handle: ray.ObjectRef) -> None:
         """Ray interrupts the task as Ctrl-C would, and `attend` passes that on."""

@@ -82,4 +82,9 @@ def _job(sweep: Sweep, index: int, config: launch.LaunchConfig) -> launch.Job:
         cores = config.cpus or runs.cores(config.processes)
         members = len(sweep.programs[index].members)
         command.append(f"--workers={collect.default_workers(members, cores)}")
-    return job._replace(command=command, wanted=functools.partial(_left, sweep, index))
+    members = [sweep.logdir / member.name for member in sweep.programs[index].members]
+    return job._replace(
+        command=command,
+        wanted=functools.partial(_left, sweep, index),
+        reached=functools.partial(runs.reached, members),
+    )

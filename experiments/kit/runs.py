@@ -8,7 +8,7 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,11 +116,21 @@ def job(run: Run, processes: int, cpus: int | None = None) -> launch.Job:
         run.log,
         run.folder,
         functools.partial(_wanted, run),
+        functools.partial(reached, [run.folder, run.folder / added.NAME]),
     )
 
 
 def _wanted(run: Run) -> bool:
     return not is_over(run)
+
+
+def reached(folders: Iterable[Path]) -> int:
+    """The environment steps of the newest checkpoint in each of these run directories, in sum."""
+    found = 0
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            found += max(directory.steps(folder / directory.CHECKPOINTS), default=0)
+    return found
 
 
 def command(run: Run, cores: int) -> list[str]:

@@ -36,7 +36,7 @@ class Values(NamedTuple):
     """The values that a policy may maximize, each `(obs [B, obs], action [B, act]) -> [B]`."""
 
     first: Callable[[Array, Array], Array]  # of the first critic
-    least: Callable[[Array, Array], Array]  # the minimum over all critics
+    minimum: Callable[[Array, Array], Array]  # the minimum over all critics
 
 
 class Update(NamedTuple):
@@ -58,7 +58,8 @@ class Critic(NamedTuple):
       then steps towards them; with batch normalization both may come from one forward pass.
     follow: `state -> state`, one update of the target network.
     params: `state -> parameters` of all members, to log their norm.
-    slow: `state -> Values` of the networks used in targets; None if those are the online ones.
+    target_values: `state -> Values` of the networks used in targets; None where those are the
+      online ones.
     """
 
     q: QFunction
@@ -68,7 +69,7 @@ class Critic(NamedTuple):
     update: Callable[[Any, Transition, Upcoming, Any], tuple[Any, Update]]
     follow: Callable[[Any], Any]
     params: Callable[[Any], Params]
-    slow: Callable[[Any], Values] | None = None
+    target_values: Callable[[Any], Values] | None = None
 
 
 def critic(
@@ -123,18 +124,18 @@ def critic(
         first, everyone = _first(state), state.params
         return Values(
             first=lambda obs, action: batched(q)(first, (obs, action)),
-            least=lambda obs, action: jnp.min(each(everyone, (obs, action)), axis=0),
+            minimum=lambda obs, action: jnp.min(each(everyone, (obs, action)), axis=0),
         )
 
     def update(
         state: CriticState, batch: Transition, upcoming: Upcoming, discount: Any
     ) -> tuple[CriticState, Update]:
-        slow = targets.bootstrap(state.target, state.params)
+        target_params = targets.bootstrap(state.target, state.params)
         inputs, extra = (batch.obs, batch.action), {}
-        ahead = each(slow, (batch.next_obs, upcoming.action))
+        ahead = each(target_params, (batch.next_obs, upcoming.action))
         beta = pessimism
         if beta is None:
-            beta = exploitation(ahead, each(slow, inputs))
+            beta = exploitation(ahead, each(target_params, inputs))
             extra = {"critic/pessimism": beta}
         y = bootstrapped(batch, upcoming, _between(ahead, beta), discount)
         params, memory, info = together.update(state.params, state.step, inputs, y)
@@ -144,10 +145,10 @@ def critic(
     def follow(state: CriticState) -> CriticState:
         return replace(state, target=targets.follow(state.target, state.params, target))
 
-    def slow(state: CriticState) -> Values:
+    def target_values(state: CriticState) -> Values:
         return values(replace(state, params=targets.bootstrap(state.target, state.params)))
 
-    return Critic(q, init, _first, values, update, follow, lambda state: state.params, slow)
+    return Critic(q, init, _first, values, update, follow, _learned, target_values)
 
 
 def bootstrapped(batch: Transition, upcoming: Upcoming, value: Array, discount: Any) -> Array:
@@ -197,6 +198,10 @@ def exploitation(ahead: Array, here: Array) -> Array:
 def _between(values: Array, beta: Number) -> Array:
     """`[M, B] -> [B]`: the minimum over members for beta = 1, their mean for beta = 0."""
     return beta * jnp.min(values, axis=0) + (1 - beta) * jnp.mean(values, axis=0)
+
+
+def _learned(state: CriticState) -> Params:
+    return state.params
 
 
 def _first(state: CriticState) -> Params:

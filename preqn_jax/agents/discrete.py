@@ -108,7 +108,7 @@ def discrete(
     require(delay, lambda x: x >= 1, "delay must be at least 1")
     require(discount, lambda x: 0 <= x < 1, "discount must lie in [0, 1)")
     choices = _numbers(spec.num_actions)
-    slow = critic.values if critic.slow is None else critic.slow
+    chosen_by = critic.values if double else critic.target_values or critic.values
     act, explore = _acts(critic.q, choices)
 
     def init(key: Key) -> DiscreteState:
@@ -123,7 +123,7 @@ def discrete(
 
     def learn(state: DiscreteState, batch: Transition) -> tuple[Any, Update]:
         check_batch(batch, spec)
-        best = _best((critic.values if double else slow)(state.critic), choices, batch.next_obs)
+        best = _best(chosen_by(state.critic), choices, batch.next_obs)
         return critic.update(state.critic, batch, Upcoming(best, None, {}), discount)
 
     def update(
@@ -174,6 +174,6 @@ def _best(values: Values, choices: Any, obs: Array) -> Array:
     """The actions `[B, 1]` that maximize the minimum over critics at obs `[B, obs]`."""
 
     def of(choice: Array) -> Array:
-        return values.least(obs, jnp.broadcast_to(choice, (len(obs), 1)))
+        return values.minimum(obs, jnp.broadcast_to(choice, (len(obs), 1)))
 
     return jnp.asarray(choices)[jnp.argmax(jax.vmap(of)(choices), axis=0)][:, None]

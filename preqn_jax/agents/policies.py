@@ -211,7 +211,7 @@ def gaussian(
 
         def loss(params: Params) -> tuple[Array, tuple[Array, Params]]:
             action, log_prob, moved = _samples(training or plain, params, batch.obs, key)
-            value = values.least(batch.obs, action)
+            value = values.minimum(batch.obs, action)
             return jnp.mean(alpha(state) * log_prob - value), (jnp.mean(log_prob), moved)
 
         grads, (log_prob, moved) = jax.grad(loss, has_aux=True)(state.params)

@@ -164,10 +164,10 @@ def _check_variants(config: AgentConfig, step: str) -> None:
         )
     damping, limits = config.damping, steps.Adaptive()
     known = config.adaptive_damping and isinstance(damping, numbers.Real)
-    if known and not limits.least <= damping <= limits.most:  # pyright: ignore[reportOperatorIssue]
+    if known and not limits.minimum <= damping <= limits.maximum:  # pyright: ignore[reportOperatorIssue]
         raise UserError(
-            f"damping is {damping}, but adaptive_damping keeps it between {limits.least} and "
-            f"{limits.most}: give a value in between"
+            f"damping is {damping}, but adaptive_damping keeps it between {limits.minimum} and "
+            f"{limits.maximum}: give a value in between"
         )
     if not config.measured_pessimism:
         return

@@ -9,13 +9,13 @@ step and applies it is a sweep. Only numbers of Python and NumPy are checked to 
 
 from preqn_jax.steps.base import LearningRate, Memory, StepInfo, ValueStep, ensemble, gradient
 from preqn_jax.steps.ngql import natural_gradient
-from preqn_jax.steps.preqn import Adaptive, Kept, preconditioned
+from preqn_jax.steps.preqn import Adaptive, PreconditionedMemory, preconditioned
 
 __all__ = [
     "Adaptive",
-    "Kept",
     "LearningRate",
     "Memory",
+    "PreconditionedMemory",
     "StepInfo",
     "ValueStep",
     "ensemble",

@@ -35,18 +35,18 @@ class Adaptive(NamedTuple):
 
     solve: Callable[[Number], solvers.Solve] = solvers.cholesky  # makes it from a damping
     start: Number = 1e-3
-    least: Number = 1e-4  # at a hundredth of it, the Cholesky of a singular K is NaN in float32
-    most: Number = 1.0
+    minimum: Number = 1e-4  # at a hundredth of it, the Cholesky of a singular K is NaN in float32
+    maximum: Number = 1.0
     factor: Number = 1.5
 
     def check(self) -> "Adaptive":
         """Raises ValueError for numbers out of range."""
-        require(self.least, lambda x: x >= 0, "least must not be negative")
-        require(self.most, lambda x: not x < self.least, "most must not be below least")
+        require(self.minimum, lambda x: x >= 0, "minimum must not be negative")
+        require(self.maximum, lambda x: not x < self.minimum, "maximum must not be below minimum")
         require(
             self.start,
-            lambda x: self.least <= x <= self.most,
-            f"start of an adaptive damping must lie in [{self.least}, {self.most}]",
+            lambda x: self.minimum <= x <= self.maximum,
+            f"start of an adaptive damping must lie in [{self.minimum}, {self.maximum}]",
         )
         require(self.factor, lambda x: x > 1, "factor must be above 1")
         return self
@@ -55,10 +55,10 @@ class Adaptive(NamedTuple):
         """The next damping; `ratio` is actual over predicted decrease, and NaN counts as low."""
         good, bad = accepted & (ratio > 0.75), ~accepted | ~(ratio >= 0.25)
         factor = jnp.where(bad, self.factor, jnp.where(good, 1 / self.factor, 1.0))
-        return jnp.clip(damping * factor, self.least, self.most).astype(damping.dtype)
+        return jnp.clip(damping * factor, self.minimum, self.maximum).astype(damping.dtype)
 
 
-class Kept(NamedTuple):
+class PreconditionedMemory(NamedTuple):
     """The memory of a preconditioned step with momentum or an adaptive damping."""
 
     rate: Memory  # of the learning rate
@@ -126,21 +126,21 @@ def preconditioned(
         params: Params, memory: Memory, inputs: Inputs, targets: Array
     ) -> tuple[Params, Memory, StepInfo]:
         params = checked(params, inputs, targets)
-        kept = _kept(memory) if keeps else Kept(memory, (), ())
+        kept = _checked_memory(memory) if keeps else PreconditionedMemory(memory, (), ())
         alpha, rate_memory = rate(kept.rate)
         lin = ntk.linearize(q, params, inputs, method=method)
         delta = delta_of(targets, lin.values)
         solved = adaptive.solve(kept.damping) if adaptive else fixed
         move, image, fit = _direction(lin, delta, solved, momentum, kept.move)
         reach = measures.alignment(image, delta)
-        least = eta * jnp.maximum(reach, 0) if relative else eta
+        threshold = eta * jnp.maximum(reach, 0) if relative else eta
 
         def accept(scale: Array) -> tuple[Array, tuple[Array, Any]]:
             change = batch(theta := _along(params, move, alpha, scale), inputs) - lin.values
             cos = measures.alignment(change, delta)
             nothing_to_do = jnp.all(delta == 0) & jnp.all(change == 0)
             gain = _gain(delta, change, alpha * scale * image) if adaptive else ()
-            return ((cos >= least) | nothing_to_do) & within_range(theta), (cos, gain)  # Eq. 24
+            return ((cos >= threshold) | nothing_to_do) & within_range(theta), (cos, gain)  # Eq. 24
 
         search = linesearch.backtrack(accept, decay=decay, max_steps=max_steps)
         ok, (cos, gain) = search.accepted, search.aux
@@ -158,13 +158,14 @@ def preconditioned(
             return params, rate_memory, StepInfo(lin.values, delta, metrics)
         carry = jax.tree.map(lambda m: jnp.where(ok, m, 0), () if momentum is None else move)
         damping = adaptive.after(kept.damping, gain, ok) if adaptive else ()
-        return params, Kept(rate_memory, carry, damping), StepInfo(lin.values, delta, metrics)
+        memory = PreconditionedMemory(rate_memory, carry, damping)
+        return params, memory, StepInfo(lin.values, delta, metrics)
 
     return ValueStep(_starting(start, momentum, adaptive) if keeps else start, update)
 
 
-def _kept(memory: Memory) -> Kept:
-    if isinstance(memory, Kept):
+def _checked_memory(memory: Memory) -> PreconditionedMemory:
+    if isinstance(memory, PreconditionedMemory):
         return memory
     raise ValueError(
         f"memory is {memory!r}, expected what step.init(params) returns: it holds the last move "
@@ -205,13 +206,13 @@ def _direction(
 
 def _starting(
     start: Callable[[Params], Memory], momentum: Number | None, adaptive: Adaptive | None
-) -> Callable[[Params], Kept]:
+) -> Callable[[Params], PreconditionedMemory]:
     """The `init` of a step with momentum or an adaptive damping."""
 
-    def init(params: Params) -> Kept:
+    def init(params: Params) -> PreconditionedMemory:
         move = () if momentum is None else jax.tree.map(jnp.zeros_like, params)
         damping = jnp.asarray(adaptive.start, jnp.float32) if adaptive else ()
-        return Kept(start(params), move, damping)
+        return PreconditionedMemory(start(params), move, damping)
 
     return init
 

@@ -103,10 +103,10 @@ def recording(seen):
     return steps.ValueStep(lambda params: (), update)
 
 
-def hand_agent(seen, actor=None, slow=None, members=1, **policy):
-    """An agent of hand-made networks; `slow` sets the weights of the critics' target networks."""
+def hand_agent(seen, actor=None, target_weights=None, members=1, **policy):
+    """An agent of hand-made networks; `target_weights` are those of the target critics."""
     kind = agents.gaussian if isinstance(actor, HandGaussian) else agents.deterministic
-    target = None if slow is None else 0.995
+    target = None if target_weights is None else 0.995
     if kind is agents.deterministic:
         policy["target"] = target
     agent = agents.actor_critic(
@@ -116,8 +116,8 @@ def hand_agent(seen, actor=None, slow=None, members=1, **policy):
         discount=0.5,
     )
     state = jax.jit(agent.init)(jax.random.key(0))
-    if slow is not None:
-        weights = {"w": jnp.asarray(slow, jnp.float32)}
+    if target_weights is not None:
+        weights = {"w": jnp.asarray(target_weights, jnp.float32)}
         state = state.replace(critic=state.critic.replace(target=weights))
     return agent, state
 

@@ -199,8 +199,8 @@ def test_target_networks_move_by_polyak_averaging(algorithm):
     agent = compiled({"algorithm": algorithm})
     start = agent.init(jax.random.key(0))
     end, _ = agent.update(start, transitions(), jax.random.key(1), jnp.int32(0))
-    for slow, old, new in zip(
+    for target, old, new in zip(
         *map(leaves, (end.critic.target, start.critic.target, end.critic.params)), strict=True
     ):
         assert np.abs(new - old).max() > 5e-4
-        np.testing.assert_allclose(slow, 0.995 * old + 0.005 * new, rtol=3e-7, atol=1e-8)
+        np.testing.assert_allclose(target, 0.995 * old + 0.005 * new, rtol=3e-7, atol=1e-8)

@@ -43,8 +43,8 @@ def linear(members=1, target=None, step=None, **options):
     agent = jitted(agents.discrete(SPEC, critic, discount=GAMMA, **options))
     state = agent.init(jax.random.key(0))
     if target is not None:
-        slow = jax.random.normal(jax.random.key(9), (members, A, OBS))
-        state = state.replace(critic=state.critic.replace(target=slow))
+        weights = jax.random.normal(jax.random.key(9), (members, A, OBS))
+        state = state.replace(critic=state.critic.replace(target=weights))
     return agent, state
 
 
@@ -76,9 +76,9 @@ def test_targets_take_the_largest_value_at_the_successor(members):
 def test_double_q_learning_chooses_by_the_critic_and_values_by_its_copy():
     batch, (agent, state) = transitions(), linear(1, 0.5, double=True)
     chosen = values(state.critic.params, batch.next_obs).argmax(axis=1)
-    slow = values(state.critic.target, batch.next_obs)
-    value = slow[np.arange(len(chosen)), chosen]
-    assert (slow.argmax(axis=1) != chosen).any()
+    copy = values(state.critic.target, batch.next_obs)
+    value = copy[np.arange(len(chosen)), chosen]
+    assert (copy.argmax(axis=1) != chosen).any()
     y = np.float64(batch.reward) + GAMMA * np.float64(batch.discount) * value
     np.testing.assert_allclose(targets(agent, state, batch), y, rtol=1e-5, atol=1e-5)
 
@@ -93,8 +93,8 @@ def test_an_update_is_a_step_towards_the_targets_and_its_copy_follows():
     (moved,) = np.array(weights)  # one member's
     np.add.at(moved, index, 0.1 * delta[:, None] * obs / len(obs))  # Eq. 5
     np.testing.assert_allclose(after.critic.params[0], moved, rtol=1e-5, atol=1e-5)
-    slow = 0.75 * np.float64(state.critic.target[0]) + 0.25 * moved
-    np.testing.assert_allclose(after.critic.target[0], slow, rtol=1e-5, atol=1e-5)
+    target = 0.75 * np.float64(state.critic.target[0]) + 0.25 * moved
+    np.testing.assert_allclose(after.critic.target[0], target, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(metrics["critic/td_abs"], np.abs(delta).mean(), rtol=1e-5)
     assert int(after.updates) == 1
 

@@ -27,7 +27,7 @@ def test_members_start_apart(three):
             assert not np.allclose(leaf[i], leaf[j])
 
 
-def test_the_first_member_is_the_one_that_the_policy_climbs_and_the_least_is_over_all(three):
+def test_the_first_member_is_the_one_that_the_policy_climbs_and_the_minimum_is_over_all(three):
     network, critic, state = three
     rng = np.random.default_rng(0)
     obs = rng.normal(size=(16, 3)).astype(np.float32)
@@ -38,7 +38,7 @@ def test_the_first_member_is_the_one_that_the_policy_climbs_and_the_least_is_ove
     assert len(set(each.argmin(axis=0))) > 1  # so that the smallest is not always the same member's
     values = critic.values(state)
     np.testing.assert_allclose(values.first(obs, action), each[0], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(values.least(obs, action), each.min(axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(values.minimum(obs, action), each.min(axis=0), rtol=1e-5, atol=1e-6)
     for mine, expected in zip(
         jax.tree.leaves(critic.first(state)), jax.tree.leaves(member(0)), strict=True
     ):

@@ -109,18 +109,18 @@ def test_an_inspection_sees_the_targets_and_the_move_of_the_update_with_its_key(
         np.testing.assert_allclose(mine, moved, rtol=1e-5, atol=1e-7)
 
 
-def test_what_is_measured_is_of_the_slow_copies_where_they_bootstrap():
+def test_what_is_measured_is_of_the_target_networks_where_they_bootstrap():
     net, batch = networks.Critic((8,)), transitions()
     critic = agents.critic(net, recording([]), members=3, target=0.9, pessimism=None)
     first = np.asarray(batch.obs)[0], np.asarray(batch.action)[0]
     start = jax.jit(critic.init)
-    slow = start(jax.random.key(1), *first).params
-    state = start(jax.random.key(0), *first).replace(target=slow)
+    target = start(jax.random.key(1), *first).params
+    state = start(jax.random.key(0), *first).replace(target=target)
     upcoming = agents.Upcoming(batch.action, None, {})
     did = jax.jit(lambda state: critic.update(state, batch, upcoming, 0.9)[1])(state)
     of_one = lambda params, obs: ntk.linearize(net.apply, params, (obs, batch.action)).values
     of_each = jax.jit(jax.vmap(of_one, in_axes=(0, None)))
-    ahead, here = (np.asarray(of_each(slow, obs)) for obs in (batch.next_obs, batch.obs))
+    ahead, here = (np.asarray(of_each(target, obs)) for obs in (batch.next_obs, batch.obs))
     beta = in_numpy(ahead, here)
     assert 0 < beta < 1 and abs(beta - in_numpy(ahead, of_each(state.params, batch.obs))) > 1e-3
     np.testing.assert_allclose(did.metrics["critic/pessimism"], beta, atol=1e-5)

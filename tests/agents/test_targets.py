@@ -27,12 +27,12 @@ from preqn_jax.batching import batched
 
 def test_targets_by_hand_at_a_terminal_and_at_a_time_limit():
     """As DDPG's, from target networks."""
-    agent, state = hand_agent(seen := [], slow=[3.0])
-    # mu(s') = 0.5 * (1, 0.4) = (0.5, 0.2); the slow critic gives 3 * (3.4 + 10 * 0.7) = 31.2
+    agent, state = hand_agent(seen := [], target_weights=[3.0])
+    # mu(s') = 0.5 * (1, 0.4) = (0.5, 0.2); the target critic gives 3 * (3.4 + 10 * 0.7) = 31.2
     np.testing.assert_allclose(targets_of(agent, state, seen)[0], [1.0, 1 + 0.5 * 31.2], rtol=1e-6)
 
 
-def test_without_slow_copies_the_online_networks_bootstrap():
+def test_without_target_networks_the_online_ones_bootstrap():
     """As in PreQN."""
     agent, state = hand_agent(seen := [])
     assert state.critic.target is None and state.policy.target is None
@@ -41,7 +41,7 @@ def test_without_slow_copies_the_online_networks_bootstrap():
 
 
 @pytest.mark.parametrize("algorithm", [pytest.param("ddpg", marks=pytest.mark.slow), "td3"])
-def test_the_next_action_is_the_slow_policys(algorithm):
+def test_the_next_action_is_the_target_policys(algorithm):
     """Moving the online policy alone leaves the targets as they are."""
     agent, batch = compiled({"algorithm": algorithm}), transitions()
     state, key = agent.init(jax.random.key(0)), jax.random.key(1)
@@ -49,32 +49,32 @@ def test_the_next_action_is_the_slow_policys(algorithm):
     away = lambda params: jax.tree.map(lambda leaf: np.asarray(leaf) + np.float32(0.3), params)
     policy = state.policy
     online = state.replace(policy=policy.replace(params=away(policy.params)))
-    slow = state.replace(policy=policy.replace(target=away(policy.target)))
+    moved = state.replace(policy=policy.replace(target=away(policy.target)))
     np.testing.assert_array_equal(targets(online), targets(state))
-    assert np.abs(targets(slow) - targets(state)).max() > 1e-3
+    assert np.abs(targets(moved) - targets(state)).max() > 1e-3
 
 
-def test_the_slow_copies_follow_what_the_update_made():
+def test_target_networks_follow_what_the_update_made():
     """The policy takes its step first, and then its target network follows."""
     agent = compiled({"algorithm": "ddpg"})
     start = agent.init(jax.random.key(0))
     end, _ = agent.update(start, transitions(), jax.random.key(1), jnp.int32(0))
     for part in ("policy", "critic"):
         before, after = getattr(start, part), getattr(end, part)
-        for slow, old, new in zip(
+        for target, old, new in zip(
             *map(leaves, (after.target, before.target, after.params)), strict=True
         ):
             assert np.abs(new - old).max() > 5e-4
-            np.testing.assert_allclose(slow, 0.995 * old + 0.005 * new, rtol=3e-7, atol=1e-8)
+            np.testing.assert_allclose(target, 0.995 * old + 0.005 * new, rtol=3e-7, atol=1e-8)
 
 
-def test_smoothed_targets_by_hand_take_the_least_critic_and_clipped_noise():
+def test_smoothed_targets_by_hand_take_the_minimum_and_clipped_noise():
     """As in TD3."""
     smoothing = agents.Smoothing(noise=100.0, clip=0.25)
-    agent, state = hand_agent(seen := [], slow=[3.0, 2.0], members=2, smoothing=smoothing)
+    agent, state = hand_agent(seen := [], target_weights=[3.0, 2.0], members=2, smoothing=smoothing)
     first, second = targets_of(agent, state, seen)[0]
     # noise of deviation 100 is clipped to +-0.25 in each of the two actions: (0.5 +- 0.25) + (0.2
-    # +- 0.25) is 0.2, 0.7 or 1.2; the least of w = 3 and w = 2 is 2 times 3.4 + 10 * that
+    # +- 0.25) is 0.2, 0.7 or 1.2; the minimum of w = 3 and w = 2 is 2 times 3.4 + 10 * that
     assert first == 1
     assert min(abs(second - (1 + 0.5 * 2 * (3.4 + 10 * a))) for a in (0.2, 0.7, 1.2)) < 1e-3
 
@@ -136,12 +136,12 @@ def test_the_policy_climbs_the_first_critic():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_gaussian_targets_by_hand_take_the_least_slow_critic_and_the_entropy():
+def test_gaussian_targets_by_hand_take_the_minimum_and_the_entropy():
     """As in SAC."""
     actor = HandGaussian(0.5)
-    agent, state = hand_agent(seen := [], actor, slow=[3.0, 2.0], members=2, temperature=0.1)
+    agent, state = hand_agent(seen := [], actor, [3.0, 2.0], members=2, temperature=0.1)
     (first, second), metrics = targets_of(agent, state, seen)
-    # mu(s') = tanh(0.5, 0.2); the least critic gives 2 * (3.4 + 10 * sum mu); log pi without the
+    # mu(s') = tanh(0.5, 0.2); the minimum of critics is 2 * (3.4 + 10 * sum mu); log pi without the
     # drawn noise's share, which is -noise^2 / 2 in each action, is oracles.tanh_gaussian_log_prob
     # at noise 0
     mean = np.array([0.5, 0.2])

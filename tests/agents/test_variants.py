@@ -52,7 +52,7 @@ def test_exploitation_is_of_the_difference_alone():
 
 
 @pytest.mark.parametrize("pessimism", [None, 0.0, 0.5, 1.0])
-def test_targets_lie_between_the_mean_and_the_least(pessimism):
+def test_targets_lie_between_the_mean_and_the_minimum(pessimism):
     """Computed from the critics' own values; a pessimism that is measured is that of NumPy's
     formula.
     """
@@ -80,19 +80,19 @@ def test_targets_lie_between_the_mean_and_the_least(pessimism):
         np.testing.assert_allclose(measured, beta, atol=1e-5)
 
 
-def test_a_traced_pessimism_of_one_is_the_least_to_the_bit():
+def test_a_traced_pessimism_of_one_is_the_minimum_to_the_bit():
     net, batch = networks.Critic((8,)), transitions(n=256)
     upcoming = agents.Upcoming(batch.action, None, {})
 
     def targets(pessimism):
         critic = agents.critic(net, recording([]), members=3, pessimism=pessimism)
         state = critic.init(jax.random.key(0), batch.obs[0], batch.action[0])
-        ahead = critic.values(state).least(batch.next_obs, batch.action)
+        ahead = critic.values(state).minimum(batch.next_obs, batch.action)
         zero = batch._replace(reward=jnp.zeros(256), discount=jnp.ones(256))
         return critic.update(state, zero, upcoming, 1.0)[1].targets, ahead
 
-    for found, least in (jax.jit(targets)(1.0), jax.jit(lambda: targets(1.0))()):
-        assert np.array_equal(found, least)
+    for found, minimum in (jax.jit(targets)(1.0), jax.jit(lambda: targets(1.0))()):
+        assert np.array_equal(found, minimum)
 
 
 def test_a_measured_pessimism_needs_two_critics():

@@ -20,12 +20,12 @@ def searched(params, x, targets, relative):
     gram = phi.T @ phi
     z = np.linalg.solve(gram + DAMPING * np.mean(np.diag(gram)) * np.eye(len(gram)), delta)
     reach = oracles.cosine(gram @ z, delta)
-    least = ETA * reach if relative else ETA
+    threshold = ETA * reach if relative else ETA
     for k in range(12):
         move = ALPHA * 0.5**k * phi @ z
         layers = oracles.layers_of(unflat(theta + move, params))
         change = oracles.mlp(layers, "sin", x)[0] - (np.asarray(targets) - delta)
-        if oracles.cosine(change, delta) >= least:
+        if oracles.cosine(change, delta) >= threshold:
             return move, reach
     return 0 * theta, reach
 

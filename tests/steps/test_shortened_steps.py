@@ -14,7 +14,7 @@ def test_the_gain_of_a_shortened_step_is_over_what_its_own_length_predicted():
     order predicts. For the whole step that predicts a loss.
     """
     q = lambda p, i: p[i] + 0.1 * i * p[0] ** 2
-    adaptive = steps.Adaptive(start=0.1, least=1e-3, factor=2.0)
+    adaptive = steps.Adaptive(start=0.1, minimum=1e-3, factor=2.0)
     step = steps.preconditioned(q, 8.0, 0.97, adaptive)
     memory = jit(step.init)(jnp.zeros(2))
     _, memory, info = jit(step.update)(jnp.zeros(2), memory, TWO, np.array([1.0, 0.0]))

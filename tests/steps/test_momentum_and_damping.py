@@ -86,8 +86,8 @@ def test_a_momentum_out_of_range_is_refused(mu):
         ({"start": -1.0}, "start of an adaptive damping must lie in"),
         ({"start": 5.0}, r"must lie in \[0.0001, 1.0\], got 5.0"),
         ({"factor": 0.5}, "factor must be above 1, got 0.5"),
-        ({"least": -1.0}, "least must not be negative"),
-        ({"most": 1e-5}, "most must not be below least"),
+        ({"minimum": -1.0}, "minimum must not be negative"),
+        ({"maximum": 1e-5}, "maximum must not be below minimum"),
     ],
 )
 def test_an_adaptive_damping_out_of_range_is_refused(numbers, words):
@@ -111,7 +111,7 @@ def test_a_move_that_was_not_accepted_is_not_carried():
     assert np.array_equal(flat(new), flat(params)) and not flat(memory.move).any()
 
 
-ADAPTIVE = steps.Adaptive(start=0.1, least=1e-3, most=10.0, factor=2.0)
+ADAPTIVE = steps.Adaptive(start=0.1, minimum=1e-3, maximum=10.0, factor=2.0)
 
 
 @pytest.mark.parametrize("alpha", [1e-3, 1.0, 8.0], ids=["short", "whole", "long"])
@@ -157,7 +157,7 @@ def test_a_solve_that_fails_raises_the_damping_until_one_succeeds():
     params, inputs, targets, x = case(dtype="float32")
     inputs, _ = duplicated(inputs, x)
     targets = targets.at[4:].set(targets[:4])
-    tiny = steps.Adaptive(start=1e-12, least=0.0, most=1.0, factor=100.0)
+    tiny = steps.Adaptive(start=1e-12, minimum=0.0, maximum=1.0, factor=100.0)
     step = steps.preconditioned(critic(), 0.1, LAX, tiny, max_steps=2)
     memory, finite = step.init(params), []
     update = jit(step.update)
