@@ -35,6 +35,7 @@ from preqn_jax.training.config import named
 from preqn_jax.training.folder import Folder, Place
 from preqn_jax.training.plan import Plan
 from preqn_jax.training.session import Session
+from preqn_jax.training.trained import agent_of
 
 NAME = "added"
 _GONE = "added.tmp"  # what `added` is renamed to, once all of it has moved
@@ -87,7 +88,9 @@ def stages(plan: Plan) -> Iterator[Plan]:
     directory.open_(home, first.described)[1].release()  # raises where it is damaged
     together = _of(plan, [*old, *new])
     with collect.watched(plan.env, plan.run.env_timeout, collect.say):
-        memory.check(envs.spec(plan.env), together.loop, together.described)
+        spec = envs.spec(plan.env)
+    agent = agent_of(plan.make_agent, spec)
+    memory.check(spec, together.loop, together.described, agent)
     apart = home / NAME
     if not _finished(apart, steps):
         alone = _devices(second) == 1 < _devices(together)

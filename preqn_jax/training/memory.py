@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from preqn_jax.agents import Agent
 from preqn_jax.agents.config import STEPS
 from preqn_jax.options import UserError
 from preqn_jax.training import files, loop
@@ -22,10 +23,11 @@ _FILES, _OTHERS = 4, 128  # open files: of each run directory (lock, records, bo
 _KERNEL = 4 * 4  # bytes for each entry of K: a solve holds four matrices B x B at once
 
 
-def needs(spec: Spec, config: LoopConfig, kernel: bool = True) -> dict[str, int]:
+def needs(spec: Spec, config: LoopConfig, kernels: int = 1, gradients: int = 0) -> dict[str, int]:
     """Bytes that a run needs at its peak, by the option that decides on them: `replay_capacity` for
-    the replay buffers of all members; `batch_size` for a round's minibatches of all members and,
-    with `kernel`, the kernels of the members that learn side by side.
+    the replay buffers of all members; `batch_size` for a round's minibatches of all members and for
+    what the members that learn side by side hold at once: `kernels` K each, one for every critic,
+    and `gradients` bytes of per-example gradients for each pair of a minibatch.
 
     >>> from preqn_jax import envs
     >>> from preqn_jax.training import memory
@@ -36,33 +38,44 @@ def needs(spec: Spec, config: LoopConfig, kernel: bool = True) -> dict[str, int]
     row = 4 * (2 * spec.obs_size + spec.action_size + 2)  # bytes of a transition
     members, batch = len(config.seeds), config.batch_size
     held = members * min(config.replay_capacity, config.num_steps)
-    kernels = kernel * (1 if loop.take_turns(config) else members)
+    learning = 1 if loop.take_turns(config) else members
+    solves = kernels * _KERNEL * batch**2 + gradients * batch
     return {
         "replay_capacity": int(COPIES * held * row),
-        "batch_size": members * config.update_every * batch * row + kernels * _KERNEL * batch**2,
+        "batch_size": members * config.update_every * batch * row + learning * solves,
     }
 
 
-def check(spec: Spec, config: LoopConfig, described: dict[str, Any]) -> None:
-    """Raises UserError where replay, minibatches or kernel cannot fit this machine. `described` is
-    what `directory.describe` says of the run.
+def check(spec: Spec, config: LoopConfig, described: dict[str, Any], agent: Agent) -> None:
+    """Raises UserError where replay, minibatches, kernels or per-example gradients cannot fit this
+    machine. `described` is what `directory.describe` says of the run of `agent`.
     """
-    step = STEPS.get(described.get("critic_step", ""))
-    kernel = step is not None and step.solves
+    step, critics = STEPS.get(described.get("critic_step", "")), described.get("num_critics") or 1
+    solves, reads = (step.solves, step.reads) if step else (False, frozenset())
+    jacobian = "kernel" in reads and described.get("kernel") == "jacobian"
+    gradients = critics * _parameters(agent) if jacobian else 0
     there, where = _least(), "memory on each device"
     if there is None:
         there, where = _machine(), "memory"
     else:  # each device holds its share of the members
         share = -(-len(config.seeds) // len(loop.devices_for(len(config.seeds))))
         config = replace(config, seeds=config.seeds[:share])
-    found = needs(spec, config, kernel)
+    found = needs(spec, config, critics * solves, gradients)
     if sum(found.values()) > there:
         most = max(found, key=lambda name: found[name])
         raise UserError(
             f"this run would need some {files.size(sum(found.values()))} of {where} at its "
             f"peak, {files.size(found[most])} of that for {most}={getattr(config, most)}, but "
             f"there are {files.size(there)}; lower `{most}`"
+            + ", or use `kernel=structured`"
+            * (jacobian and most == "batch_size")
         )
+
+
+def _parameters(agent: Agent) -> int:
+    """Bytes of the parameters of one critic, without making them."""
+    critic = jax.eval_shape(lambda: agent.critic(agent.init(jax.random.key(0))))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(critic))
 
 
 def make_room_for_files(folders: int) -> None:

@@ -5,13 +5,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from preqn_jax import agents
 from preqn_jax.options import UserError
-from preqn_jax.training import loop, memory
+from preqn_jax.training import directory, loop, memory
 from preqn_jax.training.config import LoopConfig
 from preqn_jax.types import Spec
 
 SPEC = Spec(3, 2, -np.ones(2), np.ones(2))
 ROW = 4 * (3 + 2 + 1 + 1 + 3)  # float32 of (s, a, r, discount, s')
+TD3 = agents.td3(SPEC)
 STARTS = {"start_steps": 50, "update_after": 50, "update_every": 50}
 
 
@@ -38,11 +40,11 @@ def test_a_run_is_refused_where_it_needs_a_byte_more_than_there_is(
         seeds=seeds, replay_capacity=capacity, num_steps=steps, batch_size=batch, **STARTS
     )
     monkeypatch.setattr(memory, "_machine", lambda: needs)
-    memory.check(SPEC, config, {"critic_step": step})
+    memory.check(SPEC, config, {"critic_step": step}, TD3)
     monkeypatch.setattr(memory, "_machine", lambda: needs - 1)
     most = "replay_capacity" if batch == 8 else "batch_size"
     with pytest.raises(UserError, match=f"this run would need some .* lower `{most}`"):
-        memory.check(SPEC, config, {"critic_step": step})
+        memory.check(SPEC, config, {"critic_step": step}, TD3)
 
 
 @pytest.mark.parametrize(
@@ -58,10 +60,35 @@ def test_a_device_needs_room_for_its_share_of_the_members(seeds, devices, share,
     monkeypatch.setattr(memory.jax, "local_devices", lambda: there)
     limit = needs
     assert len(loop.devices_for(seeds)) <= devices
-    memory.check(SPEC, config, {"critic_step": "preconditioned"})
+    memory.check(SPEC, config, {"critic_step": "preconditioned"}, TD3)
     limit = needs - 1
     with pytest.raises(UserError, match="of memory on each device at its peak"):
-        memory.check(SPEC, config, {"critic_step": "preconditioned"})
+        memory.check(SPEC, config, {"critic_step": "preconditioned"}, TD3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"kernel": "jacobian"}, "lower `batch_size`, or use `kernel=structured`"),
+        ({"kernel": "jacobian", "algorithm": "preqn_twin"}, "or use `kernel=structured`"),
+        ({"algorithm": "preqn_twin"}, "lower `batch_size`$"),
+        ({"kernel": "jacobian", "algorithm": "ngql"}, "lower `batch_size`$"),  # it has one way only
+    ],
+)
+def test_each_critic_holds_its_kernel_and_where_asked_its_gradients(fields, words, monkeypatch):
+    made = agents.resolve(agents.AgentConfig(hidden_sizes=(7, 9), **fields))
+    agent, config = agents.make(made, SPEC), LoopConfig(num_steps=50, batch_size=90, **STARTS)
+    described = directory.describe(made.config)
+    critics = 2 if fields.get("algorithm") == "preqn_twin" else 1
+    solved = critics * 4 * 4 * 90**2
+    if "structured" in words:
+        solved += critics * 90 * 4 * ((3 + 2) * 7 + 7 + 7 * 9 + 9 + 9 + 1)
+    needs = int(memory.COPIES * 50 * ROW) + 50 * 90 * ROW + solved
+    monkeypatch.setattr(memory, "_machine", lambda: needs)
+    memory.check(SPEC, config, described, agent)
+    monkeypatch.setattr(memory, "_machine", lambda: needs - 1)
+    with pytest.raises(UserError, match=words):
+        memory.check(SPEC, config, described, agent)
 
 
 def test_the_memory_of_a_batch_job_or_a_container_is_that_of_its_groups(tmp_path):
