@@ -54,7 +54,7 @@ def test_what_verdicts_are_worth_is_told_as_in_rules_and_reports():
     for told in cells[:2]:
         assert ", ".join(told[:6]) in rules and f"{', '.join(told[6:])} with" in rules
     for told, root in zip(cells[2:], ("paper", "scale", "scale_300k"), strict=True):
-        evidence = benchmark_of(root)[1]["halves"][0]["evidence"]
+        evidence = benchmark_of(root)[1]["parts"][0]["evidence"]
         assert f"probability {', '.join(told[:6])} at 60" in evidence
         assert f"and a no {', '.join(told[6:])} at 100, 110 %" in evidence
     text = " ".join((DOCS / "benchmark.md").read_text().split())
@@ -71,7 +71,7 @@ def test_what_verdicts_are_worth_is_told_as_in_rules_and_reports():
     ("scale_300k", "../../README.md", "({0} seeds at 300,000; {1} of the {2} of TD3 and SAC, p ="),
 ])  # fmt: skip
 def test_who_collapses_beside_preqn_is_told_as_in_reports(root, page, words):
-    evidence = benchmark_of(root)[0]["halves"][1]["evidence"]
+    evidence = benchmark_of(root)[0]["parts"][1]["evidence"]
     kept_up, total = numbers(evidence.partition(" seeds")[0])
     beside = [tuple(map(int, x)) for x in re.findall(r"-relu (\d+) of (\d+)", evidence)]
     own, p_value = f"{total - kept_up:.0f} of {total:.0f}", evidence.rpartition("p = ")[2]

@@ -180,7 +180,7 @@ def test_what_is_constant_neither_rises_nor_falls():
 
 def test_every_part_says_what_makes_it_a_no():
     rows = section_5_1.as_json(section_5_1.findings(made_up()))
-    assert all(part["refuted_by"] for row in rows for part in row["halves"])
+    assert all(part["refuted_by"] for row in rows for part in row["parts"])
     assert [row["finding"] for row in rows] == [1, 2, 3, 4]
 
 

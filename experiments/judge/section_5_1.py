@@ -52,7 +52,7 @@ it does so in more than half of the environments. A tendency is borne out if all
 it; "neither", if no activation shows either. A statement on relu or sin is borne out if it is clear
 for {COMMON:.0%} of all pairs of an environment and a network size, and for more than half of the
 sizes in every environment; a diagonal is high if it is clearly above the mean of the other
-activations'. A finding is borne out if both of its halves are. x1.2: the largest network's mean
+activations'. A finding is borne out if both of its parts are. x1.2: the largest network's mean
 over the smallest's, geometric mean over environments."""
 
 

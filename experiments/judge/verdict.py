@@ -30,7 +30,7 @@ class Verdict(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         parts = [part._asdict() for part in self.parts]
-        return {"statement": self.statement, "borne_out": self.borne_out, "halves": parts}
+        return {"statement": self.statement, "borne_out": self.borne_out, "parts": parts}
 
 
 def show(verdicts: Iterable[Verdict]) -> None:
