@@ -91,20 +91,43 @@ def test_the_table_of_longer_runs_is_of_the_kept_records():
         at = published.of(env, 300_000)
         mine = [round(one.mean) for one in at if one.algorithm == run.split("-")[0]]
         assert mine == numbers(row["published"])
+    for row in rows("benchmark.md", "Ant-v5 at step", "published TD3"):
+        quoted.add(tuple(numbers(row["preqn-sin, three seeds"])))
     readme = (DOCS.parent.parent / "README.md").read_text()
     for told in re.findall(r"[\d,]+ \[[\d, ]+\]", readme):
         assert tuple(numbers(told)) in quoted
 
 
-def test_what_is_on_its_way_to_a_million_is_told_by_its_records():
-    of = kept("scale_1m/Ant-v5/preqn-sin", 500_000)
-    q, attained = of("critic/q_mean")[:, -1].mean(), of("eval/discounted_max").max(axis=1).mean()
-    told = estimated("scale_1m/Ant-v5/preqn-sin", 500_000)
-    text = flat("benchmark.md")
-    assert f"have {told} at 500,000, where mean Q is {q:.0f} and {attained:.0f} is attained" in text
-    at = [one for one in published.of("Ant-v5", 1_000_000) if one.source == "Spinning Up"]
-    means = {one.algorithm: f"{one.mean:,.0f}" for one in at}
-    assert f"Published at a million are {means['td3']} of TD3 and {means['sac']} of SAC" in text
+def test_the_table_of_ant_to_a_million_is_of_the_kept_records():
+    folder, text = "scale_1m/Ant-v5/preqn-sin", flat("benchmark.md")
+    table = rows("benchmark.md", "Ant-v5 at step", "published TD3")
+    assert [row["Ant-v5 at step"] for row in table][-1] == "1,000,000"
+    for row in table:
+        (step,) = numbers(row["Ant-v5 at step"])
+        of = kept(folder, step)
+        q, attained = of("critic/q_mean")[:, -1], of("eval/discounted_max").max(axis=1)
+        assert row["preqn-sin, three seeds"] == estimated(folder, step)
+        assert [row["mean Q"], row["attained"]] == [f"{x.mean():.0f}" for x in (q, attained)]
+        means = spinning_up(step)
+        for algorithm in ("td3", "sac"):
+            assert row[f"published {algorithm.upper()}"] == means.get(algorithm, "")
+    assert f"plain DDPG, with one critic and target networks, has {means['ddpg']} there" in text
+    seeds = [f"{x:,.0f}" for x in last_ten(of("eval/return_mean"))]
+    assert "Its seeds have {}, {} and {}.".format(*seeds) in text
+    values, best = of("critic/q_mean"), np.maximum.accumulate(of("eval/discounted_max"), axis=1)
+    assert (values < best[:, -1:]).all()  # rule (c)
+    early = [x.max() for x in values[:, : 300_000 // 5000]]
+    passed = [5000 * (1 + int(np.argmax(b > most))) for b, most in zip(best, early, strict=True)]
+    assert f"overtook even that, at {min(passed):,} to {max(passed):,}" in text
+    last = of("critic/alignment")[:, -1]
+    assert f"alignment is {last.min():.4f} to {last.max():.4f} at the end" in text
+    assert of("linesearch/accepted").min() == 1
+
+
+def spinning_up(step):
+    """Published means of Ant at a step, by algorithm."""
+    at = [one for one in published.of("Ant-v5", step) if one.source == "Spinning Up"]
+    return {one.algorithm: f"{one.mean:,.0f}" for one in at}
 
 
 def estimated(folder, step):
@@ -127,12 +150,15 @@ RIVALS = {
 
 def test_the_readmes_returns_are_those_of_the_kept_records():
     found = rows("../../README.md", "environment", "PreQN", "SAC")
-    assert len(found) == 5
+    assert len(found) == 6
+    roots = {300_000: "scale_300k", 1_000_000: "scale_1m"}
     for row in found:
-        step = int(numbers(row["steps"])[0])
-        root = "scale_300k" if step == 300_000 else "scale"
+        (step,) = numbers(row["steps"])
         for name, run in RUNS.items():
-            assert row[name] == estimated(f"{root}/{row['environment']}-v5/{run}", step), row
+            if row[name].endswith(", published"):
+                assert row[name] == f"{spinning_up(step)[name.lower()]}, published"
+            else:
+                assert row[name] == estimated(f"{roots[step]}/{row['environment']}-v5/{run}", step)
 
 
 def test_the_returns_by_which_to_choose_are_those_of_the_kept_records():

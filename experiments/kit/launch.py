@@ -96,9 +96,7 @@ class Launcher(Protocol):
     """The interface of a launcher, which starts jobs."""
 
     every: float  # seconds between looks whether jobs have ended
-    # restarts, without a new checkpoint between them, of a job that was stopped or lost, and not
-    # by us
-    tries: int
+    tries: int  # restarts without a new checkpoint of a job that was lost or stopped, not by us
 
     def start(self, job: Job) -> Any:
         """Starts a job. Returns a handle, which is no string, or, if it ended at once, how. Raises

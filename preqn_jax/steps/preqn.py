@@ -154,12 +154,10 @@ def preconditioned(
             **solve_metrics(fit, lin.gram, delta),
         }
         metrics |= {"solve/damping": kept.damping.astype(delta.dtype)} if adaptive else {}
-        if not keeps:
-            return params, rate_memory, StepInfo(lin.values, delta, metrics)
-        carry = jax.tree.map(lambda m: jnp.where(ok, m, 0), () if momentum is None else move)
+        carry = () if momentum is None else jax.tree.map(lambda m: jnp.where(ok, m, 0), move)
         damping = adaptive.after(kept.damping, gain, ok) if adaptive else ()
-        memory = PreconditionedMemory(rate_memory, carry, damping)
-        return params, memory, StepInfo(lin.values, delta, metrics)
+        after = PreconditionedMemory(rate_memory, carry, damping) if keeps else rate_memory
+        return params, after, StepInfo(lin.values, delta, metrics)
 
     return ValueStep(_starting(start, momentum, adaptive) if keeps else start, update)
 
