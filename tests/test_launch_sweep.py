@@ -38,6 +38,16 @@ def test_each_program_is_this_command_with_its_number(monkeypatch):
     assert launch_sweep._job(given, 1, config).command[-1] == "--only_program=1"
 
 
+def test_a_program_is_as_far_as_the_checkpoints_of_its_members():
+    swept = planned("eta=0.5,0.9", "activation=sin,relu")
+    jobs = [launch_sweep._job(swept, i, launch.LaunchConfig("ray")) for i in range(2)]
+    assert [job.reached() for job in jobs] == [0, 0]
+    for member, step in zip(swept.programs[0].members, (200, 400), strict=False):
+        for made in (100, step):
+            (swept.logdir / member.name / "checkpoints" / str(made)).mkdir(parents=True)
+    assert [job.reached() for job in jobs] == [600, 0]
+
+
 def test_with_one_program_there_is_one_job():
     assert [run.name for run in launch_sweep.runs_of(planned("eta=0.5,0.9"))] == ["program"]
 

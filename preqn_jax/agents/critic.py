@@ -148,7 +148,7 @@ def critic(
     def target_values(state: CriticState) -> Values:
         return values(replace(state, params=targets.bootstrap(state.target, state.params)))
 
-    return Critic(q, init, _first, values, update, follow, _learned, target_values)
+    return Critic(q, init, _first, values, update, follow, _params, target_values)
 
 
 def bootstrapped(batch: Transition, upcoming: Upcoming, value: Array, discount: Any) -> Array:
@@ -200,7 +200,7 @@ def _between(values: Array, beta: Number) -> Array:
     return beta * jnp.min(values, axis=0) + (1 - beta) * jnp.mean(values, axis=0)
 
 
-def _learned(state: CriticState) -> Params:
+def _params(state: CriticState) -> Params:
     return state.params
 
 

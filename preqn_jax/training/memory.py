@@ -54,7 +54,7 @@ def check(spec: Spec, config: LoopConfig, described: dict[str, Any], agent: Agen
     solves, reads = (step.solves, step.reads) if step else (False, frozenset())
     jacobian = "kernel" in reads and described.get("kernel") == "jacobian"
     gradients = critics * _parameters(agent) if jacobian else 0
-    there, where = _least(), "memory on each device"
+    there, where = _smallest_device(), "memory on each device"
     if there is None:
         there, where = _machine(), "memory"
     else:  # each device holds its share of the members
@@ -63,12 +63,11 @@ def check(spec: Spec, config: LoopConfig, described: dict[str, Any], agent: Agen
     found = needs(spec, config, critics * solves, gradients)
     if sum(found.values()) > there:
         most = max(found, key=lambda name: found[name])
+        other = ", or use `kernel=structured`" * (jacobian and most == "batch_size")
         raise UserError(
             f"this run would need some {files.size(sum(found.values()))} of {where} at its "
             f"peak, {files.size(found[most])} of that for {most}={getattr(config, most)}, but "
-            f"there are {files.size(there)}; lower `{most}`"
-            + ", or use `kernel=structured`"
-            * (jacobian and most == "batch_size")
+            f"there are {files.size(there)}; lower `{most}`{other}"
         )
 
 
@@ -95,7 +94,7 @@ def make_room_for_files(folders: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def _least() -> int | None:
+def _smallest_device() -> int | None:
     """Bytes of memory of the smallest device; None where devices do not say, as CPUs, which use the
     machine's.
     """
