@@ -49,9 +49,10 @@ SHARES = (0.25, 0.5, 1.0)
 RULES = f"""\
 "on the way": the mean of all evaluations up to the step, and so the area below the learning curve.
 P(better): how likely a seed of a variant is to score above one of {BASE}, the mean over tasks
-(Agarwal et al. 2021). Goes with: Spearman's rank correlation of a measurement, at a share of a run,
-with the run's score at the end; both are ranked within their environment, so that it is not the
-tasks that differ. With few runs it is a hint: the number of runs stands beside it. A seed that
+(Agarwal et al. 2021); its interval is narrow with few seeds too, and there is none at 0 and 1,
+where all resamples agree. Goes with: Spearman's rank correlation of a measurement, at a share of a
+run, with the run's score at the end; both are ranked within their environment, so that it is not
+the tasks that differ. With few runs it is a hint: the number of runs stands beside it. A seed that
 diverged has no score: a mean with it is not finite, in P(better) it is below all others, "on the
 way" has the evaluations it came to, and "goes with" leaves it out."""
 

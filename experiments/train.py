@@ -13,6 +13,7 @@ and exit status 75. A second signal, a second or more later, ends it at once, wi
 checkpoint; the one before stays.
 """
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,7 @@ def main(argv: list[str]) -> int:
 def _intention(session: training.Session) -> str:
     """What a run will do, and how to watch it, as text."""
     made, config, where = session.plan.described, session.config, session.where
+    shown = shlex.quote(str(where))
     sizes = "x".join(map(str, made.get("hidden_sizes", ())))
     waits = max(0, config.update_after - session.start)
     return (
@@ -76,8 +78,8 @@ def _intention(session: training.Session) -> str:
         f"{curves.count_seeds(len(config.seeds))}"
         f"{f', the first {waits:,} without updates' * bool(waits)}, "
         f"on {devices(len(config.seeds))}\n"
-        f"into {where}; to watch: python -m experiments.plot {where}, or, where it is installed, "
-        f"tensorboard --logdir={where}"
+        f"into {where}; to watch: python -m experiments.plot {shown}, or, where it is installed, "
+        f"tensorboard --logdir={shown}"
     )
 
 

@@ -322,7 +322,8 @@ def preconditioned(mdp: MDP, q: Array, alpha: Number, rho: Array, kernel: Array)
 
     Where the K of those pairs has full rank, it is U1 on them; the others move by generalization
     alone. Where that K is singular, it moves Q by the projection of T*Q - Q onto K's range, which
-    need not contract.
+    need not contract. Rank is numerical (`solve.eigh`): of N pairs, a K with a condition number
+    above 1 / (N eps) is singular.
     """
     batch = (_table(mdp, "rho", rho) > 0).reshape(-1).astype(q.dtype)
     delta = batch * (backup(mdp, q) - q).reshape(-1)

@@ -3,6 +3,7 @@
 import re
 
 import gymnasium
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -210,3 +211,18 @@ def test_a_state_whose_fractions_would_be_cut_off_is_named():
     env = envs.make(FunctionalEnv(SPEC, **counts), 1)
     env.reset([0])
     assert env.step(np.zeros((1, 1), np.float32)).obs[0, 0] == 1
+
+
+def test_a_row_that_takes_no_part_is_zero_whatever_its_state_holds():
+    """An episode that is over may go on to states that have no numbers."""
+
+    def step(state, action, key):
+        lost = jnp.where(action[0] > 0, jnp.nan, 0)
+        return state + lost, Outcome(lost, np.False_)
+
+    start = lambda key: jnp.zeros(())
+    spec = Spec(1, 1, -np.ones(1), np.ones(1))
+    env = envs.make(FunctionalEnv(spec, start, step, lambda state: state[None]), 2)
+    env.reset([0, 1])
+    found = env.step(np.array([[0.0], [1.0]], np.float32), np.array([True, False]))
+    assert found.reward.tolist() == [0, 0] and found.next_obs.tolist() == [[0], [0]]

@@ -82,6 +82,30 @@ def test_a_ray_that_does_not_answer_or_has_too_little_is_one_sentence(flags, wor
 # --- what is handed on ----------------------------------------------------------------------------
 
 
+def test_what_a_task_raises_is_no_loss_of_its_node(monkeypatch):
+    """What is raised is raised on any node, but a lost worker's job may go on elsewhere."""
+    pytest.importorskip("ray")
+    from ray import exceptions  # pyright: ignore[reportMissingImports]
+
+    from experiments.kit import launch_ray
+
+    ends = []
+    for raised in (
+        exceptions.RayTaskError("attend", "ImportError: no module named y", ImportError("y")),
+        exceptions.WorkerCrashedError(),
+        exceptions.TaskCancelledError(),
+    ):
+
+        def get(_, raised=raised):
+            raise raised
+
+        monkeypatch.setattr(launch_ray, "note", lambda *_: None)
+        monkeypatch.setattr(launch_ray.ray, "wait", lambda handles, timeout: (handles, []))
+        monkeypatch.setattr(launch_ray.ray, "get", get)
+        ends.append(launch_ray.Ray.end(None, None, None))
+    assert ends == ["failed", "stopped", "stopped"]
+
+
 def test_a_node_gets_what_is_of_the_run_and_keeps_what_is_its_own(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")

@@ -3,6 +3,7 @@ node. Launchers and commands are stand-ins.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from commands import ROOT
 from waiting import children, free, gone, until
 
-from experiments.kit import launch
+from experiments.kit import launch, launch_node
 from experiments.kit import runs as kit
 from preqn_jax.options import UserError
 from preqn_jax.training import lock
@@ -111,7 +112,7 @@ def test_whoever_attends_to_a_job_leaves_signals_to_those_that_mean_something_by
     script = "import os, signal; os.kill(os.getppid(), signal.SIGUSR2)"
     try:
         job = job._replace(command=[sys.executable, "-c", script])
-        assert launch.attend(job, os.getcwd(), launch.Local()) == "ended" and heard == [1]
+        assert launch_node.attend(job, os.getcwd(), launch.Local()) == "ended" and heard == [1]
     finally:
         signal.signal(signal.SIGUSR2, before)
 
@@ -144,7 +145,7 @@ def test_a_run_that_is_told_to_end_on_its_node_is_for_whoever_made_the_job_to_go
     job.folder.mkdir()
     script = f"import os, signal, sys, time\n{script}"
     job = job._replace(command=[sys.executable, "-I", "-S", "-c", script])
-    assert launch.attend(job, os.getcwd(), launch.Local()) == end
+    assert launch_node.attend(job, os.getcwd(), launch.Local()) == end
 
 
 def test_a_job_that_is_lost_is_started_again_and_each_end_is_told_once():
@@ -156,16 +157,37 @@ def test_a_job_that_is_lost_is_started_again_and_each_end_is_told_once():
 def test_a_job_that_is_lost_again_and_again_has_failed():
     fake = Fake(a=["stopped"] * 99)
     assert ends(fake, "a") == {"a": "failed"} and len(fake.starts) == 1 + launch.TRIES
+    words = f"lost or stopped {1 + launch.TRIES} times in a row without a new checkpoint"
+    assert words in kit.last_words(Path("a.log"))
 
 
-def test_a_job_may_be_lost_any_number_of_times_as_long_as_it_writes_checkpoints():
+@pytest.mark.parametrize("lost", ["work", "log"])
+def test_a_job_whose_files_its_node_does_not_reach_is_tried_elsewhere(lost):
+    (job,) = jobs("a")
+    job.folder.mkdir()
+    command = [sys.executable, "-I", "-S", "-c", "print(1)"]
+    job = job._replace(command=command, log=Path("none" * (lost == "log"), "a.log"))
+    folder = os.getcwd() + "/none" * (lost == "work")
+    assert launch_node.attend(job, folder, launch.Local()) == "stopped"
+    if lost == "work":
+        assert "No such file" in kit.last_words(job.log)
+    else:
+        job.log.parent.mkdir()
+        assert launch_node.attend(job, folder, launch.Local()) == "ended"
+
+
+@pytest.mark.parametrize("place", [Path("v"), Path("v", "added")])
+def test_a_job_may_be_lost_any_number_of_times_as_long_as_it_writes_checkpoints(place):
+    """Of the run, or of seeds that are added; once they have joined it their folder is gone."""
     run = kit.Run("e/v", Path("v"), (), (0,), 10**6)
     fake = Fake(v=["stopped"] * 99)
     (job,) = [one._replace(reached=kit.job(run, 1).reached) for one in jobs("v")]
 
     def start(job):
-        if len(fake.starts) % 8 == 7 and len(fake.starts) < 50:
-            Path("v", "checkpoints", str(len(fake.starts))).mkdir(parents=True)
+        if len(fake.starts) % 8 == 7 and len(fake.starts) < 46:
+            (place / "checkpoints" / str(len(fake.starts))).mkdir(parents=True)
+        elif len(fake.starts) == 47:
+            shutil.rmtree(place / "checkpoints")
         return Fake.start(fake, job)
 
     fake.start = start
@@ -228,10 +250,12 @@ def test_a_lock_that_outlives_its_host_is_waited_for_but_not_for_ever(
         return lock.Lock(folder)
 
     monkeypatch.setattr(launch, "Lock", busy)
-    monkeypatch.setattr(launch, "LEASE", lease)
+    monkeypatch.setattr(launch_node, "Lock", busy)
+    monkeypatch.setattr(launch_node, "LEASE", lease)
     monkeypatch.setattr(launch, "LOOK", 0.01)
+    monkeypatch.setattr(launch_node, "LOOK", 0.01)
     job = job._replace(command=[sys.executable, "-I", "-S", "-c", ""])
-    assert launch.attend(job, os.getcwd(), launch.Local()) == end and len(tried) >= 2
+    assert launch_node.attend(job, os.getcwd(), launch.Local()) == end and len(tried) >= 2
     held.release()
 
 
@@ -241,10 +265,10 @@ def test_a_job_is_killed_with_whoever_attends_to_it_and_its_lock_is_free():
     ours = """
 import sys
 from pathlib import Path
-from experiments.kit import launch, launchers
+from experiments.kit import launch, launch_node
 sleep = [sys.executable, "-S", "-c", "import time; print(1, flush=True); time.sleep(60)"]
 job = launch.Job("a", sleep, {}, Path("a.log"), Path("a"), lambda: True, lambda: 0)
-launch.attend(job, ".")
+launch_node.attend(job, ".")
 """
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     attendant = subprocess.Popen([sys.executable, "-c", ours], env=env)

@@ -17,6 +17,7 @@ import preqn_jax
 from preqn_jax import agents
 from preqn_jax.envs import FunctionalEnv, Outcome
 from preqn_jax.options import UserError
+from preqn_jax.training import run as training
 from preqn_jax.training.errors import Diverged
 from preqn_jax.types import Spec
 
@@ -135,6 +136,7 @@ def test_a_gymnasium_factory_is_an_environment():
         ((agents.preqn, "probe/delay"), {"eta": 0.9}, "unknown option 'eta'"),
         (("td3", "probe/delay"), {"actor_learning_rate": lambda step: 1e-3}, "is function, but an"),
         (("td3", "probe/delay"), {"discount": np.ones(2)}, "is ndarray, but an option must be a"),
+        (("preqn", "probe/delay"), {"algorithm": "td3"}, "first argument, `agent`: train.'td3', "),
         (("preqn", "probe/delay"), {"seeds": "a"}, r"whole numbers, as in `\(0,\)`"),
         (("preqn", "probe/delay"), {"eta": np.inf}, "eta is inf, but it must be finite and above"),
     ],
@@ -152,11 +154,22 @@ def test_numbers_of_any_library_are_options():
     assert type(last.trained.config["num_steps"]) is int
 
 
-def test_a_run_of_own_parts_is_loaded_by_who_has_its_function(tmp_path):
+def test_one_number_of_any_library_is_a_list_of_one():
+    for one in (3, np.int64(3), np.array(3), jnp.int32(3)):
+        given = training.configs("ddpg", "probe/delay", "", {"seeds": one, "hidden_sizes": one})
+        assert given[2].seeds == (3,) == given[1].hidden_sizes and type(given[2].seeds[0]) is int
+
+
+def test_a_run_of_own_parts_is_loaded_by_who_has_its_function(tmp_path, monkeypatch):
+    """Here from the home directory, which is written `~` in Python too."""
+    monkeypatch.setenv("HOME", str(tmp_path))
     own = lambda spec: agents.make(agents.AgentConfig(algorithm="ddpg", hidden_sizes=(8, 8)), spec)
     small = {k: v for k, v in TINY.items() if k != "hidden_sizes"}
-    list(preqn_jax.train(own, "probe/delay", num_steps=100, logdir=tmp_path / "x", **small))
-    assert preqn_jax.load(tmp_path / "x", agent=own).step == 100
+    list(preqn_jax.train(own, "probe/delay", num_steps=100, logdir="~/x", **small))
+    assert preqn_jax.load("~/x", agent=own).step == 100 and (tmp_path / "x" / "DONE").exists()
+    assert preqn_jax.records("~/x")["step"].max() == 100
+    with pytest.raises(UserError, match="can be read .*; give the `agent` and `env` that `train`"):
+        preqn_jax.load(tmp_path / "x", agent=own, env="Pendulum-v1")
     with pytest.raises(UserError, match=r"made by a function, .* call preqn_jax\.load\(.*, agent="):
         preqn_jax.load(tmp_path / "x")
 

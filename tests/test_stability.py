@@ -36,6 +36,32 @@ def test_half_of_the_gain_and_a_gain_of_the_spread_are_the_lines():
     assert not stability.collapsed(fall(40.0), spread=100.0)
 
 
+def test_no_later_evaluation_takes_a_collapse_back():
+    """Not even one whose episodes differ by far more than those of before."""
+    rng, some = np.random.default_rng(0), 0
+    for _ in range(200):
+        returns, spread = (
+            np.cumsum(rng.normal(size=30)),
+            np.geomspace(0.1, 100, 30) * rng.random(30),
+        )
+        told = [stability.collapsed(returns[:n], spread[:n]) for n in range(1, 31)]
+        assert told == sorted(told)
+        some += told[-1] and not stability.collapsed(returns, spread.mean())
+    assert some  # which the mean of all spreads would have called stable
+
+
+@pytest.mark.filterwarnings("error")
+def test_without_the_spread_over_episodes_no_collapse_can_be_told():
+    run = one(returns=lambda seed, t: 100 * (t if t < 0.6 else 0.0))
+    lines = [[{**line, "eval/return_std": None} for line in seed] for seed in run.lines]
+    assert stability.faults(run).b == [0, 1, 2]
+    assert stability.faults(run._replace(lines=lines)).b is None
+    for seed in lines:
+        for line in seed:
+            del line["eval/return_std"]
+    assert stability.faults(run._replace(lines=lines)).b is None
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_run_that_diverged_before_an_evaluation_is_told_without_a_warning():
     run = one(extra=[frozen(100, 0)])
@@ -110,6 +136,13 @@ def test_q_is_judged_on_every_line_against_the_largest_of_all_evaluations():
 
 def test_q_cannot_be_judged_on_records_without_attained_returns():
     assert stability.faults(one(worth=None)).c is None
+
+
+def test_q_of_one_seed_is_told_whatever_another_lacks():
+    run = one(extra=[{"step": 99_000, "seed": 2, "critic/q_mean": 100.5}])
+    bare = [{k: v for k, v in line.items() if k != "eval/discounted_max"} for line in run.lines[0]]
+    assert stability.faults(run._replace(lines=[bare, *run.lines[1:]])).c == [2]
+    assert stability.faults(run._replace(lines=[bare, run.lines[1], run.lines[1]])).c is None
 
 
 def test_q_is_judged_against_the_largest_evaluation_also_where_later_ones_attain_less():

@@ -92,7 +92,8 @@ def middle(*tasks: np.ndarray, axis: int = -1) -> np.ndarray:
 def improvement(own: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> Estimate:
     """The probability that a score of `own` is above one of `other`, where a tie counts as a half:
     the mean over tasks, with scores `[S]` and `[S']` of each, and an interval stratified as in
-    `interquartile_mean`. NaN, the score of a seed that diverged, counts as below all others.
+    `interquartile_mean`. NaN, the score of a seed that diverged, counts as below all others. There
+    is no interval where all scores of one side are above the other's: all resamples agree there.
 
     Agarwal et al. 2021, whose probability of improvement is Mann and Whitney's U, scaled.
 
@@ -108,7 +109,8 @@ def improvement(own: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> Estim
         pairs = zip(samples[:count], samples[count:], strict=True)
         return np.mean([_above(a, b) for a, b in pairs], axis=0)
 
-    return _estimate(samples, chance)
+    found = _estimate(samples, chance)
+    return found._replace(interval=None) if found.value in (0.0, 1.0) else found
 
 
 def _above(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -25,8 +25,8 @@ A seed is stable if
       records;
   (b) once it has learned, no mean of {FEW} evaluations in a row falls below half of the gain over
       the first evaluation of the best such mean so far, whatever comes after (it has learned if
-      that gain exceeds the mean spread over an evaluation's episodes; with {FEW} evaluations or
-      fewer it cannot be judged);
+      that gain exceeds the mean, of the evaluations up to there, of the spread over an evaluation's
+      episodes; with {FEW} evaluations or fewer it cannot be judged);
   (c) no mean Q of a line is above the largest discounted return that any of its evaluations went
       through.
 Each part is absolute, and may be hard on a task for any algorithm: beside it stand the seeds of the

@@ -28,28 +28,33 @@ def faults(run: Curves) -> Faults:
             line.get(name, 0) is None for line in lines for name in _FINITE
         ):
             a.append(seed)
-        finite = returns[i][np.isfinite(returns[i])]
+        finite = np.isfinite(returns[i])
+        spread = spreads[i][finite] if spreads.shape == returns.shape else np.array(np.nan)
         if seed not in a:  # a seed that diverged needs no further test
-            enough = enough and len(finite) > FEW  # else there is one mean at most
-        if collapsed(finite, spreads[i]):
+            means = np.sum(finite) > FEW  # else there is one at most
+            enough = enough and bool(means and np.isfinite(spread).any())
+        if collapsed(returns[i][finite], spread):
             b.append(seed)
         q, worth = (_values(lines, name) for name in ("critic/q_mean", "eval/discounted_max"))
         told = told and bool(q and worth)
-        if told and max(q) > max(worth):
+        if q and worth and max(q) > max(worth):
             c.append(seed)
-    return Faults(a, b if b or enough else None, c if told else None)
+    return Faults(a, b if b or enough else None, c if c or told else None)
 
 
 def collapsed(returns: np.ndarray, spread: np.ndarray | float) -> bool:
     """Whether one seed breaks rule (b): from the mean returns `[T]` of its evaluations, and the
-    spread over the episodes of each, or the mean of these spreads.
+    spread over the episodes of each, or one spread for all. Later evaluations change nothing.
     """
     if len(returns) < FEW:
         return False
     windows = np.convolve(returns, np.ones(FEW) / FEW, "valid")
     gain = np.maximum.accumulate(windows) - returns[0]  # of the best mean so far
     fallen = windows < returns[0] + gain / 2
-    return bool(np.any((gain > np.nanmean(spread)) & fallen))
+    spread = np.broadcast_to(spread, returns.shape)
+    count = np.cumsum(np.isfinite(spread))
+    usual = np.where(count, np.nancumsum(spread) / np.maximum(count, 1), np.inf)[FEW - 1 :]
+    return bool(np.any((gain > usual) & fallen))
 
 
 def _values(lines: Lines, name: str) -> list[float]:

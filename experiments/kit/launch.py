@@ -2,8 +2,8 @@
 to end when we are asked to.
 
 A launcher starts a job, finds out whether it has ended, and asks it to end; `run` does the rest.
-The launcher of this machine is here. Those of `launch_ray` and `launch_submitit` call `attend` on
-some node, which does the same there, for a single job.
+The launcher of this machine is here. Those of `launch_ray` and `launch_submitit` call
+`launch_node.attend` on some node, which does the same there, for a single job.
 
 The lock is the one that a run takes on its directory (`training.lock`). It is passed on to the
 command, which holds it for just as long as it lives, even if the process that started it is killed.
@@ -28,7 +28,6 @@ from preqn_jax.training.lock import INHERITED, Busy, Lock
 
 PAUSE = 30.0  # seconds before a refused job is tried again
 LOOK = 2.0  # seconds between looks at how far commands are, and between requests to end
-LEASE = 180.0  # seconds that a network's file system may keep the lock of a host that is gone
 TRIES = 10  # restarts in a row of a job that was lost, without a new checkpoint between them
 
 
@@ -241,14 +240,18 @@ class _Pool:
     def _again(self, job: Job) -> list[tuple[str, End]]:
         """Starts a job again that was stopped, and not by us, as on a node that is taken away.
         Returns its end if it may not be started again. A run of days may lose any number of nodes,
-        as long as it gets further on each.
+        as long as it writes a checkpoint now and then.
         """
         if (reached := job.reached()) != self._reached[job.name]:
             self._reached[job.name], self._lost[job.name] = reached, 0
         self._lost[job.name] += 1
         tries, asked = self._launcher.tries, self._asked is not None
-        if asked or self._lost[job.name] > tries:
-            return [(job.name, "stopped" if asked or not tries else "failed")]
+        if asked or not tries:
+            return [(job.name, "stopped")]
+        if (lost := self._lost[job.name]) > tries:
+            words = "without a new checkpoint; if nothing above says why, lower `checkpoint_every`"
+            note(job, f"lost or stopped {lost} times in a row {words}")
+            return [(job.name, "failed")]
         self._waiting.append(job)
         return []
 
@@ -350,45 +353,6 @@ def _over(job: Job) -> bool:
     """
     with contextlib.suppress(OSError, UserError):
         return not job.wanted()
-    return False
-
-
-# --- on some node ---------------------------------------------------------------------------------
-
-
-def attend(job: Job, folder: str, here: Local | None = None) -> End:
-    """Runs one job from `folder` on the node where this is called, and waits. First it waits for
-    the job's lock, which is free or soon will be: a job is killed with the process that attends to
-    it, so that it can go on elsewhere at once.
-    """
-    os.chdir(folder)
-    if not _may_be_free(job.folder):
-        return "stopped"
-    ends: list[End] = []
-    job = job._replace(environment={**os.environ, **job.environment})
-
-    def look(_: Sequence[str], ended: Sequence[tuple[str, End]]) -> None:
-        ends.extend(end for _, end in ended)
-
-    run(here or Local(bound=True), [job], 1, look)
-    return ends[0]
-
-
-def _may_be_free(folder: Path) -> bool:
-    """Waits until a lock is free, or for `LEASE` seconds: after that somebody really holds it.
-    Returns False if we are asked to end meanwhile.
-    """
-    asked: list[int] = []
-    until = time.monotonic() + LEASE
-    with signals.handled(lambda number, _: asked.append(number)):
-        while not asked:
-            try:
-                Lock(folder).release()
-                return True
-            except Busy:
-                if time.monotonic() >= until:
-                    return True
-            time.sleep(min(LOOK, LEASE / 10))
     return False
 
 

@@ -12,7 +12,8 @@ from ray.exceptions import (  # pyright: ignore[reportMissingImports]
     TaskCancelledError,
 )
 
-from experiments.kit.launch import TRIES, End, Job, LaunchConfig, attend, note
+from experiments.kit.launch import TRIES, End, Job, LaunchConfig, note
+from experiments.kit.launch_node import attend
 from preqn_jax.options import UserError
 
 _PROBE = "import sys, ray; ray.init(sys.argv[1], logging_level='CRITICAL', log_to_driver=False)"

@@ -19,7 +19,8 @@ from submitit.core.utils import (  # pyright: ignore[reportMissingImports]
 
 import experiments
 from experiments.kit import signals
-from experiments.kit.launch import TRIES, End, Job, LaunchConfig, Local, Refused, attend, note
+from experiments.kit.launch import TRIES, End, Job, LaunchConfig, Local, Refused, note
+from experiments.kit.launch_node import attend
 from preqn_jax.options import UserError, choose
 
 _FOR_EVER = 1_000_000  # how often a run that meets its time limit is queued again

@@ -58,8 +58,8 @@ class Critic(NamedTuple):
       then steps towards them; with batch normalization both may come from one forward pass.
     follow: `state -> state`, one update of the target network.
     params: `state -> parameters` of all members, to log their norm.
-    target_values: `state -> Values` of the networks used in targets; None where those are the
-      online ones.
+    target_values: `state -> Values` of the networks used in targets; where it is None, `values` is
+      used.
     """
 
     q: QFunction

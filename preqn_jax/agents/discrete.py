@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from preqn_jax import actions
+from preqn_jax import actions, networks
 from preqn_jax.agents.base import Agent, Inspection, check_batch, delayed
 from preqn_jax.agents.critic import Critic, Upcoming, Update, Values
 from preqn_jax.batching import precise
@@ -136,13 +136,15 @@ def discrete(
     def summary(state: DiscreteState) -> Metrics:
         return {
             "actor/epsilon": epsilon.after(state.updates),
-            "critic/norm": optax.tree.norm(critic.params(state.critic)),
+            "critic/norm": optax.tree.norm(networks.weights(critic.params(state.critic))),
         }
 
     def inspect(state: DiscreteState, batch: Transition, key: Key) -> Inspection:
         moved, did = learn(state, batch)
         ahead = jax.vmap(act, in_axes=(None, 0))(acting(state), batch.next_obs)
-        return Inspection(first(state), critic.first(moved), did.targets, ahead)
+        params = first(state)
+        after = networks.stepped(params, critic.first(moved))
+        return Inspection(params, after, did.targets, ahead)
 
     return Agent(init, acting, act, explore, update, summary, critic.q, first, inspect)
 

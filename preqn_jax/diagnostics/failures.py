@@ -82,7 +82,7 @@ def failure(measured: Mapping[str, float]) -> Finding | None:
     reward but 0 was seen, there is no bound, and the result is None: set the case's `reward_bound`.
     """
     excess = measured["soft_divergence"]
-    if measured["q_largest"] == math.inf:
+    if not math.isfinite(measured["q_largest"]):
         return Finding(FAILURES[4], "Q is no longer finite", GLOSSARY["soft_divergence"].remedy)
     if not MARGIN < excess < math.inf:
         return None

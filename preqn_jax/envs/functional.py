@@ -222,8 +222,9 @@ class FunctionalVector:
             state = jax.tree.map(
                 lambda new, old: jax.vmap(jnp.where)(keep, new, old), state, self._state
             )
-            reward, terminated, truncated = reward * active, terminated & active, truncated & active
-            next_obs = next_obs * active[:, None]
+            terminated, truncated = terminated & active, truncated & active
+            reward = np.where(active, reward, 0)  # of a state that stays it may be a NaN
+            next_obs = np.where(active[:, None], next_obs, 0)
         self._state, self._obs = state, obs
         return Step(reward, terminated, truncated, next_obs, obs)
 

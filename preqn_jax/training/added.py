@@ -90,7 +90,7 @@ def stages(plan: Plan) -> Iterator[Plan]:
     with collect.watched(plan.env, plan.run.env_timeout, collect.say):
         spec = envs.spec(plan.env)
     agent = agent_of(plan.make_agent, spec)
-    memory.check(spec, together.loop, together.described, agent)
+    memory.check(spec, together.loop, together.described, agent, together.settings)
     apart = home / NAME
     if not _finished(apart, steps):
         alone = _devices(second) == 1 < _devices(together)

@@ -14,7 +14,7 @@ from preqn_jax.agents.config import STEPS
 from preqn_jax.options import UserError
 from preqn_jax.training import files, loop
 from preqn_jax.training.config import LoopConfig
-from preqn_jax.types import Spec
+from preqn_jax.types import Settings, Spec
 
 # Copies of the replay buffer in memory at the peak: up to 1.5 in training, at a checkpoint and when
 # resuming from one (tests/peak.py), on one device or several.
@@ -46,14 +46,17 @@ def needs(spec: Spec, config: LoopConfig, kernels: int = 1, gradients: int = 0) 
     }
 
 
-def check(spec: Spec, config: LoopConfig, described: dict[str, Any], agent: Agent) -> None:
+def check(
+    spec: Spec, config: LoopConfig, described: dict[str, Any], agent: Agent, settings: Settings
+) -> None:
     """Raises UserError where replay, minibatches, kernels or per-example gradients cannot fit this
-    machine. `described` is what `directory.describe` says of the run of `agent`.
+    machine. `described` is what `directory.describe` says of the run of `agent`, whose `settings`
+    `[M]` each are those that an agent of `agents.swept` takes, {} for any other.
     """
     step, critics = STEPS.get(described.get("critic_step", "")), described.get("num_critics") or 1
     solves, reads = (step.solves, step.reads) if step else (False, frozenset())
     jacobian = "kernel" in reads and described.get("kernel") == "jacobian"
-    gradients = critics * _parameters(agent) if jacobian else 0
+    gradients = critics * _parameters(agent, settings) if jacobian else 0
     there, where = _smallest_device(), "memory on each device"
     if there is None:
         there, where = _machine(), "memory"
@@ -63,7 +66,8 @@ def check(spec: Spec, config: LoopConfig, described: dict[str, Any], agent: Agen
     found = needs(spec, config, critics * solves, gradients)
     if sum(found.values()) > there:
         most = max(found, key=lambda name: found[name])
-        other = ", or use `kernel=structured`" * (jacobian and most == "batch_size")
+        structured = sum(needs(spec, config, critics * solves).values())
+        other = ", or use `kernel=structured`" * (jacobian and structured <= there)
         raise UserError(
             f"this run would need some {files.size(sum(found.values()))} of {where} at its "
             f"peak, {files.size(found[most])} of that for {most}={getattr(config, most)}, but "
@@ -71,9 +75,10 @@ def check(spec: Spec, config: LoopConfig, described: dict[str, Any], agent: Agen
         )
 
 
-def _parameters(agent: Agent) -> int:
+def _parameters(agent: Agent, settings: Settings) -> int:
     """Bytes of the parameters of one critic, without making them."""
-    critic = jax.eval_shape(lambda: agent.critic(agent.init(jax.random.key(0))))
+    given = [jax.tree.map(lambda leaf: leaf[0], settings)] if settings else []
+    critic = jax.eval_shape(lambda: agent.critic(agent.init(jax.random.key(0), *given)))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(critic))
 
 

@@ -81,7 +81,7 @@ def train(
     agent: str | Callable[[Spec], Agent] = "preqn",
     env: envs.Source = "HalfCheetah-v5",
     *,
-    logdir: str | Path = "",
+    logdir: str | Path | None = None,
     **options: Any,
 ) -> Generator[Progress, None, Trained]:
     """Train, yielding after every round; the generator returns what training came to.
@@ -120,12 +120,18 @@ def train(
 def _train(
     agent: str | Callable[[Spec], Agent],
     env: envs.Source,
-    logdir: str | Path,
+    logdir: str | Path | None,
     options: dict[str, Any],
 ) -> Generator[Progress, None, Trained]:
     if not isinstance(agent, str):
         check_function(agent)
-    run, agent_config, loop_config = configs(agent, env, str(logdir), options)
+    if "algorithm" in options:
+        raise UserError(
+            f"algorithm is {options['algorithm']!r}, but in Python the algorithm is the first "
+            f"argument, `agent`: train({options['algorithm']!r}, ...)"
+        )
+    home = os.path.expanduser(logdir or "")
+    run, agent_config, loop_config = configs(agent, env, home, options)
     env = envs.described(env, run.env_kwargs, run.wrappers)
     if callable(agent):
         validate_run(run, loop_config)
@@ -169,8 +175,8 @@ def configs(
         choose("option", name, known)
     for name in ("seeds", "hidden_sizes", "critic_hidden_sizes", "wrappers"):
         if given.get(name) is not None and not isinstance(given[name], str):
-            one = not isinstance(given[name], Iterable)
-            given[name] = (given[name],) if one else tuple(map(_plain, given[name]))
+            one = not isinstance(given[name], Iterable) or np.ndim(given[name]) == 0
+            given[name] = (_plain(given[name]),) if one else tuple(map(_plain, given[name]))
     given = {name: _plain(value) for name, value in given.items()}
     for name, value in given.items():
         if callable(value) or hasattr(value, "shape"):

@@ -53,7 +53,7 @@ class Session:
             self._on_device = device.wanted(plan.run, plan.env)
             self.spec = envs.spec(plan.env, ask=reset)
         self.agent = agent_of(plan.make_agent, self.spec)
-        memory.check(self.spec, plan.loop, plan.described, self.agent)
+        memory.check(self.spec, plan.loop, plan.described, self.agent, plan.settings)
         etas = plan.settings.get("eta", plan.described.get("eta", 1.0))
         etas = -1.0 if plan.described.get("relative_eta") else etas  # every solve reaches this
         self._etas = np.broadcast_to(etas, len(plan.loop.seeds))

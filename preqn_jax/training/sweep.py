@@ -177,7 +177,7 @@ def make(
     """
     if not logdir:
         raise UserError("logdir is empty; name a folder for the sweep, as in `logdir=runs/sweep`")
-    sweep = Sweep(Path(logdir), run, agent, loop, axes)
+    sweep = Sweep(Path(logdir).expanduser(), run, agent, loop, axes)
     for program in sweep.programs:
         validate_run(program.run, program.loop)
         if program.run.stop_on_divergence:

@@ -165,7 +165,7 @@ def load(
       >>> run.config["algorithm"], run.seeds, run.step
       ('preqn', (0, 1), 100)
     """
-    logdir = Path(logdir)
+    logdir, given = Path(logdir).expanduser(), env
     config = directory.config_of(logdir)
     if env is None:
         env = directory.source(config, f"the run {str(logdir)!r}", trust)
@@ -176,9 +176,11 @@ def load(
             f"no file holds: in Python call preqn_jax.load({str(logdir)!r}, agent=...) with it"
         )
     spec, seeds = envs.spec(env), tuple(config["seeds"])
-    named = partial(agents.make, directory.as_config(agents.AgentConfig, config))
-    whole = agent_of(named if agent is None else agent, spec)
-    cure = None if agent is None else "give the `agent` that `train` was given"
+    by_name = partial(agents.make, directory.as_config(agents.AgentConfig, config))
+    whole = agent_of(by_name if agent is None else agent, spec)
+    named = [name for name, own in (("agent", agent), ("env", given)) if own is not None]
+    words = " and ".join(f"`{name}`" for name in named)
+    cure = f"give the {words} that `train` was given" if named else None
     step, states = _restore(logdir, whole, len(seeds), cure)
     return Trained(whole, states, spec, seeds, step, config)
 
@@ -205,7 +207,7 @@ def records(logdir: str | Path) -> Any:
             "records come as a pandas.DataFrame, and pandas is not installed; "
             f"{to_install('analysis')}"
         ) from error
-    logdir = Path(logdir)
+    logdir = Path(logdir).expanduser()
     directory.config_of(logdir)
     if not (lines := record.of_run(logdir)):
         raise UserError(f"the run {str(logdir)!r} has no records yet")

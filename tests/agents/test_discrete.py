@@ -28,6 +28,12 @@ class Linear:
         return (params @ obs)[actions.index(action[0], A)]
 
 
+class Normalized(networks.ActionValues):
+    """With a training mode, as `agents.crossq_critic` wants it."""
+
+    train: bool = False
+
+
 def transitions(seed=0, n=16):
     rng = np.random.default_rng(seed)
     number = actions.number(rng.integers(0, A, (n, 1)), A)
@@ -172,6 +178,32 @@ def test_the_kernel_over_pairs_is_taken_apart_without_a_warning(x64):
 
 
 # --- by name --------------------------------------------------------------------------------------
+
+
+def test_running_statistics_are_no_weights_and_no_part_of_a_step():
+    """As with `actor_critic`: batch normalization counts examples, and moves with every batch."""
+    rng, n = np.random.default_rng(0), 64
+    number = actions.number(rng.integers(0, A, (n, 1)), A)
+    obs, ahead = 3 + rng.normal(size=(2, n, OBS))
+    batch = Transition(
+        *(jnp.asarray(x, jnp.float32) for x in (obs, number, rng.normal(size=n), np.ones(n), ahead))
+    )
+    net = Normalized(A, (8,), "relu", norm="batch")
+    agent = jitted(agents.discrete(SPEC, agents.crossq_critic(net, optax.sgd(1e-3))))
+    state = agent.init(jax.random.key(0))
+    state, _ = agent.update(state, batch, jax.random.key(1), jnp.int32(0))
+    weights = jax.tree.leaves(networks.weights(state.critic.params))
+    size = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in weights))
+    assert float(agent.summary(state)["critic/norm"]) == pytest.approx(size, rel=1e-5)
+    look = agent.inspect(state, batch, jax.random.key(1))
+    for name in look.params:
+        same = [
+            np.array_equal(*pair)
+            for pair in zip(
+                jax.tree.leaves(look.params[name]), jax.tree.leaves(look.moved[name]), strict=True
+            )
+        ]
+        assert all(same) if name == "batch_stats" else not all(same)
 
 
 def test_presets_are_rows_of_settings():

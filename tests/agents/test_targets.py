@@ -22,6 +22,7 @@ from agent_cases import (
     transitions,
 )
 from preqn_jax import agents, networks, steps
+from preqn_jax.agents import target
 from preqn_jax.batching import batched
 
 
@@ -61,11 +62,24 @@ def test_target_networks_follow_what_the_update_made():
     end, _ = agent.update(start, transitions(), jax.random.key(1), jnp.int32(0))
     for part in ("policy", "critic"):
         before, after = getattr(start, part), getattr(end, part)
-        for target, old, new in zip(
+        for slow, old, new in zip(
             *map(leaves, (after.target, before.target, after.params)), strict=True
         ):
             assert np.abs(new - old).max() > 5e-4
-            np.testing.assert_allclose(target, 0.995 * old + 0.005 * new, rtol=3e-7, atol=1e-8)
+            np.testing.assert_allclose(slow, 0.995 * old + 0.005 * new, rtol=3e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize("polyak", [0.995, jnp.float32(0.995)])
+def test_a_slow_copy_moves_also_where_parameters_are_narrow(dtype, polyak):
+    """Of a bfloat16 at 1, a 200th of .25 is rounded away."""
+    params = {"w": jnp.full(3, 1.25, dtype)}
+    copy = target.start({"w": jnp.ones(3, dtype)}, polyak)
+    for _ in range(200):
+        copy = target.follow(copy, params, polyak)
+    np.testing.assert_allclose(copy["w"], 1.25 - 0.25 * 0.995**200, rtol=1e-5)
+    assert copy["w"].dtype == jnp.float32
+    assert target.bootstrap(copy, params)["w"].dtype == dtype
 
 
 def test_smoothed_targets_by_hand_take_the_minimum_and_clipped_noise():

@@ -161,6 +161,13 @@ def test_a_sign_names_its_failure_beyond_its_line_alone(number):
         assert diagnostics.failure({**CALM, **BEYOND, number: overflow}).mode == "an unnamed cause"
 
 
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_q_that_is_not_finite_diverges(value):
+    """NaN comes of two infinities within the network."""
+    lost = dict.fromkeys(("q_largest", "soft_divergence", "td_error"), value)
+    assert diagnostics.failure({**CALM, **lost}).evidence == "Q is no longer finite"
+
+
 def test_the_first_sign_that_is_there_names_the_failure():
     names = list(SIGNS)
     for i, first in enumerate(names):

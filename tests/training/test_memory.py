@@ -14,6 +14,9 @@ from preqn_jax.types import Spec
 SPEC = Spec(3, 2, -np.ones(2), np.ones(2))
 ROW = 4 * (3 + 2 + 1 + 1 + 3)  # float32 of (s, a, r, discount, s')
 TD3 = agents.td3(SPEC)
+SMALL = agents.preqn(SPEC, hidden_sizes=(7, 9))
+SMALL_CRITIC = 4 * ((3 + 2) * 7 + 7 + 7 * 9 + 9 + 9 + 1)  # bytes of its parameters
+PRECONDITIONED = {"critic_step": "preconditioned"}
 STARTS = {"start_steps": 50, "update_after": 50, "update_every": 50}
 
 
@@ -40,30 +43,35 @@ def test_a_run_is_refused_where_it_needs_a_byte_more_than_there_is(
         seeds=seeds, replay_capacity=capacity, num_steps=steps, batch_size=batch, **STARTS
     )
     monkeypatch.setattr(memory, "_machine", lambda: needs)
-    memory.check(SPEC, config, {"critic_step": step}, TD3)
+    memory.check(SPEC, config, {"critic_step": step}, TD3, {})
     monkeypatch.setattr(memory, "_machine", lambda: needs - 1)
     most = "replay_capacity" if batch == 8 else "batch_size"
     with pytest.raises(UserError, match=f"this run would need some .* lower `{most}`"):
-        memory.check(SPEC, config, {"critic_step": step}, TD3)
+        memory.check(SPEC, config, {"critic_step": step}, TD3, {})
 
 
+@pytest.mark.parametrize("kernel", ["structured", "jacobian"])
 @pytest.mark.parametrize(
     ("seeds", "devices", "share"), [(8, 8, 1), (9, 8, 2), (6, 2, 3), (1, 8, 1)]
 )
-def test_a_device_needs_room_for_its_share_of_the_members(seeds, devices, share, monkeypatch):
-    """Their kernels exist at the same time."""
+def test_a_device_needs_room_for_its_share_of_the_members(
+    seeds, devices, share, kernel, monkeypatch
+):
+    """Their kernels, and their per-example gradients, exist at the same time."""
+    described = {**PRECONDITIONED, "kernel": kernel}
+    gradients = 90 * SMALL_CRITIC if kernel == "jacobian" else 0
     config = LoopConfig(
         seeds=tuple(range(seeds)), replay_capacity=500, num_steps=500, batch_size=90, **STARTS
     )
-    needs = share * int(memory.COPIES * 500 * ROW + 50 * 90 * ROW + 4 * 4 * 90**2)
+    needs = share * int(memory.COPIES * 500 * ROW + 50 * 90 * ROW + 4 * 4 * 90**2 + gradients)
     there = [SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": limit})] * devices
     monkeypatch.setattr(memory.jax, "local_devices", lambda: there)
     limit = needs
     assert len(loop.devices_for(seeds)) <= devices
-    memory.check(SPEC, config, {"critic_step": "preconditioned"}, TD3)
+    memory.check(SPEC, config, described, SMALL, {})
     limit = needs - 1
     with pytest.raises(UserError, match="of memory on each device at its peak"):
-        memory.check(SPEC, config, {"critic_step": "preconditioned"}, TD3)
+        memory.check(SPEC, config, described, SMALL, {})
 
 
 @pytest.mark.parametrize(
@@ -82,13 +90,36 @@ def test_each_critic_holds_its_kernel_and_where_asked_its_gradients(fields, word
     critics = 2 if fields.get("algorithm") == "preqn_twin" else 1
     solved = critics * 4 * 4 * 90**2
     if "structured" in words:
-        solved += critics * 90 * 4 * ((3 + 2) * 7 + 7 + 7 * 9 + 9 + 9 + 1)
+        solved += critics * 90 * SMALL_CRITIC
     needs = int(memory.COPIES * 50 * ROW) + 50 * 90 * ROW + solved
     monkeypatch.setattr(memory, "_machine", lambda: needs)
-    memory.check(SPEC, config, described, agent)
+    memory.check(SPEC, config, described, agent, {})
     monkeypatch.setattr(memory, "_machine", lambda: needs - 1)
     with pytest.raises(UserError, match=words):
-        memory.check(SPEC, config, described, agent)
+        memory.check(SPEC, config, described, agent, {})
+
+
+def test_another_kernel_is_named_only_where_it_would_do(monkeypatch):
+    config = LoopConfig(num_steps=50, batch_size=90, **STARTS)
+    monkeypatch.setattr(memory, "_machine", lambda: 4 * 4 * 90**2)  # K fits, and nothing else
+    with pytest.raises(UserError, match="lower `batch_size`$"):
+        memory.check(SPEC, config, {**PRECONDITIONED, "kernel": "jacobian"}, SMALL, {})
+
+
+def test_the_settings_of_a_sweep_are_known_where_gradients_are_counted(monkeypatch):
+    """An agent of `agents.swept` is made of a key and settings."""
+    etas = {"eta": np.array([0.9, 0.97], np.float32)}
+    swept = agents.swept(
+        lambda given: agents.preqn(SPEC, hidden_sizes=(7, 9), **given), {"eta": 0.9}
+    )
+    config = LoopConfig(num_steps=50, batch_size=90, **STARTS)
+    limits = []
+    for agent, settings in ((SMALL, {}), (swept, etas)):
+        monkeypatch.setattr(memory, "_machine", lambda: 1)
+        with pytest.raises(UserError) as raised:
+            memory.check(SPEC, config, {**PRECONDITIONED, "kernel": "jacobian"}, agent, settings)
+        limits.append(str(raised.value))
+    assert limits[0] == limits[1]
 
 
 def test_the_memory_of_a_batch_job_or_a_container_is_that_of_its_groups(tmp_path):
