@@ -38,7 +38,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"out is {config.out!r}, a folder; name a picture, as in --out=curve.png")
     if config.format:
         kind = choose("format", config.format.lower(), output.PICTURES)
-        out = out.with_suffix(f".{kind}")
+        other = out.suffix[1:].lower() in output.PICTURES  # and no part of a name, as in eta=0.9
+        out = out.with_suffix(f".{kind}") if other else out.with_name(f"{out.name}.{kind}")
     output.check("format" if config.format else "out", str(out), picture=True)
     text = learning_curves.draw(runs, out, (config.width, config.height))
     print(text, end="")

@@ -85,7 +85,7 @@ def _row(run: Path, config: dict[str, Any], lines: curves.Lines, settings: str) 
         "diverged": len(lost),
         "steps": max(line["step"] for line in lines),
         "last return": _over_seeds([last for last, _, _ in going]),
-        "best return": _over_seeds([best for _, _, best in ends.values()]),
+        "best return": _over_seeds([best for _, _, best in ends.values() if np.isfinite(best)]),
         "last three": _over_seeds([three for _, three, _ in going]),
         **means,
     }

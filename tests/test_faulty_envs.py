@@ -183,7 +183,13 @@ def test_a_functional_one_is_checked_likewise(part, function, words):
         ({"spec": SPEC._replace(obs_size=(2,))}, "observations of size (2,), expected an integer"),
         ({"spec": SPEC._replace(action_low=np.full(2, -1.0))}, "of the shapes (2,) and (1,)"),
         ({"spec": SPEC._replace(action_high=np.full(1, np.inf))}, "unbounded actions"),
-        ({"time_limit": -1}, "time_limit=-1, but it must be at least 0"),
+        *(
+            (
+                {"time_limit": limit},
+                f"time_limit={limit}, but it must be a whole number of at least 0",
+            )
+            for limit in (-1, None, 1.5)
+        ),
     ],
 )
 def test_a_functional_one_that_makes_no_sense_is_refused(changed, words):

@@ -220,6 +220,15 @@ def test_plot_writes_a_picture_of_the_kind_asked_for_and_a_table(tmp_path, capsy
     assert said == (tmp_path / "x.txt").read_text() + f"{tmp_path}/x.svg\n"
 
 
+@pytest.mark.parametrize("name", ["eta=0.9", "eta=0.97", "x.PNG", "x"])
+def test_the_kind_is_put_in_the_place_of_no_part_of_a_name(name, tmp_path):
+    run = fake_run(tmp_path / "a", "preqn")
+    args = [str(run), f"--out={tmp_path / name}", "--format=svg", "--width=4", "--height=3"]
+    assert call_other(plot, plot.PlotConfig, *args) == 0
+    stem = name.removesuffix(".PNG")
+    assert {path.name for path in tmp_path.iterdir()} == {"a", f"{stem}.svg", f"{stem}.txt"}
+
+
 def test_an_agent_of_own_parts_goes_by_its_name(tmp_path, rows):
     """Its configuration has no activation."""
     run = fake_run(tmp_path / "a", "own_agent")

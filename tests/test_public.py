@@ -202,6 +202,10 @@ def test_what_is_no_run_or_not_to_be_trusted_is_refused(tmp_path):
     after_cases.write_run(tmp_path / "x", "probe/action", seeds=(0,))
     path = tmp_path / "x" / "config.json"
     path.write_text(path.read_text().replace("probe/action", "evil_module:E-v0"))
+    path.write_text(path.read_text().replace("evil_module:E-v0", "own.<locals>.<lambda>"))
+    with pytest.raises(UserError, match=r"cannot make .* in Python call preqn_jax.load\(.*, env="):
+        preqn_jax.load(tmp_path / "x")
+    path.write_text(path.read_text().replace("own.<locals>.<lambda>", "evil_module:E-v0"))
     with pytest.raises(UserError, match="whose module would be imported and run; if you trust it"):
         preqn_jax.load(tmp_path / "x")
 

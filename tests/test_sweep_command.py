@@ -203,6 +203,11 @@ def test_a_report_is_of_the_members_that_were_evaluated(axes, early, tmp_path, c
         rows[0]["seeds"]
     )
     assert (tmp_path / "sweep.png").stat().st_size > 5000
+    (tmp_path / empty.name / "DONE").touch()  # and its records are lost
+    sweep_report.report(swept)
+    bare, waiting = sorted(capsys.readouterr().err.splitlines())
+    assert bare.startswith("finished, but metrics.jsonl is missing") and empty.name in bare
+    assert waiting.startswith("not evaluated yet") and empty.name not in waiting
 
 
 SWEPT = ("--env=probe/delay", "--seeds=0,1", "--hidden_sizes=8,4")

@@ -122,9 +122,25 @@ def test_the_command_prints_or_writes(capsys):
     assert capsys.readouterr().out == table.as_md(rows)
 
 
+def test_folders_that_are_no_runs_are_left_out_where_several_are_given(capsys):
+    """As of runs/*, where sweeps and plans lie beside the runs."""
+    write_run("a"), write_run("sweep/member"), Path("figures").mkdir()
+    assert call_other(table, table.TableConfig, "a", "figures", "sweep") == 0
+    said = capsys.readouterr()
+    assert said.out == table.as_md(table.rows([Path("a")]))
+    assert said.err == "no run directories, and left out: figures, sweep\n"
+
+
+def test_the_best_return_is_that_of_seeds_with_one():
+    (row,) = table.rows([write_run("a", {1: [10.0, 20.0], 2: [None]})])
+    assert row["best return"] == (20.0, None)
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
+        (["figures", "sweep"], "'figures' is not a run directory: it has no config.json"),
+        (["a", "nowhere"], "'nowhere' is not a run directory: it has no config.json"),
         ([], "no run given; name run directories, as in"),
         (["nowhere"], "'nowhere' is not a run directory: it has no config.json"),
         (["a", "--format=html"], "unknown format 'html'; choose one of csv, md, tex"),
@@ -133,7 +149,7 @@ def test_the_command_prints_or_writes(capsys):
     ],
 )
 def test_what_makes_no_table_is_one_sentence(args, words, capsys):
-    write_run("a")
+    write_run("a"), write_run("sweep/member"), Path("figures").mkdir()
     before = sorted(Path().rglob("*"))
     assert call_other(table, table.TableConfig, *args) == 1
     assert words in capsys.readouterr().err

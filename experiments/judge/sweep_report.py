@@ -12,6 +12,8 @@ import numpy as np
 from experiments.judge import scores, section_5_2, stability
 from experiments.kit import curves, learning_curves, output, style
 from preqn_jax.options import UserError
+from preqn_jax.training import directory
+from preqn_jax.training.record import NAME
 from preqn_jax.training.sweep import Member, Sweep
 
 RULES = f"""\
@@ -66,8 +68,13 @@ def report(sweep: Sweep) -> dict[str, int]:
     print(f"noiseless returns at step {step:,}\n{table}", end="")
     there = {(repr(row.setting), seed) for row in rows for seed in row.run.seeds}
     left = [one.name for one in sweep.members if (repr(one.setting), one.seed) not in there]
-    if left:
-        print(f"not evaluated yet, and left out: {'; '.join(left)}", file=sys.stderr)
+    bare = [name for name in left if directory.finished(path / name)]
+    for names, words in (
+        ([name for name in left if name not in bare], "not evaluated yet"),
+        (bare, f"finished, but {NAME} is missing or incomplete (put it back)"),
+    ):
+        if names:
+            print(f"{words}, and left out: {'; '.join(names)}", file=sys.stderr)
     content = {
         "step": step,
         "axes": {name: list(values) for name, values in sweep.axes.items()},

@@ -1,10 +1,12 @@
 """The run directories that a command takes as words, and the options that such commands share."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from preqn_jax.options import UserError, option
+from preqn_jax.training import directory
 
 
 def parse_one(argv: Sequence[str], command: str) -> Path:
@@ -15,14 +17,21 @@ def parse_one(argv: Sequence[str], command: str) -> Path:
 
 
 def parse_several(argv: Sequence[str], example: str) -> list[Path]:
-    """All run directories that are given. Raises UserError if there is none, and then shows the
-    `example` of a command line.
+    """All run directories that are given. Where there are several, as of runs/*, folders that are
+    none are left out, with a note. Raises UserError if there is none, and then shows the `example`
+    of a command line.
     """
     if len(argv) < 2:
         raise UserError(
             f"no run given; name run directories, as in: python -m experiments.{example}"
         )
-    return [Path(run) for run in argv[1:]]
+    given = [Path(run) for run in argv[1:]]
+    others = [one for one in given if one.is_dir() and not (one / directory.CONFIG).exists()]
+    if not others or len(others) == len(given):
+        return given
+    names = ", ".join(map(str, others))
+    print(f"no run directories, and left out: {names}", file=sys.stderr)
+    return [one for one in given if one not in others]
 
 
 def trust() -> Any:

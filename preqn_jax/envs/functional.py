@@ -84,10 +84,11 @@ def checked(env: FunctionalEnv, name: str) -> FunctionalEnv:
     Raises UserError for sizes and bounds that make no sense, or a time limit below 0.
     """
     actions.check(env.spec, f"environment {name!r}")
-    if env.time_limit < 0:
+    limit = env.time_limit
+    if not isinstance(limit, int | np.integer) or limit < 0:
         raise UserError(
-            f"environment {name!r} has time_limit={env.time_limit}, but it must be at least 0 "
-            "(0 for no limit)"
+            f"environment {name!r} has time_limit={limit}, but it must be a whole number of at "
+            "least 0 (0 for no limit)"
         )
 
     def whole(state: EnvState, action: Array, key: Key) -> tuple[EnvState, Outcome]:

@@ -139,6 +139,7 @@ class RunConfig:
         "seconds after which an environment that has not returned from a call counts as hung; "
         "0 for never",
         at_least=0,
+        below=1e9,  # which threads can wait for
     )
     track: str = option("", "a tracker to which records are sent too: wandb or mlflow (none)")
 

@@ -60,8 +60,9 @@ def _fields(config: Any) -> list[tuple[str, Any]]:
 
 
 def open_(logdir: str | Path, config: dict[str, Any]) -> tuple[Path, lock.Lock]:
-    """Opens a directory in which the run described by `config` may begin or go on, and writes its
-    config.json. Returns the directory and its lock, which is held.
+    """Opens a directory in which the run described by `config` may begin or go on. Returns the
+    directory and its lock, which is held. The config.json of a new run is written at once; that of
+    one that is there stays until `go_on`.
 
     Args:
       logdir: the directory.
@@ -79,15 +80,29 @@ def open_(logdir: str | Path, config: dict[str, Any]) -> tuple[Path, lock.Lock]:
         mine = lock.Lock(logdir)
         held.callback(mine.release)
         _look(logdir)  # locked, it does not change any more
-        _begin(logdir, config)
+        if _begun(logdir, config) is None:
+            _write_config(logdir, config)
+        if not os.access(logdir, os.W_OK):
+            raise PermissionError("not writable")
         mine.sign()
         held.pop_all()
     return logdir, mine
 
 
-def finished(logdir: Path) -> bool:
-    """Whether the run in a run directory is finished."""
-    return (logdir / DONE).exists()
+def go_on(logdir: Path, config: dict[str, Any]) -> None:
+    """Writes that the run in `logdir`, which is open and whose checkpoint was read, goes on as
+    `config` says: until then it is as it was, so that a checkpoint that cannot be read, or an
+    environment that cannot be made, changes nothing. Raises UserError where it cannot be written.
+    """
+    with writing_to(logdir):
+        if _begun(logdir, config) != config and not finished(logdir, config["num_steps"]):
+            _write_config(logdir, config)
+
+
+def finished(logdir: Path, num_steps: int = 0) -> bool:
+    """Whether the run in a run directory is finished, with so many steps at least."""
+    there = (logdir / DONE).exists()
+    return there and (not num_steps or read_config(logdir / CONFIG)["num_steps"] >= num_steps)
 
 
 def writing_to(logdir: Path) -> contextlib.AbstractContextManager[None]:
@@ -128,9 +143,9 @@ def _look(logdir: Path) -> None:
         )
 
 
-def _begin(logdir: Path, config: dict[str, Any]) -> None:
-    """Checks that the run that is there, if any, may go on as `config` says, and writes
-    config.json. Raises UserError, OSError.
+def _begun(logdir: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """The settings of the run that is there, which may go on as `config` says; None if there is no
+    run. Raises UserError, OSError.
     """
     path, done = logdir / CONFIG, finished(logdir)
     begun = compare(path, config) if path.exists() else None
@@ -144,16 +159,22 @@ def _begin(logdir: Path, config: dict[str, Any]) -> None:
             _check_extension(logdir, begun)
         else:
             _check_records(logdir, config)
-    if begun != config and (longer or not done):
-        content = json.dumps({"config": config, **provenance.of_process()}, indent=2) + "\n"
-        with files.anew(path) as file:
-            file.write(content.encode())
-            files.settle(file)
-            # DONE goes once there is room for config.json, and before that is in place: otherwise
-            # the longer run would count as finished.
-            (logdir / DONE).unlink(missing_ok=True)
-    if not os.access(logdir, os.W_OK):
-        raise PermissionError("not writable")
+    return begun
+
+
+def _write_config(logdir: Path, config: dict[str, Any]) -> None:
+    """Writes config.json; what made the run before stays in it, under "earlier"."""
+    path, content = logdir / CONFIG, {"config": config, **provenance.of_process()}
+    if path.exists():
+        before = json.loads(path.read_bytes().decode())
+        steps, made = before.pop("config")["num_steps"], before.pop("earlier", [])
+        content["earlier"] = [*made, {"num_steps": steps, **before}]
+    with files.anew(path) as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
+        files.settle(file)
+        # DONE goes once there is room for config.json, and before that is in place: otherwise
+        # the longer run would count as finished.
+        (logdir / DONE).unlink(missing_ok=True)
 
 
 def _check_records(logdir: Path, config: dict[str, Any]) -> None:

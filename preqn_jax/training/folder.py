@@ -53,6 +53,7 @@ class Folder:
         self.members = place.members
         self.seeds = tuple(config.seeds[i] for i in place.members)
         self._config = dataclasses.replace(config, seeds=self.seeds)
+        self._described = place.described
         self._eval_every = place.described.get("eval_every")
         self._held = contextlib.ExitStack()  # closed last to first, whatever is raised
         self.logdir, lock = directory.open_(place.logdir, place.described)
@@ -67,7 +68,7 @@ class Folder:
     @property
     def finished(self) -> bool:
         """Whether its run is finished."""
-        return directory.finished(self.logdir)
+        return directory.finished(self.logdir, self._config.num_steps)
 
     def finish(self) -> None:
         """Marks its run as finished. Raises Stopped."""
@@ -111,7 +112,10 @@ class Folder:
     def begin_records(
         self, start: int, keep: Callable[[Line], bool], expected: int, track: str = ""
     ) -> None:
-        """Opens the records, to write from step `start` on; see `Recorder`. Raises Stopped."""
+        """Notes in config.json that the run goes on, and opens the records, to write from step
+        `start` on; see `Recorder`. Raises UserError, Stopped.
+        """
+        directory.go_on(self.logdir, self._described)
         self._recorder = Recorder(self.logdir, self.seeds, start, keep, expected, track)
         self._held.callback(self._recorder.close)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from preqn_jax.options import UserError
 from preqn_jax.training import files
 from preqn_jax.training.errors import Stopped
 from preqn_jax.training.trackers import Tracker
@@ -76,8 +77,15 @@ class Recorder:
         """Writes one record; numbers that are not finite become null, which every JSON reader
         takes.
 
-        Raises Stopped where it cannot be written, or the file is gone.
+        Raises Stopped where it cannot be written, or the file is gone, and UserError for a metric
+        by a name that each record has.
         """
+        for name in ("step", "seed"):
+            if name in metrics:
+                raise UserError(
+                    f"a metric is named {name!r}, as the {name} of each record is; give it another "
+                    f"name, as in 'critic/{name}'"
+                )
         clean = {
             name: float(value) if math.isfinite(value) else None for name, value in metrics.items()
         }

@@ -315,7 +315,9 @@ def plans(sweep: Sweep, program: Program, share: slice = slice(None)) -> list[Pl
     """
     members = program.members[share]
     folders = [sweep.logdir / member.name for member in members]
-    left = [i for i, one in enumerate(folders) if not _is_whole(one, program.loop.num_steps)]
+    left = [
+        i for i, one in enumerate(folders) if not directory.finished(one, program.loop.num_steps)
+    ]
     if all(_diverged(folders[i]) for i in left):  # all in one session, which left no DONE
         return []
     steps = [directory.steps(folders[i] / directory.CHECKPOINTS) for i in left]
@@ -351,12 +353,6 @@ def _first(folder: Path) -> int:
     if directory.finished(folder) or not path.exists():
         return 0
     return directory.read_config(path)["checkpoint_every"]
-
-
-def _is_whole(folder: Path, num_steps: int) -> bool:
-    if not directory.finished(folder):
-        return False
-    return directory.read_config(folder / directory.CONFIG)["num_steps"] >= num_steps
 
 
 def _diverged(folder: Path) -> bool:

@@ -175,7 +175,16 @@ def load(
             f"the run {str(logdir)!r} was trained with an agent made by a function, {own!r}, which "
             f"no file holds: in Python call preqn_jax.load({str(logdir)!r}, agent=...) with it"
         )
-    spec, seeds = envs.spec(env), tuple(config["seeds"])
+    seeds = tuple(config["seeds"])
+    try:
+        spec = envs.spec(env)
+    except UserError as error:
+        if given is not None:
+            raise
+        raise UserError(
+            f"{error}; if `train` was given a function for {config['env']!r}, no file holds it: in "
+            f"Python call preqn_jax.load({str(logdir)!r}, env=...) with it"
+        ) from error
     by_name = partial(agents.make, directory.as_config(agents.AgentConfig, config))
     whole = agent_of(by_name if agent is None else agent, spec)
     named = [name for name, own in (("agent", agent), ("env", given)) if own is not None]

@@ -118,7 +118,7 @@ def test_an_agent_of_unknown_parts_can_be_diagnosed_and_gone_on_with(tmp_path):
     assert steps_left == [250, 300]
     loaded = preqn_jax.load(tmp_path / "x", agent=own_agent)
     assert loaded.step == 300 and loaded.policy()(np.zeros(1)).shape == (1,)
-    with pytest.raises(UserError, match="unknown algorithm 'own_agent'"):
+    with pytest.raises(UserError, match="made by a function, 'own_agent'"):
         preqn_jax.load(tmp_path / "x")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from fabricated import text
 
+from preqn_jax.options import UserError
 from preqn_jax.training import board, files, record
 from preqn_jax.training.errors import Stopped
 
@@ -74,6 +75,15 @@ def test_a_reader_says_nothing_of_a_line_that_is_being_written(caplog):
     with (folder / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 600, "seed')
     assert record.read(folder / "metrics.jsonl") == LINES and not caplog.text
+
+
+@pytest.mark.parametrize("name", ["step", "seed"])
+def test_no_metric_takes_the_name_of_what_each_record_has(name):
+    recorder = record.Recorder(begun(), (0,), 500)
+    with pytest.raises(UserError, match=f"named '{name}'.* as in 'critic/{name}'"):
+        recorder.write(600, 0, {"critic/q_mean": 1.0, name: 2.0})
+    recorder.close()
+    assert Path("x/metrics.jsonl").read_bytes() == text(LINES)
 
 
 def test_missing_records_are_counted(caplog):

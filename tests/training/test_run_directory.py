@@ -265,8 +265,10 @@ def test_a_finished_seed_that_diverged_needs_no_last_evaluation(monkeypatch):
 
 
 def test_a_run_that_cannot_be_made_longer_stays_finished(monkeypatch):
-    """If there is no room for its new config.json."""
-    folder = begun(lines=[*LINES, EVALUATED])
+    """If there is no room for its new config.json. Only once its checkpoint is read is it longer,
+    and what made it before is kept.
+    """
+    folder, longer = begun(lines=[*LINES, EVALUATED]), {**RUN, "num_steps": 20_000}
     (folder / "DONE").touch(), (folder / "checkpoints" / "10000").mkdir(parents=True)
     before, settle = contents(folder), os.fsync
 
@@ -275,12 +277,45 @@ def test_a_run_that_cannot_be_made_longer_stays_finished(monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device"):
-        open_(num_steps=20_000)
+        directory.go_on(folder, longer)
     assert contents(folder) == before
     monkeypatch.setattr(os, "fsync", settle)
     open_(num_steps=20_000)
+    assert contents(folder) == before
+    first = json.loads((folder / "config.json").read_text())
+    directory.go_on(folder, longer)
     assert not (folder / "DONE").exists()
-    assert json.loads((folder / "config.json").read_text())["config"]["num_steps"] == 20_000
+    found = json.loads((folder / "config.json").read_text())
+    assert found["config"] == longer and found["versions"] == first["versions"]
+    del first["config"]
+    assert found["earlier"] == [{"num_steps": 10_000, **first}]
+    directory.go_on(folder, {**longer, "num_steps": 30_000})
+    found = json.loads((folder / "config.json").read_text())
+    assert [one["num_steps"] for one in found["earlier"]] == [10_000, 20_000]
+
+
+@pytest.mark.parametrize("fault", ["checkpoint", "environment"])
+def test_a_longer_run_that_is_refused_leaves_the_finished_one_as_it_was(fault, monkeypatch):
+    small = {"start_steps": 50, "update_after": 50, "batch_size": 8, "hidden_sizes": (8, 8)}
+    small |= {"eval_every": 100, "eval_episodes": 1, "logdir": "run"}
+    train = lambda steps: list(preqn_jax.train("ddpg", "probe/delay", num_steps=steps, **small))
+    train(100)
+    if fault == "checkpoint":
+        for file in Path("run/checkpoints/100").rglob("*"):
+            if file.is_file():
+                file.write_bytes(b"")
+    before = contents("run")
+    with monkeypatch.context() as broken:
+        if fault == "environment":
+
+            def refuse(*_):
+                raise UserError("cannot be read: no such joint")
+
+            broken.setattr(training.Session, "begin", refuse)
+        with pytest.raises(UserError, match="be read"):
+            train(150)
+    assert contents("run") == before
+    assert train(100) == []  # finished, as before
 
 
 @pytest.mark.parametrize("left", ["config.json.0123abcd.tmp", "lock", "config.tmp"])
