@@ -4,7 +4,8 @@ import json
 import re
 
 import numpy as np
-from quoted import DOCS, RESULTS, flat, kept, last_ten, last_three, numbers, rows
+import pytest
+from quoted import DOCS, RESULTS, benchmark_of, flat, kept, last_ten, last_three, numbers, rows
 
 from experiments.judge import published, scores, stability
 from experiments.kit import curves
@@ -98,20 +99,29 @@ def test_the_table_of_longer_runs_is_of_the_kept_records():
         assert tuple(numbers(told)) in quoted
 
 
-def test_the_table_of_ant_to_a_million_is_of_the_kept_records():
-    folder, text = "scale_1m/Ant-v5/preqn-sin", flat("benchmark.md")
-    table = rows("benchmark.md", "Ant-v5 at step", "published TD3")
-    assert [row["Ant-v5 at step"] for row in table][-1] == "1,000,000"
+LONGER = {"Ant-v5": ("scale_1m", "1,000,000"), "Hopper-v5": ("scale_500k", "500,000")}
+
+
+@pytest.mark.parametrize("env", LONGER)
+def test_the_tables_of_the_longest_runs_are_of_the_kept_records(env):
+    root, end = LONGER[env]
+    table = rows("benchmark.md", f"{env} at step", "published TD3")
+    assert [row[f"{env} at step"] for row in table][-1] == end
     for row in table:
-        (step,) = numbers(row["Ant-v5 at step"])
-        of = kept(folder, step)
+        (step,) = numbers(row[f"{env} at step"])
+        of = kept(f"{root}/{env}/preqn-sin", step)
         q, attained = of("critic/q_mean")[:, -1], of("eval/discounted_max").max(axis=1)
-        assert row["preqn-sin, three seeds"] == estimated(folder, step)
+        assert row["preqn-sin, three seeds"] == estimated(f"{root}/{env}/preqn-sin", step)
         assert [row["mean Q"], row["attained"]] == [f"{x.mean():.0f}" for x in (q, attained)]
-        means = spinning_up(step)
+        means = spinning_up(env, step)
         for algorithm in ("td3", "sac"):
             assert row[f"published {algorithm.upper()}"] == means.get(algorithm, "")
-    assert f"plain DDPG, with one critic and target networks, has {means['ddpg']} there" in text
+
+
+def test_what_is_said_of_ant_at_a_million_is_of_the_kept_records():
+    text, of = flat("benchmark.md"), kept("scale_1m/Ant-v5/preqn-sin", 1_000_000)
+    ddpg = spinning_up("Ant-v5", 1_000_000)["ddpg"]
+    assert f"plain DDPG, with one critic and target networks, has {ddpg} there" in text
     seeds = [f"{x:,.0f}" for x in last_ten(of("eval/return_mean"))]
     assert "Its seeds have {}, {} and {}.".format(*seeds) in text
     values, best = of("critic/q_mean"), np.maximum.accumulate(of("eval/discounted_max"), axis=1)
@@ -124,9 +134,39 @@ def test_the_table_of_ant_to_a_million_is_of_the_kept_records():
     assert of("linesearch/accepted").min() == 1
 
 
-def spinning_up(step):
-    """Published means of Ant at a step, by algorithm."""
-    at = [one for one in published.of("Ant-v5", step) if one.source == "Spinning Up"]
+def test_what_is_said_of_hopper_at_half_a_million_is_of_the_kept_records():
+    text, folder = flat("benchmark.md"), "scale_500k/Hopper-v5/preqn-sin"
+    seeds = [
+        "{:,.0f}, {:,.0f} and {:,.0f}".format(*last_ten(kept(one, 300_000)("eval/return_mean")))
+        for one in (folder, "scale_300k/Hopper-v5/preqn-sin")
+    ]
+    assert f"at 300,000 they have {seeds[0]}, those {seeds[1]})" in text
+    td3 = last_ten(kept("scale_300k/Hopper-v5/td3-relu", 300_000)("eval/return_mean")).mean()
+    assert f"below the {td3:,.0f} that TD3 has here at 300,000" in text
+    of = kept(folder, 500_000)
+    returns, values = of("eval/return_mean"), of("critic/q_mean")
+    best, last = returns.max(axis=1), returns[:, -10:]
+    assert "seeds are {:,.0f}, {:,.0f} and {:,.0f}, but".format(*best) in text
+    ends = np.stack([last.min(axis=1), last.max(axis=1)], axis=1).ravel()
+    ways = "from {:,.0f} to {:,.0f}, from {:,.0f} to {:,.0f} and from {:,.0f} to {:,.0f}."
+    assert ways.format(*ends) in text
+    attained, most = np.maximum.accumulate(of("eval/discounted_max"), axis=1), values.max(axis=1)
+    lost, report = attained[:, -1] < most, benchmark_of("scale_500k")
+    assert lost.tolist() == [False, True, True] and "seed 0, 1" in json.dumps(report)
+    words = f"Q of {most[1]:.0f} and {most[2]:.0f}, is still above all that they attained, "
+    assert f"{words}{attained[1, -1]:.0f} and {attained[2, -1]:.0f};" in text
+    at = 5000 * (1 + int(np.argmax(attained[0] > most[0])))
+    assert f"seed 0 overtook its {most[0]:.0f} at {at:,}." in text
+    above = 5000 * (1 + int(np.nonzero((values > attained).any(axis=0))[0].max()))
+    assert f"below what is attained since {above:,} at the latest" in text
+    align, accepted = of("critic/alignment")[:, -1], of("linesearch/accepted")
+    assert f"The alignment is {align.mean():.4f} at the end" in text
+    assert f"on the average {accepted.mean():.5f} of the updates passed" in text
+
+
+def spinning_up(env, step):
+    """Published means at a step, by algorithm."""
+    at = [one for one in published.of(env, step) if one.source == "Spinning Up"]
     return {one.algorithm: f"{one.mean:,.0f}" for one in at}
 
 
@@ -154,9 +194,10 @@ def test_the_readmes_returns_are_those_of_the_kept_records():
     roots = {300_000: "scale_300k", 1_000_000: "scale_1m"}
     for row in found:
         (step,) = numbers(row["steps"])
+        means = spinning_up(row["environment"] + "-v5", step)
         for name, run in RUNS.items():
             if row[name].endswith(", published"):
-                assert row[name] == f"{spinning_up(step)[name.lower()]}, published"
+                assert row[name] == f"{means[name.lower()]}, published"
             else:
                 assert row[name] == estimated(f"{roots[step]}/{row['environment']}-v5/{run}", step)
 
@@ -311,7 +352,7 @@ def test_what_the_page_on_rivals_says_is_what_its_reports_give():
                 continue
             returns = kept(f"rivals/{env}/{run.replace('_', '-')}", 100_000)("eval/return_mean")
             assert row[env] == f"{scores.mean(last_ten(returns)):,.0f}"
-    estimate = lambda row: scores.Estimate(row["mean"], tuple(row["interval"]))
+    estimate = lambda row: scores.Estimate(row["mean"], row["interval"])
     for row in (*report["better"], *report["together"]):
         assert f"{estimate(row):.2f}" in text
     related = {(row["measured"], row["share"]): row for row in report["relations"]}
