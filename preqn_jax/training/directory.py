@@ -95,7 +95,8 @@ def go_on(logdir: Path, config: dict[str, Any]) -> None:
     environment that cannot be made, changes nothing. Raises UserError where it cannot be written.
     """
     with writing_to(logdir):
-        if _begun(logdir, config) != config and not finished(logdir, config["num_steps"]):
+        changed = compare(logdir / CONFIG, config) != config
+        if changed and not finished(logdir, config["num_steps"]):
             _write_config(logdir, config)
 
 

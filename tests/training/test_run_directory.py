@@ -292,6 +292,8 @@ def test_a_run_that_cannot_be_made_longer_stays_finished(monkeypatch):
     directory.go_on(folder, {**longer, "num_steps": 30_000})
     found = json.loads((folder / "config.json").read_text())
     assert [one["num_steps"] for one in found["earlier"]] == [10_000, 20_000]
+    shutil.rmtree(folder / "checkpoints")  # as of seeds that join: records come first
+    directory.go_on(folder, {**longer, "num_steps": 40_000})
 
 
 @pytest.mark.parametrize("fault", ["checkpoint", "environment"])
