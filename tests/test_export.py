@@ -236,7 +236,8 @@ def test_networks_of_somebodys_own_have_no_arrays(reacher):
     ("args", "words"),
     [
         (["--format=onnx"], "unknown format 'onnx'; choose one of npz, stablehlo"),
-        (["--platforms=cpu,gpu"], "unknown platform 'gpu'.*; choose one of cpu, cuda, rocm, tpu"),
+        (["--platforms=cpu,gpu"], "'gpu' is of two kinds; name cuda for NVIDIA, rocm for AMD"),
+        (["--platforms=cpi"], "unknown platform 'cpi'.*; choose one of cpu, cuda, rocm, tpu"),
         (["--platforms="], "platforms is empty; name some of cpu, cuda, rocm, tpu"),
         (["--what=actor"], "unknown thing to export 'actor'.*; choose one of critic, policy"),
         (["--seed=7"], "there is no seed 7; this run has 0, 1"),

@@ -128,8 +128,7 @@ def kernel(
       ys: columns, arrays with a leading `[M]`; an example has the same shapes and types as in `xs`.
         If None, `xs`.
       method: "structured" or "jacobian".
-      block: examples held at a time: peak memory is O(block) gradients and O(N*M) entries. With
-        several blocks, call this within `jax.jit`, or it is compiled anew at every call.
+      block: examples held at a time: peak memory is O(block) gradients and O(N*M) entries.
 
     Returns:
       `[N, M]`, entries k(x_i, y_j) of Eq. 9, in float32, or in float64 where a parameter is.
@@ -159,12 +158,19 @@ def kernel(
 
 
 def _each(function: Callable[[Inputs], Array], blocks: Inputs) -> Array:
-    """`jax.lax.map`, but a single block is called directly: outside of `jit`, every `lax.map` is
-    compiled anew, and its program stays in memory.
+    """`jax.lax.map`; but outside of `jit`, where every `lax.map` is compiled anew and its program
+    stays in memory, and for a single block, `function` is called directly.
     """
-    if batch_size(blocks) == 1:
-        return function(jax.tree.map(lambda leaf: leaf[0], blocks))[None]
-    return jax.lax.map(function, blocks)
+    count = batch_size(blocks)
+    if count > 1 and isinstance(jnp.zeros(()), jax.core.Tracer):
+        return jax.lax.map(function, blocks)
+    # Not leaf[i], which is one program for each i.
+    take = lambda i: jax.tree.map(partial(_row, i), blocks)  # noqa: E731
+    return jnp.stack([function(take(i)) for i in range(count)])
+
+
+def _row(i: int, leaf: Array) -> Array:
+    return jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False)
 
 
 def _check_whole(*trees: Any) -> None:

@@ -53,6 +53,8 @@ def program(
     if not platforms:
         raise UserError(f"platforms is empty; name some of {', '.join(PLATFORMS)}")
     for name in platforms:
+        if name == "gpu":
+            raise UserError("platform 'gpu' is of two kinds; name cuda for NVIDIA, rocm for AMD")
         choose("platform", name, PLATFORMS)
     critic = choose("thing to export", what, WHAT) == "critic"
     (batch,), spec = jax.export.symbolic_shape("B"), trained.spec

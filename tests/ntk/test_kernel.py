@@ -61,6 +61,28 @@ def test_kernel_under_vmap_over_seeds_equals_a_loop():
         assert oracles.relative_error(together[seed], alone) < 1e-5
 
 
+def test_blocks_outside_of_jit_are_compiled_once(compiled):
+    """A program for each call would be kept in memory for as long as the process lives."""
+    q, params, (x,) = ZOO["mlp_2_tanh_bias"]("float32")
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, params)
+    first = ntk.kernel(q, params, (x,), block=3)
+    compiled.clear()
+    again, other = (ntk.kernel(q, p, (x,), block=3) for p in (params, doubled))
+    assert not compiled
+    assert (first == again).all() and not jnp.allclose(first, other)
+    assert oracles.relative_error(jit(partial(ntk.kernel, q, block=3))(params, (x,)), first) < 1e-5
+
+
+def test_blocks_under_jit_are_one_loop():
+    """Unrolled, the program of 10,000 examples would be of 1,600 parts."""
+    q, params, (x,) = ZOO["mlp_2_tanh_bias"]("float32")
+    sizes = {
+        len(str(jax.make_jaxpr(partial(ntk.kernel, q, block=block))(params, (x,))))
+        for block in (1, 2)
+    }
+    assert max(sizes) < 1.2 * min(sizes)
+
+
 def test_duplicate_rows_have_equal_rows_of_the_kernel():
     q, params, inputs = ZOO["mlp_2_tanh_bias"]("float32")
     doubled = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), inputs)
