@@ -191,15 +191,23 @@ def _source(source: envs.Source, mode: str | None) -> tuple[envs.Source, list[gy
 
 
 def _check_sizes(env_id: str, learned: Spec, there: Spec) -> None:
-    """Raises UserError if --env_kwargs changed the size of observations or actions."""
-    for what in ("observations", "actions"):
-        name = "obs_size" if what == "observations" else "action_size"
-        old, new = getattr(learned, name), getattr(there, name)
+    """Raises UserError if --env_kwargs changed the size of observations, or the actions."""
+    for describe in (_observations, _actions):
+        old, new = describe(learned), describe(there)
         if old != new:
             raise UserError(
-                f"environment {env_id!r} has {what} of size {new} with these --env_kwargs, but the "
-                f"run learned with {old}; leave out the argument that changes them"
+                f"environment {env_id!r} has {new} with these --env_kwargs, but the run learned "
+                f"with {old}; leave out the argument that changes them"
             )
+
+
+def _observations(spec: Spec) -> str:
+    return f"observations of size {spec.obs_size}"
+
+
+def _actions(spec: Spec) -> str:
+    finite = spec.num_actions is not None
+    return f"{spec.num_actions} actions" if finite else f"actions of size {spec.action_size}"
 
 
 def _check_picture(env_id: str, mode: str | None, made: list[gymnasium.Env], drawn: bool) -> None:

@@ -17,8 +17,10 @@ import after_cases
 import preqn_jax
 from experiments import play
 from experiments.kit import flags
+from preqn_jax import actions
 from preqn_jax.options import UserError
 from preqn_jax.training import files
+from preqn_jax.types import Spec
 
 reacher = after_cases.reacher
 
@@ -200,6 +202,16 @@ def test_arguments_of_a_command_are_beside_those_of_the_run(reacher):
     assert play.play(reacher[0], options("--episodes=1", dear))[0][0] < cheap[0]
     with pytest.raises(UserError, match="'Reacher-v5' has no argument 'limit', which env_kwargs"):
         play.play(reacher[0], options('--env_kwargs={"limit": 3}'))
+
+
+def test_arguments_that_change_the_actions_are_one_sentence():
+    """Another number of actions is cut from the same [-1, 1], and each would mean another one."""
+    four, three = (actions.spec(5, count) for count in (4, 3))
+    boxes = Spec(5, 1, -np.ones(1), np.ones(1))
+    for there, words in ((three, "3 actions"), (boxes, "actions of size 1")):
+        with pytest.raises(UserError, match=f"has {words} with these .* learned with 4 actions;"):
+            play._check_sizes("x", four, there)
+    play._check_sizes("x", four, four)
 
 
 def test_arguments_that_change_what_is_seen_are_one_sentence():

@@ -11,7 +11,7 @@ import numpy as np
 from preqn_jax.envs.base import EnvError
 
 RAISED = (Exception, SystemExit)  # a sys.exit() there must not look like the end of a run
-_NUMBERS, _FLAGS = "fiu", "biu"  # kinds of dtypes
+_NUMBERS, _FLAGS = "biuf", "biu"  # kinds of dtypes
 _USUAL_NUMBERS, _USUAL_FLAGS = {float, int, np.float64, np.float32}, {bool, np.bool_}
 _STARTS = "(observation, info)"
 _STEPS = "(observation, reward, terminated, truncated, info)"
@@ -54,6 +54,10 @@ def outcome(name: str, out: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, An
     obs, reward, terminated, truncated, _ = out
     if type(reward) not in _USUAL_NUMBERS and not _scalar(reward, _NUMBERS):
         raise _returned(name, "step", "the reward ", reward, "a number")
+    try:
+        reward = float(reward)
+    except OverflowError as error:  # of an int
+        raise _returned(name, "step", "the reward ", reward, "one that a float holds") from error
     if type(terminated) not in _USUAL_FLAGS and not _scalar(terminated, _FLAGS):
         raise _returned(name, "step", "terminated as ", terminated, "True or False")
     if type(truncated) not in _USUAL_FLAGS and not _scalar(truncated, _FLAGS):

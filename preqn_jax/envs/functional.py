@@ -108,6 +108,11 @@ def checked(env: FunctionalEnv, name: str) -> FunctionalEnv:
 
     def reset(key: Key) -> EnvState:
         state = contract.ask(name, "reset", env.reset, key)
+        if not jax.tree.leaves(state):
+            raise EnvError(
+                f"environment {name!r}, in reset, returned a state without an array, expected at "
+                "least one, such as jnp.zeros(())"
+            )
         kinds = map(jnp.result_type, jax.tree.leaves(state))
         if any(jnp.issubdtype(kind, jax.dtypes.prng_key) for kind in kinds):
             raise EnvError(

@@ -8,8 +8,10 @@ An environment whose state cannot be saved logs a warning, and starts a new epis
 
 import logging
 import pickle
+import random
 import re
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -29,6 +31,7 @@ from preqn_jax.types import Spec
 _log = logging.getLogger(__name__)
 # Wrappers with running statistics, which each copy of an environment gathers for itself.
 _RUNNING = (gymnasium.wrappers.NormalizeObservation, gymnasium.wrappers.NormalizeReward)
+_made = weakref.WeakValueDictionary[int, gymnasium.Env]()  # what vectors were made of, by id
 
 
 class GymVector:
@@ -39,11 +42,12 @@ class GymVector:
         and wrappers (`GymSource`).
 
         Raises UserError for an unknown id, argument or wrapper, a wrapper with running statistics,
-        or spaces that are not supported; EnvError if making an environment raises.
+        spaces that are not supported, or a function that returns an environment twice; EnvError if
+        making an environment raises.
         """
         route_mujoco_warnings()
         self._name = name = called(source)
-        self._envs = [single(source) for _ in range(num_envs)]
+        self._envs = [_new(single(source), name) for _ in range(num_envs)]
         _check_layers(name, self._envs[0])
         self._initial = gym_state.initial_attributes(self._envs)
         self.num_envs = num_envs
@@ -51,7 +55,10 @@ class GymVector:
         bounding = "`wrappers=['preqn_jax.envs.gym:BoundAction(low=-1,high=1)']`"
         actions.check(self.spec, f"environment {name!r}", f", as with {bounding}")
         self._obs_shape = tuple(self._envs[0].observation_space.shape or ())
-        self._action_shape = self._envs[0].action_space.shape
+        space = self._envs[0].action_space
+        self._action_shape = space.shape
+        # A Box takes no numbers of a wider type than its own.
+        self._half = np.dtype(np.float16) == space.dtype
         self._obs = np.zeros((num_envs, self.spec.obs_size), np.float32)
         self._seeds: list[int] = [0] * num_envs
         self._steps = 0
@@ -69,23 +76,24 @@ class GymVector:
         return self._obs.copy()
 
     def follows_its_seed(self, ask: Callable[[], None]) -> bool:
-        """Whether two resets with the same seed give the same observation, and leave NumPy's global
-        generator alone; True if this cannot be told, as when a reset raises. `ask` is called before
-        each reset.
+        """Whether two resets with the same seed, each with a step, give the same observations, and
+        leave the global generators of Python and NumPy alone; True if this cannot be told, as when
+        one raises. `ask` is called before each reset.
         """
         env, initial = self._envs[0], self._initial[0]
         if initial is None:
             return True
-        found, before = [], _global_generator()
+        found, before = [], _global_generators()
+        still = np.zeros((self.num_envs, self.spec.action_size), np.float32)
         for _ in range(2):
             ask()
             try:
                 initial.restore(env)
-                found.append(self._first(env, 0))
+                found.append((self._first(env, 0), self._stepped(env, self._own(still)[0])[0]))
             except EnvError:
                 return True  # a run will raise it too
-        still = before == _global_generator()
-        return still and bool(np.array_equal(*found, equal_nan=True))
+        same = bool(np.array_equal(*found, equal_nan=True))
+        return same and before == _global_generators()
 
     def _first(self, env: gymnasium.Env, seed: int | None = None) -> np.ndarray:
         """The first observation `[obs]` of a new episode."""
@@ -99,22 +107,30 @@ class GymVector:
             np.zeros((2, n), bool),
             np.zeros_like(self._obs),
         )
-        actions = to_environment(self.spec, actions)
+        actions = self._own(actions)
         for i, env in enumerate(self._envs):
             if active is not None and not active[i]:
                 continue
-            action = actions[i].reshape(self._action_shape)
-            action = action if self._action_shape else action.item()
-            out = contract.ask(self._name, "step", env.step, action)
-            obs, reward[i], ended[0, i], ended[1, i] = contract.outcome(
-                self._name, out, self._obs_shape
-            )
-            next_obs[i] = obs.reshape(-1)
+            obs, reward[i], ended[0, i], ended[1, i] = self._stepped(env, actions[i])
+            next_obs[i] = obs
             # With `active`, as in an evaluation, no next episode is needed.
             anew = active is None and ended[:, i].any()
             self._obs[i] = self._first(env) if anew else next_obs[i]
         self._steps += 1
         return Step(reward, ended[0], ended[1], next_obs, self._obs.copy())
+
+    def _own(self, actions: np.ndarray) -> np.ndarray:
+        """The environments' own actions `[E, act]`, of their own type."""
+        actions = to_environment(self.spec, actions)
+        return actions.astype(np.float16) if self._half else actions
+
+    def _stepped(self, env: gymnasium.Env, action: np.ndarray) -> tuple[np.ndarray, Any, Any, Any]:
+        """(observation `[obs]`, reward, terminated, truncated) after one of its own actions."""
+        shaped = action.reshape(self._action_shape)
+        shaped = shaped if self._action_shape else shaped.item()
+        out = contract.ask(self._name, "step", env.step, shaped)
+        obs, *rest = contract.outcome(self._name, out, self._obs_shape)
+        return obs.reshape(-1), *rest
 
     def save(self) -> Any:
         envs: list[Any] = []
@@ -160,9 +176,23 @@ class GymVector:
             raise contract.raised(self._name, "close", failed) from failed
 
 
-def _global_generator() -> bytes:
-    """The state of NumPy's global random generator."""
-    return pickle.dumps(np.random.get_state(legacy=False))  # noqa: NPY002
+def _global_generators() -> bytes:
+    """The states of the global random generators of NumPy and Python."""
+    return pickle.dumps((np.random.get_state(legacy=False), random.getstate()))  # noqa: NPY002
+
+
+def _new(env: gymnasium.Env, name: str) -> gymnasium.Env:
+    """The environment, if no vector was made of it before. Raises UserError otherwise: training and
+    evaluation would step the same one in turn.
+    """
+    inner = env.unwrapped
+    if id(inner) in _made:
+        raise UserError(
+            f"the function that makes environment {name!r} returned one that it had returned "
+            "before, but several copies are needed: make a new one at each call"
+        )
+    _made[id(inner)] = inner
+    return env
 
 
 def single(source: str | Callable[[], Any] | GymSource) -> gymnasium.Env:
@@ -260,10 +290,8 @@ def _advice_on_actions(space: Any) -> str:
     """Advice for an unsupported action space, or "" where it is supported."""
     if _box(space, np.floating) or isinstance(space, gymnasium.spaces.Discrete):
         return ""
-    inner = getattr(space, "spaces", ())  # of a Dict or a Tuple
-    parts = list(inner.values() if isinstance(inner, dict) else inner)
     needs = "these algorithms need a Box of floats, or Discrete actions"
-    if parts and all(_box(part, np.floating) for part in parts):
+    if getattr(space, "spaces", None) and _boxes(space):
         return f"{needs}: convert it by `wrappers=['preqn_jax.envs.gym:FlattenAction']`"
     return f"{needs}, as in HalfCheetah-v5 or CartPole-v1: choose one, or write a wrapper"
 
@@ -288,6 +316,13 @@ def _advice_on_observations(space: Any) -> str:
 
 def _box(space: Any, kind: type) -> bool:
     return isinstance(space, gymnasium.spaces.Box) and np.issubdtype(space.dtype, kind)
+
+
+def _boxes(space: Any) -> bool:
+    """Whether a space is a Box of floats, or a Dict or a Tuple of nothing else."""
+    inner = getattr(space, "spaces", None)
+    parts = inner.values() if isinstance(inner, Mapping) else inner
+    return _box(space, np.floating) if parts is None else all(map(_boxes, parts))
 
 
 def _image(space: Any) -> bool:
@@ -323,6 +358,11 @@ class FlattenAction(gymnasium.ActionWrapper):
 
     def __init__(self, env: gymnasium.Env):
         super().__init__(env)
+        if not _boxes(env.action_space):
+            raise ValueError(
+                f"the action space {env.action_space} has parts other than Boxes of floats, of "
+                "which numbers could choose the first option alone: write a wrapper"
+            )
         self.action_space = gymnasium.spaces.flatten_space(env.action_space)
 
     def action(self, action: Any) -> Any:
