@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from preqn_jax import actions
 from preqn_jax.types import Array, Key, Spec, Transition
 
 
@@ -29,8 +30,9 @@ class Replay:
 def init(spec: Spec, capacity: int) -> Replay:
     """An empty buffer; memory is `capacity * (2 obs + act + 2)` float32.
 
-    Raises ValueError: capacity is no whole number, or below 1.
+    Raises ValueError: capacity is no whole number, or below 1, or the spec's sizes are not.
     """
+    actions.check(spec, "spec")
     if not isinstance(capacity, numbers.Integral) or capacity < 1:
         raise ValueError(f"capacity is {capacity!r}, expected a whole number of transitions")
 

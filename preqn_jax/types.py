@@ -65,7 +65,8 @@ class Transition(NamedTuple):
     action: Any
     reward: Any  # `[]`, r
     # `[]`, 1 - d of Algorithm 1, 1 - terminated, by which gamma is multiplied: a time limit is not
-    # a terminal, and leaves 1 here
+    # a terminal, and leaves 1 here. For n steps in one, `reward` is r_1 + gamma r_2 + ..., this
+    # gamma^(n-1) (1 - d), and `next_obs` the observation after n steps
     discount: Any
     next_obs: Any  # `[obs]`, the true successor s', also where an episode ends
 

@@ -28,7 +28,7 @@ LIBRARY = {
     "solve": {"types", "options"},
     "linesearch": {"types", "options"},
     "measures": {"types", "batching", "ntk", "linesearch"},
-    "replay": {"types"},
+    "replay": {"types", "actions"},
     "networks": {"types", "options", "actions", "sine"},
     "tabular": {"types", "solve"},
     "problems": {"types", "options", "tabular"},

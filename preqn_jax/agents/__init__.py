@@ -9,7 +9,17 @@ from preqn_jax.agents.config import (
     DISCRETE,
     AgentConfig,
 )
-from preqn_jax.agents.critic import Critic, Upcoming, Update, Values, critic, exploitation
+from preqn_jax.agents.critic import (
+    Critic,
+    CriticState,
+    Upcoming,
+    Update,
+    Values,
+    bootstrapped,
+    critic,
+    exploitation,
+    means,
+)
 from preqn_jax.agents.crossq import crossq as crossq_critic
 from preqn_jax.agents.discrete import Epsilon, discrete
 from preqn_jax.agents.normalized import Seen, normalized
@@ -50,6 +60,7 @@ __all__ = [
     "Agent",
     "AgentConfig",
     "Critic",
+    "CriticState",
     "Epsilon",
     "Inspection",
     "Policy",
@@ -61,6 +72,7 @@ __all__ = [
     "Update",
     "Values",
     "actor_critic",
+    "bootstrapped",
     "check_kind",
     "critic",
     "crossq",
@@ -72,6 +84,7 @@ __all__ = [
     "exploitation",
     "gaussian",
     "make",
+    "means",
     "ngql",
     "normalized",
     "preqn",

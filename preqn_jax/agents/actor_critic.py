@@ -47,7 +47,20 @@ def actor_critic(
       policy, critic: from this package, or `Policy` and `Critic` records of your own.
       discount: gamma.
       delay: critic updates for each update of the policy and of the target networks, at least 1.
+
+    Raises ValueError: a policy or a critic of another kind, a spec of finitely many actions, a
+    delay or a discount out of range.
     """
+    for what, part, kind in (("policy", policy, Policy), ("critic", critic, Critic)):
+        if not isinstance(part, kind):
+            raise ValueError(
+                f"{what} is a {type(part).__module__}.{type(part).__name__}, expected an "
+                f"agents.{kind.__name__}, as in actor_critic(spec, policy, critic)"
+            )
+    if spec.num_actions is not None:
+        raise ValueError(
+            f"spec has {spec.num_actions} actions, expected continuous ones: use agents.discrete"
+        )
     require(delay, lambda x: x >= 1, "delay must be at least 1")
     require(discount, lambda x: 0 <= x < 1, "discount must lie in [0, 1)")
 

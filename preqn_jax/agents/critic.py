@@ -42,7 +42,7 @@ class Values(NamedTuple):
 class Update(NamedTuple):
     """The targets and metrics of one update of a critic."""
 
-    targets: Array  # `[B]`, y
+    targets: Array  # `[B]`, y as the first member's step used it
     metrics: Metrics
 
 
@@ -98,13 +98,19 @@ def critic(
         critic.
 
     Raises:
-      ValueError: no member, a measured pessimism with one, or a target out of range.
+      ValueError: a step that is none, no member, a measured pessimism with one, or a target out of
+        range.
 
     Example:
       >>> from preqn_jax import agents, networks, steps
       >>> net = networks.Critic(hidden_sizes=(64, 64))
       >>> critic = agents.critic(net, steps.preconditioned(net.apply, 0.1))
     """
+    if not isinstance(step, steps.ValueStep):
+        raise ValueError(
+            f"step is of the type {type(step).__name__}, expected a ValueStep, as "
+            "steps.gradient(network.apply, optax.adam(1e-3))"
+        )
     require(members, lambda m: m >= 1, "members must be at least 1")
     if pessimism is None and members < 2:
         raise ValueError(
@@ -139,6 +145,9 @@ def critic(
             extra = {"critic/pessimism": beta}
         y = bootstrapped(batch, upcoming, _between(ahead, beta), discount)
         params, memory, info = together.update(state.params, state.step, inputs, y)
+        # A step may have changed its targets, as by clipping them.
+        values, delta = info.values[0], info.delta[0]
+        y = jnp.where(delta == y - values, y, values + delta)
         metrics = {**means(info.values, info.delta, y), **info.metrics, **extra}
         return replace(state, params=params, step=memory), Update(y, metrics)
 

@@ -16,6 +16,7 @@ import optax
 from preqn_jax.agents import target as targets
 from preqn_jax.agents.critic import Upcoming, Values
 from preqn_jax.options import require
+from preqn_jax.steps.base import check_optimizer
 from preqn_jax.types import Array, Key, Network, Params, Transition
 
 
@@ -74,10 +75,11 @@ def deterministic(
       smoothing: noise on the action in the targets; None for none.
       target: share of the target network that an update keeps (`polyak`); None for none.
 
-    Raises ValueError: noise or target out of range.
+    Raises ValueError: an optimizer that is none, noise or target out of range.
     """
     require(noise, lambda x: x >= 0, "noise must not be negative")
     targets.check(target)
+    check_optimizer(optimizer)
     mu = network.apply
     batched = jax.vmap(mu, in_axes=(None, 0))
 
@@ -170,8 +172,10 @@ def gaussian(
       training: for a network with batch normalization, `networks.training(network)`, so that the
         policy's gradient step is in training mode (Bhatt et al. 2024); None for any other.
 
-    Raises ValueError: a negative temperature, or one of 0 that is to be tuned.
+    Raises ValueError: an optimizer that is none, a negative temperature, or one of 0 that is to be
+    tuned.
     """
+    check_optimizer(optimizer)
     if tuning is None:
         require(temperature, lambda x: x >= 0, "temperature must not be negative")
     else:

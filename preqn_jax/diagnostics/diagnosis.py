@@ -43,7 +43,9 @@ class Case(NamedTuple):
     """The step size of Eq. 5. If None: 1e-3 without `moved`; with `moved`, the step size at which
     Eq. 5 changes Q most like the update to `moved`.
     """
-    reward_bound: float | None = None  # r_max, the largest |r| there can be; the batch's if None
+    # r_max, the largest |r| there can be; the batch's if None, which is too large where a transition
+    # holds the rewards of n steps
+    reward_bound: float | None = None
     bonus: Any = None  # `[B]`, what y adds to Q(s', a'), as SAC's -alpha log pi(a'|s'); 0 if None
     returns: tuple[Inputs, Any] | None = None
     """State-action pairs and the policy's discounted Monte-Carlo returns G from there, if known:

@@ -42,6 +42,12 @@ class ValueStep(NamedTuple):
     update: Callable[[Params, Memory, Inputs, Array], tuple[Params, Memory, StepInfo]]
 
 
+def check_optimizer(optimizer: Any) -> None:
+    """Raises ValueError for what is no optimizer, as a class or a learning rate."""
+    if isinstance(optimizer, type) or not hasattr(optimizer, "init"):
+        raise ValueError(f"optimizer is {optimizer!r}, expected one of optax, as optax.adam(1e-3)")
+
+
 def gradient(
     q: QFunction, optimizer: optax.GradientTransformation, huber: Number | None = None
 ) -> ValueStep:
@@ -59,8 +65,7 @@ def gradient(
     ([1.0, -2.0], [4.0, -8.0])
     """
     require(huber, lambda x: x > 0, "huber must be positive, or None for no bound")
-    if isinstance(optimizer, type) or not hasattr(optimizer, "init"):
-        raise ValueError(f"optimizer is {optimizer!r}, expected one of optax, as optax.adam(1e-3)")
+    check_optimizer(optimizer)
     batch = batched(q)
 
     def update(

@@ -69,20 +69,16 @@ def _compiled(
     name: str,
     config: LoopConfig,
     sizes: tuple[int, int],
-    sharding: jax.sharding.NamedSharding,
+    sharding: jax.sharding.Sharding,
 ) -> DeviceRounds:
     """The compiled functions of a run. Every device works on its share of the members, and waits
     for no other device.
     """
     worlds = many(env, name, axes=2)
     program = make_rounds(agent, worlds, env.spec, config, *sizes)
-    split, same = sharding.spec, jax.sharding.PartitionSpec()
 
     def on_devices(function: Callable, counts: int, arguments: int, **options: Any) -> Any:
-        specs = (*[split] * arguments, *[same] * counts)
-        shares = jax.shard_map(
-            function, mesh=sharding.mesh, in_specs=specs, out_specs=split, check_vma=False
-        )
+        shares = loop.by_shares(function, sharding, arguments, counts)
         return jax.jit(shares, out_shardings=sharding, **options)
 
     return DeviceRounds(

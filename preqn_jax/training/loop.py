@@ -145,11 +145,8 @@ def make_learn(agent: Agent, config: LoopConfig, turns: bool | None = None) -> L
 
 
 @lru_cache(maxsize=16)  # so that the same run, repeated or resumed, compiles nothing
-def _learn(
-    agent: Agent, config: LoopConfig, turns: bool, sharding: jax.sharding.NamedSharding
-) -> Learn:
+def _learn(agent: Agent, config: LoopConfig, turns: bool, sharding: jax.sharding.Sharding) -> Learn:
     rows = _rows(config)
-    split, same = sharding.spec, jax.sharding.PartitionSpec()
 
     @partial(jax.jit, donate_argnums=0, static_argnums=6, out_shardings=sharding)
     def learn(
@@ -182,14 +179,7 @@ def _learn(
         transitions = jax.tree.map(lambda leaf: fill(jnp.asarray(leaf), 0), transitions)
         each = keys(fill(jnp.asarray(seeds), 0))
         members = learner, transitions, fill(jnp.asarray(frozen), True), each
-        shares = jax.shard_map(
-            share,
-            mesh=sharding.mesh,
-            in_specs=(split, same, same),
-            out_specs=split,
-            check_vma=False,
-        )
-        return shares(members, round_, done)
+        return by_shares(share, sharding, 1, 2)(members, round_, done)
 
     return learn
 
@@ -203,12 +193,31 @@ def devices_for(members: int) -> list[Any]:
     return devices[: -(-members // share)]
 
 
-def members_sharding(config: LoopConfig) -> jax.sharding.NamedSharding:
-    """The sharding of leaves `[P, ...]` over the members' devices."""
+def members_sharding(config: LoopConfig) -> jax.sharding.Sharding:
+    """The sharding of leaves `[P, ...]` over the members' devices. One device has no mesh: JAX
+    cannot differentiate convolutions for each example on one.
+    """
     devices = devices_for(len(config.seeds))
+    if len(devices) == 1:
+        return jax.sharding.SingleDeviceSharding(devices[0])
     axis = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh((len(devices),), ("members",), axis, devices=devices)
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("members"))
+
+
+def by_shares(
+    function: Callable[..., Any], sharding: jax.sharding.Sharding, members: int, others: int
+) -> Callable[..., Any]:
+    """`function` of each device's share of its first arguments, so many, whose leaves are of
+    `[P, ...]` as the result's, and of `others` that all devices have.
+    """
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return function
+    split, same = sharding.spec, jax.sharding.PartitionSpec()
+    specs = (*[split] * members, *[same] * others)
+    return jax.shard_map(
+        function, mesh=sharding.mesh, in_specs=specs, out_specs=split, check_vma=False
+    )
 
 
 def _rows(config: LoopConfig) -> int:

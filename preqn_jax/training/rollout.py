@@ -15,11 +15,13 @@ import numpy as np
 
 from preqn_jax.agents import Agent
 from preqn_jax.envs import EnvError, VectorEnv, codec, derive_seed
+from preqn_jax.options import UserError
 from preqn_jax.training import watch
 from preqn_jax.training.config import ACT, EVAL_ENV, TRAIN_ENV, LoopConfig, stream
 from preqn_jax.training.errors import Asked, Diverged, Interrupted, never
 from preqn_jax.types import Array, Params, Spec, Transition
 
+_ROUNDING = 1e-3  # by which an action may lie beyond 1, also in half precision
 _TAIL = 0.05  # the largest share of a return that may lie beyond a limit
 
 
@@ -61,8 +63,14 @@ class Evaluation(NamedTuple):
 
     def marked(self) -> "Evaluation":
         """This evaluation, with NaN for rewards where the reward or the observation is not
-        finite.
+        finite. Raises UserError for an action outside of [-1, 1].
         """
+        beyond = np.abs(self.action[self.going])
+        if (beyond > 1 + _ROUNDING).any():
+            raise UserError(
+                f"the policy's actions reach {np.nanmax(beyond):.3g}, but must lie in [-1, 1], "
+                "which is scaled to the environment's bounds: end the policy's network with a tanh"
+            )
         lost = ~np.isfinite(self.rewards) | ~np.isfinite(self.obs).all(axis=2)
         return self._replace(rewards=np.where(lost & self.going, np.nan, self.rewards))
 

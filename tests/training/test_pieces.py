@@ -22,8 +22,9 @@ from preqn_jax.training import checkpoint, files, memory, note
 from preqn_jax.training.checkpoint import Checkpointer
 from preqn_jax.training.errors import Stopped
 from preqn_jax.training.loop import Counters, Learner
+from preqn_jax.types import Spec
 
-SPEC = SimpleNamespace(obs_size=3, action_size=2)
+SPEC = Spec(3, 2, -np.ones(2), np.ones(2))
 SEEDS, CAPACITY, ROW = 2, 20, 4 * 2 * (3 + 2 + 1 + 1 + 3)  # bytes of a row of both seeds
 
 
