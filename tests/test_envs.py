@@ -189,6 +189,7 @@ def test_mujoco_is_quiet_and_leaves_no_file(tmp_path, capfd):
         [1, [2.5]],
         (1, ("a", None)),
         {"a": (1, 2), "b": {}},
+        {1: "a", "1": "b", (0, "x"): {None: 2.5}},
     ],
 )
 def test_json_round_trips_exactly(value):
@@ -230,6 +231,27 @@ def test_json_holds_what_is_one_in_two_places():
     assert back["rngs"][0] is back["rngs"][1]
 
 
+def test_json_keeps_the_order_of_memory_and_arrays_without_dimensions():
+    memory, number = np.asfortranarray(np.arange(12.0).reshape(3, 4)), np.zeros(())
+    tree = {"row": memory[0], "memory": memory, "number": [number, number[...]], "one": number[()]}
+    back = codec.decode(json.loads(json.dumps(codec.encode(tree))))
+    np.testing.assert_array_equal(back["memory"], memory)
+    assert back["memory"].flags.f_contiguous and type(back["one"]) is np.float64
+    back["memory"][0, 1], back["number"][1][...] = -1, 3
+    assert back["row"][1] == -1 and back["number"][0] == 3 and back["number"][0].shape == ()
+    alone = codec.decode(codec.encode(memory[:, :3]))
+    np.testing.assert_array_equal(alone, memory[:, :3])
+    assert alone.flags.f_contiguous and codec.decode(codec.encode(memory.T)).flags.c_contiguous
+
+
+@pytest.mark.parametrize("value", [[1.5, 2], [[True]], 0.5, 3])
+def test_json_holds_the_arrays_of_jax(value):
+    for array in (jnp.array(value), jnp.asarray(np.asarray(value))):
+        back = codec.decode(json.loads(json.dumps(codec.encode([array]))))[0]
+        assert isinstance(back, jax.Array) and (back == array).all()
+        assert (back.dtype, back.weak_type) == (array.dtype, array.weak_type)
+
+
 def test_json_holds_nothing_beyond_a_memory():
     words = {"__view__": "<f8", "shape": [9], "strides": [8], "place": 0}
     for changed in ({}, {"place": -8, "shape": [1]}, {"__view__": "O", "shape": [1]}):
@@ -250,7 +272,7 @@ ITSELF.append(ITSELF)
     "value",
     [
         object(),
-        {1: 2},
+        {object(): 2},
         np.array([object()]),
         Pair(1, 2),
         Mode.IDLE,
@@ -261,6 +283,8 @@ ITSELF.append(ITSELF)
         np.ma.masked_array([1.0], [True]),
         np.random.RandomState(0),
         ITSELF,
+        jax.device_put(1.0, jax.devices()[0]),
+        jax.random.key(0),
     ],
     ids=lambda value: type(value).__name__,
 )
