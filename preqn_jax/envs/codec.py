@@ -185,8 +185,8 @@ def check_form(like: Any, tree: Any, where: str = "it") -> None:
     types, dtypes or shapes than `like`, the state of a fresh environment of the same kind.
 
     These differences are allowed: the attributes of an environment ("layers") may change their
-    types as it is stepped, an environment that could not be saved is None, and older states lack
-    "seen". Seeds must be equal.
+    types as it is stepped, an environment that could not be saved is None in either, and older
+    states lack "seen". Seeds must be equal.
     """
     if isinstance(like, dict) and _ARRAY in like:
         old, new = decode(like), decode(tree) if isinstance(tree, dict) else None
@@ -210,8 +210,11 @@ def _check_entry(name: str, like: Any, tree: Any, where: str) -> None:
     if name == "seeds" and tree != like:
         raise ValueError(f"{where} is not {like}")
     if name == "envs" and isinstance(tree, list):
-        gone = {i for i, saved in enumerate(tree) if saved is None}
-        like = [None if i in gone else one for i, one in enumerate(like)]
+        # One that could not be saved, then or as it begins, has no form, and is not loaded.
+        gone = {i for i, pair in enumerate(zip(like, tree, strict=False)) if None in pair}
+        like, tree = (
+            [None if i in gone else x for i, x in enumerate(all_)] for all_ in (like, tree)
+        )
     if name == "layers":
         if [type(layer) for layer in decode(tree)] != [dict] * len(like):
             raise ValueError(f"{where} are not the attributes of {len(like)} layers")

@@ -129,7 +129,7 @@ def test_a_counter_is_kept_whatever_it_is_called_and_a_screen_is_not():
     env.reset([0]), other.reset([0])
     seen = [env.step(STILL).obs[0].tolist() for _ in range(4)][-1]
     assert seen == [2, 4] and inside(env).screen is not None
-    assert other.load(through_json(env))[0].tolist() == [2, 4] and inside(other).screen is None
+    assert other.load(through_json(env))[0].tolist() == [[2, 4]] and inside(other).screen is None
     assert other.step(STILL).obs[0].tolist() == [2, 5]
 
 
