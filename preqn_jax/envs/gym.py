@@ -80,7 +80,8 @@ class GymVector:
         for _ in range(2):
             ask()
             try:
-                initial.restore(env)
+                if not initial.restore(env):
+                    return True
                 found.append(self._first(env, 0))
             except EnvError:
                 return True  # a run will raise it too
