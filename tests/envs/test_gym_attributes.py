@@ -85,6 +85,24 @@ def test_a_generator_that_is_replaced_is_one_of_its_own():
     assert goes_on(Parted)
 
 
+def test_a_generator_that_copies_share_is_shared_by_loaded_ones():
+    class Sharing(Plain):
+        def __init__(self, rng):
+            self.rng = rng
+
+        def number(self):
+            return self.rng.normal() if self.t else 0.0
+
+    both = [functools.partial(Sharing, np.random.default_rng(0)) for _ in range(2)]
+    env, other = (envs.make(make, 2) for make in both)
+    env.reset([3, 4]), other.reset([5, 6])
+    script = np.zeros((5, 2, 2), np.float32)
+    env.step(script[0])
+    other.load(json.loads(json.dumps(env.save())))
+    for action in script:
+        np.testing.assert_array_equal(env.step(action).obs, other.step(action).obs)
+
+
 def test_an_attribute_that_is_deleted_stays_so_and_one_that_is_not_saved_does_not():
     class Once(Plain):
         def begin(self):
@@ -251,13 +269,20 @@ def test_what_cannot_be_saved_as_it_begins_begins_anew(caplog):
 
 
 class Opened(Plain):
-    """Opens a simulator in its first reset, noted by a flag or by a list; `how` it is kept."""
+    """Opens a simulator in its first reset, noted by a flag or by a list, `how` it is kept. It
+    observes the number of episodes.
+    """
 
     def __init__(self, how, opened):
         self.how, self.connected, self.sim, self.sims = how, False, None, []
         self.count: Any = lambda: opened.append(how)
+        self.episodes = 0
+
+    def number(self):
+        return self.episodes
 
     def begin(self):
+        self.episodes += 1
         if self.connected or self.sims:
             return
         self.count()
