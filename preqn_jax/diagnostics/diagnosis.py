@@ -43,8 +43,8 @@ class Case(NamedTuple):
     """The step size of Eq. 5. If None: 1e-3 without `moved`; with `moved`, the step size at which
     Eq. 5 changes Q most like the update to `moved`.
     """
-    # r_max, the largest |r| there can be; the batch's if None, which is too large where a transition
-    # holds the rewards of n steps
+    # r_max, the largest |r| there can be; the batch's if None, which is too large where each holds
+    # the rewards of n steps
     reward_bound: float | None = None
     bonus: Any = None  # `[B]`, what y adds to Q(s', a'), as SAC's -alpha log pi(a'|s'); 0 if None
     returns: tuple[Inputs, Any] | None = None

@@ -53,13 +53,14 @@ class VectorEnv(Protocol):
 
     def save(self) -> Any:
         """Everything that the next steps depend on, as plain JSON (`envs.codec`). A None in its
-        list "envs" is an environment that cannot be saved; `load` begins a new episode there.
+        list "envs" is an environment that cannot be saved.
         """
         ...
 
-    def load(self, state: Any) -> np.ndarray:
-        """Go on from a saved state, bit for bit; returns the observations `[n, obs]` to act
-        from.
+    def load(self, state: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Go on from a saved state, bit for bit; returns the observations `[n, obs]` to act from,
+        and where a new episode begins `[n]`: in an environment that could not be saved, or cannot
+        be loaded, as it holds what cannot be saved when an episode begins.
         """
         ...
 

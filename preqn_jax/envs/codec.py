@@ -1,17 +1,20 @@
 """A JSON form that holds arrays exactly: as dtype, shape and bytes in hexadecimal. An object in two
 places, or memory shared by two arrays, is shared again after decoding.
 
-Decoding makes only dicts, lists, tuples, deques, strings, numbers, None, arrays of numbers and
-NumPy's random generators, and runs no code from its input.
+Decoding makes only dicts, lists, tuples, deques, strings, numbers, None, arrays of numbers, of
+NumPy and of JAX, and NumPy's random generators, and runs no code from its input.
 """
 
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 _ARRAY, _TUPLE, _FLOAT, _DEQUE = "__array__", "__tuple__", "__float__", "__deque__"
+_DICT, _JAX = "__dict__", "__jax__"
 _GENERATOR, _VIEW, _FIRST, _AGAIN = "__generator__", "__view__", "__first__", "__again__"
 _LATER = {"seen"}  # entries that older saved states lack
 MUTABLE = (np.ndarray, np.random.Generator, dict, list, deque)
@@ -20,7 +23,8 @@ MUTABLE = (np.ndarray, np.random.Generator, dict, list, deque)
 def encode(tree: Any) -> Any:
     """Dicts, lists, tuples, deques, strings, numbers, None, arrays and NumPy's random generators to
     plain JSON. Raises TypeError for anything else, also for objects of subclasses of these types:
-    they may hold more, and would come back as another type.
+    they may hold more, and would come back as another type. Of JAX's arrays it takes those that are
+    bound to no device; weakly typed ones only if they are scalars.
     """
     seen = Counter(_objects(tree, ()))
     return _encode(tree, {key: None for key, times in seen.items() if times > 1})
@@ -47,7 +51,7 @@ def _root(array: np.ndarray) -> np.ndarray:
     root = array
     while type(root.base) is np.ndarray:
         root = root.base
-    return root if root.flags.c_contiguous and root.ndim else array
+    return root if root.flags.c_contiguous or root.flags.f_contiguous else array
 
 
 def _encode(tree: Any, shared: dict[int, int | None]) -> Any:
@@ -69,13 +73,13 @@ def _encode(tree: Any, shared: dict[int, int | None]) -> Any:
 def _parts(tree: Any, shared: dict[int, int | None]) -> Any:
     kind = type(tree)
     if kind is np.ndarray or isinstance(tree, np.generic):
-        return {_ARRAY: _dtype(tree), "shape": list(tree.shape), "hex": tree.tobytes().hex()}
+        return _array(tree)
     if kind is np.random.Generator and _bits(type(tree.bit_generator).__name__):
         return {_GENERATOR: encode(tree.bit_generator.state)}
     if kind is dict:
-        if not all(isinstance(key, str) for key in tree):
-            raise TypeError("keys must be strings")
-        return {key: _encode(value, shared) for key, value in tree.items()}
+        if all(isinstance(key, str) for key in tree):
+            return {key: _encode(value, shared) for key, value in tree.items()}
+        return {_DICT: [[encode(key), _encode(value, shared)] for key, value in tree.items()]}
     if kind is list:
         return [_encode(value, shared) for value in tree]
     if kind is tuple:
@@ -86,7 +90,23 @@ def _parts(tree: Any, shared: dict[int, int | None]) -> Any:
         return tree
     if kind is float:
         return {_FLOAT: tree.hex()}  # NaN and infinity are not JSON
+    if isinstance(tree, jax.Array):
+        numbers = _array(np.asarray(tree))  # a TypeError for keys
+        if tree.committed or (tree.weak_type and tree.ndim):
+            raise TypeError("a JAX array that is bound or weakly typed has no exact JSON form")
+        return {_JAX: numbers, "weak": tree.weak_type}
     raise TypeError(f"{kind.__name__} has no exact JSON form")
+
+
+def _array(array: np.ndarray | np.generic) -> dict[str, Any]:
+    """An array, or a NumPy scalar: without "order", its memory is in C order, and what has no
+    dimensions is a scalar. Products of arrays in another order round otherwise.
+    """
+    form = {_ARRAY: _dtype(array), "shape": list(array.shape), "hex": array.tobytes("A").hex()}
+    fortran = not array.flags.c_contiguous and array.flags.f_contiguous
+    if fortran or (isinstance(array, np.ndarray) and not array.ndim):
+        form["order"] = "F"
+    return form
 
 
 def _dtype(array: np.ndarray | np.generic) -> str:
@@ -106,8 +126,8 @@ def _bits(name: str) -> Callable[[], np.random.BitGenerator] | None:
 
 
 def decode(tree: Any) -> Any:
-    """The inverse of `encode`; a zero-dimensional array comes back as a NumPy scalar. Raises
-    ValueError, or any other exception if the tree has an unexpected form.
+    """The inverse of `encode`. Raises ValueError, or any other exception if the tree has an
+    unexpected form.
     """
     return _decode(tree, {})
 
@@ -126,13 +146,17 @@ def _decode(tree: Any, made: dict[int, Any]) -> Any:
         memory, kind = _decode(tree["of"], made), np.dtype(tree[_VIEW])
         if kind.hasobject:  # its bytes would be taken for addresses
             raise ValueError(f"a view of the type {kind}")
+        memory = memory if memory.flags.c_contiguous else memory.T  # NumPy wants C order here
         return np.ndarray(tree["shape"], kind, memory, tree["place"], tree["strides"])
     if _ARRAY in tree:
-        return (
-            np.frombuffer(bytes.fromhex(tree["hex"]), np.dtype(tree[_ARRAY]))
-            .reshape(tree["shape"])
-            .copy()[()]
-        )
+        numbers = np.frombuffer(bytes.fromhex(tree["hex"]), np.dtype(tree[_ARRAY]))
+        array = numbers.reshape(tree["shape"], order=tree.get("order", "C")).copy("K")
+        return array if array.ndim or "order" in tree else array[()]
+    if _JAX in tree:
+        array = _decode(tree[_JAX], made)
+        return jnp.array(array.item() if tree["weak"] else array)
+    if _DICT in tree:
+        return {_decode(key, made): _decode(value, made) for key, value in tree[_DICT]}
     if _TUPLE in tree:
         return tuple(_decode(value, made) for value in tree[_TUPLE])
     if _DEQUE in tree:
@@ -161,8 +185,8 @@ def check_form(like: Any, tree: Any, where: str = "it") -> None:
     types, dtypes or shapes than `like`, the state of a fresh environment of the same kind.
 
     These differences are allowed: the attributes of an environment ("layers") may change their
-    types as it is stepped, an environment that could not be saved is None, and older states lack
-    "seen". Seeds must be equal.
+    types as it is stepped, an environment that could not be saved is None in either, and older
+    states lack "seen". Seeds must be equal.
     """
     if isinstance(like, dict) and _ARRAY in like:
         old, new = decode(like), decode(tree) if isinstance(tree, dict) else None
@@ -186,8 +210,11 @@ def _check_entry(name: str, like: Any, tree: Any, where: str) -> None:
     if name == "seeds" and tree != like:
         raise ValueError(f"{where} is not {like}")
     if name == "envs" and isinstance(tree, list):
-        gone = {i for i, saved in enumerate(tree) if saved is None}
-        like = [None if i in gone else one for i, one in enumerate(like)]
+        # One that could not be saved, then or as it begins, has no form, and is not loaded.
+        gone = {i for i, pair in enumerate(zip(like, tree, strict=False)) if None in pair}
+        like, tree = (
+            [None if i in gone else x for i, x in enumerate(all_)] for all_ in (like, tree)
+        )
     if name == "layers":
         if [type(layer) for layer in decode(tree)] != [dict] * len(like):
             raise ValueError(f"{where} are not the attributes of {len(like)} layers")

@@ -239,14 +239,15 @@ class FunctionalVector:
         seen = codec.encode(self._obs)
         return {"leaves": codec.encode(leaves), "seeds": self._seeds, "seen": seen}
 
-    def load(self, state: Any) -> np.ndarray:
+    def load(self, state: Any) -> tuple[np.ndarray, np.ndarray]:
         self.reset(state["seeds"])
         leaves = [jnp.asarray(leaf) for leaf in codec.decode(state["leaves"])]
         self._state = jax.tree.unflatten(jax.tree.structure(self._state), leaves)
         if "seen" in state:  # observing again, in another program, may round otherwise
             self._obs = codec.decode(state["seen"])
-            return self._obs
-        return self._look()
+        else:
+            self._look()
+        return self._obs, np.zeros(self.num_envs, bool)
 
     def close(self) -> None:
         pass

@@ -88,7 +88,8 @@ class GymVector:
         for _ in range(2):
             ask()
             try:
-                initial.restore(env)
+                if not initial.restore(env):
+                    return True
                 found.append((self._first(env, 0), self._stepped(env, self._own(still)[0])[0]))
             except EnvError:
                 return True  # a run will raise it too
@@ -133,37 +134,41 @@ class GymVector:
         return obs.reshape(-1), *rest
 
     def save(self) -> Any:
-        envs: list[Any] = []
-        for env in self._envs:
-            try:
-                envs.append(codec.encode(gym_state.save(env)))
-            except TypeError as error:
-                envs.append(None)
-                if not self._said:
-                    words = "%s cannot be saved (%s): a resumed run will start a new episode"
-                    _log.warning(words, env.unwrapped, error)
-                    self._said = True
         return {
-            "envs": envs,
+            "envs": [self._state(env) for env in self._envs],
             "obs": codec.encode(self._obs),
             "seeds": self._seeds,
             "steps": self._steps,
         }
 
-    def load(self, state: Any) -> np.ndarray:
+    def _state(self, env: gymnasium.Env) -> Any:
+        """The encoded state of one environment; None, and a warning the first time, if it cannot be
+        saved.
+        """
+        try:
+            return codec.encode(gym_state.save(env))
+        except TypeError as error:
+            if not self._said:
+                words = "%s cannot be saved (%s): a resumed run will start a new episode"
+                _log.warning(words, env.unwrapped, error)
+                self._said = True
+        return None
+
+    def load(self, state: Any) -> tuple[np.ndarray, np.ndarray]:
         self._obs, self._seeds, self._steps = (
             codec.decode(state["obs"]),
             list(state["seeds"]),
             state["steps"],
         )
+        anew = np.zeros(self.num_envs, bool)
         for i, (env, saved) in enumerate(zip(self._envs, state["envs"], strict=True)):
             # Also for a saved state: without a reset, Gymnasium refuses step().
             first = self._first(env, derive_seed(self._seeds[i], self._steps))
-            if saved is None:
-                self._obs[i] = first
+            if saved is None or self._state(env) is None:
+                self._obs[i], anew[i] = first, True
             else:
                 gym_state.load(env, codec.decode(saved))
-        return self._obs.copy()
+        return self._obs.copy(), anew
 
     def close(self) -> None:
         failed = None

@@ -4,7 +4,8 @@ Exact resume needs the whole state. For MuJoCo this is the integration state; th
 `MjData`, as Ant's reward reads a body position from the last sub-step, which the integration state
 does not determine; and the numbers of the model, which some tasks draw anew for each episode. Plain
 attributes of environment and wrappers are saved too, except functions, and so are the generators of
-spaces. An environment with state in other objects, callable ones included, cannot be saved.
+spaces. An environment with state in other objects, callable ones included, or in objects that its
+functions hold, cannot be saved.
 """
 
 # MuJoCo's bindings are compiled and carry no types that a checker could read.
@@ -13,9 +14,6 @@ spaces. An environment with state in other objects, callable ones included, cann
 import collections
 import contextlib
 import copy
-import functools
-import operator
-import types
 import weakref
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -24,14 +22,17 @@ import gymnasium
 import mujoco
 import numpy as np
 
-from preqn_jax.envs import codec
+from preqn_jax.envs import codec, contents, functions
 
 # Objects an environment holds that are the same in every copy of it, or pure machinery.
 _CONSTANT = (gymnasium.envs.registration.EnvSpec,)
-_CONSTANT_NAMES = {"metadata", "observation_structure"}
+_CONSTANT_NAMES = {"metadata", "observation_structure", "_saved_kwargs"}
+# Objects of these names are left out where their type is of one of these packages.
 _PICTURE = {"viewer", "screen", "clock", "surf", "renderer", "mujoco_renderer"}
+_DRAWING = {"pygame", "gymnasium", "mujoco", "glfw"}
 _SPACES = {"_action_space", "_observation_space"}  # a wrapper's own space, or None
-_NEVER = {"env", "render_mode", "_cached_spec"}
+_NAMES, _RNG = "__names__", "_np_random"  # saved for a layer beside its plain attributes
+_NEVER = {"env", "render_mode", "_cached_spec", _NAMES, _RNG}
 _INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION
 _SIMULATION = (mujoco.MjModel, mujoco.MjData)
 _OPTIONS = "opt."  # before the names of a model's options
@@ -53,12 +54,14 @@ def _plain(
     that cannot be saved, or leaves it out if not `strict`.
     """
     state, base, besides = {}, layer.unwrapped, _CONSTANT_NAMES
-    besides = besides | {"env" if isinstance(layer, gymnasium.Wrapper) else "_np_random"}
+    besides = besides | {"env" if isinstance(layer, gymnasium.Wrapper) else _RNG}
     simulation = getattr(base, "model", None), getattr(base, "data", None)
+    if strict and isinstance(object.__getstate__(layer), tuple):
+        raise TypeError("it has attributes in __slots__")
     for name, value in vars(layer).items():
         if among is not None and name not in among:
             continue
-        if name in besides or isinstance(value, _CONSTANT) or _function(value):
+        if name in besides or isinstance(value, _CONSTANT) or functions.is_function(value):
             continue
         if any(value is one for one in simulation if isinstance(one, _SIMULATION)):
             if layer is not base or isinstance(value, mujoco.MjData):
@@ -68,39 +71,35 @@ def _plain(
         if isinstance(value, np.ndarray) and not value.flags.owndata and _within(value, base):
             continue
         if isinstance(value, gymnasium.Space):
-            value = [vars(one).get("_np_random") for one in _spaces(value)]
+            value = [vars(one).get(_RNG) for one in _spaces(value)]
         elif name in _SPACES:
             continue
         try:
             codec.encode(value)
         except (TypeError, RecursionError) as error:
-            if name in _PICTURE or not strict:
+            picture = name in _PICTURE and type(value).__module__.split(".")[0] in _DRAWING
+            if picture or not strict:
                 continue
             raise TypeError(f"its attribute {name}: {error}") from error
         state[name] = value
     return state
 
 
-def _function(value: Any) -> bool:
-    """Whether `value` is a function, or another callable without state: without attributes, except
-    `__name__` and the like. A wrapped function, as from `jax.jit`, counts as a function.
+def _check_functions(env: gymnasium.Env) -> None:
+    """Raises TypeError for a function among the attributes that holds an object with state, which
+    would be lost, unless this is a layer or an attribute itself.
     """
-    kinds = (types.FunctionType, types.MethodType, functools.partial, type)
-    own = (name for name in getattr(value, "__dict__", ()) if not name.startswith("__"))
-    plain = isinstance(value, kinds) or hasattr(value, "__wrapped__") or not any(own)
-    return callable(value) and plain
-
-
-def _held_by_functions(layer: gymnasium.Env) -> set[int]:
-    """The ids of the objects in the closures and partials among a layer's attributes."""
-    found = set()
-    for value in vars(layer).values():
-        for cell in getattr(value, "__closure__", None) or ():
-            with contextlib.suppress(ValueError):  # an empty cell
-                found.add(id(cell.cell_contents))
-        if isinstance(value, functools.partial):
-            found |= {id(part) for part in (*value.args, *value.keywords.values())}
-    return found
+    known = {id(one) for layer in layers(env) for one in (layer, *vars(layer).values())}
+    for layer in layers(env):
+        for name, value in vars(layer).items():
+            for one in functions.held(value) if functions.is_function(value) else ():
+                if isinstance(one, gymnasium.Space):
+                    state = any(vars(part).get(_RNG) is not None for part in _spaces(one))
+                else:
+                    state = functions.has_state(one)
+                if state and id(one) not in known:
+                    kind = type(one).__name__
+                    raise TypeError(f"its attribute {name}: the {kind} it holds may have state")
 
 
 def _spaces(space: gymnasium.Space) -> list[gymnasium.Space]:
@@ -191,6 +190,7 @@ class InitialAttributes:
         objects in common. Raises TypeError for state that cannot be saved.
         """
         self._plain = [_plain(layer) for layer in layers(env)]
+        _check_functions(env)
         self._objects = [dict(vars(layer)) for layer in layers(env)]
         self._settings = [
             copy.deepcopy(plain.pop(name))
@@ -200,33 +200,47 @@ class InitialAttributes:
         ]
         self._held: dict[int, tuple[Any, Any]] = {}
         for plain in self._plain:
-            _hold(list(plain.values()), self._held, held)
+            contents.hold(list(plain.values()), self._held, held)
         _copies.update(self._held.keys())
         weakref.finalize(self, _copies.subtract, list(self._held))
 
-    def restore(self, env: gymnasium.Env) -> None:
-        """Set the plain attributes of `env` to what they were, and delete those added since."""
-        changed = [(one, _content(one)) for one, old in self._held.values() if not _same(one, old)]
+    def restore(self, env: gymnasium.Env) -> bool:
+        """Set the plain attributes of `env` to what they were, and delete those added since. False
+        if it has come to hold what cannot be saved, such as a simulator that its first reset
+        opened: then it stays as it is, as what its attributes say of that must stay true.
+        """
+        changed = [
+            (one, contents.content(one))
+            for one, old in self._held.values()
+            if not contents.same(one, old)
+        ]
+        try:
+            _check_functions(env)
+            codec.encode([one for one, _ in changed if type(one) is not np.ndarray])
+            for layer, objects in zip(layers(env), self._objects, strict=True):
+                _plain(layer, among=_moved(layer, objects))
+        except (TypeError, RecursionError):
+            return False
         for one, _ in changed:
-            _put_back(one, self._held[id(one)][1])
+            contents.put_back(one, self._held[id(one)][1])
         apart = None
         if any(_copies[id(one)] > 1 for one, _ in changed):
             apart = codec.decode(codec.encode(self._plain))
             for one, content in changed:
-                _put_back(one, content)
+                contents.put_back(one, content)
         for i, layer in enumerate(layers(env)):
             self._restore(layer, self._plain[i], self._objects[i], apart and apart[i])
         model: Any = getattr(env.unwrapped, "model", None)
         if self._settings and any(model is one for one in self._objects[-1].values()):
             _set(model, self._settings[0])  # but no model that was made since
+        return True
 
     def _restore(
         self, layer: gymnasium.Env, plain: dict[str, Any], objects: dict[str, Any], apart: Any
     ) -> None:
         """Restore one layer, with its original objects, or with the copies in `apart`."""
         now, new = vars(layer), objects if apart is None else apart
-        same = () if apart is not None else {n for n in now if now[n] is objects.get(n, now)}
-        other = now.keys() - same
+        other = now.keys() if apart is not None else _moved(layer, objects)
         moved = _plain(layer, strict=False, among=other).keys() | (plain.keys() - now.keys())
         for name in moved - _NEVER - _CONSTANT_NAMES:
             if isinstance(now.get(name), _SIMULATION) or isinstance(
@@ -242,58 +256,9 @@ class InitialAttributes:
                 _reseed(objects[name], value if apart is None else apart[name])
 
 
-def _hold(value: Any, mine: dict[int, Any], held: dict[int, Any]) -> None:
-    """Record the current content of every mutable object in `value`."""
-    kind = type(value)
-    if kind is tuple:
-        parts: Any = value
-    elif kind not in codec.MUTABLE or id(value) in mine:
-        return
-    else:
-        parts = () if kind in (np.ndarray, np.random.Generator) else value
-        if id(value) not in held:
-            held[id(value)] = value, _content(value)
-        mine[id(value)] = held[id(value)]
-    for part in parts.values() if kind is dict else parts:
-        _hold(part, mine, held)
-
-
-def _content(value: Any) -> Any:
-    if type(value) is np.random.Generator:
-        return copy.deepcopy(value.bit_generator.state)
-    return copy.copy(value)
-
-
-def _same(value: Any, content: Any) -> bool:
-    """Whether an object still has the recorded content."""
-    kind = type(value)
-    if kind is np.random.Generator:
-        return codec.encode(value.bit_generator.state) == codec.encode(content)
-    if kind is np.ndarray:
-        return np.array_equal(value, content) or value.tobytes() == content.tobytes()  # NaN
-    if kind is dict and list(value) != list(content):
-        return False
-    parts = (value.values(), content.values()) if kind is dict else (value, content)
-    return len(value) == len(content) and all(map(operator.is_, *parts))
-
-
-def _fits(value: Any, content: Any) -> bool:
-    """Whether `content` can be written into `value` in place."""
-    if type(value) is not np.ndarray:
-        return True
-    return (value.shape, value.dtype) == (content.shape, content.dtype) and value.flags.writeable
-
-
-def _put_back(value: Any, content: Any) -> None:
-    if type(value) is np.random.Generator:
-        state = content.bit_generator.state if isinstance(content, type(value)) else content
-        value.bit_generator.state = state
-    elif type(value) is np.ndarray:
-        if value.flags.writeable:
-            value[...] = content
-    else:
-        value.clear()
-        value.update(content) if type(value) is dict else value.extend(content)
+def _moved(layer: gymnasium.Env, objects: dict[str, Any]) -> set[str]:
+    """The names of the attributes that are no longer the same objects."""
+    return {name for name, one in vars(layer).items() if one is not objects.get(name, layer)}
 
 
 def save(env: gymnasium.Env) -> dict[str, Any]:
@@ -301,10 +266,12 @@ def save(env: gymnasium.Env) -> dict[str, Any]:
     base = env.unwrapped
     if not isinstance(base.np_random, np.random.Generator):
         raise TypeError("its np_random is no numpy.random.Generator")
-    state = {
-        "layers": [_plain(layer) for layer in layers(env)],
-        "rng": base.np_random.bit_generator.state,
-    }
+    _check_functions(env)
+    plain = [{**_plain(layer), _NAMES: list(vars(layer))} for layer in layers(env)]
+    with contextlib.suppress(TypeError):  # for one that is not NumPy's
+        codec.encode(base.np_random)
+        plain[-1][_RNG] = base.np_random  # attributes may hold it too
+    state = {"layers": plain, "rng": base.np_random.bit_generator.state}
     data = getattr(base, "data", None)
     if isinstance(data, mujoco.MjData):
         state["integration"] = np.zeros(mujoco.mj_stateSize(data.model, _INTEGRATION))
@@ -314,46 +281,49 @@ def save(env: gymnasium.Env) -> dict[str, Any]:
 
 
 def _restore(env: gymnasium.Env, attributes: Sequence[dict[str, Any]]) -> None:
-    """Set the plain attributes of all layers to the saved ones."""
-    good, in_place = [], {}
+    """Set the plain attributes of all layers to the saved ones, and delete those that were gone."""
+    good, rng = [], attributes[-1].get(_RNG)
     for layer, saved in zip(layers(env), attributes, strict=True):
         plain = _plain(layer, strict=False)
         never = _NEVER | _CONSTANT_NAMES | (_PICTURE - plain.keys())
         good.append(codec.restorable(layer, plain, saved, never))
-        held = _held_by_functions(layer)
-        for name, value in good[-1].items():
-            there = vars(layer).get(name)
-            known = id(there) in held and type(there) in codec.MUTABLE
-            if known and type(there) is type(value) and _fits(there, value):
-                _put_back(there, value)
-                in_place[id(value)] = there
-    for layer, saved in zip(layers(env), _exchanged(good, in_place), strict=True):
+        names = saved.get(_NAMES, plain)  # older states have none
+        for name in [name for name in plain.keys() - never if name not in names]:
+            delattr(layer, name)
+    found = {id(rng): env.unwrapped.np_random} if isinstance(rng, np.random.Generator) else {}
+    _put_in_place(env, good, found)
+    for layer, saved in zip(layers(env), contents.exchanged(good, found), strict=True):
         for name, value in saved.items():
             there = vars(layer).get(name)
             if isinstance(there, gymnasium.Space):
-                _reseed(there, copy.deepcopy(value))
+                _reseed(there, value)
             elif isinstance(there, mujoco.MjModel):
                 _set(there, value)
-            elif isinstance(value, np.random.Generator) and isinstance(there, np.random.Generator):
-                # In place: other objects may hold the same generator.
-                there.bit_generator.state = value.bit_generator.state
             else:
                 setattr(layer, name, value)
 
 
-def _exchanged(tree: Any, others: dict[int, Any]) -> Any:
-    """`tree` with the objects whose ids are in `others` replaced by the entries there."""
-    if id(tree) in others:
-        return others[id(tree)]
-    kind = type(tree)
-    if kind is dict:
-        tree.update({name: _exchanged(value, others) for name, value in tree.items()})
-    elif kind in (list, collections.deque):
-        for i, value in enumerate(tree):
-            tree[i] = _exchanged(value, others)
-    elif kind is tuple:
-        return tuple(_exchanged(value, others) for value in tree)
-    return tree
+def _put_in_place(
+    env: gymnasium.Env, attributes: Sequence[dict[str, Any]], found: dict[int, Any]
+) -> None:
+    """Write what was saved of generators, and of the objects that functions hold, into those that
+    the environment has, as others may hold them too. `found` collects, and may have, those that
+    stand for a saved object, by its id; none stands for two.
+    """
+    values = [value for layer in layers(env) for value in vars(layer).values()]
+    held = {id(one) for f in filter(functions.is_function, values) for one in functions.held(f)}
+    taken = {id(one) for one in found.values()}
+    for layer, saved in zip(layers(env), attributes, strict=True):
+        for name, value in saved.items():
+            there: Any = vars(layer).get(name)
+            kind = type(there)
+            stays = kind is np.random.Generator or (kind in codec.MUTABLE and id(there) in held)
+            if not stays or id(value) in found or id(there) in taken:
+                continue
+            if kind is type(value) and contents.fits(there, value):
+                contents.put_back(there, value)
+                found[id(value)] = there
+                taken.add(id(there))
 
 
 def load(env: gymnasium.Env, state: dict[str, Any]) -> None:

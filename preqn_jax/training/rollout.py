@@ -237,16 +237,12 @@ class Rollout:
 
     def save(self) -> Any:
         """All that the next rounds depend on beside the policy, as plain JSON."""
-        env, returns = self._env.save(), self._returns.copy()
-        for i, saved in enumerate(env.get("envs", ())):
-            if saved is None:  # a new episode begins there
-                returns[i] = 0
-        return {"env": env, "returns": codec.encode(returns)}
+        return {"env": self._env.save(), "returns": codec.encode(self._returns)}
 
     def load(self, state: Any) -> None:
         """Go on from a saved state, bit for bit."""
-        self._obs = self._ask(watch.LOAD, 0, 0, self._env.load, state["env"])
-        self._returns = codec.decode(state["returns"])
+        self._obs, anew = self._ask(watch.LOAD, 0, 0, self._env.load, state["env"])
+        self._returns = np.where(anew, 0, codec.decode(state["returns"]))
 
 
 def discounted_max(evaluation: Evaluation, discount: float) -> float:

@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 import gymnasium
-import jax
 import numpy as np
 import pytest
 from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
@@ -48,6 +47,9 @@ def test_a_view_of_the_simulation_stays_one():
         np.testing.assert_array_equal(one.obs, two.obs)
 
 
+Screen = type("Surface", (), {"__module__": "pygame.surface"})
+
+
 class Counter(gymnasium.Env):
     """Observes how many episodes and steps there were; one attribute is named like a renderer's."""
 
@@ -62,7 +64,7 @@ class Counter(gymnasium.Env):
         return np.float32([self.episodes, self.clock]), {}
 
     def step(self, action):
-        self.clock, self.screen = self.clock + 1, object()
+        self.clock, self.screen = self.clock + 1, Screen()
         return np.float32([self.episodes, self.clock]), 1.0, self.clock % 3 == 0, False, {}
 
 
@@ -129,7 +131,7 @@ def test_a_counter_is_kept_whatever_it_is_called_and_a_screen_is_not():
     env.reset([0]), other.reset([0])
     seen = [env.step(STILL).obs[0].tolist() for _ in range(4)][-1]
     assert seen == [2, 4] and inside(env).screen is not None
-    assert other.load(through_json(env))[0].tolist() == [2, 4] and inside(other).screen is None
+    assert other.load(through_json(env))[0].tolist() == [[2, 4]] and inside(other).screen is None
     assert other.step(STILL).obs[0].tolist() == [2, 5]
 
 
@@ -152,36 +154,6 @@ def test_a_generator_of_an_older_kind_cannot_be_saved_and_says_so(caplog):
     env.reset([0])
     assert env.save()["envs"] == [None]
     assert "cannot be saved (its np_random is no numpy.random.Generator)" in caplog.text
-
-
-class Drift:
-    """Noise that accumulates, as an object that is called like a function."""
-
-    x = 0.0
-
-    def __call__(self, change):
-        self.x += change
-        return self.x
-
-
-def test_a_callable_with_state_cannot_be_saved_and_functions_need_not_be(caplog):
-    class Noisy(Counter):
-        def __init__(self, noise):
-            super().__init__()
-            self.noise = noise
-
-    plain = (np.sin, len, float, lambda x: x, functools.partial(max, 0), [].append, jax.jit(abs))
-    for noise in plain:
-        env = envs.make(functools.partial(Noisy, noise), 1)
-        env.reset([0])
-        assert env.save()["envs"] != [None] and not caplog.text
-        env.load(through_json(env))
-    env = envs.make(lambda: Noisy(Drift()), 1)
-    inside(env).noise(0.1)
-    env.reset([0])
-    inside(env).noise(0.1)
-    assert env.save()["envs"] == [None]
-    assert "cannot be saved (its attribute noise: " in caplog.text
 
 
 class Sampled(Counter):
@@ -381,19 +353,6 @@ def test_a_simulation_that_was_made_anew_stays_whole():
         inside(env).model.body_mass[1] = 9.0
         env._initial[0].restore(env._envs[0])  # pyright: ignore
         assert inside(env).model is before and before.body_mass[1] == 9.0
-
-
-def test_a_function_with_an_empty_cell_does_no_harm():
-    class Late(Counter):
-        def __init__(self):
-            super().__init__()
-            self.count = lambda: later
-            if self.clock:
-                later = 1
-
-    env = envs.make(Late, 1)
-    env.reset([0])
-    assert env.save()["envs"] != [None]
 
 
 class Seeded(Counter):

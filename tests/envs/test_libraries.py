@@ -119,7 +119,7 @@ def test_a_cheetah_runs_on_and_is_saved_bit_for_bit(env_id, obs_size, action_siz
     assert (first[0] != first[1]).any() and np.isfinite(first).all()
     for action in script[:5]:
         obs = env.step(action).obs
-    assert (other.load(json.loads(json.dumps(env.save()))) == obs).all()
+    assert (other.load(json.loads(json.dumps(env.save())))[0] == obs).all()
     for action in script[5:]:
         outs = env.step(action), other.step(action)
         jax.tree.map(np.testing.assert_array_equal, *map(tuple, outs))

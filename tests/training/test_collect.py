@@ -20,7 +20,7 @@ from commands import ROOT
 from waiting import gone, until
 
 from preqn_jax import agents, envs
-from preqn_jax.envs import EnvError, codec
+from preqn_jax.envs import EnvError
 from preqn_jax.options import UserError
 from preqn_jax.training import collect, loop, watch
 from preqn_jax.training.errors import Stopped
@@ -172,13 +172,15 @@ def test_rows_of_the_actors_stay_as_they_are_whatever_becomes_of_the_actors():
 
 def test_an_episode_that_begins_anew_on_going_on_brings_no_return_with_it():
     env: Any = SimpleNamespace(
-        reset=lambda seeds: np.zeros((2, 1)), save=lambda: {"envs": [None, {}]}
+        reset=lambda seeds: np.zeros((2, 1)),
+        save=lambda: {},
+        load=lambda state: (np.ones((2, 1)), np.array([True, False])),
     )
     config = loop.LoopConfig(num_envs=2)
     one = Rollout(None, env, None, config, 0, 10, watch.nowhere())  # pyright: ignore
     one._returns += 80
-    assert codec.decode(one.save()["returns"]).tolist() == [0, 80]
-    assert one._returns.tolist() == [80, 80]
+    one.load(one.save())
+    assert one._returns.tolist() == [0, 80] and one._obs.tolist() == [[1], [1]]
 
 
 # --- faults of environments -----------------------------------------------------------------------

@@ -432,6 +432,6 @@ def test_what_was_seen_on_the_host_is_what_a_resumed_run_acts_from():
     saver.reset([3, 4])
     seen = saver._obs = saver.step(np.ones((2, 1), np.float32)).obs + 1e-6
     state = json.loads(json.dumps(saver.save()))
-    np.testing.assert_array_equal(loader.load(state), seen)
+    np.testing.assert_array_equal(loader.load(state)[0], seen)
     del state["seen"]
-    np.testing.assert_allclose(loader.load(state), seen, atol=1e-5)
+    np.testing.assert_allclose(loader.load(state)[0], seen, atol=1e-5)
