@@ -51,16 +51,7 @@ def actor_critic(
     Raises ValueError: a policy or a critic of another kind, a spec of finitely many actions, a
     delay or a discount out of range.
     """
-    for what, part, kind in (("policy", policy, Policy), ("critic", critic, Critic)):
-        if not isinstance(part, kind):
-            raise ValueError(
-                f"{what} is a {type(part).__module__}.{type(part).__name__}, expected an "
-                f"agents.{kind.__name__}, as in actor_critic(spec, policy, critic)"
-            )
-    if spec.num_actions is not None:
-        raise ValueError(
-            f"spec has {spec.num_actions} actions, expected continuous ones: use agents.discrete"
-        )
+    _check(spec, policy, critic)
     require(delay, lambda x: x >= 1, "delay must be at least 1")
     require(discount, lambda x: 0 <= x < 1, "discount must lie in [0, 1)")
 
@@ -112,3 +103,17 @@ def actor_critic(
 
     acts = (policy.act, policy.explore)
     return Agent(init, acting, *acts, update, summary, critic.q, first, inspect)
+
+
+def _check(spec: Spec, policy: Any, critic: Any) -> None:
+    """Raises ValueError for parts of another kind, and finitely many actions."""
+    for what, part, kind in (("policy", policy, Policy), ("critic", critic, Critic)):
+        if not isinstance(part, kind):
+            raise ValueError(
+                f"{what} is a {type(part).__module__}.{type(part).__name__}, expected an "
+                f"agents.{kind.__name__}, as in actor_critic(spec, policy, critic)"
+            )
+    if spec.num_actions is not None:
+        raise ValueError(
+            f"spec has {spec.num_actions} actions, expected continuous ones: use agents.discrete"
+        )

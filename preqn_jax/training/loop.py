@@ -19,6 +19,7 @@ import numpy as np
 
 from preqn_jax import replay as replays
 from preqn_jax.agents import Agent
+from preqn_jax.options import UserError
 from preqn_jax.training.collect import Collector
 from preqn_jax.training.config import SAMPLE, UPDATE, LoopConfig, stream, validate
 from preqn_jax.training.errors import Diverged
@@ -67,13 +68,20 @@ def init(
     agent: Agent, spec: Spec, config: LoopConfig, settings: Settings | None = None
 ) -> tuple[Learner, Counters]:
     """A new learner with an empty replay buffer, and counters at 0; `settings [M]` are those that
-    an agent of `agents.swept` takes. Raises UserError for a config that makes no sense.
+    an agent of `agents.swept` takes. Raises UserError for a config that makes no sense, and a
+    random key in the agent's state.
     """
     validate(config)
     seeds, places = config.seeds, members_sharding(config)
     given = (np.array(seeds), *([settings] if settings else []))
     seeds, *rest = jax.tree.map(partial(padded, config), given)
     states = each(agent.init)(keys(seeds), *rest)
+    for leaf in jax.tree.leaves(states):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise UserError(
+                "the agent's state holds a random key, which no checkpoint can hold: keep "
+                "jax.random.key_data(key), and turn it into a key by jax.random.wrap_key_data"
+            )
     # Rows that could never fill are not allocated.
     form = jax.eval_shape(lambda: replays.init(spec, min(config.replay_capacity, config.num_steps)))
 

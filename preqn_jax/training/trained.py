@@ -43,12 +43,6 @@ def agent_of(agent: Callable[[Spec], Agent], spec: Spec) -> Agent:
             f"the function {getattr(agent, '__qualname__', agent)!r} returned "
             f"{type(found).__name__}, expected an Agent, as agents.td3(spec) is"
         )
-    for leaf in jax.tree.leaves(jax.eval_shape(found.init, jax.random.key(0))):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            raise UserError(
-                "the agent's state holds a random key, which no checkpoint can hold: keep "
-                "jax.random.key_data(key), and turn it into a key by jax.random.wrap_key_data"
-            )
     return found
 
 
