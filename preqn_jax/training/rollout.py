@@ -172,7 +172,12 @@ class Rollout:
                 uniform[t] if random else np.asarray(self._acting.explore(params, obs, keys[t]))
             )
             now = start + (t + 1) * config.num_envs
-            out = self._ask(watch.STEP, now, t, self._env.step, action)
+            try:
+                out = self._ask(watch.STEP, now, t, self._env.step, action)
+            except EnvError:  # a NaN from it, and so in the action, may be what it refuses
+                nothing = np.zeros(config.num_envs, np.float32)
+                self._checked([*steps, Transition(obs, action, nothing, nothing, obs)], start)
+                raise
             steps.append(
                 Transition(
                     obs, action, out.reward, 1 - out.terminated.astype(np.float32), out.next_obs
@@ -182,14 +187,13 @@ class Rollout:
             for i in np.flatnonzero(out.terminated | out.truncated):
                 episodes.append(float(self._returns[i]))
                 self._returns[i] = 0
-        transitions = Transition(*(np.concatenate(leaves) for leaves in zip(*steps, strict=True)))
-        self._check(transitions, start)
-        return transitions, episodes
+        return self._checked(steps, start), episodes
 
-    def _check(self, transitions: Transition, start: int) -> None:
-        """Raises Diverged for a NaN or an infinity. Once a round is enough: a policy and an
-        environment that go on from a NaN for some steps do no harm.
+    def _checked(self, steps: list[Transition], start: int) -> Transition:
+        """The transitions `[n]` of steps. Raises Diverged for a NaN or an infinity. Once a round is
+        enough: a policy and an environment that go on from a NaN for some steps do no harm.
         """
+        transitions = Transition(*(np.concatenate(leaves) for leaves in zip(*steps, strict=True)))
         for quantity, value in (
             ("the environment's observation", transitions.next_obs),
             ("the environment's reward", transitions.reward),
@@ -201,6 +205,7 @@ class Rollout:
                 raise Diverged(
                     quantity, self._seed, start + (int(np.argmax(bad)) // envs + 1) * envs
                 )
+        return transitions
 
     def evaluate(self, params: Params, step: int) -> Evaluation:
         """A noiseless episode of each evaluation environment, cut off after `eval_max_steps`.
@@ -218,11 +223,13 @@ class Rollout:
             if self._asked():
                 raise Interrupted
             action = np.asarray(self._acting.act(params, obs))
-            out = self._ask(watch.EVAL_STEP, step, len(steps), env.step, action, running)
-            steps.append((np.where(running, out.reward, 0), obs, action))
+            # From a NaN an episode does not go on: the environment may refuse the action.
+            taken = running & np.isfinite(obs).all(axis=1)
+            out = self._ask(watch.EVAL_STEP, step, len(steps), env.step, action, taken)
+            steps.append((np.where(taken, out.reward, 0), obs, action))
             lengths += running
-            terminated |= running & out.terminated
-            running &= ~(out.terminated | out.truncated)
+            terminated |= taken & out.terminated
+            running = taken & ~(out.terminated | out.truncated)
             obs = out.obs
         rewards, seen, actions = (np.stack(leaves) for leaves in zip(*steps, strict=True))
         return Evaluation(rewards, seen, actions, lengths, terminated, running).marked()
