@@ -34,22 +34,29 @@ _RUNNING = (gymnasium.wrappers.NormalizeObservation, gymnasium.wrappers.Normaliz
 class GymVector:
     """`VectorEnv` of copies of one Gymnasium environment, stepped one after the other."""
 
-    def __init__(self, source: str | Callable[[], Any] | GymSource, num_envs: int):
+    def __init__(
+        self,
+        source: str | Callable[[], Any] | GymSource,
+        num_envs: int,
+        ask: Callable[[], None] = lambda: None,
+    ):
         """`source` is an id, a function that makes an environment, or one of these with arguments
-        and wrappers (`GymSource`).
+        and wrappers (`GymSource`); `ask` is called before each call of one of the environments.
 
         Raises UserError for an unknown id, argument or wrapper, a wrapper with running statistics,
-        or spaces that are not supported; EnvError if making an environment raises.
+        or spaces that are not supported; EnvError if making an environment raises. Those that were
+        made before are closed then.
         """
         route_mujoco_warnings()
-        self._name = name = called(source)
-        self._envs = [single(source) for _ in range(num_envs)]
-        _check_layers(name, self._envs[0])
-        self._initial = gym_state.initial_attributes(self._envs)
-        self.num_envs = num_envs
-        self.spec = _spec(name, self._envs[0])
-        bounding = "`wrappers=['preqn_jax.envs.gym:BoundAction(low=-1,high=1)']`"
-        actions.check(self.spec, f"environment {name!r}", f", as with {bounding}")
+        self._name, self.num_envs, self._ask = called(source), num_envs, ask
+        self._envs: list[gymnasium.Env] = []
+        with contract.closed_on_error(self.close):
+            for _ in range(num_envs):
+                ask()
+                self._envs.append(single(source))
+            _check_layers(self._name, self._envs[0])
+            self._initial = gym_state.initial_attributes(self._envs)
+            self.spec = _spec(self._name, self._envs[0])
         self._obs_shape = tuple(self._envs[0].observation_space.shape or ())
         self._action_shape = self._envs[0].action_space.shape
         self._obs = np.zeros((num_envs, self.spec.obs_size), np.float32)
@@ -89,6 +96,7 @@ class GymVector:
 
     def _first(self, env: gymnasium.Env, seed: int | None = None) -> np.ndarray:
         """The first observation `[obs]` of a new episode."""
+        self._ask()
         out = contract.ask(self._name, "reset", env.reset, seed=seed)
         return contract.first_obs(self._name, out, self._obs_shape).reshape(-1)
 
@@ -105,6 +113,7 @@ class GymVector:
                 continue
             action = actions[i].reshape(self._action_shape)
             action = action if self._action_shape else action.item()
+            self._ask()
             out = contract.ask(self._name, "step", env.step, action)
             obs, reward[i], ended[0, i], ended[1, i] = contract.outcome(
                 self._name, out, self._obs_shape
@@ -152,6 +161,7 @@ class GymVector:
     def close(self) -> None:
         failed = None
         for env in self._envs:
+            self._ask()
             try:
                 env.close()
             except contract.RAISED as error:
@@ -202,8 +212,9 @@ def single(source: str | Callable[[], Any] | GymSource) -> gymnasium.Env:
             ) from error
         raise contract.raised(name, "its construction", error) from error
     _check_env(env, f"the function that makes environment {name!r}")
-    for text in source.wrappers:
-        env = _wrapped(env, name, text)
+    with contract.closed_on_error(env.close):
+        for text in source.wrappers:
+            env = _wrapped(env, name, text)
     return env
 
 
@@ -239,6 +250,14 @@ def _check_layers(name: str, env: gymnasium.Env) -> None:
 
 
 def _spec(name: str, env: gymnasium.Env) -> Spec:
+    """Sizes and bounds. Raises UserError for spaces that are not supported."""
+    spec = _sizes(name, env)
+    bounding = "`wrappers=['preqn_jax.envs.gym:BoundAction(low=-1,high=1)']`"
+    actions.check(spec, f"environment {name!r}", f", as with {bounding}")
+    return spec
+
+
+def _sizes(name: str, env: gymnasium.Env) -> Spec:
     both = attrgetter("observation_space", "action_space")  # either may be missing
     obs, action = contract.ask(name, "its spaces", both, env)
     for what, space, advice in (

@@ -136,15 +136,13 @@ class Rollout:
         )
         self._eval_max_steps, self._place, self._asked = eval_max_steps, place, asked
         seeds = [derive_seed(seed, TRAIN_ENV, e) for e in range(config.num_envs)]
-        self._obs = self._ask(watch.RESET, 0, 0, env.reset, seeds)  # `[E, obs]`
+        self._obs = self._ask(watch.RESET, 0, env.reset, seeds)  # `[E, obs]`
         self._returns = np.zeros(config.num_envs)  # rewards of the unfinished episodes so far
 
-    def _ask(self, call: int, step: int, t: int, ask: Callable[..., Any], *given: Any) -> Any:
-        """Calls a method `ask` of an environment, at `step` of the run, and returns its result; `t`
-        tells the calls at one step apart.
-        """
+    def _ask(self, call: int, step: int, ask: Callable[..., Any], *given: Any) -> Any:
+        """Calls a method `ask` of an environment, at `step` of the run, and returns its result."""
         place = self._place
-        place[:] = call, self._seed, step, t
+        place[:] = call, self._seed, step, place[3] + 1
         try:
             return ask(*given)
         except EnvError as error:
@@ -173,7 +171,7 @@ class Rollout:
             )
             now = start + (t + 1) * config.num_envs
             try:
-                out = self._ask(watch.STEP, now, t, self._env.step, action)
+                out = self._ask(watch.STEP, now, self._env.step, action)
             except EnvError:  # a NaN from it, and so in the action, may be what it refuses
                 nothing = np.zeros(config.num_envs, np.float32)
                 self._checked([*steps, Transition(obs, action, nothing, nothing, obs)], start)
@@ -216,7 +214,7 @@ class Rollout:
         """
         env, params = self._eval_env, jax.device_put(params)
         seeds = [derive_seed(self._seed, EVAL_ENV, step, e) for e in range(env.num_envs)]
-        obs = self._ask(watch.EVAL_RESET, step, 0, env.reset, seeds)
+        obs = self._ask(watch.EVAL_RESET, step, env.reset, seeds)
         steps, running, terminated = [], np.ones(env.num_envs, bool), np.zeros(env.num_envs, bool)
         lengths = np.zeros(env.num_envs, int)
         while running.any() and len(steps) < self._eval_max_steps:
@@ -225,7 +223,7 @@ class Rollout:
             action = np.asarray(self._acting.act(params, obs))
             # From a NaN an episode does not go on: the environment may refuse the action.
             taken = running & np.isfinite(obs).all(axis=1)
-            out = self._ask(watch.EVAL_STEP, step, len(steps), env.step, action, taken)
+            out = self._ask(watch.EVAL_STEP, step, env.step, action, taken)
             steps.append((np.where(taken, out.reward, 0), obs, action))
             lengths += running
             terminated |= taken & out.terminated
@@ -244,7 +242,7 @@ class Rollout:
 
     def load(self, state: Any) -> None:
         """Go on from a saved state, bit for bit."""
-        self._obs = self._ask(watch.LOAD, 0, 0, self._env.load, state["env"])
+        self._obs = self._ask(watch.LOAD, 0, self._env.load, state["env"])
         self._returns = codec.decode(state["returns"])
 
 
