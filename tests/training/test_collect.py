@@ -378,7 +378,7 @@ def test_workers_end_with_a_parent_that_is_killed(rounds, tmp_path):
     """As they start, and while an environment hangs without giving other threads a turn."""
     script = tmp_path / "script.py"
     script.write_text(ORPHANS)
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests:{ROOT}/tests/training"}
     parent = subprocess.Popen([sys.executable, script], env=env, stdout=subprocess.PIPE, text=True)
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     for _ in range(rounds):
