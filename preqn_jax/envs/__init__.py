@@ -81,8 +81,10 @@ def described(
     return GymSource(env, json.loads(json.dumps(kwargs or {})), tuple(wrappers))
 
 
-def make(source: Source, num_envs: int = 1) -> VectorEnv:
-    """`num_envs` copies of an environment.
+def make(source: Source, num_envs: int = 1, ask: Callable[[], None] = lambda: None) -> VectorEnv:
+    """`num_envs` copies of an environment. `ask` is called before each call of a Gymnasium
+    environment among them, its construction included, so that a watchdog sees that the call before
+    has returned.
 
     Raises:
       UserError: there is no such environment, or its spaces are not supported.
@@ -95,7 +97,7 @@ def make(source: Source, num_envs: int = 1) -> VectorEnv:
     from preqn_jax.envs.gym import GymVector
 
     assert not isinstance(source, FunctionalEnv)
-    return GymVector(source, num_envs)
+    return GymVector(source, num_envs, ask)
 
 
 def pure(source: Source) -> FunctionalEnv | None:

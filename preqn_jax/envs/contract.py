@@ -3,7 +3,8 @@
 A check that passes costs a microsecond or less: environments are stepped millions of times.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,19 @@ def ask(name: str, call: str, function: Callable[..., Any], *given: Any, **named
         raise
     except RAISED as error:
         raise raised(name, call, error) from error
+
+
+@contextlib.contextmanager
+def closed_on_error(close: Callable[[], None]) -> Iterator[None]:
+    """A context that calls `close` if an exception leaves it. What `close` itself raises is
+    dropped: the first exception says more.
+    """
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(*RAISED):
+            close()
+        raise
 
 
 def said(error: BaseException) -> str:

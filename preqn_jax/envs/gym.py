@@ -1,4 +1,5 @@
-"""Gymnasium environments, including MuJoCo's. Only this file and `gym_state` import either library.
+"""Gymnasium environments, including MuJoCo's. Only this file, `gym_state` and `spaces` import
+either library.
 
 An environment whose state cannot be saved logs a warning, and starts a new episode on resume.
 """
@@ -11,22 +12,19 @@ import pickle
 import random
 import re
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
 import mujoco
 import numpy as np
 
-from preqn_jax import actions
 from preqn_jax.actions import to_environment
-from preqn_jax.envs import codec, contract, gym_state
+from preqn_jax.envs import codec, contract, gym_state, spaces
 from preqn_jax.envs.base import EnvError, Step, derive_seed
 from preqn_jax.envs.source import GymSource, Wrapper
 from preqn_jax.envs.source import name as called
 from preqn_jax.options import UserError
-from preqn_jax.types import Spec
 
 _log = logging.getLogger(__name__)
 # Wrappers with running statistics, which each copy of an environment gathers for itself.
@@ -37,23 +35,29 @@ _made = weakref.WeakValueDictionary[int, gymnasium.Env]()  # what vectors were m
 class GymVector:
     """`VectorEnv` of copies of one Gymnasium environment, stepped one after the other."""
 
-    def __init__(self, source: str | Callable[[], Any] | GymSource, num_envs: int):
+    def __init__(
+        self,
+        source: str | Callable[[], Any] | GymSource,
+        num_envs: int,
+        ask: Callable[[], None] = lambda: None,
+    ):
         """`source` is an id, a function that makes an environment, or one of these with arguments
-        and wrappers (`GymSource`).
+        and wrappers (`GymSource`); `ask` is called before each call of one of the environments.
 
         Raises UserError for an unknown id, argument or wrapper, a wrapper with running statistics,
         spaces that are not supported, or a function that returns an environment twice; EnvError if
-        making an environment raises.
+        making an environment raises. Those that were made before are closed then.
         """
         route_mujoco_warnings()
-        self._name = name = called(source)
-        self._envs = [_new(single(source), name) for _ in range(num_envs)]
-        _check_layers(name, self._envs[0])
-        self._initial = gym_state.initial_attributes(self._envs)
-        self.num_envs = num_envs
-        self.spec = _spec(name, self._envs[0])
-        bounding = "`wrappers=['preqn_jax.envs.gym:BoundAction(low=-1,high=1)']`"
-        actions.check(self.spec, f"environment {name!r}", f", as with {bounding}")
+        self._name, self.num_envs, self._ask = called(source), num_envs, ask
+        self._envs: list[gymnasium.Env] = []
+        with contract.closed_on_error(self.close):
+            for _ in range(num_envs):
+                ask()
+                self._envs.append(_new(single(source), self._name))
+            _check_layers(self._name, self._envs[0])
+            self._initial = gym_state.initial_attributes(self._envs)
+            self.spec = spaces.spec(self._name, self._envs[0])
         self._obs_shape = tuple(self._envs[0].observation_space.shape or ())
         space = self._envs[0].action_space
         self._action_shape = space.shape
@@ -98,6 +102,7 @@ class GymVector:
 
     def _first(self, env: gymnasium.Env, seed: int | None = None) -> np.ndarray:
         """The first observation `[obs]` of a new episode."""
+        self._ask()
         out = contract.ask(self._name, "reset", env.reset, seed=seed)
         return contract.first_obs(self._name, out, self._obs_shape).reshape(-1)
 
@@ -129,6 +134,7 @@ class GymVector:
         """(observation `[obs]`, reward, terminated, truncated) after one of its own actions."""
         shaped = action.reshape(self._action_shape)
         shaped = shaped if self._action_shape else shaped.item()
+        self._ask()
         out = contract.ask(self._name, "step", env.step, shaped)
         obs, *rest = contract.outcome(self._name, out, self._obs_shape)
         return obs.reshape(-1), *rest
@@ -173,6 +179,7 @@ class GymVector:
     def close(self) -> None:
         failed = None
         for env in self._envs:
+            self._ask()
             try:
                 env.close()
             except contract.RAISED as error:
@@ -237,8 +244,9 @@ def single(source: str | Callable[[], Any] | GymSource) -> gymnasium.Env:
             ) from error
         raise contract.raised(name, "its construction", error) from error
     _check_env(env, f"the function that makes environment {name!r}")
-    for text in source.wrappers:
-        env = _wrapped(env, name, text)
+    with contract.closed_on_error(env.close):
+        for text in source.wrappers:
+            env = _wrapped(env, name, text)
     return env
 
 
@@ -273,67 +281,6 @@ def _check_layers(name: str, env: gymnasium.Env) -> None:
             )
 
 
-def _spec(name: str, env: gymnasium.Env) -> Spec:
-    both = attrgetter("observation_space", "action_space")  # either may be missing
-    obs, action = contract.ask(name, "its spaces", both, env)
-    for what, space, advice in (
-        ("action", action, _advice_on_actions(action)),
-        ("observation", obs, _advice_on_observations(obs)),
-    ):
-        if advice:
-            shown = " ".join(str(space).split())[:160]
-            raise UserError(f"environment {name!r} has the {what} space {shown}, but {advice}")
-    assert obs.shape is not None
-    if isinstance(action, gymnasium.spaces.Discrete):
-        return actions.spec(int(np.prod(obs.shape)), int(action.n), int(action.start))
-    assert isinstance(action, gymnasium.spaces.Box)
-    low, high = (bound.reshape(-1).astype(np.float64) for bound in (action.low, action.high))
-    return Spec(int(np.prod(obs.shape)), int(np.prod(action.shape)), low, high)
-
-
-def _advice_on_actions(space: Any) -> str:
-    """Advice for an unsupported action space, or "" where it is supported."""
-    if _box(space, np.floating) or isinstance(space, gymnasium.spaces.Discrete):
-        return ""
-    needs = "these algorithms need a Box of floats, or Discrete actions"
-    if getattr(space, "spaces", None) and _boxes(space):
-        return f"{needs}: convert it by `wrappers=['preqn_jax.envs.gym:FlattenAction']`"
-    return f"{needs}, as in HalfCheetah-v5 or CartPole-v1: choose one, or write a wrapper"
-
-
-def _advice_on_observations(space: Any) -> str:
-    """Advice for an unsupported observation space, or "" where it is supported."""
-    if _box(space, np.floating) or (_box(space, np.integer) and not _image(space)):
-        return ""
-    needs, flat = "these networks need vectors of numbers", "gymnasium.wrappers:FlattenObservation"
-    if _image(space):
-        grey = len(space.shape) == 3 and space.shape[-1] == 3
-        first = "gymnasium.wrappers:GrayscaleObservation"
-        words = f"'{first}', '{flat}'" if grey else f"'{flat}'"
-        return (
-            f"it is an image, and {needs}: convert it by `wrappers=[{words}]`, and make it smaller "
-            "by gymnasium.wrappers:ResizeObservation before that"
-        )
-    if getattr(space, "is_np_flattenable", False):
-        return f"{needs}, a Box: convert it by `wrappers=['{flat}']`"
-    return f"{needs}, a Box: write a wrapper that converts it, as docs/extend.md shows"
-
-
-def _box(space: Any, kind: type) -> bool:
-    return isinstance(space, gymnasium.spaces.Box) and np.issubdtype(space.dtype, kind)
-
-
-def _boxes(space: Any) -> bool:
-    """Whether a space is a Box of floats, or a Dict or a Tuple of nothing else."""
-    inner = getattr(space, "spaces", None)
-    parts = inner.values() if isinstance(inner, Mapping) else inner
-    return _box(space, np.floating) if parts is None else all(map(_boxes, parts))
-
-
-def _image(space: Any) -> bool:
-    return _box(space, np.uint8) and len(space.shape) > 1
-
-
 class BoundAction(gymnasium.ActionWrapper):
     """Bounds the actions of an environment, for one without finite bounds, or with wider ones.
 
@@ -363,7 +310,7 @@ class FlattenAction(gymnasium.ActionWrapper):
 
     def __init__(self, env: gymnasium.Env):
         super().__init__(env)
-        if not _boxes(env.action_space):
+        if not spaces.boxes(env.action_space):
             raise ValueError(
                 f"the action space {env.action_space} has parts other than Boxes of floats, of "
                 "which numbers could choose the first option alone: write a wrapper"

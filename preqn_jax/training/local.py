@@ -4,13 +4,14 @@ run's own process.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 
 from preqn_jax import envs
 from preqn_jax.agents import Agent
-from preqn_jax.envs import EnvError
+from preqn_jax.envs import EnvError, contract
 from preqn_jax.training import watch
 from preqn_jax.training.config import LoopConfig, RunConfig
 from preqn_jax.training.errors import Asked, Diverged, never
@@ -39,20 +40,21 @@ class Local:
     ):
         """`place` is told which call of an environment this is in; `asked` says whether the run is
         to stop. Raises UserError and EnvError as `envs.make` does, and EnvError as a first `reset`
-        does.
+        does, with all environments closed that were made before.
         """
         config = recipe.config
         self._device, self._place, self._seed = cpu(), place, seeds[0]
-        with self._here():
+        self._envs: list[envs.VectorEnv] = []
+        with contract.closed_on_error(self.close), self._here():
             with self._in(watch.CONSTRUCTION):
-                eval_env = envs.make(recipe.env, recipe.eval_episodes)
-                train_envs = [envs.make(recipe.env, config.num_envs) for _ in seeds]
+                for count in (recipe.eval_episodes, *[config.num_envs] * len(seeds)):
+                    self._envs.append(envs.make(recipe.env, count, partial(watch.onward, place)))
+            eval_env, *train_envs = self._envs
             acting = make_acting(recipe.make_agent(eval_env.spec), eval_env.spec, config)
             self._rollouts = [
                 Rollout(acting, env, eval_env, config, seed, recipe.eval_max_steps, place, asked)
                 for env, seed in zip(train_envs, seeds, strict=True)
             ]
-        self._envs = [*train_envs, eval_env]
 
     def call(self, method: str, arguments: Sequence[tuple | None] | None = None) -> list[Any]:
         """Calls a method of every seed's Rollout with that seed's arguments, and returns the
@@ -89,7 +91,7 @@ class Local:
 
     @contextmanager
     def _in(self, call: int) -> Iterator[None]:
-        self._place[:] = call, self._seed, 0, 0
+        self._place[:] = call, self._seed, 0, self._place[3] + 1
         try:
             yield
         finally:

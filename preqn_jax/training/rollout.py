@@ -144,15 +144,13 @@ class Rollout:
         )
         self._eval_max_steps, self._place, self._asked = eval_max_steps, place, asked
         seeds = [derive_seed(seed, TRAIN_ENV, e) for e in range(config.num_envs)]
-        self._obs = self._ask(watch.RESET, 0, 0, env.reset, seeds)  # `[E, obs]`
+        self._obs = self._ask(watch.RESET, 0, env.reset, seeds)  # `[E, obs]`
         self._returns = np.zeros(config.num_envs)  # rewards of the unfinished episodes so far
 
-    def _ask(self, call: int, step: int, t: int, ask: Callable[..., Any], *given: Any) -> Any:
-        """Calls a method `ask` of an environment, at `step` of the run, and returns its result; `t`
-        tells the calls at one step apart.
-        """
+    def _ask(self, call: int, step: int, ask: Callable[..., Any], *given: Any) -> Any:
+        """Calls a method `ask` of an environment, at `step` of the run, and returns its result."""
         place = self._place
-        place[:] = call, self._seed, step, t
+        place[:] = call, self._seed, step, place[3] + 1
         try:
             return ask(*given)
         except EnvError as error:
@@ -180,7 +178,12 @@ class Rollout:
                 uniform[t] if random else np.asarray(self._acting.explore(params, obs, keys[t]))
             )
             now = start + (t + 1) * config.num_envs
-            out = self._ask(watch.STEP, now, t, self._env.step, action)
+            try:
+                out = self._ask(watch.STEP, now, self._env.step, action)
+            except EnvError:  # a NaN from it, and so in the action, may be what it refuses
+                nothing = np.zeros(config.num_envs, np.float32)
+                self._checked([*steps, Transition(obs, action, nothing, nothing, obs)], start)
+                raise
             steps.append(
                 Transition(
                     obs, action, out.reward, 1 - out.terminated.astype(np.float32), out.next_obs
@@ -190,14 +193,13 @@ class Rollout:
             for i in np.flatnonzero(out.terminated | out.truncated):
                 episodes.append(float(self._returns[i]))
                 self._returns[i] = 0
-        transitions = Transition(*(np.concatenate(leaves) for leaves in zip(*steps, strict=True)))
-        self._check(transitions, start)
-        return transitions, episodes
+        return self._checked(steps, start), episodes
 
-    def _check(self, transitions: Transition, start: int) -> None:
-        """Raises Diverged for a NaN or an infinity. Once a round is enough: a policy and an
-        environment that go on from a NaN for some steps do no harm.
+    def _checked(self, steps: list[Transition], start: int) -> Transition:
+        """The transitions `[n]` of steps. Raises Diverged for a NaN or an infinity. Once a round is
+        enough: a policy and an environment that go on from a NaN for some steps do no harm.
         """
+        transitions = Transition(*(np.concatenate(leaves) for leaves in zip(*steps, strict=True)))
         for quantity, value in (
             ("the environment's observation", transitions.next_obs),
             ("the environment's reward", transitions.reward),
@@ -209,6 +211,7 @@ class Rollout:
                 raise Diverged(
                     quantity, self._seed, start + (int(np.argmax(bad)) // envs + 1) * envs
                 )
+        return transitions
 
     def evaluate(self, params: Params, step: int) -> Evaluation:
         """A noiseless episode of each evaluation environment, cut off after `eval_max_steps`.
@@ -219,18 +222,20 @@ class Rollout:
         """
         env, params = self._eval_env, jax.device_put(params)
         seeds = [derive_seed(self._seed, EVAL_ENV, step, e) for e in range(env.num_envs)]
-        obs = self._ask(watch.EVAL_RESET, step, 0, env.reset, seeds)
+        obs = self._ask(watch.EVAL_RESET, step, env.reset, seeds)
         steps, running, terminated = [], np.ones(env.num_envs, bool), np.zeros(env.num_envs, bool)
         lengths = np.zeros(env.num_envs, int)
         while running.any() and len(steps) < self._eval_max_steps:
             if self._asked():
                 raise Interrupted
             action = np.asarray(self._acting.act(params, obs))
-            out = self._ask(watch.EVAL_STEP, step, len(steps), env.step, action, running)
-            steps.append((np.where(running, out.reward, 0), obs, action))
+            # From a NaN an episode does not go on: the environment may refuse the action.
+            taken = running & np.isfinite(obs).all(axis=1)
+            out = self._ask(watch.EVAL_STEP, step, env.step, action, taken)
+            steps.append((np.where(taken, out.reward, 0), obs, action))
             lengths += running
-            terminated |= running & out.terminated
-            running &= ~(out.terminated | out.truncated)
+            terminated |= taken & out.terminated
+            running = taken & ~(out.terminated | out.truncated)
             obs = out.obs
         rewards, seen, actions = (np.stack(leaves) for leaves in zip(*steps, strict=True))
         return Evaluation(rewards, seen, actions, lengths, terminated, running).marked()
@@ -241,7 +246,7 @@ class Rollout:
 
     def load(self, state: Any) -> None:
         """Go on from a saved state, bit for bit."""
-        self._obs, anew = self._ask(watch.LOAD, 0, 0, self._env.load, state["env"])
+        self._obs, anew = self._ask(watch.LOAD, 0, self._env.load, state["env"])
         self._returns = np.where(anew, 0, codec.decode(state["returns"]))
 
 

@@ -4,7 +4,7 @@
 
 It reads metrics.jsonl until its standard input is closed, which the end of the run does, whatever
 ends it. Each seed is a run of its own in the tracker, and metrics are named as in
-metrics.jsonl. tracker.json keeps the ids of these runs and how far they have come, for when the run
+metrics.jsonl. tracker.json keeps the ids of these runs and what was sent to them, for when the run
 is resumed. An error ends this process only, and not the run; it imports nothing but the tracker.
 """
 
@@ -15,6 +15,7 @@ import select
 import sys
 import time
 import uuid
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -106,28 +107,30 @@ class Sender:
         self._name, self._folder = name, folder
         self._path = folder / "tracker.json"
         self._runs: dict[str, Any] = {}
-        self._read: dict[str, tuple[int, int]] = {}  # by seed: last step, its records so far
-        # name -> seed -> {"id", "step", "records"}: the tracker's run, and how far it has come
+        self._read: Counter[tuple[str, int]] = Counter()  # (seed, step) -> its records so far
+        # name -> seed -> {"id", "sent"}: the tracker's run, and {step: number of its records sent}.
+        # An earlier version kept "step" and "records" for "sent": all up to these was sent.
         self._kept: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError):
             self._kept = json.loads(self._path.read_text())
 
     def send(self, line: dict[str, Any]) -> None:
-        """Sends one record. Those up to the last one in tracker.json are skipped: the run that this
-        one goes on from has sent the same.
+        """Sends one record. Those that are in tracker.json are skipped: the run that this one goes
+        on from has sent the same. It may have got further, and with other steps between.
         """
         step, seed = line.pop("step"), str(line.pop("seed"))
-        before, records = self._read.get(seed, (step, 0))
-        at = self._read[seed] = step, records + 1 if step == before else 1
+        self._read[seed, step] += 1
+        records = self._read[seed, step]
         mine = self._kept.setdefault(self._name, {}).setdefault(seed, {})
-        if at <= (mine.get("step", 0), mine.get("records", 0)):
+        sent, before = mine.setdefault("sent", {}), (mine.get("step", 0), mine.get("records", 0))
+        if records <= sent.get(str(step), 0) or (step, records) <= before:
             return
         if seed not in self._runs:
             run = TRACKERS[self._name](self._folder, self._config, int(seed), mine.get("id"))
             self._runs[seed] = run
             mine["id"] = run.id
         self._runs[seed].log(step, {k: v for k, v in line.items() if v is not None})
-        mine["step"], mine["records"] = at
+        sent[str(step)] = records
 
     def keep(self) -> None:
         """Writes tracker.json: how far each of the tracker's runs has come."""

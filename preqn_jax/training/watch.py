@@ -18,6 +18,13 @@ def nowhere() -> Place:
     return [OUTSIDE, 0, 0, 0]
 
 
+def onward(place: Place) -> None:
+    """Tells that the next call of the same kind begins, as that of the next copy of an
+    environment: each has the whole time.
+    """
+    place[3] += 1
+
+
 def when(place: Sequence[int]) -> str:
     """When a call was made, as text for a message."""
     call, seed, step, _ = place

@@ -37,6 +37,7 @@ _LOOK = 0.2  # seconds between looks at whether a run is to stop
 _PRECISION = "jax_default_matmul_precision"
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
+_NO_CHILDREN = "daemonic processes are not allowed to have children"  # says multiprocessing
 
 
 class _Worker(NamedTuple):
@@ -222,8 +223,8 @@ def _pickling() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """A context. Processes started in it never get Ctrl-C, or another signal that asks a process
-    group to end: the last checkpoint still needs their states.
+    """A context. Processes started in it do not get Ctrl-C, or another signal that asks a process
+    group to end, before they have `_ignore_signals`.
     """
     resource_tracker.ensure_running()  # starting it lets the signals through again
     old = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -246,9 +247,7 @@ def _serve(
 ) -> None:
     """The main function of a worker, which answers until it is told to end, or its pipe closes."""
     _end_with_parent(bound)
-    # This gives the stack even of a worker that hangs in compiled code.
-    faulthandler.register(signal.SIGUSR1, file=stack.fileno(), all_threads=False)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+    _ignore_signals(stack)
     jax.config.update("jax_platforms", "cpu")  # accelerators belong to the learner
     jax.config.update(
         "jax_cpu_enable_async_dispatch", False
@@ -267,7 +266,10 @@ def _serve(
             request = pipe.recv()
         except (EOFError, OSError):  # the other end is gone
             return
-        reply = broken if local is None else _answer(local, request)
+        if local is not None:
+            reply = _answer(local, request)
+        else:  # at the end this was told of already
+            reply = None if request is None else broken
         try:
             pipe.send(reply)
         except OSError:
@@ -292,9 +294,35 @@ def _failure(error: Exception) -> _Failure:
     """
     if isinstance(error, UserError):
         cause = error.__cause__
+        if _NO_CHILDREN in str(error):
+            error = EnvError(f"{error}; `workers=0` runs without worker processes")
         return _Failure(error, "".join(traceback.format_exception(cause)) if cause else "")
     told = RuntimeError(f"a worker process raised {type(error).__name__}: {error}")
     return _Failure(told, "".join(traceback.format_exception(error)))
+
+
+def _ignore_signals(stack: Connection) -> None:
+    """Ignores Ctrl-C, and the other signals that ask a process group to end: the last checkpoint
+    still needs this process's environments. At SIGUSR1 it writes its stack to `stack`.
+
+    Processes that an environment starts take signals as usual. They would inherit signals that are
+    blocked or ignored, but a handler ends with an exec, and after a fork the old one is put back.
+    """
+    old = {number: signal.getsignal(number) for number in _SIGNALS - {signal.SIGUSR1}}
+    for number, handler in old.items():
+        if handler is not signal.SIG_IGN:  # as SIGHUP is under nohup
+            signal.signal(number, lambda *_: None)
+            signal.siginterrupt(number, False)  # so that no system call fails
+    # This gives the stack even of a worker that hangs in compiled code.
+    faulthandler.register(signal.SIGUSR1, file=stack.fileno(), all_threads=False)
+
+    def restore() -> None:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+        faulthandler.unregister(signal.SIGUSR1)
+
+    os.register_at_fork(after_in_child=restore)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def _end_with_parent(bound: bool) -> None:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,30 +18,15 @@ import pytest
 from commands import ROOT
 from waiting import gone, until
 
+from collect_cases import actors, error_of, recipe
 from preqn_jax import agents, envs
-from preqn_jax.envs import EnvError
+from preqn_jax.envs import EnvError, derive_seed
 from preqn_jax.options import UserError
 from preqn_jax.training import collect, loop, watch
+from preqn_jax.training.config import EVAL_ENV, TRAIN_ENV
 from preqn_jax.training.errors import Stopped
 from preqn_jax.training.rollout import Rollout, discounted_max, make_acting
 from tests import faulty
-
-STEPS = {"num_steps": 600, "start_steps": 50, "update_after": 100}
-
-
-def recipe(env_id, algorithm="td3", **loop_fields):
-    config = agents.AgentConfig(algorithm=algorithm, hidden_sizes=(32, 32))
-    return collect.Recipe(
-        partial(agents.make, config),
-        env_id,
-        loop.LoopConfig(**{**STEPS, **loop_fields}),
-        eval_episodes=2,
-    )
-
-
-def actors(recipe):
-    agent = recipe.make_agent(envs.spec(recipe.env))
-    return agent.policy(loop.each(agent.init)(loop.keys(recipe.config.seeds)))
 
 
 def processes(collector):
@@ -186,20 +170,6 @@ def test_an_episode_that_begins_anew_on_going_on_brings_no_return_with_it():
 # --- faults of environments -----------------------------------------------------------------------
 
 
-def error_of(built, log, workers=0):
-    """The error that ends the collector's rounds, once it is closed."""
-    with pytest.raises(UserError) as caught:
-        collector = collect.Collector(built, workers, log)
-        try:
-            actor = actors(built._replace(env="tests.faulty:Endless-v0"))
-            for i in range(30):
-                collector.collect(actor, i)
-        finally:
-            collector.close()
-    assert "\n" not in str(caught.value)
-    return caught.value
-
-
 def test_what_an_environment_raises_is_said_with_step_and_seed_and_its_trace_is_kept(tmp_path):
     log = tmp_path / "environment.log"
     error = error_of(recipe("tests.faulty:Raise-v0", seeds=(7,), num_envs=5), log)
@@ -283,15 +253,50 @@ def test_a_nan_that_only_an_evaluation_meets_is_in_its_return(fault, caplog):
     assert "2 of the evaluation's episodes met a NaN" in caplog.text
 
 
+class Strict(faulty.Faulty):
+    """Has a NaN in the rounds of seed 1, and in one episode of its evaluation at step 100; it
+    refuses actions that are not in its space.
+    """
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        bad = (TRAIN_ENV, 0), (EVAL_ENV, 100, 1)
+        self.fault = "NanObs" if seed in [derive_seed(1, *words) for words in bad] else ""
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        return super().step(action)
+
+
+def test_a_nan_is_one_also_where_the_environment_refuses_the_action_after_it():
+    built = recipe(Strict, seeds=(0, 1))._replace(eval_max_steps=270)
+    collector, actor = collect.Collector(built), actors(built)
+    assert not any(collector.collect(actor, i)[2] for i in range(5))
+    transitions, _, ((member, error),) = collector.collect(actor, 5)
+    assert member == 1 and str(error) == (
+        "the environment's observation is not finite at step 260, seed 1"
+    )
+    assert transitions is not None and np.isfinite(transitions.action[0]).all()
+    well, other = collector.evaluate(actor, 100)
+    assert well is not None and other is not None
+    assert well.returns.tolist() == [270, 270] and well.lengths.tolist() == [270, 270]
+    assert other.returns[0] == 270 and np.isnan(other.returns[1])
+    assert other.lengths.tolist() == [270, 261] and other.cut.tolist() == [True, False]
+
+
 def test_a_nan_from_a_reset_is_one():
-    class Born(faulty.Faulty):
+    class Born(Strict):
         def reset(self, *, seed=None, options=None):
             return faulty.OBS * np.nan, {}
 
-    built = recipe(Born, seeds=(4,))
-    transitions, _, ((member, error),) = collect.Collector(built).collect(actors(built), 0)
+    built = recipe(Born, seeds=(4,), start_steps=0)
+    collector = collect.Collector(built)
+    transitions, _, ((member, error),) = collector.collect(actors(built), 0)
     assert transitions is None and member == 0
     assert str(error) == "the environment's observation is not finite at step 1, seed 4"
+    (evaluation,) = collector.evaluate(actors(built), 100)
+    assert np.isnan(evaluation.returns).all() and (evaluation.lengths == 1).all()
 
 
 def test_an_environment_that_hangs_is_named(tmp_path):
@@ -375,7 +380,7 @@ def test_workers_end_with_a_parent_that_is_killed(rounds, tmp_path):
     """As they start, and while an environment hangs without giving other threads a turn."""
     script = tmp_path / "script.py"
     script.write_text(ORPHANS)
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests:{ROOT}/tests/training"}
     parent = subprocess.Popen([sys.executable, script], env=env, stdout=subprocess.PIPE, text=True)
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     for _ in range(rounds):
