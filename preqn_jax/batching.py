@@ -21,7 +21,10 @@ def batched(q: QFunction) -> Callable[[Params, Inputs], Array]:
     Values are `wide` whatever type q computes in, and matrix products have `full_precision`,
     because all that follows is computed from small differences of values. Calls raise ValueError
     where the inputs are not a tuple, or q does not return a scalar.
+
+    Raises ValueError where q is a network itself.
     """
+    check_function(q)
 
     def values(params: Params, inputs: Inputs) -> Array:
         _check_tuple(inputs)
@@ -31,6 +34,16 @@ def batched(q: QFunction) -> Callable[[Params, Inputs], Array]:
         return wide(each)
 
     return values
+
+
+def check_function(q: Any) -> None:
+    """Raises ValueError where q is a network instead of its `apply`: one of Flax can be called, but
+    not with parameters.
+    """
+    if hasattr(q, "init") and hasattr(q, "apply"):
+        raise ValueError(
+            f"q is a network, {type(q).__name__}, expected its function, as `net.apply`"
+        )
 
 
 def full_precision() -> Any:

@@ -163,7 +163,7 @@ def _each(function: Callable[[Inputs], Array], blocks: Inputs) -> Array:
     stays in memory, and for a single block, `function` is called directly.
     """
     count = batch_size(blocks)
-    if count > 1 and isinstance(jnp.zeros(()), jax.core.Tracer):
+    if not count or (count > 1 and isinstance(jnp.zeros(()), jax.core.Tracer)):
         return jax.lax.map(function, blocks)
     # Not leaf[i], which is one program for each i.
     take = lambda i: jax.tree.map(partial(_row, i), blocks)  # noqa: E731

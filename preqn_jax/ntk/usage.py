@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
-from preqn_jax.batching import check_scalar, full_precision, one_example
+from preqn_jax.batching import check_function, check_scalar, full_precision, one_example
 from preqn_jax.types import Array, Inputs, Params, QFunction
 
 _CALLS = ("jit", "pjit", "closed_call", "remat", "remat2", "checkpoint")
@@ -114,9 +114,10 @@ def read(q: QFunction, params: Params, inputs: Inputs, *, apart: bool) -> Progra
     """Read `q` into a program. `params` and `inputs` are arrays, as from `parameters` and `arrays`.
     Without `apart` no leaf is taken apart.
 
-    Raises ValueError where `inputs` have no batch axis in common, q returns no real scalar, or it
-    needs a named axis, as for a mean over the batch.
+    Raises ValueError where `inputs` have no batch axis in common, q is a network itself, returns no
+    real scalar, or needs a named axis, as for a mean over the batch.
     """
+    check_function(q)
     try:
         with full_precision():
             jaxpr: Any = jax.make_jaxpr(q)(params, *one_example(inputs))

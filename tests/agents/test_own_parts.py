@@ -142,6 +142,14 @@ MISTAKES = {
         lambda: agents.gaussian(networks.GaussianActor(1, (8,)), optax.adam),  # pyright: ignore
         "optimizer is <function adam.*, expected one of optax",
     ),
+    "a network for its function": (
+        lambda: steps.gradient(Q, optax.adam(1e-3)),  # pyright: ignore
+        "q is a network, Critic, expected its function, as `net.apply`",
+    ),
+    "a network for its function in a kernel": (
+        lambda: preqn_jax.linearize(Q, {}, (jnp.ones((2, 3)), jnp.ones((2, 1)))),  # pyright: ignore
+        "q is a network, Critic, expected its function",
+    ),
     "a spec of two axes": (
         lambda: replay.init(Spec((4, 4), 1, -np.ones(1), np.ones(1)), 10),  # pyright: ignore
         "spec has observations of size",
