@@ -36,6 +36,8 @@ def check(flag: str, path: str, *, picture: bool = False) -> None:
     kinds = PICTURES if picture else ()
     if file.is_dir():
         why = "it is a folder"
+    elif file.is_symlink() or (file.exists() and not file.is_file()):
+        why = "it is a link or a device, which a file would replace"
     elif not folder.is_dir() or not os.access(folder, os.W_OK):
         why = f"{str(folder)!r} is not a folder to write to"
     elif picture and file.suffix[1:].lower() not in kinds:

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import stat
 import typing
 from collections.abc import Mapping
@@ -74,6 +75,11 @@ def open_(logdir: str | Path, config: dict[str, Any]) -> tuple[Path, lock.Lock]:
       lock.Busy: another process uses it.
     """
     logdir = Path(logdir)
+    if odd := re.search(r"\[.*\]|\\", str(logdir.absolute())):
+        raise UserError(
+            f"logdir {str(logdir.absolute())!r} has {odd[0]!r} in it, and checkpoints there could "
+            "not be read again; give a path without brackets and backslashes"
+        )
     with writing_to(logdir), contextlib.ExitStack() as held:
         logdir.mkdir(parents=True, exist_ok=True)
         _look(logdir)

@@ -51,7 +51,10 @@ def verify(folder: Path, note: dict[str, Any], part: str) -> None:
     OSError.
     """
     noted = {name: digest for name, digest in note["files"].items() if name.startswith(f"{part}/")}
-    if {f"{part}/{k}": v for k, v in files.digests(folder / part).items()} != noted:
+    found = {f"{part}/{k}": v for k, v in files.digests(folder / part).items()}
+    if foreign := sorted(found.keys() - noted.keys()):
+        raise ValueError(f"{foreign[0]} is no file of this checkpoint: remove it")
+    if found != noted:
         raise ValueError(f"the files in {part} do not match their checksums")
 
 
