@@ -24,7 +24,7 @@ def batched(q: QFunction) -> Callable[[Params, Inputs], Array]:
 
     Raises ValueError where q is a network itself.
     """
-    check_function(q)
+    check_q(q)
 
     def values(params: Params, inputs: Inputs) -> Array:
         _check_tuple(inputs)
@@ -36,7 +36,7 @@ def batched(q: QFunction) -> Callable[[Params, Inputs], Array]:
     return values
 
 
-def check_function(q: Any) -> None:
+def check_q(q: Any) -> None:
     """Raises ValueError where q is a network instead of its `apply`: one of Flax can be called, but
     not with parameters.
     """

@@ -142,6 +142,16 @@ def dot(a: Any, b: Any) -> Array:
     return jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
+def holds_key(tree: Any) -> bool:
+    """Whether a leaf of `tree` is a random key, which a checkpoint cannot hold."""
+    kinds = map(jnp.result_type, jax.tree.leaves(tree))
+    return any(jnp.issubdtype(kind, jax.dtypes.prng_key) for kind in kinds)
+
+
+KEEP_KEY_DATA = "keep jax.random.key_data(key), and turn it into a key by jax.random.wrap_key_data"
+"""What to do where `holds_key`, for a message."""
+
+
 def inexact(x: Any) -> Array:
     """`x` as an array of floats: a table of integers could not move by a fraction."""
     x = jnp.asarray(x)

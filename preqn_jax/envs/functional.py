@@ -15,7 +15,7 @@ from preqn_jax.actions import to_environment
 from preqn_jax.envs import codec, contract
 from preqn_jax.envs.base import EnvError, Step
 from preqn_jax.options import UserError
-from preqn_jax.types import Array, Key, Spec
+from preqn_jax.types import KEEP_KEY_DATA, Array, Key, Spec, holds_key
 
 EnvState = Any
 
@@ -113,11 +113,10 @@ def checked(env: FunctionalEnv, name: str) -> FunctionalEnv:
                 f"environment {name!r}, in reset, returned a state without an array, expected at "
                 "least one, such as jnp.zeros(())"
             )
-        kinds = map(jnp.result_type, jax.tree.leaves(state))
-        if any(jnp.issubdtype(kind, jax.dtypes.prng_key) for kind in kinds):
+        if holds_key(state):
             raise EnvError(
-                f"environment {name!r} has a random key in its state, which cannot be saved: keep "
-                "jax.random.key_data(key), and turn it into a key by jax.random.wrap_key_data"
+                f"environment {name!r} has a random key in its state, which cannot be saved: "
+                f"{KEEP_KEY_DATA}"
             )
         return state
 

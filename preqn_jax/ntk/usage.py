@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
-from preqn_jax.batching import check_function, check_scalar, full_precision, one_example
+from preqn_jax.batching import check_q, check_scalar, full_precision, one_example
 from preqn_jax.types import Array, Inputs, Params, QFunction
 
 _CALLS = ("jit", "pjit", "closed_call", "remat", "remat2", "checkpoint")
@@ -117,7 +117,7 @@ def read(q: QFunction, params: Params, inputs: Inputs, *, apart: bool) -> Progra
     Raises ValueError where `inputs` have no batch axis in common, q is a network itself, returns no
     real scalar, or needs a named axis, as for a mean over the batch.
     """
-    check_function(q)
+    check_q(q)
     try:
         with full_precision():
             jaxpr: Any = jax.make_jaxpr(q)(params, *one_example(inputs))

@@ -23,7 +23,16 @@ from preqn_jax.options import UserError
 from preqn_jax.training.collect import Collector
 from preqn_jax.training.config import SAMPLE, UPDATE, LoopConfig, stream, validate
 from preqn_jax.training.errors import Diverged
-from preqn_jax.types import Array, Key, Metrics, Settings, Spec, Transition
+from preqn_jax.types import (
+    KEEP_KEY_DATA,
+    Array,
+    Key,
+    Metrics,
+    Settings,
+    Spec,
+    Transition,
+    holds_key,
+)
 
 
 @flax.struct.dataclass
@@ -76,12 +85,10 @@ def init(
     given = (np.array(seeds), *([settings] if settings else []))
     seeds, *rest = jax.tree.map(partial(padded, config), given)
     states = each(agent.init)(keys(seeds), *rest)
-    for leaf in jax.tree.leaves(states):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            raise UserError(
-                "the agent's state holds a random key, which no checkpoint can hold: keep "
-                "jax.random.key_data(key), and turn it into a key by jax.random.wrap_key_data"
-            )
+    if holds_key(states):
+        raise UserError(
+            f"the agent's state holds a random key, which no checkpoint can hold: {KEEP_KEY_DATA}"
+        )
     # Rows that could never fill are not allocated.
     form = jax.eval_shape(lambda: replays.init(spec, min(config.replay_capacity, config.num_steps)))
 
