@@ -4,6 +4,7 @@ import random
 from typing import Any
 
 import gymnasium
+import jax
 import numpy as np
 import pytest
 
@@ -97,12 +98,20 @@ def test_choices_in_a_dict_of_actions_are_no_numbers(part):
     assert boxes.action_space.shape == (2,)
 
 
-def test_a_functional_environment_without_a_state_is_one_sentence():
+@pytest.mark.parametrize(
+    "state, words",
+    [
+        ((), "in reset, returned a state without an array, expected at least one"),
+        (jax.random.key(0), "has a random key in its state, .*: keep jax.random.key_data"),
+    ],
+    ids=["no array", "a random key"],
+)
+def test_a_state_that_could_not_be_kept_is_one_sentence(state, words):
     env = FunctionalEnv(
         Spec(1, 1, -np.ones(1), np.ones(1)),
-        lambda key: (),
+        lambda key: state,
         lambda state, action, key: (state, Outcome(action[0], True)),
         lambda state: np.zeros(1, np.float32),
     )
-    with pytest.raises(EnvError, match=r"in reset, returned a state without an array, expected at"):
+    with pytest.raises(EnvError, match=words):
         envs.make(env, 1).reset([0])
