@@ -14,7 +14,7 @@ gives the pool twice as many threads. A process with one core gets one thread, a
 other's way. docs/results/performance.md has the measurements. GPU memory is taken as it is needed,
 and not three quarters of it at the start. Compiled programs are kept for the next process in the
 user's cache folder, apart for each kind of machine. Variables that the environment already sets are
-left alone.
+left alone, but figures are drawn without a display.
 
 A command that gets Ctrl-C while it is being imported ends silently. A standard stream that is
 closed is opened on /dev/null: the next file to be opened would take its number, and XLA would write
@@ -54,6 +54,7 @@ XLA_FLAGS_GIVEN = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join(
     [XLA_FLAGS_GIVEN, *(f"--{k}={v}" for k, v in _XLA_FLAGS.items() if k not in XLA_FLAGS_GIVEN)]
 ).strip()
+os.environ["MPLBACKEND"] = "Agg"  # commands need no display, whatever others may have chosen
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 NPROC_GIVEN = os.environ.get("NPROC", "")
@@ -81,7 +82,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # written to it without one, it does not know how old the files are, warns, and keeps nothing.
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**31))
 
-import jax  # noqa: E402  (NumPy, which it imports, reads the variables)
+try:
+    import jax  # NumPy, which it imports, reads the variables
+except ValueError as _error:  # of a variable of JAX's own
+    sys.exit(f"error: JAX does not start: {_error}; unset that variable, or set it otherwise")
 
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 _SET = {name: value for name, value in os.environ.items() if _BEFORE.get(name) != value}

@@ -128,4 +128,4 @@ def _figure(env: str, runs: Sequence[Curves], number: int | None, path: Path) ->
 
 if __name__ == "__main__":
     plan.define()
-    flags.run(main, takes_words=True)
+    flags.run(main, takes_words=True, keeps=True)

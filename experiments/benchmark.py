@@ -64,4 +64,4 @@ def report(root: Path, envs: Sequence[str], seeds: Sequence[int] | None, out: Pa
 
 if __name__ == "__main__":
     plan.define()
-    flags.run(main, takes_words=True)
+    flags.run(main, takes_words=True, keeps=True)

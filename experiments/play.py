@@ -32,7 +32,6 @@ import preqn_jax
 from experiments.kit import flags, given_runs, output
 from experiments.kit.curves import plural
 from preqn_jax import envs
-from preqn_jax.envs import gym
 from preqn_jax.options import UserError, check, option
 from preqn_jax.training import directory, files
 from preqn_jax.training.trained import Trained
@@ -45,6 +44,7 @@ import mujoco
 model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='1'/></worldbody></mujoco>")
 mujoco.Renderer(model, 8, 8).render()
 """
+_WINDOW = "import glfw, sys; sys.exit(not glfw.init())"
 
 Show = Callable[[], None]  # takes or shows a picture of the environment as it is now
 
@@ -176,6 +176,8 @@ def _source(source: envs.Source, mode: str | None) -> tuple[envs.Source, list[gy
     """The source of the environment; and a list that will hold the environment itself once it is
     made, if it is one of Gymnasium's.
     """
+    from preqn_jax.envs import gym  # MuJoCo looks at MUJOCO_GL when it is imported
+
     made: list[gymnasium.Env] = []
     if envs.pure(source) is not None:
         return source, made
@@ -216,7 +218,12 @@ def _check_picture(env_id: str, mode: str | None, made: list[gymnasium.Env], dra
         return
     if not made or mode not in made[0].metadata.get("render_modes", ()):
         raise UserError(f"environment {env_id!r} has no picture; leave out --video and --human")
-    if mode == "rgb_array" and not drawn and hasattr(made[0].unwrapped, "mujoco_renderer"):
+    of_mujoco = hasattr(made[0].unwrapped, "mujoco_renderer")
+    if mode == "human" and of_mujoco and not _succeeds(_WINDOW):
+        raise UserError(
+            "the display takes no window of MuJoCo's; give a file instead: --video=out.gif"
+        )
+    if mode == "rgb_array" and not drawn and of_mujoco:
         raise UserError(
             f"cannot draw {env_id!r}: MuJoCo finds neither EGL nor OSMesa; install one, as with "
             "apt install libegl1"
@@ -252,7 +259,9 @@ def _film(given: PlayConfig, made: list[gymnasium.Env]) -> Iterator[Show]:
         if step < given.video_steps and step % every == 0:
             with warnings.catch_warnings():  # ffmpeg is started with the first picture
                 warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-                writer.append_data(_picture(env, path))
+                picture = _picture(env, path)
+                with _making(path):
+                    writer.append_data(picture)
 
     with files.writing(repr(given.video), "; give another --video", UserError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -260,7 +269,35 @@ def _film(given: PlayConfig, made: list[gymnasium.Env]) -> Iterator[Show]:
             written = Path(folder) / path.name.lower()  # its ending tells what to write
             with _writer(written, fps / every) as writer:
                 yield show
+            with _making(path):
+                _check_film(written, -(-min(next(count), given.video_steps) // every))
             os.replace(written, path)
+
+
+@contextlib.contextmanager
+def _making(path: Path) -> Iterator[None]:
+    """Turns an error of the program that makes a video into a UserError."""
+    try:
+        yield
+    except Exception as error:  # imageio's errors are of many kinds where ffmpeg does not start
+        if isinstance(error, OSError) and error.strerror:
+            raise
+        words = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"cannot write {str(path)!r}: {words}; look for room on the disk, or give a --video "
+            "that ends in .gif"
+        ) from error
+
+
+def _check_film(written: Path, pictures: int) -> None:
+    """Raises an error where a video lacks pictures: ffmpeg tells nobody that a disk is full."""
+    if written.suffix == ".gif":
+        return
+    import imageio_ffmpeg  # in the extra `video`
+
+    there = imageio_ffmpeg.count_frames_and_secs(str(written))[0] if written.exists() else 0
+    if there != pictures:
+        raise ValueError(f"ffmpeg wrote {there} of {pictures} pictures")
 
 
 @contextlib.contextmanager
@@ -301,15 +338,18 @@ def _choose_gl() -> bool:
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # others complain about XDG_RUNTIME_DIR
     given = os.environ.get("MUJOCO_GL")
     for name in [given] if given else ["egl", "osmesa"]:
-        env = {**os.environ, "MUJOCO_GL": name}
-        if not subprocess.run(
-            [sys.executable, "-c", _DRAW], env=env, capture_output=True
-        ).returncode:
+        if _succeeds(_DRAW, MUJOCO_GL=name):
             os.environ["MUJOCO_GL"] = name
             return True
     if given:
         raise UserError(f"MUJOCO_GL is {given!r}, with which MuJoCo cannot draw here; unset it")
     return False
+
+
+def _succeeds(code: str, **variables: str) -> bool:
+    """Whether another process runs this code: drivers that fail may take a process with them."""
+    env = {**os.environ, **variables}
+    return not subprocess.run([sys.executable, "-c", code], env=env, capture_output=True).returncode
 
 
 if __name__ == "__main__":

@@ -41,9 +41,15 @@ def main(argv: list[str]) -> int:
         other = out.suffix[1:].lower() in output.PICTURES  # and no part of a name, as in eta=0.9
         out = out.with_suffix(f".{kind}") if other else out.with_name(f"{out.name}.{kind}")
     output.check("format" if config.format else "out", str(out), picture=True)
+    numbers = out.with_suffix(".txt")
+    if numbers.exists() and not out.exists():  # else it is of the picture that is replaced
+        raise UserError(
+            f"{str(numbers)!r} is there already, and its numbers would be replaced, but it has no "
+            "picture beside it, so it was not written with one; give another --out"
+        )
     text = learning_curves.draw(runs, out, (config.width, config.height))
     print(text, end="")
-    output.write(out.with_suffix(".txt"), text.encode(), "out")
+    output.write(numbers, text.encode(), "out")
     print(out)
     return 0
 

@@ -270,4 +270,4 @@ def draw_relations(measured: Sequence[dict[str, Any]], looks: style.Looks, path:
 if __name__ == "__main__":
     plan.define()
     flags.define(RivalsConfig)
-    flags.run(main, takes_words=True)
+    flags.run(main, takes_words=True, keeps=True)

@@ -162,4 +162,4 @@ def _train(sweep: sweeps.Sweep, programs: Sequence[sweeps.Program], running: Run
 if __name__ == "__main__":
     flags.define(*training.CONFIGS, processes.ProcessesConfig, launch.LaunchConfig, WatchConfig)
     define()
-    flags.run(main)
+    flags.run(main, keeps=True)

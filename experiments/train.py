@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
                 return signals.STOPPED
     diverged, picture = _summarize(logdir, plan), logdir / directory.PICTURE
     if trained or not picture.exists():
-        learning_curves.draw([logdir], picture)
+        learning_curves.draw([logdir], picture, flag="logdir")
     print(f"curves: {picture}")
     return int(bool(diverged))
 
@@ -133,4 +133,4 @@ def _summarize(logdir: Path, plan: training.Plan) -> list[int]:
 
 if __name__ == "__main__":
     flags.define(*training.CONFIGS, WatchConfig)
-    flags.run(main)
+    flags.run(main, keeps=True)

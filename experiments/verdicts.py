@@ -235,8 +235,8 @@ class Trial(NamedTuple):
 def load(data: Path) -> list[Trial]:
     """The runs in the records. Raises UserError where there are none."""
     with output.expecting(f"{str(data)!r} holds no runs of experiments.verdicts; add --make"):
-        first, *others = data.read_text().splitlines()
-        return [_trial(json.loads(line)) for line in (first, *others)]
+        runs = [_trial(json.loads(line)) for line in data.read_text().splitlines() or [""]]
+        return [run for run in runs if run.end]  # raises where numbers make no sense
 
 
 def _trial(kept: dict[str, Any]) -> Trial:

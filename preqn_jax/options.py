@@ -93,11 +93,11 @@ def _check_range(name: str, value: Any, metadata: Any) -> None:
     above, at_least, below = metadata["above"], metadata["at_least"], metadata["below"]
     if below is None and isinstance(value, numbers.Integral):
         below = 2**31  # counters are int32
-    good = math.isfinite(value)
-    good = good and (above is None or value > above) and (at_least is None or value >= at_least)
+    finite = isinstance(value, numbers.Integral) or math.isfinite(value)
+    good = finite and (above is None or value > above) and (at_least is None or value >= at_least)
     if good and (below is None or value < below):
         return
-    words = [] if math.isfinite(value) else ["finite"]
+    words = [] if finite else ["finite"]
     words += [f"above {above}"] * (above is not None)
     words += [f"at least {at_least}"] * (at_least is not None)
     words += [f"below {below}"] * (below is not None)

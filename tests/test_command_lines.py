@@ -40,11 +40,17 @@ def test_what_cannot_be_trained_touches_nothing(args, words, capsys):
     assert words in err and err.count("\n") == 1 and not Path("x").exists()
 
 
+NONE = "--xla_force_host_platform_device_count=0"
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "words"),
     [
         ("NPROC", "x", "NPROC is 'x', but it must be a number of threads"),
         ("NPROC", "0", "NPROC is '0'"),
+        ("JAX_ENABLE_X64", "banana", "'banana' for environment 'JAX_ENABLE_X64'; unset that"),
+        pytest.param("JAX_PLATFORMS", "cpu,", "unset JAX_PLATFORMS=cpu,", marks=pytest.mark.slow),
+        pytest.param("XLA_FLAGS", NONE, f"unset XLA_FLAGS={NONE}", marks=pytest.mark.slow),
         pytest.param("JAX_PLATFORMS", "foo", "unset JAX_PLATFORMS=foo", marks=pytest.mark.slow),
         pytest.param("JAX_PLATFORMS", "cuda", "unset JAX_PLATFORMS=cuda", marks=pytest.mark.slow),
     ],
@@ -61,6 +67,42 @@ def test_a_wrong_variable_of_the_environment_is_one_sentence(variable, value, wo
     ended = subprocess.run([*command, *SMALL], env=env, capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 1 and words in ended.stderr
     assert ended.stderr.count("\n") == 1 and not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "code"),
+    [
+        ({"MUJOCO_GL": "banana"}, "from preqn_jax import envs\nenvs.spec('Hopper-v5')"),
+        ({"MPLBACKEND": "banana"}, "from experiments.kit import output"),
+        ({"MATPLOTLIBRC": "rc"}, "from experiments.kit import output\n" + "DRAW"),
+    ],
+)
+def test_what_others_have_set_is_a_sentence_or_does_not_matter(variables, code):
+    """A library to draw with that there is none of, a window to draw in, fonts by TeX."""
+    Path("rc").write_text("text.usetex: True\n")
+    code = code.replace("DRAW", "output.plt.title('x')\noutput.plt.savefig('x.png')")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    if "MUJOCO_GL" in variables:
+        said = "UserError: MuJoCo does not start with MUJOCO_GL=banana (invalid value"
+        assert ended.stderr.splitlines()[-1].endswith("unset it") and said in ended.stderr
+    else:
+        assert ended.returncode == 0, ended.stderr
+
+
+def test_a_file_that_may_not_be_used_is_one_sentence(monkeypatch, capsys):
+    def denied(argv):
+        raise PermissionError(13, "Permission denied", "runs/x/config.json")
+
+    assert flags.guard(denied, []) == 1
+    said = "error: cannot use 'runs/x/config.json': Permission denied\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_flagfile_that_is_no_text_is_one_sentence():
+    Path("flags").write_bytes("--seeds=1".encode("utf-16"))
+    with pytest.raises(SystemExit, match="error: a --flagfile is not text in UTF-8"):
+        flags._parsed(["train", "--flagfile=flags"])
 
 
 def test_a_command_that_takes_its_run_as_a_word_has_no_flag_for_it(monkeypatch):

@@ -227,6 +227,9 @@ def test_why_a_job_could_not_be_attended_to_is_the_last_line_of_its_log():
     (job,) = jobs("a")
     launch.note(job, "Traceback\n  File x\nImportError: no module named y\n")
     assert kit.last_words(job.log) == "ImportError: no module named y"
+    job.log.write_text("")
+    assert kit.last_words(job.log) == f"{job.log} is empty, as where a disk is full"
+    assert kit.last_words(Path("nowhere")) == ""
 
 
 @pytest.mark.parametrize(

@@ -245,10 +245,12 @@ def test_nothing_of_others_is_overwritten():
     Path("x/figure_1.png").write_text("mine")
     with pytest.raises(UserError, match="holds other files and no data.json"):
         ntk_init.run(SMALL)
-    Path("x/data.json").write_text('{"mine": 1}')
-    with pytest.raises(UserError, match="does not hold numbers of experiments.ntk_init"):
-        ntk_init.run(SMALL)
-    assert Path("x/data.json").read_text() == '{"mine": 1}'
+    cell = {"env": "E", "initializer": "glorot", "activation": "sin", "hidden_sizes": [3]}
+    for damaged in ({"mine": 1}, {"config": {}, "data": {}, "cells": [{**cell, "diagonal": None}]}):
+        Path("x/data.json").write_text(json.dumps(damaged))
+        with pytest.raises(UserError, match="does not hold numbers of experiments.ntk_init"):
+            ntk_init.run(SMALL)
+        assert json.loads(Path("x/data.json").read_text()) == damaged
     with pytest.raises(UserError, match="cannot write .x/data.json/deeper"):
         ntk_init.run(changed(out="x/data.json/deeper"))
 

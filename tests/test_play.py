@@ -174,6 +174,37 @@ def test_an_mp4_without_its_writer_is_one_sentence(reacher, monkeypatch):
         play.play(reacher[0], options("--video=x.mp4"))
 
 
+class Blank(gymnasium.Env):
+    """Has pictures of noise, which need room."""
+
+    def __init__(self):
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
+
+    def render(self):
+        return np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+
+
+@pytest.mark.parametrize("fault", ["a full disk", "no ffmpeg", "pictures are lost"])
+def test_a_video_that_is_not_whole_is_an_error_and_replaces_no_other(fault, monkeypatch):
+    writer = pytest.importorskip("imageio_ffmpeg", reason="the extra `video` is not installed")
+    Path("x.mp4").write_text("a better one")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if fault == "a full disk":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    elif fault == "no ffmpeg":
+        monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/bin/false")
+    else:
+        monkeypatch.setattr(writer, "count_frames_and_secs", lambda path: (29, 1.5))
+    try:
+        refused = pytest.raises(UserError, match=r"^cannot write '.*x.mp4.*; (look|give another)")
+        with refused, play._film(options("--video=x.mp4"), [Blank()]) as show:
+            for _ in range(30):
+                show()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert Path("x.mp4").read_text() == "a better one"
+
+
 def test_what_is_no_run_or_has_no_picture_is_one_sentence(monkeypatch):
     monkeypatch.setattr(play, "_choose_gl", lambda: True)
     with pytest.raises(UserError, match="'nowhere' is not a run directory: it has no config.json"):

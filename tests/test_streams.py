@@ -44,7 +44,22 @@ def test_a_stream_on_a_full_disk_drops_what_it_cannot_hold():
 
     stream = streams.Forgiving(Full())
     print("words", file=stream, flush=True)
-    assert stream.isatty() is False
+    assert stream.isatty() is False and stream.lost is not None
+    assert stream.lost.strerror == "No space left on device"
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_command_whose_result_is_what_it_prints_fails_where_that_is_lost(keeps, capfd):
+    """As `table runs/* > table.md` on a full disk; a run is whole without what it prints."""
+    script = (
+        "from experiments.kit import flags\n"
+        f"flags.run(lambda argv: print('a table') or 0, keeps={keeps})"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run([sys.executable, "-c", script], env=env, stdout=full)
+    words = "error: cannot write to the standard output: No space left on device\n"
+    assert (ended.returncode, capfd.readouterr().err) == ((0, "") if keeps else (1, words))
 
 
 @pytest.mark.slow

@@ -199,8 +199,10 @@ def test_records_are_read_as_they_were_written(tmp_path):
     assert one.looks[0]["td_share"] == pytest.approx(10 / 50)
     assert one.looks[1]["soft_divergence"] == math.inf
     assert one.algorithm == "td3" and one.end == "diverged"
-    with pytest.raises(UserError, match="holds no runs of experiments.verdicts; add --make"):
-        verdicts.load(tmp_path / "nothing.jsonl")
+    kept.write_text(kept.read_text().replace('"q_largest": [150.0', '"q_largest": [0.0'))
+    for damaged in (kept, tmp_path / "nothing.jsonl"):
+        with pytest.raises(UserError, match="holds no runs of experiments.verdicts; add --make"):
+            verdicts.load(damaged)
 
 
 @pytest.mark.slow

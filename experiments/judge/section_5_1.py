@@ -29,6 +29,8 @@ def load(path: Path) -> dict[str, Any]:
         f"{str(path)!r} does not hold numbers of experiments.ntk_init; give another --out"
     ):
         data = json.loads(path.read_text())
+        for cell in measured(data).values():
+            np.array([cell["row_ratio"], cell["diagonal"]], np.float64)
         return {**data, **{name: data[name] for name in ("config", "data", "cells")}}
 
 

@@ -172,7 +172,7 @@ def draw(sweep: Sweep, rows: Sequence[Row], step: int) -> None:
     out = sweep.logdir / "sweep.png"
     names = [name for name in sweep.axes if name != "env"]
     if not names:
-        learning_curves.draw(list(_recorded(sweep)), out)
+        learning_curves.draw(list(_recorded(sweep)), out, flag="logdir")
         return
     envs = list(dict.fromkeys(row.run.env for row in rows))
     columns = len(names) + (len(names) == 2)

@@ -21,6 +21,7 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
+import experiments
 import preqn_jax
 from experiments.kit import streams
 from preqn_jax.options import UserError, inner
@@ -131,7 +132,7 @@ def parse(config: type[Config], values: flags.FlagValues = flags.FLAGS) -> Confi
             value = _integers(field.name, value)
         elif value is not None and kind == tuple[str, ...]:
             value = _texts(value)
-        elif isinstance(value, str) and value.startswith("~/"):  # as a shell leaves --logdir=~/x
+        elif isinstance(value, str) and re.match("~(/|$)", value):  # as a shell leaves --logdir=~/x
             value = os.path.expanduser(value)
         elif value is not None and typing.get_origin(kind) is Mapping:
             value = _arguments(field.name, value)
@@ -258,9 +259,10 @@ def translated(record: logging.LogRecord) -> bool:
     return True
 
 
-def run(main: Callable[[list[str]], int], takes_words: bool = False) -> None:
+def run(main: Callable[[list[str]], int], takes_words: bool = False, keeps: bool = False) -> None:
     """Runs `main` by `app.run`, and reports a user's mistake as one sentence on stderr, with exit
-    status 1. Words that are not flags are such a mistake too, unless `takes_words`.
+    status 1. Words that are not flags are such a mistake too, unless `takes_words`; so is a stdout
+    that takes no more, as on a full disk, unless the command `keeps` its results in files.
     """
     streams.forgive()
     asked = {word.lstrip("-") for word in sys.argv[1:] if word.startswith("-")}
@@ -276,9 +278,22 @@ def run(main: Callable[[list[str]], int], takes_words: bool = False) -> None:
 
     def checked(argv: list[str]) -> int:
         refuse([] if takes_words else argv[1:])
-        return main(argv)
+        status = main(argv)
+        sys.stdout.flush()
+        lost = getattr(sys.stdout, "lost", None)
+        if lost is not None and not keeps:
+            raise UserError(f"cannot write to the standard output: {lost.strerror or lost}")
+        return status
 
-    app.run(lambda argv: guard(checked, argv))
+    app.run(lambda argv: guard(checked, argv), flags_parser=_parsed)
+
+
+def _parsed(argv: Sequence[str]) -> list[str]:
+    """absl's parser, which does not tell of a --flagfile that is no text."""
+    try:
+        return app.parse_flags_with_usage(list(argv))
+    except UnicodeDecodeError as error:
+        sys.exit(f"error: a --flagfile is not text in UTF-8: {error}")
 
 
 def _help(full: bool) -> str:
@@ -314,15 +329,23 @@ def guard(main: Callable[[list[str]], int], argv: list[str]) -> int:
         return 128 + signal.SIGINT
     except UserError as error:
         return _refused(error, in_flags(str(error)))
+    except OSError as error:  # of a file that is not ours to use, a name that is too long
+        named = f" {os.fspath(error.filename)!r}" if isinstance(error.filename, str) else ""
+        return _refused(error, f"cannot use{named or ' a file'}: {error.strerror or error}")
     except (RuntimeError, AssertionError) as error:
         if words := out_of_memory(error):
             return _refused(error, in_flags(words))
-        if _has_devices():
+        if "initialize backend" not in str(error) and _has_devices():
             raise
-        named = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
-        words = "JAX finds no device to compute on"
+        given = {
+            "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS"),
+            "XLA_FLAGS": experiments.XLA_FLAGS_GIVEN,
+        }
+        named = " and ".join(f"{name}={value}" for name, value in given.items() if value)
         return _refused(
-            error, f"{words}; unset {named}, or give one of this machine: JAX_PLATFORMS=cpu"
+            error,
+            f"JAX finds no device to compute on; unset {named or 'what chooses one'}, or give one "
+            "of this machine: JAX_PLATFORMS=cpu",
         )
 
 

@@ -43,10 +43,12 @@ class Group(NamedTuple):
     alone: bool = False  # whether runs with the same settings have a seed in common
 
 
-def draw(runs: Sequence[Path], out: Path, size: tuple[float, float] = (0, 0)) -> str:
+def draw(
+    runs: Sequence[Path], out: Path, size: tuple[float, float] = (0, 0), flag: str = "out"
+) -> str:
     """Draws a figure of `runs`: four panels if they are of one environment, else a column of panels
     for each environment; a line for each configuration. Returns its table. Raises UserError for a
-    folder that is no run.
+    folder that is no run, and where the figure cannot be written, of which `--flag` is the place.
     """
     groups = _group(_given_once(runs))
     labels = _labels(groups)
@@ -63,7 +65,7 @@ def draw(runs: Sequence[Path], out: Path, size: tuple[float, float] = (0, 0)) ->
     words = [*axes] * (len(axes) == 1)
     words += [f"{style.SPREAD} ({curves.count_seeds(*counts)})"] * (max(counts) > 1)
     style.finish(figure, np.array(figure.axes), ": ".join(words))
-    output.save_figure(figure, out)
+    output.save_figure(figure, out, flag)
     return _table(groups, labels)
 
 

@@ -17,17 +17,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from preqn_jax.options import UserError
-from preqn_jax.training import files
+from preqn_jax.training import directory, files, sweep
 
 matplotlib.use("Agg")  # commands need no display
+matplotlib.rcdefaults()  # figures look alike for all, and need none of a user's fonts, or TeX
 # All formats but those that need TeX, or that no program shows.
 PICTURES = sorted({*FigureCanvasAgg.get_supported_filetypes()} - {"pgf", "raw", "rgba"})
 
 
 def check(flag: str, path: str, *, picture: bool = False) -> None:
     """Raises UserError, before anything is measured, if the file of `--flag` could not be written:
-    if it is a folder, if its own folder cannot be made or written to, or if it is no kind of
-    picture. An empty path is no file, and passes.
+    if it is a folder, or a file of a run, if its own folder cannot be made or written to, or if it
+    is no kind of picture. An empty path is no file, and passes.
     """
     if not path:
         return
@@ -36,6 +37,8 @@ def check(flag: str, path: str, *, picture: bool = False) -> None:
     kinds = PICTURES if picture else ()
     if file.is_dir():
         why = "it is a folder"
+    elif directory.is_of_a_run(file) or file.name == sweep.NAME:
+        why = "it is a file that a run, or a sweep, needs"
     elif file.is_symlink() or (file.exists() and not file.is_file()):
         why = "it is a link or a device, which a file would replace"
     elif not folder.is_dir() or not os.access(folder, os.W_OK):
@@ -104,7 +107,7 @@ def expecting(sentence: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise UserError(f"{sentence} ({error.strerror})") from None
-    except (LookupError, TypeError, AttributeError, ValueError):
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError):
         raise UserError(sentence) from None
 
 

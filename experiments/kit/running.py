@@ -93,7 +93,8 @@ class Running:
         """
         self.take(session)
         try:
-            return _follow(session, title, words, Trace(self._watch.profile))
+            with contextlib.chdir("."):  # which an environment may leave
+                return _follow(session, title, words, Trace(self._watch.profile))
         except Diverged as error:
             if session.plan.places is None:
                 raise UserError(f"{error}; {self.kept()}") from None

@@ -285,9 +285,11 @@ def _bar(runs: Sequence[Run]) -> tqdm:
 
 
 def last_words(log: Path) -> str:
-    """The last line of a log, without the "error: " that errors begin with."""
+    """The last line of a log, without the "error: " that errors begin with; "" where there is no
+    log.
+    """
     with contextlib.suppress(OSError):
         lines = log.read_text(errors="replace").replace("\r", "\n").split("\n")
         words = next((line for line in reversed(lines) if line.strip()), "")
-        return words.removeprefix("error: ")
+        return words.removeprefix("error: ") or f"{log} is empty, as where a disk is full"
     return ""

@@ -9,12 +9,13 @@ from tqdm import tqdm
 
 
 class Forgiving:
-    """A text stream that drops what cannot be written. A closed pipe is replaced by /dev/null, for
-    good.
+    """A text stream that drops what cannot be written, and keeps the first error of that in `lost`.
+    A closed pipe, whose reader has seen enough, is replaced by /dev/null, for good.
     """
 
     def __init__(self, stream: TextIO):
         self._stream = stream
+        self.lost: OSError | None = None
 
     def write(self, text: str) -> int:
         with self._dropping():
@@ -39,7 +40,9 @@ class Forgiving:
         except BrokenPipeError:  # else Python would try again at its end to write the rest
             with contextlib.suppress(OSError):
                 _to_nowhere(self._stream.fileno())
-        except (OSError, ValueError):  # a full disk; closed by somebody
+        except OSError as error:  # a full disk
+            self.lost = self.lost or error
+        except ValueError:  # closed by somebody
             pass
 
     def __getattr__(self, name: str) -> Any:

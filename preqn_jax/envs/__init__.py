@@ -2,6 +2,7 @@
 of a finite problem, or of one written in JAX: our own (`native/`), Brax's, MuJoCo Playground's.
 """
 
+import contextlib
 import functools
 import json
 import logging
@@ -138,6 +139,11 @@ def spec(source: Source, ask: Callable[[], None] | None = None) -> Spec:
     not follow its seed; `ask` is called before each reset that this takes, so that a watchdog sees
     that the call before has returned. Raises as `make` does.
     """
+    with contextlib.chdir("."):  # which an environment may leave
+        return _spec(source, ask)
+
+
+def _spec(source: Source, ask: Callable[[], None] | None) -> Spec:
     env = make(source, 1)
     follows = getattr(env, "follows_its_seed", lambda _: True)  # a functional one always does
     if ask is not None and not follows(ask):

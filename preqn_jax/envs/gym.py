@@ -8,6 +8,7 @@ An environment whose state cannot be saved logs a warning, and starts a new epis
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 
 import logging
+import os
 import pickle
 import random
 import re
@@ -15,8 +16,16 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from preqn_jax.options import UserError
+
+try:  # before all others that import it
+    import mujoco
+except (ImportError, RuntimeError, AttributeError) as error:  # it looks for a library to draw with
+    _GL = os.environ.get("MUJOCO_GL")
+    if not _GL:
+        raise
+    raise UserError(f"MuJoCo does not start with MUJOCO_GL={_GL} ({error}); unset it") from error
 import gymnasium
-import mujoco
 import numpy as np
 
 from preqn_jax.actions import to_environment
@@ -24,7 +33,6 @@ from preqn_jax.envs import codec, contract, gym_state, spaces
 from preqn_jax.envs.base import EnvError, Step, derive_seed
 from preqn_jax.envs.source import GymSource, Wrapper
 from preqn_jax.envs.source import name as called
-from preqn_jax.options import UserError
 
 _log = logging.getLogger(__name__)
 # Wrappers with running statistics, which each copy of an environment gathers for itself.

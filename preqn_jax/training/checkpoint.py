@@ -7,28 +7,24 @@ every file. It is read as arrays and JSON: no file of it is unpickled, imported 
 environment's name, by which a module may be imported, is in config.json; see `directory.trusted`.)
 """
 
-import asyncio
 import contextlib
 import json
 import logging
 import os
 import re
 import shutil
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
-from unittest import mock
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from preqn_jax.options import UserError
 from preqn_jax.replay import Replay
-from preqn_jax.training import directory, files, note, rows
+from preqn_jax.training import arrays, directory, files, note, rows
 from preqn_jax.training.errors import Stopped
 from preqn_jax.training.loop import Counters, Learner
 from preqn_jax.types import Array, Transition
@@ -54,10 +50,11 @@ class Checkpointer:
         self._ratio = 1.0  # size on disk to size in memory, estimated from above
         if not read_only:
             self._folder.mkdir(parents=True, exist_ok=True)
-            for path in self._folder.glob("[0-9]*tmp*"):
-                files.remove(path)
-            for path in self._folder.glob("[0-9]*.before"):
-                self._unsettle(path)
+            for path in self._folder.iterdir():
+                if re.fullmatch(r"\d+\.(tmp|orbax-checkpoint-tmp-\d+)", path.name):
+                    files.remove(path)
+                elif re.fullmatch(r"\d+\.before", path.name):
+                    self._unsettle(path)
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints on disk, in order."""
@@ -96,19 +93,31 @@ class Checkpointer:
         with self._complaints(step, size, 1 + len(starts)):
             files.remove(written)
             written.mkdir()
-            content["arrays"]["agent"] = _write(written / "agent", agent)
+            content["arrays"]["agent"] = arrays.write(written / "agent", agent)
             for i, start in enumerate(starts):
                 count = min(most, content["filled"] - start)
                 piece = [rows.cut_ring(ring, members, start, count, most) for ring in data]
-                content["arrays"][_part(i)] = _write(
+                content["arrays"][_part(i)] = arrays.write(
                     written / _part(i), Replay(Transition(*piece), added)
                 )
             note.write(written, content)
             self._settle(written, step)
-            # Later ones are damaged, or the run would have gone on from them.
-            kept = [old for old in self.steps() if old <= step][-KEEP:]
-            for old in {*self.steps()} - {*kept}:
-                files.remove(self._folder / str(old))
+        self._prune(step)
+
+    def _prune(self, step: int) -> None:
+        """Removes all checkpoints but the last ones until `step`: later ones are damaged, or the
+        run would have gone on from them. Folders without a note are none of ours.
+        """
+        try:
+            there = self.steps()
+            kept = [old for old in there if old <= step][-KEEP:]
+            for old in (self._folder / str(old) for old in there if old not in kept):
+                if (old / note.NAME).exists():
+                    gone = old.with_name(f"{old.name}.tmp")
+                    os.replace(old, gone)  # so that a kill leaves no half of it under its name
+                    files.remove(gone)
+        except OSError as error:  # the new one is there, and the run goes on
+            _log.warning("old checkpoints in %s cannot be removed: %s", self._folder, error)
 
     def _settle(self, written: Path, step: int) -> None:
         """Moves a checkpoint into its place; an older one of that step stays until then."""
@@ -157,6 +166,7 @@ class Checkpointer:
         like: Learner,
         check: Callable[[Note], None] = lambda note: None,
         members: range | None = None,
+        cure: str | None = None,
     ) -> tuple[int, Learner, Counters, Any, Any] | None:
         """The newest checkpoint that is whole: (step, learner, counters, collector, extra), or None
         if there is none.
@@ -164,7 +174,7 @@ class Checkpointer:
         A damaged one is skipped with a warning, as is one whose note makes `check` raise. `like`, a
         learner as `loop.init` returns it, gives shapes, types and devices. Only its rows of
         `members`, which are the first ones, are read, all if None. Where there is a checkpoint, the
-        replay arrays of `like` are deleted to make room.
+        replay arrays of `like` are deleted to make room. `cure` says what to do if there is none.
 
         Raises:
           UserError: there are checkpoints, and none is whole.
@@ -176,7 +186,7 @@ class Checkpointer:
             rings.clear()
             return self.read(step, like, rings, check, members)
 
-        found = newest(self.steps(), {self._folder: read})
+        found = newest(self.steps(), {self._folder: read}, cure)
         if found is None:
             return None
         step, ((learner, *rest),) = found
@@ -212,9 +222,9 @@ class Checkpointer:
         learner = Learner(agent, Replay(_NOWHERE, added))
         return learner, counters, content["collector"], content["extra"]
 
-    def restore_agent(self, like: Any, cure: str | None = None) -> tuple[int, Any] | None:
+    def restore_agent(self, like: Any, cure: str) -> tuple[int, Any] | None:
         """(step, the agent's state) of the newest whole checkpoint, without the replay buffer;
-        otherwise as `restore`. `cure` says what to do if none can be read.
+        otherwise as `restore`.
         """
 
         def read(step: int) -> Any:
@@ -229,18 +239,13 @@ class Checkpointer:
         """Raises ValueError where a part of a checkpoint is damaged, or of other names, shapes or
         types than `like`.
         """
-        if content["arrays"][part] != _forms(_named(like)):
+        if content["arrays"][part] != arrays.forms(like):
             raise ValueError(f"its {part} has other names, shapes or types than expected")
         note.verify(self._folder / str(content["step"]), content, part)
 
     def _load(self, part: str, like: Any, content: Note) -> Any:
         """Loads a verified part, in the form of `like`. Raises ValueError where it has another."""
-        forms, folder = _forms(_named(like)), self._folder / str(content["step"])
-        with _orbax() as orbax:
-            arrays = orbax.restore(folder / part, args=ocp.args.StandardRestore())
-        if _forms(arrays) != forms:  # given others, orbax would cut or fill up what is there
-            raise ValueError(f"its {part} does not match its note")
-        return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in forms])
+        return arrays.read(self._folder / str(content["step"]) / part, like)
 
 
 def join_learners(like: Learner, parts: Sequence[Learner], rings: rows.Rings) -> Learner:
@@ -296,12 +301,15 @@ def newest(
     )
 
 
-def _write(folder: Path, tree: Any) -> dict[str, list[Any]]:
-    """Writes one part of a checkpoint; returns what the note says of its arrays."""
-    named = jax.device_get(_named(tree))
-    with _orbax() as orbax:
-        orbax.save(folder, args=ocp.args.StandardSave(named))
-    return _forms(named)
+def _reason(error: Exception) -> str:
+    """A few words on the reason for an exception: the operating system's, where there are any."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error).strip()
+    system = re.search(r"os_error_code='(\d+)'", text)
+    if system:
+        return os.strerror(int(system[1]))
+    return text.splitlines()[0][:160] if text else type(error).__name__
 
 
 # --- the replay buffer, in pieces -----------------------------------------------------------------
@@ -336,65 +344,3 @@ def _pieces(content: Note, replay: Replay) -> dict[str, Replay]:
     if filled != content["filled"]:
         raise ValueError(f"its replay has {filled} rows, not {content['filled']}")
     return pieces
-
-
-# --- orbax ----------------------------------------------------------------------------------------
-
-
-class _Loop(asyncio.SelectorEventLoop):
-    """An event loop that ends after its tasks.
-
-    Orbax closes its own loop at the first array that fails, while tensorstore is still writing the
-    others, each of which would print a traceback, "Event loop is closed", when it ends.
-    """
-
-    def close(self) -> None:
-        if not self.is_closed() and (tasks := asyncio.all_tasks(self)):
-            self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        super().close()
-
-
-class _Loops(asyncio.DefaultEventLoopPolicy):
-    def new_event_loop(self) -> asyncio.AbstractEventLoop:
-        return _Loop()
-
-
-_alone = threading.RLock()  # `_orbax` changes settings of the whole process
-
-
-@contextlib.contextmanager
-def _orbax() -> Iterator[ocp.Checkpointer]:
-    """Orbax, which tells of failures by exceptions alone, and not on the console as well."""
-    with contextlib.ExitStack() as held:
-        held.enter_context(_alone)
-        policy, logger = asyncio.get_event_loop_policy(), logging.getLogger("absl")
-        held.callback(asyncio.set_event_loop_policy, policy)
-        held.callback(setattr, logger, "disabled", logger.disabled)
-        logger.disabled = True
-        asyncio.set_event_loop_policy(_Loops())
-        # Each of several processes saves its own arrays, and waits for no other: Orbax is told that
-        # it is the only one.
-        alone = mock.patch.multiple(jax, process_count=lambda: 1, process_index=lambda: 0)
-        with alone, ocp.Checkpointer(ocp.StandardCheckpointHandler()) as orbax:
-            yield orbax
-
-
-def _reason(error: Exception) -> str:
-    """A few words on the reason for an exception: the operating system's, where there are any."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    text = str(error).strip()
-    system = re.search(r"os_error_code='(\d+)'", text)
-    if system:
-        return os.strerror(int(system[1]))
-    return text.splitlines()[0][:160] if text else type(error).__name__
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    """The leaves by name: a layout on disk that outlives changes of the classes."""
-    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
-
-
-def _forms(named: dict[str, Any]) -> dict[str, list[Any]]:
-    return {name: [list(leaf.shape), leaf.dtype.name] for name, leaf in named.items()}

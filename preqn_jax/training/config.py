@@ -1,6 +1,7 @@
 """The configuration of a run and of its loop, and the numbers that keep random streams apart."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -159,6 +160,11 @@ def validate_run(run: RunConfig, config: LoopConfig) -> None:
             "as in `seeds=(0, 1, 2)`"
         )
     validate(config)
+    if run.logdir and re.match(r"\w+:/", run.logdir):
+        raise UserError(
+            f"logdir is {run.logdir!r}, an address, but a run writes to a folder of this machine: "
+            "give one, as in `logdir=runs/x`, and copy it there at the end"
+        )
     trackers.check(run.track, run.logdir or "")
     if run.stop_on_divergence and not run.diagnose_every:
         raise UserError(

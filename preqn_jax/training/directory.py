@@ -56,6 +56,11 @@ def describe(*configs: Any) -> dict[str, Any]:
     return json.loads(json.dumps({k: v for k, v in fields.items() if k not in _NOT_OF_THE_RUN}))
 
 
+def fixed(described: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of config.json that stay as they are for as long as the run is there."""
+    return {name: v for name, v in described.items() if name not in (*MAY_CHANGE, "seeds")}
+
+
 def _fields(config: Any) -> list[tuple[str, Any]]:
     return list((config if isinstance(config, dict) else dataclasses.asdict(config)).items())
 
@@ -75,10 +80,10 @@ def open_(logdir: str | Path, config: dict[str, Any]) -> tuple[Path, lock.Lock]:
       lock.Busy: another process uses it.
     """
     logdir = Path(logdir)
-    if odd := re.search(r"\[.*\]|\\", str(logdir.absolute())):
+    if odd := re.search(r"\[.*\]|\\|[\ud800-\udfff]", str(logdir.absolute())):
         raise UserError(
             f"logdir {str(logdir.absolute())!r} has {odd[0]!r} in it, and checkpoints there could "
-            "not be read again; give a path without brackets and backslashes"
+            "not be read again; give a path without brackets, backslashes and broken characters"
         )
     with writing_to(logdir), contextlib.ExitStack() as held:
         logdir.mkdir(parents=True, exist_ok=True)
@@ -92,7 +97,7 @@ def open_(logdir: str | Path, config: dict[str, Any]) -> tuple[Path, lock.Lock]:
             raise PermissionError("not writable")
         mine.sign()
         held.pop_all()
-    return logdir, mine
+    return logdir.absolute(), mine  # an environment may change the current folder
 
 
 def go_on(logdir: Path, config: dict[str, Any]) -> None:
@@ -115,6 +120,19 @@ def finished(logdir: Path, num_steps: int = 0) -> bool:
 def writing_to(logdir: Path) -> contextlib.AbstractContextManager[None]:
     """A context that turns an OSError into a UserError."""
     return files.writing(f"to logdir {str(logdir)!r}", "; give another `logdir`", UserError)
+
+
+def is_of_a_run(path: Path) -> bool:
+    """Whether a file is one that a run keeps in its directory, and that nothing else may write. The
+    run's picture, which can be drawn again, is none.
+    """
+    path = path.absolute()
+    for folder in path.parents:
+        first = path.relative_to(folder).parts[0]
+        if first in {*_FILES, *_FOLDERS} - {PICTURE} and (folder / CONFIG).is_file():
+            with contextlib.suppress(UserError):
+                return bool(read_config(folder / CONFIG))
+    return False
 
 
 def _look(logdir: Path) -> None:
@@ -159,7 +177,7 @@ def _begun(logdir: Path, config: dict[str, Any]) -> dict[str, Any] | None:
     longer = begun is None or begun["num_steps"] < config["num_steps"]
     if begun is not None:
         if longer or not done:
-            _check_ways(path)
+            provenance.check_ways(path)
         if not done:
             _check_checkpoints(logdir, max(begun["checkpoint_every"], config["checkpoint_every"]))
         elif longer:
@@ -176,12 +194,19 @@ def _write_config(logdir: Path, config: dict[str, Any]) -> None:
         before = json.loads(path.read_bytes().decode())
         steps, made = before.pop("config")["num_steps"], before.pop("earlier", [])
         content["earlier"] = [*made, {"num_steps": steps, **before}]
-    with files.anew(path) as file:
-        file.write((json.dumps(content, indent=2) + "\n").encode())
-        files.settle(file)
-        # DONE goes once there is room for config.json, and before that is in place: otherwise
-        # the longer run would count as finished.
-        (logdir / DONE).unlink(missing_ok=True)
+    done = logdir / DONE
+    was_done = done.exists()
+    try:
+        with files.anew(path) as file:
+            file.write((json.dumps(content, indent=2) + "\n").encode())
+            files.settle(file)
+            # DONE goes once there is room for config.json, and before that is in place: otherwise
+            # the longer run would count as finished.
+            done.unlink(missing_ok=True)
+    except OSError:
+        if was_done:
+            done.touch()
+        raise
 
 
 def _check_records(logdir: Path, config: dict[str, Any]) -> None:
@@ -363,17 +388,3 @@ def compare(path: Path, config: dict[str, Any], flag: str = "logdir") -> dict[st
     begun = f"logdir {str(path.parent)!r} holds a run with"
     check_same(begun, {**old, **free}, {**config, **free}, flag)
     return old
-
-
-def _check_ways(path: Path) -> None:
-    """Raises UserError where the run of a config.json was begun with other JAX options than this
-    process has (`provenance.ways`).
-    """
-    begun = json.loads(path.read_text()).get("jax")
-    begun = begun if isinstance(begun, dict) else {}  # of a version that did not say
-    for name, now in provenance.ways().items():
-        if begun.get(name, now) != now:
-            raise UserError(
-                f"{path} says {name}={begun[name]}, but here it is {now}, so the run would resume "
-                f"with other numbers: set {name.upper()}={begun[name]}, or give another `logdir`"
-            )

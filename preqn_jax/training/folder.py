@@ -4,6 +4,7 @@ members.
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -102,6 +103,7 @@ class Folder:
 
         def check(noted: dict[str, Any]) -> None:
             note.check(noted, self._config, fresh)
+            note.check_made(noted, directory.fixed(self._described))
 
         read = self._checkpoints.read(step, like, rings, check, self.members)
         learner, counters, collector, extra = read
@@ -115,6 +117,8 @@ class Folder:
         """Notes in config.json that the run goes on, and opens the records, to write from step
         `start` on; see `Recorder`. Raises UserError, Stopped.
         """
+        with files.writing(str(self.logdir / record.NAME)):  # otherwise the run stays as it is
+            os.close(files.append(self.logdir / record.NAME))
         directory.go_on(self.logdir, self._described)
         self._recorder = Recorder(self.logdir, self.seeds, start, keep, expected, track)
         self._held.callback(self._recorder.close)
@@ -141,6 +145,7 @@ class Folder:
         extra = {
             "pending": codec.encode(moment.pending),
             "seeds": list(self.seeds),
+            "run": directory.fixed(self._described),
             "records": self._recorder.count,
             "eval_every": self._eval_every,
         }

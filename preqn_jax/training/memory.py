@@ -91,9 +91,10 @@ def make_room_for_files(folders: int) -> None:
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
+        fewer = "train fewer `seeds` or settings at once" if folders > 1 else "have it raised"
         raise UserError(
             f"this run would need some {needed} open files, but the system allows {hard} per "
-            "process (`ulimit -Hn`); train fewer `seeds` or settings at once"
+            f"process (`ulimit -Hn`); {fewer}"
         )
     with contextlib.suppress(OSError, ValueError):  # a failure shows when files are opened
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -88,6 +88,18 @@ def check(note: dict[str, Any], config: LoopConfig, fresh: list[Any]) -> None:
     codec.check_form(fresh, note["collector"], "its collector")
 
 
+def check_made(note: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raises ValueError where the checkpoint is of a run with other `settings`, as one that was
+    copied here. Those that one side lacks, as it is of another version, do not count.
+    """
+    made = note["extra"].get("run", {})
+    for name in sorted(made.keys() & settings.keys()):
+        if made[name] != settings[name]:
+            raise ValueError(
+                f"it is of a run with {name}={made[name]!r}, but this one has {settings[name]!r}"
+            )
+
+
 def _check_pending(pending: list[dict[str, Any]], seeds: int) -> None:
     """Raises ValueError unless it is what a `Session` keeps of rounds since the last line of
     records.

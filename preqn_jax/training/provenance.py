@@ -3,13 +3,17 @@
 import contextlib
 import functools
 import importlib.metadata
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from preqn_jax.options import UserError
 
 _PACKAGES = (
     "preqn_jax",
@@ -25,6 +29,18 @@ _PACKAGES = (
     "mujoco-mjx",
     "playground",
 )
+
+
+# Options of JAX that may be set for some lines only, and others.
+_SCOPED = (
+    "jax_enable_x64",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_default_matmul_precision",
+    "jax_random_seed_offset",
+)
+_OF_ALL = ("jax_disable_most_optimizations",)
+_NUMERIC = re.compile("fast_math|fast_min_max|precision|tf32|deterministic")
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -60,8 +76,29 @@ def ways() -> dict[str, Any]:
     """The options of JAX that a run's numbers depend on: with others it would have other
     numbers.
     """
-    names = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable")
-    return {name: getattr(jax.config, name) for name in names}
+    scoped = {name: getattr(jax.config, name) for name in _SCOPED}
+    return {**scoped, **{name: jax.config.values[name] for name in _OF_ALL}}
+
+
+def xla() -> dict[str, str]:
+    """Those of XLA's flags that a run's numbers depend on, likewise, as its variable has them."""
+    given = os.environ.get("XLA_FLAGS", "").split()
+    return {"XLA_FLAGS": " ".join(sorted(flag for flag in given if _NUMERIC.search(flag)))}
+
+
+def check_ways(path: Path) -> None:
+    """Raises UserError where the run of a config.json was begun with other JAX options than this
+    process has (`ways` and `xla`).
+    """
+    begun = json.loads(path.read_text()).get("jax")
+    begun = begun if isinstance(begun, dict) else {}  # of a version that did not say
+    for name, now in {**ways(), **xla()}.items():
+        if (old := begun.get(name, now)) != now:
+            mend = f"unset {name.upper()}" if old in (None, "") else f"set {name.upper()}={old}"
+            raise UserError(
+                f"{path} says {name}={old}, but here it is {now}, so the run would resume with "
+                f"other numbers: {mend}, or give another `logdir`"
+            )
 
 
 def of_process() -> dict[str, Any]:
@@ -76,7 +113,7 @@ def of_process() -> dict[str, Any]:
             "kind": device.device_kind,
             "count": jax.local_device_count(),
         },
-        "jax": ways(),
+        "jax": {**ways(), **xla()},
         "precision": {
             "type": "float64" if jax.config.jax_enable_x64 else "float32",  # pyright: ignore
             "policy": getattr(jax.config, "jax_default_matmul_precision", None) or "default",

@@ -158,12 +158,15 @@ def parse(raw: bytes) -> Line | None:
         line = json.loads(raw.decode())
     except (ValueError, RecursionError):
         return None
-    if not isinstance(line, dict) or not all(
-        type(v) in (int, float, type(None)) for v in line.values()
-    ):
+    if not isinstance(line, dict) or not all(map(_is_number, line.values())):
         return None
     whole = all(type(line.get(name)) is int and line[name] >= 0 for name in ("step", "seed"))
     return line if whole else None
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is null, or a number that can be computed with."""
+    return type(value) in (float, type(None)) or (type(value) is int and abs(value) < 2**63)
 
 
 def read(path: str | Path) -> list[Line]:

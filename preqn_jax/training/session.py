@@ -78,7 +78,7 @@ class Session:
     @property
     def where(self) -> Path | None:
         """The run directory, or the folder that holds them all; None where nothing is kept."""
-        kept = [one.logdir for one in self._folders]
+        kept = [place.logdir for place in self.plan.homes()]
         return Path(os.path.commonpath(kept)) if kept else None
 
     @property
@@ -113,7 +113,7 @@ class Session:
             workers = collect.default_workers(len(config.seeds), collect.cores())
         limits = plan.run.eval_episodes, plan.run.eval_max_steps, plan.run.env_timeout
         recipe = collect.Recipe(plan.make_agent, plan.env, config, *limits)
-        log = self.where and self.where / directory.ENVIRONMENT_LOG
+        log = self.where and self.where.absolute() / directory.ENVIRONMENT_LOG
         if self._on_device:
             each = plan.run.log_every, plan.run.eval_every, plan.run.checkpoint_every
             stops = (*each, plan.run.diagnose_every) if plan.run.diagnose_every else each

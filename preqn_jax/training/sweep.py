@@ -299,6 +299,7 @@ def read(logdir: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes().decode())
         good = all(isinstance(content[k], dict) for k in ("config", "axes"))
+        good = good and all(type(seed) is int for seed in content["seeds"])
         if good and all(isinstance(v, list) and v for v in content["axes"].values()):
             return {name: content[name] for name in ("config", "axes", "seeds")}
     except (OSError, LookupError, TypeError, ValueError, AttributeError):

@@ -189,7 +189,8 @@ def load(
     whole = agent_of(by_name if agent is None else agent, spec)
     named = [name for name, own in (("agent", agent), ("env", given)) if own is not None]
     words = " and ".join(f"`{name}`" for name in named)
-    cure = f"give the {words} that `train` was given" if named else None
+    cure = "its records can be read all the same (`preqn_jax.records`)"
+    cure = f"give the {words} that `train` was given" if named else cure
     step, states = _restore(logdir, whole, len(seeds), cure)
     return Trained(whole, states, spec, seeds, step, config)
 
@@ -230,7 +231,7 @@ def records(logdir: str | Path) -> Any:
     return frame.astype({name: float for name in frame.columns if name not in ("seed", "step")})
 
 
-def _restore(logdir: Path, agent: Agent, seeds: int, cure: str | None) -> tuple[int, Any]:
+def _restore(logdir: Path, agent: Agent, seeds: int, cure: str) -> tuple[int, Any]:
     from preqn_jax.training.checkpoint import Checkpointer  # orbax takes a second to import
 
     folder = logdir / directory.CHECKPOINTS

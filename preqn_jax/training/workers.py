@@ -34,7 +34,6 @@ from preqn_jax.training.local import Local, Recipe
 
 _PATIENCE = 60  # seconds for a worker that is idle to end by itself
 _LOOK = 0.2  # seconds between looks at whether a run is to stop
-_PRECISION = "jax_default_matmul_precision"
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _NO_CHILDREN = "daemonic processes are not allowed to have children"  # says multiprocessing
@@ -70,9 +69,8 @@ class Workers:
         first call.
         """
         # A worker has these options of JAX from the process that started it.
-        ways = provenance.ways() | {_PRECISION: getattr(jax.config, _PRECISION)}
         with _pickling():
-            packed = pickle.dumps((ways, recipe))
+            packed = pickle.dumps((provenance.ways(), recipe))
         context = multiprocessing.get_context("spawn")  # a fork of JAX's threads would hang
         seeds, self._asked = recipe.config.seeds, asked
         self._workers: list[_Worker] = []

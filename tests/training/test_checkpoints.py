@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import gymnasium
 import jax
@@ -138,11 +140,32 @@ def test_one_of_an_earlier_version_or_unfinished_is_refused_in_a_sentence(made, 
 
 def test_what_a_kill_leaves_of_one_is_removed_and_a_reader_removes_nothing(made, at):
     left = [at / "200.tmp", at / "200.orbax-checkpoint-tmp-7"]
-    for folder in left:
+    others = [at / name for name in ("2024-tmp-backup", "12tmp", "notes.before", "999")]
+    for folder in (*left, *others):
         (folder / "agent").mkdir(parents=True)
     Checkpointer(at, read_only=True)
     assert all(folder.exists() for folder in left)
-    assert Checkpointer(at).steps() == [100, 150] and not any(folder.exists() for folder in left)
+    step, *kept = restored(made, at)
+    assert step == 150 and not any(folder.exists() for folder in left)
+    Checkpointer(at).save(200, *kept)
+    assert Checkpointer(at).steps() == [150, 200, 999]
+    assert all(folder.exists() for folder in others)  # somebody else's
+
+
+def test_an_old_one_that_cannot_be_removed_is_told_of_and_the_run_goes_on(made, at, caplog):
+    (_, *kept), replace = restored(made, at), os.replace
+
+    def refused(source, target):
+        if Path(source).name == "100":
+            raise PermissionError(errno.EPERM, "not permitted")
+        replace(source, target)
+
+    with mock.patch.object(os, "replace", refused):
+        Checkpointer(at).save(200, *kept)
+    assert "old checkpoints in" in caplog.text and "not permitted" in caplog.text
+    assert Checkpointer(at).steps() == [100, 150, 200]
+    Checkpointer(at).save(250, *kept)
+    assert Checkpointer(at).steps() == [200, 250]
 
 
 # --- a note that is valid and wrong ---------------------------------------------------------------

@@ -18,7 +18,7 @@ from commands import ROOT
 
 from preqn_jax import replay as replays
 from preqn_jax.options import UserError
-from preqn_jax.training import checkpoint, files, memory, note
+from preqn_jax.training import arrays, checkpoint, files, memory, note
 from preqn_jax.training.checkpoint import Checkpointer
 from preqn_jax.training.errors import Stopped
 from preqn_jax.training.loop import Counters, Learner
@@ -265,7 +265,7 @@ def test_threads_have_orbax_one_after_the_other():
 
     def enter():
         for _ in range(3):
-            with checkpoint._orbax():
+            with arrays._orbax():
                 inside.append(1)
                 most.append(len(inside))
                 time.sleep(0.01)

@@ -381,6 +381,7 @@ def test_a_folder_of_other_things_is_left_as_it_is(tmp_path):
     sweep.open_(planned(tmp_path, ["eta=.9"], agent={"algorithm": "preqn"}))
     assert os.path.samestat(before, (tmp_path / "sweep.json").stat())  # others may be reading it
     assert len([*tmp_path.iterdir()]) == 2
-    (tmp_path / "sweep.json").write_text(json.dumps({"config": 3}))
-    with pytest.raises(UserError, match=r"sweep.json' is not a sweep's file"):
-        sweep.open_(planned(tmp_path, ["eta=.9"]))
+    for damaged in ({"config": 3}, {"config": {}, "axes": {}, "seeds": None}):
+        (tmp_path / "sweep.json").write_text(json.dumps(damaged))
+        with pytest.raises(UserError, match=r"sweep.json' is not a sweep's file"):
+            sweep.open_(planned(tmp_path, ["eta=.9"]))
