@@ -224,15 +224,27 @@ def by_shares(
     function: Callable[..., Any], sharding: jax.sharding.Sharding, members: int, others: int
 ) -> Callable[..., Any]:
     """`function` of each device's share of its first arguments, so many, whose leaves are of
-    `[P, ...]` as the result's, and of `others` that all devices have.
+    `[P, ...]` as the result's, and of `others` that all devices have. What it returns raises
+    UserError where JAX cannot share it out.
     """
     if not isinstance(sharding, jax.sharding.NamedSharding):
         return function
     split, same = sharding.spec, jax.sharding.PartitionSpec()
     specs = (*[split] * members, *[same] * others)
-    return jax.shard_map(
+    shared = jax.shard_map(
         function, mesh=sharding.mesh, in_specs=specs, out_specs=split, check_vma=False
     )
+
+    def checked(*given: Any) -> Any:
+        try:
+            return shared(*given)
+        except NotImplementedError as error:  # JAX's own has no words
+            raise UserError(
+                "JAX cannot compute this agent on several devices, as it has no rule there for the "
+                "gradients of a convolution for each example: train one seed at a time"
+            ) from error
+
+    return checked
 
 
 def _rows(config: LoopConfig) -> int:

@@ -30,7 +30,9 @@ class Seeing(nn.Module):
 
 
 def test_a_critic_may_have_a_convolution():
-    """On a mesh, of one device too, JAX has no rule for its gradient for each example."""
+    """On a mesh, of one device too, JAX has no rule for its gradient for each example, and says so
+    in an error without words.
+    """
 
     def algorithm(spec):
         q = Seeing()
@@ -40,6 +42,9 @@ def test_a_critic_may_have_a_convolution():
 
     *_, done = preqn_jax.train(algorithm, "Pendulum-v1", num_steps=50, **SHORT)
     assert 0.9 < done.metrics["critic/alignment"][0] <= 1.001
+    if jax.local_device_count() > 1:
+        with pytest.raises(UserError, match="a convolution for each example: train one seed at a"):
+            list(preqn_jax.train(algorithm, "Pendulum-v1", num_steps=50, seeds=(0, 1), **SHORT))
 
 
 def clipped(q, bound):
