@@ -18,7 +18,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.judge import published, scores, section_5_2
+from experiments.judge import comparison, published, scores, section_5_2
 from experiments.kit import curves, flags, output, plan, style
 from experiments.kit.curves import Curves
 
@@ -74,7 +74,7 @@ def table(standing: Iterable[Curves]) -> list[dict]:
     """
     rows = []
     for run in standing:
-        values = section_5_2.alignments(run)
+        values = comparison.alignments(run)
         mean = scores.mean(values)
         row = {
             "env": run.env,

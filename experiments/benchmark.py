@@ -35,13 +35,16 @@ def report(root: Path, envs: Sequence[str], seeds: Sequence[int] | None, out: Pa
     if there are no runs yet.
     """
     runs, notes = plan.gather(KIND, root, envs, seeds)
-    step = curves.common_step(runs)
-    cut = [run.cut(step) for run in runs]
-    cells, pooled = standing.table(runs, standing.checkpoints(runs)), standing.together(cut)
+    # No statement needs the others, which are only shown where they have come as far.
+    needed = [run for run in runs if run.variant in section_5_2.NEEDED] or runs
+    step = curves.common_step(needed)
+    cut = [run.cut(step) for run in runs if run.reached >= step or run.ended]
+    pooled = standing.together([run for run in cut if run.variant in section_5_2.NEEDED])
+    cells = standing.table(runs, standing.checkpoints(runs))
     judged = section_5_2.on_benchmark(cut, envs)
     standing.show(runs, cells)
     standing.show_together(pooled, step)
-    section_5_2.show(judged, curves.judged_on(runs, envs), notes)
+    section_5_2.show(judged, curves.judged_on(needed, envs), notes)
     content = {
         "rules": [scores.RULES, published.SCALE_RULE, section_5_2.RULES],
         "notes": notes,

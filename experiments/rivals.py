@@ -50,11 +50,11 @@ RULES = f"""\
 "on the way": the mean of all evaluations up to the step, and so the area below the learning curve.
 P(better): how likely a seed of a variant is to score above one of {BASE}, the mean over tasks
 (Agarwal et al. 2021); its interval is narrow with few seeds too, and there is none at 0 and 1,
-where all resamples agree. Goes with: Spearman's rank correlation of a measurement, at a share of a
-run, with the run's score at the end; both are ranked within their environment, so that it is not
-the tasks that differ. With few runs it is a hint: the number of runs stands beside it. A seed that
-diverged has no score: a mean with it is not finite, in P(better) it is below all others, "on the
-way" has the evaluations it came to, and "goes with" leaves it out."""
+where all resamples agree, and none where a seed diverged. Goes with: Spearman's rank correlation of
+a measurement, at a share of a run, with the run's score at the end; both are ranked within their
+environment, so that it is not the tasks that differ. With few seeds it is a hint: their number
+stands beside it. A seed that diverged has no score: a mean with it is not finite, in P(better) it
+is below all others, "on the way" has the evaluations it came to, and "goes with" leaves it out."""
 
 
 def main(argv: list[str]) -> int:
@@ -181,7 +181,7 @@ def _last(run: Curves, name: str) -> list[float | None]:
 
 
 def relations(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """{"measured", "share", "runs", "rank_correlation"} for each measurement and share of a run:
+    """{"measured", "share", "seeds", "rank_correlation"} for each measurement and share of a run:
     its rank correlation with the score at the end.
     """
     found = []
@@ -192,7 +192,7 @@ def relations(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             x, y = (_ranked(mine, key) for key in (name, "score"))
             sure = len(mine) > 2 and min(np.ptp(x), np.ptp(y)) > 0
             value = float(np.corrcoef(x, y)[0, 1]) if sure else None
-            row = {"measured": name, "share": share, "runs": len(mine)}
+            row = {"measured": name, "share": share, "seeds": len(mine)}
             found.append({**row, "rank_correlation": value})
     return found
 
@@ -229,7 +229,7 @@ def _show(
         for name, ms in cost.items():
             ratio = f", {ms / cost[BASE]:.2f} times {BASE}'s" if BASE in cost else ""
             print(f"  {name:<16}{ms:.2f}{ratio}")
-    print("\nmeasured            goes with the score at the end (runs)")
+    print("\nmeasured            goes with the score at the end (seeds)")
     print(f"{'':<18}" + "".join(f"{f'at {share:.0%}':>14}" for share in SHARES))
     for name in MEASURED:
         mine = [row for row in related if row["measured"] == name]
@@ -239,7 +239,7 @@ def _show(
 
 def _correlation(row: dict[str, Any]) -> str:
     value = row["rank_correlation"]
-    return f"{'-' if value is None else f'{value:+.2f}'} ({row['runs']})"
+    return f"{'-' if value is None else f'{value:+.2f}'} ({row['seeds']})"
 
 
 def draw_relations(measured: Sequence[dict[str, Any]], looks: style.Looks, path: Path) -> None:

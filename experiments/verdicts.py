@@ -235,8 +235,8 @@ class Trial(NamedTuple):
 def load(data: Path) -> list[Trial]:
     """The runs in the records. Raises UserError where there are none."""
     with output.expecting(f"{str(data)!r} holds no runs of experiments.verdicts; add --make"):
-        runs = [_trial(json.loads(line)) for line in data.read_text().splitlines() or [""]]
-        return [run for run in runs if run.end]  # raises where numbers make no sense
+        lines = map(json.loads, data.read_text().splitlines() or [""])
+        return [run for run in map(_trial, lines) if run.end]  # which raises for senseless numbers
 
 
 def _trial(kept: dict[str, Any]) -> Trial:
@@ -338,9 +338,7 @@ def main(argv: list[str]) -> int:
     crossed = {half: crossings(runs, out) for half, out in HALVES.items()}
     for half in HALVES:
         show([row for row in rows if row["half"] == half], half)
-        print(
-            f"\n{half}: diagnoses beyond a sign's threshold: of sound, of diverged and flagged runs"
-        )
+        print(f"\n{half}: diagnoses beyond a sign's threshold: of sound, diverged, flagged runs")
         lines = [[name, *ends.values()] for name, ends in crossed[half].items()]
         print(output.aligned(lines, "lr"), end="")
     show_separations(numbers)
@@ -389,7 +387,8 @@ def cell(row: dict[str, Any]) -> str:
 
 def show_separations(numbers: dict[str, dict[str, float | None]]) -> None:
     print("\nchance that a number is higher where Q diverges than where it is sound")
-    lines = [["", *(column.split(", ")[1] for column in next(iter(numbers.values())))]]
+    heads = (column.split(", ") for column in next(iter(numbers.values())))
+    lines = [["", *line] for line in zip(*heads, strict=True)]
     for name, row in numbers.items():
         lines.append([name, *(f"{math.nan if v is None else v:.2f}" for v in row.values())])
     print(output.aligned(lines, "lr"), end="")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricated import SIX, frozen, write
+from fabricated import SIX, frozen, text, write
 
 from experiments import alignment, benchmark, figures, rivals
 from experiments.bench import growth
@@ -53,7 +53,28 @@ def test_a_seed_that_is_frozen_ends_no_other_and_counts_where_it_is_asked_for():
     (run,), notes = curves.gather(Path("r"), "a", ["preqn-sin"], seeds=[0, 2])
     assert not run.diverged and len(notes) == 1
     (run,), notes = curves.gather(Path("r"), "a", ["preqn-sin"], seeds=[1])
-    assert run.ended and "which ended all its seeds" in notes[0]
+    assert run.ended and "; its others went on" in notes[0]
+
+
+def test_of_seeds_that_freeze_one_by_one_the_last_ends_the_run():
+    write("a", "preqn-sin", extra=[frozen(16_000, 1), frozen(17_000, 0), frozen(18_000, 2)])
+    _, notes = curves.gather(Path("r"), "a", ["preqn-sin"])
+    ends = [note.partition(", seed ")[2][1:] for note in notes]
+    assert ends == 2 * ["; its others went on"] + [", which ended all its seeds"]
+
+
+def test_runs_that_are_evaluated_at_other_steps_are_told_of():
+    write("a", "preqn-sin")
+    write("a", "td3-relu", end=10)
+    path = Path("r/a/td3-relu/metrics.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    doubled = [{**line, "step": 2 * line["step"]} for line in lines]
+    path.write_bytes(text(doubled))
+    write("b", "td3-relu", end=10)
+    _, notes = curves.gather(Path("r"), "ab", ["preqn-sin", "td3-relu"])
+    (note,) = [note for note in notes if "unequal" in note]
+    assert note.startswith("a has unequal numbers of evaluations up to step 100,000 (preqn-sin 20,")
+    assert "td3-relu 10): a mean of so many is of a longer stretch" in note
 
 
 def test_a_table_in_text_is_as_wide_as_what_is_in_it():

@@ -158,10 +158,10 @@ def test_a_measurement_that_orders_the_scores_has_rank_correlation_one():
     }
     for share in rivals.SHARES:
         row = found["alignment", share]
-        assert row["runs"] == 12 and row["rank_correlation"] == pytest.approx(1)
+        assert row["seeds"] == 12 and row["rank_correlation"] == pytest.approx(1)
         assert found["soft_divergence", share]["rank_correlation"] == pytest.approx(-1)
         assert found["row_ratio", share]["rank_correlation"] is None
-        assert found["feature_rank", share]["runs"] == 0
+        assert found["feature_rank", share]["seeds"] == 0
 
 
 # --- the report -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fabricated import SIX, better, frozen, one, write
 
-from experiments.judge import power, section_5_2, verdict
+from experiments.judge import comparison, power, section_5_2, verdict
 from experiments.kit import curves
 
 ENVS = ("HalfCheetah-v5", "Swimmer-v5")
@@ -137,7 +137,7 @@ def test_a_seeds_alignment_is_the_mean_of_its_updates():
 def test_the_line_of_the_first_updates_is_no_part_of_a_mean():
     """It may cover 50 updates, while the others cover 5,000."""
     first = {"step": 5000, "seed": 1, "critic/alignment": 0.0}
-    found = section_5_2.alignments(one(extra=[first], update_after=5000))
+    found = comparison.alignments(one(extra=[first], update_after=5000))
     np.testing.assert_allclose(found, [0.99] * 3)
 
 
@@ -147,6 +147,66 @@ def test_an_alignment_of_eta_is_enough(monkeypatch):
     for eta, so in ((0.5, True), (0.51, False)):
         monkeypatch.setattr(section_5_2, "ETA", eta)
         assert find("regardless of architecture", ["HalfCheetah-v5"]).borne_out is so
+
+
+@pytest.mark.parametrize(
+    ("sin", "relu", "lost", "so"),
+    [
+        (0, -900, (2,), True),  # the others are clearly the weaker too
+        (-900, 0, (2,), None),  # they are clearly the stronger
+        (0, 5, (2,), None),  # nor do they tell, as one of three may be chance
+        (0, 900, (0, 1, 2), True),  # all are lost
+    ],
+)
+def test_a_seed_that_diverges_decides_only_with_the_others(sin, relu, lost, so):
+    env = "HalfCheetah-v5"
+    write(env, "preqn-sin", returns=better(sin))
+    write(env, "preqn-relu", returns=better(relu), extra=[frozen(61_050, s) for s in lost])
+    (part, _) = find("PreQN-relu was", [env]).parts
+    assert part.borne_out is so and f"{len(lost)} of 3 of preqn-relu" in part.evidence
+
+
+def test_enough_seeds_that_diverge_decide_unless_the_others_say_the_opposite():
+    for env, by in (("HalfCheetah-v5", 5), ("Swimmer-v5", 900)):
+        seven = {"seeds": tuple(range(7))}
+        write(env, "preqn-sin", **seven)
+        gone = [frozen(61_050, seed) for seed in (0, 1, 4, 5, 6)]  # of 7: p = .021
+        write(env, "preqn-relu", returns=better(by), extra=gone, **seven)
+    runs = {run.name: run for run in curves.gather(Path("r"), ENVS, SIX)[0]}
+    for env, so in (("HalfCheetah-v5", 1), ("Swimmer-v5", None)):
+        pair = (runs[f"{env}/{variant}"] for variant in ("preqn-sin", "preqn-relu"))
+        assert comparison.compare(*pair, comparison.performances)[0] == so
+
+
+def test_a_seed_that_diverged_did_not_live_to_break_the_other_rules():
+    for variant in ("preqn-sin", "td3-relu"):
+        write("HalfCheetah-v5", variant, extra=[frozen(16_050, 1)])
+    a, b, c = find("is stable", ["HalfCheetah-v5"]).parts
+    assert a.borne_out is False and b.borne_out is c.borne_out is True
+    assert "2 of 3 seeds, not HalfCheetah-v5 seed 1; of the baselines td3-relu 1 of 3" in a.evidence
+    for part in (b, c):
+        assert part.evidence.startswith("2 of 2 seeds; of the baselines td3-relu 0 of 2 break it")
+    for variant in ("preqn-sin", "td3-relu"):
+        shutil.rmtree(f"r/HalfCheetah-v5/{variant}")
+    write("HalfCheetah-v5", "preqn-sin", extra=[frozen(16_050, seed) for seed in range(3)])
+    a, b, c = find("is stable", ["HalfCheetah-v5"]).parts
+    assert a.borne_out is False and b.borne_out is c.borne_out is None
+
+
+def test_shares_are_of_the_tasks_on_which_a_baseline_has_runs():
+    write("HalfCheetah-v5", "preqn-sin")
+    write("Swimmer-v5", "preqn-sin", q=200.0)
+    write("HalfCheetah-v5", "td3-relu")
+    evidence = find("is stable").parts[2].evidence
+    assert "3 of 6 seeds, not Swimmer-v5 seed 0, 1, 2; of the baselines td3-relu 0 of 3" in evidence
+    assert "equal shares, where they have runs (0 of 3): p = 1" in evidence
+
+
+def test_a_baseline_that_diverged_hides_no_defeat_by_the_other():
+    nan, low, high = np.array([np.nan, 9.0]), np.array([2.0, 3.0]), np.array([5.0, 6.0])
+    assert power.favorable([low], [[nan], [high]]) is False
+    assert power.favorable([high], [[nan], [low]]) is None
+    assert power.favorable([nan], [[nan], [low]]) is False
 
 
 def test_what_diverged_is_the_weaker_whatever_it_returned():
@@ -159,7 +219,7 @@ def test_what_diverged_is_the_weaker_whatever_it_returned():
         extra=[{"step": 61_050, "seed": 2, "run/diverged": 1.0}],
     )
     stronger, less_stable = find("PreQN-relu was", ["HalfCheetah-v5"]).parts
-    assert stronger.borne_out is True and "preqn-relu diverged" in stronger.evidence
+    assert stronger.borne_out is True and "diverged: 1 of 3 of preqn-relu" in stronger.evidence
     assert less_stable.borne_out is None  # one seed of three
 
 
@@ -287,7 +347,7 @@ def test_a_run_that_diverged_holds_back_no_other_and_stands_as_it_ended():
     write("HalfCheetah-v5", "sac-relu", end=18, num_steps=1_000_000)
     runs, _ = curves.gather(Path("r"), ["HalfCheetah-v5"], SIX)
     diverged = runs[0]
-    assert curves.common_step(runs) == 75_000 and curves.common_step([diverged]) == 60_000
+    assert curves.common_step(runs) == 75_000 and curves.common_step([diverged]) == 61_050
     assert diverged.cut(75_000).diverged == {2: 61_050} and diverged.cut(75_000).reached == 60_000
     assert not diverged.cut(60_000).diverged and diverged.cut(50_000).reached == 50_000
     assert find("is stable", ["HalfCheetah-v5"]).parts[0].borne_out is False
@@ -329,7 +389,8 @@ def test_comparing_favorably_is_by_thresholds_that_are_told():
 def test_environments_without_a_scale_are_not_put_together():
     for variant in SIX:
         write("probe/delay", variant)
-    assert find("comparing favorably", ["probe/delay"]).parts[0][1:3] == ("needs runs", None)
+    words = "no published returns to scale probe/delay by"
+    assert find("comparing favorably", ["probe/delay"]).parts[0][1:3] == (words, None)
 
 
 def test_one_part_that_fails_decides_even_where_another_cannot_be_judged():
@@ -353,15 +414,18 @@ def test_of_two_that_diverged_neither_is_the_weaker():
         write("HalfCheetah-v5", variant, end=12, extra=lost)
     write("HalfCheetah-v5", "td3-relu")  # all are judged at its step
     part = find("PreQN-relu was", ["HalfCheetah-v5"]).parts[0]
-    assert part.borne_out is None and "diverged" not in part.evidence
+    both = "diverged: 1 of 3 of preqn-sin, 1 of 3 of preqn-relu"
+    assert part.borne_out is None and part.evidence.endswith(both)
 
 
-def test_where_all_ended_by_divergence_the_step_is_the_last_that_one_reached():
-    for variant, end in (("preqn-sin", 8), ("td3-relu", 12)):
+def test_where_all_ended_by_divergence_the_step_is_the_end_of_the_last():
+    """At the last evaluation before, it would stand as a run that did not diverge."""
+    for variant, end in (("preqn-sin", 12), ("td3-relu", 8)):
         ended = [{"step": 5000 * end + 50, "seed": 2, "run/diverged": 1.0}]
         write("HalfCheetah-v5", variant, end=end, extra=ended)
     runs, _ = curves.gather(Path("r"), ["HalfCheetah-v5"], SIX)
-    assert curves.common_step(runs) == 60_000
+    assert curves.common_step(runs) == 60_050
+    assert find("is stable", ["HalfCheetah-v5"]).parts[0].borne_out is False
 
 
 def test_a_seed_that_breaks_the_rule_refutes_it_whatever_is_missing():

@@ -31,13 +31,16 @@ def threshold(rivals: Sequence[np.ndarray] | Sequence[float]) -> np.ndarray:
 
 def favorable(own: Scores, rivals: Sequence[Scores]) -> bool | None:
     """The rule: whether `own` compares favorably; None where it cannot be judged. A score that is
-    not finite, of a seed that diverged, counts as below all others. It cannot be judged if a rival
-    has such a score, or if `own` attains the `threshold`, but an agent that truly attains only
-    TOO_LITTLE might do so too, given how these scores spread.
+    not finite, of a seed that diverged, counts as below all others: `own` with one does not. Beside
+    a rival with one there is no yes, but the others can give a no. It cannot be judged if `own`
+    attains the `threshold`, but an agent that truly attains only TOO_LITTLE might do so too, given
+    how these scores spread.
     """
     found, *others = (float(scores.middle(*one)) for one in (own, *rivals))
-    if np.isfinite(found) and not np.isfinite(others).all():
-        return None
+    known = [other for other in others if np.isfinite(other)]
+    if np.isfinite(found) and len(known) < len(others):
+        short = any(found < other - MARGIN * abs(other) for other in known)
+        return False if short else None
     if not found >= threshold(others):
         return False
     levels = np.array([values.mean() for values in rivals[int(np.argmax(others))]])

@@ -15,8 +15,8 @@ RESAMPLES = 9999
 RULES = f"""\
 A score is the mean of a seed's last {WINDOW} evaluations up to a step (of all, where there are
 fewer). Brackets hold {LEVEL:.0%} percentile bootstrap intervals of {RESAMPLES:,} resamples of the
-seeds. With few seeds these are narrow: of normal scores they hold the true mean 75 % of the time
-with three seeds, 88 % with seven."""
+seeds. With few seeds these are narrow: of normal scores they hold the true mean 50 % of the time
+with two seeds, 75 % with three, 88 % with seven."""
 
 
 class Estimate(NamedTuple):

@@ -3,12 +3,13 @@ runs, all cut at the same step (`curves.common_step`).
 """
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from experiments.judge import power, published, scores, verdict
+from experiments.judge.comparison import Measure, alignments, compare
 from experiments.judge.scores import performances
 from experiments.judge.stability import FEW, faults
 from experiments.judge.verdict import Part, Verdict
@@ -16,6 +17,7 @@ from experiments.kit.curves import Curves
 
 ETA = 0.97  # Appendix B
 BASELINES = ("td3-relu", "sac-relu")
+NEEDED = ("preqn-sin", *BASELINES)  # what the statements on Figure 2 are about
 
 RULES = f"""\
 All runs are judged at one step, the last that every seed of all of them has reached, on their
@@ -31,11 +33,15 @@ A seed is stable if
       through.
 Each part is absolute, and may be hard on a task for any algorithm: beside it stand the seeds of the
 baselines that break it, and the p-value of equal shares (Fisher's exact test, two-sided, of the
-seeds of all tasks together).
+seeds of all tasks together on which a baseline has runs). A seed that breaks (a) is left out of (b)
+and (c), unless it breaks them too.
 A seed's alignment is the mean over the lines of its records past step update_after, each of as many
 updates; one that the linesearch rejects counts as 0.
-Clear: Welch's {scores.LEVEL:.0%} interval of the difference does not hold zero, or one of the two
-diverged; where there is no interval, as with a single seed, it cannot be judged. "Generally": clear
+Clear: Welch's {scores.LEVEL:.0%} interval of the difference does not hold zero; where there is no
+interval, as with a single seed, it cannot be judged. Where seeds diverged, the interval is of the
+others, and it is clear if the better one lost no larger share of its seeds; or if those shares
+differ with a p-value of at most {1 - scores.LEVEL:.2f} by the same test, and the others do not
+clearly say the opposite; or if one lost all its seeds, and the other none. "Generally": clear
 on at least one environment, clearly the other way round on none, and by the mean on more than half;
 where it is clear on none, either way, it cannot be judged.
 "In some cases": clear against both baselines on the task that is named; a no, where it is clearly
@@ -51,8 +57,8 @@ truly attains 60, 70, 80, 90, 100, 110 % of both baselines gets a yes with proba
 0.00, 0.10, 0.50, 0.88 with three seeds, and 0.00, 0.00, 0.00, 0.04, 0.58, 0.97 with seven. A no
 says that what was found falls short, not that PreQN does: one that truly attains 100, 110 % of both
 gets it with probability 0.50, 0.12 with three seeds, and 0.42, 0.03 with seven.
-A seed that diverged has no score: PreQN with one does not compare favorably, and beside a baseline
-with one it cannot be judged.
+A seed that diverged has no score: PreQN with one does not compare favorably; a baseline with one
+can be told from none, so that only the other can give a no, and there is no yes.
 A statement in several parts is borne out if all of them are, and is not as soon as one is not; it
 cannot be judged while runs are missing."""
 
@@ -124,14 +130,6 @@ def show(judged: Iterable[Verdict], where: str, notes: Iterable[str]) -> None:
 # --- of a run -------------------------------------------------------------------------------------
 
 
-def alignments(run: Curves) -> np.ndarray:
-    """The mean alignment cos(Q'-Q, y-Q) of each seed's updates, `[S]`; NaN before any update."""
-    steps, values = run.metric("critic/alignment")
-    later = values[:, steps > run.config.get("update_after", 0)]  # the first line covers one round
-    finite = [row[np.isfinite(row)] for row in later]
-    return np.array([row.mean() if len(row) else np.nan for row in finite])
-
-
 def normalised(runs: Iterable[Curves]) -> list[np.ndarray]:
     """Scores `[S]` of each run, on a scale common to all tasks."""
     return [performances(run) / (published.scale(run.env) or np.nan) for run in runs]
@@ -172,9 +170,9 @@ def _stable(runs: Runs, envs: Sequence[str], variant: str) -> list[Part]:
             continue
         evidence = f"{own.total - own.count} of {own.total} seeds"
         evidence += f", not {own}" * bool(own.count)
-        evidence += _beside(runs, rule, own) + f"; {lacking}" * bool(lacking)
+        evidence += _beside(runs, rule, own, variant) + f"; {lacking}" * bool(lacking)
         evidence += f"; on {', '.join(untold_of)} {untold[rule]}" * bool(untold_of)
-        parts.append(Part(said, evidence, not own.count, refuted_by))
+        parts.append(Part(said, evidence, not own.count if own.total else None, refuted_by))
     return parts
 
 
@@ -183,7 +181,7 @@ class Tally(NamedTuple):
 
     broken: dict[str, list[int] | None]  # env -> seeds; None where the records do not tell
     count: int
-    total: int  # seeds, without those about which the records do not tell
+    total: int  # seeds, without those about which the records, or an early end, do not tell
 
     def __str__(self) -> str:
         return "; ".join(
@@ -194,17 +192,23 @@ class Tally(NamedTuple):
 
 
 def _tally(runs: Runs, envs: Sequence[str], variant: str, rule: str) -> Tally:
-    there = [env for env in envs if (env, variant) in runs]
-    broken = {env: getattr(faults(runs[env, variant]), rule) for env in there}
-    total = sum(len(runs[env, variant].seeds) for env in there if broken[env] is not None)
+    there = {env: runs[env, variant] for env in envs if (env, variant) in runs}
+    broken, total = {}, 0
+    for env, run in there.items():
+        found = faults(run)
+        broken[env] = seeds = getattr(found, rule)
+        # One that diverged before it broke (b) or (c) did not live to do so.
+        left_out = {*found.a} - {*(seeds or ())}
+        total += len({*run.seeds} - left_out) if seeds is not None else 0
     return Tally(broken, sum(len(seeds or ()) for seeds in broken.values()), total)
 
 
-def _beside(runs: Runs, rule: str, own: Tally) -> str:
+def _beside(runs: Runs, rule: str, own: Tally, variant: str) -> str:
     """Which seeds of the baselines break a rule on the same tasks, as text; "" if there are no such
     runs. Without it nothing would tell a fault of PreQN from one of the task.
     """
     told = [env for env, seeds in own.broken.items() if seeds is not None]
+    told = [env for env in told if any((env, baseline) in runs for baseline in BASELINES)]
     found = {variant: _tally(runs, told, variant, rule) for variant in BASELINES}
     found = {variant: one for variant, one in found.items() if one.total}
     if not found:
@@ -214,8 +218,10 @@ def _beside(runs: Runs, rule: str, own: Tally) -> str:
         for variant, one in found.items()
     )
     others = sum(one.count for one in found.values()), sum(one.total for one in found.values())
-    p_value = scores.same_share((own.count, own.total), others)
-    return f"; of the baselines {counts} break it; equal shares: p = {p_value:.2g}"
+    there = _tally(runs, told, variant, rule)
+    p_value = scores.same_share((there.count, there.total), others)
+    where = f", where they have runs ({there.count} of {there.total})" * (there != own)
+    return f"; of the baselines {counts} break it; equal shares{where}: p = {p_value:.2g}"
 
 
 def _aligned(runs: Runs, envs: Sequence[str], variant: str) -> Part:
@@ -232,22 +238,6 @@ def _aligned(runs: Runs, envs: Sequence[str], variant: str) -> Part:
         return Part(said, "a seed has no updates yet", None, refuted_by)
     evidence = "least: " + ", ".join(f"{env} {value:.4f}" for env, value in least.items())
     return Part(said, evidence, min(least.values()) >= ETA, refuted_by)
-
-
-Measure = Callable[[Curves], np.ndarray]
-
-
-def compare(one: Curves, other: Curves, measure: Measure) -> tuple[int | None, float, str]:
-    """Compares two runs on one environment. Returns 1, 0 or -1 (clearly more, neither, clearly
-    less; None where no interval can tell), the difference, and the numbers as text.
-    """
-    if measure is performances and bool(one.diverged) != bool(other.diverged):
-        worse, way = (other, 1) if other.diverged else (one, -1)
-        return way, float(way), f"{one.env}: {worse.variant} diverged"
-    difference = scores.difference(measure(one), measure(other))
-    digits = "+.3f" if measure is alignments else "+,.0f"
-    way = scores.clearly(difference) if difference.interval else None
-    return way, difference.value, f"{one.env} {difference:{digits}}"
 
 
 def _generally(
@@ -274,8 +264,12 @@ def _favorable(runs: Runs, envs: Sequence[str]) -> Part:
         f"preqn-sin's interquartile mean over tasks is at least {1 - power.MARGIN:.0%} of the "
         f"better baseline's, and at least the lesser's"
     )
-    envs = [env for env in envs if published.scale(env)]
-    variants = ("preqn-sin", *BASELINES)
+    known = [env for env in envs if published.scale(env)]
+    if envs and not known:
+        words = f"no published returns to scale {', '.join(envs)} by"
+        return Part(said, words, None, "that interquartile mean is below either of the two")
+    envs = known
+    variants = NEEDED
     lacking = _lacking(runs, envs, variants)
     if lacking:
         return Part(said, lacking, None, "that interquartile mean is below either of the two")
@@ -287,7 +281,8 @@ def _favorable(runs: Runs, envs: Sequence[str]) -> Part:
     lost = [variant for variant, estimate in found.items() if not np.isfinite(estimate.value)]
     if lost:
         evidence = f"{evidence}; not every seed of {' and '.join(lost)} has a score"
-        return Part(said, evidence, borne_out, "preqn-sin has no score, or one below either of two")
+        refuted_by = f"preqn-sin has no score, or less than {1 - power.MARGIN:.0%} of a finite one"
+        return Part(said, evidence, borne_out, refuted_by)
     threshold = float(power.threshold([found[name].value for name in BASELINES]))
     refuted_by = f"that interquartile mean is below {threshold:.3f}"
     evidence = f"{evidence}{_overlap(found)}{_power(own, rivals)}"
@@ -330,9 +325,7 @@ def _somewhere(runs: Runs, envs: Sequence[str], name: str, direction: str) -> Pa
     opposite = {"better": "worse", "worse": "better"}[direction]
     refuted_by = f"it is clearly {opposite} than one of the two"
     versions = [env for env in envs if published.task(env) == name]
-    lacking = (
-        _lacking(runs, versions, ["preqn-sin", *BASELINES]) if versions else f"needs runs on {name}"
-    )
+    lacking = _lacking(runs, versions, NEEDED) if versions else f"needs runs on {name}"
     if lacking:
         return Part(said, lacking, None, refuted_by)
     # DDPG is shown too: it is far above both on Swimmer.

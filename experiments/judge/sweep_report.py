@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.judge import scores, section_5_2, stability
+from experiments.judge import comparison, scores, stability
 from experiments.kit import curves, learning_curves, output, style
 from preqn_jax.options import UserError
 from preqn_jax.training import directory
@@ -53,7 +53,7 @@ class Row(NamedTuple):
 
     @property
     def alignment(self) -> float:
-        values = section_5_2.alignments(self.run)
+        values = comparison.alignments(self.run)
         return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
 
 
@@ -224,13 +224,15 @@ def _over(ax: Any, rows: Sequence[Row], name: str, names: Sequence[str]) -> None
 def _map(figure: Any, ax: Any, rows: Sequence[Row], names: Sequence[str]) -> None:
     """Draws a map of mean returns over two axes, with the number in each cell."""
     across, up = (list(dict.fromkeys(row.setting[name] for row in rows)) for name in names)
-    grid = np.full((len(up), len(across)), np.nan)
+    grid, there = np.full((len(up), len(across)), np.nan), set()
     for row in rows:
-        grid[up.index(row.setting[names[1]]), across.index(row.setting[names[0]])] = row.mean.value
+        at = up.index(row.setting[names[1]]), across.index(row.setting[names[0]])
+        grid[at], there = row.mean.value, {*there, at} if len(row.returns) else there
     image = ax.imshow(grid, origin="lower", aspect="auto", cmap="viridis")
     middle = np.nanmean(grid) if np.isfinite(grid).any() else 0
     for (y, x), value in np.ndenumerate(grid):
-        words, dark = ("none left", True) if np.isnan(value) else (f"{value:.0f}", value > middle)
+        none = "none left" if (y, x) in there else "no score yet"
+        words, dark = (none, True) if np.isnan(value) else (f"{value:.0f}", value > middle)
         ax.text(x, y, words, ha="center", va="center", color="black" if dark else "white")
     ax.set_xticks(range(len(across)), [curves.short(v) for v in across])
     ax.set_yticks(range(len(up)), [curves.short(v) for v in up])

@@ -195,11 +195,14 @@ def gather(
             if not recorded(folder):
                 notes.append(f"{env}/{variant} is missing")
                 continue
-            run = _select(env, variant, *load(folder), seeds)
+            run = _select(env, variant, *(loaded := load(folder)), seeds)
             if lacking := [seed for seed in seeds or () if seed not in run.config["seeds"]]:
                 notes.append(f"{run.name} lacks {named(lacking)}")
+            lost, stopped = diverged(loaded[1]), any(map(wanted_end, loaded[1]))
             for seed, step in run.diverged.items():
-                last = ", which ended all its seeds" if run.ended else "; its others went on"
+                left = [s for s in run.config["seeds"] if lost.get(s, np.inf) > step]
+                last = "; its others went on" if left and not stopped else None
+                last = last or ", which ended all its seeds"
                 notes.append(f"{run.name} diverged at step {step:,}, seed {seed}{last}")
             if not run.seeds or not (run.reached or run.ended):
                 notes.append(f"{run.name} has no evaluation of these seeds yet")
@@ -209,7 +212,28 @@ def gather(
                 notes.append(
                     f"{run.name} stands at step {run.reached:,} of {run.config['num_steps']:,}"
                 )
-    return found, notes
+    return found, [*notes, *_schedules(found)]
+
+
+def _schedules(runs: Sequence[Curves]) -> list[str]:
+    """A sentence about each environment on which some runs were evaluated more often than others,
+    up to the step that all of them reached.
+    """
+    notes = []
+    for env in dict.fromkeys(run.env for run in runs):
+        mine = [run for run in runs if run.env == env and not run.ended]
+        end = min((run.reached for run in mine), default=0)
+        counts = {
+            run.variant: sum(step <= end for step in run.metric("eval/return_mean")[0])
+            for run in mine
+        }
+        if len({*counts.values()}) > 1:
+            words = ", ".join(f"{variant} {count}" for variant, count in counts.items())
+            notes.append(
+                f"{env} has unequal numbers of evaluations up to step {end:,} ({words}): a mean of "
+                "so many is of a longer stretch where there are fewer"
+            )
+    return notes
 
 
 def _select(
@@ -223,11 +247,12 @@ def _select(
 
 def common_step(runs: Iterable[Curves]) -> int:
     """The last step that every seed of all runs has reached, not counting runs that ended by
-    divergence. If all ended so, the last step that one of them reached.
+    divergence. If all ended so, the step at which the last of them did, so that none stands as it
+    was before.
     """
     runs = list(runs)
     going = [run.reached for run in runs if not run.ended]
-    return min(going) if going else max(run.reached for run in runs)
+    return min(going) if going else max(max(run.diverged.values()) for run in runs)
 
 
 def plural(count: int, thing: str) -> str:
