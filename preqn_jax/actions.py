@@ -58,6 +58,18 @@ def from_environment(spec: Spec, action: Any) -> Any:
     return (action - centre) / half
 
 
+def refuse_integers(action: Any) -> None:
+    """Raises ValueError for actions that are integers, as environments take them: as numbers in
+    [-1, 1] most would be the last one.
+    """
+    kind = getattr(action, "dtype", np.dtype(type(action)))
+    if np.issubdtype(kind, np.integer):
+        raise ValueError(
+            f"actions are of the type {kind}, expected numbers in [-1, 1], as "
+            "actions.from_environment(spec, action) makes of an environment's own"
+        )
+
+
 def spec(obs_size: int, count: int, first: int = 0) -> Spec:
     """The Spec of an environment whose actions are `count` integers, from `first` on."""
     low = np.array([float(first)])

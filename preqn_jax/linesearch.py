@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 
 from preqn_jax.options import require
 from preqn_jax.types import Array, Number, dot, scaled
@@ -43,7 +44,8 @@ def backtrack(accept: Accept, *, decay: Number = 0.5, max_steps: int = 12) -> Se
 
     The paper's loop has no limit; this one has, because for some batches no scale is ever accepted
     (where the solve itself has lost the alignment, a shorter step does not help). A failed search
-    returns scale 0, with `accepted` False.
+    returns scale 0, with `accepted` False; theta + 0 * step is NaN where the step is not finite, so
+    keep theta by `accepted`.
 
     Args:
       accept: judges one scale; usually one forward pass.
@@ -81,8 +83,12 @@ def backtrack(accept: Accept, *, decay: Number = 0.5, max_steps: int = 12) -> Se
 
 def cosine(a: Array, b: Array) -> Array:
     """cos(a, b) of two `[B]` vectors, the alignment of Eq. 24; 0 where either is zero, NaN where
-    either holds one.
+    either holds one. Raises ValueError for other shapes.
     """
+    if np.ndim(a) != 1 or np.shape(a) != np.shape(b):
+        raise ValueError(
+            f"got arrays of the shapes {np.shape(a)} and {np.shape(b)}, expected [B] for both"
+        )
     (a, _), (b, _) = scaled(a), scaled(b)
     norms = jnp.linalg.norm(a) * jnp.linalg.norm(b)
     inner = dot(a, b)

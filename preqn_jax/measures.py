@@ -58,6 +58,8 @@ def gain(change: Array, delta: Array) -> Array:
     Eq. 16 fails somewhere.
     """
     change, delta = _of_a_batch(change, delta)
+    less = jnp.where(jnp.max(jnp.abs(delta)) > 1e30, 0.5**64, 1.0).astype(delta.dtype)
+    change, delta = less * change, less * delta  # so that the square of the largest is finite
     unit, scale = scaled(delta)
     return dot(change, unit) / jnp.where(scale > 0, scale * dot(unit, unit), 1)
 
@@ -172,7 +174,6 @@ def _weighted(gram: Array, rho: Array | float) -> tuple[Array, Array]:
     diagonal = jnp.diagonal(weighted)
     # The diagonal is masked before the sum, not subtracted after it: where K is nearly diagonal,
     # the difference would be all rounding error.
-    off_diagonal = jnp.sum(
-        jnp.abs(weighted) * (1 - jnp.eye(gram.shape[0], dtype=gram.dtype)), axis=1
-    )
+    own = jnp.eye(gram.shape[0], dtype=bool)
+    off_diagonal = jnp.sum(jnp.where(own, 0, jnp.abs(weighted)), axis=1)
     return diagonal, off_diagonal

@@ -261,8 +261,11 @@ class ActionValues(nn.Module):
 
     @nn.compact
     def __call__(self, obs: Array, action: Array) -> Array:
-        """`[obs], [1] -> []`, where the action is a number in [-1, 1] (`preqn_jax.actions`)."""
+        """`[obs], [1] -> []`, where the action is a number in [-1, 1] (`preqn_jax.actions`). Raises
+        ValueError for an integer.
+        """
         _check_one(self, obs=obs, action=action)
+        actions.refuse_integers(action)
         values = _mlp(self, self.num_actions)(obs)
         return values[actions.index(action[0], self.num_actions)]
 

@@ -49,8 +49,9 @@ def add(replay: Replay, transitions: Transition, skip: bool | Array = False) -> 
     """Add `[n]` transitions, which overwrite the oldest where the ring is full; add none where
     `skip`. `n` must not exceed the capacity.
 
-    Raises ValueError: too many, or arrays of other shapes than the buffer's.
+    Raises ValueError: too many, arrays of other shapes than the buffer's, or integers as actions.
     """
+    actions.refuse_integers(transitions.action)
     if np.ndim(transitions.reward) != 1:
         raise ValueError(
             f"transitions have rewards of the shape {np.shape(transitions.reward)}, expected [n]; "

@@ -47,7 +47,7 @@ def eigh(rcond: Number | None = None) -> Solve:
 
     Where the cut drops directions that hold much of Delta, alignment is lost that no shorter step
     can bring back: at rcond = 1e-3 the linesearch fails for most batches. Derivatives with respect
-    to K exist in forward mode only (`jax.jvp`).
+    to K keep the cut where it is.
 
     Raises ValueError: an rcond outside of [0, 1).
     """
@@ -55,14 +55,8 @@ def eigh(rcond: Number | None = None) -> Solve:
 
     def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
         gram, delta = _in_one_type(gram, delta)
-        values, vectors = _one_by_one(lambda gram: tuple(jnp.linalg.eigh(gram)))(gram)
-        # Strictly above, so that nothing of a zero matrix is kept.
-        share = float(jnp.finfo(gram.dtype).eps) * gram.shape[0] if rcond is None else rcond
-        keep = values > share * values[-1]
-        inner = dot(delta, vectors)
-        weights = jnp.where(keep, inner / jnp.where(keep, values, 1), 0)
-        z = dot(vectors, weights)
-        return z, _info(gram, delta, z, rank=jnp.sum(keep))
+        z, rank = _by_eigh(gram, delta, _share(rcond, gram))
+        return z, _info(gram, delta, z, rank=rank)
 
     return solve
 
@@ -106,7 +100,7 @@ def lstsq(rcond: Number | None = None) -> Solve:
       rcond: singular values below ``rcond`` times the largest count as zero; None is eps * B
         of K's type.
 
-    Derivatives with respect to K exist in forward mode only (`jax.jvp`).
+    Derivatives with respect to K keep the cut where it is.
 
     Raises ValueError: an rcond outside of [0, 1).
     """
@@ -114,7 +108,7 @@ def lstsq(rcond: Number | None = None) -> Solve:
 
     def solve(gram: Array, delta: Array) -> tuple[Array, SolveInfo]:
         gram, delta = _in_one_type(gram, delta)
-        z, _, rank, _ = _one_by_one(jnp.linalg.lstsq)(gram, delta, rcond)
+        z, rank = _by_svd(gram, delta, _share(rcond, gram))
         return z, _info(gram, delta, z, rank=rank)
 
     return solve
@@ -131,8 +125,8 @@ def cg(tol: Number = 1e-5, max_steps: int = 100, damping: Number = 0.0) -> Solve
       damping: as for `cholesky`.
 
     Without damping, on a singular K and a delta outside of its range, the iterates end up growing
-    without bound: z is the best of them, or 0, which shows as a residual of 1. Derivatives
-    exist in forward mode only (`jax.jvp`).
+    without bound: z is the best of them, or 0, which shows as a residual of 1. Derivatives are
+    those of the solution, themselves solved for by conjugate gradients, and not of the iterations.
 
     Raises ValueError: an argument out of range.
     """
@@ -145,7 +139,14 @@ def cg(tol: Number = 1e-5, max_steps: int = 100, damping: Number = 0.0) -> Solve
         absolute = (damping * jnp.mean(jnp.diagonal(gram))).astype(gram.dtype)
 
         unit = power_of_two(delta)
-        z = _conjugate(gram, delta / unit, absolute, tol, max_steps) * unit
+        iterate = partial(_conjugate, gram, absolute=absolute, tol=tol, max_steps=max_steps)
+        z = jax.lax.custom_linear_solve(  # which defines the derivative
+            lambda v: dot(gram, v) + absolute * v,
+            delta / unit,
+            lambda _, b: iterate(b),
+            symmetric=True,
+        )
+        z = z * unit
         return z, _info(gram, delta, z, damping=absolute)
 
     return solve
@@ -181,6 +182,72 @@ def _conjugate(gram: Array, b: Array, absolute: Array, tol: Number, max_steps: i
     start = zero, b, b, square, zero, square, jnp.int32(0), jnp.bool_(True)
     best = jax.lax.while_loop(unfinished, step, start)[4]
     return best + 0 * matvec(b)  # NaN where an input holds one
+
+
+def _spectral(
+    solve: Callable[[Array, Array, Array], tuple[Array, Array]],
+    kept: Callable[[Array, Array], Array],
+) -> Callable[[Array, Array, Array], tuple[Array, Array]]:
+    """`solve: (gram, delta, share) -> (z, rank)`, which inverts the eigenvalues of K for which
+    `kept: (values [B], share) -> [B] bool` is True, with its derivative by K and delta.
+
+    z is f(K) delta, f(x) = 1/x where x is kept, else 0. The derivative of f(K) has the divided
+    differences of f between eigenvalues (Daleckii and Krein 1965): those of two kept ones are
+    -1/(xy) even where they are equal, where a derivative of the eigenvectors does not exist.
+    """
+
+    def rule(primals: Any, tangents: Any) -> Any:
+        (gram, delta, share), (dgram, ddelta, _) = primals, tangents
+        found = solve(gram, delta, share)
+        values, vectors = _eigh(gram)
+        keep = kept(values, share)
+        inverse = jnp.where(keep, 1 / jnp.where(keep, values, 1), 0)
+        mixed = keep[:, None] != keep[None, :]
+        gap = jnp.where(mixed, values[:, None] - values[None, :], 1)
+        between = (inverse[:, None] - inverse[None, :]) / gap
+        slope = jnp.where(mixed, between, -inverse[:, None] * inverse[None, :])
+        turned = dot(dot(vectors.T, (dgram + dgram.T) / 2), vectors)
+        inner = dot(slope * turned, dot(delta, vectors)) + inverse * dot(ddelta, vectors)
+        return found, (dot(vectors, inner), jnp.zeros_like(found[1]))
+
+    wrapped = jax.custom_jvp(solve)
+    wrapped.defjvp(rule)
+    return wrapped
+
+
+def _eigh(gram: Array) -> tuple[Array, Array]:
+    return _one_by_one(lambda gram: tuple(jnp.linalg.eigh(gram)))(gram)
+
+
+def _above(values: Array, share: Array) -> Array:
+    return values > share * values[-1]  # strictly, so that nothing of a zero matrix is kept
+
+
+def _from(values: Array, share: Array) -> Array:
+    sizes = jnp.abs(values)  # singular values
+    return (sizes > 0) & (sizes >= share * jnp.max(sizes))
+
+
+def _solve_eigh(gram: Array, delta: Array, share: Array) -> tuple[Array, Array]:
+    values, vectors = _eigh(gram)
+    keep = _above(values, share)
+    inner = dot(delta, vectors)
+    weights = jnp.where(keep, inner / jnp.where(keep, values, 1), 0)
+    return dot(vectors, weights), jnp.sum(keep).astype(gram.dtype)
+
+
+def _solve_svd(gram: Array, delta: Array, share: Array) -> tuple[Array, Array]:
+    z, _, rank, _ = _one_by_one(jnp.linalg.lstsq)(gram, delta, share)
+    return z, rank.astype(gram.dtype)
+
+
+_by_eigh, _by_svd = _spectral(_solve_eigh, _above), _spectral(_solve_svd, _from)
+
+
+def _share(rcond: Number | None, gram: Array) -> Array:
+    """rcond as a number of K's type, with its default."""
+    share = float(jnp.finfo(gram.dtype).eps) * gram.shape[0] if rcond is None else rcond
+    return jnp.asarray(share, gram.dtype)
 
 
 @jax.jit

@@ -77,9 +77,9 @@ def check(mdp: MDP) -> MDP:
         raise ValueError(f"reward has the shape {reward.shape}, expected {shape[:2]} or {shape}")
     _check_finite("reward", reward)
     gamma = np.asarray(mdp.gamma)
-    if gamma.shape != () or not 0 <= gamma < 1:
+    if gamma.shape != () or not 0 <= gamma < 1 or jnp.asarray(gamma, float) == 1:
         raise ValueError(
-            f"gamma is {mdp.gamma}, expected a number in [0, 1): at 1 no backup contracts"
+            f"gamma is {mdp.gamma}, expected a number in [0, 1), as float32: at 1 nothing contracts"
         )
     return MDP(*(jnp.asarray(field, jnp.result_type(float)) for field in mdp))
 

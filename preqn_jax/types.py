@@ -114,7 +114,8 @@ def power_of_two(x: Array) -> Array:
     largest = jnp.max(jnp.abs(x))
     good = (largest > 0) & jnp.isfinite(largest)
     _, exponent = jnp.frexp(jnp.where(good, largest, 1))
-    return jnp.ldexp(jnp.ones((), x.dtype), exponent - 1)
+    most = jnp.finfo(x.dtype).maxexp - 2  # its reciprocal would be subnormal, which devices flush
+    return jnp.ldexp(jnp.ones((), x.dtype), jnp.minimum(exponent - 1, most))
 
 
 def scaled(x: Array) -> tuple[Array, Array]:
@@ -122,7 +123,10 @@ def scaled(x: Array) -> tuple[Array, Array]:
     which a diverging Q passes. Where x is 0, or holds a NaN, it is not divided.
     """
     largest = jnp.max(jnp.abs(x))
-    return x / jnp.where(largest > 0, largest, 1), largest
+    unit = jnp.where(largest > 0, largest, 1)
+    # Devices multiply by the reciprocal, and flush it to 0 where it is subnormal.
+    less = jnp.where(unit > 1e30, 0.5**64, 1.0).astype(x.dtype)
+    return x * less / (unit * less), largest
 
 
 def wide(x: Any) -> Array:

@@ -19,6 +19,7 @@ from preqn_jax import (
     diagnostics,
     linearize,
     linesearch,
+    measures,
     networks,
     problems,
     replay,
@@ -156,13 +157,83 @@ def test_a_solve_takes_a_square_kernel_and_as_many_errors(make, gram, delta):
         make()(jnp.ones(gram), jnp.ones(delta))
 
 
-@pytest.mark.parametrize("make", [solve.eigh, solve.lstsq])
-def test_derivatives_of_a_spectral_solve_go_forward(make):
-    gram, move = jnp.array([[2.0, 0.5], [0.5, 1.0]]), jnp.array([[0.1, 0.2], [0.2, -0.3]])
-    of = lambda gram: make()(gram, jnp.array([1.0, -1.0]))[0]
-    _, slope = jax.jvp(of, (gram,), (move,))
-    finite = (of(gram + 1e-2 * move) - of(gram - 1e-2 * move)) / 2e-2
-    np.testing.assert_allclose(slope, finite, rtol=1e-2)
+def test_integers_are_no_actions_of_ours():
+    """Two actions 0 and 1 would both be the last one."""
+    spec = actions.spec(3, 2)
+    network, obs = networks.ActionValues(2, (8,)), jnp.ones(3)
+    params = network.init(jax.random.key(0), obs, jnp.zeros(1))
+    with pytest.raises(ValueError, match=r"actions are of the type int32, expected numbers in"):
+        network.apply(params, obs, jnp.ones(1, jnp.int32))
+    one = Transition(*(np.ones((2, *shape), np.float32) for shape in ((3,), (1,), (), (), (3,))))
+    with pytest.raises(ValueError, match=r"actions.from_environment\(spec, action\) makes of an"):
+        replay.add(replay.init(spec, 4), one._replace(action=np.ones((2, 1), np.int64)))
+    numbers = actions.from_environment(spec, np.array([[0], [1]]))
+    assert replay.add(replay.init(spec, 4), one._replace(action=numbers)).added == 2
+
+
+@pytest.mark.parametrize("make", [solve.cg, solve.eigh, solve.lstsq])
+def test_an_adaptive_damping_needs_a_solve_with_one(make):
+    with pytest.raises(ValueError, match=f"is solve.{make.__name__}, whose first argument is none"):
+        steps.preconditioned(lambda p, x: x @ p, solve=steps.Adaptive(solve=make))
+    steps.preconditioned(
+        lambda p, x: x @ p, solve=steps.Adaptive(solve=lambda x: solve.cg(damping=x))
+    )
+
+
+def test_batch_normalization_is_for_the_critic_that_moves_its_statistics():
+    network = networks.Critic((8,), norm="batch")
+    with pytest.raises(ValueError, match="only agents.crossq_critic moves: use that, or norm"):
+        agents.critic(network, steps.gradient(network.apply, optax.adam(1e-3)))
+    agents.crossq_critic(network, optax.adam(1e-3))
+
+
+def test_a_discount_that_float32_takes_for_one_is_refused():
+    gamma = 1 - 1e-8
+    mdp = tabular.MDP(np.ones((1, 1, 1)), np.ones((1, 1)), gamma)
+    with pytest.raises(ValueError, match=r"expected a number in \[0, 1\), as float32"):
+        tabular.check(mdp)
+    batch = Transition(*(jnp.ones((2, *shape)) for shape in ((1,), (1,), (), (), (1,))))
+    case = diagnostics.Case(jnp.ones(1), batch, jnp.ones((2, 1)), gamma=gamma)
+    with pytest.raises(ValueError, match=r"expected a number in \[0, 1\), in float32 too"):
+        diagnostics.diagnose(lambda params, obs, action: params @ obs, case)
+
+
+def test_vectors_for_a_cosine_have_one_size():
+    with pytest.raises(ValueError, match=r"shapes \(3,\) and \(3, 1\), expected \[B\] for both"):
+        linesearch.cosine(jnp.ones(3), jnp.ones((3, 1)))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 4e37, 1e38, 3e38])
+def test_numbers_near_the_largest_are_not_lost(size):
+    """The reciprocal of a float32 above 8.5e37 is subnormal, and devices flush it to zero."""
+    delta = size * jnp.asarray([1.0, -0.5, 0.25])
+    assert measures.alignment(0.1 * delta, delta) == pytest.approx(1, abs=1e-6)
+    assert measures.gain(0.1 * delta, delta) == pytest.approx(0.1, rel=1e-6)
+    every = jnp.ones((3, 3))
+    expected = (0.75**2 - 1.3125) / (2 * 1.3125)
+    assert measures.interference(every, delta) == pytest.approx(expected, rel=1e-5)
+    z, info = solve.cholesky(0.0)(2 * jnp.eye(3), delta)
+    np.testing.assert_allclose(z, delta / 2, rtol=1e-6)
+    assert info.residual < 1e-6
+
+
+def test_an_infinite_diagonal_is_no_row_of_its_own():
+    gram = jnp.asarray([[jnp.inf, 1.0], [1.0, 2.0]])
+    assert measures.row_ratio(gram).tolist() == [0.0, 0.25]
+
+
+def test_what_lies_beyond_a_terminal_has_no_part_in_a_target():
+    batch = Transition(None, None, jnp.asarray([1.0, 2.0]), jnp.asarray([0.0, 1.0]), None)
+    upcoming = agents.Upcoming(None, None, {})
+    value = jnp.asarray([jnp.nan, 10.0])
+    assert agents.bootstrapped(batch, upcoming, value, 0.5).tolist() == [1.0, 7.0]
+
+
+def test_a_step_that_overflows_the_parameters_is_not_finite():
+    step = steps.natural_gradient(lambda p, x: x.astype(jnp.float16) @ p, 1.0)
+    inputs, targets = (jnp.asarray([[1e-3, 0.0]]),), jnp.asarray([1e3])
+    params, _, info = step.update(jnp.zeros(2, jnp.float16), step.init(None), inputs, targets)
+    assert params.tolist() == [0, 0] and info.metrics["solve/finite"] == 0
 
 
 def test_products_with_the_gradients_take_what_they_are_of():

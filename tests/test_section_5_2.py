@@ -174,8 +174,8 @@ def test_enough_seeds_that_diverge_decide_unless_the_others_say_the_opposite():
         write(env, "preqn-relu", returns=better(by), extra=gone, **seven)
     runs = {run.name: run for run in curves.gather(Path("r"), ENVS, SIX)[0]}
     for env, so in (("HalfCheetah-v5", 1), ("Swimmer-v5", None)):
-        pair = (runs[f"{env}/{variant}"] for variant in ("preqn-sin", "preqn-relu"))
-        assert comparison.compare(*pair, comparison.performances)[0] == so
+        sin, relu = (runs[f"{env}/{variant}"] for variant in ("preqn-sin", "preqn-relu"))
+        assert comparison.compare(sin, relu, comparison.performances)[0] == so
 
 
 def test_a_seed_that_diverged_did_not_live_to_break_the_other_rules():

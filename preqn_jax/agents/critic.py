@@ -98,8 +98,8 @@ def critic(
         critic.
 
     Raises:
-      ValueError: a step that is none, no member, a measured pessimism with one, or a target out of
-        range.
+      ValueError: a step that is none, no member, a measured pessimism with one, a target out of
+        range, or a network with batch normalization, whose running statistics no such step moves.
 
     Example:
       >>> from preqn_jax import agents, networks, steps
@@ -111,6 +111,22 @@ def critic(
             f"step is of the type {type(step).__name__}, expected a ValueStep, as "
             "steps.gradient(network.apply, optax.adam(1e-3))"
         )
+    if getattr(network, "norm", None) == "batch":
+        raise ValueError(
+            "network has norm='batch', whose running statistics only agents.crossq_critic moves: "
+            "use that, or norm='layer'"
+        )
+    return plain(network, step, members, target, pessimism)
+
+
+def plain(
+    network: Network,
+    step: steps.ValueStep,
+    members: int,
+    target: targets.Polyak = None,
+    pessimism: Number | None = 1.0,
+) -> Critic:
+    """As `critic`, for a network of any norm."""
     require(members, lambda m: m >= 1, "members must be at least 1")
     if pessimism is None and members < 2:
         raise ValueError(
@@ -164,6 +180,8 @@ def bootstrapped(batch: Transition, upcoming: Upcoming, value: Array, discount: 
     """Targets y `[B]` (Algorithm 1, line 10) from the `value` `[B]` of (s', a') without bonus."""
     if upcoming.bonus is not None:
         value = value + upcoming.bonus
+    # What is not finite beyond a terminal has no part in y, as 0 times it would have.
+    value = jnp.where(batch.discount > 0, value, 0)
     return batch.reward + discount * batch.discount * value
 
 

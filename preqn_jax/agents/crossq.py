@@ -16,8 +16,8 @@ from preqn_jax.agents.critic import (
     Upcoming,
     Update,
     bootstrapped,
-    critic,
     means,
+    plain,
 )
 from preqn_jax.batching import precise
 from preqn_jax.types import Array, Params, Transition, wide
@@ -85,5 +85,4 @@ def crossq(
         return replace(state, params=params | statistics, step=memory), Update(y, metrics)
 
     apply: Callable[..., Any] = network.apply
-    plain = critic(network, steps.gradient(apply, optimizer), members=members)
-    return plain._replace(update=update)
+    return plain(network, steps.gradient(apply, optimizer), members)._replace(update=update)

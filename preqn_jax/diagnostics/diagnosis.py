@@ -311,8 +311,8 @@ def _condition(gram: Array) -> Array:
 
 def _check(case: Case) -> None:
     batch, size = case.batch, np.shape(case.batch.reward)
-    if np.ndim(case.gamma) != 0 or not 0 <= case.gamma < 1:
-        raise ValueError(f"gamma is {case.gamma}, expected a number in [0, 1)")
+    if np.ndim(case.gamma) != 0 or not 0 <= case.gamma < 1 or np.float32(case.gamma) == 1:
+        raise ValueError(f"gamma is {case.gamma}, expected a number in [0, 1), in float32 too")
     for name, value in (("alpha", case.alpha), ("reward_bound", case.reward_bound)):
         if value is not None and not (np.ndim(value) == 0 and 0 < value < np.inf):
             raise ValueError(f"{name} is {value}, expected a positive number")

@@ -124,7 +124,7 @@ GLOSSARY: dict[str, Entry] = {
     ),
     "extrapolation": Entry(
         "mean (Q(X*) - Q(X)) / std Q(X), the mean without terminals",
-        "section 3.2, failure mode 4; Fujimoto et al. 2018",
+        "section 3.2, failure mode 4; Fujimoto et al. 2018a",
         "above 1 Q at (s', a'), which targets use, is far above Q on the data",
         _DATA,
     ),
@@ -156,7 +156,7 @@ GLOSSARY: dict[str, Entry] = {
     ),
     "bias": Entry(
         "mean (Q(s, a) - G), G the discounted Monte-Carlo return from (s, a)",
-        "Fujimoto et al. 2018",
+        "Fujimoto et al. 2018b",
         "Q overestimates; with an entropy bonus Q includes up to gamma mean bonus / (1 - gamma) "
         "that the return G leaves out",
         _SLOW,

@@ -57,6 +57,7 @@ def natural_gradient(
         good = fit.finite & within_range(moved)
         params = jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, params)
         cos = measures.alignment(batch(params, inputs) - lin.values, delta)
+        fit = fit._replace(finite=good)  # also where theta itself overflowed
         metrics = {"critic/alignment": cos, **solve_metrics(fit, lin.gram, delta)}
         return params, memory, StepInfo(lin.values, delta, metrics)
 

@@ -35,12 +35,20 @@ class Adaptive(NamedTuple):
 
     solve: Callable[[Number], solvers.Solve] = solvers.cholesky  # makes it from a damping
     start: Number = 1e-3
-    minimum: Number = 1e-4  # at a hundredth of it, the Cholesky of a singular K is NaN in float32
+    minimum: Number = 1e-4  # at a tenth of it, the Cholesky of a singular K may be NaN in float32
     maximum: Number = 1.0
     factor: Number = 1.5
 
     def check(self) -> "Adaptive":
-        """Raises ValueError for numbers out of range."""
+        """Raises ValueError for numbers out of range, and a maker whose first argument is no
+        damping.
+        """
+        if self.solve in (solvers.cg, solvers.eigh, solvers.lstsq):
+            name, damped = self.solve.__name__, self.solve is solvers.cg
+            raise ValueError(
+                f"solve of an adaptive damping is solve.{name}, whose first argument is none: give "
+                f"{'lambda x: solve.cg(damping=x)' if damped else 'solve.cholesky'}"
+            )
         require(self.minimum, lambda x: x >= 0, "minimum must not be negative")
         require(self.maximum, lambda x: not x < self.minimum, "maximum must not be below minimum")
         require(
@@ -91,7 +99,8 @@ def preconditioned(
 
     Args:
       q: `q(params, *inputs) -> scalar`.
-      learning_rate: alpha of Eq. 23, the share of each TD error that a step should remove. With an
+      learning_rate: alpha of Eq. 23, the share of each TD error that a step should remove, in
+        (0, 1) as in Eq. 20: a larger one overshoots, which the alignment does not see. With an
         optax schedule the step's memory counts its updates.
       eta: the alignment threshold of Eq. 24, in (-1, 1).
       solve: how Eq. 22 is solved; `solve.cholesky()` if None. With `Adaptive` the damping is part
