@@ -62,7 +62,7 @@ def refuse_integers(action: Any) -> None:
     """Raises ValueError for actions that are integers, as environments take them: as numbers in
     [-1, 1] most would be the last one.
     """
-    kind = getattr(action, "dtype", np.dtype(type(action)))
+    kind = action.dtype if hasattr(action, "dtype") else np.asarray(action).dtype
     if np.issubdtype(kind, np.integer):
         raise ValueError(
             f"actions are of the type {kind}, expected numbers in [-1, 1], as "

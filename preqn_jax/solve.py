@@ -139,7 +139,8 @@ def cg(tol: Number = 1e-5, max_steps: int = 100, damping: Number = 0.0) -> Solve
         absolute = (damping * jnp.mean(jnp.diagonal(gram))).astype(gram.dtype)
 
         unit = power_of_two(delta)
-        iterate = partial(_conjugate, gram, absolute=absolute, tol=tol, max_steps=max_steps)
+        fixed = jax.lax.stop_gradient(jnp.asarray(tol))  # the solution does not depend on it
+        iterate = partial(_conjugate, gram, absolute=absolute, tol=fixed, max_steps=max_steps)
         z = jax.lax.custom_linear_solve(  # which defines the derivative
             lambda v: dot(gram, v) + absolute * v,
             delta / unit,

@@ -167,6 +167,8 @@ def test_integers_are_no_actions_of_ours():
     one = Transition(*(np.ones((2, *shape), np.float32) for shape in ((3,), (1,), (), (), (3,))))
     with pytest.raises(ValueError, match=r"actions.from_environment\(spec, action\) makes of an"):
         replay.add(replay.init(spec, 4), one._replace(action=np.ones((2, 1), np.int64)))
+    with pytest.raises(ValueError, match="actions are of the type int64"):
+        replay.add(replay.init(spec, 4), one._replace(action=[[0], [1]]))
     numbers = actions.from_environment(spec, np.array([[0], [1]]))
     assert replay.add(replay.init(spec, 4), one._replace(action=numbers)).added == 2
 

@@ -65,6 +65,11 @@ def test_a_derivative_is_that_of_the_solution(maker, name, moved):
     np.testing.assert_allclose(backward, weights @ finite, rtol=1e-4, atol=1e-6)
 
 
+def test_a_solution_does_not_depend_on_a_tolerance():
+    of = lambda tol: jnp.sum(solve.cg(tol)(jnp.eye(3), jnp.ones(3))[0])
+    assert jax.grad(of)(1e-3) == 0
+
+
 @pytest.mark.parametrize("maker", MAKERS)
 def test_a_derivative_may_be_mapped_over_kernels(maker, moved):
     delta, dgram, _ = moved
