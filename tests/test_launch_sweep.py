@@ -38,6 +38,13 @@ def test_each_program_is_this_command_with_its_number(monkeypatch):
     assert launch_sweep._job(given, 1, config).command[-1] == "--only_program=1"
 
 
+def test_a_program_on_the_device_gets_no_workers_and_its_neighbour_does():
+    swept = planned("env=native/pendulum,Pendulum-v1")
+    config = launch.LaunchConfig("submitit", cpus_per_run=4)
+    last = [launch_sweep._job(swept, i, config).command[-1] for i in range(2)]
+    assert last == ["--only_program=0", "--workers=2"]
+
+
 def test_a_program_is_as_far_as_the_checkpoints_of_its_members():
     swept = planned("eta=0.5,0.9", "activation=sin,relu")
     jobs = [launch_sweep._job(swept, i, launch.LaunchConfig("ray")) for i in range(2)]

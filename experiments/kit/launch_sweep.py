@@ -10,7 +10,6 @@ from experiments.kit import launch, launchers, runs
 from experiments.kit.curves import plural
 from experiments.kit.processes import ProcessesConfig
 from preqn_jax.options import UserError
-from preqn_jax.training import collect
 from preqn_jax.training import sweep as sweeps
 from preqn_jax.training.sweep import Sweep
 
@@ -75,16 +74,12 @@ def _left(sweep: Sweep, index: int) -> bool:
 
 def _job(sweep: Sweep, index: int, config: launch.LaunchConfig) -> launch.Job:
     """The job that trains one program, by this same command."""
-    program = runs_of(sweep)[index]
-    job = runs.job(program, config.processes, config.cpus)
-    command = [sys.executable, "-m", "experiments.sweep", *sys.argv[1:], f"--only_program={index}"]
-    if sweep.run.workers is None:
-        cores = config.cpus or runs.cores(config.processes)
-        members = len(sweep.programs[index].members)
-        command.append(f"--workers={collect.default_workers(members, cores)}")
-    members = [sweep.logdir / member.name for member in sweep.programs[index].members]
+    program, cores = sweep.programs[index], config.cpus or runs.cores(config.processes)
+    job = runs.job(runs_of(sweep)[index], config.processes, config.cpus)
+    own = f"--only_program={index}", *runs.workers(program.run, len(program.members), cores)
+    members = [sweep.logdir / member.name for member in program.members]
     return job._replace(
-        command=command,
+        command=[sys.executable, "-m", "experiments.sweep", *sys.argv[1:], *own],
         wanted=functools.partial(_left, sweep, index),
         reached=functools.partial(runs.reached, members),
     )

@@ -17,7 +17,7 @@ from experiments.kit import curves, flags, launch, launchers, output, signals
 from experiments.kit.runs import Run, begun, execute, last
 from preqn_jax import agents, envs
 from preqn_jax.options import UserError, check, check_same, option
-from preqn_jax.training import directory
+from preqn_jax.training import device, directory
 from preqn_jax.training import run as training
 from preqn_jax.training.config import RunConfig, named
 
@@ -232,6 +232,7 @@ def _run(
         directory.compare(folder / directory.CONFIG, wanted, flag="root")
     else:
         agents.check_kind(described["algorithm"], envs.spec(run.source))
+        device.wanted(run, run.source)  # raises where that is impossible
     return planned
 
 

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 import experiments
-from experiments.kit import curves, launch, streams
+from experiments.kit import curves, flags, launch, streams
 from preqn_jax.options import UserError
-from preqn_jax.training import added, collect, directory, record
+from preqn_jax.training import added, collect, device, directory, record
+from preqn_jax.training.config import RunConfig
 
 # Prefixes of the environment variables that runs on other nodes get from this process.
 _PASSED = ("JAX_", "XLA_", "NPROC", "OPENBLAS_", "MUJOCO_", "PYTHONPATH", "WANDB_", "MLFLOW_")
@@ -135,12 +136,19 @@ def reached(folders: Iterable[Path]) -> int:
 
 def command(run: Run, cores: int) -> list[str]:
     """The command that makes the run, with so many cores for stepping environments."""
-    here = (
-        f"--num_steps={run.num_steps}",
-        f"--logdir={run.folder}",
-        f"--workers={collect.default_workers(len(run.seeds), cores)}",
-    )
-    return [sys.executable, "-m", "experiments.train", *run.flags, *here]
+    config, *_ = flags.read(run.flags, *directory.CONFIGS)
+    here = f"--num_steps={run.num_steps}", f"--logdir={run.folder}"
+    own = workers(config, len(run.seeds), cores)
+    return [sys.executable, "-m", "experiments.train", *run.flags, *here, *own]
+
+
+def workers(run: RunConfig, members: int, cores: int) -> list[str]:
+    """The flag for the worker processes that step the environments of so many members, with so many
+    cores. There is none where the run names their number, or has its environments on the device.
+    """
+    if run.workers is not None or device.wanted(run, run.source):
+        return []
+    return [f"--workers={collect.default_workers(members, cores)}"]
 
 
 def variables_here(processes: int) -> dict[str, str]:
