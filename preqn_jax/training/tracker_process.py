@@ -9,6 +9,7 @@ is resumed. An error ends this process only, and not the run; it imports nothing
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -16,6 +17,7 @@ import sys
 import time
 import uuid
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,19 @@ class Wandb:
         self._run.finish(exit_code=0 if whole else 1)
 
 
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Within this context, other processes of the same folder wait to enter it, if MLflow's store
+    is a file: each client of a new one makes the tables, and two at once leave it broken for ever.
+    """
+    with contextlib.ExitStack() as held:
+        if os.environ.get("MLFLOW_TRACKING_URI", "sqlite:").startswith("sqlite:"):
+            with contextlib.suppress(OSError):  # some network file systems have no locks
+                file = held.enter_context(open("mlflow.lock", "ab"))
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 class Mlflow:
     """MLflow, in the store that `MLFLOW_TRACKING_URI` names; the experiment is
     `MLFLOW_EXPERIMENT_NAME`.
@@ -67,7 +82,8 @@ class Mlflow:
     def __init__(self, folder: Path, config: dict[str, Any], seed: int, id_: str | None):
         from mlflow import MlflowClient, entities  # pyright: ignore[reportMissingImports]
 
-        self._client, self._metric = MlflowClient(), entities.Metric
+        with _one_at_a_time():
+            self._client, self._metric = MlflowClient(), entities.Metric
         if id_ is not None:
             self.id = id_
             self._client.update_run(self.id, status="RUNNING")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -105,6 +105,46 @@ def test_a_tracker_gets_every_record_by_its_name_and_goes_on_with_the_run(fake):
     # Records may come more often now, and of two at 300 the second is new.
     assert [one[2] for one in new if one[0] == three and one[1] == "log"] == [250, 300, 400]
     assert [one[2] for one in new if one[1] == "finish"] == [0, 0]
+
+
+# Stands in for the package: it says whether another process could have made a client just now.
+MLFLOW = """
+import fcntl
+
+said = []
+
+class entities:
+    Metric = Param = tuple
+
+class MlflowClient:
+    def __init__(self):
+        said.append(free())
+    def update_run(self, id, status):
+        said.append(free())
+
+def free():
+    try:
+        with open("mlflow.lock", "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+"""
+
+
+@pytest.mark.parametrize(
+    ("store", "first"), [("", False), ("sqlite:///m.db", False), ("https://m:5000", True)]
+)
+def test_one_tracker_at_a_time_begins_in_a_store_that_is_a_file(monkeypatch, store, first):
+    """Each would make the tables of a new one, and leave it broken for all."""
+    mlflow: Any = ModuleType("mlflow")
+    exec(MLFLOW, mlflow.__dict__)
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if store:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    tracker_process.Mlflow(Path("x"), {}, 0, "an id")
+    assert mlflow.said == [first, True]
 
 
 def test_what_an_earlier_version_kept_of_a_tracker_counts(monkeypatch, tmp_path):
@@ -298,6 +338,23 @@ def test_mlflow_keeps_the_records_in_a_file(monkeypatch):
     assert run.data.params["eta"] == "0.9" and set(run.data.metrics) == {"critic/q_mean"}
     history = client.get_metric_history(run.info.run_id, "critic/q_mean")
     assert [(one.step, one.value) for one in history] == [(s, s + 0.3) for s in (100, 200, 300)]
+
+
+@pytest.mark.slow
+def test_trackers_that_begin_at_once_share_a_new_store_of_mlflow(monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="the extra `mlflow` is not installed")
+    pytest.importorskip("sqlalchemy")
+    store = f"sqlite:///{Path('m.db').absolute()}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    recorders = [begin("mlflow", seeds=(3,), folder=name) for name in "abcd"]
+    for recorder in recorders:
+        write(recorder, [100], seeds=(3,))
+    for recorder in recorders:
+        recorder.close()
+    client = mlflow.MlflowClient(store)
+    made = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
+    assert sorted(run.info.run_name for run in made) == [f"{name}/seed_3" for name in "abcd"]
 
 
 def test_tensorboards_own_reader_reads_our_files():
