@@ -225,6 +225,22 @@ def test_a_run_that_is_over_though_with_an_error_is_told_by_where_it_ran(child):
         assert here.end(one, handle) == end
 
 
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGKILL, "it was killed (SIGKILL), as the system does where memory is full; lower"),
+        (signal.SIGSEGV, "it crashed (SIGSEGV); the lines above may say why"),
+    ],
+)
+def test_a_run_that_the_system_kills_says_so_and_not_how_far_its_bar_was(
+    number, words, monkeypatch
+):
+    dies = f"import os, signal; os.write(2, b'\\rE: 10%|# |'); os.kill(os.getpid(), {number:d})"
+    monkeypatch.setattr(kit, "command", lambda *_: [sys.executable, "-I", "-S", "-c", dies])
+    (outcome,) = kit.execute(fake_runs("a"), 1)
+    assert outcome.state == "failed" and outcome.words.startswith(words)
+
+
 HEARS = """
 import os, pathlib, signal, sys, time
 def hear(*_):
