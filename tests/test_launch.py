@@ -108,6 +108,21 @@ def test_a_run_that_another_process_makes_is_left_to_it(child):
     assert states(kit.execute(runs, 1)) == ["done", "done"]
 
 
+def test_a_run_that_another_process_has_ended_meanwhile_is_done(child):
+    runs = fake_runs("a", "b")
+    runs[0].folder.mkdir(parents=True)
+    held, here = lock.Lock(runs[0].folder), launch.Local()
+
+    def end(job, handle):
+        if (ended := launch.Local.end(here, job, handle)) is not None:
+            subprocess.run(kit.job(runs[0], 1).command, check=True)  # the other process
+            held.release()
+        return ended
+
+    here.end = end
+    assert states(kit.execute(runs, 1, here)) == ["done", "done"]
+
+
 def test_a_run_that_another_process_ends_before_we_hold_the_lock_is_not_made_again(
     child, monkeypatch
 ):

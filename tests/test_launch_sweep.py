@@ -76,13 +76,26 @@ def test_what_makes_no_sense_is_one_sentence_and_nothing_is_written(config, toge
 
 
 @pytest.mark.parametrize(
-    ("end", "outcome"), [("ended", "done"), ("stopped", "stopped"), ("failed", "failed")]
+    ("end", "outcome"),
+    [("ended", "done"), ("stopped", "stopped"), ("failed", "failed"), ("elsewhere", "stopped")],
 )
 def test_a_program_is_over_where_its_process_says_so(end, outcome, monkeypatch):
     """Over a network the files may not show it here yet."""
     monkeypatch.setattr(launch.Local, "start", lambda self, job: end)
     swept, config = planned("discount=0.5,0.9"), launch.LaunchConfig(processes=2)
     assert launch_sweep.train(swept, config, ProcessesConfig()) == outcome
+
+
+def test_a_program_that_another_command_has_ended_meanwhile_is_done(monkeypatch):
+    left = [True]
+    monkeypatch.setattr(launch_sweep, "_left", lambda sweep, index: left[0])
+
+    def start(self, job):
+        left.clear(), left.append(False)
+        return "elsewhere"
+
+    monkeypatch.setattr(launch.Local, "start", start)
+    assert launch_sweep.train(planned(), launch.LaunchConfig(), ProcessesConfig()) == "done"
 
 
 @pytest.mark.slow
@@ -103,7 +116,7 @@ def test_programs_side_by_side_leave_what_they_do_one_after_the_other(tmp_path):
     assert len(folders) == 4 and all(map(free, folders)) and not (many / "summary.md").exists()
     held = lock.Lock(many / "programs" / "activation=sin,env=probe-delay")
     status, _, err = sweep(*many_at_once)
-    assert status == 0 and "activation=sin,env=probe-delay: elsewhere" in err, err
+    assert status == 75 and "activation=sin,env=probe-delay: elsewhere" in err, err
     held.release()
     status, mine, err = sweep(*many_at_once)
     assert status == 0 and mine.replace("many", "one") == out, err

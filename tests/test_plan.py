@@ -325,7 +325,7 @@ def test_a_plan_makes_real_runs_and_says_which_diverged(monkeypatch, capsys):
             [a for a in SMALL if "workers" not in a and "num_steps" not in a],
             lambda *a: seen.append(a),
         )
-        == 0
+        == 1
     )
     out = capsys.readouterr().out
     assert (

@@ -18,7 +18,8 @@ def train(
     sweep: Sweep, config: launch.LaunchConfig, together: ProcessesConfig
 ) -> Literal["done", "failed", "stopped"]:
     """Trains whatever is left of a sweep. A program that fails does not stop the others; one that
-    another command is training is left to that command.
+    another command is training is left to that command. "stopped" says that work is left to do, for
+    whomever.
 
     Raises UserError as `launchers.launcher` and `sweeps.open_` do, and if a coordinator is given:
     processes that meet at one share the sweep by themselves.
@@ -35,10 +36,10 @@ def train(
     programs = runs_of(sweep)
     number = {program.name: i for i, program in enumerate(programs)}
     jobs = [_job(sweep, i, config) for i in number.values() if _left(sweep, i)]
-    ends: list[str] = []
+    ends: dict[str, launch.End] = {}
 
     def ended(name: str, end: launch.End) -> str:
-        ends.append(end)
+        ends[name] = end
         words = "another process trains it" if end == "elsewhere" else ""
         if end == "failed":
             words = runs.last_words(programs[number[name]].log)
@@ -47,10 +48,13 @@ def train(
     sizes = f"{plural(len(sweep.members), 'member')} in {plural(len(programs), 'program')}"
     print(f"{sizes}, {config.processes} at a time: {sweep.logdir}", file=sys.stderr)
     runs.follow(_members(sweep), jobs, launcher, config.processes, ended, "logdir")
-    if "stopped" in ends:
-        print("stopped; the same command goes on from there", file=sys.stderr)
+    for name, end in ends.items():
+        if end == "elsewhere" and not _left(sweep, number[name]):
+            ends[name] = "ended"
+    if words := runs.left(ends.values()):
+        print(words, file=sys.stderr)
         return "stopped"
-    return "failed" if "failed" in ends else "done"
+    return "failed" if "failed" in ends.values() else "done"
 
 
 def runs_of(sweep: Sweep) -> list[runs.Run]:
