@@ -166,15 +166,18 @@ class Sender:
 
 def follow(path: Path, sender: Sender) -> None:
     """Sends records as they are written, until standard input is closed, and then to the file's
-    end.
+    end. What was sent is noted now and then: this process may be ended before all is.
     """
-    rest, over = b"", False
+    rest, over, kept = b"", False, time.monotonic()
     with path.open("rb") as file:
         while not over:
             over = bool(select.select([sys.stdin], [], [], EVERY)[0])
             *lines, rest = (rest + file.read()).split(b"\n")
             for line in lines:
                 sender.send(json.loads(line))
+                if time.monotonic() - kept > EVERY:
+                    sender.keep()
+                    kept = time.monotonic()
             if lines:
                 sender.keep()
 

@@ -6,15 +6,18 @@ import struct
 import subprocess
 import sys
 import time
+from itertools import count
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import fabricated as made_up
 import numpy as np
 import pytest
-from commands import ROOT, SMALL, call, records
+from commands import CHEAP, ROOT, SMALL, call, records
 from waiting import until
 
+from experiments.kit.runs import Run
 from preqn_jax.training import tracker_process, trackers
 from preqn_jax.training.record import Recorder, read
 
@@ -265,6 +268,45 @@ def test_a_run_is_the_same_with_a_tracker_and_without(fake, capsys):
     assert said()[-1][1:] == ["finish", 0]
     assert call(*args, "--logdir=with") == 0
     assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_sent_by_the_same_command_as_far_as_it_was_not(fake):
+    args = [*CHEAP, "--env=probe/delay", "--eval_every=600", "--logdir=x", "--track=wandb"]
+    made_up.begin(Run("x", Path("x"), tuple(args[:-2]), (0,), 600))
+    Path("x/DONE").touch()
+    said = fake()
+    for more in ([], [800]):
+        lines = [{"step": step, "seed": 0, "eval/return_mean": 1.0} for step in (400, 600, *more)]
+        Path("x/metrics.jsonl").write_bytes(made_up.text(lines))
+        for _ in range(2):  # the second has nothing left to send
+            assert call(*args) == 0
+    assert [one[2] for one in said() if one[1] == "log"] == [400, 600, 800]
+    assert [one[2] for one in said() if one[1] == "finish"] == [0, 0]
+
+
+@pytest.mark.slow
+def test_so_are_the_members_of_a_finished_sweep(fake):
+    said = fake()
+    env = {**os.environ, "PYTHONPATH": f"{os.environ['PYTHONPATH']}:{ROOT}"}
+    command = [sys.executable, "-m", "experiments.sweep", *CHEAP, "--env=probe/delay"]
+    command += ["--sweep=discount=0.5,0.9", "--logdir=s"]
+    for more in ([], ["--track=wandb"], ["--track=wandb"]):
+        subprocess.run([*command, *more], env=env, check=True, capture_output=True)
+    made = [line for path in sorted(Path("s").glob("*/metrics.jsonl")) for line in read(path)]
+    logged = [{"step": one[2], "seed": 0, **one[3]} for one in said() if one[1] == "log"]
+    assert logged == made and len(made) > 10
+
+
+def test_what_was_sent_is_noted_before_all_is(monkeypatch, tmp_path):
+    """The process may be ended before."""
+    monkeypatch.setattr(tracker_process, "time", SimpleNamespace(monotonic=count(0, 2).__next__))
+    sent, noted = [], []
+    sender: Any = SimpleNamespace(send=sent.append, keep=lambda: noted.append(len(sent)))
+    (tmp_path / "lines").write_text("{}\n" * 3)
+    with open(os.devnull) as over:
+        monkeypatch.setattr(sys, "stdin", over)
+        tracker_process.follow(tmp_path / "lines", sender)
+    assert noted == [1, 2, 3, 3]
 
 
 @pytest.mark.parametrize(
