@@ -58,7 +58,7 @@ class LaunchConfig:
         at_least=1,
     )
     slurm_options: tuple[str, ...] = option(
-        (), "further options for sbatch, as in account=physics,constraint=a100"
+        (), "further options for sbatch, as in account=physics,constraint=a100,exclusive"
     )
 
     @property
