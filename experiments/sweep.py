@@ -169,8 +169,10 @@ def _train(sweep: sweeps.Sweep, programs: Sequence[sweeps.Program], running: Run
     if jax.process_count() > 1:
         words.append(f"of process {jax.process_index() + 1} of {jax.process_count()}")
     print(f"{' '.join(words)}: {sweep.logdir}", file=sys.stderr)
-    for program in programs:
+    for number, program in enumerate(programs, 1):
         title = ", ".join(filter(None, (program.run.env, program.name)))
+        if len(programs) > 1:
+            title = f"program {number} of {len(programs)}: {title}"
         mine = processes.share(len(program.members))
         for plan in sweeps.plans(sweep, program, mine):
             if running.stopping:
