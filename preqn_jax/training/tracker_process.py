@@ -27,8 +27,12 @@ PROJECT = "preqn_jax"  # wandb's project and mlflow's experiment, where their va
 
 def _title(folder: Path, config: dict[str, Any]) -> str:
     """A run's name: that of its folder, after the environment's where it is in a folder of that
-    name. Seeds that are to join a run (in its folder `added`) have the name of that run.
+    name. Seeds that are to join a run (in its folder `added`) have the name of that run; members of
+    a sweep that differ only in their seed have one name, after that of the sweep.
     """
+    if (folder.parent / "sweep.json").exists():
+        setting = folder.name.rpartition("seed=")[0].rstrip(",")
+        return "/".join(filter(None, (folder.parent.name, setting)))
     apart = folder.name == "added" and (folder.parent / "config.json").exists()
     run = folder.parent if apart else folder
     of_env = run.parent.name == str(config["env"]).split("/")[-1]

@@ -110,6 +110,21 @@ def test_a_tracker_gets_every_record_by_its_name_and_goes_on_with_the_run(fake):
     assert [one[2] for one in new if one[1] == "finish"] == [0, 0]
 
 
+@pytest.mark.parametrize(
+    ("folder", "title"),
+    [
+        ("sw/eta=0.5,env=a-b,seed=3", "sw/eta=0.5,env=a-b"),
+        ("sw/seed=3", "sw"),
+        ("E-v1/seed=3", "E-v1/seed=3"),
+        ("x/seed=3", "seed=3"),
+    ],
+)
+def test_members_of_a_sweep_are_grouped_by_their_setting_and_others_by_their_run(folder, title):
+    Path("sw").mkdir()
+    Path("sw/sweep.json").touch()
+    assert tracker_process._title(Path(folder), {"env": "E-v1"}) == title
+
+
 # Stands in for the package: it says whether another process could have made a client just now.
 MLFLOW = """
 import fcntl
