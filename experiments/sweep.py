@@ -23,6 +23,7 @@ On several machines with one file system, start the same command on each, with -
 --num_processes and --process_id, or with --coordinator=auto: each trains its share of the members.
 """
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +39,8 @@ from preqn_jax.options import UserError
 from preqn_jax.training import directory
 from preqn_jax.training import run as training
 from preqn_jax.training import sweep as sweeps
-from preqn_jax.training.lock import Lock
+from preqn_jax.training.lock import Busy, Lock
+from preqn_jax.training.trackers import Tracker
 
 if __name__ == "__mp_main__":  # a worker process
     streams.forgive()
@@ -85,6 +87,7 @@ def main(argv: list[str]) -> int:
     launching, status = flags.parse(launch.LaunchConfig), 0
     if given.only_program is not None:
         return _train_one(sweep, given.only_program)
+    sent_later = [] if given.report else _finished(sweep)
     if launching != launch.LaunchConfig():
         ended = "done" if given.report else launch_sweep.train(sweep, launching, together)
         if ended == "stopped":
@@ -102,8 +105,27 @@ def main(argv: list[str]) -> int:
                 status = int(not processes.wait(together, sweep.logdir, left, asked))
         if not whole or running.stopping:
             return signals.STOPPED
+    if processes.first():
+        _send(sweep, sent_later)
     diverged = processes.first() and sweep_report.report(sweep)
     return int(bool(status or diverged))
+
+
+def _finished(sweep: sweeps.Sweep) -> list[Path]:
+    """The run directories of the members that are finished."""
+    folders = [sweep.logdir / member.name for member in sweep.members]
+    return [one for one in folders if directory.finished(one, sweep.loop.num_steps)]
+
+
+def _send(sweep: sweeps.Sweep, folders: Sequence[Path]) -> None:
+    """Sends what the tracker, if one is asked for, lacks of the records of finished members."""
+    for folder in folders if sweep.run.track else ():
+        with contextlib.suppress(Busy):  # another command does so
+            lock = Lock(folder)
+            try:
+                Tracker(sweep.run.track, folder).close()
+            finally:
+                lock.release()
 
 
 # --- in this process ------------------------------------------------------------------------------
@@ -147,8 +169,10 @@ def _train(sweep: sweeps.Sweep, programs: Sequence[sweeps.Program], running: Run
     if jax.process_count() > 1:
         words.append(f"of process {jax.process_index() + 1} of {jax.process_count()}")
     print(f"{' '.join(words)}: {sweep.logdir}", file=sys.stderr)
-    for program in programs:
+    for number, program in enumerate(programs, 1):
         title = ", ".join(filter(None, (program.run.env, program.name)))
+        if len(programs) > 1:
+            title = f"program {number} of {len(programs)}: {title}"
         mine = processes.share(len(program.members))
         for plan in sweeps.plans(sweep, program, mine):
             if running.stopping:

@@ -25,6 +25,7 @@ from preqn_jax.training import added, directory
 from preqn_jax.training import run as training
 from preqn_jax.training.config import named
 from preqn_jax.training.record import NAME, read
+from preqn_jax.training.trackers import Tracker
 
 if __name__ == "__mp_main__":  # a worker process
     streams.forgive()
@@ -59,6 +60,8 @@ def main(argv: list[str]) -> int:
                 print(f"{logdir} holds a finished run of this command{made_with}; nothing to do")
             elif trained and not running.follow(run, plan.run.env, _intention):
                 return signals.STOPPED
+            if not trained:
+                Tracker(plan.run.track, logdir).close()  # which may lack some of its records
     diverged, picture = _summarize(logdir, plan), logdir / directory.PICTURE
     if trained or not picture.exists():
         learning_curves.draw([logdir], picture, flag="logdir")

@@ -108,6 +108,21 @@ def test_a_run_that_another_process_makes_is_left_to_it(child):
     assert states(kit.execute(runs, 1)) == ["done", "done"]
 
 
+def test_a_run_that_another_process_has_ended_meanwhile_is_done(child):
+    runs = fake_runs("a", "b")
+    runs[0].folder.mkdir(parents=True)
+    held, here = lock.Lock(runs[0].folder), launch.Local()
+
+    def end(job, handle):
+        if (ended := launch.Local.end(here, job, handle)) is not None:
+            subprocess.run(kit.job(runs[0], 1).command, check=True)  # the other process
+            held.release()
+        return ended
+
+    here.end = end
+    assert states(kit.execute(runs, 1, here)) == ["done", "done"]
+
+
 def test_a_run_that_another_process_ends_before_we_hold_the_lock_is_not_made_again(
     child, monkeypatch
 ):
@@ -223,6 +238,22 @@ def test_a_run_that_is_over_though_with_an_error_is_told_by_where_it_ran(child):
         assert not isinstance(handle, str)
         handle.wait()
         assert here.end(one, handle) == end
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGKILL, "it was killed (SIGKILL), as the system does where memory is full; lower"),
+        (signal.SIGSEGV, "it crashed (SIGSEGV); the lines above may say why"),
+    ],
+)
+def test_a_run_that_the_system_kills_says_so_and_not_how_far_its_bar_was(
+    number, words, monkeypatch
+):
+    dies = f"import os, signal; os.write(2, b'\\rE: 10%|# |'); os.kill(os.getpid(), {number:d})"
+    monkeypatch.setattr(kit, "command", lambda *_: [sys.executable, "-I", "-S", "-c", dies])
+    (outcome,) = kit.execute(fake_runs("a"), 1)
+    assert outcome.state == "failed" and outcome.words.startswith(words)
 
 
 HEARS = """

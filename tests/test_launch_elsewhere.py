@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from commands import ROOT, finished, records, start
 from waiting import free, until
 
-from experiments.kit import launch, launchers
+from experiments.kit import flags, launch, launchers
 from experiments.kit import runs as kit
 from preqn_jax.options import UserError
 
@@ -47,6 +48,7 @@ def test_what_makes_no_sense_is_one_sentence(flags, words, monkeypatch):
         ({"cluster": "slurm"}, "there is no sbatch on this machine"),
         ({"gpus_per_run": 0.5}, "gpus_per_run is 0.5, but SLURM gives only whole GPUs"),
         ({"slurm_options": ("account",)}, "slurm_options has 'account'"),
+        ({"slurm_options": ("exclude=n1", "n2")}, "has 'n2', .* double quotes, as in 'mem=8G,"),
     ],
 )
 def test_flags_of_submitit_are_checked_before_anything_is_written(flags, words, monkeypatch):
@@ -55,6 +57,15 @@ def test_flags_of_submitit_are_checked_before_anything_is_written(flags, words, 
     with pytest.raises(UserError, match=words):
         launchers.launcher(CONFIG("submitit", **flags), 1.0, Path("files"))
     assert not list(Path().iterdir())
+
+
+def test_options_of_sbatch_may_have_commas_or_no_value(monkeypatch):
+    pytest.importorskip("submitit")
+    given = ['--slurm_options=account=x,"exclude=n1,n2",--no-requeue,exclusive']
+    (read,) = flags.read(["--launcher=submitit", "--cluster=local", *given], CONFIG)
+    launcher: Any = launchers.launcher(read, 1.0, Path("files"))
+    told = {"account": "x", "exclude": "n1,n2", "no_requeue": True, "exclusive": True}
+    assert launcher._parameters["slurm_additional_parameters"] == told
 
 
 @pytest.mark.slow

@@ -38,6 +38,13 @@ def test_each_program_is_this_command_with_its_number(monkeypatch):
     assert launch_sweep._job(given, 1, config).command[-1] == "--only_program=1"
 
 
+def test_a_program_on_the_device_gets_no_workers_and_its_neighbour_does():
+    swept = planned("env=native/pendulum,Pendulum-v1")
+    config = launch.LaunchConfig("submitit", cpus_per_run=4)
+    last = [launch_sweep._job(swept, i, config).command[-1] for i in range(2)]
+    assert last == ["--only_program=0", "--workers=2"]
+
+
 def test_a_program_is_as_far_as_the_checkpoints_of_its_members():
     swept = planned("eta=0.5,0.9", "activation=sin,relu")
     jobs = [launch_sweep._job(swept, i, launch.LaunchConfig("ray")) for i in range(2)]
@@ -69,13 +76,26 @@ def test_what_makes_no_sense_is_one_sentence_and_nothing_is_written(config, toge
 
 
 @pytest.mark.parametrize(
-    ("end", "outcome"), [("ended", "done"), ("stopped", "stopped"), ("failed", "failed")]
+    ("end", "outcome"),
+    [("ended", "done"), ("stopped", "stopped"), ("failed", "failed"), ("elsewhere", "stopped")],
 )
 def test_a_program_is_over_where_its_process_says_so(end, outcome, monkeypatch):
     """Over a network the files may not show it here yet."""
     monkeypatch.setattr(launch.Local, "start", lambda self, job: end)
     swept, config = planned("discount=0.5,0.9"), launch.LaunchConfig(processes=2)
     assert launch_sweep.train(swept, config, ProcessesConfig()) == outcome
+
+
+def test_a_program_that_another_command_has_ended_meanwhile_is_done(monkeypatch):
+    left = [True]
+    monkeypatch.setattr(launch_sweep, "_left", lambda sweep, index: left[0])
+
+    def start(self, job):
+        left.clear(), left.append(False)
+        return "elsewhere"
+
+    monkeypatch.setattr(launch.Local, "start", start)
+    assert launch_sweep.train(planned(), launch.LaunchConfig(), ProcessesConfig()) == "done"
 
 
 @pytest.mark.slow
@@ -96,7 +116,7 @@ def test_programs_side_by_side_leave_what_they_do_one_after_the_other(tmp_path):
     assert len(folders) == 4 and all(map(free, folders)) and not (many / "summary.md").exists()
     held = lock.Lock(many / "programs" / "activation=sin,env=probe-delay")
     status, _, err = sweep(*many_at_once)
-    assert status == 0 and "activation=sin,env=probe-delay: elsewhere" in err, err
+    assert status == 75 and "activation=sin,env=probe-delay: elsewhere" in err, err
     held.release()
     status, mine, err = sweep(*many_at_once)
     assert status == 0 and mine.replace("many", "one") == out, err

@@ -96,6 +96,7 @@ def test_a_plan_that_says_otherwise_is_left_as_it_is(args, extra, words):
         ([], ["--no_such=7"], "no_such"),
         ([], ["--seeds=3"], "sets seeds, which the plan sets for each run"),
         ([], ["--workers=3"], "sets logdir or workers"),
+        ([], ["--on_device"], "'HalfCheetah-v5' cannot be stepped on the device"),
         (["--seeds=a"], [], "seeds is 'a'"),
         (["--until=2000000"], [], "until is 2000000, beyond the num_steps of the plan"),
         (["--until=12000"], [], "runs end at step 12000, but are evaluated every 5000"),
@@ -273,6 +274,16 @@ def test_workers_share_the_cores(monkeypatch, cores, processes, workers):
     ]
 
 
+@pytest.mark.parametrize(
+    "more", [["--env=native/pendulum"], ["--env=probe/delay", "--on_device"]], ids=lambda x: x[0]
+)
+def test_a_run_on_the_device_gets_no_workers(monkeypatch, more):
+    """There they would be refused."""
+    monkeypatch.setattr(collect, "cores", lambda: 8)
+    run = kit.Run("e/v", Path("r/e/v"), tuple(more), (0, 1, 2), 400)
+    assert kit.job(run, 1).command[-1] == "--logdir=r/e/v"
+
+
 def test_devices_share_the_cores_unless_the_environment_says_so(monkeypatch):
     monkeypatch.setattr(collect, "cores", lambda: 8)
     monkeypatch.setattr(experiments, "XLA_FLAGS_GIVEN", "--xla_x=1")
@@ -314,7 +325,7 @@ def test_a_plan_makes_real_runs_and_says_which_diverged(monkeypatch, capsys):
             [a for a in SMALL if "workers" not in a and "num_steps" not in a],
             lambda *a: seen.append(a),
         )
-        == 0
+        == 1
     )
     out = capsys.readouterr().out
     assert (

@@ -50,9 +50,7 @@ def rows(monkeypatch):
     """`(*runs) -> [(name, seeds, return)]`: the lines of a figure, read from its table. The picture
     is not written, which would take most of the time.
     """
-    monkeypatch.setattr(
-        learning_curves.output, "save_figure", lambda figure, out: plt.close(figure)
-    )
+    monkeypatch.setattr(learning_curves.output, "save_figure", lambda figure, *_: plt.close(figure))
 
     def read(*runs):
         cells = [

@@ -5,11 +5,13 @@ exists.
 import importlib.util
 import itertools
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import tomllib
 import zipfile
+from pathlib import Path
 
 import pytest
 import yaml
@@ -138,6 +140,33 @@ def test_the_image_starts_a_command_that_there_is():
     words = {name: yaml.safe_load(words) for name, words in instructions() if name[-1] in "TD"}
     assert words["ENTRYPOINT"] == ["python", "-m"]
     assert importlib.util.find_spec(words["CMD"][0])
+
+
+# Stands in for Python, also in the venv that it makes; pip is there once a venv was made.
+PYTHON = """#!/bin/sh
+echo "$*" >> said
+case "$*" in
+  "-m pip"*) test -e .venv/pip ;;
+  "-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python && touch .venv/pip ;;
+esac
+"""
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_a_venv_that_failed_halfway_is_made_anew_and_a_whole_one_is_left_alone():
+    """As where Debian's python3-venv was missing at first: it leaves a Python without pip."""
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, name)
+    Path(".venv/bin").mkdir(parents=True)
+    for name in ("fake", ".venv/bin/python"):
+        Path(name).write_text(PYTHON)
+        Path(name).chmod(0o755)
+    for made in (["-m venv --clear .venv"], []):
+        Path("said").write_text("")
+        command = ["make", ".venv/installed", "PYTHON=./fake"]
+        assert subprocess.run(command, capture_output=True).returncode == 0
+        assert [line for line in Path("said").read_text().splitlines() if "venv" in line] == made
+        Path(".venv/installed").unlink()
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import commands
 import matplotlib.pyplot as plt
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from fabricated import one
 
+from experiments import sweep as command
 from experiments.judge import scores, sweep_report
 from experiments.kit import flags, processes, signals
 from preqn_jax.options import UserError
@@ -320,6 +322,22 @@ def test_a_map_has_every_setting_in_its_place():
     sweep_report._map(figure, ax, rows, ["a", "b"])
     np.testing.assert_allclose(np.asarray(ax.images[0].get_array()), [[13, 23], [14, 24], [15, 25]])
     plt.close(figure)
+
+
+@pytest.mark.parametrize("axis", ["activation=sin,relu", "discount=0.5,0.9"])
+def test_the_bar_says_which_program_of_how_many_it_is_of(axis, monkeypatch):
+    run, agent, loop = flags.read(["--env=probe/delay"], *training.CONFIGS)
+    swept = sweeps.make("s", run, agent, loop, sweeps.axes([axis]))
+    titles: list[str] = []
+    monkeypatch.setattr(command.training, "Session", lambda *_: contextlib.nullcontext())
+    running: Any = SimpleNamespace(
+        stopping=False, hung=None, follow=lambda session, title: titles.append(title) or True
+    )
+    assert command._train(swept, swept.programs, running)
+    numbered = [
+        f"program {i} of 2: probe/delay, activation={name}" for i, name in ((1, "sin"), (2, "relu"))
+    ]
+    assert titles == (numbered if len(swept.programs) > 1 else ["probe/delay"])
 
 
 @pytest.mark.slow

@@ -131,6 +131,17 @@ def test_folders_that_are_no_runs_are_left_out_where_several_are_given(capsys):
     assert said.err == "no run directories, and left out: figures, sweep\n"
 
 
+def test_so_are_the_files_that_a_sweep_or_a_plan_writes_beside_its_runs(capsys):
+    write_run("sw/member")
+    for name in ("summary.json", "x.log"):
+        Path("sw", name).touch()
+    given = ["sw/member", "sw/summary.json", "sw/x.log"]
+    assert call_other(table, table.TableConfig, *given) == 0
+    said = capsys.readouterr()
+    assert said.out == table.as_md(table.rows([Path("sw/member")]))
+    assert said.err == "no run directories, and left out: sw/summary.json, sw/x.log\n"
+
+
 def test_the_best_return_is_that_of_seeds_with_one():
     (row,) = table.rows([write_run("a", {1: [10.0, 20.0], 2: [None]})])
     assert row["best return"] == (20.0, None)

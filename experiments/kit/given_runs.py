@@ -17,16 +17,16 @@ def parse_one(argv: Sequence[str], command: str) -> Path:
 
 
 def parse_several(argv: Sequence[str], example: str) -> list[Path]:
-    """All run directories that are given. Where there are several, as of runs/*, folders that are
-    none are left out, with a note. Raises UserError if there is none, and then shows the `example`
-    of a command line.
+    """All run directories that are given. Where there are several, as of runs/*, files and folders
+    that are none are left out, with a note. Raises UserError if there is none, and then shows the
+    `example` of a command line.
     """
     if len(argv) < 2:
         raise UserError(
             f"no run given; name run directories, as in: python -m experiments.{example}"
         )
     given = [Path(run) for run in argv[1:]]
-    others = [one for one in given if one.is_dir() and not (one / directory.CONFIG).exists()]
+    others = [one for one in given if one.exists() and not (one / directory.CONFIG).is_file()]
     if not others or len(others) == len(given):
         return given
     names = ", ".join(map(str, others))

@@ -58,7 +58,7 @@ class LaunchConfig:
         at_least=1,
     )
     slurm_options: tuple[str, ...] = option(
-        (), "further options for sbatch, as in account=physics,constraint=a100"
+        (), "further options for sbatch, as in account=physics,constraint=a100,exclusive"
     )
 
     @property
@@ -314,8 +314,11 @@ class Local:
         self.running.pop(job.name, None)
         if code == 0 or (code not in signals.ASKED and _over(job)):
             return "ended"
-        asked = code in signals.ASKED or handle.pid in self.asked
-        return "stopped" if asked else "failed"
+        if code in signals.ASKED or handle.pid in self.asked:
+            return "stopped"
+        if code < 0:  # the last line of its log may be a progress bar
+            note(job, _killed(-code))
+        return "failed"
 
     def stop(self, handle: subprocess.Popen) -> None:
         if handle.pid not in self.asked and handle.returncode is None:
@@ -347,6 +350,17 @@ def _send(handle: subprocess.Popen, send: Callable[[int, int], None], number: in
             send(handle.pid, number)
 
 
+def _killed(number: int) -> str:
+    """What is known of a process that a signal ended, which it did not get from us."""
+    name = {one.value: one.name for one in signal.Signals}.get(number, f"signal {number}")
+    if number != signal.SIGKILL:
+        return f"it crashed ({name}); the lines above may say why"
+    return (
+        f"it was killed ({name}), as the system does where memory is full; lower --processes or "
+        "--replay_capacity, or on a cluster ask for more memory"
+    )
+
+
 def _over(job: Job) -> bool:
     """Whether nothing is left to do although the job ended with an error, as when a seed diverged.
     This is asked on the machine where it ran: over a network, others may see its files later.
@@ -359,6 +373,6 @@ def _over(job: Job) -> bool:
 def note(job: Job, error: BaseException | str) -> None:
     """Appends to a job's log, as its last line, why the job could not be attended to."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = f"error: {lines[-1] if lines else type(error).__name__}\n"
+    line = f"\nerror: {lines[-1] if lines else type(error).__name__}\n"  # after a progress bar
     with contextlib.suppress(OSError), job.log.open("ab") as log:
         log.write(line.encode(errors="backslashreplace"))

@@ -24,6 +24,11 @@ from experiments.kit.launch_node import attend
 from preqn_jax.options import UserError, choose
 
 _FOR_EVER = 1_000_000  # how often a run that meets its time limit is queued again
+# Options of sbatch that may have no value.
+_BARE = (
+    *("contiguous", "exclusive", "get_user_env", "hold", "no_kill", "no_requeue", "overcommit"),
+    *("oversubscribe", "reboot", "requeue", "spread_job", "use_min_nodes"),
+)
 
 
 class Submitit:
@@ -129,11 +134,16 @@ class Task:
         return DelayedSubmission(Task(self._job, self._folder))
 
 
-def _option(word: str) -> tuple[str, str]:
+def _option(word: str) -> tuple[str, str | bool]:
+    """An option of sbatch and its value; True where it has none, as submitit takes it."""
     name, equals, value = word.partition("=")
-    if not (name and equals and value):
-        raise UserError(
-            f"slurm_options has {word!r}, but each entry must be name=value, as in "
-            "`slurm_options=account=physics`"
-        )
-    return name.lstrip("-").replace("-", "_"), value
+    name = name.lstrip("-").replace("-", "_")
+    if name and equals and value:
+        return name, value
+    if not equals and name in _BARE:
+        return name, True
+    raise UserError(
+        f"slurm_options has {word!r}, but each entry must be name=value, as in "
+        "`slurm_options=account=physics`, or an option without a value, as exclusive; put an entry "
+        "with commas in double quotes, as in 'mem=8G,\"exclude=n1,n2\"'"
+    )

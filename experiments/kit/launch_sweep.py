@@ -10,7 +10,6 @@ from experiments.kit import launch, launchers, runs
 from experiments.kit.curves import plural
 from experiments.kit.processes import ProcessesConfig
 from preqn_jax.options import UserError
-from preqn_jax.training import collect
 from preqn_jax.training import sweep as sweeps
 from preqn_jax.training.sweep import Sweep
 
@@ -19,7 +18,8 @@ def train(
     sweep: Sweep, config: launch.LaunchConfig, together: ProcessesConfig
 ) -> Literal["done", "failed", "stopped"]:
     """Trains whatever is left of a sweep. A program that fails does not stop the others; one that
-    another command is training is left to that command.
+    another command is training is left to that command. "stopped" says that work is left to do, for
+    whomever.
 
     Raises UserError as `launchers.launcher` and `sweeps.open_` do, and if a coordinator is given:
     processes that meet at one share the sweep by themselves.
@@ -36,10 +36,10 @@ def train(
     programs = runs_of(sweep)
     number = {program.name: i for i, program in enumerate(programs)}
     jobs = [_job(sweep, i, config) for i in number.values() if _left(sweep, i)]
-    ends: list[str] = []
+    ends: dict[str, launch.End] = {}
 
     def ended(name: str, end: launch.End) -> str:
-        ends.append(end)
+        ends[name] = end
         words = "another process trains it" if end == "elsewhere" else ""
         if end == "failed":
             words = runs.last_words(programs[number[name]].log)
@@ -48,10 +48,13 @@ def train(
     sizes = f"{plural(len(sweep.members), 'member')} in {plural(len(programs), 'program')}"
     print(f"{sizes}, {config.processes} at a time: {sweep.logdir}", file=sys.stderr)
     runs.follow(_members(sweep), jobs, launcher, config.processes, ended, "logdir")
-    if "stopped" in ends:
-        print("stopped; the same command goes on from there", file=sys.stderr)
+    for name, end in ends.items():
+        if end == "elsewhere" and not _left(sweep, number[name]):
+            ends[name] = "ended"
+    if words := runs.left(ends.values()):
+        print(words, file=sys.stderr)
         return "stopped"
-    return "failed" if "failed" in ends else "done"
+    return "failed" if "failed" in ends.values() else "done"
 
 
 def runs_of(sweep: Sweep) -> list[runs.Run]:
@@ -75,16 +78,12 @@ def _left(sweep: Sweep, index: int) -> bool:
 
 def _job(sweep: Sweep, index: int, config: launch.LaunchConfig) -> launch.Job:
     """The job that trains one program, by this same command."""
-    program = runs_of(sweep)[index]
-    job = runs.job(program, config.processes, config.cpus)
-    command = [sys.executable, "-m", "experiments.sweep", *sys.argv[1:], f"--only_program={index}"]
-    if sweep.run.workers is None:
-        cores = config.cpus or runs.cores(config.processes)
-        members = len(sweep.programs[index].members)
-        command.append(f"--workers={collect.default_workers(members, cores)}")
-    members = [sweep.logdir / member.name for member in sweep.programs[index].members]
+    program, cores = sweep.programs[index], config.cpus or runs.cores(config.processes)
+    job = runs.job(runs_of(sweep)[index], config.processes, config.cpus)
+    own = f"--only_program={index}", *runs.workers(program.run, len(program.members), cores)
+    members = [sweep.logdir / member.name for member in program.members]
     return job._replace(
-        command=command,
+        command=[sys.executable, "-m", "experiments.sweep", *sys.argv[1:], *own],
         wanted=functools.partial(_left, sweep, index),
         reached=functools.partial(runs.reached, members),
     )

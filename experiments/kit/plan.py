@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.kit import curves, flags, launch, launchers, output, signals
-from experiments.kit.runs import Run, begun, execute, last
+from experiments.kit.runs import Run, begun, diverged, execute, last, left
 from preqn_jax import agents, envs
 from preqn_jax.options import UserError, check, check_same, option
-from preqn_jax.training import directory
+from preqn_jax.training import device, directory
 from preqn_jax.training import run as training
 from preqn_jax.training.config import RunConfig, named
 
@@ -112,10 +112,10 @@ def settle(kind: Kind, config: PlanConfig, extra: Sequence[str]) -> list[Run]:
         settings[name] = list(value) if isinstance(value, tuple) else value
     for name in ("envs", "seeds"):
         _check_some(name, settings[name])
-    left = [env for env in old.get("envs", ()) if env not in settings["envs"]]
-    if left:
+    gone = [env for env in old.get("envs", ()) if env not in settings["envs"]]
+    if gone:
         raise UserError(
-            f"{str(path)!r} has {', '.join(left)} among its envs, but --envs leaves it out; to "
+            f"{str(path)!r} has {', '.join(gone)} among its envs, but --envs leaves it out; to "
             f"train a part of a plan use --only"
         )
     if old:
@@ -232,6 +232,7 @@ def _run(
         directory.compare(folder / directory.CONFIG, wanted, flag="root")
     else:
         agents.check_kind(described["algorithm"], envs.spec(run.source))
+        device.wanted(run, run.source)  # raises where that is impossible
     return planned
 
 
@@ -306,10 +307,10 @@ def main(
         for outcome in outcomes:
             if outcome.state in ("diverged", "failed", "elsewhere"):
                 print(outcome.sentence)
-        if "stopped" in states:
-            print("stopped; the same command goes on from there")
+        if words := left(states):
+            print(words)
             return signals.STOPPED
-        status = int("failed" in states)
+        status = int("failed" in states or any(map(diverged, runs)))
     known_envs, known_seeds = remembered(kind, Path(config.root))
     report(Path(config.root), config.envs or known_envs, config.seeds or known_seeds, out)
     return status

@@ -125,7 +125,7 @@ def _follow(
             step = progress.step
             trace.round(bool(progress.metrics))
             if told := clock.first_words(step, bool(progress.metrics)):
-                tqdm.write(told, file=sys.stderr)
+                tqdm.write(f"{title}: {told}", file=sys.stderr)
             for i, finding in progress.findings:
                 tqdm.write(
                     f"step {step}, {session.plan.name(i)}: {finding.mode}: {finding.evidence}; "

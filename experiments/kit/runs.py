@@ -8,16 +8,17 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 import experiments
-from experiments.kit import curves, launch, streams
+from experiments.kit import curves, flags, launch, streams
 from preqn_jax.options import UserError
-from preqn_jax.training import added, collect, directory, record
+from preqn_jax.training import added, collect, device, directory, record
+from preqn_jax.training.config import RunConfig
 
 # Prefixes of the environment variables that runs on other nodes get from this process.
 _PASSED = ("JAX_", "XLA_", "NPROC", "OPENBLAS_", "MUJOCO_", "PYTHONPATH", "WANDB_", "MLFLOW_")
@@ -42,7 +43,10 @@ def state(run: Run) -> str:
     not the checkpoints that would let it go on.
     """
     line, copied = last(run), not (run.folder / directory.CHECKPOINTS).exists()
-    if line.get("run/diverged") is not None and (curves.wanted_end(line) or _none_left(run)):
+    # Where one seed has diverged, others may just have written nothing since.
+    if line.get("run/diverged") is not None and (
+        curves.wanted_end(line) or set(run.seeds) <= diverged(run)
+    ):
         return "diverged"
     there = begun(run)
     whole = set(run.seeds) <= set(there.get("seeds", run.seeds))
@@ -53,13 +57,11 @@ def state(run: Run) -> str:
     return "new" if not line else "copied" if copied else "begun"
 
 
-def _none_left(run: Run) -> bool:
-    """Whether all seeds have diverged. The last line does not tell: where one seed has diverged,
-    others may just have written nothing since.
-    """
+def diverged(run: Run) -> set[int]:
+    """The run's seeds that have diverged."""
     with contextlib.suppress(OSError):  # it was replaced, over a network: the next look tells
-        return set(run.seeds) <= set(curves.diverged(record.read(run.folder / record.NAME)))
-    return False
+        return set(run.seeds) & set(curves.diverged(record.read(run.folder / record.NAME)))
+    return set()
 
 
 def is_over(run: Run) -> bool:
@@ -135,12 +137,19 @@ def reached(folders: Iterable[Path]) -> int:
 
 def command(run: Run, cores: int) -> list[str]:
     """The command that makes the run, with so many cores for stepping environments."""
-    here = (
-        f"--num_steps={run.num_steps}",
-        f"--logdir={run.folder}",
-        f"--workers={collect.default_workers(len(run.seeds), cores)}",
-    )
-    return [sys.executable, "-m", "experiments.train", *run.flags, *here]
+    config, *_ = flags.read(run.flags, *directory.CONFIGS)
+    here = f"--num_steps={run.num_steps}", f"--logdir={run.folder}"
+    own = workers(config, len(run.seeds), cores)
+    return [sys.executable, "-m", "experiments.train", *run.flags, *here, *own]
+
+
+def workers(run: RunConfig, members: int, cores: int) -> list[str]:
+    """The flag for the worker processes that step the environments of so many members, with so many
+    cores. There is none where the run names their number, or has its environments on the device.
+    """
+    if run.workers is not None or device.wanted(run, run.source):
+        return []
+    return [f"--workers={collect.default_workers(members, cores)}"]
 
 
 def variables_here(processes: int) -> dict[str, str]:
@@ -212,7 +221,21 @@ def execute(
 
     jobs = [job(run, processes, cpus) for run in to_make.values()]
     follow(runs, jobs, launcher or launch.Local(), processes, ended)
+    for name, outcome in outcomes.items():
+        if outcome.state == "elsewhere":  # it may have ended there since
+            outcomes[name] = _ended(outcome.run, "elsewhere")
     return list(outcomes.values())
+
+
+def left(states: Collection[str]) -> str:
+    """What to say where work is left to do, for the same command or for another process; "" where
+    none is.
+    """
+    if "stopped" in states:
+        return "stopped; the same command goes on from there"
+    if "elsewhere" in states:
+        return "another process trains the rest; once it is done, the same command reports"
+    return ""
 
 
 def _ended(run: Run, end: launch.End) -> Outcome:

@@ -9,6 +9,7 @@ is resumed. An error ends this process only, and not the run; it imports nothing
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -16,6 +17,7 @@ import sys
 import time
 import uuid
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,12 @@ PROJECT = "preqn_jax"  # wandb's project and mlflow's experiment, where their va
 
 def _title(folder: Path, config: dict[str, Any]) -> str:
     """A run's name: that of its folder, after the environment's where it is in a folder of that
-    name. Seeds that are to join a run (in its folder `added`) have the name of that run.
+    name. Seeds that are to join a run (in its folder `added`) have the name of that run; members of
+    a sweep that differ only in their seed have one name, after that of the sweep.
     """
+    if (folder.parent / "sweep.json").exists():
+        setting = folder.name.rpartition("seed=")[0].rstrip(",")
+        return "/".join(filter(None, (folder.parent.name, setting)))
     apart = folder.name == "added" and (folder.parent / "config.json").exists()
     run = folder.parent if apart else folder
     of_env = run.parent.name == str(config["env"]).split("/")[-1]
@@ -59,6 +65,19 @@ class Wandb:
         self._run.finish(exit_code=0 if whole else 1)
 
 
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Within this context, other processes of the same folder wait to enter it, if MLflow's store
+    is a file: each client of a new one makes the tables, and two at once leave it broken for ever.
+    """
+    with contextlib.ExitStack() as held:
+        if os.environ.get("MLFLOW_TRACKING_URI", "sqlite:").startswith("sqlite:"):
+            with contextlib.suppress(OSError):  # some network file systems have no locks
+                file = held.enter_context(open("mlflow.lock", "ab"))
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 class Mlflow:
     """MLflow, in the store that `MLFLOW_TRACKING_URI` names; the experiment is
     `MLFLOW_EXPERIMENT_NAME`.
@@ -67,7 +86,8 @@ class Mlflow:
     def __init__(self, folder: Path, config: dict[str, Any], seed: int, id_: str | None):
         from mlflow import MlflowClient, entities  # pyright: ignore[reportMissingImports]
 
-        self._client, self._metric = MlflowClient(), entities.Metric
+        with _one_at_a_time():
+            self._client, self._metric = MlflowClient(), entities.Metric
         if id_ is not None:
             self.id = id_
             self._client.update_run(self.id, status="RUNNING")
@@ -150,15 +170,18 @@ class Sender:
 
 def follow(path: Path, sender: Sender) -> None:
     """Sends records as they are written, until standard input is closed, and then to the file's
-    end.
+    end. What was sent is noted now and then: this process may be ended before all is.
     """
-    rest, over = b"", False
+    rest, over, kept = b"", False, time.monotonic()
     with path.open("rb") as file:
         while not over:
             over = bool(select.select([sys.stdin], [], [], EVERY)[0])
             *lines, rest = (rest + file.read()).split(b"\n")
             for line in lines:
                 sender.send(json.loads(line))
+                if time.monotonic() - kept > EVERY:
+                    sender.keep()
+                    kept = time.monotonic()
             if lines:
                 sender.keep()
 

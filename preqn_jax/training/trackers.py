@@ -47,7 +47,9 @@ class Tracker:
     """
 
     def __init__(self, track: str, logdir: Path):
-        """`track` is one of `NAMES`, or empty for none. There is a metrics.jsonl in `logdir`."""
+        """`track` is one of `NAMES`, or empty for none. There is a metrics.jsonl in `logdir`, of
+        which the process sends what it has not sent before.
+        """
         self._track, self._log = track, logdir / LOG
         self._process: subprocess.Popen | None = None
         self._until = 0.0  # when the process is given up, once it was told of the end

@@ -6,15 +6,18 @@ import struct
 import subprocess
 import sys
 import time
+from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import fabricated as made_up
 import numpy as np
 import pytest
-from commands import ROOT, SMALL, call, records
+from commands import CHEAP, ROOT, SMALL, call, records
 from waiting import until
 
+from experiments.kit.runs import Run
 from preqn_jax.training import tracker_process, trackers
 from preqn_jax.training.record import Recorder, read
 
@@ -105,6 +108,61 @@ def test_a_tracker_gets_every_record_by_its_name_and_goes_on_with_the_run(fake):
     # Records may come more often now, and of two at 300 the second is new.
     assert [one[2] for one in new if one[0] == three and one[1] == "log"] == [250, 300, 400]
     assert [one[2] for one in new if one[1] == "finish"] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("folder", "title"),
+    [
+        ("sw/eta=0.5,env=a-b,seed=3", "sw/eta=0.5,env=a-b"),
+        ("sw/seed=3", "sw"),
+        ("E-v1/seed=3", "E-v1/seed=3"),
+        ("x/seed=3", "seed=3"),
+    ],
+)
+def test_members_of_a_sweep_are_grouped_by_their_setting_and_others_by_their_run(folder, title):
+    Path("sw").mkdir()
+    Path("sw/sweep.json").touch()
+    assert tracker_process._title(Path(folder), {"env": "E-v1"}) == title
+
+
+# Stands in for the package: it says whether another process could have made a client just now.
+MLFLOW = """
+import fcntl
+
+said = []
+
+class entities:
+    Metric = Param = tuple
+
+class MlflowClient:
+    def __init__(self):
+        said.append(free())
+    def update_run(self, id, status):
+        said.append(free())
+
+def free():
+    try:
+        with open("mlflow.lock", "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+"""
+
+
+@pytest.mark.parametrize(
+    ("store", "first"), [("", False), ("sqlite:///m.db", False), ("https://m:5000", True)]
+)
+def test_one_tracker_at_a_time_begins_in_a_store_that_is_a_file(monkeypatch, store, first):
+    """Each would make the tables of a new one, and leave it broken for all."""
+    mlflow: Any = ModuleType("mlflow")
+    exec(MLFLOW, mlflow.__dict__)
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if store:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    tracker_process.Mlflow(Path("x"), {}, 0, "an id")
+    assert mlflow.said == [first, True]
 
 
 def test_what_an_earlier_version_kept_of_a_tracker_counts(monkeypatch, tmp_path):
@@ -227,6 +285,45 @@ def test_a_run_is_the_same_with_a_tracker_and_without(fake, capsys):
     assert "nothing to do" in capsys.readouterr().out
 
 
+def test_a_finished_run_is_sent_by_the_same_command_as_far_as_it_was_not(fake):
+    args = [*CHEAP, "--env=probe/delay", "--eval_every=600", "--logdir=x", "--track=wandb"]
+    made_up.begin(Run("x", Path("x"), tuple(args[:-2]), (0,), 600))
+    Path("x/DONE").touch()
+    said = fake()
+    for more in ([], [800]):
+        lines = [{"step": step, "seed": 0, "eval/return_mean": 1.0} for step in (400, 600, *more)]
+        Path("x/metrics.jsonl").write_bytes(made_up.text(lines))
+        for _ in range(2):  # the second has nothing left to send
+            assert call(*args) == 0
+    assert [one[2] for one in said() if one[1] == "log"] == [400, 600, 800]
+    assert [one[2] for one in said() if one[1] == "finish"] == [0, 0]
+
+
+@pytest.mark.slow
+def test_so_are_the_members_of_a_finished_sweep(fake):
+    said = fake()
+    env = {**os.environ, "PYTHONPATH": f"{os.environ['PYTHONPATH']}:{ROOT}"}
+    command = [sys.executable, "-m", "experiments.sweep", *CHEAP, "--env=probe/delay"]
+    command += ["--sweep=discount=0.5,0.9", "--logdir=s"]
+    for more in ([], ["--track=wandb"], ["--track=wandb"]):
+        subprocess.run([*command, *more], env=env, check=True, capture_output=True)
+    made = [line for path in sorted(Path("s").glob("*/metrics.jsonl")) for line in read(path)]
+    logged = [{"step": one[2], "seed": 0, **one[3]} for one in said() if one[1] == "log"]
+    assert logged == made and len(made) > 10
+
+
+def test_what_was_sent_is_noted_before_all_is(monkeypatch, tmp_path):
+    """The process may be ended before."""
+    monkeypatch.setattr(tracker_process, "time", SimpleNamespace(monotonic=count(0, 2).__next__))
+    sent, noted = [], []
+    sender: Any = SimpleNamespace(send=sent.append, keep=lambda: noted.append(len(sent)))
+    (tmp_path / "lines").write_text("{}\n" * 3)
+    with open(os.devnull) as over:
+        monkeypatch.setattr(sys, "stdin", over)
+        tracker_process.follow(tmp_path / "lines", sender)
+    assert noted == [1, 2, 3, 3]
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -298,6 +395,23 @@ def test_mlflow_keeps_the_records_in_a_file(monkeypatch):
     assert run.data.params["eta"] == "0.9" and set(run.data.metrics) == {"critic/q_mean"}
     history = client.get_metric_history(run.info.run_id, "critic/q_mean")
     assert [(one.step, one.value) for one in history] == [(s, s + 0.3) for s in (100, 200, 300)]
+
+
+@pytest.mark.slow
+def test_trackers_that_begin_at_once_share_a_new_store_of_mlflow(monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="the extra `mlflow` is not installed")
+    pytest.importorskip("sqlalchemy")
+    store = f"sqlite:///{Path('m.db').absolute()}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    recorders = [begin("mlflow", seeds=(3,), folder=name) for name in "abcd"]
+    for recorder in recorders:
+        write(recorder, [100], seeds=(3,))
+    for recorder in recorders:
+        recorder.close()
+    client = mlflow.MlflowClient(store)
+    made = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
+    assert sorted(run.info.run_name for run in made) == [f"{name}/seed_3" for name in "abcd"]
 
 
 def test_tensorboards_own_reader_reads_our_files():
