@@ -287,4 +287,4 @@ def _same_data(path: Path, data: dict[str, Any], env: str, pairs: Pairs) -> None
 
 if __name__ == "__main__":
     flags.define(NtkInitConfig)
-    flags.run(main)
+    flags.run(main, keeps=True)

@@ -42,10 +42,10 @@ def main(argv: list[str]) -> int:
         out = out.with_suffix(f".{kind}") if other else out.with_name(f"{out.name}.{kind}")
     output.check("format" if config.format else "out", str(out), picture=True)
     numbers = out.with_suffix(".txt")
-    if numbers.exists() and not out.exists():  # else it is of the picture that is replaced
+    if numbers.exists() and not numbers.read_bytes().startswith(learning_curves.HEAD[0].encode()):
         raise UserError(
-            f"{str(numbers)!r} is there already, and its numbers would be replaced, but it has no "
-            "picture beside it, so it was not written with one; give another --out"
+            f"{str(numbers)!r} is there already, where the numbers would be written, and holds "
+            "something else; give another --out"
         )
     text = learning_curves.draw(runs, out, (config.width, config.height))
     print(text, end="")
@@ -56,4 +56,4 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     flags.define(PlotConfig)
-    flags.run(main, takes_words=True)
+    flags.run(main, takes_words=True, keeps=True)

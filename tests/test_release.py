@@ -147,6 +147,7 @@ PYTHON = """#!/bin/sh
 echo "$*" >> said
 case "$*" in
   "-m pip"*) test -e .venv/pip ;;
+  "-m ensurepip"*) false ;;
   "-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python && touch .venv/pip ;;
 esac
 """
@@ -154,7 +155,9 @@ esac
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 def test_a_venv_that_failed_halfway_is_made_anew_and_a_whole_one_is_left_alone():
-    """As where Debian's python3-venv was missing at first: it leaves a Python without pip."""
+    """As where Debian's python3-venv was missing at first: it leaves a Python without pip, nor can
+    that one install it, as the Python of an environment that uv made can.
+    """
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(ROOT / name, name)
     Path(".venv/bin").mkdir(parents=True)

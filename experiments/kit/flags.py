@@ -330,8 +330,8 @@ def guard(main: Callable[[list[str]], int], argv: list[str]) -> int:
     except UserError as error:
         return _refused(error, in_flags(str(error)))
     except OSError as error:  # of a file that is not ours to use, a name that is too long
-        named = f" {os.fspath(error.filename)!r}" if isinstance(error.filename, str) else ""
-        return _refused(error, f"cannot use{named or ' a file'}: {error.strerror or error}")
+        what = f"cannot use {error.filename!r}" if error.filename else "the system refused"
+        return _refused(error, f"{what}: {error.strerror or error}")
     except (RuntimeError, AssertionError) as error:
         if words := out_of_memory(error):
             return _refused(error, in_flags(words))

@@ -33,6 +33,9 @@ _LOOKING = {f.name for f in dataclasses.fields(RunConfig)} - {
 }
 _LOOKING |= {"seeds", "num_steps"}
 
+# The first columns of the table, and so the words with which it begins.
+HEAD = ("environment", "runs", "seeds", "diverged", "step")
+
 
 class Group(NamedTuple):
     """Runs of one environment that differ in their seeds alone."""
@@ -167,8 +170,7 @@ def _table(groups: Sequence[Group], labels: Sequence[str]) -> str:
     """A text table of each group's numbers, each at the last step that all its seeds have, except
     those that diverged; the "step" is that of the first number.
     """
-    head = ("environment", "runs", "seeds", "diverged", "step")
-    rows = [[*head, *(short for _, _, short in PANELS)]]
+    rows = [[*HEAD, *(short for _, _, short in PANELS)]]
     for group, label in zip(groups, labels, strict=True):
         going = [mine for mine in group.seeds.values() if not curves.diverged(mine)]
         cells, at = [], []

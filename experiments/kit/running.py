@@ -14,6 +14,7 @@ from tqdm import tqdm
 from experiments.kit import flags, output, signals, streams
 from experiments.kit.curves import plural
 from preqn_jax.envs import EnvError
+from preqn_jax.envs.base import staying_here
 from preqn_jax.options import UserError, option
 from preqn_jax.training import loop
 from preqn_jax.training.errors import Diverged, Stopped
@@ -93,7 +94,7 @@ class Running:
         """
         self.take(session)
         try:
-            with contextlib.chdir("."):  # which an environment may leave
+            with staying_here():
                 return _follow(session, title, words, Trace(self._watch.profile))
         except Diverged as error:
             if session.plan.places is None:

@@ -2,7 +2,6 @@
 of a finite problem, or of one written in JAX: our own (`native/`), Brax's, MuJoCo Playground's.
 """
 
-import contextlib
 import functools
 import json
 import logging
@@ -10,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from preqn_jax.envs import brax, playground
-from preqn_jax.envs.base import EnvError, Step, VectorEnv, derive_seed
+from preqn_jax.envs.base import EnvError, Step, VectorEnv, derive_seed, staying_here
 from preqn_jax.envs.finite import FINITE, PREFIX
 from preqn_jax.envs.functional import FunctionalEnv, FunctionalVector, Outcome
 from preqn_jax.envs.native import NATIVE
@@ -139,7 +138,7 @@ def spec(source: Source, ask: Callable[[], None] | None = None) -> Spec:
     not follow its seed; `ask` is called before each reset that this takes, so that a watchdog sees
     that the call before has returned. Raises as `make` does.
     """
-    with contextlib.chdir("."):  # which an environment may leave
+    with staying_here():
         return _spec(source, ask)
 
 

@@ -2,7 +2,9 @@
 can be saved exactly.
 """
 
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,6 +17,22 @@ class EnvError(UserError):
     """An environment raised, hung, or returned what does not fit its spaces. An exception that it
     raised itself is the `__cause__`.
     """
+
+
+@contextlib.contextmanager
+def staying_here() -> Iterator[None]:
+    """A context that comes back to the current folder, which an environment may leave. It does
+    nothing where that folder is gone.
+    """
+    here = None
+    with contextlib.suppress(OSError):
+        here = os.getcwd()
+    try:
+        yield
+    finally:
+        if here is not None:
+            with contextlib.suppress(OSError):
+                os.chdir(here)
 
 
 class Step(NamedTuple):

@@ -59,8 +59,10 @@ def test_the_numbers_of_a_plot_replace_no_text_of_others(tmp_path, capsys):
     draw = lambda: call_other(plot, plot.PlotConfig, str(tmp_path / "run"), f"--out={out}")
     assert run and draw() == draw() == 0  # its own are replaced
     out.unlink()
+    assert draw() == 0
+    out.unlink()
     out.with_suffix(".txt").write_text("mine")
-    assert draw() == 1 and "it has no picture beside it" in capsys.readouterr().err
+    assert draw() == 1 and "and holds something else; give" in capsys.readouterr().err
     assert out.with_suffix(".txt").read_text() == "mine" and not out.exists()
 
 
@@ -168,6 +170,15 @@ class Wanderer(gymnasium.Env):
 
     def step(self, action):
         return self.observation_space.sample() * 0, 0.0, False, True, {}
+
+
+def test_a_folder_that_is_gone_keeps_nobody_from_training(tmp_path):
+    (tmp_path / "gone").mkdir()
+    os.chdir(tmp_path / "gone")
+    os.rmdir(tmp_path / "gone")
+    assert preqn_jax.envs.spec("probe/delay").action_size == 1
+    train(str(tmp_path / "run"), 100)
+    assert (tmp_path / "run/DONE").exists()
 
 
 def test_a_run_stays_in_its_folder_when_an_environment_goes_elsewhere(monkeypatch):
