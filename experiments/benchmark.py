@@ -6,11 +6,11 @@ environments.
 
 trains the runs that are not in --root yet, each in a process of its own, and reports on all: Figure
 2, returns with intervals beside published ones, and verdicts on what section 5.2 says, all at the
-last step that every run has reached. Stop it with Ctrl-C at any time: the same command continues
-it. The plan in --root remembers --seeds, --num_steps and --envs, so that they may then be left out;
-with more of them it grows. Flags after -- are passed on to every run, and remembered too, as in --
---solver=eigh. --report trains nothing, and only reports. --launcher=ray and --launcher=submitit
-train the runs on a cluster (docs/clusters.md).
+last step that every run of PreQN, TD3 and SAC has reached. Stop it with Ctrl-C at any time: the
+same command continues it. The plan in --root remembers --seeds, --num_steps and --envs, so that
+they may then be left out; with more of them it grows. Flags after -- are passed on to every run,
+and remembered too, as in -- --solver=eigh. --report trains nothing, and only reports.
+--launcher=ray and --launcher=submitit train the runs on a cluster (docs/clusters.md).
 """
 
 from collections.abc import Sequence

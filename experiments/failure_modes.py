@@ -86,10 +86,10 @@ def _rows(mode: Mode) -> list[dict[str, Any]]:
 
 def _overshoot(values: np.ndarray) -> dict[str, float | int]:
     """Statistics of max_i alpha K_ii rho_i along a run: its first and its largest finite value, and
-    the number of updates that begin above 1, where Eq. 16 is violated.
+    the number of updates after which it is above 1, where Eq. 16 is violated.
     """
     finite = values[np.isfinite(values)]
-    above = int(np.sum(~(values[:-1] <= 1)))  # no update begins at the end
+    above = int(np.sum(~(values[1:] <= 1)))  # the first is that of the start
     return {"first": float(finite[0]), "largest": float(finite.max()), "updates_above_1": above}
 
 

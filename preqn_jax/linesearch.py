@@ -81,14 +81,19 @@ def backtrack(accept: Accept, *, decay: Number = 0.5, max_steps: int = 12) -> Se
     return Search(jnp.where(accepted, scale, 0), accepted, count - accepted.astype(jnp.int32), aux)
 
 
-def cosine(a: Array, b: Array) -> Array:
-    """cos(a, b) of two `[B]` vectors, the alignment of Eq. 24; 0 where either is zero, NaN where
-    either holds one. Raises ValueError for other shapes.
-    """
+def check_vectors(a: Array, b: Array) -> None:
+    """Raises ValueError unless they are vectors of one size."""
     if np.ndim(a) != 1 or np.shape(a) != np.shape(b):
         raise ValueError(
             f"got arrays of the shapes {np.shape(a)} and {np.shape(b)}, expected [B] for both"
         )
+
+
+def cosine(a: Array, b: Array) -> Array:
+    """cos(a, b) of two `[B]` vectors, the alignment of Eq. 24; 0 where either is zero, NaN where
+    either holds one. Raises ValueError for other shapes.
+    """
+    check_vectors(a, b)
     (a, _), (b, _) = scaled(a), scaled(b)
     norms = jnp.linalg.norm(a) * jnp.linalg.norm(b)
     inner = dot(a, b)

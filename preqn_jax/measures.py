@@ -8,7 +8,7 @@ import numpy as np
 
 from preqn_jax import ntk
 from preqn_jax.batching import batch_size
-from preqn_jax.linesearch import cosine
+from preqn_jax.linesearch import check_vectors, cosine
 from preqn_jax.types import Array, Inputs, Params, QFunction, dot, scaled, wide
 
 
@@ -42,11 +42,7 @@ def alignment(change: Array, delta: Array) -> Array:
 
 def _of_a_batch(change: Array, delta: Array) -> tuple[Array, Array]:
     """Both arrays, in float32 at least. Raises ValueError unless they are vectors of one size."""
-    if np.ndim(change) != 1 or np.shape(change) != np.shape(delta):
-        raise ValueError(
-            f"got arrays of the shapes {np.shape(change)} and {np.shape(delta)}, expected [B] "
-            "for both"
-        )
+    check_vectors(change, delta)
     return wide(change), wide(delta)
 
 

@@ -46,8 +46,8 @@ def eigh(rcond: Number | None = None) -> Solve:
         K's type.
 
     Where the cut drops directions that hold much of Delta, alignment is lost that no shorter step
-    can bring back: at rcond = 1e-3 the linesearch fails for most batches. Derivatives with respect
-    to K keep the cut where it is.
+    can bring back: at rcond = 1e-3 the linesearch fails for most batches. First derivatives with
+    respect to K keep the cut where it is; there are no second ones.
 
     Raises ValueError: an rcond outside of [0, 1).
     """
@@ -100,7 +100,7 @@ def lstsq(rcond: Number | None = None) -> Solve:
       rcond: singular values below ``rcond`` times the largest count as zero; None is eps * B
         of K's type.
 
-    Derivatives with respect to K keep the cut where it is.
+    First derivatives with respect to K keep the cut where it is; there are no second ones.
 
     Raises ValueError: an rcond outside of [0, 1).
     """

@@ -80,7 +80,8 @@ def test_a_wrong_variable_of_the_environment_is_one_sentence(variable, value, wo
 def test_what_others_have_set_is_a_sentence_or_does_not_matter(variables, code):
     """A library to draw with that there is none of, a window to draw in, fonts by TeX."""
     Path("rc").write_text("text.usetex: True\n")
-    code = code.replace("DRAW", "output.plt.title('x')\noutput.plt.savefig('x.png')")
+    drawn = "output.plt.title('x')\noutput.plt.savefig('x.png')\n"
+    code = code.replace("DRAW", f"{drawn}assert not output.plt.rcParams['text.usetex']")
     env = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     if "MUJOCO_GL" in variables:

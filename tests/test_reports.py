@@ -71,6 +71,7 @@ def test_runs_that_are_evaluated_at_other_steps_are_told_of():
     doubled = [{**line, "step": 2 * line["step"]} for line in lines]
     path.write_bytes(text(doubled))
     write("b", "td3-relu", end=10)
+    write("b", "preqn-sin", end=10, returns=lambda seed, t: None if t == 0.25 else t)
     _, notes = curves.gather(Path("r"), "ab", ["preqn-sin", "td3-relu"])
     (note,) = [note for note in notes if "unequal" in note]
     assert note.startswith("a has unequal numbers of evaluations up to step 100,000 (preqn-sin 20,")

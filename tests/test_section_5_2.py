@@ -178,6 +178,26 @@ def test_enough_seeds_that_diverge_decide_unless_the_others_say_the_opposite():
         assert comparison.compare(sin, relu, comparison.performances)[0] == so
 
 
+def test_all_seeds_lost_beside_few_decide():
+    seven = {"seeds": tuple(range(7))}
+    sin = one("preqn-sin", extra=[frozen(61_050, 3)], **seven)
+    relu = one("preqn-relu", extra=[frozen(61_050, seed) for seed in range(7)], **seven)
+    assert comparison.compare(sin, relu, comparison.performances)[0] == 1  # p = .005
+    assert comparison.compare(relu, sin, comparison.performances)[0] == -1
+
+
+def test_a_task_that_stays_open_beside_a_lost_seed_hides_no_other():
+    for env, by in (("HalfCheetah-v5", -900), ("Swimmer-v5", 5)):
+        write(env, "preqn-sin")
+        lost = [frozen(61_050, 2)] if env == "Swimmer-v5" else []
+        write(env, "preqn-relu", returns=better(by), extra=lost)
+    (part, _) = find("PreQN-relu was").parts
+    assert part.borne_out is False  # ahead by the mean on one of two, and so not open
+    runs = {run.name: run for run in curves.gather(Path("r"), ENVS, SIX)[0]}
+    sin, relu = (runs[f"Swimmer-v5/{variant}"] for variant in ("preqn-sin", "preqn-relu"))
+    assert comparison.compare(sin, relu, comparison.performances)[0] == 0
+
+
 def test_a_seed_that_diverged_did_not_live_to_break_the_other_rules():
     for variant in ("preqn-sin", "td3-relu"):
         write("HalfCheetah-v5", variant, extra=[frozen(16_050, 1)])

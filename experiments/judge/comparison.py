@@ -47,12 +47,13 @@ def _compare_rest(
     stayed = [(len(found), len(run.seeds)) for found, run in zip(rest, (one, other), strict=True)]
     shares = [count / total for count, total in stayed]
     fewer_lost = int(np.sign(shares[0] - shares[1]))
+    told = {*shares} == {0.0, 1.0} or scores.same_share(*stayed) <= 1 - scores.LEVEL
+    by_shares = fewer_lost if told else 0
     if not all(map(len, rest)):
-        return (fewer_lost if {*shares} == {0.0, 1.0} else None), float(fewer_lost), said
+        return by_shares or None, float(fewer_lost), said
     difference = scores.difference(*rest)
-    way, found = scores.clearly(difference), None
-    if way and way != -fewer_lost:
-        found = way
-    elif fewer_lost and not way and scores.same_share(*stayed) <= 1 - scores.LEVEL:
-        found = fewer_lost
+    way = scores.clearly(difference) if difference.interval else None
+    found = way or by_shares or way  # 0 where neither tells, None where there is no interval
+    if way and way == -fewer_lost:  # the two contradict each other
+        found = None
     return found, difference.value, f"{said}; of the others {difference:+,.0f}"

@@ -20,8 +20,8 @@ BASELINES = ("td3-relu", "sac-relu")
 NEEDED = ("preqn-sin", *BASELINES)  # what the statements on Figure 2 are about
 
 RULES = f"""\
-All runs are judged at one step, the last that every seed of all of them has reached, on their
-records up to there; a run that diverged holds back no other, and stands as it ended.
+All runs are judged at one step, the last that every seed of all that a statement needs has reached,
+on their records up to there; a run that diverged holds back no other, and stands as it ended.
 A seed is stable if
   (a) it did not diverge, and its Q, its networks and its returns are finite on every line of its
       records;
@@ -57,8 +57,8 @@ truly attains 60, 70, 80, 90, 100, 110 % of both baselines gets a yes with proba
 0.00, 0.10, 0.50, 0.88 with three seeds, and 0.00, 0.00, 0.00, 0.04, 0.58, 0.97 with seven. A no
 says that what was found falls short, not that PreQN does: one that truly attains 100, 110 % of both
 gets it with probability 0.50, 0.12 with three seeds, and 0.42, 0.03 with seven.
-A seed that diverged has no score: PreQN with one does not compare favorably; a baseline with one
-can be told from none, so that only the other can give a no, and there is no yes.
+A seed that diverged has no score: PreQN with one does not compare favorably; where a baseline has
+one, the other baseline can still give a no, and nothing a yes.
 A statement in several parts is borne out if all of them are, and is not as soon as one is not; it
 cannot be judged while runs are missing."""
 
@@ -209,18 +209,19 @@ def _beside(runs: Runs, rule: str, own: Tally, variant: str) -> str:
     """
     told = [env for env, seeds in own.broken.items() if seeds is not None]
     told = [env for env in told if any((env, baseline) in runs for baseline in BASELINES)]
-    found = {variant: _tally(runs, told, variant, rule) for variant in BASELINES}
-    found = {variant: one for variant, one in found.items() if one.total}
+    found = {name: _tally(runs, told, name, rule) for name in BASELINES}
+    found = {name: one for name, one in found.items() if one.total}
     if not found:
         return ""
     counts = " and ".join(
-        f"{variant} {one.count} of {one.total}" + f" ({one})" * bool(one.count)
-        for variant, one in found.items()
+        f"{name} {one.count} of {one.total}" + f" ({one})" * bool(one.count)
+        for name, one in found.items()
     )
     others = sum(one.count for one in found.values()), sum(one.total for one in found.values())
     there = _tally(runs, told, variant, rule)
     p_value = scores.same_share((there.count, there.total), others)
-    where = f", where they have runs ({there.count} of {there.total})" * (there != own)
+    less = (there.count, there.total) != (own.count, own.total)
+    where = f", where they have runs ({there.count} of {there.total})" * less
     return f"; of the baselines {counts} break it; equal shares{where}: p = {p_value:.2g}"
 
 

@@ -201,8 +201,8 @@ def gather(
             lost, stopped = diverged(loaded[1]), any(map(wanted_end, loaded[1]))
             for seed, step in run.diverged.items():
                 left = [s for s in run.config["seeds"] if lost.get(s, np.inf) > step]
-                last = "; its others went on" if left and not stopped else None
-                last = last or ", which ended all its seeds"
+                went_on = left and not stopped
+                last = "; its others went on" if went_on else ", which ended all its seeds"
                 notes.append(f"{run.name} diverged at step {step:,}, seed {seed}{last}")
             if not run.seeds or not (run.reached or run.ended):
                 notes.append(f"{run.name} has no evaluation of these seeds yet")
@@ -224,7 +224,7 @@ def _schedules(runs: Sequence[Curves]) -> list[str]:
         mine = [run for run in runs if run.env == env and not run.ended]
         end = min((run.reached for run in mine), default=0)
         counts = {
-            run.variant: sum(step <= end for step in run.metric("eval/return_mean")[0])
+            run.variant: len({x["step"] for lines in run.lines for x in _evaluated(lines, end)})
             for run in mine
         }
         if len({*counts.values()}) > 1:
@@ -234,6 +234,10 @@ def _schedules(runs: Sequence[Curves]) -> list[str]:
                 "so many is of a longer stretch where there are fewer"
             )
     return notes
+
+
+def _evaluated(lines: Lines, end: int) -> Lines:
+    return [line for line in lines if "eval/return_mean" in line and line["step"] <= end]
 
 
 def _select(

@@ -37,7 +37,7 @@ def check(flag: str, path: str, *, picture: bool = False) -> None:
     kinds = PICTURES if picture else ()
     if file.is_dir():
         why = "it is a folder"
-    elif directory.is_of_a_run(file) or file.name == sweep.NAME:
+    elif directory.is_of_a_run(file) or (file.name == sweep.NAME and file.exists()):
         why = "it is a file that a run, or a sweep, needs"
     elif file.is_symlink() or (file.exists() and not file.is_file()):
         why = "it is a link or a device, which a file would replace"

@@ -13,8 +13,7 @@ from tqdm import tqdm
 
 from experiments.kit import flags, output, signals, streams
 from experiments.kit.curves import plural
-from preqn_jax.envs import EnvError
-from preqn_jax.envs.base import staying_here
+from preqn_jax.envs import EnvError, staying_here
 from preqn_jax.options import UserError, option
 from preqn_jax.training import loop
 from preqn_jax.training.errors import Diverged, Stopped

@@ -39,6 +39,7 @@ __all__ = [
     "problem",
     "pure",
     "spec",
+    "staying_here",
 ]
 
 _log = logging.getLogger(__name__)

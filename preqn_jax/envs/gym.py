@@ -22,7 +22,7 @@ try:  # before all others that import it
     import mujoco
 except (ImportError, RuntimeError, AttributeError) as error:  # it looks for a library to draw with
     _GL = os.environ.get("MUJOCO_GL")
-    if not _GL:
+    if not _GL or getattr(error, "name", None) == "mujoco":  # which is not installed
         raise
     raise UserError(f"MuJoCo does not start with MUJOCO_GL={_GL} ({error}); unset it") from error
 import gymnasium

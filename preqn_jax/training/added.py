@@ -101,9 +101,10 @@ def stages(plan: Plan) -> Iterator[Plan]:
             f"{named(new)} did not reach step {steps} and cannot be added to the run: "
             f"{record.NAME} in {str(apart)!r} says why; remove that folder to give up"
         )
+    # Absolute, as they are joined after an environment may have left the current folder.
     places = (
-        Place(home, first.described, range(len(old))),
-        Place(apart, second.described, range(len(old), len(old) + len(new))),
+        Place(home.absolute(), first.described, range(len(old))),
+        Place(apart.absolute(), second.described, range(len(old), len(old) + len(new))),
     )
     run = replace(plan.run, workers=0, track="")
     yield together._replace(run=run, places=places, ended=_join)

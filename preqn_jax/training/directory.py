@@ -124,12 +124,12 @@ def writing_to(logdir: Path) -> contextlib.AbstractContextManager[None]:
 
 def is_of_a_run(path: Path) -> bool:
     """Whether a file is one that a run keeps in its directory, and that nothing else may write. The
-    run's picture, which can be drawn again, is none.
+    run's picture, which can be drawn again, is none, nor are others in its folder for TensorBoard.
     """
     path = path.absolute()
     for folder in path.parents:
         first = path.relative_to(folder).parts[0]
-        if first in {*_FILES, *_FOLDERS} - {PICTURE} and (folder / CONFIG).is_file():
+        if first in {*_FILES, CHECKPOINTS, "added"} - {PICTURE} and (folder / CONFIG).is_file():
             with contextlib.suppress(UserError):
                 return bool(read_config(folder / CONFIG))
     return False

@@ -111,14 +111,18 @@ class Folder:
         noted = Noted(extra["records"], extra.get("eval_every"))
         return Moment(learner, counters, collector, pending), noted
 
+    def check_records(self) -> None:
+        """Raises Stopped where no records could be written: the run stays as it is then."""
+        path = self.logdir / record.NAME
+        with files.writing(str(path)):
+            os.close(files.append(path))
+
     def begin_records(
         self, start: int, keep: Callable[[Line], bool], expected: int, track: str = ""
     ) -> None:
         """Notes in config.json that the run goes on, and opens the records, to write from step
         `start` on; see `Recorder`. Raises UserError, Stopped.
         """
-        with files.writing(str(self.logdir / record.NAME)):  # otherwise the run stays as it is
-            os.close(files.append(self.logdir / record.NAME))
         directory.go_on(self.logdir, self._described)
         self._recorder = Recorder(self.logdir, self.seeds, start, keep, expected, track)
         self._held.callback(self._recorder.close)

@@ -238,7 +238,9 @@ def by_shares(
     def checked(*given: Any) -> Any:
         try:
             return shared(*given)
-        except NotImplementedError as error:  # JAX's own has no words
+        except NotImplementedError as error:
+            if str(error):  # JAX's own has no words
+                raise
             raise UserError(
                 "JAX cannot compute this agent on several devices, as it has no rule there for the "
                 "gradients of a convolution for each example: train one seed at a time"

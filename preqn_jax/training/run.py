@@ -144,7 +144,7 @@ def _train(
     else:
         planned = plan(run, agent_config, loop_config, env)
     for stage in added.stages(planned):
-        with Session(stage) as session:
+        with envs.staying_here(), Session(stage) as session:
             yield from session.rounds()
     with Session(added.ordered(planned)) as session:
         yield from session.rounds()

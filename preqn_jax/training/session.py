@@ -149,6 +149,8 @@ class Session:
             self.counters, self.pending = moment.counters, moment.pending
             self.learner = folder.dressed(moment.learner, agent)
             self._collector.load(moment.collector)
+        for one in self._folders:  # all, before the first is changed
+            one.check_records()
         for one, said in zip(self._folders, noted, strict=True):
             keep = partial(self._stays, said.eval_every or self.plan.run.eval_every)
             one.begin_records(self.start, keep, said.records, self.plan.run.track)

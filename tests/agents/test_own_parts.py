@@ -12,6 +12,7 @@ import pytest
 import preqn_jax
 from preqn_jax import agents, networks, replay, steps
 from preqn_jax.options import UserError
+from preqn_jax.training import loop
 from preqn_jax.types import Spec, Transition
 
 SPEC = Spec(3, 1, -np.ones(1), np.ones(1))
@@ -45,6 +46,18 @@ def test_a_critic_may_have_a_convolution():
     if jax.local_device_count() > 1:
         with pytest.raises(UserError, match="a convolution for each example: train one seed at a"):
             list(preqn_jax.train(algorithm, "Pendulum-v1", num_steps=50, seeds=(0, 1), **SHORT))
+
+
+@pytest.mark.parametrize("words", ["", "the policy of MyAgent is abstract"])
+def test_what_is_not_implemented_keeps_its_own_words(words):
+    def fails(x):
+        raise NotImplementedError(*filter(None, [words]))
+
+    devices = jax.local_devices()
+    mesh = jax.make_mesh((1,), ("members",), (jax.sharding.AxisType.Auto,), devices=devices[:1])
+    places = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("members"))
+    with pytest.raises(NotImplementedError if words else UserError, match=words or "convolution"):
+        loop.by_shares(fails, places, 1, 0)(jnp.ones(1))
 
 
 def clipped(q, bound):

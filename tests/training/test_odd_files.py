@@ -47,7 +47,12 @@ def test_an_output_replaces_no_file_of_a_run(tmp_path):
     for name in ("metrics.jsonl", "config.json", "checkpoints/5/note", "added/x.md"):
         with pytest.raises(UserError, match="it is a file that a run, or a sweep, needs; give"):
             output.check("out", str(folder / name))
-    for path in (folder / "curve.png", folder / "table.md", tmp_path / "metrics.jsonl"):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep/sweep.json").touch()
+    with pytest.raises(UserError, match="that a run, or a sweep, needs"):
+        output.check("out", str(tmp_path / "sweep/sweep.json"))
+    others = ("run/curve.png", "run/table.md", "run/tensorboard/trace", "new/sweep.json")
+    for path in (*(tmp_path / name for name in others), tmp_path / "metrics.jsonl"):
         output.check("out", str(path))
     before = contents(folder)
     assert call_other(table, table.TableConfig, str(folder), f"--out={folder}/metrics.jsonl") == 1
@@ -160,12 +165,14 @@ class Wanderer(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(-1, 1, (2,))
     action_space = gymnasium.spaces.Box(-1, 1, (1,))
 
+    away = ""
+
     def __init__(self):
-        os.chdir("/")
+        os.chdir(self.away)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        os.chdir("/")
+        os.chdir(self.away)
         return self.observation_space.sample() * 0, {}
 
     def step(self, action):
@@ -181,17 +188,22 @@ def test_a_folder_that_is_gone_keeps_nobody_from_training(tmp_path):
     assert (tmp_path / "run/DONE").exists()
 
 
-def test_a_run_stays_in_its_folder_when_an_environment_goes_elsewhere(monkeypatch):
-    here = Path.cwd()
+def test_a_run_stays_in_its_folder_when_an_environment_goes_elsewhere(monkeypatch, tmp_path):
+    here, away = Path.cwd(), tmp_path / "away"
+    away.mkdir()
+    monkeypatch.setattr(Wanderer, "away", away)
     options = {**SMALL, **EVERY, "num_steps": 100, "logdir": "run"}
     list(preqn_jax.train("ddpg", Wanderer, **options))
-    assert Path.cwd() == Path("/") and (here / "run/DONE").exists()
+    assert Path.cwd() == away and (here / "run/DONE").exists()
     assert len(record.read(here / "run/metrics.jsonl")) == 2
     os.chdir(here)
     known = registration.EnvSpec("Wanderer-v0", Wanderer)
     monkeypatch.setitem(gymnasium.registry, "Wanderer-v0", known)
     assert call("--env=Wanderer-v0", *CHEAP, "--logdir=other") == 0
     assert Path.cwd() == here and Path("other/curve.png").exists()
+    list(preqn_jax.train("ddpg", Wanderer, **options, seeds=(0, 1)))  # one more joins the first
+    assert {line["seed"] for line in record.read(here / "run/metrics.jsonl")} == {0, 1}
+    assert not list(away.iterdir())
 
 
 # --- records with numbers that nothing can compute with -------------------------------------------
