@@ -236,7 +236,7 @@ def _aligned(runs: Runs, envs: Sequence[str], variant: str) -> Part:
         return Part(said, lacking, None, refuted_by)
     least = {env: float(alignments(runs[env, variant]).min()) for env in envs}
     if np.isnan(list(least.values())).any():
-        return Part(said, "a seed has no updates yet", None, refuted_by)
+        return Part(said, "a seed has no line of records past update_after yet", None, refuted_by)
     evidence = "least: " + ", ".join(f"{env} {value:.4f}" for env, value in least.items())
     return Part(said, evidence, min(least.values()) >= ETA, refuted_by)
 
