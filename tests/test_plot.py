@@ -172,6 +172,18 @@ def test_any_number_of_lines_look_different():
     assert len({tuple(look.values()) for look in looks.values()}) == len(looks)
 
 
+def test_a_title_says_what_the_mean_is_of_past_a_cross():
+    figure, axes = plt.subplots(squeeze=False)
+    axes[0, 0].plot([1], [1], label="a")
+    style.finish(figure, axes, "Returns")
+    assert figure.get_suptitle() == "Returns"
+    style.crosses(axes[0, 0], np.array([1, 2]), np.array([[1.0, np.nan]]), "k")
+    style.finish(figure, axes, "Returns")
+    plt.close(figure)
+    words = "Returns; x: diverged, from there on the mean of the others"
+    assert " ".join(figure.get_suptitle().split()) == words
+
+
 @pytest.mark.parametrize("name", ["nowhere", "empty"])
 def test_plot_says_what_is_no_run(name, tmp_path):
     (tmp_path / "empty").mkdir()

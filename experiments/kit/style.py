@@ -149,7 +149,8 @@ def finish(figure: Any, axes: Any, title: str) -> None:
     )
     lost = any(line.get_marker() == "x" for ax in axes.flat for line in ax.lines)
     words = textwrap.wrap(
-        title + "; x: diverged" * lost, max(1, int(figure.get_figwidth() / LETTER))
+        title + "; x: diverged, from there on the mean of the others" * lost,
+        max(1, int(figure.get_figwidth() / LETTER)),
     )
     figure.suptitle("\n".join(words), fontsize=9)
 
