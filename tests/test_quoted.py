@@ -10,7 +10,11 @@ from quoted import DOCS, RESULTS, flat, kept, last_ten, last_three, numbers, row
 from experiments.judge import published, scores, stability
 from experiments.kit import curves
 
-LONGER = ("Ant-v5", "Hopper-v5")  # run to a million
+LONGER = {  # run beyond 300,000 steps: where, and to which
+    "Ant-v5": ("scale_1m", "1,000,000"),
+    "Hopper-v5": ("scale_1m", "1,000,000"),
+    "Walker2d-v5": ("scale_500k", "500,000"),
+}
 
 
 def test_the_benchmarks_table_is_of_the_kept_records():
@@ -104,7 +108,7 @@ def test_the_table_of_longer_runs_is_of_the_kept_records():
 
 @pytest.mark.parametrize("env", LONGER)
 def test_the_tables_of_the_longest_runs_are_of_the_kept_records(env):
-    root, end = "scale_1m", "1,000,000"
+    root, end = LONGER[env]
     table = rows("benchmark.md", f"{env} at step", "published TD3")
     assert [row[f"{env} at step"] for row in table][-1] == end
     for row in table:
@@ -167,6 +171,42 @@ def test_what_is_said_of_hopper_at_a_million_is_of_the_kept_records():
     assert f"The alignment is {align.min():.4f} to {align.max():.4f} at the end" in text
     count = 50 * rejected[:, 0].sum() + 5000 * rejected[:, 1:].sum()  # the first line is of a round
     assert f"of the three million updates the linesearch rejected {count:.0f}." in text
+
+
+def test_what_is_said_of_walker2d_at_half_a_million_is_of_the_kept_records():
+    text, folder = flat("benchmark.md"), "scale_500k/Walker2d-v5/preqn-sin"
+    told = lambda values: "{:,.0f}, {:,.0f} and {:,.0f}".format(*values)
+    seeds = [
+        told(last_ten(kept(one, 300_000)("eval/return_mean")))
+        for one in (folder, "scale_300k/Walker2d-v5/preqn-sin")
+    ]
+    assert f"at 300,000 they have {seeds[0]}, those {seeds[1]})" in text
+    td3, sac = (
+        last_ten(kept(f"scale_300k/Walker2d-v5/{one}-relu", 300_000)("eval/return_mean")).mean()
+        for one in ("td3", "sac")
+    )
+    assert f"At 300,000 TD3 has {td3:,.0f} here and SAC {sac:,.0f};" in text
+    means = spinning_up("Walker2d-v5", 1_000_000)
+    assert f"published TD3 and SAC come to {means['td3']} and {means['sac']} at a mill" in text
+    of = kept(folder, 500_000)
+    returns, values = of("eval/return_mean"), of("critic/q_mean")
+    last = returns[:, -10:]
+    assert f"The seeds have {told(last_ten(returns))} at the end" in text
+    assert f"best evaluations are {told(returns.max(axis=1))}, but" in text
+    ends = np.stack([last.min(axis=1), last.max(axis=1)], axis=1).ravel()
+    ways = "three go from {:,.0f} to {:,.0f}, from {:,.0f} to {:,.0f} and from {:,.0f} to {:,.0f}."
+    assert ways.format(*ends) in text
+    (run,), _ = curves.gather(RESULTS / "scale_500k", ["Walker2d-v5"], ["preqn-sin"])
+    assert stability.faults(run) == ([], [1], [])
+    attained = np.maximum.accumulate(of("eval/discounted_max"), axis=1)
+    above = 5000 * (1 + int(np.nonzero((values > attained).any(axis=0))[0].max()))
+    assert f"what is attained since {above:,} at the latest" in text
+    at = 5000 * (1 + np.argmax(attained > values.max(axis=1, keepdims=True), axis=1))
+    assert "its largest values, at {:,}, {:,} and {:,}.".format(*at) in text
+    align, rejected = of("critic/alignment")[:, -1], 1 - of("linesearch/accepted")
+    count = 50 * rejected[:, 0].sum() + 5000 * rejected[:, 1:].sum()
+    words = f"is {align.min():.4f} to {align.max():.4f} at the end; of the one and a half million"
+    assert f"{words} updates the linesearch rejected {count:.0f}." in text
 
 
 def spinning_up(env, step):
@@ -243,7 +283,7 @@ def fallen(*variants):
     go, counts once.
     """
     seeds, diverged, lost = {}, set(), set()
-    for root in ("paper", "scale", "scale_h200", "scale_300k", "scale_1m"):
+    for root in ("paper", "scale", "scale_h200", "scale_300k", "scale_500k", "scale_1m"):
         for path in sorted((RESULTS / root).glob("*-v5/*")):
             if path.name not in variants or path.is_symlink():  # it belongs to another root
                 continue
@@ -271,8 +311,10 @@ def test_the_seeds_that_diverged_or_lost_their_gain_are_counted():
     where = "{}, {} and {}".format(*counts)
     assert f"But {len(lost)} of them, on {where}, lost half" in text
     assert len(lost) == sum(lost.count(f"{env}-v5") for env in ("Hopper", "Swimmer", "Walker2d"))
-    seeds, _, lost = fallen("td3-relu", "sac-relu")
-    assert f"{len(lost)} of the {seeds} of TD3 and SAC did" in text
+    others, _, fell = fallen("td3-relu", "sac-relu")
+    assert f"{len(fell)} of the {others} of TD3 and SAC did" in text
+    words = f"PreQN's {seeds} seeds diverged, and {len(lost)} broke (b); so did {len(fell)} of the "
+    assert f"{words}{others} of TD3 and SAC." in flat("benchmark.md")
 
 
 def test_the_table_of_the_second_runs_is_of_the_kept_records():
