@@ -218,27 +218,33 @@ def test_what_mends_the_critic_of_the_guide_does_and_what_does_not_does_not():
 
 @pytest.mark.slow
 def test_an_algorithm_of_ones_own_trains(capsys):
-    lines = example("extend", 0, capsys, count=6)
+    lines = example("extend", 0, capsys, count=7)
     assert [line.split()[0] for line in lines] == ["50", "100", "150"]
     assert all(-1 <= float(line.split()[1]) <= 1 for line in lines)
 
 
 @pytest.mark.slow
+def test_targets_of_ones_own_train(capsys):
+    lines = example("extend", 1, capsys, count=7)
+    assert lines and all(np.isfinite(float(line.split()[-1])) for line in lines)
+
+
+@pytest.mark.slow
 def test_a_network_of_ones_own_trains(capsys):
-    lines = example("extend", 1, capsys, count=6)
+    lines = example("extend", 2, capsys, count=7)
     assert [line.split()[0] for line in lines] == ["50", "100", "150"]
     assert all(float(line.split()[1]) >= 0.97 for line in lines)
 
 
 @pytest.mark.slow
 def test_a_solver_of_ones_own_is_refused_where_it_cuts_too_much(capsys):
-    few, _, all_ = example("extend", 2, capsys, count=6)
+    few, _, all_ = example("extend", 3, capsys, count=7)
     assert few.endswith("accepted False") and all_.endswith("residual 0.00, accepted True")
 
 
 @pytest.mark.slow
 def test_an_environment_of_ones_own_trains(capsys):
-    lines = example("extend", 3, capsys, count=6)
+    lines = example("extend", 4, capsys, count=7)
     assert [line.split()[0] for line in lines] == ["100", "200", "300"]
 
 

@@ -181,8 +181,8 @@ def bootstrapped(batch: Transition, upcoming: Upcoming, value: Array, discount: 
     if upcoming.bonus is not None:
         value = value + upcoming.bonus
     # What is not finite beyond a terminal has no part in y, as 0 times it would have.
-    value = jnp.where(batch.discount > 0, value, 0)
-    return batch.reward + discount * batch.discount * value
+    ahead = jnp.where(batch.discount > 0, batch.discount * value, 0)
+    return batch.reward + discount * ahead
 
 
 def means(values: Array, delta: Array, y: Array) -> Metrics:
