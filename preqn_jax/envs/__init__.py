@@ -134,16 +134,12 @@ def problem(source: Source) -> Problem | None:
     return PROBLEMS[source.removeprefix(PREFIX)]()
 
 
+@staying_here()
 def spec(source: Source, ask: Callable[[], None] | None = None) -> Spec:
     """Sizes and bounds of an environment. With `ask`, also log a warning if the environment does
     not follow its seed; `ask` is called before each reset that this takes, so that a watchdog sees
     that the call before has returned. Raises as `make` does.
     """
-    with staying_here():
-        return _spec(source, ask)
-
-
-def _spec(source: Source, ask: Callable[[], None] | None) -> Spec:
     env = make(source, 1)
     follows = getattr(env, "follows_its_seed", lambda _: True)  # a functional one always does
     if ask is not None and not follows(ask):

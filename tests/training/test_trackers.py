@@ -375,14 +375,20 @@ def test_wandb_keeps_the_records_offline(monkeypatch):
     assert shown == [(100, 100.3), (200, 200.3)] and not any("x" in row for row in rows)
 
 
-@pytest.mark.slow
-def test_mlflow_keeps_the_records_in_a_file(monkeypatch):
-    """Also of a run that was continued."""
+def store_of_mlflow(monkeypatch):
+    """MLflow, and a store in a file that is not there yet."""
     mlflow = pytest.importorskip("mlflow", reason="the extra `mlflow` is not installed")
     pytest.importorskip("sqlalchemy")
     store = f"sqlite:///{Path('m.db').absolute()}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    return mlflow, store
+
+
+@pytest.mark.slow
+def test_mlflow_keeps_the_records_in_a_file(monkeypatch):
+    """Also of a run that was continued."""
+    mlflow, store = store_of_mlflow(monkeypatch)
     for start, steps in ((0, [100, 200]), (150, [300])):
         recorder = begin("mlflow", start, seeds=(3,))
         write(recorder, steps, seeds=(3,))
@@ -399,11 +405,7 @@ def test_mlflow_keeps_the_records_in_a_file(monkeypatch):
 
 @pytest.mark.slow
 def test_trackers_that_begin_at_once_share_a_new_store_of_mlflow(monkeypatch):
-    mlflow = pytest.importorskip("mlflow", reason="the extra `mlflow` is not installed")
-    pytest.importorskip("sqlalchemy")
-    store = f"sqlite:///{Path('m.db').absolute()}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    mlflow, store = store_of_mlflow(monkeypatch)
     recorders = [begin("mlflow", seeds=(3,), folder=name) for name in "abcd"]
     for recorder in recorders:
         write(recorder, [100], seeds=(3,))
