@@ -96,6 +96,24 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(caplog):
     note.check_made({"extra": {"run": {"eta": 0.9, "old": 1}}}, {"eta": 0.9, "new": 2})
 
 
+def test_an_old_one_that_cannot_be_removed_is_told_of_and_the_run_goes_on(monkeypatch, caplog):
+    train("a", 100)
+    there, replace = Path("a/checkpoints"), os.replace
+
+    def refused(source, target):
+        if Path(source).name == "50":
+            raise PermissionError(errno.EPERM, "not permitted")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refused)
+        train("a", 150)
+    assert "old checkpoints in" in caplog.text and "not permitted" in caplog.text
+    assert directory.steps(there) == [50, 100, 150]
+    train("a", 200)
+    assert directory.steps(there) == [150, 200]
+
+
 def test_a_longer_run_whose_records_cannot_be_written_stays_finished(monkeypatch):
     train("a", 100)
     before, append = contents("a"), files.append
